@@ -1,0 +1,129 @@
+/**
+ * Where is this VM's checkpoint socket, whose is it, and which dialect does its place speak of? Looks at
+ * files only; nothing is sent (protocol.md sections 1 and 3). Runs in the pool.
+ */
+import fs from 'node:fs'
+import { Buffer } from 'node:buffer'
+import { CheckpointError, isNodeSystemError } from '../errors.js'
+import { loadNative } from '../native.js'
+import type { Dialect } from '../types.js'
+
+export interface Place {
+  vm: string
+  runDirectory: string
+  /** `/dev/vmm`: a file for every VM the kernel knows. */
+  vmmDirectory: string
+  dialect: Dialect | 'auto'
+  trustedUids: readonly number[]
+}
+
+export interface Located {
+  socketPath: string
+  /** What the socket's place tells: `struct` has one of its own. */
+  kind: 'struct' | 'nvlist'
+  ownerUid: number
+}
+
+/** Every socket the VM may be asked at, best first; at least one, or it rejects. */
+export function locateSocket(place: Place): Located[] {
+  const found = candidates(place).flatMap((candidate) => {
+    assertFits(place, candidate.socketPath)
+    const status = statusIfAny(candidate.socketPath, place)
+    return status === undefined ? [] : [{ candidate, status }]
+  })
+  const sockets = found.filter(({ status }) => status.isSocket())
+  const [other] = found
+  if (sockets.length === 0)
+    throw other === undefined ? noSocket(place) : notASocket(place, other.candidate.socketPath)
+  return sockets.map(({ candidate, status }) => {
+    return { ...candidate, ownerUid: checkedOwner(status, candidate.socketPath, place) }
+  })
+}
+
+function candidates({ runDirectory, vm, dialect }: Place): Omit<Located, 'ownerUid'>[] {
+  const struct = { socketPath: `${runDirectory}/checkpoint/${vm}`, kind: 'struct' } as const
+  const nvlist = { socketPath: `${runDirectory}/${vm}`, kind: 'nvlist' } as const
+  if (dialect === 'auto') return [struct, nvlist]
+  return dialect === 'struct' ? [struct] : [nvlist]
+}
+
+/** Older systems cut a longer path silently: two VMs would then share a socket. */
+function assertFits({ vm, dialect, runDirectory }: Place, socketPath: string): void {
+  const capacity = loadNative().socketPathCapacity
+  // With the dialect unknown the longer place of `struct` must not speak for the shorter one.
+  const measured = dialect === 'auto' ? `${runDirectory}/${vm}` : socketPath
+  if (Buffer.byteLength(measured) <= capacity) return
+  throw new CheckpointError(
+    'ERR_PATH_TOO_LONG',
+    `the socket path '${measured}' has more than the ${String(capacity)} bytes a socket's path can have`,
+    { vm, path: measured },
+  )
+}
+
+function statusIfAny(path: string, place: Place): fs.Stats | undefined {
+  try {
+    return fs.lstatSync(path)
+  } catch (error) {
+    if (!isNodeSystemError(error)) throw error
+    // ENOTDIR: `checkpoint` is itself the socket of a VM of that name. ENAMETOOLONG: no file can have that name.
+    if (['ENOENT', 'ENOTDIR', 'ENAMETOOLONG'].includes(error.code ?? '')) return undefined
+    if (error.code !== 'EACCES' && error.code !== 'EPERM') throw error
+    throw new CheckpointError(
+      'ERR_PERMISSION',
+      `no permission to look at '${path}': run as bhyve's user or as root`,
+      {
+        vm: place.vm,
+        path,
+        cause: error,
+      },
+    )
+  }
+}
+
+function checkedOwner(status: fs.Stats, path: string, place: Place): number {
+  const { vm, trustedUids } = place
+  if (!trustedUids.includes(status.uid)) {
+    throw new CheckpointError(
+      'ERR_UNTRUSTED_PEER',
+      `the socket '${path}' belongs to uid ${String(status.uid)}, which is not among the trusted ones ` +
+        `(${trustedUids.join(', ')}): nothing was sent. If that user runs the VM, name it in trustedUids`,
+      { vm, path },
+    )
+  }
+  return status.uid
+}
+
+function notASocket({ vm }: Place, path: string): CheckpointError {
+  return new CheckpointError(
+    'ERR_VM_NOT_RUNNING',
+    `'${path}' is not a socket: no bhyve serves VM '${vm}' there`,
+    {
+      vm,
+      path,
+      vmState: 'unknown',
+    },
+  )
+}
+
+function noSocket(place: Place): CheckpointError {
+  const { vm, runDirectory } = place
+  const path = `${runDirectory}/${vm}`
+  if (isKnownToKernel(place)) {
+    return new CheckpointError(
+      'ERR_SNAPSHOT_UNSUPPORTED',
+      `VM '${vm}' runs, but has no checkpoint socket in '${runDirectory}': its bhyve was built without ` +
+        'BHYVE_SNAPSHOT, or uses another run directory (-o rundir=)',
+      { vm, path, vmState: 'running' },
+    )
+  }
+  return new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${vm}' is not running: no socket '${path}'`, {
+    vm,
+    path,
+    vmState: 'off',
+  })
+}
+
+/** FreeBSD's kernel lists the VMs it has. Elsewhere there is nothing to ask. */
+export function isKnownToKernel({ vm, vmmDirectory }: { vm: string; vmmDirectory: string }): boolean {
+  return fs.existsSync(`${vmmDirectory}/${vm}`)
+}

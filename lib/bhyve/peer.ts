@@ -1,0 +1,38 @@
+/** The bhyve process behind a socket: may it be given our folder, does it live, does it stand still? */
+import { CheckpointError, type VmState } from '../errors.js'
+import { isFailure, loadNative } from '../native.js'
+import type { Peer } from './connect.js'
+import type { Located, Place } from './locate.js'
+
+/**
+ * The folder was made for the socket's owner. A peer that is somebody else must not get it, unless it is root,
+ * who could take it anyway.
+ */
+export function assertTrusted(peer: Peer, located: Located, place: Place): void {
+  const { vm, trustedUids } = place
+  if (trustedUids.includes(peer.uid) && (peer.uid === 0 || peer.uid === located.ownerUid)) return
+  throw new CheckpointError(
+    'ERR_UNTRUSTED_PEER',
+    `the process behind '${located.socketPath}' runs as uid ${String(peer.uid)}; trusted: ${trustedUids.join(', ')}; ` +
+      `the socket belongs to uid ${String(located.ownerUid)}. It was told nothing`,
+    { vm, path: located.socketPath },
+  )
+}
+
+/** A stopped bhyve cannot serve its socket: the request would wait for ever. */
+export function assertNotPaused(peer: Peer, place: Place): void {
+  if (vmStateOf(peer) !== 'paused') return
+  throw new CheckpointError('ERR_VM_PAUSED', `VM '${place.vm}' is paused: resume it first`, {
+    vm: place.vm,
+    vmState: 'paused',
+  })
+}
+
+/** What the process that we were connected to does now. */
+export function vmStateOf(peer: Peer): VmState {
+  if (peer.pid === -1) return 'unknown'
+  const status = loadNative().processStatus(peer.pid)
+  if (isFailure(status) || status.state === 'zombie') return 'off'
+  if (peer.startedAt !== undefined && status.startedAt !== peer.startedAt) return 'off'
+  return status.state === 'stopped' ? 'paused' : 'running'
+}

@@ -1,0 +1,120 @@
+/**
+ * One request to bhyve: connect, know the peer, send everything at once, then hold the connection to its end
+ * (protocol.md section 2). JavaScript waits on the socket; no thread is held.
+ */
+import net from 'node:net'
+import os from 'node:os'
+import type { Cancellation } from '../cancellation.js'
+import { systemError } from '../errors.js'
+import { type Failure, isFailure, loadNative } from '../native.js'
+import type { Dialect } from '../types.js'
+import { connect, type Connection, type Peer } from './connect.js'
+import type { Located, Place } from './locate.js'
+import { assertNotPaused, assertTrusted } from './peer.js'
+import { ReplyBuffer } from './reply.js'
+
+export interface Request {
+  dialect: Dialect
+  operation: 'checkpoint' | 'suspend'
+  /** The whole path in `struct` and `path`, the file's name in `descriptor`. */
+  filename: string
+  /** The folder that `descriptor` passes. */
+  directory: number
+}
+
+export interface Sent {
+  peer: Peer
+  /** Resolves at EOF, however it comes; never rejects. */
+  ended: Promise<{ replyError: string | undefined }>
+}
+
+const { EAGAIN, EPIPE, ECONNRESET, ENOTCONN } = os.constants.errno
+
+/** A peer that closed before it had read everything: its EOF tells the same. */
+const goneErrors = new Set<number>([EPIPE, ECONNRESET, ENOTCONN])
+const retryMs = 5
+
+export async function sendRequest(
+  request: Request,
+  located: Located,
+  place: Place,
+  cancellation: Cancellation,
+  onFull: () => void,
+): Promise<Sent> {
+  const native = loadNative()
+  const payload = native.encodeRequest(request.dialect, request.operation, request.filename)
+  const connection = await connect(located, place, cancellation, onFull)
+  try {
+    await assertWelcome(connection, request.dialect, located, place)
+    await sendAll(connection.descriptor, payload, request)
+    return { peer: connection.peer, ended: hold(connection.descriptor) }
+  } catch (error) {
+    native.close(connection.descriptor)
+    throw error
+  }
+}
+
+async function assertWelcome(
+  connection: Connection,
+  dialect: Dialect,
+  located: Located,
+  place: Place,
+): Promise<void> {
+  try {
+    assertTrusted(connection.peer, located, place)
+    assertNotPaused(connection.peer, place)
+  } catch (error) {
+    if (dialect === 'struct') await sendRefused(connection.descriptor)
+    throw error
+  }
+}
+
+/** A `struct` bhyve that is left without a request would repeat the one before it. */
+async function sendRefused(descriptor: number): Promise<void> {
+  await sendBytes(descriptor, loadNative().encodeRequest('struct', 'refused', ''))
+}
+
+async function sendAll(descriptor: number, payload: Uint8Array, request: Request): Promise<void> {
+  const native = loadNative()
+  const sent = await sendBytes(descriptor, payload)
+  if (sent && request.dialect === 'descriptor') {
+    await untilAccepted(() => native.sendDescriptor(descriptor, request.directory))
+  }
+  const result = native.shutdownWrite(descriptor)
+  if (isFailure(result) && !goneErrors.has(result.errno)) throw systemError(result, 'ending the request')
+}
+
+/** False where the peer has gone. */
+async function sendBytes(descriptor: number, bytes: Uint8Array): Promise<boolean> {
+  let offset = 0
+  while (offset < bytes.length) {
+    const sent = await untilAccepted(() => loadNative().send(descriptor, bytes, offset))
+    if (sent === undefined) return false
+    offset += sent
+  }
+  return true
+}
+
+/** Undefined where the peer has gone. A request fits any sane socket buffer: waiting is for insane ones. */
+async function untilAccepted(send: () => number | Failure): Promise<number | undefined> {
+  for (;;) {
+    const result = send()
+    if (!isFailure(result)) return result
+    if (goneErrors.has(result.errno)) return undefined
+    if (result.errno !== EAGAIN) throw systemError(result, 'sending the request')
+    await new Promise((resolve) => setTimeout(resolve, retryMs))
+  }
+}
+
+/** Gives the connection to libuv, which owns it from then on, and waits for its end. */
+function hold(descriptor: number): Sent['ended'] {
+  const socket = new net.Socket({ fd: descriptor, readable: true, writable: false })
+  loadNative().disown(descriptor)
+  const reply = new ReplyBuffer()
+  return new Promise((resolve) => {
+    socket.on('data', (chunk: Uint8Array) => reply.add(chunk))
+    // ECONNRESET at the end means the same as EOF.
+    socket.on('error', () => undefined)
+    socket.on('close', () => resolve({ replyError: reply.errorText }))
+  })
+}

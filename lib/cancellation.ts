@@ -1,0 +1,91 @@
+/**
+ * What stops a call: its signal, its timeout, a stall. It stops the waiting only: the work behind the call
+ * looks at `throwIfCancelled` between its steps and cleans up in its own time.
+ */
+import { AbortError, CheckpointError } from './errors.js'
+
+export interface CancellationOptions {
+  signal?: AbortSignal | undefined
+  /** Milliseconds; undefined: none. */
+  timeout?: number | undefined
+  /** For messages: what the call does, and on which VM. */
+  doing: string
+  vm: string
+}
+
+export class Cancellation implements Disposable {
+  #error: Error | undefined
+  #committed = false
+  readonly #listeners = new Set<(error: Error) => void>()
+  readonly #signal: AbortSignal | undefined
+  readonly #onAbort: () => void
+  readonly #timer: NodeJS.Timeout | undefined
+
+  constructor({ signal, timeout, doing, vm }: CancellationOptions) {
+    this.#signal = signal
+    this.#onAbort = () => this.cancel(new AbortError(`${doing}: aborted`, signal?.reason))
+    if (signal?.aborted === true) this.#onAbort()
+    else signal?.addEventListener('abort', this.#onAbort, { once: true })
+    if (timeout !== undefined) {
+      const error = () =>
+        new CheckpointError('ERR_TIMEOUT', `${doing}: not done after ${String(timeout)} ms`, { vm })
+      this.#timer = setTimeout(() => this.cancel(error()), timeout)
+      this.#timer.unref()
+    }
+  }
+
+  get cancelled(): boolean {
+    return this.#error !== undefined
+  }
+
+  cancel(error: Error): void {
+    if (this.#committed || this.#error !== undefined) return
+    this.#error = error
+    for (const listener of this.#listeners) listener(error)
+    this.#listeners.clear()
+  }
+
+  throwIfCancelled(): void {
+    if (this.#error !== undefined) throw this.#error
+  }
+
+  /** From here on a cancel comes too late. Throws where one came before. */
+  commit(): void {
+    this.throwIfCancelled()
+    this.#committed = true
+  }
+
+  /** Calls back at a cancel, at once if there was one. Returns what takes the callback back. */
+  onCancel(listener: (error: Error) => void): () => void {
+    if (this.#error !== undefined) listener(this.#error)
+    else this.#listeners.add(listener)
+    return () => this.#listeners.delete(listener)
+  }
+
+  /** The task's end, or the cancel, whichever is first; a cancelled task's own end is of no interest any more. */
+  race<T>(task: Promise<T>): Promise<T> {
+    return new Promise((resolve, reject) => {
+      const forget = this.onCancel(reject)
+      task.then(resolve, reject).finally(forget)
+    })
+  }
+
+  /** Waits, but not past a cancel. The wait keeps the process alive. */
+  pause(milliseconds: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(end, milliseconds)
+      const forget = this.onCancel(end)
+      function end(): void {
+        clearTimeout(timer)
+        queueMicrotask(() => forget())
+        resolve()
+      }
+    })
+  }
+
+  [Symbol.dispose](): void {
+    clearTimeout(this.#timer)
+    this.#signal?.removeEventListener('abort', this.#onAbort)
+    this.#listeners.clear()
+  }
+}

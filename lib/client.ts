@@ -1,0 +1,191 @@
+/** `createClient`: options in, calls out. Here the rooms meet; none of them knows another. */
+import { Cancellation } from './cancellation.js'
+import { create, type CreateContext } from './create.js'
+import { type ErrorDetails, toCheckpointError, withDetails } from './errors.js'
+import { assertCheckpointName, assertVmName } from './names.js'
+import {
+  assertCallback,
+  assertObject,
+  assertSignal,
+  clientSettings,
+  createSettings,
+  invalid,
+  realSurroundings,
+  type Surroundings,
+} from './options.js'
+import { sharedPool } from './pool/pool.js'
+import { Store } from './store/store.js'
+import type {
+  Checkpoint,
+  ClientOptions,
+  CreateOptions,
+  ListedCheckpoint,
+  VerificationReport,
+  VerifyOptions,
+} from './types.js'
+import { VmQueue } from './vm_queue.js'
+
+export interface CheckpointClient extends AsyncDisposable {
+  /**
+   * Asks the VM's bhyve for a checkpoint and resolves once it is complete, checked, on the disk and under its
+   * name. The VM stands still while bhyve writes, and runs on afterwards, whatever comes of it.
+   *
+   * Whatever goes wrong, an older checkpoint of that name stays as it was. Rejects with
+   * `ERR_INVALID_VM_NAME`, `ERR_INVALID_CHECKPOINT_NAME`, `ERR_INVALID_OPTION`, `ERR_PATH_TOO_LONG` (before
+   * anything is touched), `ERR_VM_NOT_RUNNING`, `ERR_VM_PAUSED`, `ERR_SNAPSHOT_UNSUPPORTED`,
+   * `ERR_DIALECT_UNSUPPORTED`, `ERR_PERMISSION`, `ERR_UNTRUSTED_PEER` (before anything is sent),
+   * `ERR_CHECKPOINT_EXISTS`, `ERR_CHECKPOINT_BUSY`, `ERR_CHECKPOINT_FAILED` (`problems` and `vmState` tell),
+   * `ERR_NO_SPACE`, `ERR_STALLED`, `ERR_TIMEOUT`, `ERR_SYSTEM`, or an `AbortError`.
+   *
+   * @example
+   * const checkpoint = await client.createCheckpoint('vm1', { name: 'before-upgrade' })
+   * console.log(checkpoint.path) // what bhyve -r takes
+   */
+  createCheckpoint(vm: string, options?: CreateOptions): Promise<Checkpoint>
+  /**
+   * Oldest first. Damaged and foreign ones are listed as such, never thrown. No directory: `[]`. The VM is not
+   * asked and need not run.
+   */
+  listCheckpoints(vm: string): Promise<ListedCheckpoint[]>
+  /** Rejects with `ERR_CHECKPOINT_NOT_FOUND`, or `ERR_CHECKPOINT_DAMAGED` with its `problems`. */
+  getCheckpoint(vm: string, name: string): Promise<Checkpoint>
+  /**
+   * Removes one checkpoint, damaged ones too. Rejects with `ERR_CHECKPOINT_NOT_FOUND`, or with
+   * `ERR_CHECKPOINT_DAMAGED` for another tool's format, which is left alone. The VM is not touched.
+   */
+  destroyCheckpoint(vm: string, name: string): Promise<void>
+  /** Names removed, `[]` where there was nothing. Only checkpoint files go: nothing else is touched. */
+  destroyAll(vm: string): Promise<string[]>
+  /**
+   * Looks at a set's files. `content` compares digests; a set without recorded digests is checked to
+   * `structure`, and the report's `depth` says so. Rejects with `ERR_CHECKPOINT_NOT_FOUND`; a damaged set is a
+   * report with `ok: false`.
+   */
+  verifyCheckpoint(vm: string, name: string, options?: VerifyOptions): Promise<VerificationReport>
+  /** Resolves when no request of this client is in flight any more, cancelled ones included. */
+  idle(): Promise<void>
+  /** `idle()`; aborts nothing. */
+  [Symbol.asyncDispose](): Promise<void>
+}
+
+/**
+ * A client of its own. It holds no descriptor and no connection between calls; clients share the library's
+ * threads and nothing else. Throws `ERR_INVALID_OPTION`.
+ *
+ * @example
+ * const client = createClient({ checkpointDirectory: '/zroot/checkpoints' })
+ */
+export function createClient(options: ClientOptions = {}): CheckpointClient {
+  return createClientIn(realSurroundings, options)
+}
+
+/** The same in other surroundings: for tests. */
+export function createClientIn(surroundings: Surroundings, options: ClientOptions = {}): CheckpointClient {
+  return new Client(surroundings, options)
+}
+
+class Client implements CheckpointClient {
+  readonly #surroundings: Surroundings
+  readonly #settings: ReturnType<typeof clientSettings>
+  readonly #store: Store
+  readonly #queue = new VmQueue()
+  readonly #inFlight = new Set<Promise<unknown>>()
+  readonly #known: CreateContext['known'] = new Map()
+
+  constructor(surroundings: Surroundings, options: ClientOptions) {
+    this.#surroundings = surroundings
+    this.#settings = clientSettings(options, surroundings)
+    this.#store = new Store(sharedPool(), this.#settings.layout, this.#settings.ownsDirectories)
+  }
+
+  async createCheckpoint(vm: string, options: CreateOptions = {}): Promise<Checkpoint> {
+    const settings = createSettings(vm, options, this.#settings.place.dialect)
+    const doing = `creating checkpoint '${settings.name}' of VM '${vm}'`
+    const { signal, timeout } = settings
+    const cancellation = new Cancellation({ signal, timeout, doing, vm })
+    cancellation.throwIfCancelled()
+    const task = this.#create(settings, cancellation).finally(() => cancellation[Symbol.dispose]())
+    return this.#explained(doing, { vm, checkpoint: settings.name }, cancellation.race(this.#tracked(task)))
+  }
+
+  async #create(
+    settings: ReturnType<typeof createSettings>,
+    cancellation: Cancellation,
+  ): Promise<Checkpoint> {
+    const endTurn = await this.#queue.turn(settings.vm, cancellation)
+    try {
+      const place = { ...this.#settings.place, vm: settings.vm }
+      const { system } = this.#surroundings
+      return await create({ store: this.#store, place, system, known: this.#known }, settings, cancellation)
+    } finally {
+      endTurn()
+    }
+  }
+
+  async listCheckpoints(vm: string): Promise<ListedCheckpoint[]> {
+    assertVmName(vm)
+    return this.#explained(`listing the checkpoints of VM '${vm}'`, { vm }, this.#store.list(vm))
+  }
+
+  async getCheckpoint(vm: string, name: string): Promise<Checkpoint> {
+    return this.#onStored('reading', vm, name, () => this.#store.get(vm, name))
+  }
+
+  async destroyCheckpoint(vm: string, name: string): Promise<void> {
+    return this.#onStored('destroying', vm, name, () => this.#store.destroy(vm, name))
+  }
+
+  async destroyAll(vm: string): Promise<string[]> {
+    assertVmName(vm)
+    return this.#explained(`destroying the checkpoints of VM '${vm}'`, { vm }, this.#store.destroyAll(vm))
+  }
+
+  async verifyCheckpoint(vm: string, name: string, options: VerifyOptions = {}): Promise<VerificationReport> {
+    assertObject(options, 'options')
+    const { depth = 'structure', signal, onProgress } = options
+    if (depth !== 'structure' && depth !== 'content')
+      throw invalid("depth must be 'structure' or 'content'", depth)
+    assertSignal(signal)
+    assertCallback(onProgress)
+    const doing = `verifying checkpoint '${String(name)}' of VM '${String(vm)}'`
+    const cancellation = new Cancellation({ signal, doing, vm })
+    cancellation.throwIfCancelled()
+    const startedAt = performance.now()
+    const task = this.#onStored('verifying', vm, name, () => this.#store.verify(vm, name))
+    const report = await cancellation.race(task).finally(() => cancellation[Symbol.dispose]())
+    return { ...report, elapsedMs: performance.now() - startedAt }
+  }
+
+  async idle(): Promise<void> {
+    while (this.#inFlight.size > 0) await Promise.allSettled(this.#inFlight)
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.idle()
+  }
+
+  async #onStored<T>(doing: string, vm: string, name: string, call: () => Promise<T>): Promise<T> {
+    assertVmName(vm)
+    assertCheckpointName(name)
+    return this.#explained(`${doing} checkpoint '${name}' of VM '${vm}'`, { vm, checkpoint: name }, call())
+  }
+
+  /** Every rejection says what was being done, and to which VM and checkpoint. */
+  async #explained<T>(doing: string, details: ErrorDetails, task: Promise<T>): Promise<T> {
+    try {
+      return await task
+    } catch (error) {
+      throw withDetails(toCheckpointError(error, doing), details)
+    }
+  }
+
+  #tracked<T>(task: Promise<T>): Promise<T> {
+    const settled = task.then(
+      () => undefined,
+      () => undefined,
+    )
+    this.#inFlight.add(settled)
+    void settled.then(() => this.#inFlight.delete(settled))
+    return task
+  }
+}

@@ -1,0 +1,171 @@
+/** What the library rejects with. */
+import { constants } from 'node:os'
+import type { Problem, RestorePlan } from './types.js'
+
+export type ErrorCode =
+  | 'ERR_INVALID_VM_NAME'
+  | 'ERR_INVALID_CHECKPOINT_NAME'
+  | 'ERR_PATH_TOO_LONG'
+  | 'ERR_VM_NOT_RUNNING'
+  | 'ERR_VM_PAUSED'
+  | 'ERR_SNAPSHOT_UNSUPPORTED'
+  | 'ERR_DIALECT_UNSUPPORTED'
+  | 'ERR_PERMISSION'
+  | 'ERR_UNTRUSTED_PEER'
+  | 'ERR_CHECKPOINT_EXISTS'
+  | 'ERR_CHECKPOINT_NOT_FOUND'
+  | 'ERR_CHECKPOINT_BUSY'
+  | 'ERR_CHECKPOINT_FAILED'
+  | 'ERR_CHECKPOINT_DAMAGED'
+  | 'ERR_SUSPEND_FAILED'
+  | 'ERR_RESTORE_BLOCKED'
+  | 'ERR_RESTORE_FAILED'
+  | 'ERR_INVALID_OPTION'
+  | 'ERR_NO_SPACE'
+  | 'ERR_STALLED'
+  | 'ERR_TIMEOUT'
+  | 'ERR_NATIVE_UNAVAILABLE'
+  | 'ERR_SYSTEM'
+
+export type VmState = 'running' | 'paused' | 'off' | 'unknown'
+
+/** What a `CheckpointError` knows besides its code and message. */
+export interface ErrorDetails {
+  vm?: string | undefined
+  checkpoint?: string | undefined
+  problems?: readonly Problem[] | undefined
+  blockers?: RestorePlan['blockers'] | undefined
+  reply?: string | undefined
+  requiredBytes?: number | undefined
+  availableBytes?: number | undefined
+  holderPid?: number | undefined
+  vmState?: VmState | undefined
+  errno?: number | undefined
+  syscall?: string | undefined
+  path?: string | undefined
+  cause?: unknown
+}
+
+/** Everything the library rejects with, `AbortError` aside. `docs/errors.md` explains each code. */
+export class CheckpointError extends Error {
+  readonly code: ErrorCode
+  declare readonly vm?: string
+  declare readonly checkpoint?: string
+  /** What is wrong with the files. */
+  declare readonly problems?: readonly Problem[]
+  /** ERR_RESTORE_BLOCKED: why. */
+  declare readonly blockers?: RestorePlan['blockers']
+  /** bhyve's own text, where it answered one. */
+  declare readonly reply?: string
+  /** ERR_NO_SPACE, in bytes. */
+  declare readonly requiredBytes?: number
+  /** ERR_NO_SPACE, in bytes. */
+  declare readonly availableBytes?: number
+  /** ERR_CHECKPOINT_BUSY, where it can be known. */
+  declare readonly holderPid?: number
+  /** What the VM is doing now, as far as we know. */
+  declare readonly vmState?: VmState
+  /** Positive, as the system numbers it. */
+  declare readonly errno?: number
+  declare readonly syscall?: string
+  declare readonly path?: string
+
+  constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
+    const { cause, ...known } = details
+    super(message, cause === undefined ? undefined : { cause })
+    this.name = 'CheckpointError'
+    this.code = code
+    for (const [key, value] of Object.entries(known)) {
+      if (value !== undefined)
+        Object.defineProperty(this, key, { value, enumerable: true, configurable: true })
+    }
+  }
+}
+
+/** A call that its own `signal` cancelled. `cause` is the signal's reason. */
+export class AbortError extends Error {
+  readonly code = 'ABORT_ERR'
+
+  constructor(message: string, reason: unknown) {
+    super(message, { cause: reason })
+    this.name = 'AbortError'
+  }
+}
+
+/** The same error with more known about it; what it knew already stays. */
+export function withDetails(error: unknown, details: ErrorDetails): unknown {
+  if (!(error instanceof CheckpointError)) return error
+  const copy = new CheckpointError(error.code, error.message, { ...details, ...detailsOf(error) })
+  if (error.stack !== undefined) copy.stack = error.stack
+  return copy
+}
+
+export function detailsOf(error: CheckpointError): ErrorDetails {
+  const { vm, checkpoint, problems, blockers, reply, requiredBytes, availableBytes } = error
+  const { holderPid, vmState, errno, syscall, path, cause } = error
+  const known = { vm, checkpoint, problems, blockers, reply, requiredBytes, availableBytes }
+  const all: ErrorDetails = { ...known, holderPid, vmState, errno, syscall, path, cause }
+  return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined))
+}
+
+const errnoNames = new Map(Object.entries(constants.errno).map(([name, number]) => [number, name]))
+
+/** `ENOENT` for 2, and so on for this system. */
+export function errnoName(errno: number): string {
+  return errnoNames.get(errno) ?? `errno ${String(errno)}`
+}
+
+/** What Node's own calls throw has its number negative and its name as `code`. */
+export function isNodeSystemError(error: unknown): error is NodeJS.ErrnoException {
+  return error instanceof Error && 'syscall' in error && 'errno' in error && typeof error.errno === 'number'
+}
+
+const { EACCES, EPERM, EROFS, ENOSPC, EDQUOT, EFBIG } = constants.errno
+const permissionErrors = new Set<number>([EACCES, EPERM, EROFS])
+const spaceErrors = new Set<number>([ENOSPC, EDQUOT, EFBIG])
+
+/** The error of a failed system call: `ERR_PERMISSION`, `ERR_NO_SPACE`, or `ERR_SYSTEM`. */
+export function systemError(
+  failure: { errno: number; syscall: string },
+  doing: string,
+  path?: string,
+  cause?: unknown,
+): CheckpointError {
+  const { errno, syscall } = failure
+  const where = path === undefined ? '' : ` '${path}'`
+  const code = permissionErrors.has(errno)
+    ? 'ERR_PERMISSION'
+    : spaceErrors.has(errno)
+      ? 'ERR_NO_SPACE'
+      : 'ERR_SYSTEM'
+  const message = `${doing}: ${syscall}${where} failed with ${errnoName(errno)}`
+  const origin =
+    cause ??
+    Object.assign(new Error(`${syscall} ${errnoName(errno)}`), {
+      errno,
+      syscall,
+      code: errnoName(errno),
+      path,
+    })
+  return new CheckpointError(code, message, { errno, syscall, path, cause: origin })
+}
+
+/** Turns whatever was thrown into something the public calls may reject with. */
+export function toCheckpointError(error: unknown, doing: string): Error {
+  if (error instanceof CheckpointError || error instanceof AbortError) return error
+  if (isNodeSystemError(error)) {
+    return systemError(
+      { errno: Math.abs(error.errno ?? 0), syscall: error.syscall ?? 'unknown' },
+      doing,
+      error.path,
+      error,
+    )
+  }
+  return new CheckpointError(
+    'ERR_SYSTEM',
+    `${doing}: ${error instanceof Error ? error.message : String(error)}`,
+    {
+      cause: error,
+    },
+  )
+}

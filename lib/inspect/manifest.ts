@@ -1,0 +1,100 @@
+/**
+ * `<name>.ckp.manifest`: what this library knows of a checkpoint and bhyve's own files do not say. JSON with a
+ * format version. bhyve and CBSD ignore it; a set without one is a checkpoint all the same.
+ */
+
+/** The version this release writes. A manifest of a newer one is read as far as known and never rewritten. */
+export const manifestVersion = 1
+
+/** Room for the digests of a guest with several TiB of RAM. */
+export const manifestMaxBytes = 64 * 1024 * 1024
+
+export interface ManifestHost {
+  os: string
+  release: string
+  machine: string
+  cpuModel: string
+}
+
+export interface Manifest {
+  version: number
+  vm: string
+  name: string
+  /** ISO 8601, UTC. */
+  createdAt: string
+  /** How bhyve was asked. */
+  dialect?: string
+  poweredOff: boolean
+  pinned: boolean
+  restoredAt?: string
+  host?: ManifestHost
+  /** Sizes in bytes when the checkpoint was published. */
+  sizes?: { memory: number; kernel: number }
+}
+
+type JsonObject = Record<string, unknown>
+
+export function formatManifest(manifest: Manifest): string {
+  const { version, ...rest } = manifest
+  return `${JSON.stringify({ format: 'bhyve-checkpoint', version, ...rest }, null, 2)}\n`
+}
+
+/** Undefined for what is not a manifest of ours. */
+export function parseManifest(text: string): Manifest | undefined {
+  const root = parseObject(text)
+  if (root?.format !== 'bhyve-checkpoint') return undefined
+  const { version, vm, name, createdAt } = root
+  if (!isCount(version) || version < 1) return undefined
+  if (typeof vm !== 'string' || typeof name !== 'string' || !isDate(createdAt)) return undefined
+  return {
+    version,
+    vm,
+    name,
+    createdAt,
+    poweredOff: root.poweredOff === true,
+    pinned: root.pinned === true,
+    ...optional('dialect', typeof root.dialect === 'string' ? root.dialect : undefined),
+    ...optional('restoredAt', isDate(root.restoredAt) ? root.restoredAt : undefined),
+    ...optional('host', hostFrom(root.host)),
+    ...optional('sizes', sizesFrom(root.sizes)),
+  }
+}
+
+function parseObject(text: string): JsonObject | undefined {
+  try {
+    const value: unknown = JSON.parse(text)
+    return isObject(value) ? value : undefined
+  } catch {
+    return undefined
+  }
+}
+
+function hostFrom(value: unknown): ManifestHost | undefined {
+  if (!isObject(value)) return undefined
+  const { os, release, machine, cpuModel } = value
+  if (typeof os !== 'string' || typeof release !== 'string') return undefined
+  if (typeof machine !== 'string' || typeof cpuModel !== 'string') return undefined
+  return { os, release, machine, cpuModel }
+}
+
+function sizesFrom(value: unknown): Manifest['sizes'] {
+  if (!isObject(value)) return undefined
+  const { memory, kernel } = value
+  return isCount(memory) && isCount(kernel) ? { memory, kernel } : undefined
+}
+
+function optional<K extends string, V>(key: K, value: V | undefined): Partial<Record<K, V>> {
+  return (value === undefined ? {} : { [key]: value }) as Partial<Record<K, V>>
+}
+
+function isObject(value: unknown): value is JsonObject {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) >= 0
+}
+
+function isDate(value: unknown): value is string {
+  return typeof value === 'string' && !Number.isNaN(Date.parse(value))
+}

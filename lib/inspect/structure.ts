@@ -1,0 +1,177 @@
+/**
+ * Is this set of files a checkpoint? Decided from the files alone, never from what bhyve said about them
+ * (protocol.md sections 4 and 6). Runs in the pool: every call here blocks.
+ */
+import { Buffer } from 'node:buffer'
+import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
+import type { FileStatus } from '../native.js'
+import type { Directory } from '../store/directory.js'
+import type { Problem } from '../types.js'
+import { type Manifest, manifestMaxBytes, parseManifest } from './manifest.js'
+import { deviceNames, kernelBytes, type Metadata, metadataMaxBytes, parseMetadata } from './metadata.js'
+
+/** What a look at a set's files gives. */
+export interface Inspection {
+  problems: Problem[]
+  foreign: boolean
+  /** The RAM file's identity: changes when another set takes the name. */
+  identity: string
+  modifiedMs: number
+  storedBytes: number
+  hasManifest: boolean
+  metadata?: { vm: string; cpus: number; memoryBytes: number; devices: string[]; kernelBytes: number }
+  manifest?: Manifest
+  bytesRead: number
+}
+
+/** The first bytes of 5BSD's base file, which is a text and not guest RAM (protocol.md section 1). */
+const foreignMagic = Buffer.from('BHYVE-CHECKPOINT-MANIFEST-')
+
+type Part = { status: FileStatus; problem?: Problem } | undefined
+
+/** Looks at `<name>.ckp` and its companions in `directory`. Undefined where there is no `<name>.ckp`. */
+export function inspectSet(directory: Directory, name: string): Inspection | undefined {
+  const memory = partAt(directory, name + memorySuffix)
+  if (memory === undefined) return undefined
+  const kernel = partAt(directory, name + kernelSuffix)
+  const metadataPart = partAt(directory, name + metadataSuffix)
+  const manifestPart = partAt(directory, name + manifestSuffix)
+  const inspection: Inspection = {
+    problems: [],
+    foreign: false,
+    identity: memory.status.identity,
+    modifiedMs: memory.status.mtimeMs,
+    storedBytes: storedBytes([memory, kernel, metadataPart, manifestPart]),
+    hasManifest: manifestPart !== undefined,
+    bytesRead: 0,
+  }
+  if (memory.problem === undefined && isForeign(directory, name, inspection))
+    return foreignInspection(inspection, name)
+  const metadata = readMetadata(directory, name, metadataPart, inspection)
+  checkMemory(name, memory, metadata, inspection)
+  checkKernel(name, kernel, metadata, inspection)
+  readManifest(directory, name, manifestPart, inspection)
+  if (metadata !== undefined) inspection.metadata = summaryOf(metadata)
+  return inspection
+}
+
+/** A set of which no RAM file exists: what a failed run may leave. */
+export function missingMemory(name: string): Problem {
+  return problem('memory-empty', 'there is no RAM file', name + memorySuffix)
+}
+
+function partAt(directory: Directory, file: string): Part {
+  const status = directory.statusIfAny(file)
+  if (status === undefined) return undefined
+  if (status.kind === 'file' && status.links === 1) return { status }
+  const what = status.kind === 'file' ? `a file with ${String(status.links)} links` : `a ${status.kind}`
+  return { status, problem: problem('not-a-regular-file', `${what}, not a plain file of its own`, file) }
+}
+
+function storedBytes(parts: readonly Part[]): number {
+  return parts.reduce((sum, part) => sum + (part?.status.allocatedBytes ?? 0), 0)
+}
+
+function isForeign(directory: Directory, name: string, inspection: Inspection): boolean {
+  const start = directory.readStart(name + memorySuffix, foreignMagic.length)
+  inspection.bytesRead += start.length
+  return start.equals(foreignMagic)
+}
+
+function foreignInspection(inspection: Inspection, name: string): Inspection {
+  const message = "another tool's checkpoint format (5BSD's text manifest): left alone"
+  return { ...inspection, foreign: true, problems: [problem('foreign-format', message, name + memorySuffix)] }
+}
+
+function readMetadata(
+  directory: Directory,
+  name: string,
+  part: Part,
+  into: Inspection,
+): Metadata | undefined {
+  const file = name + metadataSuffix
+  if (part === undefined) {
+    into.problems.push(problem('metadata-missing', 'there are no metadata', file))
+    return undefined
+  }
+  if (part.problem !== undefined) {
+    into.problems.push(part.problem)
+    return undefined
+  }
+  if (part.status.size > metadataMaxBytes) {
+    const message = `the metadata have ${String(part.status.size)} bytes, more than bhyve ever writes`
+    into.problems.push(problem('metadata-invalid', message, file))
+    return undefined
+  }
+  const text = directory.readText(file, metadataMaxBytes)
+  into.bytesRead += part.status.size
+  const result = parseMetadata(text)
+  if ('metadata' in result) return result.metadata
+  into.problems.push({ ...result.problem, file })
+  return undefined
+}
+
+function checkMemory(
+  name: string,
+  part: NonNullable<Part>,
+  metadata: Metadata | undefined,
+  into: Inspection,
+): void {
+  const file = name + memorySuffix
+  if (part.problem !== undefined) {
+    into.problems.push(part.problem)
+    return
+  }
+  const { size } = part.status
+  if (size === 0) into.problems.push(problem('memory-empty', 'the RAM file is empty', file))
+  else if (metadata !== undefined && size !== metadata.memoryBytes) {
+    const message = `the RAM file has ${String(size)} bytes, the VM ${String(metadata.memoryBytes)}`
+    into.problems.push(problem('memory-size-mismatch', message, file))
+  }
+}
+
+function checkKernel(name: string, part: Part, metadata: Metadata | undefined, into: Inspection): void {
+  const file = name + kernelSuffix
+  if (part === undefined) {
+    into.problems.push(problem('kernel-missing', 'there is no file of kernel and device state', file))
+    return
+  }
+  if (part.problem !== undefined) {
+    into.problems.push(part.problem)
+    return
+  }
+  const expected = metadata === undefined ? undefined : kernelBytes(metadata)
+  const { size } = part.status
+  if (size === 0)
+    into.problems.push(problem('kernel-size-mismatch', 'the kernel and device state is empty', file))
+  else if (expected !== undefined && size !== expected) {
+    const message = `the kernel and device state has ${String(size)} bytes, the metadata say ${String(expected)}`
+    into.problems.push(problem('kernel-size-mismatch', message, file))
+  }
+}
+
+function readManifest(directory: Directory, name: string, part: Part, into: Inspection): void {
+  const file = name + manifestSuffix
+  if (part === undefined) return
+  if (part.problem !== undefined) {
+    into.problems.push(part.problem)
+    return
+  }
+  const parsed =
+    part.status.size > manifestMaxBytes
+      ? undefined
+      : parseManifest(directory.readText(file, manifestMaxBytes))
+  into.bytesRead += Math.min(part.status.size, manifestMaxBytes)
+  if (parsed === undefined)
+    into.problems.push(problem('manifest-invalid', 'the manifest cannot be read', file))
+  else into.manifest = parsed
+}
+
+function summaryOf(metadata: Metadata): NonNullable<Inspection['metadata']> {
+  const { vm, cpus, memoryBytes } = metadata
+  return { vm, cpus, memoryBytes, devices: deviceNames(metadata), kernelBytes: kernelBytes(metadata) }
+}
+
+function problem(code: Problem['code'], message: string, file: string): Problem {
+  return { code, message, file }
+}

@@ -1,0 +1,71 @@
+/** Names of VMs and checkpoints, and how long paths may be: all decided before any system call. */
+import { Buffer } from 'node:buffer'
+import { CheckpointError, type ErrorCode } from './errors.js'
+
+/** A set's files: the first makes the checkpoint exist; bhyve appends the next two suffixes itself. */
+export const memorySuffix = '.ckp'
+export const kernelSuffix = '.ckp.kern'
+export const metadataSuffix = '.ckp.meta'
+export const manifestSuffix = '.ckp.manifest'
+
+/** What file systems allow for one component. */
+const componentBytes = 255
+/** `bhyve -r` opens `<path>.kern` and `<path>.meta` from a buffer of 255 (protocol.md section 6). */
+export const restorablePathBytes = 250
+/** The same for the `struct` dialect, whose requests carry the path in 100 bytes. */
+export const structPathBytes = 95
+
+export function assertVmName(vm: unknown): asserts vm is string {
+  assertName(vm, 'VM', 'ERR_INVALID_VM_NAME', componentBytes)
+}
+
+export function assertCheckpointName(name: unknown): asserts name is string {
+  assertName(name, 'checkpoint', 'ERR_INVALID_CHECKPOINT_NAME', componentBytes - manifestSuffix.length)
+}
+
+function assertName(name: unknown, what: string, code: ErrorCode, maxBytes: number): void {
+  const wrong = nameFault(name, maxBytes)
+  if (wrong === undefined) return
+  throw new CheckpointError(
+    code,
+    `a ${what} name ${wrong}: ${JSON.stringify(name)?.slice(0, 300) ?? typeof name}`,
+  )
+}
+
+function nameFault(name: unknown, maxBytes: number): string | undefined {
+  if (typeof name !== 'string') return 'must be a string'
+  if (name === '') return 'must not be empty'
+  if (name === '.' || name === '..') return "must not be '.' or '..'"
+  if (name.includes('/')) return "must not contain '/'"
+  if (/\p{Cc}/u.test(name)) return 'must not contain control characters'
+  if (/\p{Surrogate}/u.test(name)) return 'must be well-formed Unicode'
+  if (Buffer.byteLength(name) > maxBytes) return `must have at most ${String(maxBytes)} bytes`
+  return undefined
+}
+
+/** True for names `assertCheckpointName` accepts: what stands on the disk under another name is not ours. */
+export function isCheckpointName(name: string): boolean {
+  return nameFault(name, componentBytes - manifestSuffix.length) === undefined
+}
+
+/** True for names `assertVmName` accepts. */
+export function isVmName(name: string): boolean {
+  return nameFault(name, componentBytes) === undefined
+}
+
+/** Rejects a checkpoint that `bhyve -r` could not open again. */
+export function assertRestorablePath(
+  path: string,
+  vm: string,
+  checkpoint: string,
+  limit = restorablePathBytes,
+): void {
+  const bytes = Buffer.byteLength(path)
+  if (bytes <= limit) return
+  throw new CheckpointError(
+    'ERR_PATH_TOO_LONG',
+    `'${path}' has ${String(bytes)} bytes, but bhyve -r can open only paths of at most ${String(limit)}: ` +
+      'choose a shorter checkpoint name or directory',
+    { vm, checkpoint, path },
+  )
+}

@@ -1,0 +1,163 @@
+/**
+ * Loads the addon and declares its types. Nothing else in the library imports it.
+ *
+ * The addon is dumb on purpose: arguments in, a result or a `Failure` out. It never decides, never
+ * retries (beyond EINTR), never words a message. Every descriptor it opens is close-on-exec and
+ * belongs to the environment (main thread or Worker) that opened it: whatever ends that environment
+ * closes it.
+ */
+import { createRequire } from 'node:module'
+import { fileURLToPath } from 'node:url'
+import { CheckpointError } from './errors.js'
+
+/** A system call that failed. `errno` is the positive number of the platform. */
+export interface Failure {
+  readonly errno: number
+  readonly syscall: string
+}
+
+export type FileKind = 'file' | 'directory' | 'symlink' | 'socket' | 'fifo' | 'other'
+
+export interface FileStatus {
+  readonly kind: FileKind
+  readonly size: number
+  /** What it occupies on the disk, in bytes. */
+  readonly allocatedBytes: number
+  readonly mtimeMs: number
+  /** `<device>:<inode>`, decimal. */
+  readonly identity: string
+  readonly links: number
+  readonly uid: number
+  readonly mode: number
+}
+
+export interface ProcessStatus {
+  readonly state: 'running' | 'stopped' | 'zombie'
+  /** Changes when the pid is used again. Opaque. */
+  readonly startedAt: string
+}
+
+/**
+ * A decoded nvlist pair: null, bool, number, string, descriptor (as its index) or binary. bhyve's checkpoint
+ * protocol has no nested lists and no arrays; the decoder refuses them.
+ */
+export interface NvPair {
+  readonly name: string
+  readonly type: 'null' | 'bool' | 'number' | 'string' | 'descriptor' | 'binary'
+  readonly value: null | boolean | bigint | string | Buffer
+}
+
+export interface Native {
+  /** Bytes that fit a socket's path, the terminating NUL excluded. */
+  readonly socketPathCapacity: number
+
+  // nvlist and requests (native/nvlist.*, native/checkpoint_request.*)
+  encodeNvlist(pairs: readonly NvPair[]): Buffer
+  /** The payload of a request; `descriptor` payloads are followed by `sendDescriptor`. */
+  encodeRequest(
+    dialect: 'struct' | 'path' | 'descriptor',
+    operation: 'checkpoint' | 'suspend' | 'refused',
+    filename: string,
+  ): Buffer
+  /** Undefined where the bytes are not exactly one valid nvlist. */
+  decodeNvlist(bytes: Uint8Array, descriptors: number): NvPair[] | undefined
+
+  // the client's end of a socket (native/unix_socket.*)
+  /** Never blocks. EAGAIN (Linux) and ECONNREFUSED (FreeBSD) also mean a full backlog. */
+  connectStream(path: string): number | Failure
+  /** Whoever called listen(). `pid` is -1 where the system does not tell. */
+  peerOf(socket: number): { uid: number; pid: number } | Failure
+  /** Bytes taken from `offset` on: may be fewer than asked, EAGAIN when none. Never SIGPIPE. */
+  send(socket: number, bytes: Uint8Array, offset: number): number | Failure
+  /** One message: a single zero byte that carries `descriptor`. */
+  sendDescriptor(socket: number, descriptor: number): number | Failure
+  shutdownWrite(socket: number): number | Failure
+
+  // the server's end, for the simulator (native/server_socket.*)
+  /** Bound, listening, non-blocking. The file must not exist. */
+  listenStream(path: string, backlog: number): number | Failure
+  /** A bound datagram socket. */
+  bindDatagram(path: string): number | Failure
+  accept(listener: number): number | Failure
+  /** Plain recv(): control data that came along is lost, as with bhyve's. Empty: end of file. */
+  receive(socket: number, length: number): Buffer | Failure
+  /** recvmsg() of one byte with room for `expected` descriptors, as libnv's fd_recv. */
+  receiveDescriptors(
+    socket: number,
+    expected: number,
+  ): { bytes: number; descriptors: number[]; truncated: boolean } | Failure
+  /** Waits until one of `descriptors` is readable (or hung up). -1 waits for ever. Blocks the thread. */
+  poll(descriptors: readonly number[], timeoutMs: number): number[] | Failure
+
+  // directory descriptors (native/directory.*). Names are single components: one with a slash is refused
+  // with EINVAL. `openAt` follows a link only where its flags do not say O_NOFOLLOW; no other call does.
+  openPath(path: string, flags: number): number | Failure
+  openAt(directory: number, name: string, flags: number, mode: number): number | Failure
+  makeDirectoryAt(directory: number, name: string, mode: number): number | Failure
+  statusAt(directory: number, name: string): FileStatus | Failure
+  statusOf(descriptor: number): FileStatus | Failure
+  renameAt(fromDirectory: number, from: string, toDirectory: number, to: string): number | Failure
+  unlinkAt(directory: number, name: string): number | Failure
+  removeDirectoryAt(directory: number, name: string): number | Failure
+  /** Names, each followed by a NUL byte, without `.` and `..`; no order. */
+  readDirectory(directory: number): Buffer | Failure
+  sync(descriptor: number): number | Failure
+  /** 1 when taken, 0 when somebody else holds it. Never waits. */
+  lock(descriptor: number, mode: 'shared' | 'exclusive'): number | Failure
+  unlock(descriptor: number): number | Failure
+  /** Bytes an unprivileged writer may still use on this file system. */
+  freeSpace(descriptor: number): number | Failure
+
+  // processes (native/process.*)
+  processStatus(pid: number): ProcessStatus | Failure
+  /** Ends this process by `signal` with its default action, whatever handlers are set. */
+  dieBy(signal: number): never
+
+  // ownership (native/unique_fd.h)
+  /** A close-on-exec duplicate that belongs to this environment. */
+  adopt(descriptor: number): number | Failure
+  /** Gives up ownership: somebody else closes it from now on. */
+  disown(descriptor: number): void
+  close(descriptor: number): void
+  /** How many descriptors this environment owns. */
+  ownedDescriptors(): number
+}
+
+let loaded: Native | undefined
+
+/**
+ * The addon of this environment: `build/Release` in a checkout, else the prebuild in the package.
+ * Rejects nothing, throws `ERR_NATIVE_UNAVAILABLE` with the loader's own error as `cause`.
+ */
+export function loadNative(): Native {
+  loaded ??= requireAddon()
+  return loaded
+}
+
+export function isFailure(result: unknown): result is Failure {
+  return typeof result === 'object' && result !== null && 'errno' in result && 'syscall' in result
+}
+
+function requireAddon(): Native {
+  const require = createRequire(import.meta.url)
+  const root = fileURLToPath(new URL('..', import.meta.url))
+  const load = require('node-gyp-build') as (directory: string) => unknown
+  try {
+    return load(root) as Native
+  } catch (cause) {
+    throw new CheckpointError(
+      'ERR_NATIVE_UNAVAILABLE',
+      `no native addon for ${process.platform}-${process.arch} (${libcName()}, Node-API 8): looked in ` +
+        `${root}build/Release and ${root}prebuilds/${process.platform}-${process.arch}. ` +
+        `Build it with: npm explore bhyve-checkpoint -- npx cmake-js compile (needs cmake and a C++17 compiler)`,
+      { cause },
+    )
+  }
+}
+
+function libcName(): string {
+  if (process.platform !== 'linux') return 'system libc'
+  const report = process.report.getReport() as { header?: { glibcVersionRuntime?: string } }
+  const version = report.header?.glibcVersionRuntime
+  return version === undefined ? 'musl or another libc' : `glibc ${version}`
+}

@@ -1,0 +1,153 @@
+/** Options checked and completed, before anything is touched. */
+import os from 'node:os'
+import { CheckpointError } from './errors.js'
+import { assertCheckpointName, assertVmName } from './names.js'
+import type { Place } from './bhyve/locate.js'
+import type { System } from './bhyve/dialects.js'
+import { defaultRoot, rootLayout } from './store/layout.js'
+import type { ClientOptions, CreateOptions, Dialect, Layout, Progress } from './types.js'
+
+const defaultRunDirectory = '/var/run/bhyve'
+const defaultStallTimeoutMs = 60_000
+/** setTimeout takes no more. */
+const longestTimeoutMs = 2 ** 31 - 1
+const dialects: readonly string[] = ['auto', 'struct', 'path', 'descriptor']
+
+/** What tests replace: the rest of the world as this library sees it. */
+export interface Surroundings {
+  /** Where the kernel shows the VMs it has. */
+  vmmDirectory: string
+  system: System
+}
+
+export const realSurroundings: Surroundings = {
+  vmmDirectory: '/dev/vmm',
+  system: { platform: process.platform, release: os.release() },
+}
+
+export interface ClientSettings {
+  place: Omit<Place, 'vm'>
+  layout: Layout
+  /** The directories are of our own making, and go when they are empty. */
+  ownsDirectories: boolean
+}
+
+export function clientSettings(options: ClientOptions, surroundings: Surroundings): ClientSettings {
+  assertObject(options, 'options')
+  const { runDirectory = defaultRunDirectory, checkpointDirectory = defaultRoot, dialect = 'auto' } = options
+  const { trustedUids = [0, process.geteuid?.() ?? 0] } = options
+  if (typeof runDirectory !== 'string' || !runDirectory.startsWith('/') || runDirectory.includes('\0')) {
+    throw invalid('runDirectory must be an absolute path', runDirectory)
+  }
+  if (!dialects.includes(dialect)) throw invalid(`dialect must be one of ${dialects.join(', ')}`, dialect)
+  if (!Array.isArray(trustedUids) || trustedUids.length === 0 || !trustedUids.every(isUid)) {
+    throw invalid('trustedUids must be a list of uids', trustedUids)
+  }
+  const place = {
+    runDirectory: trimmed(runDirectory),
+    dialect,
+    trustedUids,
+    vmmDirectory: surroundings.vmmDirectory,
+  }
+  return { place, ...layoutFrom(checkpointDirectory) }
+}
+
+function layoutFrom(directory: string | Layout): { layout: Layout; ownsDirectories: boolean } {
+  if (typeof directory === 'string') return { layout: rootLayout(directory), ownsDirectories: true }
+  const isLayout =
+    typeof directory === 'object' && directory !== null && typeof directory.directoryOf === 'function'
+  if (!isLayout) throw invalid('checkpointDirectory must be a path or a layout', directory)
+  return { layout: directory, ownsDirectories: false }
+}
+
+export interface CreateSettings {
+  vm: string
+  name: string
+  dialect: Dialect | 'auto'
+  ifExists: 'replace' | 'fail'
+  durable: boolean
+  signal: AbortSignal | undefined
+  timeout: number | undefined
+  /** 0: off. */
+  stallTimeout: number
+  onProgress: ((progress: Progress) => void) | undefined
+  memoryBytes: number | undefined
+}
+
+export function createSettings(
+  vm: unknown,
+  options: CreateOptions,
+  dialect: Dialect | 'auto',
+): CreateSettings {
+  assertVmName(vm)
+  assertObject(options, 'options')
+  const { name = 'checkpoint', ifExists = 'replace', fsync = true, signal, timeout, onProgress } = options
+  const { stallTimeout = defaultStallTimeoutMs, memoryBytes } = options
+  assertCheckpointName(name)
+  if (ifExists !== 'replace' && ifExists !== 'fail')
+    throw invalid("ifExists must be 'replace' or 'fail'", ifExists)
+  assertBoolean(fsync, 'fsync')
+  assertSignal(signal)
+  if (timeout !== undefined) assertMilliseconds(timeout, 'timeout', 1)
+  assertMilliseconds(stallTimeout, 'stallTimeout', 0)
+  assertCallback(onProgress)
+  if (memoryBytes !== undefined && (!Number.isSafeInteger(memoryBytes) || memoryBytes < 1)) {
+    throw invalid('memoryBytes must be a positive whole number', memoryBytes)
+  }
+  refuseUnavailable(options)
+  const numbers = { timeout, stallTimeout, memoryBytes }
+  return { vm, name, dialect, ifExists, durable: fsync, signal, onProgress, ...numbers }
+}
+
+/** What a later release offers must not be taken for done. */
+function refuseUnavailable(options: object): void {
+  for (const option of ['poweroff', 'digest', 'sparsify']) {
+    if (option in options && (options as Record<string, unknown>)[option] === true) {
+      throw invalid(`${option} is not available in this release`, true)
+    }
+  }
+}
+
+export function assertSignal(signal: unknown): void {
+  if (signal !== undefined && !(signal instanceof AbortSignal))
+    throw invalid('signal must be an AbortSignal', signal)
+}
+
+export function assertCallback(callback: unknown): void {
+  if (callback !== undefined && typeof callback !== 'function') {
+    throw invalid('onProgress must be a function', callback)
+  }
+}
+
+export function assertBoolean(value: unknown, option: string): void {
+  if (typeof value !== 'boolean') throw invalid(`${option} must be true or false`, value)
+}
+
+export function assertObject(value: unknown, what: string): void {
+  if (typeof value !== 'object' || value === null) throw invalid(`${what} must be an object`, value)
+}
+
+export function assertMilliseconds(value: unknown, option: string, least: number): void {
+  if (typeof value === 'number' && value >= least && value <= longestTimeoutMs) return
+  throw invalid(
+    `${option} must be milliseconds between ${String(least)} and ${String(longestTimeoutMs)}`,
+    value,
+  )
+}
+
+export function invalid(message: string, value: unknown): CheckpointError {
+  return new CheckpointError('ERR_INVALID_OPTION', `${message}: ${shown(value)}`)
+}
+
+function shown(value: unknown): string {
+  if (typeof value === 'function' || typeof value === 'symbol') return typeof value
+  return typeof value === 'bigint' ? `${String(value)}n` : (JSON.stringify(value) ?? 'undefined')
+}
+
+function isUid(uid: unknown): boolean {
+  return Number.isInteger(uid) && (uid as number) >= 0 && (uid as number) < 2 ** 32
+}
+
+function trimmed(directory: string): string {
+  return directory.length > 1 ? directory.replace(/\/+$/, '') : directory
+}

@@ -1,0 +1,42 @@
+/**
+ * What the pool's workers can do: every function here may block, and none runs on the caller's thread. A job
+ * that opens descriptors for the caller returns their numbers under `descriptors`; the pool gives the caller
+ * duplicates of its own.
+ */
+import { locateSocket } from '../bhyve/locate.js'
+import { destroySet, destroySets } from '../store/destroy.js'
+import { getSet, listSets, verifySet } from '../store/list.js'
+import { commitStage, prepareStage } from '../store/publish.js'
+import {
+  abandonStage,
+  collectStage,
+  createStage,
+  isUntouched,
+  reopenIn,
+  savedSoFar,
+  sealStage,
+} from '../store/stage.js'
+
+export const jobs = {
+  locateSocket,
+  createStage,
+  savedSoFar,
+  isUntouched,
+  reopenIn,
+  collectStage,
+  sealStage,
+  prepareStage,
+  commitStage,
+  abandonStage,
+  listSets,
+  getSet,
+  verifySet,
+  destroySet,
+  destroySets,
+}
+
+export type Jobs = typeof jobs
+export type JobName = keyof Jobs
+
+/** Jobs that may take long (fsync of gigabytes): they never occupy the whole pool. */
+export const longJobs: ReadonlySet<JobName> = new Set<JobName>(['prepareStage'])

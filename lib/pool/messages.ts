@@ -1,0 +1,57 @@
+/** What the pool and its workers say to each other. */
+import { CheckpointError, detailsOf, type ErrorCode, type ErrorDetails } from '../errors.js'
+
+export type ToWorker =
+  | { kind: 'run'; job: string; args: readonly unknown[] }
+  /** The main side has its own copies now. */
+  | { kind: 'close'; descriptors: readonly number[] }
+
+export type FromWorker = { value: unknown } | { error: PortableError }
+
+/** A structured clone keeps an error's message and stack, but neither its class nor its code. */
+export interface PortableError {
+  code?: ErrorCode
+  message: string
+  stack: string | undefined
+  details: ErrorDetails
+  original: unknown
+}
+
+export function toPortable(error: unknown): PortableError {
+  if (error instanceof CheckpointError) {
+    const { cause, ...details } = detailsOf(error)
+    return {
+      code: error.code,
+      message: error.message,
+      stack: error.stack,
+      details,
+      original: causeToPortable(cause),
+    }
+  }
+  return { message: String(error), stack: undefined, details: {}, original: error }
+}
+
+export function fromPortable(portable: PortableError): unknown {
+  if (portable.code === undefined) return portable.original
+  const cause = causeFromPortable(portable.original)
+  const error = new CheckpointError(portable.code, portable.message, { ...portable.details, cause })
+  if (portable.stack !== undefined) error.stack = portable.stack
+  return error
+}
+
+interface PortableCause {
+  error: Error
+  properties: Record<string, unknown>
+}
+
+/** The clone of an Error loses `errno`, `code` and `syscall`: they travel beside it. */
+function causeToPortable(cause: unknown): unknown {
+  return cause instanceof Error ? ({ error: cause, properties: Object.fromEntries(Object.entries(cause)) } satisfies PortableCause) : cause
+}
+
+function causeFromPortable(cause: unknown): unknown {
+  if (typeof cause !== 'object' || cause === null || !('error' in cause) || !('properties' in cause))
+    return cause
+  const { error, properties } = cause as PortableCause
+  return Object.assign(error, properties)
+}

@@ -1,0 +1,164 @@
+/**
+ * The library's own threads for everything that blocks: fsync, locks, renames, removing gigabytes. Workers
+ * rather than libuv's pool, which the host program needs for itself, and rather than threads of the addon,
+ * since what runs in them is decisions of ours and digests of Node's. They start when needed, at most
+ * `poolSize`, and an idle one does not keep the process alive.
+ */
+import { Worker } from 'node:worker_threads'
+import { CheckpointError } from '../errors.js'
+import { isFailure, loadNative } from '../native.js'
+import { type JobName, type Jobs, longJobs } from './jobs.js'
+import { type FromWorker, fromPortable, type ToWorker } from './messages.js'
+
+export const poolSize = 3
+
+interface Job {
+  name: JobName
+  args: readonly unknown[]
+  resolve: (value: unknown) => void
+  reject: (error: unknown) => void
+}
+
+class PoolWorker {
+  job: Job | undefined
+  readonly #worker: Worker
+  readonly #done: () => void
+  readonly #gone: (worker: PoolWorker) => void
+
+  constructor(done: () => void, gone: (worker: PoolWorker) => void) {
+    this.#done = done
+    this.#gone = gone
+    this.#worker = new Worker(new URL('./worker.js', import.meta.url), {
+      name: 'bhyve-checkpoint',
+      execArgv: [],
+      env: workerEnvironment(),
+    })
+    this.#worker.unref()
+    this.#worker.on('message', (message: FromWorker) => this.#finish(message))
+    this.#worker.on('error', (error) => this.#fail(error))
+    this.#worker.on('exit', () => this.#fail(new Error('the worker ended')))
+  }
+
+  run(job: Job): void {
+    this.job = job
+    this.#worker.ref()
+    this.#post({ kind: 'run', job: job.name, args: job.args })
+  }
+
+  #finish(message: FromWorker): void {
+    const job = this.#free()
+    if (job === undefined) return
+    try {
+      if ('error' in message) job.reject(fromPortable(message.error))
+      else job.resolve(this.#takeDescriptors(message.value))
+    } catch (error) {
+      job.reject(error)
+    }
+    this.#done()
+  }
+
+  #fail(cause: Error): void {
+    this.#gone(this)
+    this.#free()?.reject(
+      new CheckpointError('ERR_SYSTEM', `a thread of the library died: ${cause.message}`, { cause }),
+    )
+    this.#done()
+  }
+
+  #free(): Job | undefined {
+    const job = this.job
+    this.job = undefined
+    this.#worker.unref()
+    return job
+  }
+
+  /** Replaces the worker's descriptors by duplicates of this environment, then lets the worker close its own. */
+  #takeDescriptors(value: unknown): unknown {
+    const lent = lentDescriptors(value)
+    if (lent === undefined) return value
+    try {
+      return { ...(value as object), descriptors: adoptAll(lent) }
+    } finally {
+      this.#post({ kind: 'close', descriptors: Object.values(lent) })
+    }
+  }
+
+  #post(message: ToWorker): void {
+    this.#worker.postMessage(message)
+  }
+}
+
+/** Without NODE_OPTIONS: what the host program preloads is not meant for these threads. */
+function workerEnvironment(): NodeJS.ProcessEnv {
+  const { NODE_OPTIONS: _, ...environment } = process.env
+  return environment
+}
+
+function lentDescriptors(value: unknown): Record<string, number> | undefined {
+  if (typeof value !== 'object' || value === null || !('descriptors' in value)) return undefined
+  return value.descriptors as Record<string, number>
+}
+
+function adoptAll(lent: Record<string, number>): Record<string, number> {
+  const native = loadNative()
+  const adopted: [string, number][] = []
+  for (const [key, descriptor] of Object.entries(lent)) {
+    const own = native.adopt(descriptor)
+    if (isFailure(own)) {
+      for (const [, taken] of adopted) native.close(taken)
+      throw new CheckpointError('ERR_SYSTEM', 'no descriptor is left in this process', own)
+    }
+    adopted.push([key, own])
+  }
+  return Object.fromEntries(adopted)
+}
+
+export class Pool {
+  readonly #workers = new Set<PoolWorker>()
+  readonly #waiting: Job[] = []
+
+  run<N extends JobName>(name: N, ...args: Parameters<Jobs[N]>): Promise<ReturnType<Jobs[N]>> {
+    return new Promise((resolve, reject) => {
+      this.#waiting.push({ name, args, resolve: resolve as (value: unknown) => void, reject })
+      this.#assign()
+    })
+  }
+
+  #assign(): void {
+    for (;;) {
+      const index = this.#waiting.findIndex((job) => this.#mayStart(job))
+      const worker = index === -1 ? undefined : this.#idleWorker()
+      if (worker === undefined) return
+      const [job] = this.#waiting.splice(index, 1)
+      if (job !== undefined) worker.run(job)
+    }
+  }
+
+  /** One worker at least stays free for what is short. */
+  #mayStart(job: Job): boolean {
+    if (!longJobs.has(job.name)) return true
+    const long = [...this.#workers].filter(
+      (worker) => worker.job !== undefined && longJobs.has(worker.job.name),
+    )
+    return long.length < poolSize - 1
+  }
+
+  #idleWorker(): PoolWorker | undefined {
+    const idle = [...this.#workers].find((worker) => worker.job === undefined)
+    if (idle !== undefined || this.#workers.size >= poolSize) return idle
+    const started = new PoolWorker(
+      () => this.#assign(),
+      (worker) => this.#workers.delete(worker),
+    )
+    this.#workers.add(started)
+    return started
+  }
+}
+
+let shared: Pool | undefined
+
+/** One pool for all clients of this environment: threads are bounded however many clients there are. */
+export function sharedPool(): Pool {
+  shared ??= new Pool()
+  return shared
+}

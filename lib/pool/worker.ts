@@ -1,0 +1,21 @@
+/** A pool worker: one job at a time, synchronously. What it opened and nobody took ends with it. */
+import { parentPort } from 'node:worker_threads'
+import { loadNative } from '../native.js'
+import { jobs, type JobName } from './jobs.js'
+import { type FromWorker, toPortable, type ToWorker } from './messages.js'
+
+const native = loadNative()
+
+function run(job: string, args: readonly unknown[]): FromWorker {
+  try {
+    const call = jobs[job as JobName] as (...args: readonly unknown[]) => unknown
+    return { value: call(...args) }
+  } catch (error) {
+    return { error: toPortable(error) }
+  }
+}
+
+parentPort?.on('message', (message: ToWorker) => {
+  if (message.kind === 'run') parentPort?.postMessage(run(message.job, message.args))
+  else for (const descriptor of message.descriptors) native.close(descriptor)
+})

@@ -1,0 +1,45 @@
+/** Tells the caller how far a call is. What the caller's function throws must not cost it the checkpoint. */
+import type { CreateSettings } from './options.js'
+import type { Progress } from './types.js'
+
+export class ProgressReporter {
+  readonly #settings: Pick<CreateSettings, 'vm' | 'name' | 'onProgress' | 'memoryBytes'>
+  readonly #startedAt = performance.now()
+  #broken = false
+  #bytes = 0
+  #totalBytes: number | undefined
+
+  constructor(settings: Pick<CreateSettings, 'vm' | 'name' | 'onProgress' | 'memoryBytes'>) {
+    this.#settings = settings
+    this.#totalBytes = settings.memoryBytes
+  }
+
+  get wanted(): boolean {
+    return this.#settings.onProgress !== undefined
+  }
+
+  /** The size of the guest is known now, unless the caller knew it. */
+  expect(totalBytes: number | undefined): void {
+    this.#totalBytes ??= totalBytes
+  }
+
+  /** All of the guest's RAM is in the file. */
+  saved(memoryBytes: number): void {
+    this.#bytes = memoryBytes
+    this.#totalBytes = memoryBytes
+  }
+
+  report(phase: Progress['phase'], bytes = this.#bytes): void {
+    const { vm, name, onProgress } = this.#settings
+    this.#bytes = bytes
+    if (onProgress === undefined || this.#broken) return
+    const elapsedMs = performance.now() - this.#startedAt
+    const total = this.#totalBytes === undefined ? {} : { totalBytes: this.#totalBytes }
+    try {
+      onProgress({ vm, name, phase, bytes, ...total, elapsedMs })
+    } catch (error) {
+      this.#broken = true
+      process.emitWarning(error instanceof Error ? error : String(error))
+    }
+  }
+}

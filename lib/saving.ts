@@ -1,0 +1,91 @@
+/**
+ * Looks at the growing RAM file while bhyve writes it: for progress, and to notice a bhyve that stands still.
+ * Never to find out whether it is done: that is the connection's end.
+ */
+import type { Cancellation } from './cancellation.js'
+import { CheckpointError } from './errors.js'
+import type { CreateSettings } from './options.js'
+import type { ProgressReporter } from './progress.js'
+import { isBusy, type Stage } from './store/store.js'
+
+const progressIntervalMs = 100
+const longestIntervalMs = 5_000
+
+/** Starts looking; the returned function stops it and resolves once the last look has ended. */
+export function watchSaving(
+  stage: Stage,
+  settings: CreateSettings,
+  cancellation: Cancellation,
+  progress: ProgressReporter,
+): () => Promise<void> {
+  const interval = intervalOf(settings, progress)
+  if (interval === undefined) return () => Promise.resolve()
+  const watch = new Watch(stage, settings, cancellation, progress)
+  const timer = setInterval(() => watch.look(), interval)
+  timer.unref()
+  return () => {
+    clearInterval(timer)
+    return watch.settled
+  }
+}
+
+function intervalOf({ stallTimeout }: CreateSettings, progress: ProgressReporter): number | undefined {
+  const forStall = stallTimeout === 0 ? undefined : Math.min(stallTimeout / 4, longestIntervalMs)
+  if (!progress.wanted) return forStall
+  return Math.min(progressIntervalMs, forStall ?? progressIntervalMs)
+}
+
+class Watch {
+  settled: Promise<void> = Promise.resolve()
+  #looking = false
+  #lastBytes = -1
+  #lastChange = performance.now()
+  readonly #stage: Stage
+  readonly #settings: CreateSettings
+  readonly #cancellation: Cancellation
+  readonly #progress: ProgressReporter
+
+  constructor(
+    stage: Stage,
+    settings: CreateSettings,
+    cancellation: Cancellation,
+    progress: ProgressReporter,
+  ) {
+    this.#stage = stage
+    this.#settings = settings
+    this.#cancellation = cancellation
+    this.#progress = progress
+  }
+
+  look(): void {
+    if (this.#looking || this.#cancellation.cancelled) return
+    this.#looking = true
+    this.settled = this.#lookOnce().finally(() => (this.#looking = false))
+  }
+
+  async #lookOnce(): Promise<void> {
+    try {
+      const { begun, bytes, othersWait } = await this.#stage.saved()
+      const current = begun ? bytes : -1
+      if (current !== this.#lastBytes || othersWait) this.#lastChange = performance.now()
+      this.#lastBytes = current
+      if (!this.#cancellation.cancelled) this.#progress.report(begun ? 'saving' : 'queued', bytes)
+    } catch (error) {
+      // Somebody holds the store's lock: how far bhyve is will show at the next look.
+      if (!isBusy(error)) this.#cancellation.cancel(error as Error)
+    }
+    this.#checkStall()
+  }
+
+  #checkStall(): void {
+    const { stallTimeout, vm, name } = this.#settings
+    const still = performance.now() - this.#lastChange
+    if (stallTimeout === 0 || still < stallTimeout) return
+    const message =
+      `bhyve wrote nothing of checkpoint '${name}' of VM '${vm}' for ${String(stallTimeout)} ms; it is left ` +
+      'alone, and its connection is held until it ends. Nothing is published'
+    this.#cancellation.cancel(
+      new CheckpointError('ERR_STALLED', message, { vm, checkpoint: name, vmState: 'unknown' }),
+    )
+  }
+}

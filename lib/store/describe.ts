@@ -1,0 +1,39 @@
+/** From what lies on the disk to what callers see. */
+import type { Inspection } from '../inspect/structure.js'
+import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
+import type { Checkpoint, ListedCheckpoint } from '../types.js'
+
+export function describe(
+  directory: string,
+  vm: string,
+  name: string,
+  inspection: Inspection,
+): ListedCheckpoint {
+  const path = `${directory}/${name}${memorySuffix}`
+  if (inspection.foreign) return { state: 'foreign', vm, name, path, problems: inspection.problems }
+  const { metadata, manifest, problems } = inspection
+  const known = {
+    vm,
+    name,
+    path,
+    files: filesOf(directory, name, inspection.hasManifest),
+    createdAt: new Date(manifest?.createdAt ?? inspection.modifiedMs),
+    storedBytes: inspection.storedBytes,
+    poweredOff: manifest?.poweredOff ?? false,
+    pinned: manifest?.pinned ?? false,
+    ...(manifest?.restoredAt === undefined ? {} : { restoredAt: new Date(manifest.restoredAt) }),
+  }
+  const guest = metadata && {
+    memoryBytes: metadata.memoryBytes,
+    cpus: metadata.cpus,
+    devices: metadata.devices,
+  }
+  if (problems.length > 0 || guest === undefined) return { ...known, ...guest, state: 'damaged', problems }
+  return { ...known, ...guest, state: 'complete', problems: [] }
+}
+
+function filesOf(directory: string, name: string, hasManifest: boolean): Checkpoint['files'] {
+  const base = `${directory}/${name}`
+  const files = { memory: base + memorySuffix, kernel: base + kernelSuffix, metadata: base + metadataSuffix }
+  return hasManifest ? { ...files, manifest: base + manifestSuffix } : files
+}

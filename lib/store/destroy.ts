@@ -1,0 +1,92 @@
+/**
+ * Removing checkpoints. The RAM file goes first, into a trash folder: from then on the checkpoint does not
+ * exist. Whatever dies afterwards, recovery finishes. Runs in the pool.
+ */
+import path from 'node:path'
+import { CheckpointError } from '../errors.js'
+import { inspectSet } from '../inspect/structure.js'
+import { memorySuffix } from '../names.js'
+import { Directory, removeTree } from './directory.js'
+import { notFound, setNames } from './list.js'
+import { lockStaging, lockStagingIfAny } from './lock.js'
+import { stagingName } from './paths.js'
+import { moveCompanions, recover } from './recover.js'
+import { freshId, trashSuffix } from './staging_entries.js'
+
+export function destroySet(directoryPath: string, name: string): void {
+  using directory = Directory.openPathIfAny(directoryPath)
+  if (directory === undefined) throw notFound(directoryPath, name)
+  if (!setNames(directory).includes(name)) {
+    finishOthers(directory)
+    if (!setNames(directory).includes(name)) throw notFound(directoryPath, name)
+  }
+  using staging = lockStaging(directory)
+  recover(directory, staging)
+  if (!setNames(directory).includes(name)) throw notFound(directoryPath, name)
+  if (isForeign(directory, name)) throw foreign(directory, name)
+  discard(directory, staging, [name])
+}
+
+/** Every set but the foreign ones; says which went. `isOurs`: the directory goes too once it is empty. */
+export function destroySets(directoryPath: string, isOurs: boolean): string[] {
+  using directory = Directory.openPathIfAny(directoryPath)
+  if (directory === undefined) return []
+  finishOthers(directory)
+  const removed = discardAll(directory)
+  if (isOurs) removeIfEmpty(directory)
+  return removed
+}
+
+function discardAll(directory: Directory): string[] {
+  if (setNames(directory).length === 0) return []
+  using staging = lockStaging(directory)
+  recover(directory, staging)
+  const names = setNames(directory).filter((name) => !isForeign(directory, name))
+  discard(directory, staging, names)
+  return names.sort()
+}
+
+/** A committed checkpoint that nobody has put into place yet is one of those to destroy. */
+function finishOthers(directory: Directory): void {
+  using staging = lockStagingIfAny(directory, 'exclusive')
+  if (staging !== undefined) recover(directory, staging)
+}
+
+/** Under the lock. */
+export function discard(directory: Directory, staging: Directory, names: readonly string[]): void {
+  if (names.length === 0) return
+  const trashName = freshId(staging) + trashSuffix
+  staging.make(trashName)
+  staging.sync()
+  using trash = staging.open(trashName)
+  for (const name of names) directory.renameIfAny(name + memorySuffix, trash, name + memorySuffix)
+  // The RAM files must be gone for good before a companion goes: half a set must never look like a damaged one.
+  trash.sync()
+  directory.sync()
+  for (const name of names) moveCompanions(directory, trash, name)
+  directory.sync()
+  removeTree(staging, trashName)
+}
+
+function isForeign(directory: Directory, name: string): boolean {
+  return inspectSet(directory, name)?.foreign === true
+}
+
+function foreign(directory: Directory, name: string): CheckpointError {
+  const file = directory.pathOf(name + memorySuffix)
+  const message = `'${file}' is another tool's checkpoint and is left alone`
+  const problems = [{ code: 'foreign-format', message, file }] as const
+  return new CheckpointError('ERR_CHECKPOINT_DAMAGED', message, { path: file, problems })
+}
+
+/** The directory and its `.staging` go if nothing else is in them: no stage that lives, no file of anybody. */
+function removeIfEmpty(directory: Directory): void {
+  {
+    using staging = lockStagingIfAny(directory, 'exclusive')
+    if (directory.entries().some((entry) => entry !== stagingName)) return
+    if (staging !== undefined && !directory.removeEmpty(stagingName)) return
+  }
+  using parent = Directory.openPath(path.dirname(directory.path))
+  const name = path.basename(directory.path)
+  if (parent.statusIfAny(name)?.identity === directory.ownStatus().identity) parent.removeEmpty(name)
+}

@@ -1,0 +1,319 @@
+/**
+ * A directory held by its descriptor. Every call names one component and never follows a symbolic link, so
+ * that nothing swapped in under a path can lead us elsewhere. Runs in the pool: every call here may block.
+ */
+import { Buffer } from 'node:buffer'
+import fs from 'node:fs'
+import { constants as os } from 'node:os'
+import { TextDecoder } from 'node:util'
+import { errnoName, isNodeSystemError, systemError } from '../errors.js'
+import { type Failure, type FileStatus, isFailure, loadNative } from '../native.js'
+
+const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK } = fs.constants
+const { ENOENT, EEXIST, ENOTEMPTY, ENOTDIR, EPERM, EISDIR } = os.errno
+
+const native = loadNative()
+
+export class Directory implements Disposable {
+  readonly descriptor: number
+  /** For messages only. */
+  readonly path: string
+  #owned: boolean
+
+  private constructor(descriptor: number, path: string, owned: boolean) {
+    this.descriptor = descriptor
+    this.path = path
+    this.#owned = owned
+  }
+
+  /** A path the administrator configured: links in it are followed. */
+  static openPath(path: string): Directory {
+    const descriptor = succeed(native.openPath(path, O_RDONLY | O_DIRECTORY), 'opening a directory', path)
+    return new Directory(descriptor, path, true)
+  }
+
+  static openPathIfAny(path: string): Directory | undefined {
+    return ifAny(native.openPath(path, O_RDONLY | O_DIRECTORY), 'opening a directory', path, (descriptor) => {
+      return new Directory(descriptor, path, true)
+    })
+  }
+
+  /** Somebody else's descriptor, which stays theirs. */
+  static borrow(descriptor: number, path: string): Directory {
+    return new Directory(descriptor, path, false)
+  }
+
+  open(name: string): Directory {
+    const path = this.pathOf(name)
+    return new Directory(succeed(this.#openDirectory(name), 'opening a directory', path), path, true)
+  }
+
+  openIfAny(name: string): Directory | undefined {
+    const path = this.pathOf(name)
+    return ifAny(this.#openDirectory(name), 'opening a directory', path, (descriptor) => {
+      return new Directory(descriptor, path, true)
+    })
+  }
+
+  /** Makes it where it is not; says whether it did. */
+  make(name: string, mode = 0o700): boolean {
+    const result = native.makeDirectoryAt(this.descriptor, name, mode)
+    if (isFailure(result) && result.errno === EEXIST) return false
+    succeed(result, 'making a directory', this.pathOf(name))
+    return true
+  }
+
+  status(name: string): FileStatus {
+    return succeed(native.statusAt(this.descriptor, name), 'looking at a file', this.pathOf(name))
+  }
+
+  statusIfAny(name: string): FileStatus | undefined {
+    return ifAny(
+      native.statusAt(this.descriptor, name),
+      'looking at a file',
+      this.pathOf(name),
+      (status) => status,
+    )
+  }
+
+  ownStatus(): FileStatus {
+    return succeed(native.statusOf(this.descriptor), 'looking at a directory', this.path)
+  }
+
+  /** Names that are valid UTF-8; no order. */
+  entries(): string[] {
+    const names = succeed(native.readDirectory(this.descriptor), 'reading a directory', this.path)
+    return splitNames(names)
+  }
+
+  rename(from: string, to: Directory, toName: string): void {
+    succeed(native.renameAt(this.descriptor, from, to.descriptor, toName), 'renaming', this.pathOf(from))
+  }
+
+  renameIfAny(from: string, to: Directory, toName: string): boolean {
+    const result = native.renameAt(this.descriptor, from, to.descriptor, toName)
+    return ifAny(result, 'renaming', this.pathOf(from), () => true) ?? false
+  }
+
+  /** Removes a file or link; false where there is none. */
+  unlink(name: string): boolean {
+    const result = native.unlinkAt(this.descriptor, name)
+    return ifAny(result, 'removing a file', this.pathOf(name), () => true) ?? false
+  }
+
+  /** Removes an empty directory; false where it is not there or not empty. */
+  removeEmpty(name: string): boolean {
+    const result = native.removeDirectoryAt(this.descriptor, name)
+    if (isFailure(result) && [ENOENT, ENOTEMPTY, EEXIST].includes(result.errno)) return false
+    succeed(result, 'removing a directory', this.pathOf(name))
+    return true
+  }
+
+  sync(): void {
+    succeed(native.sync(this.descriptor), 'forcing a directory to the disk', this.path)
+  }
+
+  syncFile(name: string): void {
+    const descriptor = this.#openFile(name, O_RDONLY | O_NONBLOCK)
+    try {
+      succeed(native.sync(descriptor), 'forcing a file to the disk', this.pathOf(name))
+    } finally {
+      native.close(descriptor)
+    }
+  }
+
+  /** The first bytes of a file, fewer where it is shorter. */
+  readStart(name: string, length: number): Buffer {
+    const descriptor = this.#openFile(name, O_RDONLY | O_NONBLOCK)
+    try {
+      return readUpTo(descriptor, length)
+    } finally {
+      native.close(descriptor)
+    }
+  }
+
+  /** A whole file as UTF-8, at most `maxBytes` of it. */
+  readText(name: string, maxBytes: number): string {
+    const descriptor = this.#openFile(name, O_RDONLY | O_NONBLOCK)
+    try {
+      const { size } = fs.fstatSync(descriptor)
+      return readUpTo(descriptor, Math.min(size, maxBytes)).toString('utf8')
+    } finally {
+      native.close(descriptor)
+    }
+  }
+
+  /** A new file of mode 0600; fails where the name is taken. */
+  writeNew(name: string, text: string, durable: boolean): void {
+    const descriptor = this.#openFile(name, O_WRONLY | O_CREAT | O_EXCL)
+    try {
+      writeFully(descriptor, Buffer.from(text))
+      if (durable) succeed(native.sync(descriptor), 'forcing a file to the disk', this.pathOf(name))
+    } finally {
+      native.close(descriptor)
+    }
+  }
+
+  lock(mode: 'shared' | 'exclusive'): boolean {
+    return succeed(native.lock(this.descriptor, mode), 'locking', this.path) === 1
+  }
+
+  freeSpace(): number {
+    return succeed(native.freeSpace(this.descriptor), 'asking for free space', this.path)
+  }
+
+  giveTo(uid: number): void {
+    fs.fchownSync(this.descriptor, uid, -1)
+  }
+
+  setMode(mode: number): void {
+    fs.fchmodSync(this.descriptor, mode)
+  }
+
+  pathOf(name: string): string {
+    return this.path === '/' ? `/${name}` : `${this.path}/${name}`
+  }
+
+  /** Gives the descriptor to the caller, who closes it. */
+  release(): number {
+    this.#owned = false
+    return this.descriptor
+  }
+
+  [Symbol.dispose](): void {
+    if (!this.#owned) return
+    this.#owned = false
+    native.close(this.descriptor)
+  }
+
+  #openDirectory(name: string): number | Failure {
+    return native.openAt(this.descriptor, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0)
+  }
+
+  #openFile(name: string, flags: number): number {
+    const result = native.openAt(this.descriptor, name, flags | O_NOFOLLOW, 0o600)
+    return succeed(result, 'opening a file', this.pathOf(name))
+  }
+}
+
+/**
+ * Removes whatever stands under a name, files and folders, without following a link. A peer may have written
+ * into it, nested as deep as it liked: folders inside are moved up and emptied one after the other, so that
+ * neither the depth nor the length of a path matters.
+ */
+export function removeTree(parent: Directory, name: string): void {
+  if (unlinkUnlessDirectory(parent, name)) return
+  using top = parent.openIfAny(name)
+  if (top === undefined) return
+  empty(top)
+  parent.removeEmpty(name)
+}
+
+function empty(top: Directory): void {
+  let moved = 0
+  for (;;) {
+    const folders = top.entries().filter((entry) => !unlinkUnlessDirectory(top, entry))
+    if (folders.length === 0) return
+    for (const folder of folders) {
+      if (top.removeEmpty(folder)) continue
+      using inner = top.openIfAny(folder)
+      if (inner === undefined) continue
+      for (const entry of inner.entries()) {
+        if (unlinkUnlessDirectory(inner, entry)) continue
+        if (!inner.removeEmpty(entry))
+          inner.renameIfAny(
+            entry,
+            top,
+            freshName(top, () => String(moved++)),
+          )
+      }
+      top.removeEmpty(folder)
+    }
+  }
+}
+
+function freshName(directory: Directory, next: () => string): string {
+  for (;;) {
+    const name = `moved-${next()}`
+    if (directory.statusIfAny(name) === undefined) return name
+  }
+}
+
+/** True where nothing of that name is left. unlink() of a directory fails with EISDIR, or EPERM on BSD. */
+function unlinkUnlessDirectory(directory: Directory, name: string): boolean {
+  const result = native.unlinkAt(directory.descriptor, name)
+  if (!isFailure(result) || result.errno === ENOENT) return true
+  if (result.errno === EISDIR || result.errno === EPERM) {
+    if (directory.statusIfAny(name)?.kind === 'directory') return false
+  }
+  throw systemError(result, 'removing a file', directory.pathOf(name))
+}
+
+function splitNames(names: Buffer): string[] {
+  const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
+  try {
+    return decoder.decode(names).split('\0').slice(0, -1)
+  } catch {
+    return splitBytes(names).flatMap((name) => decodeName(decoder, name))
+  }
+}
+
+function splitBytes(names: Buffer): Buffer[] {
+  const parts: Buffer[] = []
+  for (let start = 0, end = names.indexOf(0); end !== -1; start = end + 1, end = names.indexOf(0, start)) {
+    parts.push(names.subarray(start, end))
+  }
+  return parts
+}
+
+/** Names in other encodings cannot be ours, nor any checkpoint a caller could name. */
+function decodeName(decoder: InstanceType<typeof TextDecoder>, name: Buffer): string[] {
+  try {
+    return [decoder.decode(name)]
+  } catch {
+    return []
+  }
+}
+
+function readUpTo(descriptor: number, length: number): Buffer {
+  const buffer = Buffer.alloc(length)
+  let done = 0
+  while (done < length) {
+    const read = readSome(descriptor, buffer, done)
+    if (read === 0) break
+    done += read
+  }
+  return buffer.subarray(0, done)
+}
+
+/** Node repeats an interrupted write by itself, but not a read. */
+function readSome(descriptor: number, buffer: Buffer, offset: number): number {
+  for (;;) {
+    try {
+      return fs.readSync(descriptor, buffer, offset, buffer.length - offset, null)
+    } catch (error) {
+      if (!isNodeSystemError(error) || error.code !== 'EINTR') throw error
+    }
+  }
+}
+
+function writeFully(descriptor: number, bytes: Buffer): void {
+  let done = 0
+  while (done < bytes.length) done += fs.writeSync(descriptor, bytes, done, bytes.length - done)
+}
+
+function succeed<T>(result: T | Failure, doing: string, path: string): T {
+  if (isFailure(result)) throw systemError(result, doing, path)
+  return result
+}
+
+function ifAny<T, U>(result: T | Failure, doing: string, path: string, use: (value: T) => U): U | undefined {
+  if (isFailure(result) && result.errno === ENOENT) return undefined
+  return use(succeed(result, doing, path))
+}
+
+/** Whether a failed opening means that something other than a directory stands there. */
+export function isNotADirectory(errno: number | undefined): boolean {
+  // O_NOFOLLOW on a link: ENOTDIR or ELOOP on Linux and macOS, EMLINK on FreeBSD.
+  return errno === ENOTDIR || ['ELOOP', 'EMLINK'].includes(errnoName(errno ?? 0))
+}

@@ -1,0 +1,118 @@
+/** Which checkpoints does a VM have? Runs in the pool. */
+import { CheckpointError } from '../errors.js'
+import { type Inspection, inspectSet } from '../inspect/structure.js'
+import { isCheckpointName, memorySuffix } from '../names.js'
+import type { Checkpoint, ListedCheckpoint, VerificationReport } from '../types.js'
+import { describe } from './describe.js'
+import { Directory } from './directory.js'
+import { lockStagingIfAny } from './lock.js'
+import { needsRecovery, recover } from './recover.js'
+
+/** Oldest first; `[]` where there is no directory. */
+export function listSets(directoryPath: string, vm: string): ListedCheckpoint[] {
+  using directory = Directory.openPathIfAny(directoryPath)
+  if (directory === undefined) return []
+  using _lock = lockForReading(directory)
+  return setNames(directory)
+    .flatMap((name) => listedSet(directory, vm, name))
+    .sort(byAge)
+}
+
+/** The names in a directory that are a checkpoint's, whole or not. Folders are strangers. */
+export function setNames(directory: Directory): string[] {
+  return directory
+    .entries()
+    .filter((entry) => entry.endsWith(memorySuffix))
+    .map((entry) => entry.slice(0, -memorySuffix.length))
+    .filter(
+      (name) => isCheckpointName(name) && directory.statusIfAny(name + memorySuffix)?.kind !== 'directory',
+    )
+}
+
+/** One that cannot be read is damaged, and no reason to fail for the others. */
+export function listedSet(directory: Directory, vm: string, name: string): ListedCheckpoint[] {
+  try {
+    const inspection = inspectStill(directory, name)
+    return inspection === undefined ? [] : [describe(directory.path, vm, name, inspection)]
+  } catch (error) {
+    const file = name + memorySuffix
+    const message = `cannot be read: ${error instanceof Error ? error.message : String(error)}`
+    const problems = [{ code: 'metadata-missing', message, file }] as const
+    return [{ state: 'damaged', vm, name, path: directory.pathOf(file), problems }]
+  }
+}
+
+/** Where we may not lock, a set may be replaced while we look at it: then look again. */
+function inspectStill(directory: Directory, name: string): Inspection | undefined {
+  for (let attempt = 0; ; attempt++) {
+    const inspection = inspectSet(directory, name)
+    const identity = directory.statusIfAny(name + memorySuffix)?.identity
+    if (identity === inspection?.identity || attempt === 10) return inspection
+  }
+}
+
+function byAge(one: ListedCheckpoint, other: ListedCheckpoint): number {
+  const difference = (one.createdAt?.getTime() ?? 0) - (other.createdAt?.getTime() ?? 0)
+  return difference !== 0 ? difference : one.name < other.name ? -1 : 1
+}
+
+export function getSet(directoryPath: string, vm: string, name: string): Checkpoint {
+  const listed = findSet(directoryPath, vm, name)
+  if (listed.state !== 'complete') {
+    throw new CheckpointError(
+      'ERR_CHECKPOINT_DAMAGED',
+      `'${listed.path}' is ${listed.state}: ${reasons(listed)}`,
+      {
+        problems: listed.problems,
+        path: listed.path,
+      },
+    )
+  }
+  const { state: _state, problems: _problems, ...checkpoint } = listed
+  return checkpoint
+}
+
+export function verifySet(directoryPath: string, name: string): Omit<VerificationReport, 'elapsedMs'> {
+  using directory = Directory.openPathIfAny(directoryPath)
+  if (directory === undefined) throw notFound(directoryPath, name)
+  using _lock = lockForReading(directory)
+  const inspection = inspectStill(directory, name)
+  if (inspection === undefined) throw notFound(directoryPath, name)
+  const { problems, bytesRead } = inspection
+  return { ok: problems.length === 0, problems, depth: 'structure', bytesRead }
+}
+
+function findSet(directoryPath: string, vm: string, name: string): ListedCheckpoint {
+  using directory = Directory.openPathIfAny(directoryPath)
+  if (directory === undefined) throw notFound(directoryPath, name)
+  using _lock = lockForReading(directory)
+  const [listed] = listedSet(directory, vm, name)
+  if (listed === undefined) throw notFound(directoryPath, name)
+  return listed
+}
+
+export function notFound(directoryPath: string, name: string): CheckpointError {
+  const path = `${directoryPath}/${name}${memorySuffix}`
+  return new CheckpointError('ERR_CHECKPOINT_NOT_FOUND', `there is no checkpoint '${name}': no '${path}'`, {
+    path,
+  })
+}
+
+function reasons(listed: ListedCheckpoint): string {
+  return listed.problems.map((problem) => problem.message).join('; ')
+}
+
+/**
+ * The shared lock, after finishing what others left. Who may not write here (another user's store) reads
+ * without a lock: `inspectStill` notices a set that changes meanwhile.
+ */
+function lockForReading(directory: Directory): Directory | undefined {
+  try {
+    using writing = lockStagingIfAny(directory, 'exclusive')
+    if (writing !== undefined && needsRecovery(writing)) recover(directory, writing)
+  } catch (error) {
+    if (!(error instanceof CheckpointError) || error.code !== 'ERR_PERMISSION') throw error
+    return undefined
+  }
+  return lockStagingIfAny(directory, 'shared')
+}

@@ -1,0 +1,81 @@
+/**
+ * The lock of one VM's checkpoints: a flock on `.staging`. Writers take it alone, readers share it. The system
+ * frees it when its holder dies. Taking it never waits: a job that finds it held fails with
+ * ERR_CHECKPOINT_BUSY, and the caller asks again (`lib/store/store.ts`), so that no pool thread stands still.
+ */
+import fs from 'node:fs'
+import { CheckpointError } from '../errors.js'
+import type { Directory } from './directory.js'
+import { stagingName } from './paths.js'
+
+const ownerOnly = 0o700
+
+/** `.staging`, held locked; disposing it lets go. */
+export function lockStaging(directory: Directory): Directory {
+  for (;;) {
+    if (directory.make(stagingName, ownerOnly)) directory.sync()
+    const staging = directory.openIfAny(stagingName)
+    if (staging === undefined) continue
+    if (takeLock(directory, staging, 'exclusive')) return staging
+  }
+}
+
+/** The same where a `.staging` is; undefined where there is none. */
+export function lockStagingIfAny(directory: Directory, mode: 'shared' | 'exclusive'): Directory | undefined {
+  for (;;) {
+    const staging = directory.openIfAny(stagingName)
+    if (staging === undefined) return undefined
+    if (takeLock(directory, staging, mode)) return staging
+  }
+}
+
+/** False where the folder was removed or replaced between opening and locking it: then open it again. */
+function takeLock(directory: Directory, staging: Directory, mode: 'shared' | 'exclusive'): boolean {
+  let taken = false
+  try {
+    assertOurs(staging)
+    if (!staging.lock(mode)) throw busy(staging)
+    taken = directory.statusIfAny(stagingName)?.identity === staging.ownStatus().identity
+    return taken
+  } finally {
+    if (!taken) staging[Symbol.dispose]()
+  }
+}
+
+/** What others could write into is not safe to work in. */
+function assertOurs(staging: Directory): void {
+  const { uid, mode } = staging.ownStatus()
+  if (uid !== process.geteuid?.()) {
+    throw new CheckpointError(
+      'ERR_PERMISSION',
+      `'${staging.path}' belongs to uid ${String(uid)}: one user manages a VM's checkpoints`,
+      { path: staging.path },
+    )
+  }
+  if ((mode & 0o077) !== 0) staging.setMode(ownerOnly)
+}
+
+function busy(staging: Directory): CheckpointError {
+  const holderPid = holderOf(staging)
+  const who = holderPid === undefined ? 'another process' : `process ${String(holderPid)}`
+  return new CheckpointError('ERR_CHECKPOINT_BUSY', `${who} is working in '${staging.path}'`, {
+    path: staging.path,
+    holderPid,
+  })
+}
+
+/** Only Linux tells who holds a flock. */
+function holderOf(staging: Directory): number | undefined {
+  if (process.platform !== 'linux') return undefined
+  const inode = staging.ownStatus().identity.split(':')[1]
+  try {
+    const locks = fs.readFileSync('/proc/locks', 'latin1')
+    const line = locks
+      .split('\n')
+      .find((entry) => entry.includes(' FLOCK ') && entry.includes(`:${inode ?? ''} `))
+    const pid = Number(line?.trim().split(/\s+/)[4])
+    return Number.isInteger(pid) && pid > 0 ? pid : undefined
+  } catch {
+    return undefined
+  }
+}

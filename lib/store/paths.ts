@@ -1,0 +1,12 @@
+/** The names inside `.staging`, for who must know how long they get. */
+
+/** What bhyve writes in `in/`; it appends `.kern` and `.meta`. Short: `struct` has 95 bytes for the path. */
+export const guestFile = 'ckp'
+export const stagingName = '.staging'
+export const inName = 'in'
+const longestId = 12
+
+/** As long as the path of a stage's RAM file can get. */
+export function longestRequestPath(directory: string): string {
+  return `${directory}/${stagingName}/${'x'.repeat(longestId)}/${inName}/${guestFile}`
+}

@@ -1,0 +1,91 @@
+/**
+ * From a stage to the name: old or new, never neither, never half (`docs/storage.md`). Runs in the pool.
+ */
+import { CheckpointError } from '../errors.js'
+import { formatManifest, type Manifest, manifestVersion } from '../inspect/manifest.js'
+import { inspectSet } from '../inspect/structure.js'
+import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
+import { type Checkpoint } from '../types.js'
+import { describe } from './describe.js'
+import { Directory, removeTree } from './directory.js'
+import { lockStaging } from './lock.js'
+import { stagingName } from './paths.js'
+import { assertReplaceable } from './replaceable.js'
+import { recover, rollForward } from './recover.js'
+import { isSameStage, type StageHandle } from './stage.js'
+import { readySuffix } from './staging_entries.js'
+
+export interface Publication {
+  name: string
+  manifest: Manifest
+  ifExists: 'replace' | 'fail'
+  durable: boolean
+}
+
+/** Everything before the lock: the manifest beside the set, and all of it on the disk. */
+export function prepareStage(handle: StageHandle, publication: Publication): void {
+  const stage = borrowStage(handle)
+  const { name, manifest, durable } = publication
+  stage.writeNew(name + manifestSuffix, formatManifest(manifest), durable)
+  if (!durable) return
+  for (const suffix of [memorySuffix, kernelSuffix, metadataSuffix]) stage.syncFile(name + suffix)
+  stage.sync()
+}
+
+/**
+ * The commit. Up to the renaming of the stage to `.ready` the old checkpoint stands whole; from there on the new
+ * one does, and whoever comes next finishes what a crash interrupts.
+ */
+export function commitStage(handle: StageHandle, publication: Publication): Checkpoint {
+  const directory = Directory.borrow(handle.directory, handle.directoryPath)
+  using staging = lockStaging(directory)
+  recover(directory, staging)
+  if (!isSameStage(staging, handle)) throw vanished(handle)
+  const { name, ifExists, durable } = publication
+  assertReplaceable(directory, name, ifExists)
+  keepPin(directory, borrowStage(handle), publication)
+  const ready = handle.id + readySuffix
+  staging.rename(handle.id, staging, ready)
+  if (durable) staging.sync()
+  rollForward(directory, staging, ready)
+  return published(directory, publication)
+}
+
+function borrowStage(handle: StageHandle): Directory {
+  return Directory.borrow(handle.stage, `${handle.directoryPath}/${stagingName}/${handle.id}`)
+}
+
+/** A pin belongs to the name: the checkpoint that replaces a pinned one is pinned. */
+function keepPin(directory: Directory, stage: Directory, publication: Publication): void {
+  const { name, manifest, durable } = publication
+  if (manifest.pinned || inspectSet(directory, name)?.manifest?.pinned !== true) return
+  const pinned = `${name}${manifestSuffix}.pinned`
+  removeTree(stage, pinned)
+  stage.writeNew(pinned, formatManifest({ ...manifest, version: manifestVersion, pinned: true }), durable)
+  stage.rename(pinned, stage, name + manifestSuffix)
+  if (durable) stage.sync()
+}
+
+function published(directory: Directory, { name, manifest }: Publication): Checkpoint {
+  const inspection = inspectSet(directory, name)
+  const listed = inspection && describe(directory.path, manifest.vm, name, inspection)
+  if (listed?.state !== 'complete') {
+    throw new CheckpointError(
+      'ERR_CHECKPOINT_DAMAGED',
+      `'${name}' was published, but is not whole any more`,
+      {
+        problems: inspection?.problems,
+        path: directory.pathOf(name + memorySuffix),
+      },
+    )
+  }
+  const { state: _state, problems: _problems, ...checkpoint } = listed
+  return checkpoint
+}
+
+function vanished(handle: StageHandle): CheckpointError {
+  const path = `${handle.directoryPath}/${stagingName}/${handle.id}`
+  return new CheckpointError('ERR_SYSTEM', `somebody removed '${path}' before its checkpoint was published`, {
+    path,
+  })
+}

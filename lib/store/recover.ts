@@ -1,0 +1,71 @@
+/**
+ * Finishes what a process left when it died. Always under the exclusive lock of `.staging`; doing it twice, or
+ * dying in it, changes nothing. Runs in the pool.
+ */
+import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
+import { type Directory, removeTree } from './directory.js'
+import { isAlive, isStageId, readySuffix, trashSuffix } from './staging_entries.js'
+
+/** A set's files in the order in which they come into place: the last makes the checkpoint exist. */
+const publicationOrder = [kernelSuffix, metadataSuffix, manifestSuffix, memorySuffix]
+
+export function recover(directory: Directory, staging: Directory): void {
+  const entries = staging.entries()
+  for (const entry of entries.filter((name) => name.endsWith(readySuffix)))
+    rollForward(directory, staging, entry)
+  for (const entry of entries.filter((name) => name.endsWith(trashSuffix)))
+    finishDestroying(directory, staging, entry)
+  for (const entry of entries.filter(isStageId)) {
+    if (!isAlive(staging, entry)) removeTree(staging, entry)
+  }
+}
+
+/** Whether `.staging` holds anything that recovery could be about. */
+export function needsRecovery(staging: Directory): boolean {
+  return staging.entries().some((name) => !isStageId(name) || !isAlive(staging, name))
+}
+
+/** Moves what a committed stage still holds into place. */
+export function rollForward(directory: Directory, staging: Directory, ready: string): void {
+  using folder = openFolder(staging, ready)
+  if (folder === undefined) return
+  const entries = folder.entries()
+  const memory = entries.find((entry) => entry.endsWith(memorySuffix))
+  if (memory !== undefined) directory.unlink(memory)
+  for (const suffix of publicationOrder) {
+    for (const entry of entries.filter((name) => name.endsWith(suffix)))
+      folder.renameIfAny(entry, directory, entry)
+  }
+  directory.sync()
+  removeTree(staging, ready)
+}
+
+/**
+ * Removes what is left of a destroyed checkpoint, unless another tool has put up a new one of that name in the
+ * meantime: then the companions are that one's.
+ */
+export function finishDestroying(directory: Directory, staging: Directory, trash: string): void {
+  using folder = openFolder(staging, trash)
+  if (folder === undefined) return
+  for (const memory of folder.entries().filter((entry) => entry.endsWith(memorySuffix))) {
+    moveCompanions(directory, folder, memory.slice(0, -memorySuffix.length))
+  }
+  directory.sync()
+  removeTree(staging, trash)
+}
+
+/** Moves kernel, metadata and manifest after a RAM file that is in the trash already. */
+export function moveCompanions(directory: Directory, trash: Directory, name: string): void {
+  if (directory.statusIfAny(name + memorySuffix) !== undefined) return
+  for (const suffix of [kernelSuffix, metadataSuffix, manifestSuffix]) {
+    const file = name + suffix
+    if (directory.statusIfAny(file)?.kind !== 'directory') directory.renameIfAny(file, trash, file)
+  }
+}
+
+/** Something that is no folder cannot be ours: it is removed. */
+function openFolder(staging: Directory, name: string): Directory | undefined {
+  if (staging.statusIfAny(name)?.kind === 'directory') return staging.openIfAny(name)
+  staging.unlink(name)
+  return undefined
+}

@@ -1,0 +1,230 @@
+/**
+ * A stage: `.staging/<id>/`, where a checkpoint grows until it is published, and in it `in/`, the only folder
+ * bhyve ever gets a descriptor of. A flock on the stage itself says that somebody is still at it.
+ * Runs in the pool.
+ */
+import fs from 'node:fs'
+import path from 'node:path'
+import { type Inspection, inspectSet, missingMemory } from '../inspect/structure.js'
+import { kernelSuffix, memorySuffix, metadataSuffix } from '../names.js'
+import type { Problem } from '../types.js'
+import { Directory, removeTree } from './directory.js'
+import { lockStaging, lockStagingIfAny } from './lock.js'
+import { guestFile, inName, stagingName } from './paths.js'
+import { assertReplaceable } from './replaceable.js'
+import { recover } from './recover.js'
+import { freshId, isAlive, isStageId } from './staging_entries.js'
+
+const guestFiles: readonly (readonly [string, string])[] = [
+  [guestFile, memorySuffix],
+  [`${guestFile}.kern`, kernelSuffix],
+  [`${guestFile}.meta`, metadataSuffix],
+]
+
+export interface StageRequest {
+  directory: string
+  name: string
+  ifExists: 'replace' | 'fail'
+  durable: boolean
+  /** uid that bhyve runs as: `in/` is given to it. */
+  writerUid: number
+}
+
+export interface StageResult {
+  id: string
+  /** What `struct` and `path` requests name. */
+  requestPath: string
+  /** Directories this call made, deepest first. */
+  made: string[]
+  descriptors: { directory: number; stage: number; in: number }
+}
+
+/** A stage as later jobs are told about it: the descriptors stay the caller's. */
+export interface StageHandle {
+  directoryPath: string
+  directory: number
+  stage: number
+  id: string
+}
+
+export function createStage(request: StageRequest): StageResult {
+  const made: string[] = []
+  try {
+    using directory = openOrMake(request.directory, made)
+    using staging = lockStaging(directory)
+    recover(directory, staging)
+    assertReplaceable(directory, request.name, request.ifExists)
+    return openStage(directory, staging, request, made)
+  } catch (error) {
+    removeMade(made)
+    throw error
+  }
+}
+
+function openStage(
+  directory: Directory,
+  staging: Directory,
+  request: StageRequest,
+  made: string[],
+): StageResult {
+  const id = freshId(staging)
+  try {
+    using stage = makeFolder(staging, id)
+    stage.lock('exclusive')
+    using inFolder = makeFolder(stage, inName)
+    if (request.writerUid !== process.geteuid?.()) inFolder.giveTo(request.writerUid)
+    if (request.durable) {
+      stage.sync()
+      staging.sync()
+    }
+    const descriptors = { directory: directory.release(), stage: stage.release(), in: inFolder.release() }
+    return { id, requestPath: `${inFolder.path}/${guestFile}`, made, descriptors }
+  } catch (error) {
+    removeTree(staging, id)
+    if (made.includes(directory.path)) directory.removeEmpty(stagingName)
+    throw error
+  }
+}
+
+function openOrMake(directoryPath: string, made: string[]): Directory {
+  const parentPath = path.dirname(directoryPath)
+  makeMissing(parentPath, made)
+  using parent = Directory.openPath(parentPath)
+  const name = path.basename(directoryPath)
+  if (parent.make(name)) {
+    parent.sync()
+    made.unshift(directoryPath)
+  }
+  return parent.open(name)
+}
+
+function makeMissing(directoryPath: string, made: string[]): void {
+  using existing = Directory.openPathIfAny(directoryPath)
+  if (existing !== undefined) return
+  const parentPath = path.dirname(directoryPath)
+  makeMissing(parentPath, made)
+  using parent = Directory.openPath(parentPath)
+  if (!parent.make(path.basename(directoryPath))) return
+  parent.sync()
+  made.unshift(directoryPath)
+}
+
+function makeFolder(parent: Directory, name: string): Directory {
+  parent.make(name)
+  return parent.open(name)
+}
+
+export interface Saved {
+  /** bhyve has opened its files. */
+  begun: boolean
+  /** Guest RAM written so far. */
+  bytes: number
+  /** Somebody else waits for this VM's bhyve too. */
+  othersWait: boolean
+}
+
+/** How far bhyve is, by the growing file. */
+export function savedSoFar(handle: StageHandle): Saved {
+  const stage = Directory.borrow(handle.stage, stagePath(handle))
+  using inFolder = stage.open(inName)
+  const memory = inFolder.statusIfAny(guestFile)
+  const begun = memory !== undefined || inFolder.statusIfAny(`${guestFile}.kern`) !== undefined
+  return { begun, bytes: memory?.size ?? 0, othersWait: !begun && hasOtherStages(handle) }
+}
+
+/**
+ * Stages of the same VM whose owners live: their requests are before or behind ours. Looked at under the lock
+ * of `.staging`, so that a stage in the making is not disturbed.
+ */
+function hasOtherStages(handle: StageHandle): boolean {
+  const directory = Directory.borrow(handle.directory, handle.directoryPath)
+  using staging = lockStagingIfAny(directory, 'exclusive')
+  if (staging === undefined) return false
+  return staging.entries().some((entry) => entry !== handle.id && isStageId(entry) && isAlive(staging, entry))
+}
+
+export interface Collected {
+  /** bhyve made no file at all. */
+  untouched: boolean
+  problems: Problem[]
+  inspection?: Inspection
+}
+
+/**
+ * Takes what bhyve wrote out of its reach, under the checkpoint's name, and looks at it there. What else it
+ * left in `in/` is removed.
+ */
+export function collectStage(handle: StageHandle, name: string): Collected {
+  const stage = Directory.borrow(handle.stage, stagePath(handle))
+  const moved = moveOut(stage, name)
+  if (moved === 0) return { untouched: true, problems: absentProblems(name) }
+  const inspection = inspectSet(stage, name)
+  if (inspection === undefined) return { untouched: false, problems: [missingMemory(name)] }
+  return { untouched: false, problems: inspection.problems, inspection }
+}
+
+function moveOut(stage: Directory, name: string): number {
+  using inFolder = stage.open(inName)
+  const moved = guestFiles.filter(([from, suffix]) => inFolder.renameIfAny(from, stage, name + suffix))
+  return moved.length
+}
+
+function absentProblems(name: string): Problem[] {
+  return [
+    missingMemory(name),
+    {
+      code: 'kernel-missing',
+      message: 'there is no file of kernel and device state',
+      file: name + kernelSuffix,
+    },
+    { code: 'metadata-missing', message: 'there are no metadata', file: name + metadataSuffix },
+  ]
+}
+
+/** Whether bhyve left `in/` as it got it. */
+export function isUntouched(handle: StageHandle): boolean {
+  using inFolder = Directory.borrow(handle.stage, stagePath(handle)).open(inName)
+  return inFolder.entries().length === 0
+}
+
+/** A descriptor of `in/` once more, for a second request. */
+export function reopenIn(handle: StageHandle): { descriptors: { in: number } } {
+  using inFolder = Directory.borrow(handle.stage, stagePath(handle)).open(inName)
+  return { descriptors: { in: inFolder.release() } }
+}
+
+/** Removes `in/` and whatever bhyve left in it: the stage then holds the set and nothing else. */
+export function sealStage(handle: StageHandle): void {
+  removeTree(Directory.borrow(handle.stage, stagePath(handle)), inName)
+}
+
+/** Throws the stage away, and the directories made for it where nothing else lives in them. */
+export function abandonStage(handle: StageHandle, made: readonly string[]): void {
+  const directory = Directory.borrow(handle.directory, handle.directoryPath)
+  using staging = lockStagingIfAny(directory, 'exclusive')
+  if (staging === undefined) return
+  if (isSameStage(staging, handle)) removeTree(staging, handle.id)
+  if (made.includes(handle.directoryPath) && staging.entries().length === 0)
+    directory.removeEmpty(stagingName)
+  removeMade(made)
+}
+
+/** Whether the name still leads to the stage we hold. */
+export function isSameStage(staging: Directory, handle: StageHandle): boolean {
+  const identity = Directory.borrow(handle.stage, stagePath(handle)).ownStatus().identity
+  return staging.statusIfAny(handle.id)?.identity === identity
+}
+
+function removeMade(made: readonly string[]): void {
+  for (const directoryPath of made) {
+    try {
+      fs.rmdirSync(directoryPath)
+    } catch {
+      return // somebody uses it by now: it stays
+    }
+  }
+}
+
+function stagePath(handle: StageHandle): string {
+  return `${handle.directoryPath}/${stagingName}/${handle.id}`
+}

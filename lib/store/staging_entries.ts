@@ -1,0 +1,27 @@
+/** What may stand in `.staging`: stages, committed ones, and destroyed checkpoints on their way out. */
+import { randomBytes } from 'node:crypto'
+import type { Directory } from './directory.js'
+
+/** A stage whose commit point is behind it. */
+export const readySuffix = '.ready'
+/** A folder into which a destroyed checkpoint was moved. */
+export const trashSuffix = '.trash'
+
+export function isStageId(entry: string): boolean {
+  return /^[0-9a-z]{1,12}$/.test(entry)
+}
+
+/** An id nobody has. Asked only under the exclusive lock of `.staging`. */
+export function freshId(staging: Directory): string {
+  for (;;) {
+    const id = BigInt(`0x${randomBytes(6).toString('hex')}`).toString(36)
+    if (staging.statusIfAny(id) === undefined) return id
+  }
+}
+
+/** Whether somebody holds the stage's own flock. Asked only under the lock of `.staging`. */
+export function isAlive(staging: Directory, id: string): boolean {
+  if (staging.statusIfAny(id)?.kind !== 'directory') return false
+  using stage = staging.openIfAny(id)
+  return stage !== undefined && !stage.lock('exclusive')
+}

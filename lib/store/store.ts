@@ -1,0 +1,155 @@
+/**
+ * The store as the callers' thread sees it: every call is a job of the pool. A VM's checkpoints that somebody
+ * else works on are waited for here, by asking again, so that no pool thread stands still.
+ */
+import { CheckpointError } from '../errors.js'
+import { loadNative } from '../native.js'
+import type { JobName, Jobs } from '../pool/jobs.js'
+import type { Pool } from '../pool/pool.js'
+import type { Checkpoint, Layout, ListedCheckpoint, VerificationReport } from '../types.js'
+import type { Publication } from './publish.js'
+import type { Collected, Saved, StageHandle, StageRequest } from './stage.js'
+
+/** How long another process's work on the same VM's checkpoints is waited for. */
+const lockPatienceMs = 30_000
+const lockRetryMs = 20
+
+export class Store {
+  readonly #pool: Pool
+  readonly #layout: Layout
+  readonly #ownsDirectories: boolean
+
+  constructor(pool: Pool, layout: Layout, ownsDirectories: boolean) {
+    this.#pool = pool
+    this.#layout = layout
+    this.#ownsDirectories = ownsDirectories
+  }
+
+  directoryOf(vm: string): string {
+    const directory = this.#layout.directoryOf(vm)
+    if (typeof directory === 'string' && directory.startsWith('/') && !directory.includes('\0')) {
+      return directory.length > 1 ? directory.replace(/\/+$/, '') : directory
+    }
+    throw new CheckpointError(
+      'ERR_INVALID_OPTION',
+      `the layout's directory of VM '${vm}' is not an absolute path`,
+      {
+        vm,
+      },
+    )
+  }
+
+  async stage(vm: string, request: Omit<StageRequest, 'directory'>): Promise<Stage> {
+    const directory = this.directoryOf(vm)
+    const result = await this.#locked('createStage', { ...request, directory })
+    return new Stage(this, directory, result)
+  }
+
+  list(vm: string): Promise<ListedCheckpoint[]> {
+    return this.#locked('listSets', this.directoryOf(vm), vm)
+  }
+
+  get(vm: string, name: string): Promise<Checkpoint> {
+    return this.#locked('getSet', this.directoryOf(vm), vm, name)
+  }
+
+  verify(vm: string, name: string): Promise<Omit<VerificationReport, 'elapsedMs'>> {
+    return this.#locked('verifySet', this.directoryOf(vm), name)
+  }
+
+  destroy(vm: string, name: string): Promise<void> {
+    return this.#locked('destroySet', this.directoryOf(vm), name)
+  }
+
+  destroyAll(vm: string): Promise<string[]> {
+    return this.#locked('destroySets', this.directoryOf(vm), this.#ownsDirectories)
+  }
+
+  /** A job that needs no lock. */
+  run<N extends JobName>(name: N, ...args: Parameters<Jobs[N]>): Promise<ReturnType<Jobs[N]>> {
+    return this.#pool.run(name, ...args)
+  }
+
+  /** A job that needs the lock of the VM's `.staging`. Rejects with ERR_CHECKPOINT_BUSY after 30 seconds. */
+  locked<N extends JobName>(name: N, ...args: Parameters<Jobs[N]>): Promise<ReturnType<Jobs[N]>> {
+    return this.#locked(name, ...args)
+  }
+
+  async #locked<N extends JobName>(name: N, ...args: Parameters<Jobs[N]>): Promise<ReturnType<Jobs[N]>> {
+    const deadline = performance.now() + lockPatienceMs
+    for (;;) {
+      try {
+        return await this.#pool.run(name, ...args)
+      } catch (error) {
+        if (!isBusy(error) || performance.now() > deadline) throw error
+      }
+      await new Promise((resolve) => setTimeout(resolve, lockRetryMs * (0.5 + Math.random())))
+    }
+  }
+}
+
+export function isBusy(error: unknown): boolean {
+  return error instanceof CheckpointError && error.code === 'ERR_CHECKPOINT_BUSY'
+}
+
+/** A stage of ours, from its making to its publication or its end. `close` must be called in every case. */
+export class Stage {
+  readonly requestPath: string
+  readonly #store: Store
+  readonly #handle: StageHandle
+  readonly #made: readonly string[]
+  /** What bhyve gets, until it has got it. */
+  #in: number | undefined
+
+  constructor(store: Store, directoryPath: string, made: ReturnType<Jobs['createStage']>) {
+    const { directory, stage, in: inFolder } = made.descriptors
+    this.#store = store
+    this.#handle = { directoryPath, directory, stage, id: made.id }
+    this.#made = made.made
+    this.#in = inFolder
+    this.requestPath = made.requestPath
+  }
+
+  /** The descriptor of `in/` to pass on. */
+  async inDescriptor(): Promise<number> {
+    this.#in ??= (await this.#store.run('reopenIn', this.#handle)).descriptors.in
+    return this.#in
+  }
+
+  /** bhyve has its own copy: ours is not needed any more. */
+  closeIn(): void {
+    if (this.#in !== undefined) loadNative().close(this.#in)
+    this.#in = undefined
+  }
+
+  saved(): Promise<Saved> {
+    return this.#store.run('savedSoFar', this.#handle)
+  }
+
+  isUntouched(): Promise<boolean> {
+    return this.#store.run('isUntouched', this.#handle)
+  }
+
+  collect(name: string): Promise<Collected> {
+    return this.#store.run('collectStage', this.#handle, name)
+  }
+
+  async prepare(publication: Publication): Promise<void> {
+    await this.#store.run('sealStage', this.#handle)
+    await this.#store.run('prepareStage', this.#handle, publication)
+  }
+
+  commit(publication: Publication): Promise<Checkpoint> {
+    return this.#store.locked('commitStage', this.#handle, publication)
+  }
+
+  abandon(): Promise<void> {
+    return this.#store.locked('abandonStage', this.#handle, this.#made)
+  }
+
+  close(): void {
+    this.closeIn()
+    loadNative().close(this.#handle.stage)
+    loadNative().close(this.#handle.directory)
+  }
+}

@@ -1,0 +1,33 @@
+/**
+ * One request at a time per VM: bhyve serves them one after the other anyway, and a request that was cancelled
+ * while it waited here is never sent.
+ */
+import type { Cancellation } from './cancellation.js'
+
+export class VmQueue {
+  readonly #tails = new Map<string, Promise<void>>()
+
+  /** Whether a call for this VM holds its turn or waits for it. */
+  isBusy(vm: string): boolean {
+    return this.#tails.has(vm)
+  }
+
+  /** Resolves with what gives the turn back. Rejects when cancelled before its turn. */
+  async turn(vm: string, cancellation: Cancellation): Promise<() => void> {
+    const before = this.#tails.get(vm) ?? Promise.resolve()
+    let end: () => void = () => undefined
+    const ended = new Promise<void>((resolve) => (end = resolve))
+    const tail = before.then(() => ended)
+    this.#tails.set(vm, tail)
+    void tail.then(() => {
+      if (this.#tails.get(vm) === tail) this.#tails.delete(vm)
+    })
+    try {
+      await cancellation.race(before)
+      return end
+    } catch (error) {
+      end()
+      throw error
+    }
+  }
+}

@@ -1,0 +1,491 @@
+// The one file that knows Node-API: it turns arguments into C++ values and results into JavaScript ones.
+// Nothing here decides anything.
+
+#include <limits>
+#include <optional>
+
+#include <napi.h>
+
+#include "checkpoint_request.h"
+#include "directory.h"
+#include "nvlist.h"
+#include "process.h"
+#include "server_socket.h"
+#include "unix_socket.h"
+
+namespace {
+
+using bhyve::Failure;
+using bhyve::Result;
+using bhyve::UniqueFd;
+using Napi::CallbackInfo;
+using Napi::Env;
+using Napi::Value;
+
+// ---- arguments ----------------------------------------------------------------------------------
+
+[[noreturn]] void refuse(const Env &env, const char *message) {
+  throw Napi::TypeError::New(env, message);
+}
+
+int intArgument(const CallbackInfo &info, size_t index) {
+  if (!info[index].IsNumber())
+    refuse(info.Env(), "an integer is expected");
+  return info[index].As<Napi::Number>().Int32Value();
+}
+
+std::string textArgument(const CallbackInfo &info, size_t index) {
+  if (!info[index].IsString())
+    refuse(info.Env(), "a string is expected");
+  std::string text = info[index].As<Napi::String>().Utf8Value();
+  // The systems' calls would take the part before the NUL for the whole.
+  if (text.find('\0') != std::string::npos)
+    refuse(info.Env(), "a string without NUL is expected");
+  return text;
+}
+
+Napi::Uint8Array bytesArgument(const CallbackInfo &info, size_t index) {
+  if (!info[index].IsTypedArray() || info[index].As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array)
+    refuse(info.Env(), "a Uint8Array is expected");
+  return info[index].As<Napi::Uint8Array>();
+}
+
+// ---- results ------------------------------------------------------------------------------------
+
+Value toValue(const Env &env, const Failure &failure) {
+  auto object = Napi::Object::New(env);
+  object.Set("errno", failure.error);
+  object.Set("syscall", failure.syscall);
+  return object;
+}
+
+Value toValue(const Env &env, std::int64_t number) {
+  return Napi::Number::New(env, static_cast<double>(number));
+}
+Value toValue(const Env &env, double number) {
+  return Napi::Number::New(env, number);
+}
+Value toValue(const Env &env, const std::string &bytes) {
+  return Napi::Buffer<char>::Copy(env, bytes.data(), bytes.size());
+}
+Value toValue(const Env &env, const std::vector<std::uint8_t> &bytes) {
+  return Napi::Buffer<std::uint8_t>::Copy(env, bytes.data(), bytes.size());
+}
+
+bhyve::DescriptorTable &tableOf(const Env &env) {
+  return *env.GetInstanceData<bhyve::DescriptorTable>();
+}
+
+Value toValue(const Env &env, UniqueFd &descriptor) {
+  return Napi::Number::New(env, tableOf(env).own(std::move(descriptor)));
+}
+
+const char *nameOf(bhyve::FileKind kind) {
+  switch (kind) {
+  case bhyve::FileKind::File:
+    return "file";
+  case bhyve::FileKind::Directory:
+    return "directory";
+  case bhyve::FileKind::Symlink:
+    return "symlink";
+  case bhyve::FileKind::Socket:
+    return "socket";
+  case bhyve::FileKind::Fifo:
+    return "fifo";
+  case bhyve::FileKind::Other:
+    return "other";
+  }
+  return "other";
+}
+
+Value toValue(const Env &env, const bhyve::FileStatus &status) {
+  auto object = Napi::Object::New(env);
+  object.Set("kind", nameOf(status.kind));
+  object.Set("size", status.size);
+  object.Set("allocatedBytes", status.allocatedBytes);
+  object.Set("mtimeMs", status.mtimeMs);
+  object.Set("identity", status.identity);
+  object.Set("links", status.links);
+  object.Set("uid", status.uid);
+  object.Set("mode", status.mode);
+  return object;
+}
+
+Value toValue(const Env &env, const bhyve::Peer &peer) {
+  auto object = Napi::Object::New(env);
+  object.Set("uid", static_cast<double>(peer.uid));
+  object.Set("pid", static_cast<double>(peer.pid));
+  return object;
+}
+
+const char *nameOf(bhyve::ProcessState state) {
+  switch (state) {
+  case bhyve::ProcessState::Running:
+    return "running";
+  case bhyve::ProcessState::Stopped:
+    return "stopped";
+  case bhyve::ProcessState::Zombie:
+    return "zombie";
+  }
+  return "running";
+}
+
+Value toValue(const Env &env, const bhyve::ProcessStatus &status) {
+  auto object = Napi::Object::New(env);
+  object.Set("state", nameOf(status.state));
+  object.Set("startedAt", status.startedAt);
+  return object;
+}
+
+Value toValue(const Env &env, const std::vector<int> &numbers) {
+  auto array = Napi::Array::New(env, numbers.size());
+  for (std::uint32_t i = 0; i < numbers.size(); i++)
+    array.Set(i, numbers[i]);
+  return array;
+}
+
+Value toValue(const Env &env, bhyve::ReceivedDescriptors &received) {
+  auto descriptors = Napi::Array::New(env, received.descriptors.size());
+  for (std::uint32_t i = 0; i < received.descriptors.size(); i++)
+    descriptors.Set(i, toValue(env, received.descriptors[i]));
+  auto object = Napi::Object::New(env);
+  object.Set("bytes", static_cast<double>(received.bytes));
+  object.Set("descriptors", descriptors);
+  object.Set("truncated", received.truncated);
+  return object;
+}
+
+template <typename T> Value toValue(const Env &env, Result<T> result) {
+  return std::visit([&](auto &alternative) { return toValue(env, alternative); }, result);
+}
+
+// ---- nvlist and requests ------------------------------------------------------------------------
+
+const char *nameOf(bhyve::nvlist::Type type) {
+  using bhyve::nvlist::Type;
+  switch (type) {
+  case Type::Null:
+    return "null";
+  case Type::Bool:
+    return "bool";
+  case Type::Number:
+    return "number";
+  case Type::String:
+    return "string";
+  case Type::Descriptor:
+    return "descriptor";
+  case Type::Binary:
+    return "binary";
+  }
+  return "null";
+}
+
+Value valueOf(const Env &env, const bhyve::nvlist::Pair &pair) {
+  using bhyve::nvlist::Type;
+  switch (pair.type) {
+  case Type::Null:
+    return env.Null();
+  case Type::Bool:
+    return Napi::Boolean::New(env, pair.scalar == 1);
+  case Type::Number:
+  case Type::Descriptor:
+    return Napi::BigInt::New(env, pair.scalar);
+  case Type::String:
+    return Napi::String::New(env, pair.bytes);
+  case Type::Binary:
+    return toValue(env, pair.bytes);
+  }
+  return env.Null();
+}
+
+std::uint64_t scalarFrom(const Env &env, const Value &value) {
+  bool lossless = false;
+  if (!value.IsBigInt())
+    refuse(env, "a bigint is expected");
+  const std::uint64_t scalar = value.As<Napi::BigInt>().Uint64Value(&lossless);
+  if (!lossless)
+    refuse(env, "a bigint of 64 bits without sign is expected");
+  return scalar;
+}
+
+std::string stringFrom(const Env &env, const Value &value, bool nulAllowed) {
+  if (!value.IsString())
+    refuse(env, "a string is expected");
+  std::string text = value.As<Napi::String>().Utf8Value();
+  if (!nulAllowed && text.find('\0') != std::string::npos)
+    refuse(env, "a string without NUL is expected");
+  return text;
+}
+
+bhyve::nvlist::Pair pairFrom(const Env &env, const Napi::Object &object) {
+  using bhyve::nvlist::Pair;
+  const std::string name = stringFrom(env, object.Get("name"), false);
+  const std::string type = stringFrom(env, object.Get("type"), false);
+  const Value value = object.Get("value");
+  if (name.size() >= 2048)
+    refuse(env, "a name of at most 2047 bytes is expected");
+  if (type == "null")
+    return Pair::null(name);
+  if (type == "bool" && value.IsBoolean())
+    return Pair::boolean(name, value.As<Napi::Boolean>());
+  if (type == "number")
+    return Pair::number(name, scalarFrom(env, value));
+  if (type == "descriptor")
+    return Pair::descriptor(name, scalarFrom(env, value));
+  if (type == "string")
+    return Pair::string(name, stringFrom(env, value, false));
+  if (type == "binary" && value.IsBuffer() && value.As<Napi::Buffer<char>>().Length() > 0) {
+    const auto buffer = value.As<Napi::Buffer<char>>();
+    return Pair::binary(name, std::string(buffer.Data(), buffer.Length()));
+  }
+  refuse(env, "type and value of a pair do not fit");
+}
+
+Value encodeNvlist(const CallbackInfo &info) {
+  if (!info[0].IsArray())
+    refuse(info.Env(), "an array of pairs is expected");
+  const auto array = info[0].As<Napi::Array>();
+  bhyve::nvlist::List pairs;
+  for (std::uint32_t i = 0; i < array.Length(); i++) {
+    const Value pair = array[i];
+    if (!pair.IsObject())
+      refuse(info.Env(), "a pair is expected");
+    pairs.push_back(pairFrom(info.Env(), pair.As<Napi::Object>()));
+  }
+  return toValue(info.Env(), bhyve::nvlist::encode(pairs));
+}
+
+Value decodeNvlist(const CallbackInfo &info) {
+  const auto bytes = bytesArgument(info, 0);
+  const int descriptors = intArgument(info, 1);
+  const auto pairs =
+      bhyve::nvlist::decode(bytes.Data(), bytes.ByteLength(), static_cast<std::uint64_t>(descriptors));
+  if (!pairs)
+    return info.Env().Undefined();
+  auto array = Napi::Array::New(info.Env(), pairs->size());
+  for (std::uint32_t i = 0; i < pairs->size(); i++) {
+    auto object = Napi::Object::New(info.Env());
+    object.Set("name", (*pairs)[i].name);
+    object.Set("type", nameOf((*pairs)[i].type));
+    object.Set("value", valueOf(info.Env(), (*pairs)[i]));
+    array.Set(i, object);
+  }
+  return array;
+}
+
+bhyve::Dialect dialectFrom(const Env &env, const std::string &name) {
+  if (name == "struct")
+    return bhyve::Dialect::Struct;
+  if (name == "path")
+    return bhyve::Dialect::Path;
+  if (name == "descriptor")
+    return bhyve::Dialect::Descriptor;
+  refuse(env, "a dialect is expected: struct, path or descriptor");
+}
+
+bhyve::Operation operationFrom(const Env &env, const std::string &name) {
+  if (name == "checkpoint")
+    return bhyve::Operation::Checkpoint;
+  if (name == "suspend")
+    return bhyve::Operation::Suspend;
+  if (name == "refused")
+    return bhyve::Operation::Refused;
+  refuse(env, "an operation is expected: checkpoint, suspend or refused");
+}
+
+Value encodeRequest(const CallbackInfo &info) {
+  const auto request =
+      bhyve::encodeRequest(dialectFrom(info.Env(), textArgument(info, 0)),
+                           operationFrom(info.Env(), textArgument(info, 1)), textArgument(info, 2));
+  if (!request)
+    refuse(info.Env(), "this dialect has no room for that request");
+  return toValue(info.Env(), *request);
+}
+
+// ---- sockets ------------------------------------------------------------------------------------
+
+Value connectStream(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::connectStream(textArgument(info, 0)));
+}
+Value peerOf(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::peerOf(intArgument(info, 0)));
+}
+
+Value sendBytes(const CallbackInfo &info) {
+  const auto bytes = bytesArgument(info, 1);
+  const int offset = intArgument(info, 2);
+  if (offset < 0 || static_cast<size_t>(offset) > bytes.ByteLength())
+    refuse(info.Env(), "an offset inside the bytes is expected");
+  return toValue(info.Env(), bhyve::sendBytes(intArgument(info, 0), bytes.Data() + offset,
+                                              bytes.ByteLength() - static_cast<size_t>(offset)));
+}
+
+Value sendDescriptor(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::sendDescriptor(intArgument(info, 0), intArgument(info, 1)));
+}
+Value shutdownWrite(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::shutdownWrite(intArgument(info, 0)));
+}
+Value listenStream(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::listenStream(textArgument(info, 0), intArgument(info, 1)));
+}
+Value bindDatagram(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::bindDatagram(textArgument(info, 0)));
+}
+Value acceptConnection(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::acceptConnection(intArgument(info, 0)));
+}
+
+Value receiveBytes(const CallbackInfo &info) {
+  const int length = intArgument(info, 1);
+  if (length < 1)
+    refuse(info.Env(), "a positive length is expected");
+  return toValue(info.Env(), bhyve::receiveBytes(intArgument(info, 0), static_cast<size_t>(length)));
+}
+
+Value receiveDescriptors(const CallbackInfo &info) {
+  const int expected = intArgument(info, 1);
+  if (expected < 1)
+    refuse(info.Env(), "a positive number of descriptors is expected");
+  return toValue(info.Env(), bhyve::receiveDescriptors(intArgument(info, 0), static_cast<size_t>(expected)));
+}
+
+Value pollReadable(const CallbackInfo &info) {
+  if (!info[0].IsArray())
+    refuse(info.Env(), "an array of descriptors is expected");
+  const auto array = info[0].As<Napi::Array>();
+  std::vector<int> descriptors;
+  for (std::uint32_t i = 0; i < array.Length(); i++) {
+    const Value descriptor = array[i];
+    if (!descriptor.IsNumber())
+      refuse(info.Env(), "an array of descriptors is expected");
+    descriptors.push_back(descriptor.As<Napi::Number>().Int32Value());
+  }
+  return toValue(info.Env(), bhyve::pollReadable(descriptors, intArgument(info, 1)));
+}
+
+// ---- directories --------------------------------------------------------------------------------
+
+Value openPath(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::openPath(textArgument(info, 0), intArgument(info, 1)));
+}
+Value openAt(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::openAt(intArgument(info, 0), textArgument(info, 1), intArgument(info, 2),
+                                           intArgument(info, 3)));
+}
+Value makeDirectoryAt(const CallbackInfo &info) {
+  return toValue(info.Env(),
+                 bhyve::makeDirectoryAt(intArgument(info, 0), textArgument(info, 1), intArgument(info, 2)));
+}
+Value statusAt(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::statusAt(intArgument(info, 0), textArgument(info, 1)));
+}
+Value statusOf(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::statusOf(intArgument(info, 0)));
+}
+Value renameAt(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::renameAt(intArgument(info, 0), textArgument(info, 1),
+                                             intArgument(info, 2), textArgument(info, 3)));
+}
+Value unlinkAt(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::unlinkAt(intArgument(info, 0), textArgument(info, 1)));
+}
+Value removeDirectoryAt(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::removeDirectoryAt(intArgument(info, 0), textArgument(info, 1)));
+}
+Value readDirectory(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::readDirectory(intArgument(info, 0)));
+}
+Value syncDescriptor(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::syncDescriptor(intArgument(info, 0)));
+}
+
+Value lockDescriptor(const CallbackInfo &info) {
+  const std::string mode = textArgument(info, 1);
+  if (mode != "shared" && mode != "exclusive")
+    refuse(info.Env(), "a lock mode is expected: shared or exclusive");
+  return toValue(info.Env(),
+                 bhyve::lockDescriptor(intArgument(info, 0), mode == "shared" ? bhyve::LockMode::Shared
+                                                                              : bhyve::LockMode::Exclusive));
+}
+
+Value unlockDescriptor(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::unlockDescriptor(intArgument(info, 0)));
+}
+Value freeSpace(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::freeSpace(intArgument(info, 0)));
+}
+
+// ---- processes and ownership --------------------------------------------------------------------
+
+Value processStatus(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::processStatus(static_cast<pid_t>(intArgument(info, 0))));
+}
+Value dieBy(const CallbackInfo &info) {
+  bhyve::dieBy(intArgument(info, 0));
+}
+
+Value adopt(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::duplicate(intArgument(info, 0)));
+}
+
+Value disown(const CallbackInfo &info) {
+  tableOf(info.Env()).disown(intArgument(info, 0));
+  return info.Env().Undefined();
+}
+
+Value closeOwned(const CallbackInfo &info) {
+  if (!tableOf(info.Env()).close(intArgument(info, 0)))
+    refuse(info.Env(), "this descriptor is not open, or somebody else's");
+  return info.Env().Undefined();
+}
+
+Value ownedDescriptors(const CallbackInfo &info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(tableOf(info.Env()).size()));
+}
+
+Napi::Object initialize(Napi::Env env, Napi::Object exports) {
+  env.SetInstanceData(new bhyve::DescriptorTable());
+  exports.Set("socketPathCapacity", static_cast<double>(bhyve::kSocketPathCapacity));
+  const auto method = [&](const char *name, Value (*call)(const CallbackInfo &)) {
+    exports.Set(name, Napi::Function::New(env, call, name));
+  };
+  method("encodeNvlist", encodeNvlist);
+  method("decodeNvlist", decodeNvlist);
+  method("encodeRequest", encodeRequest);
+  method("connectStream", connectStream);
+  method("peerOf", peerOf);
+  method("send", sendBytes);
+  method("sendDescriptor", sendDescriptor);
+  method("shutdownWrite", shutdownWrite);
+  method("listenStream", listenStream);
+  method("bindDatagram", bindDatagram);
+  method("accept", acceptConnection);
+  method("receive", receiveBytes);
+  method("receiveDescriptors", receiveDescriptors);
+  method("poll", pollReadable);
+  method("openPath", openPath);
+  method("openAt", openAt);
+  method("makeDirectoryAt", makeDirectoryAt);
+  method("statusAt", statusAt);
+  method("statusOf", statusOf);
+  method("renameAt", renameAt);
+  method("unlinkAt", unlinkAt);
+  method("removeDirectoryAt", removeDirectoryAt);
+  method("readDirectory", readDirectory);
+  method("sync", syncDescriptor);
+  method("lock", lockDescriptor);
+  method("unlock", unlockDescriptor);
+  method("freeSpace", freeSpace);
+  method("processStatus", processStatus);
+  method("dieBy", dieBy);
+  method("adopt", adopt);
+  method("disown", disown);
+  method("close", closeOwned);
+  method("ownedDescriptors", ownedDescriptors);
+  return exports;
+}
+
+} // namespace
+
+NODE_API_MODULE(bhyve_checkpoint, initialize)

@@ -1,0 +1,187 @@
+#include "directory.h"
+
+#include <memory>
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+namespace bhyve {
+namespace {
+
+constexpr double kBlockSize = 512; // the unit of st_blocks on every system served here
+constexpr mode_t kPermissionBits = 07777;
+
+bool isComponent(const std::string &name) {
+  return !name.empty() && name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
+}
+
+Result<std::int64_t> done(int result, const char *syscall) {
+  if (result == -1)
+    return failureOf(syscall);
+  return 0;
+}
+
+FileKind kindOf(mode_t mode) {
+  if (S_ISREG(mode))
+    return FileKind::File;
+  if (S_ISDIR(mode))
+    return FileKind::Directory;
+  if (S_ISLNK(mode))
+    return FileKind::Symlink;
+  if (S_ISSOCK(mode))
+    return FileKind::Socket;
+  return S_ISFIFO(mode) ? FileKind::Fifo : FileKind::Other;
+}
+
+double millisecondsOf(const timespec &time) {
+  return static_cast<double>(time.tv_sec) * 1e3 + static_cast<double>(time.tv_nsec / 1000000);
+}
+
+FileStatus describe(const struct stat &status) {
+#ifdef __APPLE__
+  const timespec modified = status.st_mtimespec;
+#else
+  const timespec modified = status.st_mtim;
+#endif
+  return FileStatus{kindOf(status.st_mode),
+                    static_cast<double>(status.st_size),
+                    static_cast<double>(status.st_blocks) * kBlockSize,
+                    millisecondsOf(modified),
+                    std::to_string(status.st_dev) + ":" + std::to_string(status.st_ino),
+                    static_cast<double>(status.st_nlink),
+                    static_cast<double>(status.st_uid),
+                    static_cast<double>(status.st_mode & kPermissionBits)};
+}
+
+struct DirectoryCloser {
+  void operator()(DIR *directory) const noexcept { ::closedir(directory); }
+};
+using DirectoryStream = std::unique_ptr<DIR, DirectoryCloser>;
+
+bool isDots(const char *name) {
+  return name[0] == '.' && (name[1] == '\0' || (name[1] == '.' && name[2] == '\0'));
+}
+
+} // namespace
+
+Result<UniqueFd> openPath(const std::string &path, int flags) {
+  UniqueFd opened(retryInterrupted([&] { return ::open(path.c_str(), flags | O_CLOEXEC); }));
+  if (!opened.valid())
+    return failureOf("open");
+  return opened;
+}
+
+Result<UniqueFd> openAt(int directory, const std::string &name, int flags, int mode) {
+  if (!isComponent(name))
+    return Failure{EINVAL, "openat"};
+  UniqueFd opened(retryInterrupted(
+      [&] { return ::openat(directory, name.c_str(), flags | O_CLOEXEC, static_cast<mode_t>(mode)); }));
+  if (!opened.valid())
+    return failureOf("openat");
+  return opened;
+}
+
+Result<std::int64_t> makeDirectoryAt(int directory, const std::string &name, int mode) {
+  if (!isComponent(name))
+    return Failure{EINVAL, "mkdirat"};
+  return done(::mkdirat(directory, name.c_str(), static_cast<mode_t>(mode)), "mkdirat");
+}
+
+Result<FileStatus> statusAt(int directory, const std::string &name) {
+  if (!isComponent(name))
+    return Failure{EINVAL, "fstatat"};
+  struct stat status{};
+  if (::fstatat(directory, name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == -1)
+    return failureOf("fstatat");
+  return describe(status);
+}
+
+Result<FileStatus> statusOf(int descriptor) {
+  struct stat status{};
+  if (::fstat(descriptor, &status) == -1)
+    return failureOf("fstat");
+  return describe(status);
+}
+
+Result<std::int64_t> renameAt(int fromDirectory, const std::string &from, int toDirectory,
+                              const std::string &to) {
+  if (!isComponent(from) || !isComponent(to))
+    return Failure{EINVAL, "renameat"};
+  return done(::renameat(fromDirectory, from.c_str(), toDirectory, to.c_str()), "renameat");
+}
+
+Result<std::int64_t> unlinkAt(int directory, const std::string &name) {
+  if (!isComponent(name))
+    return Failure{EINVAL, "unlinkat"};
+  return done(::unlinkat(directory, name.c_str(), 0), "unlinkat");
+}
+
+Result<std::int64_t> removeDirectoryAt(int directory, const std::string &name) {
+  if (!isComponent(name))
+    return Failure{EINVAL, "unlinkat"};
+  return done(::unlinkat(directory, name.c_str(), AT_REMOVEDIR), "unlinkat");
+}
+
+Result<std::string> readDirectory(int directory) {
+  // A descriptor of its own: the stream owns what it is given, and shares its position with duplicates.
+  UniqueFd own(
+      retryInterrupted([&] { return ::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+  if (!own.valid())
+    return failureOf("openat");
+  DirectoryStream stream(::fdopendir(own.get()));
+  if (!stream)
+    return failureOf("fdopendir");
+  static_cast<void>(own.release());
+  std::string names;
+  errno = 0;
+  while (const dirent *entry = ::readdir(stream.get())) {
+    if (!isDots(entry->d_name))
+      names.append(entry->d_name).push_back('\0');
+    errno = 0;
+  }
+  if (errno != 0)
+    return failureOf("readdir");
+  return names;
+}
+
+Result<std::int64_t> syncDescriptor(int descriptor) {
+#ifdef __APPLE__
+  // macOS: fsync() leaves the data in the drive's cache.
+  if (::fcntl(descriptor, F_FULLFSYNC) == 0)
+    return 0;
+#endif
+  return done(retryInterrupted([&] { return ::fsync(descriptor); }), "fsync");
+}
+
+Result<std::int64_t> lockDescriptor(int descriptor, LockMode mode) {
+  const int operation = (mode == LockMode::Exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB;
+  if (retryInterrupted([&] { return ::flock(descriptor, operation); }) == 0)
+    return 1;
+  if (errno == EWOULDBLOCK)
+    return 0;
+  return failureOf("flock");
+}
+
+Result<std::int64_t> unlockDescriptor(int descriptor) {
+  return done(retryInterrupted([&] { return ::flock(descriptor, LOCK_UN); }), "flock");
+}
+
+Result<double> freeSpace(int descriptor) {
+  struct statvfs status{};
+  if (retryInterrupted([&] { return ::fstatvfs(descriptor, &status); }) == -1)
+    return failureOf("fstatvfs");
+  return static_cast<double>(status.f_bavail) * static_cast<double>(status.f_frsize);
+}
+
+Result<UniqueFd> duplicate(int descriptor) {
+  UniqueFd copy(::fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
+  if (!copy.valid())
+    return failureOf("fcntl");
+  return copy;
+}
+
+} // namespace bhyve

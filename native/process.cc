@@ -1,0 +1,110 @@
+#include "process.h"
+
+#include <array>
+#include <csignal>
+#include <cstdlib>
+
+#include <unistd.h>
+
+#if defined(__linux__)
+#include <fcntl.h>
+
+#include "unique_fd.h"
+#elif defined(__FreeBSD__)
+#include <sys/param.h>
+#include <sys/sysctl.h>
+#include <sys/user.h>
+#elif defined(__APPLE__)
+#include <sys/proc.h>
+#include <sys/sysctl.h>
+#endif
+
+namespace bhyve {
+namespace {
+
+#if defined(__linux__)
+// The fields of /proc/<pid>/stat after the command, which is in brackets and may hold anything.
+constexpr int kStateField = 0;
+constexpr int kStartField = 19;
+
+std::string fieldAfterCommand(const std::string &line, int field) {
+  std::size_t start = line.rfind(')');
+  for (int i = 0; i <= field && start != std::string::npos; i++)
+    start = line.find(' ', start + 1);
+  if (start == std::string::npos)
+    return {};
+  return line.substr(start + 1, line.find(' ', start + 1) - start - 1);
+}
+
+ProcessState stateOf(const std::string &letter) {
+  if (letter == "Z" || letter == "X")
+    return ProcessState::Zombie;
+  return letter == "T" ? ProcessState::Stopped : ProcessState::Running;
+}
+#elif defined(__FreeBSD__)
+ProcessState stateOf(char state) {
+  if (state == SZOMB)
+    return ProcessState::Zombie;
+  return state == SSTOP ? ProcessState::Stopped : ProcessState::Running;
+}
+#elif defined(__APPLE__)
+ProcessState stateOf(char state) {
+  if (state == SZOMB)
+    return ProcessState::Zombie;
+  return state == SSTOP ? ProcessState::Stopped : ProcessState::Running;
+}
+#endif
+
+} // namespace
+
+#if defined(__linux__)
+Result<ProcessStatus> processStatus(pid_t pid) {
+  const std::string path = "/proc/" + std::to_string(pid) + "/stat";
+  const UniqueFd file(retryInterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); }));
+  if (!file.valid())
+    return Failure{errno == ENOENT ? ESRCH : errno, "open"};
+  std::array<char, 1024> buffer{};
+  const ssize_t length = retryInterrupted([&] { return ::read(file.get(), buffer.data(), buffer.size()); });
+  if (length == -1)
+    return failureOf("read");
+  const std::string line(buffer.data(), static_cast<std::size_t>(length));
+  const std::string started = fieldAfterCommand(line, kStartField);
+  if (started.empty())
+    return Failure{ESRCH, "read"};
+  return ProcessStatus{stateOf(fieldAfterCommand(line, kStateField)), started};
+}
+#elif defined(__FreeBSD__) || defined(__APPLE__)
+Result<ProcessStatus> processStatus(pid_t pid) {
+  std::array<int, 4> name{CTL_KERN, KERN_PROC, KERN_PROC_PID, static_cast<int>(pid)};
+  kinfo_proc process{};
+  size_t size = sizeof(process);
+  if (::sysctl(name.data(), static_cast<u_int>(name.size()), &process, &size, nullptr, 0) == -1)
+    return failureOf("sysctl");
+  if (size == 0)
+    return Failure{ESRCH, "sysctl"};
+#if defined(__FreeBSD__)
+  const timeval started = process.ki_start;
+  const char state = process.ki_stat;
+#else
+  const timeval started = process.kp_proc.p_starttime;
+  const char state = process.kp_proc.p_stat;
+#endif
+  return ProcessStatus{stateOf(state),
+                       std::to_string(started.tv_sec) + "." + std::to_string(started.tv_usec)};
+}
+#else
+#error "process status: FreeBSD, Linux and macOS are supported"
+#endif
+
+void dieBy(int signal) {
+  std::signal(signal, SIG_DFL);
+  sigset_t only;
+  sigemptyset(&only);
+  sigaddset(&only, signal);
+  ::pthread_sigmask(SIG_UNBLOCK, &only, nullptr);
+  ::kill(::getpid(), signal);
+  // Reached only where the signal's default action is not to end the process.
+  std::abort();
+}
+
+} // namespace bhyve

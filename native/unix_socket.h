@@ -1,0 +1,33 @@
+// The client's end of bhyve's socket. No call here waits for the peer.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include <sys/un.h>
+
+#include "result.h"
+#include "unique_fd.h"
+
+namespace bhyve {
+
+// The terminating NUL needs a byte too: a path that fills sun_path is cut by older systems.
+constexpr std::size_t kSocketPathCapacity = sizeof(sockaddr_un::sun_path) - 1;
+
+struct Peer {
+  std::int64_t uid;
+  std::int64_t pid; // -1 where the system does not tell
+};
+
+// A close-on-exec, non-blocking socket that never raises SIGPIPE.
+Result<UniqueFd> makeSocket(int type);
+Result<sockaddr_un> socketAddress(const std::string &path);
+
+Result<UniqueFd> connectStream(const std::string &path);
+Result<Peer> peerOf(int socket);
+Result<std::int64_t> sendBytes(int socket, const std::uint8_t *bytes, std::size_t size);
+Result<std::int64_t> sendDescriptor(int socket, int descriptor);
+Result<std::int64_t> shutdownWrite(int socket);
+
+} // namespace bhyve

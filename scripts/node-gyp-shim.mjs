@@ -1,0 +1,18 @@
+#!/usr/bin/env node
+// prebuildify calls this in the place of node-gyp; cmake-js builds. Of node-gyp's arguments only those that
+// cmake-js shares are passed on: the addon is built against Node-API, so the target version does not matter.
+import { spawnSync } from 'node:child_process'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const shared = process.argv.slice(2).flatMap((argument) => {
+  if (argument.startsWith('--arch=')) return ['--arch', argument.slice('--arch='.length)]
+  return argument === '--debug' ? ['--debug'] : []
+})
+const cmakeJs = path.join(root, 'node_modules', '.bin', 'cmake-js')
+const { status } = spawnSync(cmakeJs, ['rebuild', '--log-level', 'error', ...shared], {
+  cwd: root,
+  stdio: 'inherit',
+})
+process.exit(status ?? 1)

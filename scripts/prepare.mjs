@@ -1,0 +1,77 @@
+// Brings a checkout to where its commands can run: dependencies installed as locked, addon and TypeScript built.
+// Does only what is missing or stale, judged by the content of what it is made from. Needs nothing but Node.
+import { spawnSync } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import fs from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+
+const steps = [
+  {
+    what: 'installing dependencies (npm ci)',
+    sources: ['package-lock.json'],
+    stamp: 'node_modules/.prepared',
+    run: () => npm('ci', '--no-audit', '--no-fund'),
+  },
+  {
+    what: 'building the addon (cmake-js)',
+    sources: ['native', 'CMakeLists.txt', 'package-lock.json'],
+    stamp: 'build/.prepared',
+    run: () => tool('cmake-js', 'compile', '--log-level', 'error'),
+  },
+  {
+    what: 'building the library (tsc)',
+    sources: ['lib', 'tsconfig.json', 'package-lock.json'],
+    stamp: 'dist/.prepared',
+    run: () => {
+      fs.rmSync(path.join(root, 'dist'), { recursive: true, force: true })
+      tool('tsc', '-p', 'tsconfig.json')
+    },
+  },
+]
+
+for (const { what, sources, stamp, run } of steps) {
+  const wanted = digestOf(sources)
+  const stampPath = path.join(root, stamp)
+  if (fs.existsSync(stampPath) && fs.readFileSync(stampPath, 'utf8') === wanted) continue
+  console.log(`${what} ...`)
+  run()
+  fs.writeFileSync(stampPath, wanted)
+}
+
+function digestOf(sources) {
+  const hash = createHash('sha256').update(`${process.platform} ${process.arch}`)
+  for (const file of sources.flatMap(filesIn))
+    hash.update(file).update(fs.readFileSync(path.join(root, file)))
+  return hash.digest('hex')
+}
+
+function filesIn(source) {
+  if (!fs.statSync(path.join(root, source)).isDirectory()) return [source]
+  const entries = fs.readdirSync(path.join(root, source)).sort()
+  return entries.flatMap((entry) => filesIn(path.join(source, entry)))
+}
+
+function npm(...args) {
+  // npm names the script that runs it; outside npm it is on the path.
+  const script = process.env.npm_execpath
+  if (script?.endsWith('.js')) execute(process.execPath, [script, ...args])
+  else execute('npm', args)
+}
+
+function tool(name, ...args) {
+  execute(path.join(root, 'node_modules', '.bin', name), args)
+}
+
+/** Quiet while all is well; all that was said where it is not. */
+function execute(command, args) {
+  const { status, signal, error, stdout, stderr } = spawnSync(command, args, { cwd: root, encoding: 'utf8' })
+  if (status === 0) return
+  process.stderr.write(`${stdout ?? ''}${stderr ?? ''}`)
+  console.error(
+    `${path.basename(command)} ${args.join(' ')} failed: ${error?.message ?? signal ?? `status ${status}`}`,
+  )
+  process.exit(1)
+}
