@@ -52,9 +52,17 @@ export async function create(
     throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${settings.vm}' has no socket`)
   assertPathsFit(context, sockets, path, settings)
   cancellation.throwIfCancelled()
-  const { name, ifExists, durable } = settings
-  const stage = await store.stage(settings.vm, { name, ifExists, durable, writerUid: first.ownerUid })
+  const { name, ifExists, durable, memoryBytes } = settings
+  const stage = await store.stage(settings.vm, {
+    name,
+    ifExists,
+    durable,
+    memoryBytes,
+    writerUid: first.ownerUid,
+  })
   try {
+    progress.expect(stage.memoryBytes)
+    await stage.assertSpace(settings.vm)
     const ended = await ask(context, sockets, stage, settings, cancellation, progress)
     return await publish(stage, ended, settings, cancellation, progress)
   } catch (error) {
@@ -162,7 +170,14 @@ async function askIn(
   const stopWatching = watchSaving(stage, settings, cancellation, progress)
   const { replyError } = await sent.ended
   await stopWatching()
+  await reportEnd(stage, progress)
   return { sent, dialect, replyError }
+}
+
+async function reportEnd(stage: Stage, progress: ProgressReporter): Promise<void> {
+  if (!progress.wanted) return
+  const { begun, bytes } = await stage.saved()
+  if (begun) progress.report('saving', bytes)
 }
 
 async function publish(

@@ -5,8 +5,10 @@
  */
 import { locateSocket } from '../bhyve/locate.js'
 import { destroySet, destroySets } from '../store/destroy.js'
+import { foldersIn, foldersWith } from '../store/folders.js'
 import { getSet, listSets, verifySet } from '../store/list.js'
 import { commitStage, prepareStage } from '../store/publish.js'
+import { assertSpace } from '../store/space.js'
 import {
   abandonStage,
   collectStage,
@@ -20,6 +22,7 @@ import {
 export const jobs = {
   locateSocket,
   createStage,
+  assertSpace,
   savedSoFar,
   isUntouched,
   reopenIn,
@@ -28,6 +31,8 @@ export const jobs = {
   prepareStage,
   commitStage,
   abandonStage,
+  foldersIn,
+  foldersWith,
   listSets,
   getSet,
   verifySet,

@@ -46,7 +46,9 @@ interface PortableCause {
 
 /** The clone of an Error loses `errno`, `code` and `syscall`: they travel beside it. */
 function causeToPortable(cause: unknown): unknown {
-  return cause instanceof Error ? ({ error: cause, properties: Object.fromEntries(Object.entries(cause)) } satisfies PortableCause) : cause
+  return cause instanceof Error
+    ? ({ error: cause, properties: Object.fromEntries(Object.entries(cause)) } satisfies PortableCause)
+    : cause
 }
 
 function causeFromPortable(cause: unknown): unknown {

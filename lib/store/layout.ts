@@ -1,8 +1,8 @@
 /** Where the checkpoints of each VM lie. */
-import { readdir } from 'node:fs/promises'
 import path from 'node:path'
-import { CheckpointError, isNodeSystemError, toCheckpointError } from '../errors.js'
+import { CheckpointError } from '../errors.js'
 import { isVmName } from '../names.js'
+import { sharedPool } from '../pool/pool.js'
 import type { Layout } from '../types.js'
 
 export const defaultRoot = '/var/db/bhyve-checkpoint'
@@ -13,7 +13,7 @@ export function rootLayout(root: string): Layout {
   const base = absolute(root, 'checkpointDirectory')
   return {
     directoryOf: (vm) => path.join(base, vm),
-    vms: () => foldersIn(base),
+    vms: async () => (await sharedPool().run('foldersIn', base)).filter(isVmName),
   }
 }
 
@@ -28,11 +28,7 @@ export function cbsdLayout(options: { workdir?: string | undefined } = {}): Layo
   const base = path.join(absolute(options.workdir ?? defaultCbsdWorkdir, 'workdir'), 'jails-system')
   return {
     directoryOf: (vm) => path.join(base, vm, 'checkpoints'),
-    async vms() {
-      const systems = await foldersIn(base)
-      const having = await Promise.all(systems.map((vm) => isFolder(path.join(base, vm, 'checkpoints'))))
-      return systems.filter((_, index) => having[index])
-    },
+    vms: async () => (await sharedPool().run('foldersWith', base, 'checkpoints')).filter(isVmName),
   }
 }
 
@@ -44,18 +40,4 @@ function absolute(directory: unknown, option: string): string {
     'ERR_INVALID_OPTION',
     `${option} must be an absolute path: ${JSON.stringify(directory)}`,
   )
-}
-
-async function foldersIn(directory: string): Promise<string[]> {
-  try {
-    const entries = await readdir(directory, { withFileTypes: true })
-    return entries.filter((entry) => entry.isDirectory() && isVmName(entry.name)).map((entry) => entry.name)
-  } catch (error) {
-    if (isNodeSystemError(error) && error.code === 'ENOENT') return []
-    throw toCheckpointError(error, `listing the VMs in '${directory}'`)
-  }
-}
-
-async function isFolder(directory: string): Promise<boolean> {
-  return (await foldersIn(path.dirname(directory))).includes(path.basename(directory))
 }

@@ -4,6 +4,8 @@
 export const guestFile = 'ckp'
 export const stagingName = '.staging'
 export const inName = 'in'
+/** In a stage: how much RAM is going to be written, where that is known. */
+export const sizeRecord = 'size'
 const longestId = 12
 
 /** As long as the path of a stage's RAM file can get. */

@@ -10,9 +10,10 @@ import { kernelSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import type { Problem } from '../types.js'
 import { Directory, removeTree } from './directory.js'
 import { lockStaging, lockStagingIfAny } from './lock.js'
-import { guestFile, inName, stagingName } from './paths.js'
+import { guestFile, inName, sizeRecord, stagingName } from './paths.js'
 import { assertReplaceable } from './replaceable.js'
 import { recover } from './recover.js'
+import { lastMemoryBytes, recordSize } from './space.js'
 import { freshId, isAlive, isStageId } from './staging_entries.js'
 
 const guestFiles: readonly (readonly [string, string])[] = [
@@ -28,6 +29,8 @@ export interface StageRequest {
   durable: boolean
   /** uid that bhyve runs as: `in/` is given to it. */
   writerUid: number
+  /** Guest RAM, where the caller knows it. */
+  memoryBytes: number | undefined
 }
 
 export interface StageResult {
@@ -36,6 +39,8 @@ export interface StageResult {
   requestPath: string
   /** Directories this call made, deepest first. */
   made: string[]
+  /** Guest RAM: what the caller said, or the VM's last checkpoint had. */
+  memoryBytes: number | undefined
   descriptors: { directory: number; stage: number; in: number }
 }
 
@@ -77,8 +82,10 @@ function openStage(
       stage.sync()
       staging.sync()
     }
+    const memoryBytes = request.memoryBytes ?? lastMemoryBytes(directory)
+    if (memoryBytes !== undefined) recordSize(stage, memoryBytes)
     const descriptors = { directory: directory.release(), stage: stage.release(), in: inFolder.release() }
-    return { id, requestPath: `${inFolder.path}/${guestFile}`, made, descriptors }
+    return { id, requestPath: `${inFolder.path}/${guestFile}`, made, memoryBytes, descriptors }
   } catch (error) {
     removeTree(staging, id)
     if (made.includes(directory.path)) directory.removeEmpty(stagingName)
@@ -195,7 +202,9 @@ export function reopenIn(handle: StageHandle): { descriptors: { in: number } } {
 
 /** Removes `in/` and whatever bhyve left in it: the stage then holds the set and nothing else. */
 export function sealStage(handle: StageHandle): void {
-  removeTree(Directory.borrow(handle.stage, stagePath(handle)), inName)
+  const stage = Directory.borrow(handle.stage, stagePath(handle))
+  removeTree(stage, inName)
+  stage.unlink(sizeRecord)
 }
 
 /** Throws the stage away, and the directories made for it where nothing else lives in them. */

@@ -45,6 +45,15 @@ export class Store {
     return new Stage(this, directory, result)
   }
 
+  /** The directories of all VMs that have one, this VM's first. */
+  async directories(vm: string): Promise<string[]> {
+    const vms = await this.#layout.vms()
+    return [
+      this.directoryOf(vm),
+      ...vms.filter((other) => other !== vm).map((other) => this.directoryOf(other)),
+    ]
+  }
+
   list(vm: string): Promise<ListedCheckpoint[]> {
     return this.#locked('listSets', this.directoryOf(vm), vm)
   }
@@ -95,6 +104,8 @@ export function isBusy(error: unknown): boolean {
 /** A stage of ours, from its making to its publication or its end. `close` must be called in every case. */
 export class Stage {
   readonly requestPath: string
+  /** Guest RAM, as far as it is known. */
+  readonly memoryBytes: number | undefined
   readonly #store: Store
   readonly #handle: StageHandle
   readonly #made: readonly string[]
@@ -108,6 +119,7 @@ export class Stage {
     this.#made = made.made
     this.#in = inFolder
     this.requestPath = made.requestPath
+    this.memoryBytes = made.memoryBytes
   }
 
   /** The descriptor of `in/` to pass on. */
@@ -120,6 +132,12 @@ export class Stage {
   closeIn(): void {
     if (this.#in !== undefined) loadNative().close(this.#in)
     this.#in = undefined
+  }
+
+  /** Rejects with ERR_NO_SPACE where the guest's RAM is known not to fit. */
+  async assertSpace(vm: string): Promise<void> {
+    if (this.memoryBytes === undefined) return
+    await this.#store.run('assertSpace', this.#handle, this.memoryBytes, await this.#store.directories(vm))
   }
 
   saved(): Promise<Saved> {

@@ -1,0 +1,228 @@
+/** Saves a simulated guest: three files, in the order, with the modes and the failures of bhyve's own. */
+import { closeSync, openSync, statSync, writeSync, constants } from 'node:fs'
+import { isFailure, type Native } from '../native.js'
+import { strikes, type Fault } from './fault.js'
+import { stateOf, type GuestMemory } from './guest.js'
+import { MetadataWriter, type MetadataShape } from './metadata.js'
+import { pageSize, type SimulatedDialect } from './options.js'
+import type { Coroutine } from './reactor.js'
+import type { CheckpointRequest } from './request.js'
+import { devicesOf, structuresOf, type SectionPlan } from './sections.js'
+import { RateLimit } from './rate_limit.js'
+
+/** The virtual machine that is saved, and how it behaves. */
+export interface Guest {
+  readonly vm: string
+  readonly cpus: number
+  readonly devices: readonly string[]
+  readonly memory: GuestMemory
+  readonly dialect: SimulatedDialect
+  readonly writeRate: number | undefined
+  readonly fault: Fault | undefined
+}
+
+/** `error`: bhyve's own opinion, which a lost `.meta` does not change. `destroyed`: the VM is gone. */
+export interface Outcome {
+  readonly error: string | undefined
+  readonly destroyed: boolean
+}
+
+interface Output {
+  readonly descriptor: number
+  close(): void
+}
+
+const sliceBytes = 2 * 1024 * 1024
+const extensionLength = '.kern'.length
+const { O_CREAT, O_RDWR, O_TRUNC, O_WRONLY } = constants
+
+/** Bytes of the file name (`path`: of the whole path) that bhyve can still add an extension to. */
+const longestName: Readonly<Record<SimulatedDialect, number>> = {
+  struct: 100 - extensionLength,
+  path: 255 - extensionLength,
+  descriptor: 255 - extensionLength,
+  reply: 255 - extensionLength,
+}
+
+export function* saveCheckpoint(
+  native: Native,
+  guest: Guest,
+  request: CheckpointRequest,
+): Coroutine<Outcome> {
+  if (Buffer.byteLength(request.filename) > longestName[guest.dialect]) return failed('File name too long')
+  const outputs: Output[] = []
+  try {
+    return yield* new CheckpointRun(native, guest, request, outputs).run()
+  } finally {
+    for (const output of outputs) output.close()
+  }
+}
+
+function failed(error: string): Outcome {
+  return { error, destroyed: false }
+}
+
+class CheckpointRun {
+  readonly #native: Native
+  readonly #guest: Guest
+  readonly #request: CheckpointRequest
+  readonly #outputs: Output[]
+  readonly #shape: MetadataShape
+  readonly #metadata: MetadataWriter
+  #kernelBytes = 0
+
+  constructor(native: Native, guest: Guest, request: CheckpointRequest, outputs: Output[]) {
+    this.#native = native
+    this.#guest = guest
+    this.#request = request
+    this.#outputs = outputs
+    this.#shape = isOld(guest.dialect) ? 'old' : 'current'
+    this.#metadata = new MetadataWriter(this.#shape)
+  }
+
+  *run(): Coroutine<Outcome> {
+    // Everything is opened, and thereby emptied, before anything is saved.
+    const kernel = yield* this.#open('.kern', O_WRONLY, 0o700)
+    if (kernel === undefined) return failed('Failed to open kernel data snapshot file')
+    if (yield* this.#strikes('open')) return failed('Failed to create checkpoint file')
+    const memory = yield* this.#open('', O_RDWR, 0o700)
+    if (memory === undefined) return failed('Failed to create checkpoint file')
+    // The trees before `fddir` open this one with fopen().
+    const metadata = yield* this.#open('.meta', O_WRONLY, isOld(this.#guest.dialect) ? 0o666 : 0o700)
+    // bhyve forgets to call this a failure.
+    if (metadata === undefined) return { error: undefined, destroyed: false }
+    if (yield* this.#strikes('pause')) return failed('Could not pause devices')
+    if (!(yield* this.#saveMemory(memory))) return failed('Could not write guest memory to file')
+    return yield* this.#saveState(kernel, metadata)
+  }
+
+  *#saveState(kernel: Output, metadata: Output): Coroutine<Outcome> {
+    const { vm, cpus, memory, devices } = this.#guest
+    this.#metadata.basic({ vm, cpus, memoryBytes: memory.size, memoryFlags: 0 })
+    this.#metadata.openStructures()
+    if (!(yield* this.#saveSections(kernel, 'kernel', structuresOf(this.#shape, cpus)))) {
+      return this.#fail(metadata, 'Failed to snapshot vm kernel data')
+    }
+    this.#metadata.openDevices()
+    if (!(yield* this.#saveSections(kernel, 'device', devicesOf(this.#shape, devices)))) {
+      return this.#fail(metadata, 'Failed to snapshot device state')
+    }
+    this.#metadata.finish()
+    yield* this.#flushMetadata(metadata)
+    // Whether the metadata reached the disk is not looked at: a suspend destroys the VM all the same.
+    return { error: undefined, destroyed: this.#request.suspend }
+  }
+
+  *#saveMemory(output: Output): Coroutine<boolean> {
+    const { memory, writeRate, fault } = this.#guest
+    const half = Math.floor(memory.size / 2 / pageSize) * pageSize
+    const end = fault?.at === 'memory' ? half : memory.size
+    const limit = new RateLimit(writeRate)
+    for (let offset = 0; offset < end;) {
+      const length = Math.min(end - offset, sliceBytes, limit.allowed(offset))
+      if (length > 0) {
+        if (!writeAll(output, this.#guest.memory.read(offset, length))) return false
+        offset += length
+      }
+      yield limit.nextTurn(offset)
+    }
+    return !(yield* this.#strikes('memory'))
+  }
+
+  *#saveSections(output: Output, at: 'kernel' | 'device', plans: readonly SectionPlan[]): Coroutine<boolean> {
+    // In the middle: some sections are there, some are not.
+    const fatal = at === 'kernel' ? 3 : Math.floor(plans.length / 2)
+    for (const [index, plan] of plans.entries()) {
+      if (index === fatal && (yield* this.#strikes(at))) return false
+      if (!writeAll(output, stateOf(this.#guest.vm, plan.name, plan.size))) return false
+      const section = { ...plan, offset: this.#kernelBytes }
+      if (at === 'kernel') this.#metadata.structure(section)
+      else this.#metadata.device(section)
+      this.#kernelBytes += plan.size
+    }
+    this.#metadata.closeList()
+    return true
+  }
+
+  *#flushMetadata(output: Output): Coroutine {
+    const text = Buffer.from(this.#metadata.text)
+    const lost = yield* this.#strikes('metadata')
+    if (!lost) writeAll(output, text)
+    else if (this.#guest.fault?.kind === 'no-space') writeAll(output, text.subarray(0, text.length / 2))
+  }
+
+  // What libxo had buffered gets to the file when its handle is destroyed: the document stops in the middle.
+  #fail(metadata: Output, error: string): Outcome {
+    writeAll(metadata, Buffer.from(this.#metadata.text))
+    return failed(error)
+  }
+
+  #strikes(at: Fault['at']): Coroutine<boolean> {
+    return strikes(this.#native, this.#guest.fault, at)
+  }
+
+  *#open(extension: string, access: number, mode: number): Coroutine<Output | undefined> {
+    const name = this.#request.filename + extension
+    // Opening a FIFO for writing waits for its reader: bhyve's thread is stuck there. Here only this VM is.
+    while (this.#isFifo(name)) yield 'forever'
+    const flags = access | O_CREAT | O_TRUNC
+    const output =
+      this.#request.directory === undefined
+        ? openByPath(name, flags, mode)
+        : openInDirectory(this.#native, this.#request.directory, name, flags, mode)
+    if (output !== undefined) this.#outputs.push(output)
+    return output
+  }
+
+  #isFifo(name: string): boolean {
+    if (this.#request.directory === undefined) {
+      return statSync(name, { throwIfNoEntry: false })?.isFIFO() ?? false
+    }
+    const status = this.#native.statusAt(this.#request.directory, name)
+    return !isFailure(status) && status.kind === 'fifo'
+  }
+}
+
+function isOld(dialect: SimulatedDialect): boolean {
+  return dialect === 'struct' || dialect === 'path'
+}
+
+function openByPath(path: string, flags: number, mode: number): Output | undefined {
+  try {
+    const descriptor = openSync(path, flags, mode)
+    return {
+      descriptor,
+      close: () => {
+        closeSync(descriptor)
+      },
+    }
+  } catch {
+    return undefined
+  }
+}
+
+function openInDirectory(
+  native: Native,
+  directory: number,
+  name: string,
+  flags: number,
+  mode: number,
+): Output | undefined {
+  const descriptor = native.openAt(directory, name, flags, mode)
+  if (isFailure(descriptor)) return undefined
+  return {
+    descriptor,
+    close: () => {
+      native.close(descriptor)
+    },
+  }
+}
+
+function writeAll(output: Output, bytes: Buffer): boolean {
+  try {
+    for (let done = 0; done < bytes.length;) done += writeSync(output.descriptor, bytes, done)
+    return true
+  } catch {
+    return false
+  }
+}

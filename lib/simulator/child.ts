@@ -1,0 +1,128 @@
+/** The parent's side of a simulating process: started, listened to, ended. */
+import { spawn, type ChildProcess } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdir, mkdtemp, rm } from 'node:fs/promises'
+import { Socket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
+import type { ServerSettings } from './options.js'
+import type { ProcessReport, ProcessSettings } from './process.js'
+
+/** How a process ended: one of the two is null. */
+export interface Exit {
+  readonly code: number | null
+  readonly signal: string | null
+}
+
+const entryPoint = fileURLToPath(new URL('./process.js', import.meta.url))
+
+/**
+ * A running simulation. Neither the process nor its pipes keep this one's event loop alive, until somebody
+ * asks for `exited` or stops it. It ends by itself when this process does.
+ */
+export class SimulatorProcess {
+  readonly settings: ProcessSettings
+  readonly pid: number
+  readonly #child: ChildProcess
+  readonly #exited: Promise<Exit>
+  #stopped: Promise<void> | undefined
+
+  constructor(settings: ProcessSettings, child: ChildProcess, pid: number, exited: Promise<Exit>) {
+    this.settings = settings
+    this.pid = pid
+    this.#child = child
+    this.#exited = exited
+  }
+
+  get exited(): Promise<Exit> {
+    this.#child.ref()
+    return this.#exited
+  }
+
+  /** Idempotent. */
+  stop(): Promise<void> {
+    this.#stopped ??= this.#stop()
+    return this.#stopped
+  }
+
+  async #stop(): Promise<void> {
+    this.#child.kill('SIGKILL')
+    await this.exited
+    await rm(this.settings.temporaryDirectory, { recursive: true, force: true })
+  }
+}
+
+/**
+ * Resolves when every VM listens. A relative path in a request is taken from the process's working
+ * directory, as with bhyve: the folder `cwd` of the temporary directory, so beside the default run
+ * directory. What is found there has strayed.
+ */
+export async function startProcess(settings: ServerSettings): Promise<SimulatorProcess> {
+  const temporaryDirectory = await mkdtemp(join(tmpdir(), 'bhyve-'))
+  try {
+    return await launch(await prepare(settings, temporaryDirectory))
+  } catch (error) {
+    await rm(temporaryDirectory, { recursive: true, force: true })
+    throw error
+  }
+}
+
+async function prepare(settings: ServerSettings, temporaryDirectory: string): Promise<ProcessSettings> {
+  const runDirectory =
+    settings.runDirectory === '' ? join(temporaryDirectory, 'run') : resolve(settings.runDirectory)
+  await mkdir(workingDirectoryOf(temporaryDirectory))
+  await mkdir(runDirectory, { recursive: true, mode: 0o700 })
+  return { ...settings, runDirectory, temporaryDirectory }
+}
+
+function workingDirectoryOf(temporaryDirectory: string): string {
+  return join(temporaryDirectory, 'cwd')
+}
+
+async function launch(settings: ProcessSettings): Promise<SimulatorProcess> {
+  const child = spawn(process.execPath, [entryPoint], {
+    cwd: workingDirectoryOf(settings.temporaryDirectory),
+    // What the parent was told to load is nothing to bhyve.
+    env: { ...process.env, NODE_OPTIONS: undefined },
+    stdio: ['pipe', 'pipe', 'inherit'],
+  })
+  const exited = new Promise<Exit>((resolved) => {
+    child.once('exit', (code, signal) => {
+      resolved({ code, signal })
+    })
+  })
+  await once(child, 'spawn')
+  // A process that is gone already tells by its exit, not by this pipe.
+  child.stdin.on('error', () => undefined)
+  child.stdin.write(`${JSON.stringify(settings)}\n`)
+  await expectListening(child.stdout, exited)
+  release(child)
+  return new SimulatorProcess(settings, child, pidOf(child), exited)
+}
+
+async function expectListening(output: NodeJS.ReadableStream, exited: Promise<Exit>): Promise<void> {
+  const line = await firstLine(output)
+  const report = line === undefined ? undefined : (JSON.parse(line) as ProcessReport)
+  if (report !== undefined && 'listening' in report) return
+  const { code, signal } = await exited
+  const cause = report?.error ?? `it ended before it listened (${signal ?? `exit status ${String(code)}`})`
+  throw new Error(`the simulated bhyve could not be started: ${cause}`)
+}
+
+async function firstLine(input: NodeJS.ReadableStream): Promise<string | undefined> {
+  for await (const line of createInterface({ input })) return line
+  return undefined
+}
+
+function release(child: ChildProcess): void {
+  child.stdout?.destroy()
+  if (child.stdin instanceof Socket) child.stdin.unref()
+  child.unref()
+}
+
+function pidOf(child: ChildProcess): number {
+  if (child.pid === undefined) throw new Error('a process that was spawned has a pid')
+  return child.pid
+}

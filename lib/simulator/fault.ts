@@ -1,0 +1,57 @@
+/** What can be made to go wrong in a simulated bhyve. */
+import { constants } from 'node:os'
+import type { Native } from '../native.js'
+import type { Coroutine } from './reactor.js'
+
+/** Where, and how. A fault meets every request. */
+export type Fault = CheckpointFault | ConnectionFault
+
+/** In the checkpoint. `'fail'` and `'no-space'` leave what the real failure leaves, and the VM runs on. */
+export interface CheckpointFault {
+  at: 'open' | 'pause' | 'memory' | 'kernel' | 'device' | 'metadata'
+  kind: 'fail' | 'kill' | 'hang' | 'no-space'
+}
+
+/** On the connection: instead of accepting it, in the middle of the request, before it is answered. */
+export interface ConnectionFault {
+  at: 'accept' | 'receive' | 'reply'
+  kind: 'close' | 'hang' | 'kill'
+}
+
+const kindsAt: Readonly<Record<string, readonly string[]>> = {
+  ...Object.fromEntries(
+    ['open', 'pause', 'memory', 'kernel', 'device', 'metadata'].map((at) => [
+      at,
+      ['fail', 'kill', 'hang', 'no-space'],
+    ]),
+  ),
+  ...Object.fromEntries(['accept', 'receive', 'reply'].map((at) => [at, ['close', 'hang', 'kill']])),
+}
+
+/** Throws a TypeError where `fault` is not one that the simulator knows. */
+export function parseFault(fault: Fault | undefined): Fault | undefined {
+  if (fault === undefined) return undefined
+  const { at, kind } = fault as { at?: unknown; kind?: unknown }
+  const kinds = typeof at === 'string' && Object.hasOwn(kindsAt, at) ? kindsAt[at] : undefined
+  if (kinds === undefined) {
+    throw new TypeError(`fault.at must be one of ${Object.keys(kindsAt).join(', ')}, not ${String(at)}`)
+  }
+  if (typeof kind !== 'string' || !kinds.includes(kind)) {
+    throw new TypeError(
+      `fault.kind at '${String(at)}' must be one of ${kinds.join(', ')}, not ${String(kind)}`,
+    )
+  }
+  return { at, kind } as Fault
+}
+
+/**
+ * To be passed at a point where `fault` may strike. True where the work has to fail (or the connection to
+ * be closed) here; never returns from a kill or a hang.
+ */
+export function* strikes(native: Native, fault: Fault | undefined, at: Fault['at']): Coroutine<boolean> {
+  if (fault?.at !== at) return false
+  if (fault.kind === 'kill') native.dieBy(constants.signals.SIGKILL)
+  // A loop, because a stuck VM stays stuck whatever wakes it.
+  while (fault.kind === 'hang') yield 'forever'
+  return true
+}

@@ -1,0 +1,50 @@
+/** The socket of a simulated VM: its place, and the claim to it. */
+import { lstatSync, mkdirSync, unlinkSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { isFailure, type Native } from '../native.js'
+import { errnoOf, type ServerSettings } from './options.js'
+import { structSize } from './request.js'
+
+/** bhyve's own. */
+const backlog = 10
+
+/** Where a VM's socket lies. */
+export function socketPathOf({ runDirectory, dialect }: SocketPlace, vm: string): string {
+  return dialect === 'struct' ? join(runDirectory, 'checkpoint', vm) : join(runDirectory, vm)
+}
+
+export type SocketPlace = Pick<ServerSettings, 'runDirectory' | 'dialect'>
+
+/** A listening descriptor. Throws, in words, where the socket's place is taken or cannot be used. */
+export function listenFor(native: Native, place: SocketPlace, vm: string): number {
+  const path = socketPathOf(place, vm)
+  if (Buffer.byteLength(path) > native.socketPathCapacity) {
+    throw new Error(`${path} is too long for a socket: at most ${String(native.socketPathCapacity)} bytes`)
+  }
+  mkdirSync(dirname(path), { recursive: true, mode: 0o755 })
+  removeStale(native, place, path)
+  const listener = native.listenStream(path, backlog)
+  if (isFailure(listener)) {
+    throw new Error(
+      `cannot listen on ${path}: ${listener.syscall} failed with errno ${String(listener.errno)}`,
+    )
+  }
+  return listener
+}
+
+// A dead VM leaves its socket behind, and bhyve unlinks it without looking. Here a live one is spared.
+function removeStale(native: Native, place: SocketPlace, path: string): void {
+  const status = lstatSync(path, { throwIfNoEntry: false })
+  if (status === undefined) return
+  if (!status.isSocket()) throw new Error(`${path} exists and is no socket`)
+  const connection = native.connectStream(path)
+  if (!isFailure(connection)) {
+    // Leaving a `struct` VM without a word would execute its previous request once more.
+    if (place.dialect === 'struct') native.send(connection, Buffer.alloc(structSize, 0xff), 0)
+    native.close(connection)
+  } else if (connection.errno === errnoOf('ECONNREFUSED')) {
+    unlinkSync(path)
+    return
+  }
+  throw new Error(`${path} belongs to a VM that is running`)
+}

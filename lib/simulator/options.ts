@@ -1,0 +1,162 @@
+/** What a simulated bhyve can be told, its defaults, and the checks made before a process is started. */
+import { constants } from 'node:os'
+import { parseFault, type Fault } from './fault.js'
+
+/** The generations of bhyve's socket; `'reply'` is a `'descriptor'` bhyve that answers. */
+export type SimulatedDialect = 'struct' | 'path' | 'descriptor' | 'reply'
+
+/** Options common to one VM and to a fleet. */
+export interface GuestOptions {
+  /** Folder of the sockets. Default: a fresh temporary directory, removed by `stop()`. */
+  runDirectory?: string | undefined
+  /** Default `'descriptor'`. */
+  dialect?: SimulatedDialect | undefined
+  /** Guest RAM in bytes, a multiple of 4096. Default 16 MiB. */
+  memoryBytes?: number | undefined
+  /** vCPUs. Default 2. */
+  cpus?: number | undefined
+  /**
+   * `<emulation>@pci.<bus>.<slot>.<function>`, in PCI order. Default: a host bridge, a CD, a disk, a
+   * network card and the LPC bridge. `atkbdc` is added at the end where it is missing.
+   */
+  devices?: readonly string[] | undefined
+  /** Fraction of the guest's pages that are zero, 0 to 1. Default 0.5. */
+  zeroFraction?: number | undefined
+  /** Throttle on the RAM copy, bytes per second. Default: none. */
+  writeRate?: number | undefined
+  /** Exit status after a suspend. Default 5. */
+  suspendExitCode?: number | undefined
+  /** What goes wrong, and where, in every request. Default: nothing. */
+  fault?: Fault | undefined
+}
+
+export interface SimulatorOptions extends GuestOptions {
+  /** The VM's name, and its socket's. */
+  vm: string
+}
+
+export interface FleetOptions extends GuestOptions {
+  /** Names, all different. */
+  vms: readonly string[]
+}
+
+/** Complete and checked: what the simulating process is given. */
+export interface ServerSettings {
+  vms: string[]
+  /** A fleet outlives the suspend of one of its VMs. */
+  fleet: boolean
+  runDirectory: string
+  dialect: SimulatedDialect
+  memoryBytes: number
+  cpus: number
+  devices: string[]
+  zeroFraction: number
+  writeRate: number | undefined
+  suspendExitCode: number
+  fault: Fault | undefined
+}
+
+export const pageSize = 4096
+
+const dialects: readonly string[] = ['struct', 'path', 'descriptor', 'reply'] satisfies SimulatedDialect[]
+const keyboardController = 'atkbdc'
+const defaultMemoryBytes = 16 * 1024 * 1024
+const defaultDevices = [
+  'hostbridge@pci.0.0.0',
+  'ahci-cd@pci.0.2.0',
+  'virtio-blk@pci.0.3.0',
+  'virtio-net@pci.0.4.0',
+  'lpc@pci.0.31.0',
+]
+
+/** Throws TypeError or RangeError, naming the option. `runDirectory` stays empty where none was given. */
+export function settingsOf(vms: readonly string[], fleet: boolean, options: GuestOptions): ServerSettings {
+  return {
+    vms: checkedVms(vms),
+    fleet,
+    runDirectory: optionalText('runDirectory', options.runDirectory) ?? '',
+    dialect: checkedDialect(options.dialect ?? 'descriptor'),
+    memoryBytes: checkedMemory(options.memoryBytes ?? defaultMemoryBytes),
+    cpus: integer('cpus', options.cpus ?? 2, 1, 1024),
+    devices: checkedDevices(options.devices ?? defaultDevices),
+    zeroFraction: numberWithin('zeroFraction', options.zeroFraction ?? 0.5, 0, 1),
+    writeRate: options.writeRate === undefined ? undefined : checkedRate(options.writeRate),
+    suspendExitCode: integer('suspendExitCode', options.suspendExitCode ?? 5, 0, 255),
+    fault: parseFault(options.fault),
+  }
+}
+
+function checkedVms(vms: readonly string[]): string[] {
+  if (!isArray(vms)) throw new TypeError('vms must be an array of VM names')
+  if (vms.length === 0) throw new RangeError('vms must name at least one VM')
+  for (const vm of vms) checkName(vm)
+  const names = new Set(vms)
+  if (names.size !== vms.length) throw new RangeError('vms must not name a VM twice')
+  return [...names]
+}
+
+function checkName(vm: unknown): void {
+  if (typeof vm !== 'string') throw new TypeError(`a VM name must be a string, not ${typeof vm}`)
+  if (vm === '' || vm === '.' || vm === '..' || vm.includes('/') || vm.includes('\0')) {
+    throw new TypeError(`${JSON.stringify(vm)} is no VM name: not empty, '.', '..', nor with '/' or NUL`)
+  }
+}
+
+function checkedDialect(dialect: unknown): SimulatedDialect {
+  if (typeof dialect === 'string' && dialects.includes(dialect)) return dialect as SimulatedDialect
+  throw new TypeError(`dialect must be one of ${dialects.join(', ')}, not ${String(dialect)}`)
+}
+
+function checkedMemory(bytes: number): number {
+  integer('memoryBytes', bytes, pageSize, Number.MAX_SAFE_INTEGER)
+  if (bytes % pageSize !== 0) throw new RangeError(`memoryBytes must be a multiple of ${String(pageSize)}`)
+  return bytes
+}
+
+function checkedRate(rate: number): number {
+  numberWithin('writeRate', rate, 0, Number.MAX_VALUE)
+  if (rate === 0) throw new RangeError('writeRate must be greater than 0')
+  return rate
+}
+
+function checkedDevices(devices: readonly string[]): string[] {
+  if (!isArray(devices)) throw new TypeError('devices must be an array of device names')
+  for (const device of devices) {
+    if (typeof device !== 'string' || !/^[^@"\\\p{Cc}]+(@[^"\\\p{Cc}]+)?$/u.test(device)) {
+      throw new TypeError(`${JSON.stringify(device)} is no device name`)
+    }
+  }
+  return [...devices.filter((device) => device !== keyboardController), keyboardController]
+}
+
+/** Array.isArray() takes the element type of a read-only array away. */
+function isArray(value: unknown): boolean {
+  return Array.isArray(value)
+}
+
+function optionalText(name: string, value: unknown): string | undefined {
+  if (value === undefined) return undefined
+  if (typeof value !== 'string' || value === '' || value.includes('\0')) {
+    throw new TypeError(`${name} must be a path`)
+  }
+  return value
+}
+
+function integer(name: string, value: number, least: number, most: number): number {
+  numberWithin(name, value, least, most)
+  if (!Number.isInteger(value)) throw new RangeError(`${name} must be a whole number, not ${String(value)}`)
+  return value
+}
+
+function numberWithin(name: string, value: number, least: number, most: number): number {
+  if (typeof value !== 'number') throw new TypeError(`${name} must be a number, not ${typeof value}`)
+  if (!(value >= least && value <= most)) {
+    throw new RangeError(`${name} must be from ${String(least)} to ${String(most)}, not ${String(value)}`)
+  }
+  return value
+}
+
+/** The platform's number of an errno name that `os.constants` knows everywhere. */
+export function errnoOf(name: 'EAGAIN' | 'EPIPE' | 'ENOENT' | 'ECONNREFUSED' | 'EINTR'): number {
+  return constants.errno[name]
+}

@@ -1,0 +1,75 @@
+/**
+ * Entry point of the process that simulates bhyve. Its settings come as one line of JSON on standard input,
+ * which then stays open for as long as the parent lives; what it has to say is one line of JSON on standard
+ * output: that it listens, or why it cannot.
+ */
+import { readSync, rmSync, writeSync } from 'node:fs'
+import { loadNative, type Native } from '../native.js'
+import { SyntheticMemory } from './guest.js'
+import { listenFor } from './listener.js'
+import type { ServerSettings } from './options.js'
+import { Reactor, type Coroutine } from './reactor.js'
+import { serve } from './server.js'
+
+/** The line on standard input. */
+export interface ProcessSettings extends ServerSettings {
+  /** Ours alone, and around the working directory: removed when the parent is gone. */
+  temporaryDirectory: string
+}
+
+/** The line on standard output. */
+export type ProcessReport = { readonly listening: true } | { readonly error: string }
+
+const standardInput = 0
+const standardOutput = 1
+const lineFeed = 0x0a
+/** The connection ends a little before the process does, as with the real one. */
+const lingerMs = 20
+
+function main(): void {
+  const settings = JSON.parse(readLine()) as ProcessSettings
+  startServing(settings).run()
+  rmSync(settings.temporaryDirectory, { recursive: true, force: true })
+  process.exit(0)
+}
+
+function startServing(settings: ProcessSettings): Reactor {
+  try {
+    const native = loadNative()
+    const reactor = new Reactor(native, standardInput)
+    for (const vm of settings.vms) reactor.add(serveVm(native, settings, vm))
+    report({ listening: true })
+    return reactor
+  } catch (error) {
+    report({ error: error instanceof Error ? error.message : String(error) })
+    process.exit(1)
+  }
+}
+
+function serveVm(native: Native, settings: ProcessSettings, vm: string): Coroutine {
+  const { cpus, devices, dialect, writeRate, fault } = settings
+  const memory = new SyntheticMemory(vm, settings.memoryBytes, settings.zeroFraction)
+  const guest = { vm, cpus, devices, memory, dialect, writeRate, fault }
+  return serve(native, listenFor(native, settings, vm), guest, function* () {
+    if (settings.fleet) return
+    yield { until: performance.now() + lingerMs }
+    process.exit(settings.suspendExitCode)
+  })
+}
+
+// The parent sends this line and nothing after it.
+function readLine(): string {
+  const parts: Buffer[] = []
+  const chunk = Buffer.alloc(64 * 1024)
+  for (;;) {
+    const length = readSync(standardInput, chunk)
+    parts.push(Buffer.from(chunk.subarray(0, length)))
+    if (length === 0 || chunk[length - 1] === lineFeed) return Buffer.concat(parts).toString()
+  }
+}
+
+function report(line: ProcessReport): void {
+  writeSync(standardOutput, `${JSON.stringify(line)}\n`)
+}
+
+main()

@@ -1,0 +1,175 @@
+/** Receives one request as bhyve's generations do, and says what it asks for. */
+import { isFailure, type Native } from '../native.js'
+import { decodeNvlist, decodeNvlistHeader, NvHeader, NvType, type NvPair } from './nvlist.js'
+import { errnoOf, type SimulatedDialect } from './options.js'
+import type { Coroutine } from './reactor.js'
+
+export interface CheckpointRequest {
+  readonly suspend: boolean
+  /** A full path, or the name of a file in `directory`. */
+  readonly filename: string
+  /** Open descriptor of a directory. */
+  readonly directory: number | undefined
+}
+
+/** `refused` comes before the VM is touched; `failed` is a request that was not received or is no nvlist. */
+export type Received =
+  | { readonly kind: 'checkpoint'; readonly request: CheckpointRequest }
+  | { readonly kind: 'refused'; readonly text: string }
+  | { readonly kind: 'failed' | 'interrupted' | 'no-command' }
+
+/** What bhyve keeps between requests, and what it holds of the current one. */
+export interface RequestState {
+  /** Where the `struct` dialect receives every request, on top of the one before. */
+  readonly structBuffer: Buffer
+  /** Descriptors that came with the request; whoever serves it closes them. */
+  readonly descriptors: number[]
+}
+
+export const structSize = 104
+
+const opSize = 4
+const opCheckpoint = 0
+const opSuspend = 1
+/** libnv would try to allocate any size: larger ones are refused here. */
+const largestPayload = 64n * 1024n * 1024n
+const largestRead = 1024 * 1024
+const mostDescriptors = 1024n
+/** libnv on FreeBSD sends at most this many descriptors with one byte. */
+const descriptorsPerMessage = 85
+
+export function newRequestState(): RequestState {
+  // Before the first request the buffer holds what happens to be on the stack: an operation of no meaning.
+  return { structBuffer: Buffer.alloc(structSize, 0xff), descriptors: [] }
+}
+
+/** `halfway`: stop, as `interrupted`, in the middle of the request. */
+export function receiveRequest(
+  native: Native,
+  socket: number,
+  dialect: SimulatedDialect,
+  state: RequestState,
+  halfway: boolean,
+): Coroutine<Received> {
+  return dialect === 'struct'
+    ? receiveStruct(native, socket, state.structBuffer, halfway)
+    : receiveNvlist(native, socket, dialect, state.descriptors, halfway)
+}
+
+function* receiveStruct(
+  native: Native,
+  socket: number,
+  buffer: Buffer,
+  halfway: boolean,
+): Coroutine<Received> {
+  const wanted = halfway ? structSize / 2 : structSize
+  let received = 0
+  while (received < wanted) {
+    const bytes = yield* receiveSome(native, socket, wanted - received)
+    if (bytes === undefined) return { kind: 'failed' }
+    // A connection that ends early leaves the rest of the buffer as the previous request filled it, and the
+    // buffer is executed all the same.
+    if (bytes.length === 0) break
+    bytes.copy(buffer, received)
+    received += bytes.length
+  }
+  return halfway ? { kind: 'interrupted' } : parseStruct(buffer)
+}
+
+function parseStruct(buffer: Buffer): Received {
+  const op = littleEndianMachine() ? buffer.readUInt32LE(0) : buffer.readUInt32BE(0)
+  if (op !== opCheckpoint && op !== opSuspend) return { kind: 'refused', text: 'unrecognized operation' }
+  const path = buffer.subarray(opSize)
+  const end = path.indexOf(0)
+  const filename = path.subarray(0, end === -1 ? path.length : end).toString()
+  return { kind: 'checkpoint', request: { suspend: op === opSuspend, filename, directory: undefined } }
+}
+
+function littleEndianMachine(): boolean {
+  return new Uint8Array(new Uint16Array([1]).buffer)[0] === 1
+}
+
+function* receiveNvlist(
+  native: Native,
+  socket: number,
+  dialect: SimulatedDialect,
+  descriptors: number[],
+  halfway: boolean,
+): Coroutine<Received> {
+  const headerBytes = yield* receiveAll(native, socket, NvHeader.size)
+  const header = headerBytes && decodeNvlistHeader(headerBytes)
+  if (headerBytes === undefined || header === undefined || header.size > largestPayload)
+    return { kind: 'failed' }
+  const size = Number(header.size)
+  const payload = yield* receiveAll(native, socket, halfway ? Math.floor(size / 2) : size)
+  if (halfway) return { kind: 'interrupted' }
+  if (payload === undefined || header.descriptors > mostDescriptors) return { kind: 'failed' }
+  const announced = Number(header.descriptors)
+  if (!(yield* receiveDescriptors(native, socket, announced, descriptors))) return { kind: 'failed' }
+  const pairs = decodeNvlist(Buffer.concat([headerBytes, payload]), announced)
+  return pairs === undefined ? { kind: 'failed' } : parseCommand(pairs, dialect, descriptors)
+}
+
+function parseCommand(pairs: NvPair[], dialect: SimulatedDialect, descriptors: readonly number[]): Received {
+  const command = find(pairs, 'cmd', NvType.string)
+  if (typeof command !== 'string') return { kind: 'no-command' }
+  if (command !== 'checkpoint') return { kind: 'refused', text: `command '${command}' not found` }
+  const filename = find(pairs, 'filename', NvType.string)
+  const suspend = find(pairs, 'suspend', NvType.bool)
+  const index = find(pairs, 'fddir', NvType.descriptor)
+  const directory = typeof index === 'bigint' ? descriptors[Number(index)] : undefined
+  const complete = dialect === 'path' || directory !== undefined
+  if (typeof filename !== 'string' || typeof suspend !== 'boolean' || !complete) {
+    return { kind: 'refused', text: 'invalid argument' }
+  }
+  const inDirectory = dialect === 'path' ? undefined : directory
+  return { kind: 'checkpoint', request: { suspend, filename, directory: inDirectory } }
+}
+
+function find(pairs: readonly NvPair[], name: string, type: number): NvPair['value'] | undefined {
+  return pairs.find((pair) => pair.name === name && pair.type === type)?.value
+}
+
+/** Undefined where the connection ends or breaks first. */
+function* receiveAll(native: Native, socket: number, size: number): Coroutine<Buffer | undefined> {
+  const parts: Buffer[] = []
+  let missing = size
+  while (missing > 0) {
+    const bytes = yield* receiveSome(native, socket, missing)
+    if (bytes === undefined || bytes.length === 0) return undefined
+    parts.push(bytes)
+    missing -= bytes.length
+  }
+  return Buffer.concat(parts)
+}
+
+/** Empty at the end of the connection, undefined where it broke. */
+function* receiveSome(native: Native, socket: number, most: number): Coroutine<Buffer | undefined> {
+  for (;;) {
+    const bytes = native.receive(socket, Math.min(most, largestRead))
+    if (!isFailure(bytes)) return bytes
+    if (bytes.errno !== errnoOf('EAGAIN')) return undefined
+    yield { readable: socket }
+  }
+}
+
+/** One byte carries them, in a message of its own; what came with the payload is lost by now. */
+function* receiveDescriptors(
+  native: Native,
+  socket: number,
+  announced: number,
+  into: number[],
+): Coroutine<boolean> {
+  while (into.length < announced) {
+    const expected = Math.min(announced - into.length, descriptorsPerMessage)
+    const message = native.receiveDescriptors(socket, expected)
+    if (isFailure(message)) {
+      if (message.errno !== errnoOf('EAGAIN')) return false
+      yield { readable: socket }
+      continue
+    }
+    into.push(...message.descriptors)
+    if (message.descriptors.length !== expected || message.truncated) return false
+  }
+  return true
+}

@@ -1,0 +1,73 @@
+/** What lies in `.kern`: which kernel structures and devices, in which order, how large. */
+import type { MetadataShape } from './metadata.js'
+
+/** A kernel structure or a device before it has a place in the file. */
+export interface SectionPlan {
+  readonly name: string
+  /** Bytes. */
+  readonly size: number
+}
+
+const structureOrder: Readonly<Record<MetadataShape, readonly string[]>> = {
+  current: ['vhpet', 'vm', 'vioapic', 'vlapic', 'vmcx', 'vatpit', 'vatpic', 'vpmtmr', 'vrtc'],
+  old: ['vhpet', 'vm', 'vmx', 'vioapic', 'vlapic', 'vmcx', 'vatpit', 'vatpic', 'vpmtmr', 'vrtc'],
+}
+
+const structureSizes: Readonly<Record<string, number>> = {
+  vhpet: 600,
+  vm: 1184,
+  vmx: 4096,
+  vioapic: 640,
+  vatpit: 244,
+  vatpic: 176,
+  vpmtmr: 8,
+  vrtc: 328,
+}
+
+const sizesPerCpu: Readonly<Record<string, number>> = { vlapic: 4552, vmcx: 1416 }
+
+const deviceSizes: Readonly<Record<string, number>> = {
+  hostbridge: 332,
+  'ahci-cd': 5176,
+  'virtio-blk': 1212,
+  'virtio-net': 1292,
+  lpc: 1104,
+  atkbdc: 240,
+}
+const otherDeviceSize = 1212
+
+/** The fixed table of the old trees: one entry per type, whether the VM has such a device or not. */
+const oldDeviceTypes = [
+  'atkbdc',
+  'virtio-net',
+  'virtio-blk',
+  'virtio-rnd',
+  'lpc',
+  'fbuf',
+  'xhci',
+  'e1000',
+  'ahci',
+  'ahci-hd',
+  'ahci-cd',
+]
+
+export function structuresOf(shape: MetadataShape, cpus: number): SectionPlan[] {
+  return structureOrder[shape].map((name) => ({
+    name,
+    size: structureSizes[name] ?? (sizesPerCpu[name] ?? 0) * cpus,
+  }))
+}
+
+export function devicesOf(shape: MetadataShape, devices: readonly string[]): SectionPlan[] {
+  if (shape === 'current') return devices.map((name) => ({ name, size: sizeOfDevice(emulationOf(name)) }))
+  const present = new Set(devices.map(emulationOf))
+  return oldDeviceTypes.map((name) => ({ name, size: present.has(name) ? sizeOfDevice(name) : 0 }))
+}
+
+function emulationOf(device: string): string {
+  return device.split('@', 1)[0] ?? device
+}
+
+function sizeOfDevice(emulation: string): number {
+  return deviceSizes[emulation] ?? otherDeviceSize
+}

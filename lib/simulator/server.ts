@@ -1,0 +1,84 @@
+/** One VM's checkpoint socket: one request at a time, from accept to close, as bhyve's thread serves it. */
+import { constants } from 'node:os'
+import { isFailure, type Native } from '../native.js'
+import { saveCheckpoint, type Guest, type Outcome } from './checkpoint.js'
+import { strikes } from './fault.js'
+import { encodeNvlist, NvType, type NvPair } from './nvlist.js'
+import { errnoOf } from './options.js'
+import type { Coroutine } from './reactor.js'
+import { newRequestState, receiveRequest, type Received } from './request.js'
+
+/** Called when a suspend has taken the VM away; its listener and connection are closed by then. */
+export type OnDestroyed = () => Coroutine
+
+/** Serves until the VM is destroyed. `listener` is closed then, its file stays. */
+export function* serve(native: Native, listener: number, guest: Guest, onDestroyed: OnDestroyed): Coroutine {
+  const state = newRequestState()
+  for (;;) {
+    yield { readable: listener }
+    // A hang comes before accept: nothing is ever taken from the backlog.
+    const closeAtOnce = yield* strikes(native, guest.fault, 'accept')
+    const socket = native.accept(listener)
+    if (isFailure(socket)) continue
+    if (!closeAtOnce) {
+      const outcome = yield* serveRequest(native, socket, guest, state)
+      for (const descriptor of state.descriptors.splice(0)) native.close(descriptor)
+      if (outcome?.destroyed === true) {
+        // Whoever is queued behind the suspend gets nothing but the end of the connection.
+        native.close(listener)
+        native.close(socket)
+        yield* onDestroyed()
+        return
+      }
+    }
+    native.close(socket)
+  }
+}
+
+/** Undefined where there was no checkpoint. */
+function* serveRequest(
+  native: Native,
+  socket: number,
+  guest: Guest,
+  state: ReturnType<typeof newRequestState>,
+): Coroutine<Outcome | undefined> {
+  const halfway = guest.fault?.at === 'receive'
+  const received = yield* receiveRequest(native, socket, guest.dialect, state, halfway)
+  if (received.kind === 'interrupted') {
+    yield* strikes(native, guest.fault, 'receive')
+    return undefined
+  }
+  if (received.kind === 'no-command' && guest.dialect === 'reply') native.dieBy(constants.signals.SIGABRT)
+  const outcome =
+    received.kind === 'checkpoint' ? yield* saveCheckpoint(native, guest, received.request) : undefined
+  const unanswered = yield* strikes(native, guest.fault, 'reply')
+  if (guest.dialect === 'reply' && !unanswered) yield* answer(native, socket, received, outcome)
+  return outcome
+}
+
+function* answer(
+  native: Native,
+  socket: number,
+  received: Received,
+  outcome: Outcome | undefined,
+): Coroutine {
+  if (outcome?.destroyed === true) return
+  if (received.kind === 'refused') yield* send(native, socket, replyOf(received.text))
+  else if (outcome !== undefined) yield* send(native, socket, replyOf(outcome.error))
+}
+
+function replyOf(error: string | undefined): Buffer {
+  const pairs: NvPair[] = error === undefined ? [] : [{ name: 'error', type: NvType.string, value: error }]
+  return encodeNvlist(pairs)
+}
+
+function* send(native: Native, socket: number, bytes: Buffer): Coroutine {
+  for (let offset = 0; offset < bytes.length;) {
+    const sent = native.send(socket, bytes, offset)
+    if (!isFailure(sent)) offset += sent
+    // bhyve does not ignore the signal: a client that left early kills its VM.
+    else if (sent.errno === errnoOf('EPIPE')) native.dieBy(constants.signals.SIGPIPE)
+    else if (sent.errno === errnoOf('EAGAIN')) yield { until: performance.now() + 1 }
+    else return
+  }
+}

@@ -1,0 +1,78 @@
+// `npm run demo`: the whole life of a checkpoint, on a simulated VM.
+import fs from 'node:fs/promises'
+import os from 'node:os'
+import path from 'node:path'
+import { createClient } from 'bhyve-checkpoint'
+import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
+
+const MiB = 1024 * 1024
+const scratch = await fs.mkdtemp(path.join(os.tmpdir(), 'bhyve-checkpoint-demo-'))
+const checkpointDirectory = path.join(scratch, 'checkpoints')
+
+let lastPhase = ''
+
+function title(text) {
+  console.log(`\n\u001b[1m${text}\u001b[0m`)
+}
+
+function size(bytes) {
+  return `${(bytes / MiB).toFixed(0)} MiB`
+}
+
+function showProgress({ phase, bytes, totalBytes, elapsedMs }) {
+  const of = totalBytes === undefined ? '' : ` of ${size(totalBytes)}`
+  const line = `  ${phase.padEnd(10)} ${size(bytes)}${of}, ${(elapsedMs / 1000).toFixed(1)} s`
+  if (process.stdout.isTTY) process.stdout.write(`\r\u001b[K${line}${phase === 'publishing' ? '\n' : ''}`)
+  else if (phase !== lastPhase) console.log(line)
+  lastPhase = phase
+}
+
+async function show(client) {
+  for (const { name, state, createdAt, memoryBytes = 0, storedBytes = 0 } of await client.listCheckpoints(
+    'ubuntu',
+  )) {
+    const time = createdAt?.toISOString().slice(0, 19).replace('T', ' ')
+    console.log(
+      `  ${name.padEnd(16)} ${state}  ${time}  RAM ${size(memoryBytes)}, on disk ${size(storedBytes)}`,
+    )
+  }
+}
+
+try {
+  title("A simulated VM 'ubuntu' with 256 MiB of RAM starts")
+  const bhyve = await SimulatedBhyve.start({ vm: 'ubuntu', memoryBytes: 256 * MiB, writeRate: 256 * MiB })
+  const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory })
+  console.log(`  process ${bhyve.pid}, socket ${bhyve.socketPath}`)
+
+  title('createCheckpoint: resolved when complete, checked and on the disk')
+  const first = await client.createCheckpoint('ubuntu', { name: 'before-upgrade', onProgress: showProgress })
+  console.log(`  ${first.path}`)
+  console.log(`  ${first.cpus} vCPUs, devices: ${first.devices.join(', ')}`)
+
+  title('listCheckpoints and verifyCheckpoint')
+  await show(client)
+  const report = await client.verifyCheckpoint('ubuntu', 'before-upgrade')
+  console.log(`  verified: ${report.ok ? 'whole' : 'damaged'} (${report.depth})`)
+
+  title('Created again under the same name: the old one is there until the new one is')
+  await client.createCheckpoint('ubuntu', { name: 'before-upgrade', onProgress: showProgress })
+  await show(client)
+  await bhyve.stop()
+
+  title('The same VM on a host whose disk fails in the middle of the RAM')
+  const fault = { at: 'memory', kind: 'no-space' }
+  const failing = await SimulatedBhyve.start({ vm: 'ubuntu', memoryBytes: 256 * MiB, fault })
+  const second = createClient({ runDirectory: failing.runDirectory, checkpointDirectory })
+  const error = await second.createCheckpoint('ubuntu', { name: 'before-upgrade' }).catch((reason) => reason)
+  console.log(`  rejected with ${error.code}; the VM is ${error.vmState}`)
+  for (const { code, message } of error.problems) console.log(`    ${code}: ${message}`)
+  console.log('  The old one is still there, and whole:')
+  await show(second)
+  await failing.stop()
+
+  title('destroyAll')
+  console.log(`  removed: ${(await second.destroyAll('ubuntu')).join(', ')}`)
+  console.log(`  left: ${(await second.listCheckpoints('ubuntu')).length} checkpoints`)
+} finally {
+  await fs.rm(scratch, { recursive: true, force: true })
+}
