@@ -1,7 +1,7 @@
 /** `createClient`: options in, calls out. Here the rooms meet; none of them knows another. */
 import { Cancellation } from './cancellation.js'
 import { create, type CreateContext } from './create.js'
-import { type ErrorDetails, toCheckpointError, withDetails } from './errors.js'
+import { AbortError, type ErrorDetails, toCheckpointError, withDetails } from './errors.js'
 import { assertCheckpointName, assertVmName } from './names.js'
 import {
   assertCallback,
@@ -175,7 +175,7 @@ class Client implements CheckpointClient {
     try {
       return await task
     } catch (error) {
-      throw withDetails(toCheckpointError(error, doing), details)
+      throw error instanceof AbortError ? error : withDetails(toCheckpointError(error, doing), details)
     }
   }
 

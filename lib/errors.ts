@@ -151,8 +151,8 @@ export function systemError(
 }
 
 /** Turns whatever was thrown into something the public calls may reject with. */
-export function toCheckpointError(error: unknown, doing: string): Error {
-  if (error instanceof CheckpointError || error instanceof AbortError) return error
+export function toCheckpointError(error: unknown, doing: string): CheckpointError {
+  if (error instanceof CheckpointError) return error
   if (isNodeSystemError(error)) {
     return systemError(
       { errno: Math.abs(error.errno ?? 0), syscall: error.syscall ?? 'unknown' },

@@ -88,7 +88,7 @@ function sections(metadata: Metadata): Section[] {
 }
 
 function parseJson(text: string): JsonObject {
-  if (text === '') throw incomplete('the metadata is empty: bhyve failed before it wrote them')
+  if (text === '') throw incomplete('the metadata are empty: bhyve failed before it wrote them')
   let value: unknown
   try {
     value = JSON.parse(text)

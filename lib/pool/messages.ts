@@ -10,29 +10,20 @@ export type FromWorker = { value: unknown } | { error: PortableError }
 
 /** A structured clone keeps an error's message and stack, but neither its class nor its code. */
 export interface PortableError {
-  code?: ErrorCode
+  code: ErrorCode
   message: string
   stack: string | undefined
   details: ErrorDetails
   original: unknown
 }
 
-export function toPortable(error: unknown): PortableError {
-  if (error instanceof CheckpointError) {
-    const { cause, ...details } = detailsOf(error)
-    return {
-      code: error.code,
-      message: error.message,
-      stack: error.stack,
-      details,
-      original: causeToPortable(cause),
-    }
-  }
-  return { message: String(error), stack: undefined, details: {}, original: error }
+export function toPortable(error: CheckpointError): PortableError {
+  const { cause, ...details } = detailsOf(error)
+  const { code, message, stack } = error
+  return { code, message, stack, details, original: causeToPortable(cause) }
 }
 
-export function fromPortable(portable: PortableError): unknown {
-  if (portable.code === undefined) return portable.original
+export function fromPortable(portable: PortableError): CheckpointError {
   const cause = causeFromPortable(portable.original)
   const error = new CheckpointError(portable.code, portable.message, { ...portable.details, cause })
   if (portable.stack !== undefined) error.stack = portable.stack

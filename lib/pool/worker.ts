@@ -1,5 +1,6 @@
 /** A pool worker: one job at a time, synchronously. What it opened and nobody took ends with it. */
 import { parentPort } from 'node:worker_threads'
+import { toCheckpointError } from '../errors.js'
 import { loadNative } from '../native.js'
 import { jobs, type JobName } from './jobs.js'
 import { type FromWorker, toPortable, type ToWorker } from './messages.js'
@@ -11,7 +12,7 @@ function run(job: string, args: readonly unknown[]): FromWorker {
     const call = jobs[job as JobName] as (...args: readonly unknown[]) => unknown
     return { value: call(...args) }
   } catch (error) {
-    return { error: toPortable(error) }
+    return { error: toPortable(toCheckpointError(error, job)) }
   }
 }
 

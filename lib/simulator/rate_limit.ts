@@ -2,7 +2,9 @@
 import { pageSize } from './options.js'
 import type { Wait } from './reactor.js'
 
-const longestWaitMs = 20
+const shortestWaitMs = 20
+/** Less than this can wait until more has come together. */
+const worthwhileBytes = 1024 * 1024
 
 export class RateLimit {
   readonly #bytesPerSecond: number | undefined
@@ -21,8 +23,8 @@ export class RateLimit {
 
   /** When there is something to write again; at once where there is no limit. */
   nextTurn(written: number): Wait {
-    if (this.#bytesPerSecond === undefined) return 'turn'
+    if (this.#bytesPerSecond === undefined || this.allowed(written) >= worthwhileBytes) return 'turn'
     const nextPageAt = this.#startedAt + ((written + pageSize) / this.#bytesPerSecond) * 1000
-    return { until: Math.max(nextPageAt, performance.now() + longestWaitMs) }
+    return { until: Math.max(nextPageAt, performance.now() + shortestWaitMs) }
   }
 }

@@ -77,7 +77,7 @@ function openStage(
     using stage = makeFolder(staging, id)
     stage.lock('exclusive')
     using inFolder = makeFolder(stage, inName)
-    if (request.writerUid !== process.geteuid?.()) inFolder.giveTo(request.writerUid)
+    if (needsGiving(request.writerUid)) inFolder.giveTo(request.writerUid)
     if (request.durable) {
       stage.sync()
       staging.sync()
@@ -91,6 +91,11 @@ function openStage(
     if (made.includes(directory.path)) directory.removeEmpty(stagingName)
     throw error
   }
+}
+
+/** root writes where it likes; anybody else only into a folder of its own. */
+function needsGiving(writerUid: number): boolean {
+  return writerUid !== 0 && writerUid !== process.geteuid?.()
 }
 
 function openOrMake(directoryPath: string, made: string[]): Directory {

@@ -1,0 +1,58 @@
+/** Every JavaScript block of the documents runs as it stands, but for where sockets and checkpoints are. */
+import { execFile } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import t from 'tap'
+import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { childEnvironment, scratch } from './support/index.js'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const documents = [
+  'README.md',
+  ...fs.readdirSync(path.join(root, 'docs')).map((name) => path.join('docs', name)),
+]
+
+/** The block with this machine's places in the place of the documented ones. */
+function placed(block: string, runDirectory: string, checkpointDirectory: string): string {
+  return block
+    .replaceAll(
+      'createClient({ checkpointDirectory: ',
+      `createClient({ runDirectory: '${runDirectory}', checkpointDirectory: `,
+    )
+    .replaceAll("'/zroot/checkpoints'", `'${checkpointDirectory}'`)
+    .replaceAll("'/tmp/checkpoints'", `'${checkpointDirectory}/other'`)
+}
+
+t.test('every block runs', async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
+  t.teardown(() => bhyve.stop())
+  // Inside the package, so that it finds itself by its name.
+  const folder = fs.mkdtempSync(path.join(root, 'build-docs-'))
+  t.teardown(() => fs.rmSync(folder, { recursive: true }))
+  let blocks = 0
+  for (const document of documents.filter((name) => name.endsWith('.md'))) {
+    const text = fs.readFileSync(path.join(root, document), 'utf8')
+    for (const match of text.matchAll(/^```js\n(.*?)^```$/gms)) {
+      const file = path.join(folder, `${++blocks}.mjs`)
+      fs.writeFileSync(file, placed(match[1]!, bhyve.runDirectory, scratch(t)))
+      const [error, stderr] = await run(file)
+      t.equal(error, null, `${document}, block ${blocks}`)
+      t.equal(stderr, '', `${document}, block ${blocks}: says nothing on standard error`)
+    }
+  }
+  t.ok(blocks >= 2)
+})
+
+function run(file: string): Promise<[Error | null, string]> {
+  return new Promise((resolve) => {
+    execFile(
+      process.execPath,
+      [file],
+      { env: childEnvironment(), timeout: 30_000 },
+      (error, _stdout, stderr) => {
+        resolve([error, stderr])
+      },
+    )
+  })
+}

@@ -1,0 +1,110 @@
+/** Cancels, ends of programs and of Workers, and many VMs at once: seen from other processes. */
+import fs from 'node:fs'
+import path from 'node:path'
+import t, { type Test } from 'tap'
+import { AbortError, createClient } from 'bhyve-checkpoint'
+import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
+import { checkpointFiles, rejection, runScript, scratch, tree } from './support/index.js'
+
+const MiB = 1024 * 1024
+
+async function start(t: Test, options: Partial<SimulatorOptions> = {}): Promise<SimulatedBhyve> {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: MiB, ...options })
+  t.teardown(() => bhyve.stop())
+  return bhyve
+}
+
+t.test('a cancel rejects at once, the VM lives, nothing is published', async (t) => {
+  for (const dialect of ['struct', 'path', 'descriptor', 'reply'] as const) {
+    const { runDirectory } = await start(t, { dialect, memoryBytes: 4 * MiB, writeRate: 8 * MiB })
+    const checkpointDirectory = scratch(t)
+    const client = createClient({
+      runDirectory,
+      checkpointDirectory,
+      dialect: dialect === 'reply' ? 'descriptor' : dialect,
+    })
+    const controller = new AbortController()
+    const onProgress = ({ phase }: { phase: string }) =>
+      phase === 'saving' && controller.abort(new Error('enough'))
+    const call = client.createCheckpoint('vm1', { signal: controller.signal, onProgress })
+    const error: unknown = await call.catch((reason: unknown) => reason)
+    t.ok(error instanceof AbortError, dialect)
+    t.match(error, { name: 'AbortError', code: 'ABORT_ERR', cause: { message: 'enough' } })
+    const stages = fs.readdirSync(path.join(checkpointDirectory, 'vm1/.staging'))
+    t.equal(stages.length, 1, `${dialect}: bhyve goes on in its stage`)
+    await client.idle()
+    t.strictSame(tree(checkpointDirectory), [], `${dialect}: nothing left`)
+    t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' }, `${dialect}: the VM lives`)
+  }
+})
+
+t.test('a signal that was aborted before', async (t) => {
+  const client = createClient({ runDirectory: '/nonexistent', checkpointDirectory: '/nonexistent' })
+  const error: unknown = await client
+    .createCheckpoint('vm1', { signal: AbortSignal.abort() })
+    .catch((e: unknown) => e)
+  t.match(error, { name: 'AbortError', code: 'ABORT_ERR' })
+})
+
+t.test('a cancel while waiting for the turn sends nothing', async (t) => {
+  const { runDirectory } = await start(t, { memoryBytes: 4 * MiB, writeRate: 8 * MiB })
+  const checkpointDirectory = scratch(t)
+  const client = createClient({ runDirectory, checkpointDirectory })
+  const first = client.createCheckpoint('vm1', { name: 'first' })
+  const second = rejection(client.createCheckpoint('vm1', { name: 'second', timeout: 50 }))
+  t.match(await second, { code: 'ERR_TIMEOUT' })
+  t.match(await first, { name: 'first' })
+  await client.idle()
+  t.match(await client.listCheckpoints('vm1'), [{ name: 'first' }])
+  t.equal((await client.listCheckpoints('vm1')).length, 1)
+})
+
+t.test('a cancel after the commit point comes too late', async (t) => {
+  const { runDirectory } = await start(t)
+  const client = createClient({ runDirectory, checkpointDirectory: scratch(t) })
+  const controller = new AbortController()
+  const onProgress = ({ phase }: { phase: string }) => {
+    if (phase === 'publishing') setImmediate(() => controller.abort())
+  }
+  t.match(await client.createCheckpoint('vm1', { signal: controller.signal, onProgress }), {
+    name: 'checkpoint',
+  })
+})
+
+t.test('a program with nothing else to do ends by itself, after bhyve', async (t) => {
+  for (const dialect of ['descriptor', 'reply'] as const) {
+    for (const how of ['abort', 'timeout'] as const) {
+      const bhyve = await start(t, { dialect, memoryBytes: 4 * MiB, writeRate: 8 * MiB })
+      const checkpointDirectory = scratch(t)
+      const ended = await runScript('cancelled.mjs', [bhyve.runDirectory, checkpointDirectory, how])
+      t.match(ended, { code: 0, signal: null, stderr: '' }, `${dialect} ${how}`)
+      t.match(ended.stdout, how === 'abort' ? 'AbortError ABORT_ERR enough' : 'CheckpointError ERR_TIMEOUT')
+      t.strictSame(tree(checkpointDirectory), [], 'nothing left')
+      const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory })
+      t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' }, `${dialect} ${how}: the VM lives`)
+    }
+  }
+})
+
+t.test('Workers terminated in the middle leave nothing behind', async (t) => {
+  for (const phase of ['queued', 'saving', 'checking', 'syncing', 'publishing']) {
+    const { runDirectory } = await start(t, { memoryBytes: MiB, writeRate: 16 * MiB })
+    const checkpointDirectory = scratch(t)
+    const ended = await runScript('worker.mjs', [runDirectory, checkpointDirectory, phase, '8'])
+    t.match(ended, { code: 0, signal: null, stderr: '' }, phase)
+    t.match(ended.stdout, '{"leaked":0}\n{"name":"after"}\n', `${phase}: no descriptor, no lock`)
+    const left = checkpointFiles(path.join(checkpointDirectory, 'vm1'))
+    t.ok(
+      left.every((file) => file.startsWith('after.ckp') || file.startsWith('checkpoint.ckp')),
+      `${phase}: no stage`,
+    )
+  }
+})
+
+t.test('two hundred VMs at once on one libuv thread', async (t) => {
+  const ended = await runScript('two-hundred.mjs', [scratch(t), '200'], { UV_THREADPOOL_SIZE: '1' })
+  t.match(ended, { code: 0, signal: null, stderr: '' })
+  const outcome = JSON.parse(ended.stdout) as Record<string, unknown>
+  t.match(outcome, { fulfilled: 200, complete: 200, leaked: 0, reasons: [] })
+  t.ok((outcome.served as number) > 20, 'the host program was served meanwhile')
+})

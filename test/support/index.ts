@@ -1,0 +1,97 @@
+/** What the tests share: scratch folders, VMs, waiting for a condition. */
+import { execFile } from 'node:child_process'
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { CheckpointError } from 'bhyve-checkpoint'
+import type { Test } from 'tap'
+
+export const fixtures = fileURLToPath(new URL('../fixtures', import.meta.url))
+
+/** A folder that goes with the test. */
+export function scratch(t: Test): string {
+  const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'bc-'))
+  t.teardown(() => fs.rmSync(directory, { recursive: true, force: true }))
+  return directory
+}
+
+/** Resolves once `condition` holds; rejects after `deadlineMs`. */
+export async function until(
+  condition: () => boolean | Promise<boolean>,
+  what: string,
+  deadlineMs = 20_000,
+): Promise<void> {
+  const end = performance.now() + deadlineMs
+  while (!(await condition())) {
+    if (performance.now() > end) throw new Error(`not within ${deadlineMs} ms: ${what}`)
+    await new Promise((resolve) => setTimeout(resolve, 5))
+  }
+}
+
+/** The rejection of a promise, which must be a CheckpointError. */
+export async function rejection(promise: Promise<unknown>): Promise<CheckpointError> {
+  try {
+    await promise
+  } catch (error) {
+    if (error instanceof CheckpointError) return error
+    throw error
+  }
+  throw new Error('it should have rejected')
+}
+
+/** Every path below a directory, relative and sorted; folders end in a slash. */
+export function tree(directory: string): string[] {
+  if (!fs.existsSync(directory)) return []
+  const entries = fs.readdirSync(directory, { recursive: true, withFileTypes: true })
+  return entries
+    .map(
+      (entry) =>
+        path.relative(directory, path.join(entry.parentPath, entry.name)) + (entry.isDirectory() ? '/' : ''),
+    )
+    .sort()
+}
+
+/** The tree without an empty `.staging`, which stays where checkpoints are for the sake of the lock. */
+export function checkpointFiles(directory: string): string[] {
+  return tree(directory).filter((entry) => entry !== '.staging/')
+}
+
+/** Names and contents of a set's files: equal before and after means untouched. */
+export function contents(directory: string): Record<string, string> {
+  const files = checkpointFiles(directory).filter((file) => !file.endsWith('/'))
+  return Object.fromEntries(
+    files.map((file) => [file, fs.readFileSync(path.join(directory, file), 'base64')]),
+  )
+}
+
+export function openDescriptors(): number {
+  return fs.readdirSync('/dev/fd').length
+}
+
+export interface Ended {
+  code: number | null
+  signal: string | null
+  stdout: string
+  stderr: string
+}
+
+/** Without what the test runner wants to be loaded into every child. */
+export function childEnvironment(extra: Record<string, string> = {}): NodeJS.ProcessEnv {
+  return { ...process.env, NODE_OPTIONS: '', ...extra }
+}
+
+/** Runs a script of `test/support` in a process of its own and waits for its end. */
+export function runScript(
+  script: string,
+  args: readonly string[],
+  env: Record<string, string> = {},
+): Promise<Ended> {
+  const file = fileURLToPath(new URL(script, import.meta.url))
+  return new Promise((resolve) => {
+    const options = { env: childEnvironment(env), timeout: 60_000 }
+    const child = execFile(process.execPath, [file, ...args], options, (_error, stdout, stderr) => {
+      resolve({ code: child.exitCode, signal: child.signalCode, stdout, stderr })
+    })
+  })
+}

@@ -1,0 +1,39 @@
+// Checkpoints of many VMs at once, with one libuv thread: prints what came of it as JSON.
+import fs from 'node:fs/promises'
+import { readdirSync } from 'node:fs'
+import { createClient } from 'bhyve-checkpoint'
+import { SimulatedFleet } from 'bhyve-checkpoint/simulator'
+
+const [checkpointDirectory, count] = process.argv.slice(2)
+const vms = Array.from({ length: Number(count) }, (_, index) => `vm${index}`)
+const fleet = await SimulatedFleet.start({ vms, memoryBytes: 256 * 1024, writeRate: 256 * 1024 })
+const client = createClient({ runDirectory: fleet.runDirectory, checkpointDirectory, dialect: 'descriptor' })
+const descriptors = () => readdirSync('/dev/fd').length
+
+// The threads and what they hold stay: they are there from the first call on.
+await Promise.all([1, 2, 3, 4].map(() => client.listCheckpoints('none')))
+const before = descriptors()
+let served = 0
+let running = true
+const host = (async () => {
+  while (running) {
+    await fs.readFile(new URL(import.meta.url))
+    served++
+  }
+})()
+const results = await Promise.allSettled(vms.map((vm) => client.createCheckpoint(vm)))
+running = false
+await host
+await client.idle()
+const after = descriptors()
+const listed = await Promise.all(vms.map((vm) => client.listCheckpoints(vm)))
+await fleet.stop()
+console.log(
+  JSON.stringify({
+    fulfilled: results.filter(({ status }) => status === 'fulfilled').length,
+    reasons: results.flatMap(({ reason }) => (reason === undefined ? [] : [String(reason)])).slice(0, 3),
+    complete: listed.filter(([one]) => one?.state === 'complete').length,
+    served,
+    leaked: after - before,
+  }),
+)

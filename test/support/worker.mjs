@@ -1,0 +1,32 @@
+// A Worker that is terminated in the middle of a call; the main thread counts what is left of it.
+import { readdirSync } from 'node:fs'
+import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads'
+
+if (!isMainThread) {
+  const { createClient } = await import('bhyve-checkpoint')
+  const { runDirectory, checkpointDirectory, phase } = workerData
+  const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
+  const onProgress = (progress) => progress.phase === phase && parentPort.postMessage('now')
+  await client.createCheckpoint('vm1', { onProgress }).catch(() => undefined)
+  parentPort.postMessage('done')
+} else {
+  const [runDirectory, checkpointDirectory, phase, rounds] = process.argv.slice(2)
+  const descriptors = () => readdirSync('/dev/fd').length
+  const round = async (index) => {
+    const worker = new Worker(new URL(import.meta.url), {
+      workerData: { runDirectory, checkpointDirectory, phase },
+    })
+    await new Promise((resolve, reject) => worker.on('message', resolve).on('error', reject))
+    // Not always at the same instruction: a little later from round to round.
+    for (let spin = 0; spin < index * 20_000; spin++) Math.random()
+    await worker.terminate()
+  }
+  await round(0)
+  const before = descriptors()
+  for (let index = 0; index < Number(rounds); index++) await round(index)
+  const { createClient } = await import('bhyve-checkpoint')
+  console.log(JSON.stringify({ leaked: descriptors() - before }))
+  const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
+  const checkpoint = await client.createCheckpoint('vm1', { name: 'after' })
+  console.log(JSON.stringify({ name: checkpoint.name }))
+}

@@ -1,0 +1,233 @@
+/** The wire, byte for byte: what upstream's own client sends, and what upstream's own server answers. */
+import fs from 'node:fs'
+import path from 'node:path'
+import t from 'tap'
+import { createClient } from 'bhyve-checkpoint'
+import { sendRequest } from '../dist/bhyve/request.js'
+import { Cancellation } from '../dist/cancellation.js'
+import { isFailure, loadNative } from '../dist/native.js'
+import type { Dialect } from '../dist/types.js'
+import { fixtures, scratch, until } from './support/index.js'
+
+interface Golden {
+  requests: {
+    description: string
+    filename: string
+    suspend: boolean
+    hex: string
+    fd_position: number | null
+    dialect: Dialect
+  }[]
+  replies: { description: string; hex: string; error?: string }[]
+}
+
+const golden = JSON.parse(fs.readFileSync(path.join(fixtures, 'golden/requests.json'), 'utf8')) as Golden
+const native = loadNative()
+
+/** A server that takes what comes, message by message, and notes where descriptors sat. */
+class Recorder {
+  readonly path: string
+  readonly #listener: number
+  bytes = Buffer.alloc(0)
+  descriptorPosition: number | null = null
+  directory: string | null = null
+
+  constructor(socketPath: string) {
+    const listener = native.listenStream(socketPath, 1)
+    if (isFailure(listener)) throw new Error(`listen: ${listener.errno}`)
+    this.path = socketPath
+    this.#listener = listener
+  }
+
+  /** Takes one connection to its end of file, then closes it. */
+  async record(): Promise<void> {
+    const connection = await this.#accept()
+    await until(() => this.#takeByte(connection), 'the end of the request')
+    native.close(connection)
+  }
+
+  /** One byte at a time, so that a descriptor's place is known. True at the end. */
+  #takeByte(connection: number): boolean {
+    for (;;) {
+      const before = native.ownedDescriptors()
+      const byte = native.receiveDescriptors(connection, 2)
+      if (isFailure(byte)) return false
+      if (byte.bytes === 0) return true
+      // The native call does not hand out the carrier's value: in every message with a descriptor it is zero.
+      if (byte.descriptors.length > 0) {
+        this.descriptorPosition = this.bytes.length
+        this.directory = fs.readlinkSync(`/proc/self/fd/${byte.descriptors[0] ?? -1}`)
+        for (const descriptor of byte.descriptors) native.close(descriptor)
+      }
+      this.bytes = Buffer.concat([this.bytes, Buffer.alloc(1)])
+      if (native.ownedDescriptors() !== before) throw new Error('a descriptor was kept')
+    }
+  }
+
+  /** The same connection's bytes by plain recv(), for the values. */
+  async recordBytes(): Promise<void> {
+    const connection = await this.#accept()
+    await until(() => {
+      for (;;) {
+        const chunk = native.receive(connection, 65536)
+        if (isFailure(chunk)) return false
+        if (chunk.length === 0) return true
+        this.bytes = Buffer.concat([this.bytes, chunk])
+      }
+    }, 'the end of the request')
+    native.close(connection)
+  }
+
+  async #accept(): Promise<number> {
+    let connection = -1
+    await until(() => {
+      const accepted = native.accept(this.#listener)
+      if (!isFailure(accepted)) connection = accepted
+      return connection !== -1
+    }, 'a connection')
+    return connection
+  }
+
+  close(): void {
+    native.close(this.#listener)
+    fs.unlinkSync(this.path)
+  }
+}
+
+async function sendGolden(
+  request: Golden['requests'][number],
+  socketPath: string,
+  directory: number,
+): Promise<void> {
+  using cancellation = new Cancellation({ doing: 'test', vm: 'vm0' })
+  const ours = process.geteuid?.() ?? 0
+  const place = {
+    vm: 'vm0',
+    runDirectory: '/',
+    vmmDirectory: '/',
+    dialect: 'auto',
+    trustedUids: [ours],
+  } as const
+  const located = { socketPath, kind: 'nvlist', ownerUid: ours } as const
+  const operation = request.suspend ? 'suspend' : 'checkpoint'
+  const { dialect, filename } = request
+  const sent = await sendRequest(
+    { dialect, operation, filename, directory },
+    located,
+    place,
+    cancellation,
+    () => undefined,
+  )
+  await sent.ended
+}
+
+t.test('every golden request goes out as upstream sends it', async (t) => {
+  const directory = scratch(t)
+  const descriptor = native.openPath(directory, fs.constants.O_DIRECTORY)
+  if (isFailure(descriptor)) throw new Error('open')
+  for (const [index, request] of golden.requests.entries()) {
+    const what = `${request.dialect}: ${request.description}, suspend ${request.suspend}`
+    const values = new Recorder(path.join(directory, `values${index}`))
+    await Promise.all([sendGolden(request, values.path, descriptor), values.recordBytes()])
+    t.equal(values.bytes.toString('hex'), request.hex, `${what}: bytes`)
+    values.close()
+    const places = new Recorder(path.join(directory, `places${index}`))
+    await Promise.all([sendGolden(request, places.path, descriptor), places.record()])
+    t.equal(places.bytes.length * 2, request.hex.length, `${what}: length`)
+    t.equal(places.descriptorPosition, request.fd_position, `${what}: place of the descriptor`)
+    if (request.fd_position !== null) t.equal(places.directory, directory, `${what}: the folder`)
+    places.close()
+  }
+  native.close(descriptor)
+})
+
+t.test('a client passes its stage, and nothing above it', async (t) => {
+  const directory = fs.realpathSync(scratch(t))
+  const recorder = new Recorder(path.join(directory, 'vm0'))
+  const checkpointDirectory = path.join(directory, 'checkpoints')
+  const client = createClient({ runDirectory: directory, checkpointDirectory, dialect: 'descriptor' })
+  const [result] = await Promise.allSettled([client.createCheckpoint('vm0'), recorder.record()])
+  t.equal(result.status, 'rejected', 'no file was written')
+  t.match(recorder.directory, new RegExp(`^${checkpointDirectory}/vm0/\\.staging/[0-9a-z]{1,12}/in$`))
+  t.equal(recorder.descriptorPosition, 143 + 'ckp'.length, 'after the payload')
+  recorder.close()
+})
+
+t.test('golden replies', async (t) => {
+  for (const { description, hex, error } of golden.replies) {
+    const pairs = native.decodeNvlist(Buffer.from(hex, 'hex'), 0)
+    const expected = error === undefined ? [] : [{ name: 'error', type: 'string', value: error }]
+    t.strictSame(pairs, expected, description)
+    t.equal(native.encodeNvlist(pairs ?? []).toString('hex'), hex, `${description}: encoded again`)
+  }
+})
+
+t.test('the decoder is strict', async (t) => {
+  const good = native.encodeNvlist([
+    { name: 'b', type: 'bool', value: true },
+    { name: 'n', type: 'number', value: 2n ** 64n - 1n },
+    { name: 's', type: 'string', value: 'text' },
+    { name: 'x', type: 'binary', value: Buffer.from([0, 1]) },
+    { name: 'e', type: 'null', value: null },
+    { name: 'd', type: 'descriptor', value: 0n },
+  ])
+  t.equal(native.decodeNvlist(good, 1)?.length, 6)
+  t.equal(native.decodeNvlist(good, 0), undefined, 'a descriptor that was not passed')
+  t.equal(native.decodeNvlist(good, 2), undefined, 'a descriptor too many')
+  for (let length = 0; length < good.length; length++) {
+    if (native.decodeNvlist(good.subarray(0, length), 1) !== undefined) t.fail(`cut at ${length}`)
+  }
+  t.equal(native.decodeNvlist(Buffer.concat([good, Buffer.alloc(1)]), 1), undefined, 'a byte too many')
+  const damaged: [string, number, number][] = [
+    ['magic', 0, 0x6d],
+    ['version', 1, 1],
+    ['flags', 2, 1],
+    ['big-endian', 2, 0x80],
+    ['descriptors', 3, 2],
+    ['size', 11, 1],
+    ['type 0', 19, 0],
+    ['type nvlist', 19, 5],
+    ['type array', 19, 8],
+    ['empty name', 20, 0],
+    ['data size of a bool', 22, 2],
+    ['items of a scalar', 30, 1],
+    ['name without its NUL', 39, 0x62],
+    ['bool 2', 40, 2],
+  ]
+  for (const [what, offset, value] of damaged) {
+    const bytes = Buffer.from(good)
+    t.not(bytes[offset], value, `${what}: is a change`)
+    bytes[offset] = value
+    t.equal(native.decodeNvlist(bytes, 1), undefined, what)
+  }
+  const twice = native.encodeNvlist([
+    { name: 'a', type: 'null', value: null },
+    { name: 'a', type: 'null', value: null },
+  ])
+  t.equal(native.decodeNvlist(twice, 0), undefined, 'a name twice')
+  const inner = native.encodeNvlist([{ name: 'ab', type: 'string', value: 'xyz' }])
+  for (const letter of ['a', 'x']) {
+    const bytes = Buffer.from(inner)
+    bytes[bytes.indexOf(letter)] = 0
+    t.equal(native.decodeNvlist(bytes, 0), undefined, `NUL in the place of ${letter}`)
+  }
+})
+
+t.test('native refuses what is no argument of its', async (t) => {
+  t.throws(() => native.encodeRequest('struct', 'checkpoint', 'x'.repeat(100)), TypeError)
+  t.equal(native.encodeRequest('struct', 'checkpoint', 'x'.repeat(99)).length, 104)
+  t.throws(() => native.encodeRequest('path', 'refused', '/x'), TypeError)
+  t.throws(() => native.encodeRequest('path', 'checkpoint', '/x\0y'), TypeError)
+  t.throws(() => native.openAt('x' as unknown as number, 'x', 0, 0), TypeError)
+  t.throws(() => native.close(0), TypeError, 'a descriptor of somebody else')
+  t.match(native.openAt(3, 'a/b', 0, 0), { syscall: 'openat' }, 'a name with a slash')
+  t.match(native.unlinkAt(3, ''), { syscall: 'unlinkat' }, 'an empty name')
+})
+
+t.test('the declared native interface is the exported one', async (t) => {
+  const source = fs.readFileSync(new URL('../lib/native.ts', import.meta.url), 'utf8')
+  const start = source.indexOf('export interface Native {')
+  const body = source.slice(start, source.indexOf('\n}\n', start))
+  const declared = [...body.matchAll(/^ {2}(?:readonly )?([a-zA-Z]+)[(:]/gm)].map((match) => match[1])
+  t.strictSame(declared.sort(), Object.keys(native).sort())
+})
