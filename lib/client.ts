@@ -4,8 +4,10 @@ import { create, type CreateContext } from './create.js'
 import { AbortError, type ErrorDetails, toCheckpointError, withDetails } from './errors.js'
 import { assertCheckpointName, assertVmName } from './names.js'
 import {
+  assertBoolean,
   assertCallback,
   assertObject,
+  assertPolicy,
   assertSignal,
   clientSettings,
   createSettings,
@@ -13,13 +15,13 @@ import {
   realSurroundings,
   type Surroundings,
 } from './options.js'
-import { sharedPool } from './pool/pool.js'
 import { Store } from './store/store.js'
 import type {
   Checkpoint,
   ClientOptions,
   CreateOptions,
   ListedCheckpoint,
+  PrunePolicy,
   VerificationReport,
   VerifyOptions,
 } from './types.js'
@@ -62,6 +64,27 @@ export interface CheckpointClient extends AsyncDisposable {
    * report with `ok: false`.
    */
   verifyCheckpoint(vm: string, name: string, options?: VerifyOptions): Promise<VerificationReport>
+  /**
+   * A pinned checkpoint outlives `pruneCheckpoints`; `destroyAll` takes it. The pin belongs to the name: a
+   * checkpoint that replaces a pinned one is pinned. Default `pinned` true. Rejects with
+   * `ERR_CHECKPOINT_NOT_FOUND`, or `ERR_CHECKPOINT_DAMAGED` where the manifest is not ours to rewrite.
+   */
+  pinCheckpoint(vm: string, name: string, pinned?: boolean): Promise<void>
+  /**
+   * Lets checkpoints go by a policy: what `keepLast` and `keepWithinMs` do not keep goes, and of what they keep
+   * the oldest go until `maxBytes` fits; damaged ones go first. Never a pinned one, never the last complete one,
+   * never a suspended VM's state that was not restored, never another tool's. A policy with no rule is
+   * `ERR_INVALID_OPTION`.
+   *
+   * @example
+   * await client.pruneCheckpoints('vm1', { keepLast: 7, maxBytes: 500e9 })
+   */
+  pruneCheckpoints(
+    vm: string,
+    policy: PrunePolicy,
+  ): Promise<{ removed: string[]; kept: string[]; freedBytes: number }>
+  /** VMs that have stored checkpoints, by name: what to restore after a reboot. */
+  listStored(): Promise<string[]>
   /** Resolves when no request of this client is in flight any more, cancelled ones included. */
   idle(): Promise<void>
   /** `idle()`; aborts nothing. */
@@ -95,7 +118,7 @@ class Client implements CheckpointClient {
   constructor(surroundings: Surroundings, options: ClientOptions) {
     this.#surroundings = surroundings
     this.#settings = clientSettings(options, surroundings)
-    this.#store = new Store(sharedPool(), this.#settings.layout, this.#settings.ownsDirectories)
+    this.#store = new Store(surroundings.pool(), this.#settings.layout, this.#settings.ownsDirectories)
   }
 
   async createCheckpoint(vm: string, options: CreateOptions = {}): Promise<Checkpoint> {
@@ -154,6 +177,21 @@ class Client implements CheckpointClient {
     const task = this.#onStored('verifying', vm, name, () => this.#store.verify(vm, name))
     const report = await cancellation.race(task).finally(() => cancellation[Symbol.dispose]())
     return { ...report, elapsedMs: performance.now() - startedAt }
+  }
+
+  async pinCheckpoint(vm: string, name: string, pinned = true): Promise<void> {
+    assertBoolean(pinned, 'pinned')
+    return this.#onStored('pinning', vm, name, () => this.#store.pin(vm, name, pinned))
+  }
+
+  async pruneCheckpoints(vm: string, policy: PrunePolicy): ReturnType<Store['prune']> {
+    assertVmName(vm)
+    assertPolicy(policy)
+    return this.#explained(`pruning the checkpoints of VM '${vm}'`, { vm }, this.#store.prune(vm, policy))
+  }
+
+  async listStored(): Promise<string[]> {
+    return this.#explained('listing the VMs that have checkpoints', {}, this.#store.storedVms())
   }
 
   async idle(): Promise<void> {

@@ -14,6 +14,7 @@ export type {
   ListedCheckpoint,
   Problem,
   Progress,
+  PrunePolicy,
   VerificationReport,
   VerifyOptions,
 } from './types.js'

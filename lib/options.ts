@@ -4,8 +4,9 @@ import { CheckpointError } from './errors.js'
 import { assertCheckpointName, assertVmName } from './names.js'
 import type { Place } from './bhyve/locate.js'
 import type { System } from './bhyve/dialects.js'
+import { type Pool, sharedPool } from './pool/pool.js'
 import { defaultRoot, rootLayout } from './store/layout.js'
-import type { ClientOptions, CreateOptions, Dialect, Layout, Progress } from './types.js'
+import type { ClientOptions, CreateOptions, Dialect, Layout, Progress, PrunePolicy } from './types.js'
 
 const defaultRunDirectory = '/var/run/bhyve'
 const defaultStallTimeoutMs = 60_000
@@ -15,12 +16,15 @@ const dialects: readonly string[] = ['auto', 'struct', 'path', 'descriptor']
 
 /** What tests replace: the rest of the world as this library sees it. */
 export interface Surroundings {
+  /** Where what blocks is done. */
+  pool: () => Pick<Pool, 'run'>
   /** Where the kernel shows the VMs it has. */
   vmmDirectory: string
   system: System
 }
 
 export const realSurroundings: Surroundings = {
+  pool: sharedPool,
   vmmDirectory: '/dev/vmm',
   system: { platform: process.platform, release: os.release() },
 }
@@ -105,6 +109,22 @@ function refuseUnavailable(options: object): void {
     if (option in options && (options as Record<string, unknown>)[option] === true) {
       throw invalid(`${option} is not available in this release`, true)
     }
+  }
+}
+
+export function assertPolicy(policy: PrunePolicy): void {
+  assertObject(policy, 'policy')
+  const { keepLast, keepWithinMs, maxBytes, dryRun = false } = policy
+  const rules = { keepLast, keepWithinMs, maxBytes }
+  for (const [rule, value] of Object.entries(rules)) {
+    if (value !== undefined && !(typeof value === 'number' && value >= 0)) {
+      throw invalid(`${rule} must be a number that is not negative`, value)
+    }
+  }
+  if (keepLast !== undefined && !Number.isInteger(keepLast)) throw invalid('keepLast must be whole', keepLast)
+  assertBoolean(dryRun, 'dryRun')
+  if (Object.values(rules).every((value) => value === undefined)) {
+    throw invalid('a policy needs a rule: keepLast, keepWithinMs or maxBytes', policy)
   }
 }
 

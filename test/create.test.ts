@@ -14,6 +14,7 @@ import {
 } from 'bhyve-checkpoint'
 import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client.js'
+import { realSurroundings } from '../dist/options.js'
 import { isFailure, loadNative } from '../dist/native.js'
 import {
   checkpointFiles,
@@ -167,7 +168,10 @@ t.test('where there is nobody to ask: each its own code, and nothing on the disk
   const runDirectory = path.join(directory, 'run')
   fs.mkdirSync(runDirectory)
   const system = { platform: process.platform, release: '1' }
-  const client = createClientIn({ vmmDirectory, system }, { runDirectory, checkpointDirectory })
+  const client = createClientIn(
+    { ...realSurroundings, vmmDirectory, system },
+    { runDirectory, checkpointDirectory },
+  )
   const create = () => rejection(client.createCheckpoint('vm1', { timeout: 5000 }))
   const nothingLeft = () => t.notOk(fs.existsSync(checkpointDirectory), 'nothing on the disk')
 

@@ -60,6 +60,11 @@ export function parseManifest(text: string): Manifest | undefined {
   }
 }
 
+/** The same manifest, what this release does not know of it included, pinned or not. */
+export function withPin(text: string, pinned: boolean): string {
+  return `${JSON.stringify({ ...parseObject(text), pinned }, null, 2)}\n`
+}
+
 function parseObject(text: string): JsonObject | undefined {
   try {
     const value: unknown = JSON.parse(text)

@@ -6,7 +6,9 @@
 import { locateSocket } from '../bhyve/locate.js'
 import { destroySet, destroySets } from '../store/destroy.js'
 import { foldersIn, foldersWith } from '../store/folders.js'
-import { getSet, listSets, verifySet } from '../store/list.js'
+import { getSet, hasSets, listSets, verifySet } from '../store/list.js'
+import { pinSet } from '../store/pin.js'
+import { pruneSets } from '../store/prune.js'
 import { commitStage, prepareStage } from '../store/publish.js'
 import { assertSpace } from '../store/space.js'
 import {
@@ -34,10 +36,13 @@ export const jobs = {
   foldersIn,
   foldersWith,
   listSets,
+  hasSets,
   getSet,
   verifySet,
   destroySet,
   destroySets,
+  pinSet,
+  pruneSets,
 }
 
 export type Jobs = typeof jobs

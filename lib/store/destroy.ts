@@ -14,7 +14,7 @@ import { moveCompanions, recover } from './recover.js'
 import { freshId, trashSuffix } from './staging_entries.js'
 
 export function destroySet(directoryPath: string, name: string): void {
-  using directory = Directory.openPathIfAny(directoryPath)
+  using directory = Directory.openFolderIfAny(directoryPath)
   if (directory === undefined) throw notFound(directoryPath, name)
   if (!setNames(directory).includes(name)) {
     finishOthers(directory)
@@ -29,7 +29,7 @@ export function destroySet(directoryPath: string, name: string): void {
 
 /** Every set but the foreign ones; says which went. `isOurs`: the directory goes too once it is empty. */
 export function destroySets(directoryPath: string, isOurs: boolean): string[] {
-  using directory = Directory.openPathIfAny(directoryPath)
+  using directory = Directory.openFolderIfAny(directoryPath)
   if (directory === undefined) return []
   finishOthers(directory)
   const removed = discardAll(directory)

@@ -5,12 +5,13 @@
 import { Buffer } from 'node:buffer'
 import fs from 'node:fs'
 import { constants as os } from 'node:os'
+import path from 'node:path'
 import { TextDecoder } from 'node:util'
-import { errnoName, isNodeSystemError, systemError } from '../errors.js'
+import { isNodeSystemError, systemError } from '../errors.js'
 import { type Failure, type FileStatus, isFailure, loadNative } from '../native.js'
 
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK } = fs.constants
-const { ENOENT, EEXIST, ENOTEMPTY, ENOTDIR, EPERM, EISDIR } = os.errno
+const { ENOENT, EEXIST, ENOTEMPTY, EPERM, EISDIR } = os.errno
 
 const native = loadNative()
 
@@ -20,39 +21,43 @@ export class Directory implements Disposable {
   readonly path: string
   #owned: boolean
 
-  private constructor(descriptor: number, path: string, owned: boolean) {
+  private constructor(descriptor: number, shownPath: string, owned: boolean) {
     this.descriptor = descriptor
-    this.path = path
+    this.path = shownPath
     this.#owned = owned
   }
 
   /** A path the administrator configured: links in it are followed. */
-  static openPath(path: string): Directory {
-    const descriptor = succeed(native.openPath(path, O_RDONLY | O_DIRECTORY), 'opening a directory', path)
-    return new Directory(descriptor, path, true)
+  static openPath(where: string): Directory {
+    const descriptor = succeed(native.openPath(where, O_RDONLY | O_DIRECTORY), 'opening a directory', where)
+    return new Directory(descriptor, where, true)
   }
 
-  static openPathIfAny(path: string): Directory | undefined {
-    return ifAny(native.openPath(path, O_RDONLY | O_DIRECTORY), 'opening a directory', path, (descriptor) => {
-      return new Directory(descriptor, path, true)
-    })
+  static openPathIfAny(where: string): Directory | undefined {
+    const result = native.openPath(where, O_RDONLY | O_DIRECTORY)
+    return ifAny(result, 'opening a directory', where, (descriptor) => new Directory(descriptor, where, true))
+  }
+
+  /** The last component must be a folder and no link; undefined where it, or the way to it, is not there. */
+  static openFolderIfAny(folderPath: string): Directory | undefined {
+    using parent = Directory.openPathIfAny(path.dirname(folderPath))
+    return parent?.openIfAny(path.basename(folderPath))
   }
 
   /** Somebody else's descriptor, which stays theirs. */
-  static borrow(descriptor: number, path: string): Directory {
-    return new Directory(descriptor, path, false)
+  static borrow(descriptor: number, where: string): Directory {
+    return new Directory(descriptor, where, false)
   }
 
   open(name: string): Directory {
-    const path = this.pathOf(name)
-    return new Directory(succeed(this.#openDirectory(name), 'opening a directory', path), path, true)
+    const where = this.pathOf(name)
+    return new Directory(succeed(this.#openDirectory(name), 'opening a directory', where), where, true)
   }
 
   openIfAny(name: string): Directory | undefined {
-    const path = this.pathOf(name)
-    return ifAny(this.#openDirectory(name), 'opening a directory', path, (descriptor) => {
-      return new Directory(descriptor, path, true)
-    })
+    const where = this.pathOf(name)
+    const result = this.#openDirectory(name)
+    return ifAny(result, 'opening a directory', where, (descriptor) => new Directory(descriptor, where, true))
   }
 
   /** Makes it where it is not; says whether it did. */
@@ -302,18 +307,12 @@ function writeFully(descriptor: number, bytes: Buffer): void {
   while (done < bytes.length) done += fs.writeSync(descriptor, bytes, done, bytes.length - done)
 }
 
-function succeed<T>(result: T | Failure, doing: string, path: string): T {
-  if (isFailure(result)) throw systemError(result, doing, path)
+function succeed<T>(result: T | Failure, doing: string, where: string): T {
+  if (isFailure(result)) throw systemError(result, doing, where)
   return result
 }
 
-function ifAny<T, U>(result: T | Failure, doing: string, path: string, use: (value: T) => U): U | undefined {
+function ifAny<T, U>(result: T | Failure, doing: string, where: string, use: (value: T) => U): U | undefined {
   if (isFailure(result) && result.errno === ENOENT) return undefined
-  return use(succeed(result, doing, path))
-}
-
-/** Whether a failed opening means that something other than a directory stands there. */
-export function isNotADirectory(errno: number | undefined): boolean {
-  // O_NOFOLLOW on a link: ENOTDIR or ELOOP on Linux and macOS, EMLINK on FreeBSD.
-  return errno === ENOTDIR || ['ELOOP', 'EMLINK'].includes(errnoName(errno ?? 0))
+  return use(succeed(result, doing, where))
 }

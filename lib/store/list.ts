@@ -6,16 +6,35 @@ import type { Checkpoint, ListedCheckpoint, VerificationReport } from '../types.
 import { describe } from './describe.js'
 import { Directory } from './directory.js'
 import { lockStagingIfAny } from './lock.js'
+import { stagingName } from './paths.js'
 import { needsRecovery, recover } from './recover.js'
+import { readySuffix } from './staging_entries.js'
 
 /** Oldest first; `[]` where there is no directory. */
 export function listSets(directoryPath: string, vm: string): ListedCheckpoint[] {
-  using directory = Directory.openPathIfAny(directoryPath)
+  using directory = Directory.openFolderIfAny(directoryPath)
   if (directory === undefined) return []
   using _lock = lockForReading(directory)
   return setNames(directory)
     .flatMap((name) => listedSet(directory, vm, name))
     .sort(byAge)
+}
+
+/** Whether there is anything to list; a checkpoint that waits for recovery counts. */
+export function hasSets(directoryPath: string): boolean {
+  using directory = Directory.openFolderIfAny(directoryPath)
+  if (directory === undefined) return false
+  return setNames(directory).length > 0 || hasCommitted(directory)
+}
+
+function hasCommitted(directory: Directory): boolean {
+  if (directory.statusIfAny(stagingName)?.kind !== 'directory') return false
+  try {
+    using staging = directory.openIfAny(stagingName)
+    return staging?.entries().some((entry) => entry.endsWith(readySuffix)) ?? false
+  } catch {
+    return false // another user's store: what is published there is all that shows
+  }
 }
 
 /** The names in a directory that are a checkpoint's, whole or not. Folders are strangers. */
@@ -51,7 +70,7 @@ function inspectStill(directory: Directory, name: string): Inspection | undefine
   }
 }
 
-function byAge(one: ListedCheckpoint, other: ListedCheckpoint): number {
+export function byAge(one: ListedCheckpoint, other: ListedCheckpoint): number {
   const difference = (one.createdAt?.getTime() ?? 0) - (other.createdAt?.getTime() ?? 0)
   return difference !== 0 ? difference : one.name < other.name ? -1 : 1
 }
@@ -73,7 +92,7 @@ export function getSet(directoryPath: string, vm: string, name: string): Checkpo
 }
 
 export function verifySet(directoryPath: string, name: string): Omit<VerificationReport, 'elapsedMs'> {
-  using directory = Directory.openPathIfAny(directoryPath)
+  using directory = Directory.openFolderIfAny(directoryPath)
   if (directory === undefined) throw notFound(directoryPath, name)
   using _lock = lockForReading(directory)
   const inspection = inspectStill(directory, name)
@@ -83,7 +102,7 @@ export function verifySet(directoryPath: string, name: string): Omit<Verificatio
 }
 
 function findSet(directoryPath: string, vm: string, name: string): ListedCheckpoint {
-  using directory = Directory.openPathIfAny(directoryPath)
+  using directory = Directory.openFolderIfAny(directoryPath)
   if (directory === undefined) throw notFound(directoryPath, name)
   using _lock = lockForReading(directory)
   const [listed] = listedSet(directory, vm, name)

@@ -46,7 +46,7 @@ export function assertSpace(handle: StageHandle, memoryBytes: number, directorie
 
 function reservedIn(directoryPath: string, own: StageHandle, device: string): number {
   try {
-    using directory = Directory.openPathIfAny(directoryPath)
+    using directory = Directory.openFolderIfAny(directoryPath)
     if (directory === undefined || deviceOf(directory) !== device) return 0
     using staging = directory.openIfAny(stagingName)
     if (staging === undefined) return 0

@@ -6,7 +6,8 @@ import { CheckpointError } from '../errors.js'
 import { loadNative } from '../native.js'
 import type { JobName, Jobs } from '../pool/jobs.js'
 import type { Pool } from '../pool/pool.js'
-import type { Checkpoint, Layout, ListedCheckpoint, VerificationReport } from '../types.js'
+import type { Checkpoint, Layout, ListedCheckpoint, PrunePolicy, VerificationReport } from '../types.js'
+import type { Pruned } from './prune.js'
 import type { Publication } from './publish.js'
 import type { Collected, Saved, StageHandle, StageRequest } from './stage.js'
 
@@ -15,11 +16,11 @@ const lockPatienceMs = 30_000
 const lockRetryMs = 20
 
 export class Store {
-  readonly #pool: Pool
+  readonly #pool: Pick<Pool, 'run'>
   readonly #layout: Layout
   readonly #ownsDirectories: boolean
 
-  constructor(pool: Pool, layout: Layout, ownsDirectories: boolean) {
+  constructor(pool: Pick<Pool, 'run'>, layout: Layout, ownsDirectories: boolean) {
     this.#pool = pool
     this.#layout = layout
     this.#ownsDirectories = ownsDirectories
@@ -72,6 +73,21 @@ export class Store {
 
   destroyAll(vm: string): Promise<string[]> {
     return this.#locked('destroySets', this.directoryOf(vm), this.#ownsDirectories)
+  }
+
+  pin(vm: string, name: string, pinned: boolean): Promise<void> {
+    return this.#locked('pinSet', this.directoryOf(vm), vm, name, pinned)
+  }
+
+  prune(vm: string, policy: PrunePolicy): Promise<Pruned> {
+    return this.#locked('pruneSets', this.directoryOf(vm), vm, policy, Date.now())
+  }
+
+  /** VMs with at least one checkpoint, whole or not. */
+  async storedVms(): Promise<string[]> {
+    const vms = await this.#layout.vms()
+    const having = await Promise.all(vms.map((vm) => this.#pool.run('hasSets', this.directoryOf(vm))))
+    return vms.filter((_, index) => having[index]).sort()
   }
 
   /** A job that needs no lock. */

@@ -1,0 +1,106 @@
+/** Which checkpoints may go, and letting them go. Runs in the pool. */
+import { manifestSuffix } from '../names.js'
+import type { ListedCheckpoint, PrunePolicy } from '../types.js'
+import { discard } from './destroy.js'
+import { Directory } from './directory.js'
+import { listedSet, byAge, setNames } from './list.js'
+import { lockStaging, lockStagingIfAny } from './lock.js'
+import { recover } from './recover.js'
+
+export interface Pruned {
+  removed: string[]
+  kept: string[]
+  freedBytes: number
+}
+
+export function pruneSets(directoryPath: string, vm: string, policy: PrunePolicy, now: number): Pruned {
+  using directory = Directory.openFolderIfAny(directoryPath)
+  if (directory === undefined) return { removed: [], kept: [], freedBytes: 0 }
+  using staging = lockToPrune(directory)
+  if (staging !== undefined) recover(directory, staging)
+  const sets = setNames(directory).flatMap((name) => listedSet(directory, vm, name))
+  const going = choose(sets, policy, now)
+  const removed = going.map(({ name }) => name)
+  if (policy.dryRun !== true && staging !== undefined) discard(directory, staging, removed)
+  const kept = sets.filter(({ name }) => !removed.includes(name)).sort(byAge)
+  return { removed, kept: kept.map(({ name }) => name), freedBytes: sum(going) }
+}
+
+/** Nothing to prune, nothing to lock. */
+function lockToPrune(directory: Directory): Directory | undefined {
+  return setNames(directory).length === 0 ? lockStagingIfAny(directory, 'exclusive') : lockStaging(directory)
+}
+
+/**
+ * In the order in which they go: damaged ones first, then the oldest. What `keepLast` and `keepWithinMs` do not
+ * keep goes; of what they keep, the oldest go until `maxBytes` fits. Each rule added lets more go, never less.
+ */
+export function choose(
+  sets: readonly ListedCheckpoint[],
+  policy: PrunePolicy,
+  now: number,
+): ListedCheckpoint[] {
+  const candidates = sets.filter((set) => !isUntouchable(set)).sort(byValue)
+  const complete = sets.filter(({ state }) => state === 'complete').sort(byAge)
+  const last = complete.at(-1)
+  const removable = candidates.filter((set) => set !== last)
+  const kept = new Set(keptByRules(sets, complete, policy, now))
+  const going = removable.filter((set) => hasKeepRule(policy) && !kept.has(set))
+  return [...going, ...tooMuch(sets, removable, going, policy)]
+}
+
+function hasKeepRule({ keepLast, keepWithinMs }: PrunePolicy): boolean {
+  return keepLast !== undefined || keepWithinMs !== undefined
+}
+
+/** A damaged set does not count among the newest: it could not be restored. */
+function keptByRules(
+  sets: readonly ListedCheckpoint[],
+  complete: readonly ListedCheckpoint[],
+  { keepLast = 0, keepWithinMs = 0 }: PrunePolicy,
+  now: number,
+): ListedCheckpoint[] {
+  const newest = keepLast === 0 ? [] : complete.slice(-keepLast)
+  const young = sets.filter(
+    ({ createdAt }) => createdAt !== undefined && now - createdAt.getTime() < keepWithinMs,
+  )
+  return [...newest, ...young]
+}
+
+function tooMuch(
+  sets: readonly ListedCheckpoint[],
+  removable: readonly ListedCheckpoint[],
+  going: readonly ListedCheckpoint[],
+  { maxBytes }: PrunePolicy,
+): ListedCheckpoint[] {
+  if (maxBytes === undefined) return []
+  let occupied = sum(sets) - sum(going)
+  const more: ListedCheckpoint[] = []
+  for (const set of removable.filter((one) => !going.includes(one))) {
+    if (occupied <= maxBytes) break
+    more.push(set)
+    occupied -= set.storedBytes ?? 0
+  }
+  return more
+}
+
+/** Other tools' formats, pinned ones, and the state of a suspended VM that was not restored: that is the VM. */
+function isUntouchable(set: ListedCheckpoint): boolean {
+  const { state, pinned, poweredOff, restoredAt } = set
+  if (state === 'foreign' || pinned === true) return true
+  return (poweredOff === true && restoredAt === undefined) || isUnknown(set)
+}
+
+/** Where the manifest, or anything at all, cannot be read, it may be one of those. */
+function isUnknown({ problems, storedBytes }: ListedCheckpoint): boolean {
+  return storedBytes === undefined || problems.some(({ file }) => file?.endsWith(manifestSuffix) === true)
+}
+
+function byValue(one: ListedCheckpoint, other: ListedCheckpoint): number {
+  if ((one.state === 'damaged') !== (other.state === 'damaged')) return one.state === 'damaged' ? -1 : 1
+  return byAge(one, other)
+}
+
+function sum(sets: readonly ListedCheckpoint[]): number {
+  return sets.reduce((bytes, { storedBytes = 0 }) => bytes + storedBytes, 0)
+}

@@ -1,0 +1,190 @@
+// Kills a process before and after every system call of create, destroy, destroyAll, prune, pin and list, over and
+// over, and examines what is left: `npm run test:crash -- --seed 1 --count 10000`. This process is the fresh one
+// that recovers and examines; it never did any of the work.
+import { execFile } from 'node:child_process'
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs, promisify } from 'node:util'
+import { jobs } from '../../dist/pool/jobs.js'
+import { tagOf, writeSet } from './sets.mjs'
+
+const { values } = parseArgs({
+  options: {
+    seed: { type: 'string', default: '1' },
+    count: { type: 'string', default: '300' },
+    at: { type: 'string', default: fs.existsSync('/dev/shm') ? '/dev/shm' : os.tmpdir() },
+  },
+})
+const victim = fileURLToPath(new URL('victim.mjs', import.meta.url))
+const run = promisify(execFile)
+const environment = { ...process.env, NODE_OPTIONS: '' }
+const operations = ['create', 'create', 'create', 'destroy', 'prune', 'destroyAll', 'pin', 'list']
+const suffixes = ['.ckp', '.ckp.kern', '.ckp.meta', '.ckp.manifest']
+
+/** mulberry32: the same sequence for the same seed. */
+function generator(seed) {
+  let state = seed >>> 0
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
+  }
+}
+
+/** A store, and for each name what may legally stand under it: tags, or undefined for nothing. */
+class World {
+  constructor(random, root) {
+    this.random = random
+    this.directory = path.join(root, 'vm1')
+    this.legal = new Map()
+    this.nextTag = 1
+    fs.mkdirSync(this.directory, { mode: 0o700 })
+    fs.writeFileSync(path.join(this.directory, 'notes.txt'), 'of somebody else')
+    for (const name of ['one', 'two.old', 'three']) {
+      if (random() < 0.7) this.bare(name)
+      else this.legal.set(name, new Set([undefined]))
+    }
+  }
+
+  /** A set as CBSD makes it: without a manifest. */
+  bare(name) {
+    const tag = this.nextTag++
+    writeSet(path.join(this.directory, `${name}.ckp`), tag)
+    this.legal.set(name, new Set([tag]))
+  }
+
+  pick(list) {
+    return list[Math.floor(this.random() * list.length)]
+  }
+
+  /** One operation, struck at a call that is somewhere in it, or just behind its end. */
+  async strikeOne(lengths) {
+    const op = this.pick(operations)
+    const name = this.pick([...this.legal.keys()])
+    const tag = this.nextTag++
+    const at = 1 + Math.floor(this.random() * (lengths.get(op) + 2))
+    const how = this.pick(['before', 'after'])
+    const strike = { op, name, tag, at, how, directory: this.directory }
+    const finished = await this.execute(strike)
+    this.note(op, name, tag, finished)
+    return { op, at, how, finished }
+  }
+
+  async execute(strike) {
+    try {
+      const { stdout } = await run(process.execPath, [victim, JSON.stringify(strike)], {
+        env: environment,
+        timeout: 30_000,
+      })
+      return Number(stdout)
+    } catch (error) {
+      if (error.signal === 'SIGKILL') return undefined
+      throw error
+    }
+  }
+
+  note(op, name, tag, finished) {
+    const add = (key, outcome) => {
+      const before = finished === undefined ? this.legal.get(key) : []
+      this.legal.set(key, new Set([...before, outcome]))
+    }
+    if (op === 'create') add(name, tag)
+    if (op === 'destroy') add(name, undefined)
+    if (op === 'destroyAll') for (const key of this.legal.keys()) add(key, undefined)
+    // Which one is the newest is the store's business: the others may or must go.
+    if (op === 'prune')
+      for (const [key, outcomes] of this.legal) this.legal.set(key, new Set([...outcomes, undefined]))
+  }
+
+  /** What CBSD or `bhyve -r` would find now, without any recovery: a set that is there is of one piece. */
+  examineUnrecovered() {
+    if (!fs.existsSync(this.directory)) return
+    for (const name of this.legal.keys()) {
+      if (fs.existsSync(path.join(this.directory, `${name}.ckp`))) tagOf(this.directory, name)
+    }
+  }
+
+  /** Recovers, then looks at everything. Throws at the first thing that may not be. */
+  examine() {
+    if (!fs.existsSync(this.directory))
+      throw new Error('the directory is gone, though it held a file of somebody else')
+    const before = new Map(this.legal)
+    const listed = jobs.listSets(this.directory, 'vm1')
+    const seen = new Map(listed.map((set) => [set.name, set]))
+    for (const [name, outcomes] of before) {
+      const set = seen.get(name)
+      seen.delete(name)
+      if (set !== undefined && set.state !== 'complete')
+        throw new Error(`'${name}' is ${set.state}: ${JSON.stringify(set.problems)}`)
+      if (set !== undefined && !jobs.verifySet(this.directory, name).ok)
+        throw new Error(`'${name}' does not verify`)
+      const found = set === undefined ? undefined : tagOf(this.directory, name)
+      if (!outcomes.has(found)) throw new Error(`'${name}' is ${found}; legal: ${[...outcomes].join(', ')}`)
+      this.legal.set(name, new Set([found]))
+    }
+    if (seen.size > 0) throw new Error(`there are others: ${[...seen.keys()].join(', ')}`)
+    this.examineStrays()
+  }
+
+  examineStrays() {
+    const staging = path.join(this.directory, '.staging')
+    const left = fs.existsSync(staging) ? fs.readdirSync(staging) : []
+    if (left.length > 0) throw new Error(`left in .staging: ${left.join(', ')}`)
+    const known = new Set(['notes.txt', '.staging'])
+    for (const [name, [found]] of this.legal)
+      if (found !== undefined) for (const suffix of suffixes) known.add(name + suffix)
+    const strays = fs.readdirSync(this.directory).filter((file) => !known.has(file))
+    if (strays.length > 0) throw new Error(`strays: ${strays.join(', ')}`)
+  }
+}
+
+/** How many calls each operation makes on an ordinary store. */
+async function measure(root) {
+  const lengths = new Map()
+  for (const op of new Set(operations)) {
+    const world = new World(() => 0.5, fs.mkdtempSync(path.join(root, 'measure-')))
+    lengths.set(
+      op,
+      await world.execute({ op, name: 'one', tag: 9, at: -1, how: 'before', directory: world.directory }),
+    )
+  }
+  return lengths
+}
+
+async function scenario(seed, root, lengths) {
+  const random = generator(seed)
+  const world = new World(random, fs.mkdtempSync(path.join(root, 'world-')))
+  const history = []
+  try {
+    // A few strikes upon each other: recovery is interrupted too, and so is the recovery of that.
+    const strikes = 1 + Math.floor(random() * 4)
+    for (let i = 0; i < strikes; i++) {
+      history.push(await world.strikeOne(lengths))
+      world.examineUnrecovered()
+    }
+    world.examine()
+    world.examine()
+  } catch (error) {
+    throw new Error(`seed ${seed}: ${JSON.stringify(history)}: ${error.message}`, { cause: error })
+  }
+  fs.rmSync(path.dirname(world.directory), { recursive: true })
+  return history.filter(({ finished }) => finished === undefined).length
+}
+
+const root = fs.mkdtempSync(path.join(values.at, 'bhyve-crash-'))
+try {
+  const lengths = await measure(root)
+  let seed = Number(values.seed)
+  let kills = 0
+  const lane = async () => {
+    while (kills < Number(values.count)) kills += await scenario(seed++, root, lengths)
+  }
+  await Promise.all([lane(), lane()])
+  const calls = [...lengths].map(([op, length]) => `${op} ${length}`).join(', ')
+  console.log(`${kills} kills in ${seed - Number(values.seed)} stores, all outcomes legal (calls: ${calls})`)
+} finally {
+  fs.rmSync(root, { recursive: true, force: true })
+}

@@ -1,0 +1,95 @@
+// Does one operation on a store and is struck at its n-th system call: killed before or after it, or the call
+// fails. Runs the store's own code on its main thread, so that a call's number means the same in every run.
+import fs from 'node:fs'
+import path from 'node:path'
+import { loadNative } from '../../dist/native.js'
+import { jobs } from '../../dist/pool/jobs.js'
+import { writeSet } from './sets.mjs'
+
+const strike = JSON.parse(process.argv[2])
+const native = loadNative()
+let calls = 0
+
+function kill() {
+  process.kill(process.pid, 'SIGKILL')
+  for (;;); // the signal is on its way
+}
+
+function struck(target, name) {
+  const original = target[name].bind(target)
+  target[name] = (...args) => {
+    const mine = ++calls === strike.at
+    if (mine && strike.how === 'before') kill()
+    const result = original(...args)
+    if (mine && strike.how === 'after') kill()
+    return result
+  }
+}
+
+const watched = [
+  'openPath',
+  'openAt',
+  'makeDirectoryAt',
+  'statusAt',
+  'statusOf',
+  'renameAt',
+  'unlinkAt',
+  'removeDirectoryAt',
+  'readDirectory',
+  'sync',
+  'lock',
+  'close',
+]
+for (const name of watched) struck(native, name)
+struck(fs, 'writeSync')
+struck(fs, 'readSync')
+
+const { directory, name, tag } = strike
+const operations = {
+  create() {
+    const request = {
+      directory,
+      name,
+      ifExists: 'replace',
+      durable: true,
+      writerUid: process.geteuid(),
+      memoryBytes: 4096,
+    }
+    const made = jobs.createStage(request)
+    const { descriptors } = made
+    const handle = {
+      directoryPath: directory,
+      directory: descriptors.directory,
+      stage: descriptors.stage,
+      id: made.id,
+    }
+    writeSet(path.join(path.dirname(made.requestPath), 'ckp'), tag)
+    const { problems } = jobs.collectStage(handle, name)
+    if (problems.length > 0) throw new Error(JSON.stringify(problems))
+    const createdAt = new Date().toISOString()
+    const manifest = {
+      version: 1,
+      vm: 'vm1',
+      name,
+      createdAt,
+      dialect: `tag ${tag}`,
+      poweredOff: false,
+      pinned: false,
+    }
+    const publication = { name, manifest, ifExists: 'replace', durable: true }
+    jobs.sealStage(handle)
+    jobs.prepareStage(handle, publication)
+    jobs.commitStage(handle, publication)
+  },
+  destroy: () => jobs.destroySet(directory, name),
+  destroyAll: () => jobs.destroySets(directory, true),
+  prune: () => jobs.pruneSets(directory, 'vm1', { keepLast: 1 }, Date.now()),
+  pin: () => jobs.pinSet(directory, 'vm1', name, true),
+  list: () => jobs.listSets(directory, 'vm1'),
+}
+try {
+  operations[strike.op]()
+} catch (error) {
+  if (error.code !== 'ERR_CHECKPOINT_NOT_FOUND') throw error
+}
+process.stdout.write(String(calls))

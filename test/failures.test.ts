@@ -1,0 +1,253 @@
+/** Every system call of create, destroy, prune and pin fails once: with what error does not matter to the outcome. */
+import { execFile, execFileSync } from 'node:child_process'
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import t, { type Test } from 'tap'
+import { CheckpointError, type CheckpointClient } from 'bhyve-checkpoint'
+import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { createClientIn } from '../dist/client.js'
+import { loadNative } from '../dist/native.js'
+import { realSurroundings } from '../dist/options.js'
+import { jobs } from '../dist/pool/jobs.js'
+import type { Pool } from '../dist/pool/pool.js'
+import { checkpointFiles, childEnvironment, rejection, scratch } from './support/index.js'
+
+const { errno } = os.constants
+const native = loadNative()
+const calls = [
+  'openPath',
+  'openAt',
+  'makeDirectoryAt',
+  'statusAt',
+  'statusOf',
+  'renameAt',
+  'unlinkAt',
+  'removeDirectoryAt',
+  'readDirectory',
+  'sync',
+  'lock',
+] as const
+type Callable = Record<string, (...args: unknown[]) => unknown>
+
+/** The pool's jobs on this thread, where their calls can be made to fail. */
+const pool = {
+  run: (name: keyof typeof jobs, ...args: never[]) =>
+    Promise.resolve().then(() => (jobs[name] as (...a: never[]) => unknown)(...args)),
+} as unknown as Pick<Pool, 'run'>
+
+class Injector {
+  at = -1
+  error = 0
+  count = 0
+  /** What had been renamed to `.ready` by the time of the failure. */
+  committed = false
+  struck = ''
+
+  constructor(t: Test) {
+    for (const name of calls) this.#wrap(t, name)
+  }
+
+  #wrap(t: Test, name: (typeof calls)[number]): void {
+    const target = native as unknown as Callable
+    const original = target[name]!
+    target[name] = (...args) => {
+      if (++this.count === this.at) {
+        this.struck = name
+        return { errno: this.error, syscall: name }
+      }
+      if (this.count < this.at && name === 'renameAt' && String(args[3]).endsWith('.ready'))
+        this.committed = true
+      return original(...args)
+    }
+    t.teardown(() => (target[name] = original))
+  }
+
+  async during<T>(at: number, error: number, call: () => Promise<T>): Promise<T | CheckpointError> {
+    Object.assign(this, { at, error, count: 0, committed: false, struck: '' })
+    try {
+      return await call()
+    } catch (thrown) {
+      if (thrown instanceof CheckpointError) return thrown
+      throw thrown
+    } finally {
+      this.at = -1
+    }
+  }
+}
+
+interface World {
+  client: CheckpointClient
+  directory: string
+  injector: Injector
+}
+
+async function world(t: Test): Promise<World> {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 64 * 1024 })
+  t.teardown(() => bhyve.stop())
+  const root = scratch(t)
+  const client = createClientIn(
+    { ...realSurroundings, pool: () => pool },
+    { runDirectory: bhyve.runDirectory, checkpointDirectory: root, dialect: 'descriptor' },
+  )
+  return { client, directory: path.join(root, 'vm1'), injector: new Injector(t) }
+}
+
+const fitting: Record<number, string[]> = {
+  [errno.EIO]: ['ERR_SYSTEM'],
+  [errno.EINTR]: ['ERR_SYSTEM'],
+  [errno.ENOSPC]: ['ERR_NO_SPACE'],
+  [errno.EDQUOT]: ['ERR_NO_SPACE'],
+  [errno.EACCES]: ['ERR_PERMISSION'],
+}
+
+function assertExplained(t: Test, error: CheckpointError, injected: number, what: string): void {
+  const codes = [...fitting[injected]!, 'ERR_CHECKPOINT_FAILED']
+  if (!codes.includes(error.code)) t.fail(`${what}: code ${error.code}: ${error.message}`)
+  if (error.code !== 'ERR_CHECKPOINT_FAILED' && !(error.cause instanceof Error)) t.fail(`${what}: no cause`)
+  if (error.vm !== 'vm1') t.fail(`${what}: no VM`)
+}
+
+t.test('create that replaces', async (t) => {
+  const { client, directory, injector } = await world(t)
+  let before = await client.createCheckpoint('vm1')
+  const owned = native.ownedDescriptors()
+  let failures = 0
+  for (const error of [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EINTR]) {
+    for (let at = 1; ; at++) {
+      const result = await injector.during(at, error, () => client.createCheckpoint('vm1'))
+      await client.idle()
+      const what = `${injector.struck}, call ${at}`
+      const after = await client.getCheckpoint('vm1', 'checkpoint')
+      if (result instanceof CheckpointError) {
+        failures++
+        assertExplained(t, result, error, what)
+        const isNew = after.createdAt > before.createdAt
+        if (isNew !== injector.committed)
+          t.fail(`${what}: ${isNew ? 'new' : 'old'}, committed: ${injector.committed}`)
+      } else if (after.createdAt.getTime() !== result.createdAt.getTime())
+        t.fail(`${what}: resolved, but not there`)
+      if (checkpointFiles(directory).length !== 4) t.fail(`${what}: ${checkpointFiles(directory).join()}`)
+      if (native.ownedDescriptors() !== owned)
+        t.fail(`${what}: ${native.ownedDescriptors() - owned} descriptors leaked`)
+      before = after
+      if (injector.struck === '') break
+    }
+  }
+  t.ok(failures > 300, `${failures} failures, each with the old or the new one whole`)
+})
+
+t.test('destroy, destroyAll, prune and pin', async (t) => {
+  const { client, directory, injector } = await world(t)
+  const operations: [string, () => Promise<unknown>][] = [
+    ['destroy', () => client.destroyCheckpoint('vm1', 'one')],
+    ['destroyAll', () => client.destroyAll('vm1')],
+    ['prune', () => client.pruneCheckpoints('vm1', { keepLast: 1 })],
+    ['pin', () => client.pinCheckpoint('vm1', 'one')],
+  ]
+  const owned = native.ownedDescriptors()
+  for (const [name, operation] of operations) {
+    for (let at = 1; ; at++) {
+      await client.createCheckpoint('vm1', { name: 'one', fsync: false })
+      await client.createCheckpoint('vm1', { name: 'two', fsync: false })
+      const result = await injector.during(at, errno.EIO, operation)
+      if (injector.struck === '') break
+      const what = `${name}: ${injector.struck}, call ${at}`
+      if (result instanceof CheckpointError) assertExplained(t, result, errno.EIO, what)
+      const listed = await client.listCheckpoints('vm1')
+      if (!listed.every(({ state }) => state === 'complete')) t.fail(`${what}: ${JSON.stringify(listed)}`)
+      const files = checkpointFiles(directory).filter(
+        (file) => !/^(one|two)\.ckp(\.kern|\.meta|\.manifest)?$/.test(file),
+      )
+      if (files.length > 0 || checkpointFiles(directory).length !== listed.length * 4)
+        t.fail(`${what}: ${checkpointFiles(directory).join()}`)
+      if (native.ownedDescriptors() !== owned) t.fail(`${what}: descriptors leaked`)
+      await client.destroyAll('vm1')
+    }
+    t.pass(name)
+  }
+})
+
+t.test('short writes are no failure', async (t) => {
+  const { client } = await world(t)
+  const original = fs.writeSync
+  t.teardown(() => (fs.writeSync = original))
+  fs.writeSync = ((descriptor: number, bytes: Buffer, offset: number) =>
+    original(descriptor, bytes, offset, 1)) as typeof fs.writeSync
+  await client.createCheckpoint('vm1')
+  fs.writeSync = original
+  t.match(await client.listCheckpoints('vm1'), [{ state: 'complete', files: { manifest: /manifest$/ } }])
+})
+
+t.test('a kill before and after any call leaves the old or the new one', { timeout: 120_000 }, async (t) => {
+  const script = fileURLToPath(new URL('crash/run.mjs', import.meta.url))
+  const options = { env: childEnvironment(), timeout: 110_000 }
+  const output = await new Promise<string>((resolve) => {
+    execFile(
+      process.execPath,
+      [script, '--seed', '100000', '--count', '100'],
+      options,
+      (_error, stdout, stderr) => resolve(stdout + stderr),
+    )
+  })
+  t.match(output, /^1\d\d kills in \d+ stores, all outcomes legal/)
+})
+
+/** A file system so small that it fills up; undefined where we may not mount one. */
+function smallFileSystem(t: Test, size: string): string | undefined {
+  const directory = scratch(t)
+  try {
+    execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'tmpfs', directory], { stdio: 'pipe' })
+  } catch {
+    return undefined
+  }
+  t.teardown(() => execFileSync('umount', ['-l', directory]))
+  return directory
+}
+
+t.test('a disk that is really full', async (t) => {
+  const directory = smallFileSystem(t, '600k')
+  if (directory === undefined) return t.skip('no right to mount a tmpfs here')
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 256 * 1024 })
+  t.teardown(() => bhyve.stop())
+  const surroundings = { ...realSurroundings, pool: () => pool }
+  const client = createClientIn(surroundings, {
+    runDirectory: bhyve.runDirectory,
+    checkpointDirectory: directory,
+    dialect: 'descriptor',
+  })
+  // No size is known for the first one, and the second is refused before bhyve is asked.
+  await client.createCheckpoint('vm1')
+  t.match(await rejection(client.createCheckpoint('vm1')), { code: 'ERR_NO_SPACE', vm: 'vm1' })
+  t.match(await client.verifyCheckpoint('vm1', 'checkpoint'), { ok: true })
+  // Without that check, at every amount of space that is left: in the RAM, the kernel state, the manifest.
+  const filler = path.join(directory, 'filler')
+  const sparse = createClientIn(
+    { ...surroundings, pool: () => withoutSpaceCheck },
+    { runDirectory: bhyve.runDirectory, checkpointDirectory: directory, dialect: 'descriptor' },
+  )
+  let failed = 0
+  for (let filled = 0; filled <= 340; filled += 4) {
+    fs.rmSync(filler, { force: true })
+    try {
+      fs.writeFileSync(filler, Buffer.alloc(filled * 1024))
+    } catch {
+      break
+    }
+    try {
+      await sparse.createCheckpoint('vm1')
+    } catch (error) {
+      failed++
+      t.match(error, { code: /^ERR_(CHECKPOINT_FAILED|NO_SPACE)$/ }, `${filled} KiB filled`)
+    }
+    t.match(await client.listCheckpoints('vm1'), [{ name: 'checkpoint', state: 'complete' }])
+    t.equal(checkpointFiles(path.join(directory, 'vm1')).length, 4)
+  }
+  t.ok(failed > 10)
+})
+
+const withoutSpaceCheck = {
+  run: (name: keyof typeof jobs, ...args: never[]) =>
+    name === 'assertSpace' ? Promise.resolve() : pool.run(name, ...args),
+} as unknown as Pick<Pool, 'run'>

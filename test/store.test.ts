@@ -1,0 +1,585 @@
+/** Stored checkpoints: CBSD's and ours, damaged and foreign ones, planted links, pins, pruning, and two managers. */
+import { execFileSync } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+import t, { type Test } from 'tap'
+import { cbsdLayout, createClient, type CheckpointClient } from 'bhyve-checkpoint'
+import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { parseManifest } from '../dist/inspect/manifest.js'
+import { choose } from '../dist/store/prune.js'
+import { isFailure, loadNative } from '../dist/native.js'
+import type { ListedCheckpoint } from '../dist/types.js'
+// @ts-expect-error: a plain module, shared with programs that are not TypeScript
+import { writeSet as writeAnySet } from './crash/sets.mjs'
+import { checkpointFiles, contents, rejection, runScript, scratch, tree, until } from './support/index.js'
+
+const writeSet = writeAnySet as (base: string, tag: number) => void
+const native = loadNative()
+
+/** A client over a store of its own, and a way to put sets into it as CBSD or bhyvectl would. */
+function store(t: Test): {
+  client: CheckpointClient
+  root: string
+  directory: string
+  put: (name: string, ageMs?: number) => void
+} {
+  const root = scratch(t)
+  const directory = path.join(root, 'vm1')
+  fs.mkdirSync(directory)
+  const put = (name: string, ageMs = 0): void => {
+    writeSet(path.join(directory, `${name}.ckp`), 1)
+    const time = new Date(Date.now() - ageMs)
+    for (const suffix of ['.ckp', '.ckp.kern', '.ckp.meta'])
+      fs.utimesSync(path.join(directory, name + suffix), time, time)
+  }
+  return { client: createClient({ checkpointDirectory: root }), root, directory, put }
+}
+
+t.test('sets made by others are checkpoints like ours', async (t) => {
+  const { client, directory, put } = store(t)
+  put('young', 1000)
+  put('old', 5000)
+  put('after.update.1', 3000)
+  const listed = await client.listCheckpoints('vm1')
+  t.strictSame(
+    listed.map(({ name }) => name),
+    ['old', 'after.update.1', 'young'],
+    'oldest first',
+  )
+  t.match(listed[0], {
+    state: 'complete',
+    problems: [],
+    cpus: 2,
+    poweredOff: false,
+    pinned: false,
+    files: { memory: path.join(directory, 'old.ckp') },
+  })
+  t.notOk('manifest' in (listed[0]?.files ?? {}))
+  t.match(await client.getCheckpoint('vm1', 'young'), { name: 'young', createdAt: Date })
+  t.match(
+    await client.verifyCheckpoint('vm1', 'old', { depth: 'content' }),
+    { ok: true, depth: 'structure' },
+    'no digests',
+  )
+  await client.destroyCheckpoint('vm1', 'after.update.1')
+  t.match(await rejection(client.getCheckpoint('vm1', 'after')), {
+    code: 'ERR_CHECKPOINT_NOT_FOUND',
+    vm: 'vm1',
+    checkpoint: 'after',
+  })
+  t.strictSame(await client.destroyAll('vm1'), ['old', 'young'])
+  t.notOk(fs.existsSync(directory))
+})
+
+t.test('what is wrong with a set is said, and the others are listed', async (t) => {
+  const { client, directory, put } = store(t)
+  const file = (name: string): string => path.join(directory, name)
+  for (const name of [
+    'good',
+    'no-kern',
+    'no-meta',
+    'empty',
+    'short',
+    'cut',
+    'text',
+    'long-kern',
+    'linked',
+    'hard',
+    'foreign',
+    'manifest',
+  ])
+    put(name)
+  fs.rmSync(file('no-kern.ckp.kern'))
+  fs.rmSync(file('no-meta.ckp.meta'))
+  fs.truncateSync(file('empty.ckp'))
+  fs.truncateSync(file('short.ckp'), 4096)
+  fs.truncateSync(file('cut.ckp.meta'), 300)
+  fs.writeFileSync(file('text.ckp.meta'), 'nonsense')
+  fs.appendFileSync(file('long-kern.ckp.kern'), 'x')
+  fs.rmSync(file('linked.ckp.kern'))
+  fs.symlinkSync(file('good.ckp.kern'), file('linked.ckp.kern'))
+  fs.linkSync(file('hard.ckp'), path.join(scratch(t), 'elsewhere'))
+  fs.writeFileSync(file('foreign.ckp'), 'BHYVE-CHECKPOINT-MANIFEST-1\n')
+  fs.writeFileSync(file('manifest.ckp.manifest'), '{')
+  fs.mkdirSync(file('folder.ckp'))
+  fs.writeFileSync(file('stranger'), '')
+  fs.writeFileSync(file('alone.ckp.kern'), '')
+  const expected: Record<string, [string, string[]]> = {
+    good: ['complete', []],
+    'no-kern': ['damaged', ['kernel-missing']],
+    'no-meta': ['damaged', ['metadata-missing']],
+    empty: ['damaged', ['memory-empty']],
+    short: ['damaged', ['memory-size-mismatch']],
+    cut: ['damaged', ['metadata-incomplete']],
+    text: ['damaged', ['metadata-invalid']],
+    'long-kern': ['damaged', ['kernel-size-mismatch']],
+    linked: ['damaged', ['not-a-regular-file']],
+    hard: ['damaged', ['not-a-regular-file']],
+    foreign: ['foreign', ['foreign-format']],
+    manifest: ['damaged', ['manifest-invalid']],
+  }
+  const listed = await client.listCheckpoints('vm1')
+  t.equal(listed.length, Object.keys(expected).length)
+  for (const { name, state, problems } of listed) {
+    t.strictSame([state, problems.map(({ code }) => code)], expected[name], name)
+    t.ok(
+      problems.every((problem) => problem.message !== '' && problem.file?.startsWith(name)),
+      `${name}: says what and where`,
+    )
+    const report = await client.verifyCheckpoint('vm1', name)
+    t.equal(report.ok, state === 'complete', `${name}: verified`)
+    if (state !== 'complete')
+      t.match(await rejection(client.getCheckpoint('vm1', name)), {
+        code: 'ERR_CHECKPOINT_DAMAGED',
+        problems: [{}],
+      })
+  }
+  t.match(await rejection(client.destroyCheckpoint('vm1', 'foreign')), { code: 'ERR_CHECKPOINT_DAMAGED' })
+  t.match(await rejection(client.destroyCheckpoint('vm1', 'folder')), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
+  t.strictSame(
+    (await client.destroyAll('vm1')).sort(),
+    Object.keys(expected)
+      .filter((name) => name !== 'foreign')
+      .sort(),
+  )
+  t.strictSame(checkpointFiles(directory), [
+    'alone.ckp.kern',
+    'folder.ckp/',
+    'foreign.ckp',
+    'foreign.ckp.kern',
+    'foreign.ckp.meta',
+    'stranger',
+  ])
+})
+
+t.test('planted links lead nowhere', async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 65536 })
+  t.teardown(() => bhyve.stop())
+  const outside = scratch(t)
+  const fill = (): void => {
+    for (const name of ['precious', 'x.ckp', 'y.ckp.kern'])
+      fs.writeFileSync(path.join(outside, name), 'precious')
+  }
+  fill()
+  const before = contents(outside)
+  const plant: [string, (directory: string) => void][] = [
+    ['.staging', (directory) => fs.symlinkSync(outside, path.join(directory, '.staging'))],
+    ...['.ckp', '.ckp.kern', '.ckp.meta', '.ckp.manifest'].map(
+      (suffix): [string, (directory: string) => void] => [
+        suffix,
+        (directory) =>
+          fs.symlinkSync(path.join(outside, 'precious'), path.join(directory, `checkpoint${suffix}`)),
+      ],
+    ),
+    [
+      'hard link',
+      (directory) => fs.linkSync(path.join(outside, 'precious'), path.join(directory, 'checkpoint.ckp')),
+    ],
+    [
+      'ready link',
+      (directory) => {
+        fs.mkdirSync(path.join(directory, '.staging'), { mode: 0o700 })
+        for (const name of ['abc.ready', 'abc.trash', 'abc'])
+          fs.symlinkSync(outside, path.join(directory, '.staging', name))
+      },
+    ],
+  ]
+  for (const [what, make] of plant) {
+    const root = scratch(t)
+    const directory = path.join(root, 'vm1')
+    fs.mkdirSync(directory)
+    make(directory)
+    const client = createClient({
+      runDirectory: bhyve.runDirectory,
+      checkpointDirectory: root,
+      dialect: 'descriptor',
+    })
+    const calls = [
+      () => client.listCheckpoints('vm1'),
+      () => client.pinCheckpoint('vm1', 'checkpoint'),
+      () => client.createCheckpoint('vm1'),
+      () => client.pruneCheckpoints('vm1', { keepLast: 0 }),
+      () => client.destroyCheckpoint('vm1', 'checkpoint'),
+      () => client.destroyAll('vm1'),
+    ]
+    for (const call of calls) await call().catch(() => undefined)
+    t.strictSame(contents(outside), before, what)
+  }
+  const root = scratch(t)
+  fs.symlinkSync(outside, path.join(root, 'vm1'))
+  const client = createClient({
+    runDirectory: bhyve.runDirectory,
+    checkpointDirectory: root,
+    dialect: 'descriptor',
+  })
+  t.match(
+    await rejection(client.createCheckpoint('vm1')),
+    { code: 'ERR_SYSTEM', vm: 'vm1' },
+    'the directory itself',
+  )
+  t.match(await rejection(client.listCheckpoints('vm1')), { code: 'ERR_SYSTEM' })
+  t.match(await rejection(client.destroyAll('vm1')), { code: 'ERR_SYSTEM' })
+  t.strictSame(contents(outside), before)
+})
+
+t.test('pins', async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 65536 })
+  t.teardown(() => bhyve.stop())
+  const { root, directory, put } = store(t)
+  const client = createClient({
+    runDirectory: bhyve.runDirectory,
+    checkpointDirectory: root,
+    dialect: 'descriptor',
+  })
+  put('bare', 10_000)
+  const aged = (await client.getCheckpoint('vm1', 'bare')).createdAt
+  await client.pinCheckpoint('vm1', 'bare')
+  t.match(await client.getCheckpoint('vm1', 'bare'), {
+    pinned: true,
+    createdAt: aged,
+    files: { manifest: String },
+  })
+  await client.createCheckpoint('vm1', { name: 'ours' })
+  await client.pinCheckpoint('vm1', 'ours')
+  await client.pinCheckpoint('vm1', 'ours')
+  t.match(
+    await client.createCheckpoint('vm1', { name: 'ours' }),
+    { pinned: true },
+    'the pin stays with the name',
+  )
+  await client.createCheckpoint('vm1', { name: 'loose' })
+  t.match(
+    await client.pruneCheckpoints('vm1', { keepLast: 0 }),
+    { removed: [], kept: ['bare', 'ours', 'loose'] },
+    'and the last one',
+  )
+  await client.pinCheckpoint('vm1', 'ours', false)
+  t.match(await client.pruneCheckpoints('vm1', { keepLast: 0 }), {
+    removed: ['ours'],
+    kept: ['bare', 'loose'],
+  })
+  t.match(await rejection(client.pinCheckpoint('vm1', 'none')), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
+  t.match(await rejection(client.pinCheckpoint('vm2', 'none')), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
+  const file = path.join(directory, 'loose.ckp.manifest')
+  const newer = fs.readFileSync(file, 'utf8').replace('"version": 1', '"version": 2, "later": true')
+  fs.writeFileSync(file, newer)
+  t.match(await client.getCheckpoint('vm1', 'loose'), { name: 'loose' }, 'a newer manifest is read')
+  t.match(await rejection(client.pinCheckpoint('vm1', 'loose')), { code: 'ERR_CHECKPOINT_DAMAGED' })
+  t.equal(fs.readFileSync(file, 'utf8'), newer, 'and not rewritten')
+  t.strictSame(await client.destroyAll('vm1'), ['bare', 'loose'], 'destroyAll takes pinned ones')
+})
+
+t.test('manifests keep what this release does not know', async (t) => {
+  const { client, directory, put } = store(t)
+  put('a')
+  await client.pinCheckpoint('vm1', 'a')
+  const file = path.join(directory, 'a.ckp.manifest')
+  const text = fs.readFileSync(file, 'utf8')
+  t.match(parseManifest(text), { version: 1, vm: 'vm1', name: 'a', pinned: true })
+  fs.writeFileSync(file, text.replace('{', '{ "comment": "by hand",'))
+  await client.pinCheckpoint('vm1', 'a', false)
+  t.match(JSON.parse(fs.readFileSync(file, 'utf8')), { comment: 'by hand', pinned: false })
+  for (const bad of [
+    '',
+    '[]',
+    '{}',
+    text.replace('"version": 1', '"version": "1"'),
+    text.replace('bhyve-checkpoint', 'x'),
+  ]) {
+    t.equal(parseManifest(bad), undefined)
+  }
+})
+
+t.test('what pruning chooses', async (t) => {
+  const now = Date.UTC(2026, 0, 1)
+  const set = (name: string, ageMs: number, more: Partial<ListedCheckpoint> = {}): ListedCheckpoint => {
+    const base = {
+      vm: 'vm1',
+      name,
+      path: `/${name}.ckp`,
+      storedBytes: 100,
+      createdAt: new Date(now - ageMs),
+      pinned: false,
+      poweredOff: false,
+    }
+    return { ...base, state: 'complete', problems: [], ...more } as ListedCheckpoint
+  }
+  const names = (sets: ListedCheckpoint[], policy: Parameters<typeof choose>[1]): string[] =>
+    choose(sets, policy, now).map(({ name }) => name)
+  const four = [set('a', 4000), set('b', 3000), set('c', 2000), set('d', 1000)]
+  t.strictSame(names(four, { keepLast: 2 }), ['a', 'b'])
+  t.strictSame(names(four, { keepLast: 9 }), [])
+  t.strictSame(names(four, { keepLast: 0 }), ['a', 'b', 'c'], 'never the last complete one')
+  t.strictSame(names(four, { keepWithinMs: 2500 }), ['a', 'b'])
+  t.strictSame(names(four, { keepLast: 1, keepWithinMs: 3500 }), ['a'])
+  t.strictSame(names(four, { maxBytes: 250 }), ['a', 'b'])
+  t.strictSame(names(four, { maxBytes: 0 }), ['a', 'b', 'c'])
+  t.strictSame(names(four, { keepLast: 3, maxBytes: 100 }), ['a', 'b', 'c'])
+  const damaged = {
+    state: 'damaged',
+    problems: [{ code: 'kernel-missing', message: '', file: 'x' }],
+  } as Partial<ListedCheckpoint>
+  const mixed = [set('a', 4000), set('bad', 500, damaged), set('c', 2000)]
+  t.strictSame(names(mixed, { maxBytes: 200 }), ['bad'], 'damaged ones first')
+  t.strictSame(names(mixed, { keepLast: 2 }), ['bad'], 'and they count for nothing')
+  t.strictSame(names(mixed, { keepWithinMs: 1000 }), ['a'], 'but somebody may be writing a young one')
+  const guarded = [
+    set('pinned', 9000, { pinned: true }),
+    set('suspended', 8000, { poweredOff: true }),
+    set('suspended-damaged', 7500, { ...damaged, poweredOff: true }),
+    set('restored', 7000, { poweredOff: true, restoredAt: new Date(now) }),
+    set('foreign', 6000, { state: 'foreign' }),
+    set('unreadable', 5000, { ...damaged, storedBytes: undefined }),
+    set('last', 1),
+  ] as ListedCheckpoint[]
+  t.strictSame(names(guarded, { keepLast: 0, maxBytes: 0 }), ['restored'])
+})
+
+t.test('pruning', async (t) => {
+  const { client, directory, put } = store(t)
+  for (const [index, name] of ['a', 'b', 'c', 'd'].entries()) put(name, (9 - index) * 1000)
+  const dry = await client.pruneCheckpoints('vm1', { keepLast: 1, dryRun: true })
+  t.match(dry, { removed: ['a', 'b', 'c'], kept: ['d'] })
+  t.ok(dry.freedBytes > 3 * 24472)
+  t.equal((await client.listCheckpoints('vm1')).length, 4)
+  t.strictSame(await client.pruneCheckpoints('vm1', { keepLast: 1 }), dry)
+  t.strictSame(checkpointFiles(directory), ['d.ckp', 'd.ckp.kern', 'd.ckp.meta'])
+  t.match(await client.pruneCheckpoints('none', { keepLast: 1 }), { removed: [], kept: [], freedBytes: 0 })
+  for (const policy of [
+    {},
+    { keepLast: -1 },
+    { keepLast: 1.5 },
+    { maxBytes: NaN },
+    { keepWithinMs: '1' },
+    { keepLast: 1, dryRun: 1 },
+    null,
+  ]) {
+    t.match(
+      await rejection(client.pruneCheckpoints('vm1', policy as object)),
+      { code: 'ERR_INVALID_OPTION' },
+      JSON.stringify(policy),
+    )
+  }
+})
+
+t.test('listStored', async (t) => {
+  const { client, root, put } = store(t)
+  t.strictSame(await client.listStored(), [])
+  put('a')
+  fs.mkdirSync(path.join(root, 'vm2'))
+  fs.writeFileSync(path.join(root, 'file'), '')
+  fs.cpSync(path.join(root, 'vm1'), path.join(root, 'vm0'), { recursive: true })
+  t.strictSame(await client.listStored(), ['vm0', 'vm1'])
+  t.strictSame(await createClient({ checkpointDirectory: path.join(root, 'none') }).listStored(), [])
+})
+
+t.test('CBSD beside us', async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 65536 })
+  t.teardown(() => bhyve.stop())
+  const workdir = scratch(t)
+  const directory = path.join(workdir, 'jails-system/vm1/checkpoints')
+  fs.mkdirSync(directory, { recursive: true })
+  writeSet(path.join(directory, 'cbsd.ckp'), 1)
+  const client = createClient({
+    runDirectory: bhyve.runDirectory,
+    checkpointDirectory: cbsdLayout({ workdir }),
+    dialect: 'descriptor',
+  })
+  t.match(await client.createCheckpoint('vm1'), { path: path.join(directory, 'checkpoint.ckp') })
+  t.strictSame(
+    (await client.listCheckpoints('vm1')).map(({ name }) => name),
+    ['cbsd', 'checkpoint'],
+  )
+  const shell = `find "${directory}" -mindepth 1 -maxdepth 1 -type f -name '*.ckp' -exec basename {} \\; | sort`
+  t.equal(
+    execFileSync('sh', ['-c', shell], { encoding: 'utf8' }),
+    'cbsd.ckp\ncheckpoint.ckp\n',
+    'what a shell finds',
+  )
+  t.strictSame(await client.listStored(), ['vm1'])
+  t.strictSame(await client.destroyAll('vm1'), ['cbsd', 'checkpoint'])
+  t.ok(fs.existsSync(directory), "CBSD's own directory stays")
+  t.throws(() => cbsdLayout({ workdir: 'relative' }), { code: 'ERR_INVALID_OPTION' })
+})
+
+t.test('a layout of the caller', async (t) => {
+  const root = scratch(t)
+  const layout = { directoryOf: (vm: string) => path.join(root, `${vm}-state`), vms: async () => ['vm1'] }
+  const client = createClient({ checkpointDirectory: layout })
+  fs.mkdirSync(path.join(root, 'vm1-state'))
+  writeSet(path.join(root, 'vm1-state/a.ckp'), 1)
+  t.strictSame(await client.listStored(), ['vm1'])
+  t.strictSame(await client.destroyAll('vm1'), ['a'])
+  const bad = createClient({ checkpointDirectory: { ...layout, directoryOf: () => 'relative' } })
+  t.match(await rejection(bad.listCheckpoints('vm1')), { code: 'ERR_INVALID_OPTION' })
+})
+
+t.test('who holds the lock is told, and a dead holder holds nothing', async (t) => {
+  const { directory, put } = store(t)
+  put('a')
+  fs.mkdirSync(path.join(directory, '.staging'), { mode: 0o700 })
+  const staging = native.openPath(path.join(directory, '.staging'), fs.constants.O_DIRECTORY)
+  if (isFailure(staging)) throw new Error('open')
+  t.equal(native.lock(staging, 'exclusive'), 1)
+  const { jobs } = await import('../dist/pool/jobs.js')
+  const held = () => jobs.destroySet(directory, 'a')
+  t.throws(held, {
+    code: 'ERR_CHECKPOINT_BUSY',
+    ...(process.platform === 'linux' ? { holderPid: process.pid } : {}),
+  })
+  t.throws(() => jobs.listSets(directory, 'vm1'), { code: 'ERR_CHECKPOINT_BUSY' })
+  native.close(staging)
+  t.doesNotThrow(held)
+})
+
+t.test('destroying while bhyve writes a new one of that name', async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 4 << 20, writeRate: 16 << 20 })
+  t.teardown(() => bhyve.stop())
+  const { client: other, root, directory, put } = store(t)
+  put('checkpoint')
+  const client = createClient({
+    runDirectory: bhyve.runDirectory,
+    checkpointDirectory: root,
+    dialect: 'descriptor',
+  })
+  let destroyed: Promise<string[]> | undefined
+  const created = await client.createCheckpoint('vm1', {
+    onProgress: ({ phase }) => (destroyed ??= phase === 'saving' ? other.destroyAll('vm1') : undefined),
+  })
+  t.strictSame(await destroyed, ['checkpoint'])
+  t.match(await client.listCheckpoints('vm1'), [{ createdAt: created.createdAt, state: 'complete' }])
+  t.equal(checkpointFiles(directory).length, 4)
+})
+
+t.test('a stage whose owner died is removed, one that lives is not', async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 4 << 20, writeRate: 8 << 20 })
+  t.teardown(() => bhyve.stop())
+  const root = scratch(t)
+  const client = createClient({
+    runDirectory: bhyve.runDirectory,
+    checkpointDirectory: root,
+    dialect: 'descriptor',
+  })
+  const other = createClient({ checkpointDirectory: root })
+  let looked: Promise<unknown> | undefined
+  await client.createCheckpoint('vm1', {
+    onProgress: ({ phase }) => (looked ??= phase === 'saving' ? other.listCheckpoints('vm1') : undefined),
+  })
+  t.strictSame(await looked, [], 'recovery left the living one alone')
+  const dead = path.join(root, 'vm1/.staging/deadbeef')
+  fs.mkdirSync(path.join(dead, 'in/deep/er'), { recursive: true })
+  fs.symlinkSync(root, path.join(dead, 'in/link'))
+  t.match(await client.listCheckpoints('vm1'), [{ name: 'checkpoint' }])
+  t.notOk(fs.existsSync(dead))
+})
+
+t.test('what a hostile bhyve plants is never followed, opened blockingly, published or left', async (t) => {
+  const directory = fs.realpathSync(scratch(t))
+  const secret = path.join(directory, 'secret')
+  fs.writeFileSync(secret, 'secret')
+  const listener = native.listenStream(path.join(directory, 'vm1'), 5)
+  if (isFailure(listener)) throw new Error('listen')
+  t.teardown(() => native.close(listener))
+  const checkpointDirectory = path.join(directory, 'c')
+  const client = createClient({ runDirectory: directory, checkpointDirectory, dialect: 'path' })
+  const plants: Record<string, (folder: string) => void> = {
+    links: (folder) =>
+      ['ckp', 'ckp.kern', 'ckp.meta'].forEach((name) => fs.symlinkSync(secret, path.join(folder, name))),
+    'hard links': (folder) => {
+      writeSet(path.join(folder, 'ckp'), 1)
+      fs.rmSync(path.join(folder, 'ckp'))
+      fs.linkSync(secret, path.join(folder, 'ckp'))
+    },
+    FIFOs: (folder) =>
+      ['ckp', 'ckp.kern', 'ckp.meta'].forEach((name) => execFileSync('mkfifo', [path.join(folder, name)])),
+    folders: (folder) =>
+      ['ckp', 'ckp.kern', 'ckp.meta'].forEach((name) =>
+        fs.mkdirSync(path.join(folder, name, 'x'), { recursive: true }),
+      ),
+    'a deep tree': (folder) => {
+      let nested = folder
+      for (let depth = 0; depth < 200; depth++) nested = path.join(nested, 'deeper')
+      fs.mkdirSync(nested, { recursive: true })
+    },
+    'thousands of entries': (folder) => {
+      for (let index = 0; index < 5000; index++) fs.writeFileSync(path.join(folder, `entry${index}`), '')
+    },
+    'a huge sparse file': (folder) => {
+      writeSet(path.join(folder, 'ckp'), 1)
+      fs.truncateSync(path.join(folder, 'ckp.meta'), 2 ** 40)
+    },
+  }
+  for (const [what, plant] of Object.entries(plants)) {
+    const call = rejection(client.createCheckpoint('vm1'))
+    let request = Buffer.alloc(0)
+    let connection = -1
+    await until(() => {
+      const accepted = connection === -1 ? native.accept(listener) : connection
+      if (isFailure(accepted)) return false
+      connection = accepted
+      const bytes = native.receive(connection, 4096)
+      if (!isFailure(bytes)) request = Buffer.concat([request, bytes])
+      return !isFailure(bytes) && bytes.length === 0
+    }, 'a request')
+    const folder = /\/[^\0]*\/in(?=\/ckp)/.exec(request.toString('latin1'))?.[0]
+    t.type(folder, 'string')
+    plant(folder!)
+    native.close(connection)
+    t.match(await call, { code: 'ERR_CHECKPOINT_FAILED', vm: 'vm1' }, what)
+    await client.idle()
+    t.strictSame(tree(checkpointDirectory), [], `${what}: nothing left`)
+    t.equal(fs.readFileSync(secret, 'utf8'), 'secret')
+  }
+})
+
+t.test('a thousand replacements, a thousand checkpoints', { timeout: 120_000 }, async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 4096 })
+  t.teardown(() => bhyve.stop())
+  const { root, directory, put } = store(t)
+  const client = createClient({
+    runDirectory: bhyve.runDirectory,
+    checkpointDirectory: root,
+    dialect: 'descriptor',
+  })
+  for (let index = 0; index < 1000; index++) await client.createCheckpoint('vm1', { fsync: false })
+  t.strictSame(checkpointFiles(directory), [
+    'checkpoint.ckp',
+    'checkpoint.ckp.kern',
+    'checkpoint.ckp.manifest',
+    'checkpoint.ckp.meta',
+  ])
+  await client.destroyAll('vm1')
+  fs.mkdirSync(directory, { recursive: true })
+  const foreign: string[] = []
+  for (let index = 0; index < 1000; index++) {
+    put(`set${index}`)
+    if (index % 10 === 0) {
+      foreign.push(`foreign${index}`)
+      fs.writeFileSync(path.join(directory, `foreign${index}`), '')
+    }
+  }
+  t.equal((await client.listCheckpoints('vm1')).length, 1000)
+  t.equal((await client.destroyAll('vm1')).length, 1000)
+  t.strictSame(checkpointFiles(directory), foreign.sort())
+})
+
+t.test('eight processes on one directory', { timeout: 120_000 }, async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 65536 })
+  t.teardown(() => bhyve.stop())
+  const root = scratch(t)
+  const operations = process.env.CONTENTION ?? '40'
+  const ended = await Promise.all(
+    Array.from({ length: 8 }, (_, index) =>
+      runScript('contender.mjs', [bhyve.runDirectory, root, String(index), operations]),
+    ),
+  )
+  for (const { code, stderr, stdout } of ended)
+    t.match({ code, stderr, stdout: stdout.trim() }, { code: 0, stderr: '', stdout: /^\d+ done$/ })
+  const client = createClient({ checkpointDirectory: root })
+  for (const { state, name } of await client.listCheckpoints('vm1')) {
+    t.equal(state, 'complete')
+    t.match(await client.verifyCheckpoint('vm1', name), { ok: true })
+  }
+  await client.destroyAll('vm1')
+  t.strictSame(tree(root), [])
+})
