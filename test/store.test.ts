@@ -329,7 +329,7 @@ t.test('what pruning chooses', async (t) => {
     set('suspended-damaged', 7500, { ...damaged, poweredOff: true }),
     set('restored', 7000, { poweredOff: true, restoredAt: new Date(now) }),
     set('foreign', 6000, { state: 'foreign' }),
-    set('unreadable', 5000, { ...damaged, storedBytes: undefined }),
+    set('unreadable', 5000, { ...damaged, storedBytes: undefined } as unknown as Partial<ListedCheckpoint>),
     set('last', 1),
   ] as ListedCheckpoint[]
   t.strictSame(names(guarded, { keepLast: 0, maxBytes: 0 }), ['restored'])
@@ -444,7 +444,9 @@ t.test('destroying while bhyve writes a new one of that name', async (t) => {
   })
   let destroyed: Promise<string[]> | undefined
   const created = await client.createCheckpoint('vm1', {
-    onProgress: ({ phase }) => (destroyed ??= phase === 'saving' ? other.destroyAll('vm1') : undefined),
+    onProgress: ({ phase }) => {
+      if (phase === 'saving') destroyed ??= other.destroyAll('vm1')
+    },
   })
   t.strictSame(await destroyed, ['checkpoint'])
   t.match(await client.listCheckpoints('vm1'), [{ createdAt: created.createdAt, state: 'complete' }])
@@ -463,7 +465,9 @@ t.test('a stage whose owner died is removed, one that lives is not', async (t) =
   const other = createClient({ checkpointDirectory: root })
   let looked: Promise<unknown> | undefined
   await client.createCheckpoint('vm1', {
-    onProgress: ({ phase }) => (looked ??= phase === 'saving' ? other.listCheckpoints('vm1') : undefined),
+    onProgress: ({ phase }) => {
+      if (phase === 'saving') looked ??= other.listCheckpoints('vm1')
+    },
   })
   t.strictSame(await looked, [], 'recovery left the living one alone')
   const dead = path.join(root, 'vm1/.staging/deadbeef')

@@ -1,7 +1,7 @@
 /**
  * From a stage to the name: old or new, never neither, never half (`docs/storage.md`). Runs in the pool.
  */
-import { CheckpointError } from '../errors.js'
+import { CheckpointError, detailsOf } from '../errors.js'
 import { formatManifest, type Manifest, manifestVersion } from '../inspect/manifest.js'
 import { inspectSet } from '../inspect/structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
@@ -46,9 +46,24 @@ export function commitStage(handle: StageHandle, publication: Publication): Chec
   keepPin(directory, borrowStage(handle), publication)
   const ready = handle.id + readySuffix
   staging.rename(handle.id, staging, ready)
-  if (durable) staging.sync()
-  rollForward(directory, staging, ready)
+  finishCommit(directory, staging, ready, publication)
   return published(directory, publication)
+}
+
+function finishCommit(
+  directory: Directory,
+  staging: Directory,
+  ready: string,
+  publication: Publication,
+): void {
+  try {
+    if (publication.durable) staging.sync()
+    rollForward(directory, staging, ready)
+  } catch (error) {
+    if (!(error instanceof CheckpointError)) throw error
+    const message = `checkpoint '${publication.name}' is committed, and the next call puts it into place, but now: ${error.message}`
+    throw new CheckpointError(error.code, message, detailsOf(error))
+  }
 }
 
 function borrowStage(handle: StageHandle): Directory {

@@ -1,0 +1,149 @@
+/**
+ * A SIGKILL cannot show a missing sync: so the order of writes, syncs and renames is looked at itself, as the
+ * system sees it, in the whole library with its threads.
+ */
+import { execFileSync } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import t, { type Test } from 'tap'
+import { childEnvironment, scratch } from './support/index.js'
+
+const script = fileURLToPath(new URL('support/replace-and-destroy.mjs', import.meta.url))
+const traced = 'openat,close,mkdirat,renameat,renameat2,unlinkat,fsync,flock,dup,fcntl,fcntl64'
+const hasStrace = works('strace', ['-V'])
+
+function works(command: string, args: string[]): boolean {
+  try {
+    execFileSync(command, args, { stdio: 'ignore' })
+    return true
+  } catch {
+    return false
+  }
+}
+
+/** The calls on a store's files, with paths in the place of descriptors, from each marker to the next. */
+function trace(t: Test): Map<string, string[]> {
+  const directory = fs.realpathSync(scratch(t))
+  const log = path.join(directory, 'trace')
+  const store = path.join(directory, 'store')
+  execFileSync(
+    'strace',
+    ['-f', '-y', '-qq', '-e', `trace=${traced}`, '-o', log, process.execPath, script, store],
+    { env: childEnvironment() },
+  )
+  const sections = new Map<string, string[]>()
+  let section: string[] = []
+  for (const line of fs.readFileSync(log, 'utf8').split('\n')) {
+    const marker = /"[^"]*marker-([a-z]+)"/.exec(line)?.[1]
+    if (marker !== undefined && !sections.has(marker)) sections.set(marker, (section = []))
+    else if (line.includes(store) && !line.includes('= -1 ')) section.push(simplified(line, store))
+  }
+  return sections
+}
+
+/** `fsync staging/ID/checkpoint.ckp`, `rename .staging/ID -> .staging/ID.ready`. */
+function simplified(line: string, store: string): string {
+  const id = /\.staging\/[0-9a-z]{5,12}/g
+  const base = `${store}/vm1`
+  const call = /^\d+ +([a-z0-9]+)\(/.exec(line)?.[1] ?? ''
+  const places = [...line.matchAll(/(?:\d+|AT_FDCWD)<([^>]*)>(?:, "([^"]*)")?/g)].map(
+    ([, directory, name]) => {
+      return (name === undefined ? directory! : `${directory}/${name}`)
+        .replace(base, '')
+        .replace(/^\//, '')
+        .replace(id, '.staging/ID')
+    },
+  )
+  const shown = places.map((place) =>
+    place.replace(/^(\.staging\/)[0-9a-z]{5,12}(\.ready|\.trash|$)/, '$1ID$2'),
+  )
+  if (call.startsWith('rename')) return `rename ${shown[0] ?? ''} -> ${shown[1] ?? ''}`
+  return `${call} ${shown[0] ?? ''}`.trim()
+}
+
+function only(section: string[] | undefined): string[] {
+  return (section ?? []).filter((call) => /^(rename|unlinkat|fsync|mkdirat|flock)/.test(call))
+}
+
+/** Each of `steps` is there, one after the other. */
+function assertOrder(t: Test, calls: string[], steps: string[], what: string): void {
+  let position = -1
+  for (const step of steps) {
+    const next = calls.indexOf(step, position + 1)
+    if (next === -1) t.fail(`${what}: no '${step}' after '${calls[position] ?? 'the start'}'`, { calls })
+    else position = next
+  }
+  t.ok(position >= 0, what)
+}
+
+const id = '.staging/ID'
+const published = (name: string): string[] =>
+  ['.kern', '.meta', '.manifest', ''].map(
+    (suffix) => `rename ${id}.ready/${name}.ckp${suffix} -> ${name}.ckp${suffix}`,
+  )
+
+t.test(
+  'writes, syncs and renames in the order of docs/storage.md',
+  { skip: hasStrace ? false : 'strace is not here' },
+  async (t) => {
+    const sections = trace(t)
+    const created = only(sections.get('create'))
+    const replaced = only(sections.get('replace'))
+    const destroyed = only(sections.get('destroy'))
+    const beforeCommit = [
+      `rename ${id}/in/ckp -> ${id}/checkpoint.ckp`,
+      `unlinkat ${id}/in`,
+      `fsync ${id}/checkpoint.ckp.manifest`,
+      `fsync ${id}/checkpoint.ckp`,
+      `fsync ${id}/checkpoint.ckp.kern`,
+      `fsync ${id}/checkpoint.ckp.meta`,
+      `fsync ${id}`,
+      'flock .staging',
+      `rename ${id} -> ${id}.ready`,
+      'fsync .staging',
+    ]
+    const afterCommit = [...published('checkpoint'), 'fsync', `unlinkat ${id}.ready`]
+    assertOrder(
+      t,
+      created,
+      [
+        'mkdirat .staging',
+        'fsync',
+        `mkdirat ${id}`,
+        `mkdirat ${id}/in`,
+        `fsync ${id}`,
+        'fsync .staging',
+        ...beforeCommit,
+        ...afterCommit,
+      ],
+      'create',
+    )
+    assertOrder(t, replaced, [...beforeCommit, 'unlinkat checkpoint.ckp', ...afterCommit], 'replace')
+    const commit = replaced.indexOf(`rename ${id} -> ${id}.ready`)
+    const touchesOld = replaced
+      .slice(0, commit)
+      .filter((call) => call.includes(' checkpoint.ckp') && !call.startsWith('fsync'))
+    t.strictSame(touchesOld, [], 'nothing touches the old one before the commit point')
+    t.equal(replaced[commit + 1], 'fsync .staging', 'nothing comes between the commit and its sync')
+    assertOrder(
+      t,
+      destroyed,
+      [
+        'flock .staging',
+        `mkdirat ${id}.trash`,
+        'fsync .staging',
+        `rename checkpoint.ckp -> ${id}.trash/checkpoint.ckp`,
+        `fsync ${id}.trash`,
+        'fsync',
+        ...['.kern', '.meta', '.manifest'].map(
+          (suffix) => `rename checkpoint.ckp${suffix} -> ${id}.trash/checkpoint.ckp${suffix}`,
+        ),
+        'fsync',
+        `unlinkat ${id}.trash/checkpoint.ckp`,
+        `unlinkat ${id}.trash`,
+      ],
+      'destroy',
+    )
+  },
+)
