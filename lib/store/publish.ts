@@ -41,13 +41,14 @@ export function commitStage(handle: StageHandle, publication: Publication): Chec
   using staging = lockStaging(directory)
   recover(directory, staging)
   if (!isSameStage(staging, handle)) throw vanished(handle)
-  const { name, ifExists, durable } = publication
+  const { name, ifExists } = publication
   assertReplaceable(directory, name, ifExists)
   keepPin(directory, borrowStage(handle), publication)
+  const checkpoint = whole(directory, borrowStage(handle), publication)
   const ready = handle.id + readySuffix
   staging.rename(handle.id, staging, ready)
   finishCommit(directory, staging, ready, publication)
-  return published(directory, publication)
+  return checkpoint
 }
 
 function finishCommit(
@@ -81,16 +82,17 @@ function keepPin(directory: Directory, stage: Directory, publication: Publicatio
   if (durable) stage.sync()
 }
 
-function published(directory: Directory, { name, manifest }: Publication): Checkpoint {
-  const inspection = inspectSet(directory, name)
+/** The stage's set as it is going to be found under its name: looked at once more while there is a way back. */
+function whole(directory: Directory, stage: Directory, { name, manifest }: Publication): Checkpoint {
+  const inspection = inspectSet(stage, name)
   const listed = inspection && describe(directory.path, manifest.vm, name, inspection)
   if (listed?.state !== 'complete') {
     throw new CheckpointError(
       'ERR_CHECKPOINT_DAMAGED',
-      `'${name}' was published, but is not whole any more`,
+      `the files of '${name}' changed before it was published`,
       {
         problems: inspection?.problems,
-        path: directory.pathOf(name + memorySuffix),
+        path: stage.pathOf(name + memorySuffix),
       },
     )
   }
