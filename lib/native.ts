@@ -113,7 +113,7 @@ export interface Native {
   /** Ends this process by `signal` with its default action, whatever handlers are set. */
   dieBy(signal: number): never
 
-  // ownership (native/unique_fd.h)
+  // ownership (native/descriptor_table.h)
   /** A close-on-exec duplicate that belongs to this environment. */
   adopt(descriptor: number): number | Failure
   /** Gives up ownership: somebody else closes it from now on. */

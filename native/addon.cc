@@ -7,7 +7,9 @@
 #include <napi.h>
 
 #include "checkpoint_request.h"
+#include "descriptor_table.h"
 #include "directory.h"
+#include "file_status.h"
 #include "nvlist.h"
 #include "process.h"
 #include "server_socket.h"

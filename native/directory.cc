@@ -9,52 +9,15 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "file_status.h"
+
 namespace bhyve {
 namespace {
-
-constexpr double kBlockSize = 512; // the unit of st_blocks on every system served here
-constexpr mode_t kPermissionBits = 07777;
-
-bool isComponent(const std::string &name) {
-  return !name.empty() && name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
-}
 
 Result<std::int64_t> done(int result, const char *syscall) {
   if (result == -1)
     return failureOf(syscall);
   return 0;
-}
-
-FileKind kindOf(mode_t mode) {
-  if (S_ISREG(mode))
-    return FileKind::File;
-  if (S_ISDIR(mode))
-    return FileKind::Directory;
-  if (S_ISLNK(mode))
-    return FileKind::Symlink;
-  if (S_ISSOCK(mode))
-    return FileKind::Socket;
-  return S_ISFIFO(mode) ? FileKind::Fifo : FileKind::Other;
-}
-
-double millisecondsOf(const timespec &time) {
-  return static_cast<double>(time.tv_sec) * 1e3 + static_cast<double>(time.tv_nsec / 1000000);
-}
-
-FileStatus describe(const struct stat &status) {
-#ifdef __APPLE__
-  const timespec modified = status.st_mtimespec;
-#else
-  const timespec modified = status.st_mtim;
-#endif
-  return FileStatus{kindOf(status.st_mode),
-                    static_cast<double>(status.st_size),
-                    static_cast<double>(status.st_blocks) * kBlockSize,
-                    millisecondsOf(modified),
-                    std::to_string(status.st_dev) + ":" + std::to_string(status.st_ino),
-                    static_cast<double>(status.st_nlink),
-                    static_cast<double>(status.st_uid),
-                    static_cast<double>(status.st_mode & kPermissionBits)};
 }
 
 struct DirectoryCloser {
@@ -89,22 +52,6 @@ Result<std::int64_t> makeDirectoryAt(int directory, const std::string &name, int
   if (!isComponent(name))
     return Failure{EINVAL, "mkdirat"};
   return done(::mkdirat(directory, name.c_str(), static_cast<mode_t>(mode)), "mkdirat");
-}
-
-Result<FileStatus> statusAt(int directory, const std::string &name) {
-  if (!isComponent(name))
-    return Failure{EINVAL, "fstatat"};
-  struct stat status{};
-  if (::fstatat(directory, name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == -1)
-    return failureOf("fstatat");
-  return describe(status);
-}
-
-Result<FileStatus> statusOf(int descriptor) {
-  struct stat status{};
-  if (::fstat(descriptor, &status) == -1)
-    return failureOf("fstat");
-  return describe(status);
 }
 
 Result<std::int64_t> renameAt(int fromDirectory, const std::string &from, int toDirectory,

@@ -12,26 +12,11 @@
 
 namespace bhyve {
 
-enum class FileKind { File, Directory, Symlink, Socket, Fifo, Other };
-
-struct FileStatus {
-  FileKind kind;
-  double size;
-  double allocatedBytes;
-  double mtimeMs;
-  std::string identity; // "<device>:<inode>"
-  double links;
-  double uid;
-  double mode; // permission bits only
-};
-
 enum class LockMode { Shared, Exclusive };
 
 Result<UniqueFd> openPath(const std::string &path, int flags);
 Result<UniqueFd> openAt(int directory, const std::string &name, int flags, int mode);
 Result<std::int64_t> makeDirectoryAt(int directory, const std::string &name, int mode);
-Result<FileStatus> statusAt(int directory, const std::string &name);
-Result<FileStatus> statusOf(int descriptor);
 Result<std::int64_t> renameAt(int fromDirectory, const std::string &from, int toDirectory,
                               const std::string &to);
 Result<std::int64_t> unlinkAt(int directory, const std::string &name);

@@ -101,7 +101,7 @@ void dieBy(int signal) {
   sigset_t only;
   sigemptyset(&only);
   sigaddset(&only, signal);
-  ::pthread_sigmask(SIG_UNBLOCK, &only, nullptr);
+  ::sigprocmask(SIG_UNBLOCK, &only, nullptr);
   ::kill(::getpid(), signal);
   // Reached only where the signal's default action is not to end the process.
   std::abort();
