@@ -16,6 +16,8 @@ export interface CancellationOptions {
 export class Cancellation implements Disposable {
   #error: Error | undefined
   #committed = false
+  /** A cancel that came while committed. */
+  #late: Error | undefined
   readonly #listeners = new Set<(error: Error) => void>()
   readonly #signal: AbortSignal | undefined
   readonly #onAbort: () => void
@@ -39,6 +41,7 @@ export class Cancellation implements Disposable {
   }
 
   cancel(error: Error): void {
+    if (this.#committed) this.#late ??= error
     if (this.#committed || this.#error !== undefined) return
     this.#error = error
     for (const listener of this.#listeners) listener(error)
@@ -53,6 +56,12 @@ export class Cancellation implements Disposable {
   commit(): void {
     this.throwIfCancelled()
     this.#committed = true
+  }
+
+  /** The commit did not come about: a cancel that came meanwhile holds again. */
+  uncommit(): void {
+    this.#committed = false
+    if (this.#late !== undefined) this.cancel(this.#late)
   }
 
   /** Calls back at a cancel, at once if there was one. Returns what takes the callback back. */

@@ -1,5 +1,6 @@
 /** `createClient`: options in, calls out. Here the rooms meet; none of them knows another. */
 import { Cancellation } from './cancellation.js'
+import { vmStateOf } from './bhyve/peer.js'
 import { create, type CreateContext } from './create.js'
 import { AbortError, type ErrorDetails, toCheckpointError, withDetails } from './errors.js'
 import { assertCheckpointName, assertVmName } from './names.js'
@@ -113,7 +114,6 @@ class Client implements CheckpointClient {
   readonly #store: Store
   readonly #queue = new VmQueue()
   readonly #inFlight = new Set<Promise<unknown>>()
-  readonly #known: CreateContext['known'] = new Map()
 
   constructor(surroundings: Surroundings, options: ClientOptions) {
     this.#surroundings = surroundings
@@ -123,23 +123,32 @@ class Client implements CheckpointClient {
 
   async createCheckpoint(vm: string, options: CreateOptions = {}): Promise<Checkpoint> {
     const settings = createSettings(vm, options, this.#settings.place.dialect)
-    const doing = `creating checkpoint '${settings.name}' of VM '${vm}'`
-    const { signal, timeout } = settings
+    const { signal, timeout, name } = settings
+    const doing = `creating checkpoint '${name}' of VM '${vm}'`
     const cancellation = new Cancellation({ signal, timeout, doing, vm })
     cancellation.throwIfCancelled()
-    const task = this.#create(settings, cancellation).finally(() => cancellation[Symbol.dispose]())
-    return this.#explained(doing, { vm, checkpoint: settings.name }, cancellation.race(this.#tracked(task)))
+    const asked: CreateContext['asked'] = {}
+    const task = this.#create(settings, cancellation, asked).finally(() => cancellation[Symbol.dispose]())
+    const details = () => ({
+      vm,
+      checkpoint: name,
+      vmState: asked.peer === undefined ? ('unknown' as const) : vmStateOf(asked.peer),
+    })
+    return this.#explained(doing, details, cancellation.race(this.#tracked(task)))
   }
 
   async #create(
     settings: ReturnType<typeof createSettings>,
     cancellation: Cancellation,
+    asked: CreateContext['asked'],
   ): Promise<Checkpoint> {
     const endTurn = await this.#queue.turn(settings.vm, cancellation)
+    // A call that gave up leaves the order to bhyve's own queue: its request may never end.
+    cancellation.onCancel(endTurn)
     try {
       const place = { ...this.#settings.place, vm: settings.vm }
-      const { system } = this.#surroundings
-      return await create({ store: this.#store, place, system, known: this.#known }, settings, cancellation)
+      const { system, peers } = this.#surroundings
+      return await create({ store: this.#store, place, system, peers, asked }, settings, cancellation)
     } finally {
       endTurn()
     }
@@ -147,7 +156,7 @@ class Client implements CheckpointClient {
 
   async listCheckpoints(vm: string): Promise<ListedCheckpoint[]> {
     assertVmName(vm)
-    return this.#explained(`listing the checkpoints of VM '${vm}'`, { vm }, this.#store.list(vm))
+    return this.#explained(`listing the checkpoints of VM '${vm}'`, () => ({ vm }), this.#store.list(vm))
   }
 
   async getCheckpoint(vm: string, name: string): Promise<Checkpoint> {
@@ -160,7 +169,11 @@ class Client implements CheckpointClient {
 
   async destroyAll(vm: string): Promise<string[]> {
     assertVmName(vm)
-    return this.#explained(`destroying the checkpoints of VM '${vm}'`, { vm }, this.#store.destroyAll(vm))
+    return this.#explained(
+      `destroying the checkpoints of VM '${vm}'`,
+      () => ({ vm }),
+      this.#store.destroyAll(vm),
+    )
   }
 
   async verifyCheckpoint(vm: string, name: string, options: VerifyOptions = {}): Promise<VerificationReport> {
@@ -187,11 +200,15 @@ class Client implements CheckpointClient {
   async pruneCheckpoints(vm: string, policy: PrunePolicy): ReturnType<Store['prune']> {
     assertVmName(vm)
     assertPolicy(policy)
-    return this.#explained(`pruning the checkpoints of VM '${vm}'`, { vm }, this.#store.prune(vm, policy))
+    return this.#explained(
+      `pruning the checkpoints of VM '${vm}'`,
+      () => ({ vm }),
+      this.#store.prune(vm, policy),
+    )
   }
 
   async listStored(): Promise<string[]> {
-    return this.#explained('listing the VMs that have checkpoints', {}, this.#store.storedVms())
+    return this.#explained('listing the VMs that have checkpoints', () => ({}), this.#store.storedVms())
   }
 
   async idle(): Promise<void> {
@@ -204,16 +221,20 @@ class Client implements CheckpointClient {
 
   async #onStored<T>(doing: string, vm: string, name: string, call: () => Promise<T>): Promise<T> {
     assertVmName(vm)
-    assertCheckpointName(name)
-    return this.#explained(`${doing} checkpoint '${name}' of VM '${vm}'`, { vm, checkpoint: name }, call())
+    assertCheckpointName(name, vm)
+    return this.#explained(
+      `${doing} checkpoint '${name}' of VM '${vm}'`,
+      () => ({ vm, checkpoint: name }),
+      call(),
+    )
   }
 
   /** Every rejection says what was being done, and to which VM and checkpoint. */
-  async #explained<T>(doing: string, details: ErrorDetails, task: Promise<T>): Promise<T> {
+  async #explained<T>(doing: string, details: () => ErrorDetails, task: Promise<T>): Promise<T> {
     try {
       return await task
     } catch (error) {
-      throw error instanceof AbortError ? error : withDetails(toCheckpointError(error, doing), details)
+      throw error instanceof AbortError ? error : withDetails(toCheckpointError(error, doing), details())
     }
   }
 

@@ -1,8 +1,16 @@
 /** One checkpoint from the question to the published files: where `bhyve/` and `store/` meet. */
 import os from 'node:os'
-import { assertRequestFits, dialectsFor, mayFallBack, type System } from './bhyve/dialects.js'
+import {
+  assertReachable,
+  assertRequestFits,
+  dialectsFor,
+  mayFallBack,
+  type System,
+} from './bhyve/dialects.js'
 import type { Located, Place } from './bhyve/locate.js'
+import type { Peer } from './bhyve/connect.js'
 import { vmStateOf } from './bhyve/peer.js'
+import type { PeerMemory } from './bhyve/peer_memory.js'
 import { sendRequest, type Sent } from './bhyve/request.js'
 import type { Cancellation } from './cancellation.js'
 import { CheckpointError, type VmState } from './errors.js'
@@ -20,8 +28,9 @@ export interface CreateContext {
   store: Store
   place: Place
   system: System
-  /** The dialect a VM's bhyve was found to speak, by its socket; forgotten when the process is another one. */
-  known: Map<string, { dialect: Dialect; pid: number; startedAt: string | undefined }>
+  peers: PeerMemory
+  /** The process that was asked, from then on. */
+  asked: { peer?: Peer }
 }
 
 /** What bhyve has done by the time it closed the connection. */
@@ -41,7 +50,7 @@ export async function create(
   cancellation: Cancellation,
 ): Promise<Checkpoint> {
   const { store, place } = context
-  const progress = new ProgressReporter(settings)
+  const progress = new ProgressReporter(settings, cancellation)
   progress.report('queued')
   const directory = store.directoryOf(settings.vm)
   const path = `${directory}/${settings.name}${memorySuffix}`
@@ -63,7 +72,7 @@ export async function create(
   try {
     progress.expect(stage.memoryBytes)
     await stage.assertSpace(settings.vm)
-    const ended = await ask(context, sockets, stage, settings, cancellation, progress)
+    const ended = await ask({ ...context, stage, settings, cancellation, progress }, sockets)
     return await publish(stage, ended, settings, cancellation, progress)
   } catch (error) {
     await abandonQuietly(stage)
@@ -81,81 +90,68 @@ function assertPathsFit(
 ): void {
   for (const located of sockets) {
     if (located.kind === 'struct') assertRestorablePath(path, settings.vm, settings.name, structPathBytes)
-    const [dialect] = dialectsAt(context, located, settings)
+    const dialects = dialectsAt(context, located, settings)
     const longest = longestRequestPath(context.store.directoryOf(settings.vm))
-    if (dialect !== undefined) assertRequestFits(dialect, longest, settings.vm)
+    for (const dialect of dialects.slice(0, 1)) assertRequestFits(dialect, longest, settings.vm)
+    assertReachable(dialects, located, context.system, settings.vm)
   }
 }
 
-function dialectsAt(context: CreateContext, located: Located, settings: CreateSettings): Dialect[] {
-  const known = context.known.get(located.socketPath)
-  const isSame = known !== undefined && vmStateOf({ uid: located.ownerUid, ...known }) === 'running'
-  return dialectsFor(located, settings.dialect, isSame ? known.dialect : undefined, context.system)
+function dialectsAt({ peers, system }: CreateContext, located: Located, settings: CreateSettings): Dialect[] {
+  return dialectsFor(located, settings.dialect, peers.dialectAt(located), system)
 }
 
-/** Asks in each dialect that may be the VM's, until one is served; resolves at the end of bhyve's work. */
-async function ask(
-  context: CreateContext,
-  sockets: readonly Located[],
-  stage: Stage,
-  settings: CreateSettings,
-  cancellation: Cancellation,
-  progress: ProgressReporter,
-): Promise<Ended> {
-  const [located, other] = sockets
-  if (located === undefined)
-    throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${settings.vm}' has no socket`)
-  try {
-    return await askAt(context, located, stage, settings, cancellation, progress)
-  } catch (error) {
-    // A host that was upgraded may still have the dead socket of the older place.
-    const isDead = error instanceof CheckpointError && error.code === 'ERR_VM_NOT_RUNNING'
-    if (!isDead || other === undefined) throw error
-    return askAt(context, other, stage, settings, cancellation, progress)
+/** Everything one call needs to ask: passed on as one. */
+interface Asking extends CreateContext {
+  stage: Stage
+  settings: CreateSettings
+  cancellation: Cancellation
+  progress: ProgressReporter
+}
+
+/** Asks at each socket that may be the VM's, best first; resolves at the end of bhyve's work. */
+async function ask(asking: Asking, sockets: readonly Located[]): Promise<Ended> {
+  for (const [index, located] of sockets.entries()) {
+    const isLast = index === sockets.length - 1
+    try {
+      return await askAt(asking, located, isLast)
+    } catch (error) {
+      // A host that was upgraded may still have the dead socket of the older place.
+      const isDead = error instanceof CheckpointError && error.code === 'ERR_VM_NOT_RUNNING'
+      if (!isDead || isLast) throw error
+    }
   }
+  throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${asking.settings.vm}' has no socket`)
 }
 
-async function askAt(
-  context: CreateContext,
-  located: Located,
-  stage: Stage,
-  settings: CreateSettings,
-  cancellation: Cancellation,
-  progress: ProgressReporter,
-): Promise<Ended> {
-  const dialects = dialectsAt(context, located, settings)
+/** Asks in each dialect that may be the VM's, until one is served. */
+async function askAt(asking: Asking, located: Located, isLast: boolean): Promise<Ended> {
   let last: Ended | undefined
-  for (const dialect of dialects) {
-    if (last !== undefined && !(await mayTryNext(last, stage, context.system, cancellation))) break
-    last = await askIn(dialect, context, located, stage, settings, cancellation, progress)
+  for (const dialect of dialectsAt(asking, located, asking.settings)) {
+    if (last !== undefined && !(await mayTryNext(last, asking))) break
+    last = await askIn(asking, dialect, located, isLast, last?.sent.peer)
   }
   if (last === undefined)
     throw new CheckpointError('ERR_DIALECT_UNSUPPORTED', 'no dialect is known for this socket')
-  const { peer } = last.sent
-  if (!(await stage.isUntouched())) context.known.set(located.socketPath, { ...peer, dialect: last.dialect })
+  const { sent, dialect } = last
+  if (!(await asking.stage.isUntouched())) asking.peers.rememberDialect(located, sent.peer, dialect)
   return last
 }
 
 /** Only a bhyve that lives and made no file may be one of the other dialect. */
-async function mayTryNext(
-  last: Ended,
-  stage: Stage,
-  system: System,
-  cancellation: Cancellation,
-): Promise<boolean> {
+async function mayTryNext({ sent }: Ended, { stage, system, cancellation }: Asking): Promise<boolean> {
   if (cancellation.cancelled || !mayFallBack('checkpoint', system)) return false
-  return vmStateOf(last.sent.peer) === 'running' && (await stage.isUntouched())
+  return vmStateOf(sent.peer) === 'running' && (await stage.isUntouched())
 }
 
 async function askIn(
+  asking: Asking,
   dialect: Dialect,
-  context: CreateContext,
   located: Located,
-  stage: Stage,
-  settings: CreateSettings,
-  cancellation: Cancellation,
-  progress: ProgressReporter,
+  isLast: boolean,
+  expected: Peer | undefined,
 ): Promise<Ended> {
+  const { stage, settings, cancellation, progress, place, peers } = asking
   const filename = dialect === 'descriptor' ? guestFile : stage.requestPath
   const request = {
     dialect,
@@ -163,9 +159,9 @@ async function askIn(
     filename,
     directory: await stage.inDescriptor(),
   } as const
-  const sent = await sendRequest(request, located, context.place, cancellation, () =>
-    progress.report('queued'),
-  )
+  const patience = { isLast, refusalMs: settings.stallTimeout, onFull: () => progress.report('queued') }
+  const sent = await sendRequest(request, { located, place, peers, patience, expected }, cancellation)
+  asking.asked.peer = sent.peer
   stage.closeIn()
   const stopWatching = watchSaving(stage, settings, cancellation, progress)
   const { replyError } = await sent.ended
@@ -176,8 +172,8 @@ async function askIn(
 
 async function reportEnd(stage: Stage, progress: ProgressReporter): Promise<void> {
   if (!progress.wanted) return
-  const { begun, bytes } = await stage.saved()
-  if (begun) progress.report('saving', bytes)
+  const last = await stage.saved().catch(() => undefined)
+  if (last?.begun === true) progress.report('saving', last.bytes)
 }
 
 async function publish(
@@ -198,11 +194,11 @@ async function publish(
   progress.report('syncing')
   await stage.prepare({ name, ifExists, durable, manifest })
   progress.report('publishing')
-  cancellation.commit()
-  return stage.commit({ name, ifExists, durable, manifest })
+  return stage.commit({ name, ifExists, durable, manifest }, cancellation)
 }
 
-function manifestOf(settings: CreateSettings, dialect: Dialect, { metadata }: Inspection): Manifest {
+function manifestOf(settings: CreateSettings, dialect: Dialect, inspection: Inspection): Manifest {
+  const { metadata, modifiedMs } = inspection
   const [cpu] = os.cpus()
   const host = {
     os: os.type(),
@@ -219,6 +215,7 @@ function manifestOf(settings: CreateSettings, dialect: Dialect, { metadata }: In
     poweredOff: false,
     pinned: false,
     host,
+    memoryModifiedMs: modifiedMs,
     ...(metadata === undefined
       ? {}
       : { sizes: { memory: metadata.memoryBytes, kernel: metadata.kernelBytes } }),

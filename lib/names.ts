@@ -1,6 +1,6 @@
 /** Names of VMs and checkpoints, and how long paths may be: all decided before any system call. */
 import { Buffer } from 'node:buffer'
-import { CheckpointError, type ErrorCode } from './errors.js'
+import { CheckpointError } from './errors.js'
 
 /** A set's files: the first makes the checkpoint exist; bhyve appends the next two suffixes itself. */
 export const memorySuffix = '.ckp'
@@ -16,20 +16,27 @@ export const restorablePathBytes = 250
 export const structPathBytes = 95
 
 export function assertVmName(vm: unknown): asserts vm is string {
-  assertName(vm, 'VM', 'ERR_INVALID_VM_NAME', componentBytes)
-}
-
-export function assertCheckpointName(name: unknown): asserts name is string {
-  assertName(name, 'checkpoint', 'ERR_INVALID_CHECKPOINT_NAME', componentBytes - manifestSuffix.length)
-}
-
-function assertName(name: unknown, what: string, code: ErrorCode, maxBytes: number): void {
-  const wrong = nameFault(name, maxBytes)
+  const wrong = nameFault(vm, componentBytes)
   if (wrong === undefined) return
-  throw new CheckpointError(
-    code,
-    `a ${what} name ${wrong}: ${JSON.stringify(name)?.slice(0, 300) ?? typeof name}`,
-  )
+  throw new CheckpointError('ERR_INVALID_VM_NAME', `a VM name ${wrong}: ${shown(vm)}`, textually('vm', vm))
+}
+
+/** `vm` is for the error only. */
+export function assertCheckpointName(name: unknown, vm: string): asserts name is string {
+  const wrong = nameFault(name, componentBytes - manifestSuffix.length)
+  if (wrong === undefined) return
+  throw new CheckpointError('ERR_INVALID_CHECKPOINT_NAME', `a checkpoint name ${wrong}: ${shown(name)}`, {
+    vm,
+    ...textually('checkpoint', name),
+  })
+}
+
+function textually(key: 'vm' | 'checkpoint', name: unknown): { vm?: string; checkpoint?: string } {
+  return typeof name === 'string' ? { [key]: name } : {}
+}
+
+function shown(name: unknown): string {
+  return typeof name === 'string' ? JSON.stringify(name).slice(0, 300) : typeof name
 }
 
 function nameFault(name: unknown, maxBytes: number): string | undefined {

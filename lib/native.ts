@@ -10,6 +10,9 @@ import { createRequire } from 'node:module'
 import { fileURLToPath } from 'node:url'
 import { CheckpointError } from './errors.js'
 
+/** One component of a path; bytes where it is no valid UTF-8. */
+export type Name = string | Uint8Array
+
 /** A system call that failed. `errno` is the positive number of the platform. */
 export interface Failure {
   readonly errno: number
@@ -32,6 +35,7 @@ export interface FileStatus {
 }
 
 export interface ProcessStatus {
+  /** `zombie`: dead, or dying past any return. */
   readonly state: 'running' | 'stopped' | 'zombie'
   /** Changes when the pid is used again. Opaque. */
   readonly startedAt: string
@@ -89,16 +93,18 @@ export interface Native {
   /** Waits until one of `descriptors` is readable (or hung up). -1 waits for ever. Blocks the thread. */
   poll(descriptors: readonly number[], timeoutMs: number): number[] | Failure
 
-  // directory descriptors (native/directory.*). Names are single components: one with a slash is refused
+  // directory descriptors (native/directory.*, native/file_status.*). Names are single components: one with a slash is refused
   // with EINVAL. `openAt` follows a link only where its flags do not say O_NOFOLLOW; no other call does.
   openPath(path: string, flags: number): number | Failure
-  openAt(directory: number, name: string, flags: number, mode: number): number | Failure
-  makeDirectoryAt(directory: number, name: string, mode: number): number | Failure
-  statusAt(directory: number, name: string): FileStatus | Failure
+  openAt(directory: number, name: Name, flags: number, mode: number): number | Failure
+  makeDirectoryAt(directory: number, name: Name, mode: number): number | Failure
+  statusAt(directory: number, name: Name): FileStatus | Failure
   statusOf(descriptor: number): FileStatus | Failure
-  renameAt(fromDirectory: number, from: string, toDirectory: number, to: string): number | Failure
-  unlinkAt(directory: number, name: string): number | Failure
-  removeDirectoryAt(directory: number, name: string): number | Failure
+  renameAt(fromDirectory: number, from: Name, toDirectory: number, to: Name): number | Failure
+  unlinkAt(directory: number, name: Name): number | Failure
+  removeDirectoryAt(directory: number, name: Name): number | Failure
+  /** FreeBSD and macOS: takes off the flags with which an owner keeps even root from removing a file. */
+  clearFlagsAt?(directory: number, name: Name): number | Failure
   /** Names, each followed by a NUL byte, without `.` and `..`; no order. */
   readDirectory(directory: number): Buffer | Failure
   sync(descriptor: number): number | Failure

@@ -4,6 +4,7 @@ import { CheckpointError } from './errors.js'
 import { assertCheckpointName, assertVmName } from './names.js'
 import type { Place } from './bhyve/locate.js'
 import type { System } from './bhyve/dialects.js'
+import { type PeerMemory, sharedPeers } from './bhyve/peer_memory.js'
 import { type Pool, sharedPool } from './pool/pool.js'
 import { defaultRoot, rootLayout } from './store/layout.js'
 import type { ClientOptions, CreateOptions, Dialect, Layout, Progress, PrunePolicy } from './types.js'
@@ -21,11 +22,13 @@ export interface Surroundings {
   /** Where the kernel shows the VMs it has. */
   vmmDirectory: string
   system: System
+  peers: PeerMemory
 }
 
 export const realSurroundings: Surroundings = {
   pool: sharedPool,
   vmmDirectory: '/dev/vmm',
+  peers: sharedPeers,
   system: { platform: process.platform, release: os.release() },
 }
 
@@ -87,7 +90,7 @@ export function createSettings(
   assertObject(options, 'options')
   const { name = 'checkpoint', ifExists = 'replace', fsync = true, signal, timeout, onProgress } = options
   const { stallTimeout = defaultStallTimeoutMs, memoryBytes } = options
-  assertCheckpointName(name)
+  assertCheckpointName(name, vm)
   if (ifExists !== 'replace' && ifExists !== 'fail')
     throw invalid("ifExists must be 'replace' or 'fail'", ifExists)
   assertBoolean(fsync, 'fsync')

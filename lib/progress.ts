@@ -1,4 +1,5 @@
 /** Tells the caller how far a call is. What the caller's function throws must not cost it the checkpoint. */
+import type { Cancellation } from './cancellation.js'
 import type { CreateSettings } from './options.js'
 import type { Progress } from './types.js'
 
@@ -6,10 +7,15 @@ export class ProgressReporter {
   readonly #settings: Pick<CreateSettings, 'vm' | 'name' | 'onProgress' | 'memoryBytes'>
   readonly #startedAt = performance.now()
   #broken = false
+  readonly #cancellation: Cancellation
   #bytes = 0
   #totalBytes: number | undefined
 
-  constructor(settings: Pick<CreateSettings, 'vm' | 'name' | 'onProgress' | 'memoryBytes'>) {
+  constructor(
+    settings: Pick<CreateSettings, 'vm' | 'name' | 'onProgress' | 'memoryBytes'>,
+    cancellation: Cancellation,
+  ) {
+    this.#cancellation = cancellation
     this.#settings = settings
     this.#totalBytes = settings.memoryBytes
   }
@@ -32,14 +38,21 @@ export class ProgressReporter {
   report(phase: Progress['phase'], bytes = this.#bytes): void {
     const { vm, name, onProgress } = this.#settings
     this.#bytes = bytes
-    if (onProgress === undefined || this.#broken) return
+    if (onProgress === undefined || this.#broken || this.#cancellation.cancelled) return
     const elapsedMs = performance.now() - this.#startedAt
     const total = this.#totalBytes === undefined ? {} : { totalBytes: this.#totalBytes }
     try {
-      onProgress({ vm, name, phase, bytes, ...total, elapsedMs })
+      // An async function is no misuse: what it rejects with must not end the process.
+      const notify: (progress: Progress) => unknown = onProgress
+      const returned = notify({ vm, name, phase, bytes, ...total, elapsedMs })
+      if (returned instanceof Promise) returned.catch((error: unknown) => this.#warn(error))
     } catch (error) {
-      this.#broken = true
-      process.emitWarning(error instanceof Error ? error : String(error))
+      this.#warn(error)
     }
+  }
+
+  #warn(error: unknown): void {
+    if (!this.#broken) process.emitWarning(error instanceof Error ? error : String(error))
+    this.#broken = true
   }
 }

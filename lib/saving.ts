@@ -6,7 +6,7 @@ import type { Cancellation } from './cancellation.js'
 import { CheckpointError } from './errors.js'
 import type { CreateSettings } from './options.js'
 import type { ProgressReporter } from './progress.js'
-import { isBusy, type Stage } from './store/store.js'
+import type { Stage } from './store/store.js'
 
 const progressIntervalMs = 100
 const longestIntervalMs = 5_000
@@ -38,7 +38,7 @@ function intervalOf({ stallTimeout }: CreateSettings, progress: ProgressReporter
 class Watch {
   settled: Promise<void> = Promise.resolve()
   #looking = false
-  #lastBytes = -1
+  #lastSeen = ''
   #lastChange = performance.now()
   readonly #stage: Stage
   readonly #settings: CreateSettings
@@ -65,16 +65,19 @@ class Watch {
 
   async #lookOnce(): Promise<void> {
     try {
-      const { begun, bytes, othersWait } = await this.#stage.saved()
-      const current = begun ? bytes : -1
-      if (current !== this.#lastBytes || othersWait) this.#lastChange = performance.now()
-      this.#lastBytes = current
+      const { begun, bytes, othersProgress } = await this.#stage.saved()
+      this.#note(begun ? String(bytes) : othersProgress)
       if (!this.#cancellation.cancelled) this.#progress.report(begun ? 'saving' : 'queued', bytes)
-    } catch (error) {
-      // Somebody holds the store's lock: how far bhyve is will show at the next look.
-      if (!isBusy(error)) this.#cancellation.cancel(error as Error)
+    } catch {
+      // A look that fails is no news: neither good ones nor bad ones.
+      this.#lastChange = performance.now()
     }
     this.#checkStall()
+  }
+
+  #note(seen: string): void {
+    if (seen !== this.#lastSeen) this.#lastChange = performance.now()
+    this.#lastSeen = seen
   }
 
   #checkStall(): void {
@@ -84,8 +87,6 @@ class Watch {
     const message =
       `bhyve wrote nothing of checkpoint '${name}' of VM '${vm}' for ${String(stallTimeout)} ms; it is left ` +
       'alone, and its connection is held until it ends. Nothing is published'
-    this.#cancellation.cancel(
-      new CheckpointError('ERR_STALLED', message, { vm, checkpoint: name, vmState: 'unknown' }),
-    )
+    this.#cancellation.cancel(new CheckpointError('ERR_STALLED', message, { vm, checkpoint: name }))
   }
 }

@@ -46,6 +46,17 @@ std::string textArgument(const CallbackInfo &info, size_t index) {
   return text;
 }
 
+// A file's name: text, or bytes where it is no valid UTF-8.
+std::string nameArgument(const CallbackInfo &info, size_t index) {
+  if (!info[index].IsTypedArray())
+    return textArgument(info, index);
+  const auto bytes = info[index].As<Napi::TypedArray>();
+  if (bytes.TypedArrayType() != napi_uint8_array)
+    refuse(info.Env(), "a name is expected");
+  const auto octets = bytes.As<Napi::Uint8Array>();
+  return std::string(reinterpret_cast<const char *>(octets.Data()), octets.ByteLength());
+}
+
 Napi::Uint8Array bytesArgument(const CallbackInfo &info, size_t index) {
   if (!info[index].IsTypedArray() || info[index].As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array)
     refuse(info.Env(), "a Uint8Array is expected");
@@ -372,29 +383,35 @@ Value openPath(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::openPath(textArgument(info, 0), intArgument(info, 1)));
 }
 Value openAt(const CallbackInfo &info) {
-  return toValue(info.Env(), bhyve::openAt(intArgument(info, 0), textArgument(info, 1), intArgument(info, 2),
+  return toValue(info.Env(), bhyve::openAt(intArgument(info, 0), nameArgument(info, 1), intArgument(info, 2),
                                            intArgument(info, 3)));
 }
 Value makeDirectoryAt(const CallbackInfo &info) {
   return toValue(info.Env(),
-                 bhyve::makeDirectoryAt(intArgument(info, 0), textArgument(info, 1), intArgument(info, 2)));
+                 bhyve::makeDirectoryAt(intArgument(info, 0), nameArgument(info, 1), intArgument(info, 2)));
 }
 Value statusAt(const CallbackInfo &info) {
-  return toValue(info.Env(), bhyve::statusAt(intArgument(info, 0), textArgument(info, 1)));
+  return toValue(info.Env(), bhyve::statusAt(intArgument(info, 0), nameArgument(info, 1)));
 }
 Value statusOf(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::statusOf(intArgument(info, 0)));
 }
 Value renameAt(const CallbackInfo &info) {
-  return toValue(info.Env(), bhyve::renameAt(intArgument(info, 0), textArgument(info, 1),
-                                             intArgument(info, 2), textArgument(info, 3)));
+  return toValue(info.Env(), bhyve::renameAt(intArgument(info, 0), nameArgument(info, 1),
+                                             intArgument(info, 2), nameArgument(info, 3)));
 }
 Value unlinkAt(const CallbackInfo &info) {
-  return toValue(info.Env(), bhyve::unlinkAt(intArgument(info, 0), textArgument(info, 1)));
+  return toValue(info.Env(), bhyve::unlinkAt(intArgument(info, 0), nameArgument(info, 1)));
 }
 Value removeDirectoryAt(const CallbackInfo &info) {
-  return toValue(info.Env(), bhyve::removeDirectoryAt(intArgument(info, 0), textArgument(info, 1)));
+  return toValue(info.Env(), bhyve::removeDirectoryAt(intArgument(info, 0), nameArgument(info, 1)));
 }
+#if defined(__FreeBSD__) || defined(__APPLE__)
+Value clearFlagsAt(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::clearFlagsAt(intArgument(info, 0), nameArgument(info, 1)));
+}
+#endif
+
 Value readDirectory(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::readDirectory(intArgument(info, 0)));
 }
@@ -474,6 +491,9 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   method("renameAt", renameAt);
   method("unlinkAt", unlinkAt);
   method("removeDirectoryAt", removeDirectoryAt);
+#if defined(__FreeBSD__) || defined(__APPLE__)
+  method("clearFlagsAt", clearFlagsAt);
+#endif
   method("readDirectory", readDirectory);
   method("sync", syncDescriptor);
   method("lock", lockDescriptor);

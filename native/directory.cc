@@ -6,7 +6,14 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#if defined(__linux__)
 #include <sys/statvfs.h>
+#else
+#include <algorithm>
+
+#include <sys/mount.h>
+#include <sys/param.h>
+#endif
 #include <unistd.h>
 
 #include "file_status.h"
@@ -73,6 +80,25 @@ Result<std::int64_t> removeDirectoryAt(int directory, const std::string &name) {
   return done(::unlinkat(directory, name.c_str(), AT_REMOVEDIR), "unlinkat");
 }
 
+#if defined(__FreeBSD__)
+Result<std::int64_t> clearFlagsAt(int directory, const std::string &name) {
+  if (!isComponent(name))
+    return Failure{EINVAL, "chflagsat"};
+  return done(::chflagsat(directory, name.c_str(), 0, AT_SYMLINK_NOFOLLOW), "chflagsat");
+}
+#elif defined(__APPLE__)
+// macOS has no chflagsat(): O_SYMLINK opens a link itself, O_NONBLOCK a FIFO without waiting.
+Result<std::int64_t> clearFlagsAt(int directory, const std::string &name) {
+  if (!isComponent(name))
+    return Failure{EINVAL, "fchflags"};
+  const UniqueFd file(retryInterrupted(
+      [&] { return ::openat(directory, name.c_str(), O_RDONLY | O_NONBLOCK | O_SYMLINK | O_CLOEXEC); }));
+  if (!file.valid())
+    return failureOf("openat");
+  return done(::fchflags(file.get(), 0), "fchflags");
+}
+#endif
+
 Result<std::string> readDirectory(int directory) {
   // A descriptor of its own: the stream owns what it is given, and shares its position with duplicates.
   UniqueFd own(
@@ -117,12 +143,23 @@ Result<std::int64_t> unlockDescriptor(int descriptor) {
   return done(retryInterrupted([&] { return ::flock(descriptor, LOCK_UN); }), "flock");
 }
 
+#if defined(__linux__)
 Result<double> freeSpace(int descriptor) {
   struct statvfs status{};
   if (retryInterrupted([&] { return ::fstatvfs(descriptor, &status); }) == -1)
     return failureOf("fstatvfs");
   return static_cast<double>(status.f_bavail) * static_cast<double>(status.f_frsize);
 }
+#else
+Result<double> freeSpace(int descriptor) {
+  struct statfs status{};
+  if (retryInterrupted([&] { return ::fstatfs(descriptor, &status); }) == -1)
+    return failureOf("fstatfs");
+  // On FreeBSD negative where root has used the reserve: statvfs() would turn that into an immense number.
+  const double blocks = std::max(0.0, static_cast<double>(status.f_bavail));
+  return blocks * static_cast<double>(status.f_bsize);
+}
+#endif
 
 Result<UniqueFd> duplicate(int descriptor) {
   UniqueFd copy(::fcntl(descriptor, F_DUPFD_CLOEXEC, 0));

@@ -21,6 +21,10 @@ Result<std::int64_t> renameAt(int fromDirectory, const std::string &from, int to
                               const std::string &to);
 Result<std::int64_t> unlinkAt(int directory, const std::string &name);
 Result<std::int64_t> removeDirectoryAt(int directory, const std::string &name);
+#if defined(__FreeBSD__) || defined(__APPLE__)
+// Takes off what an owner may put on a file so that not even root can remove it (uchg, uunlnk).
+Result<std::int64_t> clearFlagsAt(int directory, const std::string &name);
+#endif
 // Every name followed by a NUL byte.
 Result<std::string> readDirectory(int directory);
 Result<std::int64_t> syncDescriptor(int descriptor);

@@ -12,6 +12,7 @@
 #include "unique_fd.h"
 #elif defined(__FreeBSD__)
 #include <sys/param.h>
+#include <sys/proc.h>
 #include <sys/sysctl.h>
 #include <sys/user.h>
 #elif defined(__APPLE__)
@@ -25,6 +26,7 @@ namespace {
 #if defined(__linux__)
 // The fields of /proc/<pid>/stat after the command, which is in brackets and may hold anything.
 constexpr int kStateField = 0;
+constexpr int kFlagsField = 6;
 constexpr int kStartField = 19;
 
 std::string fieldAfterCommand(const std::string &line, int field) {
@@ -36,20 +38,25 @@ std::string fieldAfterCommand(const std::string &line, int field) {
   return line.substr(start + 1, line.find(' ', start + 1) - start - 1);
 }
 
-ProcessState stateOf(const std::string &letter) {
-  if (letter == "Z" || letter == "X")
+// PF_EXITING of the kernel: set before a dying process closes its first descriptor.
+constexpr unsigned long kExitingFlag = 0x4;
+
+ProcessState stateOf(const std::string &letter, const std::string &flags) {
+  const bool exiting = (std::strtoul(flags.c_str(), nullptr, 10) & kExitingFlag) != 0;
+  if (letter == "Z" || letter == "X" || exiting)
     return ProcessState::Zombie;
   return letter == "T" ? ProcessState::Stopped : ProcessState::Running;
 }
 #elif defined(__FreeBSD__)
-ProcessState stateOf(char state) {
-  if (state == SZOMB)
+ProcessState stateOf(char state, long flags) {
+  // P_WEXIT is set before a dying process closes its first descriptor; freeing a big guest takes its time.
+  if (state == SZOMB || (flags & P_WEXIT) != 0)
     return ProcessState::Zombie;
   return state == SSTOP ? ProcessState::Stopped : ProcessState::Running;
 }
 #elif defined(__APPLE__)
-ProcessState stateOf(char state) {
-  if (state == SZOMB)
+ProcessState stateOf(char state, long flags) {
+  if (state == SZOMB || (flags & P_WEXIT) != 0)
     return ProcessState::Zombie;
   return state == SSTOP ? ProcessState::Stopped : ProcessState::Running;
 }
@@ -71,7 +78,8 @@ Result<ProcessStatus> processStatus(pid_t pid) {
   const std::string started = fieldAfterCommand(line, kStartField);
   if (started.empty())
     return Failure{ESRCH, "read"};
-  return ProcessStatus{stateOf(fieldAfterCommand(line, kStateField)), started};
+  return ProcessStatus{stateOf(fieldAfterCommand(line, kStateField), fieldAfterCommand(line, kFlagsField)),
+                       started};
 }
 #elif defined(__FreeBSD__) || defined(__APPLE__)
 Result<ProcessStatus> processStatus(pid_t pid) {
@@ -84,13 +92,12 @@ Result<ProcessStatus> processStatus(pid_t pid) {
     return Failure{ESRCH, "sysctl"};
 #if defined(__FreeBSD__)
   const timeval started = process.ki_start;
-  const char state = process.ki_stat;
+  const ProcessState state = stateOf(process.ki_stat, process.ki_flag);
 #else
   const timeval started = process.kp_proc.p_starttime;
-  const char state = process.kp_proc.p_stat;
+  const ProcessState state = stateOf(process.kp_proc.p_stat, process.kp_proc.p_flag);
 #endif
-  return ProcessStatus{stateOf(state),
-                       std::to_string(started.tv_sec) + "." + std::to_string(started.tv_usec)};
+  return ProcessStatus{state, std::to_string(started.tv_sec) + "." + std::to_string(started.tv_usec)};
 }
 #else
 #error "process status: FreeBSD, Linux and macOS are supported"

@@ -9,6 +9,7 @@
 
 namespace bhyve {
 
+// Zombie: dead, or dying past any return.
 enum class ProcessState { Running, Stopped, Zombie };
 
 struct ProcessStatus {

@@ -256,7 +256,12 @@ t.test('sockets of others', { skip: isRoot ? false : 'needs root' }, async (t) =
     'by its owner',
   )
   // Trusting the owner is not enough: the process behind it must be that owner, or root.
-  const other = createClient({ runDirectory: directory, checkpointDirectory, trustedUids: [12345] })
+  const other = createClient({
+    runDirectory: directory,
+    checkpointDirectory,
+    dialect: 'descriptor',
+    trustedUids: [12345],
+  })
   t.match(await rejection(other.createCheckpoint('vm1')), { code: 'ERR_UNTRUSTED_PEER' }, 'by its peer')
   const accepted = native.accept(listener as number)
   t.notOk(isFailure(accepted), 'it had been connected to')

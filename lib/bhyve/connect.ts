@@ -4,6 +4,8 @@ import type { Cancellation } from '../cancellation.js'
 import { CheckpointError, errnoName, systemError } from '../errors.js'
 import { type Failure, isFailure, loadNative } from '../native.js'
 import { isKnownToKernel, type Located, type Place } from './locate.js'
+import { assertNotPaused, vmStateOf } from './peer.js'
+import type { PeerMemory } from './peer_memory.js'
 
 export interface Peer {
   uid: number
@@ -24,29 +26,58 @@ const retryMs = 25
 
 const { EAGAIN, ECONNREFUSED, EPROTOTYPE, ENOENT, EACCES, EPERM } = os.constants.errno
 
+export interface Patience {
+  /** There is no other socket to try: a refusal need not be the end. */
+  isLast: boolean
+  /** How long refusals in a row are taken for a full backlog, in milliseconds; 0: for ever. */
+  refusalMs: number
+  onFull: () => void
+}
+
 /**
- * Connects. A full backlog (EAGAIN on Linux, ECONNREFUSED on FreeBSD, where a dead VM gives that too) is waited
- * for until the call is cancelled; `onFull` is told each time.
+ * Connects. A full backlog is waited for until the call is cancelled: EAGAIN on Linux; on FreeBSD ECONNREFUSED,
+ * which a dead bhyve gives too, also while its VM is still in the kernel.
  */
 export async function connect(
   located: Located,
   place: Place,
+  peers: PeerMemory,
   cancellation: Cancellation,
-  onFull: () => void,
+  patience: Patience,
 ): Promise<Connection> {
   const native = loadNative()
+  const startedAt = performance.now()
   for (;;) {
     cancellation.throwIfCancelled()
+    const known = peers.peerAt(located)
+    if (known !== undefined) assertNotPaused(known, place)
     const descriptor = native.connectStream(located.socketPath)
-    if (!isFailure(descriptor)) return { descriptor, peer: peerOf(descriptor) }
-    if (!isFullBacklog(descriptor, place)) throw connectError(descriptor, located, place)
-    onFull()
+    if (!isFailure(descriptor)) return connected(descriptor, located, peers)
+    const waitedMs = performance.now() - startedAt
+    if (!mayBeFull(descriptor, known, place, patience, waitedMs))
+      throw connectError(descriptor, located, place)
+    patience.onFull()
     await cancellation.pause(retryMs)
   }
 }
 
-function isFullBacklog({ errno }: Failure, place: Place): boolean {
-  return errno === EAGAIN || (errno === ECONNREFUSED && isKnownToKernel(place))
+function mayBeFull(
+  { errno }: Failure,
+  known: Peer | undefined,
+  place: Place,
+  { isLast, refusalMs }: Patience,
+  waitedMs: number,
+): boolean {
+  if (errno === EAGAIN) return true
+  if (errno !== ECONNREFUSED || !isLast || !isKnownToKernel(place)) return false
+  if (known !== undefined) return vmStateOf(known) !== 'off'
+  return refusalMs === 0 || waitedMs < refusalMs
+}
+
+function connected(descriptor: number, located: Located, peers: PeerMemory): Connection {
+  const peer = peerOf(descriptor)
+  peers.rememberPeer(located, peer)
+  return { descriptor, peer }
 }
 
 function peerOf(descriptor: number): Peer {
@@ -75,8 +106,9 @@ function connectError(failure: Failure, { socketPath }: Located, place: Place): 
     case ENOENT:
       return new CheckpointError(
         'ERR_VM_NOT_RUNNING',
-        `VM '${vm}' is not running: nobody listens at '${socketPath}' any more`,
-        { ...details, vmState: 'off' },
+        `VM '${vm}' is not running: nobody listens at '${socketPath}' any more` +
+          (isKnownToKernel(place) ? `, though the kernel still has it (bhyvectl --vm=${vm} --destroy)` : ''),
+        { ...details, vmState: isKnownToKernel(place) ? 'unknown' : 'off' },
       )
     case EACCES:
     case EPERM:

@@ -36,6 +36,28 @@ export function mayFallBack(operation: 'checkpoint' | 'suspend', system: System)
   return operation === 'checkpoint' || system.platform !== 'freebsd'
 }
 
+/**
+ * `struct` and `path` name the file by its path, which leads through folders that are ours alone: a bhyve of
+ * another user could not open it, would make no file, and would look like one of another dialect.
+ */
+export function assertReachable(
+  dialects: readonly Dialect[],
+  located: Located,
+  system: System,
+  vm: string,
+): void {
+  const isOthers = located.ownerUid !== 0 && located.ownerUid !== process.geteuid?.()
+  if (!isOthers || dialects.every((dialect) => dialect === 'descriptor')) return
+  // Elsewhere there is nothing but simulators, and what one of another dialect writes astray harms nobody.
+  if (system.platform !== 'freebsd' && dialects.includes('descriptor')) return
+  throw new CheckpointError(
+    'ERR_PERMISSION',
+    `the bhyve of VM '${vm}' runs as uid ${String(located.ownerUid)} and may be one that is given a path, which it ` +
+      "could not reach: ask as that user, or name the dialect 'descriptor' if it is FreeBSD 14's or later",
+    { vm, path: located.socketPath },
+  )
+}
+
 /** `struct` and `path` name the file by its whole path, in buffers of bhyve's. */
 export function assertRequestFits(dialect: Dialect, requestPath: string, vm: string): void {
   const limit = dialect === 'struct' ? structPathBytes : restorablePathBytes

@@ -22,6 +22,8 @@ export interface Located {
   /** What the socket's place tells: `struct` has one of its own. */
   kind: 'struct' | 'nvlist'
   ownerUid: number
+  /** Of the socket's file. */
+  identity: string
 }
 
 /** Every socket the VM may be asked at, best first; at least one, or it rejects. */
@@ -36,11 +38,12 @@ export function locateSocket(place: Place): Located[] {
   if (sockets.length === 0)
     throw other === undefined ? noSocket(place) : notASocket(place, other.candidate.socketPath)
   return sockets.map(({ candidate, status }) => {
-    return { ...candidate, ownerUid: checkedOwner(status, candidate.socketPath, place) }
+    const identity = `${status.dev}:${status.ino}:${status.ctimeMs}`
+    return { ...candidate, identity, ownerUid: checkedOwner(status, candidate.socketPath, place) }
   })
 }
 
-function candidates({ runDirectory, vm, dialect }: Place): Omit<Located, 'ownerUid'>[] {
+function candidates({ runDirectory, vm, dialect }: Place): Omit<Located, 'ownerUid' | 'identity'>[] {
   const struct = { socketPath: `${runDirectory}/checkpoint/${vm}`, kind: 'struct' } as const
   const nvlist = { socketPath: `${runDirectory}/${vm}`, kind: 'nvlist' } as const
   if (dialect === 'auto') return [struct, nvlist]

@@ -28,6 +28,13 @@ export function assertNotPaused(peer: Peer, place: Place): void {
   })
 }
 
+/** A question that builds on the answer of another process would be a wrong one. */
+export function assertSame(peer: Peer, expected: Peer, { vm }: Place): void {
+  if (peer.pid === expected.pid && peer.startedAt === expected.startedAt) return
+  const message = `the bhyve of VM '${vm}' was replaced by another one while it was being asked`
+  throw new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, vmState: 'unknown' })
+}
+
 /** What the process that we were connected to does now. */
 export function vmStateOf(peer: Peer): VmState {
   if (peer.pid === -1) return 'unknown'

@@ -8,9 +8,10 @@ import type { Cancellation } from '../cancellation.js'
 import { systemError } from '../errors.js'
 import { type Failure, isFailure, loadNative } from '../native.js'
 import type { Dialect } from '../types.js'
-import { connect, type Connection, type Peer } from './connect.js'
+import { connect, type Connection, type Patience, type Peer } from './connect.js'
 import type { Located, Place } from './locate.js'
-import { assertNotPaused, assertTrusted } from './peer.js'
+import { assertNotPaused, assertSame, assertTrusted } from './peer.js'
+import type { PeerMemory } from './peer_memory.js'
 import { ReplyBuffer } from './reply.js'
 
 export interface Request {
@@ -34,18 +35,27 @@ const { EAGAIN, EPIPE, ECONNRESET, ENOTCONN } = os.constants.errno
 const goneErrors = new Set<number>([EPIPE, ECONNRESET, ENOTCONN])
 const retryMs = 5
 
+/** Where a request goes, and what is known of the other end. */
+export interface Target {
+  located: Located
+  place: Place
+  peers: PeerMemory
+  patience: Patience
+  /** It must be this process, where one was asked before. */
+  expected?: Peer | undefined
+}
+
 export async function sendRequest(
   request: Request,
-  located: Located,
-  place: Place,
+  target: Target,
   cancellation: Cancellation,
-  onFull: () => void,
 ): Promise<Sent> {
   const native = loadNative()
+  const { located, place, peers, patience } = target
   const payload = native.encodeRequest(request.dialect, request.operation, request.filename)
-  const connection = await connect(located, place, cancellation, onFull)
+  const connection = await connect(located, place, peers, cancellation, patience)
   try {
-    await assertWelcome(connection, request.dialect, located, place)
+    await assertWelcome(connection, request.dialect, target)
     await sendAll(connection.descriptor, payload, request)
     return { peer: connection.peer, ended: hold(connection.descriptor) }
   } catch (error) {
@@ -55,16 +65,17 @@ export async function sendRequest(
 }
 
 async function assertWelcome(
-  connection: Connection,
+  { descriptor, peer }: Connection,
   dialect: Dialect,
-  located: Located,
-  place: Place,
+  target: Target,
 ): Promise<void> {
+  const { located, place, expected } = target
   try {
-    assertTrusted(connection.peer, located, place)
-    assertNotPaused(connection.peer, place)
+    assertTrusted(peer, located, place)
+    assertNotPaused(peer, place)
+    if (expected !== undefined) assertSame(peer, expected, place)
   } catch (error) {
-    if (dialect === 'struct') await sendRefused(connection.descriptor)
+    if (dialect === 'struct') await sendRefused(descriptor)
     throw error
   }
 }

@@ -28,6 +28,11 @@ export interface Manifest {
   pinned: boolean
   restoredAt?: string
   host?: ManifestHost
+  /**
+   * When the RAM file was last written, in milliseconds. A tool that knows no manifests may write a new set under
+   * the same name: then the manifest's time is not the set's any more. Its pin and its marks hold all the same.
+   */
+  memoryModifiedMs?: number
   /** Sizes in bytes when the checkpoint was published. */
   sizes?: { memory: number; kernel: number }
 }
@@ -56,6 +61,7 @@ export function parseManifest(text: string): Manifest | undefined {
     ...optional('dialect', typeof root.dialect === 'string' ? root.dialect : undefined),
     ...optional('restoredAt', isDate(root.restoredAt) ? root.restoredAt : undefined),
     ...optional('host', hostFrom(root.host)),
+    ...optional('memoryModifiedMs', isCount(root.memoryModifiedMs) ? root.memoryModifiedMs : undefined),
     ...optional('sizes', sizesFrom(root.sizes)),
   }
 }

@@ -102,11 +102,16 @@ function parseJson(text: string): JsonObject {
 
 /** True where brackets or a string are still open at the end, as a run that failed half-way leaves it. */
 function isOpenEnded(text: string): boolean {
-  const outsideStrings = text.replace(/"(?:[^"\\]|\\.)*"/gs, '')
-  if (outsideStrings.includes('"')) return text.startsWith('{')
-  const opened = outsideStrings.match(/[[{]/g)?.length ?? 0
-  const closed = outsideStrings.match(/[\]}]/g)?.length ?? 0
-  return text.startsWith('{') && opened > closed
+  let depth = 0
+  let inString = false
+  for (let index = 0; index < text.length; index++) {
+    const character = text[index]
+    if (inString && character === '\\') index++
+    else if (character === '"') inString = !inString
+    else if (!inString && (character === '{' || character === '[')) depth++
+    else if (!inString && (character === '}' || character === ']')) depth--
+  }
+  return text.startsWith('{') && (inString || depth > 0)
 }
 
 function metadataFrom(root: JsonObject): Metadata {

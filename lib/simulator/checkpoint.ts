@@ -176,10 +176,19 @@ class CheckpointRun {
 
   #isFifo(name: string): boolean {
     if (this.#request.directory === undefined) {
-      return statSync(name, { throwIfNoEntry: false })?.isFIFO() ?? false
+      return isFifoAt(name)
     }
     const status = this.#native.statusAt(this.#request.directory, name)
     return !isFailure(status) && status.kind === 'fifo'
+  }
+}
+
+/** What cannot be looked at cannot be opened either: the opening says so. */
+function isFifoAt(path: string): boolean {
+  try {
+    return statSync(path).isFIFO()
+  } catch {
+    return false
   }
 }
 

@@ -17,7 +17,7 @@ export function describe(
     name,
     path,
     files: filesOf(directory, name, inspection.hasManifest),
-    createdAt: new Date(manifest?.createdAt ?? inspection.modifiedMs),
+    createdAt: createdAt(inspection),
     storedBytes: inspection.storedBytes,
     poweredOff: manifest?.poweredOff ?? false,
     pinned: manifest?.pinned ?? false,
@@ -30,6 +30,12 @@ export function describe(
   }
   if (problems.length > 0 || guest === undefined) return { ...known, ...guest, state: 'damaged', problems }
   return { ...known, ...guest, state: 'complete', problems: [] }
+}
+
+/** What another tool has written since the manifest was made is as old as its file. */
+function createdAt({ manifest, modifiedMs }: Inspection): Date {
+  const isOf = manifest?.memoryModifiedMs === undefined || manifest.memoryModifiedMs === modifiedMs
+  return new Date(isOf && manifest !== undefined ? manifest.createdAt : modifiedMs)
 }
 
 function filesOf(directory: string, name: string, hasManifest: boolean): Checkpoint['files'] {

@@ -6,11 +6,12 @@ import path from 'node:path'
 import { CheckpointError } from '../errors.js'
 import { inspectSet } from '../inspect/structure.js'
 import { memorySuffix } from '../names.js'
-import { Directory, removeTree } from './directory.js'
+import { Directory } from './directory.js'
 import { notFound, setNames } from './list.js'
-import { lockStaging, lockStagingIfAny } from './lock.js'
+import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'
 import { stagingName } from './paths.js'
 import { moveCompanions, recover } from './recover.js'
+import { removeRubbish } from './remove_tree.js'
 import { freshId, trashSuffix } from './staging_entries.js'
 
 export function destroySet(directoryPath: string, name: string): void {
@@ -20,7 +21,8 @@ export function destroySet(directoryPath: string, name: string): void {
     finishOthers(directory)
     if (!setNames(directory).includes(name)) throw notFound(directoryPath, name)
   }
-  using staging = lockStaging(directory)
+  using staging = lockStagingUnlessGone(directory)
+  if (staging === undefined) throw notFound(directoryPath, name)
   recover(directory, staging)
   if (!setNames(directory).includes(name)) throw notFound(directoryPath, name)
   if (isForeign(directory, name)) throw foreign(directory, name)
@@ -39,7 +41,8 @@ export function destroySets(directoryPath: string, isOurs: boolean): string[] {
 
 function discardAll(directory: Directory): string[] {
   if (setNames(directory).length === 0) return []
-  using staging = lockStaging(directory)
+  using staging = lockStagingUnlessGone(directory)
+  if (staging === undefined) return []
   recover(directory, staging)
   const names = setNames(directory).filter((name) => !isForeign(directory, name))
   discard(directory, staging, names)
@@ -65,7 +68,7 @@ export function discard(directory: Directory, staging: Directory, names: readonl
   directory.sync()
   for (const name of names) moveCompanions(directory, trash, name)
   directory.sync()
-  removeTree(staging, trashName)
+  removeRubbish(staging, trashName)
 }
 
 function isForeign(directory: Directory, name: string): boolean {

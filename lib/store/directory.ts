@@ -8,10 +8,10 @@ import { constants as os } from 'node:os'
 import path from 'node:path'
 import { TextDecoder } from 'node:util'
 import { isNodeSystemError, systemError } from '../errors.js'
-import { type Failure, type FileStatus, isFailure, loadNative } from '../native.js'
+import { type Failure, type FileStatus, isFailure, loadNative, type Name } from '../native.js'
 
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK } = fs.constants
-const { ENOENT, EEXIST, ENOTEMPTY, EPERM, EISDIR } = os.errno
+const { ENOENT, EEXIST, ENOTEMPTY } = os.errno
 
 const native = loadNative()
 
@@ -54,10 +54,16 @@ export class Directory implements Disposable {
     return new Directory(succeed(this.#openDirectory(name), 'opening a directory', where), where, true)
   }
 
-  openIfAny(name: string): Directory | undefined {
+  openIfAny(name: Name): Directory | undefined {
     const where = this.pathOf(name)
     const result = this.#openDirectory(name)
     return ifAny(result, 'opening a directory', where, (descriptor) => new Directory(descriptor, where, true))
+  }
+
+  /** The same folder by a descriptor of its own: a lock belongs to the descriptor it was taken with. */
+  reopen(): Directory {
+    const result = native.openAt(this.descriptor, '.', O_RDONLY | O_DIRECTORY, 0)
+    return new Directory(succeed(result, 'opening a directory', this.path), this.path, true)
   }
 
   /** Makes it where it is not; says whether it did. */
@@ -72,7 +78,7 @@ export class Directory implements Disposable {
     return succeed(native.statusAt(this.descriptor, name), 'looking at a file', this.pathOf(name))
   }
 
-  statusIfAny(name: string): FileStatus | undefined {
+  statusIfAny(name: Name): FileStatus | undefined {
     return ifAny(
       native.statusAt(this.descriptor, name),
       'looking at a file',
@@ -85,29 +91,33 @@ export class Directory implements Disposable {
     return succeed(native.statusOf(this.descriptor), 'looking at a directory', this.path)
   }
 
-  /** Names that are valid UTF-8; no order. */
+  /** Names that are valid UTF-8; no order. Others cannot be ours, nor any checkpoint a caller could name. */
   entries(): string[] {
-    const names = succeed(native.readDirectory(this.descriptor), 'reading a directory', this.path)
-    return splitNames(names)
+    return this.rawEntries().filter((name) => typeof name === 'string')
   }
 
-  rename(from: string, to: Directory, toName: string): void {
+  /** All names; those that are not valid UTF-8 as bytes. */
+  rawEntries(): Name[] {
+    return splitNames(succeed(native.readDirectory(this.descriptor), 'reading a directory', this.path))
+  }
+
+  rename(from: Name, to: Directory, toName: string): void {
     succeed(native.renameAt(this.descriptor, from, to.descriptor, toName), 'renaming', this.pathOf(from))
   }
 
-  renameIfAny(from: string, to: Directory, toName: string): boolean {
+  renameIfAny(from: Name, to: Directory, toName: string): boolean {
     const result = native.renameAt(this.descriptor, from, to.descriptor, toName)
     return ifAny(result, 'renaming', this.pathOf(from), () => true) ?? false
   }
 
   /** Removes a file or link; false where there is none. */
-  unlink(name: string): boolean {
+  unlink(name: Name): boolean {
     const result = native.unlinkAt(this.descriptor, name)
     return ifAny(result, 'removing a file', this.pathOf(name), () => true) ?? false
   }
 
   /** Removes an empty directory; false where it is not there or not empty. */
-  removeEmpty(name: string): boolean {
+  removeEmpty(name: Name): boolean {
     const result = native.removeDirectoryAt(this.descriptor, name)
     if (isFailure(result) && [ENOENT, ENOTEMPTY, EEXIST].includes(result.errno)) return false
     succeed(result, 'removing a directory', this.pathOf(name))
@@ -175,8 +185,9 @@ export class Directory implements Disposable {
     fs.fchmodSync(this.descriptor, mode)
   }
 
-  pathOf(name: string): string {
-    return this.path === '/' ? `/${name}` : `${this.path}/${name}`
+  pathOf(name: Name): string {
+    const shown = typeof name === 'string' ? name : Buffer.from(name).toString('latin1')
+    return this.path === '/' ? `/${shown}` : `${this.path}/${shown}`
   }
 
   /** Gives the descriptor to the caller, who closes it. */
@@ -191,7 +202,7 @@ export class Directory implements Disposable {
     native.close(this.descriptor)
   }
 
-  #openDirectory(name: string): number | Failure {
+  #openDirectory(name: Name): number | Failure {
     return native.openAt(this.descriptor, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0)
   }
 
@@ -201,65 +212,12 @@ export class Directory implements Disposable {
   }
 }
 
-/**
- * Removes whatever stands under a name, files and folders, without following a link. A peer may have written
- * into it, nested as deep as it liked: folders inside are moved up and emptied one after the other, so that
- * neither the depth nor the length of a path matters.
- */
-export function removeTree(parent: Directory, name: string): void {
-  if (unlinkUnlessDirectory(parent, name)) return
-  using top = parent.openIfAny(name)
-  if (top === undefined) return
-  empty(top)
-  parent.removeEmpty(name)
-}
-
-function empty(top: Directory): void {
-  let moved = 0
-  for (;;) {
-    const folders = top.entries().filter((entry) => !unlinkUnlessDirectory(top, entry))
-    if (folders.length === 0) return
-    for (const folder of folders) {
-      if (top.removeEmpty(folder)) continue
-      using inner = top.openIfAny(folder)
-      if (inner === undefined) continue
-      for (const entry of inner.entries()) {
-        if (unlinkUnlessDirectory(inner, entry)) continue
-        if (!inner.removeEmpty(entry))
-          inner.renameIfAny(
-            entry,
-            top,
-            freshName(top, () => String(moved++)),
-          )
-      }
-      top.removeEmpty(folder)
-    }
-  }
-}
-
-function freshName(directory: Directory, next: () => string): string {
-  for (;;) {
-    const name = `moved-${next()}`
-    if (directory.statusIfAny(name) === undefined) return name
-  }
-}
-
-/** True where nothing of that name is left. unlink() of a directory fails with EISDIR, or EPERM on BSD. */
-function unlinkUnlessDirectory(directory: Directory, name: string): boolean {
-  const result = native.unlinkAt(directory.descriptor, name)
-  if (!isFailure(result) || result.errno === ENOENT) return true
-  if (result.errno === EISDIR || result.errno === EPERM) {
-    if (directory.statusIfAny(name)?.kind === 'directory') return false
-  }
-  throw systemError(result, 'removing a file', directory.pathOf(name))
-}
-
-function splitNames(names: Buffer): string[] {
+function splitNames(names: Buffer): Name[] {
   const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
   try {
     return decoder.decode(names).split('\0').slice(0, -1)
   } catch {
-    return splitBytes(names).flatMap((name) => decodeName(decoder, name))
+    return splitBytes(names).map((name) => decodeName(decoder, name))
   }
 }
 
@@ -271,12 +229,11 @@ function splitBytes(names: Buffer): Buffer[] {
   return parts
 }
 
-/** Names in other encodings cannot be ours, nor any checkpoint a caller could name. */
-function decodeName(decoder: InstanceType<typeof TextDecoder>, name: Buffer): string[] {
+function decodeName(decoder: InstanceType<typeof TextDecoder>, name: Buffer): Name {
   try {
-    return [decoder.decode(name)]
+    return decoder.decode(name)
   } catch {
-    return []
+    return name
   }
 }
 

@@ -127,11 +127,23 @@ function reasons(listed: ListedCheckpoint): string {
  */
 function lockForReading(directory: Directory): Directory | undefined {
   try {
-    using writing = lockStagingIfAny(directory, 'exclusive')
-    if (writing !== undefined && needsRecovery(writing)) recover(directory, writing)
+    const reading = lockStagingIfAny(directory, 'shared')
+    if (reading === undefined || !needsRecovery(reading)) return reading
+    reading[Symbol.dispose]()
+    finishOthers(directory)
+    return lockStagingIfAny(directory, 'shared')
   } catch (error) {
     if (!(error instanceof CheckpointError) || error.code !== 'ERR_PERMISSION') throw error
     return undefined
   }
-  return lockStagingIfAny(directory, 'shared')
+}
+
+/** While others read, what is left over has to wait. */
+function finishOthers(directory: Directory): void {
+  try {
+    using writing = lockStagingIfAny(directory, 'exclusive')
+    if (writing !== undefined) recover(directory, writing)
+  } catch (error) {
+    if (!(error instanceof CheckpointError) || error.code !== 'ERR_CHECKPOINT_BUSY') throw error
+  }
 }

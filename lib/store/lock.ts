@@ -4,6 +4,7 @@
  * ERR_CHECKPOINT_BUSY, and the caller asks again (`lib/store/store.ts`), so that no pool thread stands still.
  */
 import fs from 'node:fs'
+import os from 'node:os'
 import { CheckpointError } from '../errors.js'
 import type { Directory } from './directory.js'
 import { stagingName } from './paths.js'
@@ -17,6 +18,16 @@ export function lockStaging(directory: Directory): Directory {
     const staging = directory.openIfAny(stagingName)
     if (staging === undefined) continue
     if (takeLock(directory, staging, 'exclusive')) return staging
+  }
+}
+
+/** The same for what exists already; undefined where the directory was removed under our hands. */
+export function lockStagingUnlessGone(directory: Directory): Directory | undefined {
+  try {
+    return lockStaging(directory)
+  } catch (error) {
+    if (error instanceof CheckpointError && error.errno === os.constants.errno.ENOENT) return undefined
+    throw error
   }
 }
 

@@ -10,10 +10,11 @@ import {
 } from '../inspect/manifest.js'
 import { type Inspection, inspectSet } from '../inspect/structure.js'
 import { manifestSuffix, memorySuffix } from '../names.js'
-import { Directory, removeTree } from './directory.js'
+import { Directory } from './directory.js'
 import { notFound } from './list.js'
-import { lockStaging, lockStagingIfAny } from './lock.js'
+import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'
 import { recover } from './recover.js'
+import { removeRubbish } from './remove_tree.js'
 import { freshId } from './staging_entries.js'
 
 export function pinSet(directoryPath: string, vm: string, name: string, pinned: boolean): void {
@@ -33,7 +34,9 @@ function lockForPinning(directory: Directory, name: string): Directory {
   const staging = lockStagingIfAny(directory, 'exclusive')
   if (staging !== undefined) return staging
   if (directory.statusIfAny(name + memorySuffix) === undefined) throw notFound(directory.path, name)
-  return lockStaging(directory)
+  const made = lockStagingUnlessGone(directory)
+  if (made === undefined) throw notFound(directory.path, name)
+  return made
 }
 
 function assertPinnable(directory: Directory, name: string, inspection: Inspection): void {
@@ -61,7 +64,15 @@ function pinnedManifest(
     return withPin(directory.readText(name + manifestSuffix, manifestMaxBytes), pinned)
   }
   const createdAt = new Date(inspection.modifiedMs).toISOString()
-  const manifest: Manifest = { version: manifestVersion, vm, name, createdAt, poweredOff: false, pinned }
+  const manifest: Manifest = {
+    version: manifestVersion,
+    vm,
+    name,
+    createdAt,
+    poweredOff: false,
+    pinned,
+    memoryModifiedMs: inspection.modifiedMs,
+  }
   return formatManifest(manifest)
 }
 
@@ -77,6 +88,6 @@ export function replaceManifest(directory: Directory, staging: Directory, name: 
     folder.rename(name + manifestSuffix, directory, name + manifestSuffix)
     directory.sync()
   } finally {
-    removeTree(staging, id)
+    removeRubbish(staging, id)
   }
 }

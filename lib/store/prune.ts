@@ -4,7 +4,7 @@ import type { ListedCheckpoint, PrunePolicy } from '../types.js'
 import { discard } from './destroy.js'
 import { Directory } from './directory.js'
 import { listedSet, byAge, setNames } from './list.js'
-import { lockStaging, lockStagingIfAny } from './lock.js'
+import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'
 import { recover } from './recover.js'
 
 export interface Pruned {
@@ -28,7 +28,9 @@ export function pruneSets(directoryPath: string, vm: string, policy: PrunePolicy
 
 /** Nothing to prune, nothing to lock. */
 function lockToPrune(directory: Directory): Directory | undefined {
-  return setNames(directory).length === 0 ? lockStagingIfAny(directory, 'exclusive') : lockStaging(directory)
+  return setNames(directory).length === 0
+    ? lockStagingIfAny(directory, 'exclusive')
+    : lockStagingUnlessGone(directory)
 }
 
 /**

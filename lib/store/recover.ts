@@ -3,7 +3,8 @@
  * dying in it, changes nothing. Runs in the pool.
  */
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
-import { type Directory, removeTree } from './directory.js'
+import type { Directory } from './directory.js'
+import { removeRubbish } from './remove_tree.js'
 import { isAlive, isStageId, readySuffix, trashSuffix } from './staging_entries.js'
 
 /** A set's files in the order in which they come into place: the last makes the checkpoint exist. */
@@ -16,7 +17,7 @@ export function recover(directory: Directory, staging: Directory): void {
   for (const entry of entries.filter((name) => name.endsWith(trashSuffix)))
     finishDestroying(directory, staging, entry)
   for (const entry of entries.filter(isStageId)) {
-    if (!isAlive(staging, entry)) removeTree(staging, entry)
+    if (!isAlive(staging, entry)) removeRubbish(staging, entry)
   }
 }
 
@@ -37,7 +38,7 @@ export function rollForward(directory: Directory, staging: Directory, ready: str
       folder.renameIfAny(entry, directory, entry)
   }
   directory.sync()
-  removeTree(staging, ready)
+  removeRubbish(staging, ready)
 }
 
 /**
@@ -51,7 +52,7 @@ export function finishDestroying(directory: Directory, staging: Directory, trash
     moveCompanions(directory, folder, memory.slice(0, -memorySuffix.length))
   }
   directory.sync()
-  removeTree(staging, trash)
+  removeRubbish(staging, trash)
 }
 
 /** Moves kernel, metadata and manifest after a RAM file that is in the trash already. */

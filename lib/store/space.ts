@@ -5,7 +5,7 @@ import { Directory } from './directory.js'
 import { setNames } from './list.js'
 import { guestFile, inName, sizeRecord, stagingName } from './paths.js'
 import type { StageHandle } from './stage.js'
-import { isStageId } from './staging_entries.js'
+import { isAlive, isStageId } from './staging_entries.js'
 
 /** Kernel and device state, metadata, and what others write meanwhile (protocol.md section 4). */
 const marginBytes = 64 * 1024 * 1024
@@ -51,18 +51,26 @@ function reservedIn(directoryPath: string, own: StageHandle, device: string): nu
     using staging = directory.openIfAny(stagingName)
     if (staging === undefined) return 0
     const ids = staging.entries().filter((entry) => isStageId(entry))
-    const others = directoryPath === own.directoryPath ? ids.filter((id) => id !== own.id) : ids
+    const others = ids.filter(
+      (id) => !(directoryPath === own.directoryPath && id === own.id) && maybeAlive(staging, id),
+    )
     return others.reduce((sum, id) => sum + stillToWrite(staging, id), 0)
   } catch {
     return 0 // gone, or not ours to read: nothing is promised there
   }
 }
 
-/** Dead stages count too until somebody removes them: their bhyve may be writing still. */
+/** Asked under the lock of its `.staging`; where somebody works there now, it may well live. */
+function maybeAlive(staging: Directory, id: string): boolean {
+  using lock = staging.reopen()
+  return !lock.lock('shared') || isAlive(staging, id)
+}
+
 function stillToWrite(staging: Directory, id: string): number {
   using stage = staging.openIfAny(id)
   if (stage?.statusIfAny(sizeRecord) === undefined) return 0
   const promised = Number(stage.readText(sizeRecord, 32))
+  if (!Number.isSafeInteger(promised)) return 0
   using inFolder = stage.openIfAny(inName)
   // Without `in/` bhyve is done with it: what it wrote is not free any more anyway.
   return inFolder === undefined ? 0 : Math.max(0, promised - (inFolder.statusIfAny(guestFile)?.size ?? 0))

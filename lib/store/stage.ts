@@ -4,17 +4,20 @@
  * Runs in the pool.
  */
 import fs from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
+import { CheckpointError } from '../errors.js'
 import { type Inspection, inspectSet, missingMemory } from '../inspect/structure.js'
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import type { Problem } from '../types.js'
-import { Directory, removeTree } from './directory.js'
+import { Directory } from './directory.js'
 import { lockStaging, lockStagingIfAny } from './lock.js'
 import { guestFile, inName, sizeRecord, stagingName } from './paths.js'
 import { assertReplaceable } from './replaceable.js'
 import { recover } from './recover.js'
+import { removeRubbish, removeTree } from './remove_tree.js'
 import { lastMemoryBytes, recordSize } from './space.js'
-import { freshId, isAlive, isStageId } from './staging_entries.js'
+import { freshId, isStageId } from './staging_entries.js'
 
 const guestFiles: readonly (readonly [string, string])[] = [
   [guestFile, memorySuffix],
@@ -55,8 +58,8 @@ export interface StageHandle {
 export function createStage(request: StageRequest): StageResult {
   const made: string[] = []
   try {
-    using directory = openOrMake(request.directory, made)
-    using staging = lockStaging(directory)
+    using store = openLocked(request.directory, made)
+    const { directory, staging } = store
     recover(directory, staging)
     assertReplaceable(directory, request.name, request.ifExists)
     return openStage(directory, staging, request, made)
@@ -64,6 +67,47 @@ export function createStage(request: StageRequest): StageResult {
     removeMade(made)
     throw error
   }
+}
+
+interface LockedStore extends Disposable {
+  directory: Directory
+  staging: Directory
+}
+
+/** Somebody's destroyAll may remove the directory just when we have made it: then make it again. */
+function openLocked(directoryPath: string, made: string[]): LockedStore {
+  for (;;) {
+    const store = tryOpenLocked(directoryPath, made)
+    if (store !== undefined) return store
+  }
+}
+
+function tryOpenLocked(directoryPath: string, made: string[]): LockedStore | undefined {
+  let directory: Directory | undefined
+  let staging: Directory | undefined
+  const close = (): void => {
+    staging?.[Symbol.dispose]()
+    directory?.[Symbol.dispose]()
+  }
+  try {
+    directory = openOrMake(directoryPath, made)
+    staging = lockStaging(directory)
+    using present = Directory.openFolderIfAny(directoryPath)
+    if (present?.ownStatus().identity === directory.ownStatus().identity) {
+      return { directory, staging, [Symbol.dispose]: close }
+    }
+  } catch (error) {
+    if (!isGone(error)) {
+      close()
+      throw error
+    }
+  }
+  close()
+  return undefined
+}
+
+function isGone(error: unknown): boolean {
+  return error instanceof CheckpointError && error.errno === os.constants.errno.ENOENT
 }
 
 function openStage(
@@ -87,7 +131,7 @@ function openStage(
     const descriptors = { directory: directory.release(), stage: stage.release(), in: inFolder.release() }
     return { id, requestPath: `${inFolder.path}/${guestFile}`, made, memoryBytes, descriptors }
   } catch (error) {
-    removeTree(staging, id)
+    removeRubbish(staging, id)
     if (made.includes(directory.path)) directory.removeEmpty(stagingName)
     throw error
   }
@@ -131,8 +175,8 @@ export interface Saved {
   begun: boolean
   /** Guest RAM written so far. */
   bytes: number
-  /** Somebody else waits for this VM's bhyve too. */
-  othersWait: boolean
+  /** What bhyve has written for other requests to the same VM; changes while it works for one of them. */
+  othersProgress: string
 }
 
 /** How far bhyve is, by the growing file. */
@@ -141,18 +185,23 @@ export function savedSoFar(handle: StageHandle): Saved {
   using inFolder = stage.open(inName)
   const memory = inFolder.statusIfAny(guestFile)
   const begun = memory !== undefined || inFolder.statusIfAny(`${guestFile}.kern`) !== undefined
-  return { begun, bytes: memory?.size ?? 0, othersWait: !begun && hasOtherStages(handle) }
+  return { begun, bytes: memory?.size ?? 0, othersProgress: begun ? '' : othersProgress(handle) }
 }
 
-/**
- * Stages of the same VM whose owners live: their requests are before or behind ours. Looked at under the lock
- * of `.staging`, so that a stage in the making is not disturbed.
- */
-function hasOtherStages(handle: StageHandle): boolean {
+/** bhyve serves one request after the other: while it writes for another one, ours has not stalled. */
+function othersProgress(handle: StageHandle): string {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
-  using staging = lockStagingIfAny(directory, 'exclusive')
-  if (staging === undefined) return false
-  return staging.entries().some((entry) => entry !== handle.id && isStageId(entry) && isAlive(staging, entry))
+  using staging = directory.openIfAny(stagingName)
+  const others = staging?.entries().filter((entry) => entry !== handle.id && isStageId(entry)) ?? []
+  const written = others.map((id) => [id, staging && writtenIn(staging, id)] as const)
+  return JSON.stringify(written.filter(([, bytes]) => bytes !== undefined))
+}
+
+/** Undefined before bhyve has begun, and for what is being removed. */
+function writtenIn(staging: Directory, id: string): number | undefined {
+  using stage = staging.openIfAny(id)
+  using inFolder = stage?.openIfAny(inName)
+  return inFolder?.statusIfAny(guestFile)?.size
 }
 
 export interface Collected {
@@ -177,8 +226,17 @@ export function collectStage(handle: StageHandle, name: string): Collected {
 
 function moveOut(stage: Directory, name: string): number {
   using inFolder = stage.open(inName)
+  takeBack(inFolder)
   const moved = guestFiles.filter(([from, suffix]) => inFolder.renameIfAny(from, stage, name + suffix))
   return moved.length
+}
+
+/** The folder was bhyve's for as long as it wrote; from now on nothing is added to it. */
+function takeBack(inFolder: Directory): void {
+  const ours = process.geteuid?.()
+  if (ours === undefined || inFolder.ownStatus().uid === ours) return
+  inFolder.giveTo(ours)
+  inFolder.setMode(0o700)
 }
 
 function absentProblems(name: string): Problem[] {
@@ -217,7 +275,7 @@ export function abandonStage(handle: StageHandle, made: readonly string[]): void
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
   using staging = lockStagingIfAny(directory, 'exclusive')
   if (staging === undefined) return
-  if (isSameStage(staging, handle)) removeTree(staging, handle.id)
+  if (isSameStage(staging, handle)) removeRubbish(staging, handle.id)
   if (made.includes(handle.directoryPath) && staging.entries().length === 0)
     directory.removeEmpty(stagingName)
   removeMade(made)

@@ -2,6 +2,7 @@
  * The store as the callers' thread sees it: every call is a job of the pool. A VM's checkpoints that somebody
  * else works on are waited for here, by asking again, so that no pool thread stands still.
  */
+import type { Cancellation } from '../cancellation.js'
 import { CheckpointError } from '../errors.js'
 import { loadNative } from '../native.js'
 import type { JobName, Jobs } from '../pool/jobs.js'
@@ -100,16 +101,22 @@ export class Store {
     return this.#locked(name, ...args)
   }
 
-  async #locked<N extends JobName>(name: N, ...args: Parameters<Jobs[N]>): Promise<ReturnType<Jobs[N]>> {
-    const deadline = performance.now() + lockPatienceMs
-    for (;;) {
-      try {
-        return await this.#pool.run(name, ...args)
-      } catch (error) {
-        if (!isBusy(error) || performance.now() > deadline) throw error
-      }
-      await new Promise((resolve) => setTimeout(resolve, lockRetryMs * (0.5 + Math.random())))
+  #locked<N extends JobName>(name: N, ...args: Parameters<Jobs[N]>): Promise<ReturnType<Jobs[N]>> {
+    return patiently(() => this.#pool.run(name, ...args))
+  }
+}
+
+/** Tries again while somebody else holds the lock, for 30 seconds. */
+async function patiently<T>(attempt: () => Promise<T>, onBusy?: () => void): Promise<T> {
+  const deadline = performance.now() + lockPatienceMs
+  for (;;) {
+    try {
+      return await attempt()
+    } catch (error) {
+      if (isBusy(error)) onBusy?.()
+      if (!isBusy(error) || performance.now() > deadline) throw error
     }
+    await new Promise((resolve) => setTimeout(resolve, lockRetryMs * (0.5 + Math.random())))
   }
 }
 
@@ -173,8 +180,15 @@ export class Stage {
     await this.#store.run('prepareStage', this.#handle, publication)
   }
 
-  commit(publication: Publication): Promise<Checkpoint> {
-    return this.#store.locked('commitStage', this.#handle, publication)
+  /** May be cancelled while somebody else holds the lock, and not once it is ours. */
+  async commit(publication: Publication, cancellation: Cancellation): Promise<Checkpoint> {
+    return patiently(
+      async () => {
+        cancellation.commit()
+        return this.#store.run('commitStage', this.#handle, publication)
+      },
+      () => cancellation.uncommit(),
+    )
   }
 
   abandon(): Promise<void> {

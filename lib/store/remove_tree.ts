@@ -1,0 +1,89 @@
+/**
+ * Removing what others may have filled: a bhyve that runs as somebody else owns `in/` and may have put anything
+ * into it. No link is followed, no name is too odd, no tree too deep. Runs in the pool.
+ */
+import { constants as os } from 'node:os'
+import { CheckpointError, systemError } from '../errors.js'
+import { isFailure, loadNative, type Name } from '../native.js'
+import type { Directory } from './directory.js'
+
+const { ENOENT, EPERM, EISDIR } = os.errno
+const native = loadNative()
+
+/** More rounds than the deepest tree needs; whoever fills faster than we empty must not hold us for ever. */
+const mostRounds = 100_000
+
+/** Removes whatever stands under a name. Throws where something of it stays. */
+export function removeTree(parent: Directory, name: Name): void {
+  if (unlinkUnlessFolder(parent, name)) return
+  using top = parent.openIfAny(name)
+  if (top === undefined) return
+  empty(top)
+  if (!parent.removeEmpty(name) && parent.statusIfAny(name) !== undefined) throw stays(top)
+}
+
+/** The same for what nobody needs any more: what cannot be removed now is left for later. */
+export function removeRubbish(parent: Directory, name: Name): void {
+  try {
+    removeTree(parent, name)
+  } catch (error) {
+    if (!(error instanceof CheckpointError)) throw error
+  }
+}
+
+/**
+ * Folders inside are moved up and emptied one after the other: neither the depth nor the length of a path
+ * matters, and never more than two descriptors are open.
+ */
+function empty(top: Directory): void {
+  for (let round = 0; round < mostRounds; round++) {
+    const folders = top.rawEntries().filter((entry) => !unlinkUnlessFolder(top, entry))
+    if (folders.length === 0) return
+    for (const folder of folders) dissolve(top, folder, round)
+  }
+  throw stays(top)
+}
+
+function dissolve(top: Directory, folder: Name, round: number): void {
+  if (removeFolder(top, folder)) return
+  using inner = top.openIfAny(folder)
+  if (inner === undefined) return
+  const entries = inner.rawEntries()
+  for (const [index, entry] of entries.entries()) {
+    if (unlinkUnlessFolder(inner, entry) || removeFolder(inner, entry)) continue
+    inner.renameIfAny(entry, top, freshName(top, `moved-${String(round)}-${String(index)}`))
+  }
+  removeFolder(top, folder)
+}
+
+function freshName(directory: Directory, wanted: string): string {
+  for (let attempt = 0; ; attempt++) {
+    const name = `${wanted}-${String(attempt)}`
+    if (directory.statusIfAny(name) === undefined) return name
+  }
+}
+
+function removeFolder(parent: Directory, name: Name): boolean {
+  if (parent.statusIfAny(name)?.kind !== 'directory') return parent.statusIfAny(name) === undefined
+  native.clearFlagsAt?.(parent.descriptor, name)
+  return parent.removeEmpty(name)
+}
+
+/** True where nothing of that name is left. unlink() of a folder fails with EISDIR, or EPERM on BSD. */
+function unlinkUnlessFolder(parent: Directory, name: Name): boolean {
+  const first = native.unlinkAt(parent.descriptor, name)
+  if (!isFailure(first) || first.errno === ENOENT) return true
+  if (first.errno !== EISDIR && first.errno !== EPERM)
+    throw systemError(first, 'removing a file', parent.pathOf(name))
+  if (parent.statusIfAny(name)?.kind === 'directory') return false
+  native.clearFlagsAt?.(parent.descriptor, name)
+  const second = native.unlinkAt(parent.descriptor, name)
+  if (!isFailure(second) || second.errno === ENOENT) return true
+  throw systemError(second, 'removing a file', parent.pathOf(name))
+}
+
+function stays(directory: Directory): CheckpointError {
+  return new CheckpointError('ERR_SYSTEM', `'${directory.path}' cannot be emptied: somebody fills it`, {
+    path: directory.path,
+  })
+}

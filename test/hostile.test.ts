@@ -1,0 +1,365 @@
+/** Peers, users and neighbours that mean ill, or are unlucky: each was a bug before it was a test. */
+import { execFileSync, spawn } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+import t, { type Test } from 'tap'
+import { createCheckpoint, createClient } from 'bhyve-checkpoint'
+import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
+import { PeerMemory } from '../dist/bhyve/peer_memory.js'
+import { createClientIn } from '../dist/client.js'
+import { parseMetadata } from '../dist/inspect/metadata.js'
+import { isFailure, loadNative } from '../dist/native.js'
+import { realSurroundings } from '../dist/options.js'
+import { type Pool, sharedPool } from '../dist/pool/pool.js'
+// @ts-expect-error: a plain module, shared with programs that are not TypeScript
+import { writeSet as writeAnySet } from './crash/sets.mjs'
+import { checkpointFiles, childEnvironment, rejection, scratch, tree, until } from './support/index.js'
+
+const writeSet = writeAnySet as (base: string, tag: number) => void
+const native = loadNative()
+const isRoot = process.geteuid?.() === 0
+const MiB = 1024 * 1024
+const needsRoot = { skip: isRoot ? false : 'needs root' }
+
+async function start(t: Test, options: Partial<SimulatorOptions> = {}): Promise<SimulatedBhyve> {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 65536, ...options })
+  t.teardown(() => bhyve.stop())
+  return bhyve
+}
+
+/** A listener that the test serves itself: `serve` gets bhyve's folder, before the connection is closed. */
+function listen(t: Test, directory: string): { serve: (work: (folder: string) => void) => Promise<void> } {
+  const listener = native.listenStream(path.join(directory, 'vm1'), 5)
+  if (isFailure(listener)) throw new Error('listen')
+  t.teardown(() => native.close(listener))
+  const serve = async (work: (folder: string) => void): Promise<void> => {
+    let request = Buffer.alloc(0)
+    let connection = -1
+    await until(() => {
+      const accepted = connection === -1 ? native.accept(listener) : connection
+      if (isFailure(accepted)) return false
+      connection = accepted
+      const bytes = native.receive(connection, 4096)
+      if (!isFailure(bytes)) request = Buffer.concat([request, bytes])
+      return !isFailure(bytes) && bytes.length === 0
+    }, 'a request')
+    work(/\/[^\0]*\/in(?=\/ckp)/.exec(request.toString('latin1'))![0])
+    native.close(connection)
+  }
+  return { serve }
+}
+
+const odd = Buffer.from([0x6f, 0xff, 0xfe, 0x64])
+
+function plantOdd(folder: string): void {
+  fs.writeFileSync(Buffer.concat([Buffer.from(`${folder}/`), odd]), '')
+  fs.mkdirSync(Buffer.concat([Buffer.from(`${folder}/`), odd, Buffer.from('-folder')]))
+  fs.writeFileSync(Buffer.concat([Buffer.from(`${folder}/`), odd, Buffer.from('-folder/'), odd]), '')
+}
+
+t.test('names that are no UTF-8 are removed like others', async (t) => {
+  const directory = fs.realpathSync(scratch(t))
+  const checkpointDirectory = path.join(directory, 'c')
+  const { serve } = listen(t, directory)
+  const client = createClient({ runDirectory: directory, checkpointDirectory, dialect: 'path' })
+  const created = client.createCheckpoint('vm1')
+  await serve((folder) => {
+    writeSet(path.join(folder, 'ckp'), 1)
+    plantOdd(folder)
+  })
+  t.match(await created, { name: 'checkpoint' })
+  t.equal(checkpointFiles(path.join(checkpointDirectory, 'vm1')).length, 4)
+  const failed = rejection(client.createCheckpoint('vm1'))
+  await serve(plantOdd)
+  t.match(await failed, { code: 'ERR_CHECKPOINT_FAILED' })
+  const dead = path.join(checkpointDirectory, 'vm1/.staging/dead')
+  fs.mkdirSync(path.join(dead, 'in'), { recursive: true })
+  plantOdd(path.join(dead, 'in'))
+  t.match(await client.listCheckpoints('vm1'), [{ name: 'checkpoint' }])
+  t.notOk(fs.existsSync(dead), 'also by recovery')
+})
+
+t.test('metadata made to be slow to read are not', async (t) => {
+  t.match(parseMetadata(`{"${'\\"'.repeat(2 * MiB)}`), { problem: { code: 'metadata-incomplete' } })
+  t.match(parseMetadata(`{${'"'.repeat(2 * MiB + 1)}`), { problem: { code: 'metadata-incomplete' } })
+  t.match(parseMetadata('{"a":'.repeat(100_000)), { problem: { code: 'metadata-incomplete' } })
+  t.match(parseMetadata('['.repeat(MiB)), { problem: { code: 'metadata-invalid' } })
+})
+
+t.test('a path bhyve of another user is not asked in the other dialect', needsRoot, async (t) => {
+  const directory = scratch(t)
+  fs.chmodSync(directory, 0o755)
+  const run = path.join(directory, 'run')
+  fs.mkdirSync(run)
+  fs.chownSync(run, 65534, 65534)
+  const script = new URL('support/bhyve-as-user.mjs', import.meta.url).pathname
+  const child = spawn(process.execPath, [script, run, '65534', 'path'], {
+    stdio: ['pipe', 'inherit', 'inherit'],
+    env: childEnvironment(),
+  })
+  t.teardown(() => child.kill('SIGKILL'))
+  await until(() => fs.existsSync(path.join(run, 'vm1')), 'the socket')
+  const before = tree(run)
+  const system = { platform: 'freebsd', release: '13.2-RELEASE' } as const
+  for (const dialect of ['auto', 'path'] as const) {
+    const options = {
+      runDirectory: run,
+      checkpointDirectory: path.join(directory, 'c'),
+      trustedUids: [0, 65534],
+    }
+    const client = createClientIn({ ...realSurroundings, system }, { ...options, dialect })
+    t.match(await rejection(client.createCheckpoint('vm1')), { code: 'ERR_PERMISSION', vm: 'vm1' }, dialect)
+  }
+  t.strictSame(tree(run), before, 'no stray file in its working directory')
+})
+
+t.test('a dead bhyve whose VM is still in the kernel', async (t) => {
+  const directory = scratch(t)
+  const vmmDirectory = path.join(directory, 'vmm')
+  fs.mkdirSync(vmmDirectory)
+  fs.writeFileSync(path.join(vmmDirectory, 'vm1'), '')
+  const surroundings = { ...realSurroundings, vmmDirectory, peers: new PeerMemory() }
+  const die = (socketPath: string): void => {
+    const dead = native.listenStream(socketPath, 1)
+    if (!isFailure(dead)) native.close(dead)
+  }
+  die(path.join(directory, 'vm1'))
+  const checkpointDirectory = path.join(directory, 'c')
+  const client = createClientIn(surroundings, { runDirectory: directory, checkpointDirectory })
+  t.match(await rejection(client.createCheckpoint('vm1', { stallTimeout: 200 })), {
+    code: 'ERR_VM_NOT_RUNNING',
+    vmState: 'unknown',
+  })
+  t.notOk(fs.existsSync(checkpointDirectory))
+  const { runDirectory } = await start(t)
+  fs.mkdirSync(path.join(runDirectory, 'checkpoint'))
+  die(path.join(runDirectory, 'checkpoint/vm1'))
+  const upgraded = createClientIn(surroundings, { runDirectory, checkpointDirectory })
+  t.match(
+    await upgraded.createCheckpoint('vm1'),
+    { name: 'checkpoint' },
+    'a dead older socket is passed over',
+  )
+})
+
+t.test('asking a stopped VM over and over shuts nobody out', async (t) => {
+  const bhyve = await start(t)
+  const options = {
+    runDirectory: bhyve.runDirectory,
+    checkpointDirectory: scratch(t),
+    dialect: 'descriptor',
+  } as const
+  process.kill(bhyve.pid, 'SIGSTOP')
+  await until(() => {
+    const status = native.processStatus(bhyve.pid)
+    return !isFailure(status) && status.state === 'stopped'
+  }, 'the stop')
+  for (let call = 0; call < 40; call++) {
+    t.match(await rejection(createCheckpoint('vm1', options)), { code: 'ERR_VM_PAUSED', vmState: 'paused' })
+  }
+  process.kill(bhyve.pid, 'SIGCONT')
+  t.match(await createCheckpoint('vm1', options), { name: 'checkpoint' })
+})
+
+t.test('what cannot be removed stops nobody', needsRoot, async (t) => {
+  const root = scratch(t)
+  const bhyve = await start(t)
+  const file = path.join(root, 'vm1/.staging/dead/in/file')
+  fs.mkdirSync(path.dirname(file), { recursive: true })
+  fs.chmodSync(path.join(root, 'vm1/.staging'), 0o700)
+  fs.writeFileSync(file, '')
+  try {
+    execFileSync('chattr', ['+i', file], { stdio: 'pipe' })
+  } catch {
+    t.pass('not run: this file system has no immutable files', { skip: 'no immutable files here' })
+    return
+  }
+  t.teardown(() => execFileSync('chattr', ['-i', file]))
+  const client = createClient({
+    runDirectory: bhyve.runDirectory,
+    checkpointDirectory: root,
+    dialect: 'descriptor',
+  })
+  t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' })
+  t.match(await client.listCheckpoints('vm1'), [{ name: 'checkpoint', state: 'complete' }])
+  await client.pinCheckpoint('vm1', 'checkpoint')
+  await client.destroyCheckpoint('vm1', 'checkpoint')
+  t.strictSame(await client.destroyAll('vm1'), [])
+})
+
+t.test('two that wait for a bhyve that hangs both end', async (t) => {
+  const { runDirectory } = await start(t, { fault: { at: 'accept', kind: 'hang' } })
+  const checkpointDirectory = scratch(t)
+  const client = () => createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
+  const both = [client(), client()].map((one) =>
+    rejection(one.createCheckpoint('vm1', { stallTimeout: 300 })),
+  )
+  for (const error of await Promise.all(both)) t.match(error, { code: 'ERR_STALLED', vmState: 'running' })
+  const same = client()
+  for (let call = 0; call < 2; call++) {
+    t.match(
+      await rejection(same.createCheckpoint('vm1', { stallTimeout: 300 })),
+      { code: 'ERR_STALLED' },
+      `call ${call}`,
+    )
+  }
+})
+
+t.test('a cancel is heard while somebody else holds the lock', async (t) => {
+  const { runDirectory } = await start(t)
+  const checkpointDirectory = scratch(t)
+  const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
+  const staging = path.join(checkpointDirectory, 'vm1/.staging')
+  let held: number | undefined
+  const hold = ({ phase }: { phase: string }): void => {
+    if (phase !== 'syncing' || held !== undefined) return
+    const descriptor = native.openPath(staging, fs.constants.O_DIRECTORY)
+    if (isFailure(descriptor)) throw new Error('open')
+    held = descriptor
+    t.equal(native.lock(descriptor, 'exclusive'), 1)
+  }
+  const controller = new AbortController()
+  const cancel = (progress: { phase: string }): void => {
+    hold(progress)
+    if (progress.phase === 'publishing') setTimeout(() => controller.abort(), 100)
+  }
+  const error: unknown = await client
+    .createCheckpoint('vm1', { signal: controller.signal, onProgress: cancel })
+    .catch((e: unknown) => e)
+  t.match(error, { code: 'ABORT_ERR' })
+  native.close(held!)
+  await client.idle()
+  t.strictSame(await client.listCheckpoints('vm1'), [], 'nothing was published')
+  t.strictSame(tree(staging), [])
+})
+
+t.test('creating and destroying everything at once', async (t) => {
+  const { runDirectory } = await start(t)
+  const checkpointDirectory = scratch(t)
+  const creator = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
+  const destroyer = createClient({ checkpointDirectory })
+  let creating = true
+  const destroy = async (): Promise<void> => {
+    while (creating) await destroyer.destroyAll('vm1')
+  }
+  const create = async (): Promise<void> => {
+    for (let call = 0; call < 150; call++) await creator.createCheckpoint('vm1', { fsync: false })
+    creating = false
+  }
+  await t.resolves(Promise.all([create(), destroy(), destroy()]))
+})
+
+t.test('only what lives is counted against the space', async (t) => {
+  const { runDirectory } = await start(t)
+  const checkpointDirectory = scratch(t)
+  for (const [vm, size] of [
+    ['vm2', '500000000000000'],
+    ['vm3', '\0\0\0'],
+    ['vm4', '-5'],
+  ] as const) {
+    const stage = path.join(checkpointDirectory, vm, '.staging/dead')
+    fs.mkdirSync(path.join(stage, 'in'), { recursive: true })
+    fs.writeFileSync(path.join(stage, 'size'), size)
+  }
+  const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
+  t.match(await client.createCheckpoint('vm1', { memoryBytes: 65536 }), { name: 'checkpoint' })
+  const living = path.join(checkpointDirectory, 'vm2/.staging/dead')
+  const descriptor = native.openPath(living, fs.constants.O_DIRECTORY)
+  if (isFailure(descriptor)) throw new Error('open')
+  t.equal(native.lock(descriptor, 'exclusive'), 1)
+  t.match(await rejection(client.createCheckpoint('vm1')), {
+    code: 'ERR_NO_SPACE',
+    availableBytes: 0,
+    vm: 'vm1',
+  })
+  native.close(descriptor)
+})
+
+t.test('one reader does not keep the others out', async (t) => {
+  const root = scratch(t)
+  fs.mkdirSync(path.join(root, 'vm1/.staging'), { recursive: true, mode: 0o700 })
+  writeSet(path.join(root, 'vm1/a.ckp'), 1)
+  const reader = native.openPath(path.join(root, 'vm1/.staging'), fs.constants.O_DIRECTORY)
+  if (isFailure(reader)) throw new Error('open')
+  t.equal(native.lock(reader, 'shared'), 1)
+  const { jobs } = await import('../dist/pool/jobs.js')
+  t.match(jobs.listSets(path.join(root, 'vm1'), 'vm1'), [{ name: 'a' }])
+  fs.mkdirSync(path.join(root, 'vm1/.staging/dead'))
+  t.match(jobs.listSets(path.join(root, 'vm1'), 'vm1'), [{ name: 'a' }], 'what needs the lock alone can wait')
+  native.close(reader)
+  jobs.listSets(path.join(root, 'vm1'), 'vm1')
+  t.notOk(fs.existsSync(path.join(root, 'vm1/.staging/dead')))
+})
+
+t.test('a look at the progress that fails costs nothing', async (t) => {
+  const { runDirectory } = await start(t, { memoryBytes: MiB, writeRate: 4 * MiB })
+  const failing = {
+    run: (name: string, ...args: never[]) =>
+      name === 'savedSoFar'
+        ? Promise.reject(new Error('no descriptor left'))
+        : (sharedPool().run as (...all: unknown[]) => unknown)(name, ...args),
+  } as unknown as Pick<Pool, 'run'>
+  sharedPool().run = sharedPool().run.bind(sharedPool())
+  const client = createClientIn(
+    { ...realSurroundings, pool: () => failing },
+    { runDirectory, checkpointDirectory: scratch(t), dialect: 'descriptor' },
+  )
+  t.match(await client.createCheckpoint('vm1', { stallTimeout: 100, onProgress: () => undefined }), {
+    name: 'checkpoint',
+  })
+})
+
+t.test('what the VM does now is said as far as it is known', async (t) => {
+  const { runDirectory } = await start(t, { memoryBytes: MiB, writeRate: 2 * MiB })
+  const client = createClient({ runDirectory, checkpointDirectory: scratch(t), dialect: 'descriptor' })
+  t.match(await rejection(client.createCheckpoint('vm1', { timeout: 100 })), {
+    code: 'ERR_TIMEOUT',
+    vm: 'vm1',
+    checkpoint: 'checkpoint',
+    vmState: 'running',
+  })
+  await client.idle()
+  for (let round = 0; round < 10; round++) {
+    const dying = await start(t, { vm: 'vm2', fault: { at: 'memory', kind: 'kill' } })
+    const other = createClient({
+      runDirectory: dying.runDirectory,
+      checkpointDirectory: scratch(t),
+      dialect: 'descriptor',
+    })
+    t.match(await rejection(other.createCheckpoint('vm2')), { code: 'ERR_CHECKPOINT_FAILED', vmState: 'off' })
+  }
+  t.match(await rejection(client.createCheckpoint('vm1', { name: '' })), { vm: 'vm1', checkpoint: '' })
+})
+
+t.test('an async progress function that rejects, and one that is cancelled', async (t) => {
+  const { runDirectory } = await start(t, { memoryBytes: MiB, writeRate: 4 * MiB })
+  const client = createClient({ runDirectory, checkpointDirectory: scratch(t), dialect: 'descriptor' })
+  const warned = new Promise<Error>((resolve) => process.once('warning', resolve))
+  const rejecting = (async () => {
+    throw new Error('a bug in the progress bar')
+  }) as () => void
+  await t.resolves(client.createCheckpoint('vm1', { onProgress: rejecting }))
+  t.match(await warned, { message: 'a bug in the progress bar' })
+  const controller = new AbortController()
+  let after = 0
+  const onProgress = ({ phase }: { phase: string }): void => {
+    if (controller.signal.aborted) after++
+    if (phase === 'saving') controller.abort()
+  }
+  await client.createCheckpoint('vm1', { signal: controller.signal, onProgress }).catch(() => undefined)
+  await client.idle()
+  t.equal(after, 0, 'nothing is reported after the rejection')
+})
+
+t.test('a set that another tool made anew under a name of ours', async (t) => {
+  const { runDirectory } = await start(t)
+  const checkpointDirectory = scratch(t)
+  const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
+  const ours = await client.createCheckpoint('vm1')
+  await client.pinCheckpoint('vm1', 'checkpoint')
+  t.match(await client.getCheckpoint('vm1', 'checkpoint'), { createdAt: ours.createdAt, pinned: true })
+  writeSet(ours.path, 3)
+  const later = new Date(Date.now() + 3_600_000)
+  fs.utimesSync(ours.path, later, later)
+  t.match(await client.listCheckpoints('vm1'), [{ state: 'complete', createdAt: later, pinned: true }])
+})
