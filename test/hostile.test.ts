@@ -363,3 +363,16 @@ t.test('a set that another tool made anew under a name of ours', async (t) => {
   fs.utimesSync(ours.path, later, later)
   t.match(await client.listCheckpoints('vm1'), [{ state: 'complete', createdAt: later, pinned: true }])
 })
+
+t.test('a root that leads nowhere', async (t) => {
+  const { runDirectory } = await start(t)
+  const directory = scratch(t)
+  fs.symlinkSync('/nonexistent/pool', path.join(directory, 'root'))
+  const client = createClient({
+    runDirectory,
+    checkpointDirectory: path.join(directory, 'root'),
+    dialect: 'descriptor',
+  })
+  t.match(await rejection(client.createCheckpoint('vm1')), { code: 'ERR_SYSTEM', vm: 'vm1' })
+  t.strictSame(await client.listCheckpoints('vm1'), [])
+})

@@ -11,15 +11,9 @@ import { pinSet } from '../store/pin.js'
 import { pruneSets } from '../store/prune.js'
 import { commitStage, prepareStage } from '../store/publish.js'
 import { assertSpace } from '../store/space.js'
-import {
-  abandonStage,
-  collectStage,
-  createStage,
-  isUntouched,
-  reopenIn,
-  savedSoFar,
-  sealStage,
-} from '../store/stage.js'
+import { collectStage, isUntouched } from '../store/collect.js'
+import { savedSoFar } from '../store/saved.js'
+import { abandonStage, createStage, reopenIn, sealStage } from '../store/stage.js'
 
 export const jobs = {
   locateSocket,

@@ -13,7 +13,7 @@ import { stagingName } from './paths.js'
 import { removeTree } from './remove_tree.js'
 import { assertReplaceable } from './replaceable.js'
 import { recover, rollForward } from './recover.js'
-import { isSameStage, type StageHandle } from './stage.js'
+import { borrowStage, isSameStage, type StageHandle } from './stage.js'
 import { readySuffix } from './staging_entries.js'
 
 export interface Publication {
@@ -66,10 +66,6 @@ function finishCommit(
     const message = `checkpoint '${publication.name}' is committed, and the next call puts it into place, but now: ${error.message}`
     throw new CheckpointError(error.code, message, detailsOf(error))
   }
-}
-
-function borrowStage(handle: StageHandle): Directory {
-  return Directory.borrow(handle.stage, `${handle.directoryPath}/${stagingName}/${handle.id}`)
 }
 
 /** A pin belongs to the name: the checkpoint that replaces a pinned one is pinned. */

@@ -10,7 +10,9 @@ import type { Pool } from '../pool/pool.js'
 import type { Checkpoint, Layout, ListedCheckpoint, PrunePolicy, VerificationReport } from '../types.js'
 import type { Pruned } from './prune.js'
 import type { Publication } from './publish.js'
-import type { Collected, Saved, StageHandle, StageRequest } from './stage.js'
+import type { Collected } from './collect.js'
+import type { Saved } from './saved.js'
+import type { StageHandle, StageRequest } from './stage.js'
 
 /** How long another process's work on the same VM's checkpoints is waited for. */
 const lockPatienceMs = 30_000

@@ -1,0 +1,66 @@
+/** What bhyve has left in a stage. Runs in the pool. */
+import { type Inspection, inspectSet, missingMemory } from '../inspect/structure.js'
+import { kernelSuffix, memorySuffix, metadataSuffix } from '../names.js'
+import type { Problem } from '../types.js'
+import type { Directory } from './directory.js'
+import { guestFile, inName } from './paths.js'
+import { borrowStage, type StageHandle } from './stage.js'
+
+const guestFiles: readonly (readonly [string, string])[] = [
+  [guestFile, memorySuffix],
+  [`${guestFile}.kern`, kernelSuffix],
+  [`${guestFile}.meta`, metadataSuffix],
+]
+
+export interface Collected {
+  /** bhyve made no file at all. */
+  untouched: boolean
+  problems: Problem[]
+  inspection?: Inspection
+}
+
+/**
+ * Takes what bhyve wrote out of its reach, under the checkpoint's name, and looks at it there. What else it
+ * left in `in/` is removed.
+ */
+export function collectStage(handle: StageHandle, name: string): Collected {
+  const stage = borrowStage(handle)
+  const moved = moveOut(stage, name)
+  if (moved === 0) return { untouched: true, problems: absentProblems(name) }
+  const inspection = inspectSet(stage, name)
+  if (inspection === undefined) return { untouched: false, problems: [missingMemory(name)] }
+  return { untouched: false, problems: inspection.problems, inspection }
+}
+
+function moveOut(stage: Directory, name: string): number {
+  using inFolder = stage.open(inName)
+  takeBack(inFolder)
+  const moved = guestFiles.filter(([from, suffix]) => inFolder.renameIfAny(from, stage, name + suffix))
+  return moved.length
+}
+
+/** The folder was bhyve's for as long as it wrote; from now on nothing is added to it. */
+function takeBack(inFolder: Directory): void {
+  const ours = process.geteuid?.()
+  if (ours === undefined || inFolder.ownStatus().uid === ours) return
+  inFolder.giveTo(ours)
+  inFolder.setMode(0o700)
+}
+
+function absentProblems(name: string): Problem[] {
+  return [
+    missingMemory(name),
+    {
+      code: 'kernel-missing',
+      message: 'there is no file of kernel and device state',
+      file: name + kernelSuffix,
+    },
+    { code: 'metadata-missing', message: 'there are no metadata', file: name + metadataSuffix },
+  ]
+}
+
+/** Whether bhyve left `in/` as it got it. */
+export function isUntouched(handle: StageHandle): boolean {
+  using inFolder = borrowStage(handle).open(inName)
+  return inFolder.rawEntries().length === 0
+}

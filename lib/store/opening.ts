@@ -1,0 +1,96 @@
+/** Opening a VM's directory to write in it. Runs in the pool. */
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { CheckpointError } from '../errors.js'
+import { Directory } from './directory.js'
+import { lockStaging } from './lock.js'
+
+/** A dangling link looks like a directory that is being removed again and again. */
+const mostAttempts = 100
+
+export interface LockedStore extends Disposable {
+  directory: Directory
+  staging: Directory
+}
+
+/**
+ * A VM's directory, made where it is not, and its lock. Somebody's destroyAll may remove it just when we have made
+ * it: then it is made again.
+ */
+export function openLocked(directoryPath: string, made: string[]): LockedStore {
+  for (let attempt = 0; attempt < mostAttempts; attempt++) {
+    const store = tryOpenLocked(directoryPath, made)
+    if (store !== undefined) return store
+  }
+  throw new CheckpointError(
+    'ERR_SYSTEM',
+    `'${directoryPath}' cannot be made: a part of its path leads nowhere`,
+    {
+      path: directoryPath,
+      errno: os.constants.errno.ENOENT,
+    },
+  )
+}
+
+function tryOpenLocked(directoryPath: string, made: string[]): LockedStore | undefined {
+  let directory: Directory | undefined
+  let staging: Directory | undefined
+  const close = (): void => {
+    staging?.[Symbol.dispose]()
+    directory?.[Symbol.dispose]()
+  }
+  try {
+    directory = openOrMake(directoryPath, made)
+    staging = lockStaging(directory)
+    using present = Directory.openFolderIfAny(directoryPath)
+    if (present?.ownStatus().identity === directory.ownStatus().identity) {
+      return { directory, staging, [Symbol.dispose]: close }
+    }
+  } catch (error) {
+    if (!isGone(error)) {
+      close()
+      throw error
+    }
+  }
+  close()
+  return undefined
+}
+
+function isGone(error: unknown): boolean {
+  return error instanceof CheckpointError && error.errno === os.constants.errno.ENOENT
+}
+
+function openOrMake(directoryPath: string, made: string[]): Directory {
+  const parentPath = path.dirname(directoryPath)
+  makeMissing(parentPath, made)
+  using parent = Directory.openPath(parentPath)
+  const name = path.basename(directoryPath)
+  if (parent.make(name)) {
+    parent.sync()
+    made.unshift(directoryPath)
+  }
+  return parent.open(name)
+}
+
+function makeMissing(directoryPath: string, made: string[]): void {
+  using existing = Directory.openPathIfAny(directoryPath)
+  if (existing !== undefined) return
+  const parentPath = path.dirname(directoryPath)
+  makeMissing(parentPath, made)
+  using parent = Directory.openPath(parentPath)
+  if (!parent.make(path.basename(directoryPath))) return
+  parent.sync()
+  made.unshift(directoryPath)
+}
+
+/** Takes back what was made for nothing, deepest first. */
+export function removeMade(made: readonly string[]): void {
+  for (const directoryPath of made) {
+    try {
+      fs.rmdirSync(directoryPath)
+    } catch {
+      return // somebody uses it by now: it stays
+    }
+  }
+}

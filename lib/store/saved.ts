@@ -1,0 +1,39 @@
+/** How far bhyve is with a stage. Runs in the pool. */
+import { Directory } from './directory.js'
+import { guestFile, inName, stagingName } from './paths.js'
+import { borrowStage, type StageHandle } from './stage.js'
+import { isStageId } from './staging_entries.js'
+
+export interface Saved {
+  /** bhyve has opened its files. */
+  begun: boolean
+  /** Guest RAM written so far. */
+  bytes: number
+  /** What bhyve has written for other requests to the same VM; changes while it works for one of them. */
+  othersProgress: string
+}
+
+/** How far bhyve is, by the growing file. */
+export function savedSoFar(handle: StageHandle): Saved {
+  const stage = borrowStage(handle)
+  using inFolder = stage.open(inName)
+  const memory = inFolder.statusIfAny(guestFile)
+  const begun = memory !== undefined || inFolder.statusIfAny(`${guestFile}.kern`) !== undefined
+  return { begun, bytes: memory?.size ?? 0, othersProgress: begun ? '' : othersProgress(handle) }
+}
+
+/** bhyve serves one request after the other: while it writes for another one, ours has not stalled. */
+function othersProgress(handle: StageHandle): string {
+  const directory = Directory.borrow(handle.directory, handle.directoryPath)
+  using staging = directory.openIfAny(stagingName)
+  const others = staging?.entries().filter((entry) => entry !== handle.id && isStageId(entry)) ?? []
+  const written = others.map((id) => [id, staging && writtenIn(staging, id)] as const)
+  return JSON.stringify(written.filter(([, bytes]) => bytes !== undefined))
+}
+
+/** Undefined before bhyve has begun, and for what is being removed. */
+function writtenIn(staging: Directory, id: string): number | undefined {
+  using stage = staging.openIfAny(id)
+  using inFolder = stage?.openIfAny(inName)
+  return inFolder?.statusIfAny(guestFile)?.size
+}
