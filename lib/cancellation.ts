@@ -13,6 +13,9 @@ export interface CancellationOptions {
   vm: string
 }
 
+/** What a cancel does not stop. */
+const goesOn = 'what was begun goes on to its end, and client.idle() waits for that'
+
 export class Cancellation implements Disposable {
   #error: Error | undefined
   #committed = false
@@ -25,12 +28,14 @@ export class Cancellation implements Disposable {
 
   constructor({ signal, timeout, doing, vm }: CancellationOptions) {
     this.#signal = signal
-    this.#onAbort = () => this.cancel(new AbortError(`${doing}: aborted`, signal?.reason))
+    this.#onAbort = () => this.cancel(new AbortError(`${doing}: aborted; ${goesOn}`, signal?.reason))
     if (signal?.aborted === true) this.#onAbort()
     else signal?.addEventListener('abort', this.#onAbort, { once: true })
     if (timeout !== undefined) {
       const error = () =>
-        new CheckpointError('ERR_TIMEOUT', `${doing}: not done after ${String(timeout)} ms`, { vm })
+        new CheckpointError('ERR_TIMEOUT', `${doing}: not done after ${String(timeout)} ms; ${goesOn}`, {
+          vm,
+        })
       this.#timer = setTimeout(() => this.cancel(error()), timeout)
       this.#timer.unref()
     }

@@ -1,18 +1,24 @@
 /** `createClient`: options in, calls out. Here the rooms meet; none of them knows another. */
-import { Cancellation } from './cancellation.js'
-import { vmStateOf } from './bhyve/peer.js'
-import { create, type CreateContext } from './create.js'
-import { AbortError, type ErrorDetails, toCheckpointError, withDetails } from './errors.js'
-import { assertCheckpointName, assertVmName } from './names.js'
 import {
   assertBoolean,
   assertCallback,
-  assertObject,
-  assertPolicy,
+  assertOptions,
+  assertPid,
   assertSignal,
+  invalid,
+} from './arguments.js'
+import { Cancellation } from './cancellation.js'
+import { peerWithPid, setPaused } from './bhyve/pause.js'
+import { assertTrusted, vmStateOf } from './bhyve/peer.js'
+import { findPeer } from './bhyve/probe.js'
+import { describeVm } from './bhyve/virtual_machines.js'
+import { create, type CreateContext } from './create.js'
+import { AbortError, CheckpointError, type ErrorDetails, toCheckpointError, withDetails } from './errors.js'
+import { assertCheckpointName, assertVmName } from './names.js'
+import {
+  assertPolicy,
   clientSettings,
   createSettings,
-  invalid,
   realSurroundings,
   type Surroundings,
 } from './options.js'
@@ -25,6 +31,7 @@ import type {
   PrunePolicy,
   VerificationReport,
   VerifyOptions,
+  VirtualMachine,
 } from './types.js'
 import { VmQueue } from './vm_queue.js'
 
@@ -86,6 +93,20 @@ export interface CheckpointClient extends AsyncDisposable {
   ): Promise<{ removed: string[]; kept: string[]; freedBytes: number }>
   /** VMs that have stored checkpoints, by name: what to restore after a reboot. */
   listStored(): Promise<string[]>
+  /**
+   * Stops the VM's bhyve process (CBSD's bpause) and resolves once it stands still. Idempotent. The process is
+   * found by the socket's peer; `pid` names it for bhyves that cannot be asked (dialect `struct`). Rejects with
+   * `ERR_CHECKPOINT_BUSY` while a request of this client is in flight, `ERR_VM_NOT_RUNNING`,
+   * `ERR_DIALECT_UNSUPPORTED` (name the pid), `ERR_UNTRUSTED_PEER`, `ERR_PERMISSION`.
+   */
+  pause(vm: string, options?: { pid?: number | undefined }): Promise<void>
+  /** Lets it run again, and resolves once it does. Idempotent. Rejects as `pause`, but never for a request. */
+  resume(vm: string, options?: { pid?: number | undefined }): Promise<void>
+  /**
+   * Every VM with a checkpoint socket in the run directory, by name. Each process is asked once who it is; nothing
+   * is sent. `state` is `off` for the socket of a dead VM, `unknown` where it cannot be told without harm.
+   */
+  listVirtualMachines(): Promise<VirtualMachine[]>
   /** Resolves when no request of this client is in flight any more, cancelled ones included. */
   idle(): Promise<void>
   /** `idle()`; aborts nothing. */
@@ -114,6 +135,8 @@ class Client implements CheckpointClient {
   readonly #store: Store
   readonly #queue = new VmQueue()
   readonly #inFlight = new Set<Promise<unknown>>()
+  /** VMs with a request of ours in flight, cancelled ones included, and how many. */
+  readonly #requests = new Map<string, number>()
 
   constructor(surroundings: Surroundings, options: ClientOptions) {
     this.#surroundings = surroundings
@@ -142,16 +165,28 @@ class Client implements CheckpointClient {
     cancellation: Cancellation,
     asked: CreateContext['asked'],
   ): Promise<Checkpoint> {
-    const endTurn = await this.#queue.turn(settings.vm, cancellation)
+    const { vm } = settings
+    this.#requests.set(vm, (this.#requests.get(vm) ?? 0) + 1)
+    const endTurn = await this.#queue.turn(vm, cancellation).catch((error: unknown) => {
+      this.#endRequest(vm)
+      throw error
+    })
     // A call that gave up leaves the order to bhyve's own queue: its request may never end.
     cancellation.onCancel(endTurn)
     try {
-      const place = { ...this.#settings.place, vm: settings.vm }
+      const place = { ...this.#settings.place, vm }
       const { system, peers } = this.#surroundings
       return await create({ store: this.#store, place, system, peers, asked }, settings, cancellation)
     } finally {
       endTurn()
+      this.#endRequest(vm)
     }
+  }
+
+  #endRequest(vm: string): void {
+    const left = (this.#requests.get(vm) ?? 1) - 1
+    if (left === 0) this.#requests.delete(vm)
+    else this.#requests.set(vm, left)
   }
 
   async listCheckpoints(vm: string): Promise<ListedCheckpoint[]> {
@@ -177,7 +212,7 @@ class Client implements CheckpointClient {
   }
 
   async verifyCheckpoint(vm: string, name: string, options: VerifyOptions = {}): Promise<VerificationReport> {
-    assertObject(options, 'options')
+    assertOptions(options, 'VerifyOptions', ['depth', 'signal', 'onProgress'])
     const { depth = 'structure', signal, onProgress } = options
     if (depth !== 'structure' && depth !== 'content')
       throw invalid("depth must be 'structure' or 'content'", depth)
@@ -209,6 +244,43 @@ class Client implements CheckpointClient {
 
   async listStored(): Promise<string[]> {
     return this.#explained('listing the VMs that have checkpoints', () => ({}), this.#store.storedVms())
+  }
+
+  async pause(vm: string, options: { pid?: number | undefined } = {}): Promise<void> {
+    assertVmName(vm)
+    if (this.#requests.has(vm)) {
+      const message = `VM '${vm}' is being asked for a checkpoint: stopped now, it would never end`
+      throw new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm, holderPid: process.pid })
+    }
+    return this.#explained(`pausing VM '${vm}'`, () => ({ vm }), this.#setPaused(vm, true, options))
+  }
+
+  async resume(vm: string, options: { pid?: number | undefined } = {}): Promise<void> {
+    assertVmName(vm)
+    return this.#explained(`resuming VM '${vm}'`, () => ({ vm }), this.#setPaused(vm, false, options))
+  }
+
+  async #setPaused(vm: string, paused: boolean, options: { pid?: number | undefined }): Promise<void> {
+    assertOptions(options, 'the options', ['pid'])
+    const place = { ...this.#settings.place, vm }
+    if (options.pid !== undefined) {
+      assertPid(options.pid)
+      return setPaused(peerWithPid(options.pid, place), paused, place)
+    }
+    const sockets = await this.#store.run('locateSocket', place)
+    const { peer, located } = findPeer(sockets, place, this.#surroundings.peers)
+    assertTrusted(peer, located, place)
+    return setPaused(peer, paused, place)
+  }
+
+  async listVirtualMachines(): Promise<VirtualMachine[]> {
+    const { place } = this.#settings
+    const found = this.#explained(
+      'listing virtual machines',
+      () => ({}),
+      this.#store.run('findSockets', place),
+    )
+    return (await found).map((one) => describeVm(one, place, this.#surroundings.peers))
   }
 
   async idle(): Promise<void> {

@@ -1,9 +1,11 @@
 /** The public surface, and nothing else. */
+import { assertObject } from './arguments.js'
 import { createClient } from './client.js'
+import { clientOptions } from './options.js'
 import type { Checkpoint, ClientOptions, CreateOptions, ListedCheckpoint } from './types.js'
 
 export { type CheckpointClient, createClient } from './client.js'
-export { AbortError, CheckpointError, type ErrorCode } from './errors.js'
+export { AbortError, CheckpointError, type ErrorCode, type VmState } from './errors.js'
 export { cbsdLayout } from './store/layout.js'
 export type {
   Checkpoint,
@@ -17,6 +19,7 @@ export type {
   PrunePolicy,
   VerificationReport,
   VerifyOptions,
+  VirtualMachine,
 } from './types.js'
 
 /** `createCheckpoint` of a client with every default; `options` may carry `ClientOptions` too. */
@@ -24,7 +27,11 @@ export async function createCheckpoint(
   vm: string,
   options: CreateOptions & ClientOptions = {},
 ): Promise<Checkpoint> {
-  return createClient(options).createCheckpoint(vm, options)
+  assertObject(options, 'options')
+  const isClients = ([key]: [string, unknown]): boolean => clientOptions.includes(key)
+  const entries = Object.entries(options)
+  const client = createClient(Object.fromEntries(entries.filter(isClients)))
+  return client.createCheckpoint(vm, Object.fromEntries(entries.filter((entry) => !isClients(entry))))
 }
 
 /** `listCheckpoints` of a client with every default. */

@@ -116,6 +116,8 @@ export interface Native {
 
   // processes (native/process.*)
   processStatus(pid: number): ProcessStatus | Failure
+  /** Signals that very process: ESRCH where the pid belongs to another one by now. */
+  signalProcess(pid: number, startedAt: string, signal: number): number | Failure
   /** Ends this process by `signal` with its default action, whatever handlers are set. */
   dieBy(signal: number): never
 

@@ -1,6 +1,13 @@
 /** Options checked and completed, before anything is touched. */
 import os from 'node:os'
-import { CheckpointError } from './errors.js'
+import {
+  assertBoolean,
+  assertCallback,
+  assertMilliseconds,
+  assertOptions,
+  assertSignal,
+  invalid,
+} from './arguments.js'
 import { assertCheckpointName, assertVmName } from './names.js'
 import type { Place } from './bhyve/locate.js'
 import type { System } from './bhyve/dialects.js'
@@ -11,8 +18,20 @@ import type { ClientOptions, CreateOptions, Dialect, Layout, Progress, PrunePoli
 
 const defaultRunDirectory = '/var/run/bhyve'
 const defaultStallTimeoutMs = 60_000
-/** setTimeout takes no more. */
-const longestTimeoutMs = 2 ** 31 - 1
+export const clientOptions = ['runDirectory', 'checkpointDirectory', 'dialect', 'trustedUids']
+const createOptions = [
+  'name',
+  'poweroff',
+  'ifExists',
+  'signal',
+  'timeout',
+  'stallTimeout',
+  'onProgress',
+  'fsync',
+  'digest',
+  'sparsify',
+  'memoryBytes',
+]
 const dialects: readonly string[] = ['auto', 'struct', 'path', 'descriptor']
 
 /** What tests replace: the rest of the world as this library sees it. */
@@ -40,7 +59,7 @@ export interface ClientSettings {
 }
 
 export function clientSettings(options: ClientOptions, surroundings: Surroundings): ClientSettings {
-  assertObject(options, 'options')
+  assertOptions(options, 'ClientOptions', clientOptions)
   const { runDirectory = defaultRunDirectory, checkpointDirectory = defaultRoot, dialect = 'auto' } = options
   const { trustedUids = [0, process.geteuid?.() ?? 0] } = options
   if (typeof runDirectory !== 'string' || !runDirectory.startsWith('/') || runDirectory.includes('\0')) {
@@ -63,7 +82,8 @@ function layoutFrom(directory: string | Layout): { layout: Layout; ownsDirectori
   if (typeof directory === 'string') return { layout: rootLayout(directory), ownsDirectories: true }
   const isLayout =
     typeof directory === 'object' && directory !== null && typeof directory.directoryOf === 'function'
-  if (!isLayout) throw invalid('checkpointDirectory must be a path or a layout', directory)
+  if (!isLayout)
+    throw invalid('checkpointDirectory must be a path or a layout, as cbsdLayout() gives one', directory)
   return { layout: directory, ownsDirectories: false }
 }
 
@@ -87,7 +107,7 @@ export function createSettings(
   dialect: Dialect | 'auto',
 ): CreateSettings {
   assertVmName(vm)
-  assertObject(options, 'options')
+  assertOptions(options, 'CreateOptions', createOptions)
   const { name = 'checkpoint', ifExists = 'replace', fsync = true, signal, timeout, onProgress } = options
   const { stallTimeout = defaultStallTimeoutMs, memoryBytes } = options
   assertCheckpointName(name, vm)
@@ -116,7 +136,7 @@ function refuseUnavailable(options: object): void {
 }
 
 export function assertPolicy(policy: PrunePolicy): void {
-  assertObject(policy, 'policy')
+  assertOptions(policy, 'the policy', ['keepLast', 'keepWithinMs', 'maxBytes', 'dryRun'])
   const { keepLast, keepWithinMs, maxBytes, dryRun = false } = policy
   const rules = { keepLast, keepWithinMs, maxBytes }
   for (const [rule, value] of Object.entries(rules)) {
@@ -129,42 +149,6 @@ export function assertPolicy(policy: PrunePolicy): void {
   if (Object.values(rules).every((value) => value === undefined)) {
     throw invalid('a policy needs a rule: keepLast, keepWithinMs or maxBytes', policy)
   }
-}
-
-export function assertSignal(signal: unknown): void {
-  if (signal !== undefined && !(signal instanceof AbortSignal))
-    throw invalid('signal must be an AbortSignal', signal)
-}
-
-export function assertCallback(callback: unknown): void {
-  if (callback !== undefined && typeof callback !== 'function') {
-    throw invalid('onProgress must be a function', callback)
-  }
-}
-
-export function assertBoolean(value: unknown, option: string): void {
-  if (typeof value !== 'boolean') throw invalid(`${option} must be true or false`, value)
-}
-
-export function assertObject(value: unknown, what: string): void {
-  if (typeof value !== 'object' || value === null) throw invalid(`${what} must be an object`, value)
-}
-
-export function assertMilliseconds(value: unknown, option: string, least: number): void {
-  if (typeof value === 'number' && value >= least && value <= longestTimeoutMs) return
-  throw invalid(
-    `${option} must be milliseconds between ${String(least)} and ${String(longestTimeoutMs)}`,
-    value,
-  )
-}
-
-export function invalid(message: string, value: unknown): CheckpointError {
-  return new CheckpointError('ERR_INVALID_OPTION', `${message}: ${shown(value)}`)
-}
-
-function shown(value: unknown): string {
-  if (typeof value === 'function' || typeof value === 'symbol') return typeof value
-  return typeof value === 'bigint' ? `${String(value)}n` : (JSON.stringify(value) ?? 'undefined')
 }
 
 function isUid(uid: unknown): boolean {

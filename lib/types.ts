@@ -53,6 +53,7 @@ export interface CreateOptions {
    * this library for the same VM does not count. Default 60 000; 0: off.
    */
   stallTimeout?: number | undefined
+  /** What it throws becomes a process warning, and it is not called again: the checkpoint goes on. */
   onProgress?: ((progress: Progress) => void) | undefined
   /** Force files and directory to the disk before publishing. Default true. */
   fsync?: boolean | undefined
@@ -121,6 +122,7 @@ export interface Problem {
 }
 
 export interface VerifyOptions {
+  /** Default `'structure'`. `'content'` compares digests where a set has any; the report says what was done. */
   depth?: 'structure' | 'content' | undefined
   signal?: AbortSignal | undefined
   onProgress?: ((progress: Progress) => void) | undefined

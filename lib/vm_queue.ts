@@ -7,11 +7,6 @@ import type { Cancellation } from './cancellation.js'
 export class VmQueue {
   readonly #tails = new Map<string, Promise<void>>()
 
-  /** Whether a call for this VM holds its turn or waits for it. */
-  isBusy(vm: string): boolean {
-    return this.#tails.has(vm)
-  }
-
   /** Resolves with what gives the turn back. Rejects when cancelled before its turn. */
   async turn(vm: string, cancellation: Cancellation): Promise<() => void> {
     const before = this.#tails.get(vm) ?? Promise.resolve()

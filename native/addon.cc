@@ -440,6 +440,10 @@ Value freeSpace(const CallbackInfo &info) {
 Value processStatus(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::processStatus(static_cast<pid_t>(intArgument(info, 0))));
 }
+Value signalProcess(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::signalProcess(static_cast<pid_t>(intArgument(info, 0)),
+                                                  textArgument(info, 1), intArgument(info, 2)));
+}
 Value dieBy(const CallbackInfo &info) {
   bhyve::dieBy(intArgument(info, 0));
 }
@@ -500,6 +504,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   method("unlock", unlockDescriptor);
   method("freeSpace", freeSpace);
   method("processStatus", processStatus);
+  method("signalProcess", signalProcess);
   method("dieBy", dieBy);
   method("adopt", adopt);
   method("disown", disown);

@@ -8,6 +8,7 @@
 
 #if defined(__linux__)
 #include <fcntl.h>
+#include <sys/syscall.h>
 
 #include "unique_fd.h"
 #elif defined(__FreeBSD__)
@@ -101,6 +102,46 @@ Result<ProcessStatus> processStatus(pid_t pid) {
 }
 #else
 #error "process status: FreeBSD, Linux and macOS are supported"
+#endif
+
+namespace {
+
+// ESRCH unless the process is the one that started then.
+Result<std::int64_t> compareStart(pid_t pid, const std::string &startedAt) {
+  const auto status = processStatus(pid);
+  if (const auto *failure = std::get_if<Failure>(&status))
+    return *failure;
+  if (std::get<ProcessStatus>(status).startedAt != startedAt)
+    return Failure{ESRCH, "kill"};
+  return 0;
+}
+
+} // namespace
+
+#if defined(__linux__) && defined(SYS_pidfd_open) && defined(SYS_pidfd_send_signal)
+Result<std::int64_t> signalProcess(pid_t pid, const std::string &startedAt, int signal) {
+  const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  if (!process.valid() && errno != ENOSYS)
+    return failureOf("pidfd_open");
+  const auto same = compareStart(pid, startedAt);
+  if (std::holds_alternative<Failure>(same))
+    return same;
+  const bool isHeld = process.valid();
+  const long result =
+      isHeld ? ::syscall(SYS_pidfd_send_signal, process.get(), signal, nullptr, 0) : ::kill(pid, signal);
+  if (result == -1)
+    return failureOf("kill");
+  return 0;
+}
+#else
+Result<std::int64_t> signalProcess(pid_t pid, const std::string &startedAt, int signal) {
+  const auto same = compareStart(pid, startedAt);
+  if (std::holds_alternative<Failure>(same))
+    return same;
+  if (::kill(pid, signal) == -1)
+    return failureOf("kill");
+  return 0;
+}
 #endif
 
 void dieBy(int signal) {

@@ -1,6 +1,7 @@
 // What the system knows of a process.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include <sys/types.h>
@@ -19,6 +20,11 @@ struct ProcessStatus {
 
 // ESRCH where there is no such process.
 Result<ProcessStatus> processStatus(pid_t pid);
+
+// Sends a signal to that very process, and to no later one that was given the same pid: ESRCH then. On Linux
+// the process is held while it is compared; elsewhere an instant remains between the comparison and the
+// signal.
+Result<std::int64_t> signalProcess(pid_t pid, const std::string &startedAt, int signal);
 
 // Ends this process by `signal` with its default action.
 [[noreturn]] void dieBy(int signal);

@@ -182,9 +182,9 @@ t.test('short writes are no failure', async (t) => {
   t.match(await client.listCheckpoints('vm1'), [{ state: 'complete', files: { manifest: /manifest$/ } }])
 })
 
-t.test('a kill before and after any call leaves the old or the new one', { timeout: 120_000 }, async (t) => {
+t.test('a kill before and after any call leaves the old or the new one', { timeout: 300_000 }, async (t) => {
   const script = fileURLToPath(new URL('crash/run.mjs', import.meta.url))
-  const options = { env: childEnvironment(), timeout: 110_000 }
+  const options = { env: childEnvironment(), timeout: 290_000 }
   const output = await new Promise<string>((resolve) => {
     execFile(
       process.execPath,

@@ -13,7 +13,15 @@ import { realSurroundings } from '../dist/options.js'
 import { type Pool, sharedPool } from '../dist/pool/pool.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from './crash/sets.mjs'
-import { checkpointFiles, childEnvironment, rejection, scratch, tree, until } from './support/index.js'
+import {
+  checkpointFiles,
+  childEnvironment,
+  firstWarning,
+  rejection,
+  scratch,
+  tree,
+  until,
+} from './support/index.js'
 
 const writeSet = writeAnySet as (base: string, tag: number) => void
 const native = loadNative()
@@ -94,7 +102,7 @@ t.test('a path bhyve of another user is not asked in the other dialect', needsRo
   fs.chownSync(run, 65534, 65534)
   const script = new URL('support/bhyve-as-user.mjs', import.meta.url).pathname
   const child = spawn(process.execPath, [script, run, '65534', 'path'], {
-    stdio: ['pipe', 'inherit', 'inherit'],
+    stdio: ['pipe', 'ignore', 'ignore'],
     env: childEnvironment(),
   })
   t.teardown(() => child.kill('SIGKILL'))
@@ -334,7 +342,7 @@ t.test('what the VM does now is said as far as it is known', async (t) => {
 t.test('an async progress function that rejects, and one that is cancelled', async (t) => {
   const { runDirectory } = await start(t, { memoryBytes: MiB, writeRate: 4 * MiB })
   const client = createClient({ runDirectory, checkpointDirectory: scratch(t), dialect: 'descriptor' })
-  const warned = new Promise<Error>((resolve) => process.once('warning', resolve))
+  const warned = firstWarning()
   const rejecting = (async () => {
     throw new Error('a bug in the progress bar')
   }) as () => void

@@ -352,6 +352,7 @@ t.test('pruning', async (t) => {
     { maxBytes: NaN },
     { keepWithinMs: '1' },
     { keepLast: 1, dryRun: 1 },
+    { keepLast: 1, dryrun: true },
     null,
   ]) {
     t.match(

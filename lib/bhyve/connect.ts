@@ -80,7 +80,8 @@ function connected(descriptor: number, located: Located, peers: PeerMemory): Con
   return { descriptor, peer }
 }
 
-function peerOf(descriptor: number): Peer {
+/** Closes the connection where it fails. */
+export function peerOf(descriptor: number): Peer {
   const native = loadNative()
   const peer = native.peerOf(descriptor)
   if (isFailure(peer)) {

@@ -119,6 +119,10 @@ function noSocket(place: Place): CheckpointError {
       { vm, path, vmState: 'running' },
     )
   }
+  if (!fs.existsSync(runDirectory)) {
+    const message = `no VM can be asked: there is no run directory '${runDirectory}' (the option runDirectory)`
+    return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, path, vmState: 'unknown' })
+  }
   return new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${vm}' is not running: no socket '${path}'`, {
     vm,
     path,

@@ -4,6 +4,7 @@
  * duplicates of its own.
  */
 import { locateSocket } from '../bhyve/locate.js'
+import { findSockets } from '../bhyve/virtual_machines.js'
 import { destroySet, destroySets } from '../store/destroy.js'
 import { foldersIn, foldersWith } from '../store/folders.js'
 import { getSet, hasSets, listSets, verifySet } from '../store/list.js'
@@ -17,6 +18,7 @@ import { abandonStage, createStage, reopenIn, sealStage } from '../store/stage.j
 
 export const jobs = {
   locateSocket,
+  findSockets,
   createStage,
   assertSpace,
   savedSoFar,

@@ -4,6 +4,7 @@
  * since what runs in them is decisions of ours and digests of Node's. They start when needed, at most
  * `poolSize`, and an idle one does not keep the process alive.
  */
+import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import { CheckpointError } from '../errors.js'
 import { isFailure, loadNative } from '../native.js'
@@ -11,6 +12,12 @@ import { type JobName, type Jobs, longJobs } from './jobs.js'
 import { type FromWorker, fromPortable, type ToWorker } from './messages.js'
 
 export const poolSize = 3
+
+/**
+ * By require(), which reads files on the worker's own thread. An import would read them in libuv's pool: the host
+ * program may have that busy, and a worker that is terminated meanwhile would leave the file open.
+ */
+const loadSynchronously = "require(require('node:worker_threads').workerData)"
 
 interface Job {
   name: JobName
@@ -28,9 +35,12 @@ class PoolWorker {
   constructor(done: () => void, gone: (worker: PoolWorker) => void) {
     this.#done = done
     this.#gone = gone
-    this.#worker = new Worker(new URL('./worker.js', import.meta.url), {
+    this.#worker = new Worker(loadSynchronously, {
+      eval: true,
+      workerData: fileURLToPath(new URL('./worker.js', import.meta.url)),
       name: 'bhyve-checkpoint',
-      execArgv: [],
+      // Node 20 calls require() of a module experimental, and would say so on the host program's standard error.
+      execArgv: ['--disable-warning=ExperimentalWarning'],
       env: workerEnvironment(),
     })
     this.#worker.unref()

@@ -1,5 +1,6 @@
 /** Where the checkpoints of each VM lie. */
 import path from 'node:path'
+import { assertOptions } from '../arguments.js'
 import { CheckpointError } from '../errors.js'
 import { isVmName } from '../names.js'
 import { sharedPool } from '../pool/pool.js'
@@ -25,6 +26,7 @@ export function rootLayout(root: string): Layout {
  * const client = createClient({ checkpointDirectory: cbsdLayout() })
  */
 export function cbsdLayout(options: { workdir?: string | undefined } = {}): Layout {
+  assertOptions(options, 'the layout', ['workdir'])
   const base = path.join(absolute(options.workdir ?? defaultCbsdWorkdir, 'workdir'), 'jails-system')
   return {
     directoryOf: (vm) => path.join(base, vm, 'checkpoints'),

@@ -65,6 +65,12 @@ export function contents(directory: string): Record<string, string> {
   )
 }
 
+/** The next warning of this process, kept off standard error. */
+export function firstWarning(): Promise<Error> {
+  process.removeAllListeners('warning')
+  return new Promise((resolve) => process.once('warning', resolve))
+}
+
 export function openDescriptors(): number {
   return fs.readdirSync('/dev/fd').length
 }

@@ -1,0 +1,61 @@
+/** Stopping and continuing a VM's process, as CBSD's bpause: SIGSTOP, SIGCONT, and a look at what came of it. */
+import os from 'node:os'
+import { CheckpointError, systemError } from '../errors.js'
+import { isFailure, loadNative } from '../native.js'
+import type { Peer } from './connect.js'
+import type { Place } from './locate.js'
+
+const { SIGSTOP, SIGCONT } = os.constants.signals
+const { ESRCH } = os.constants.errno
+/** A signal takes effect at once, but for a process that is inside the kernel. */
+const patienceMs = 5_000
+const lookMs = 5
+
+/** Resolves once the process is seen to stand still, or to run. Idempotent. */
+export async function setPaused(peer: Peer, paused: boolean, place: Place): Promise<void> {
+  const wanted = paused ? 'stopped' : 'running'
+  const deadline = performance.now() + patienceMs
+  let isSent = false
+  for (;;) {
+    const state = stateOf(peer, place)
+    if (state === wanted) return
+    if (!isSent) send(peer, paused ? SIGSTOP : SIGCONT, place)
+    isSent = true
+    if (performance.now() > deadline) throw unheard(peer, paused, place)
+    await new Promise((resolve) => setTimeout(resolve, lookMs))
+  }
+}
+
+/** The process a caller names by its pid, as it is now. */
+export function peerWithPid(pid: number, place: Place): Peer {
+  const status = loadNative().processStatus(pid)
+  if (isFailure(status)) throw gone(pid, place)
+  return { uid: -1, pid, startedAt: status.startedAt }
+}
+
+function stateOf({ pid, startedAt }: Peer, place: Place): 'running' | 'stopped' {
+  const status = loadNative().processStatus(pid)
+  if (isFailure(status) && status.errno !== ESRCH)
+    throw systemError(status, `looking at process ${String(pid)}`)
+  if (isFailure(status) || status.state === 'zombie' || status.startedAt !== startedAt) throw gone(pid, place)
+  return status.state
+}
+
+function send({ pid, startedAt }: Peer, signal: number, place: Place): void {
+  // Without its start time a process could be taken for another one: then it is not signalled at all.
+  if (startedAt === undefined) throw gone(pid, place)
+  const result = loadNative().signalProcess(pid, startedAt, signal)
+  if (!isFailure(result)) return
+  if (result.errno === ESRCH) throw gone(pid, place)
+  throw systemError(result, `signalling process ${String(pid)} of VM '${place.vm}'`)
+}
+
+function gone(pid: number, { vm }: Place): CheckpointError {
+  const message = `VM '${vm}' is not running: its process ${String(pid)} has ended`
+  return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, vmState: 'off' })
+}
+
+function unheard({ pid }: Peer, paused: boolean, { vm }: Place): CheckpointError {
+  const message = `process ${String(pid)} of VM '${vm}' did not ${paused ? 'stop' : 'continue'} within ${String(patienceMs)} ms`
+  return new CheckpointError('ERR_TIMEOUT', message, { vm, vmState: 'unknown' })
+}

@@ -1,0 +1,67 @@
+/**
+ * Which process serves a VM's socket? By the socket's peer, not by `ps`: connect, read the credentials, close.
+ * Harmless in the nvlist dialects, and done once per process (peer_memory.ts); never done in `struct`, whose bhyve
+ * would repeat its previous request (protocol.md section 2).
+ */
+import os from 'node:os'
+import { CheckpointError, errnoName } from '../errors.js'
+import { isFailure, loadNative } from '../native.js'
+import { peerOf, type Peer } from './connect.js'
+import type { Located, Place } from './locate.js'
+import type { PeerMemory } from './peer_memory.js'
+
+export type Probe =
+  | { kind: 'peer'; peer: Peer }
+  /** Nobody listens. */
+  | { kind: 'dead' }
+  /** It cannot be asked now, or not without harm. */
+  | { kind: 'silent'; why: string }
+
+const { ECONNREFUSED, ENOENT } = os.constants.errno
+
+export function probe(located: Located, peers: PeerMemory): Probe {
+  const known = peers.peerAt(located)
+  if (known !== undefined) return { kind: 'peer', peer: known }
+  if (located.kind === 'struct') {
+    return {
+      kind: 'silent',
+      why: "a bhyve of dialect 'struct' would repeat its previous request if it were asked",
+    }
+  }
+  const native = loadNative()
+  const descriptor = native.connectStream(located.socketPath)
+  if (isFailure(descriptor)) {
+    if (descriptor.errno === ECONNREFUSED || descriptor.errno === ENOENT) return { kind: 'dead' }
+    return { kind: 'silent', why: `its socket answers ${errnoName(descriptor.errno)}` }
+  }
+  const peer = peerOf(descriptor)
+  native.close(descriptor)
+  peers.rememberPeer(located, peer)
+  return { kind: 'peer', peer }
+}
+
+/** The process behind one of the VM's sockets; rejects where there is none, or none that can be asked. */
+export function findPeer(
+  sockets: readonly Located[],
+  place: Place,
+  peers: PeerMemory,
+): { peer: Peer; located: Located } {
+  const { vm } = place
+  const probes = sockets.map((located) => ({ located, probe: probe(located, peers) }))
+  for (const { located, probe: found } of probes) {
+    if (found.kind === 'peer') return { peer: found.peer, located }
+  }
+  for (const { located, probe: found } of probes) {
+    if (found.kind !== 'silent') continue
+    const message = `the process of VM '${vm}' cannot be found out: ${found.why}. Name it by the option 'pid'`
+    throw new CheckpointError('ERR_DIALECT_UNSUPPORTED', message, {
+      vm,
+      path: located.socketPath,
+      vmState: 'unknown',
+    })
+  }
+  throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${vm}' is not running: nobody listens at its socket`, {
+    vm,
+    vmState: 'off',
+  })
+}

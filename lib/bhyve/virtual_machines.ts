@@ -1,0 +1,68 @@
+/** Every VM with a checkpoint socket in the run directory, dead or alive. */
+import fs from 'node:fs'
+import { CheckpointError, isNodeSystemError } from '../errors.js'
+import { isVmName } from '../names.js'
+import type { VirtualMachine } from '../types.js'
+import { isKnownToKernel, type Located, locateSocket, type Place } from './locate.js'
+import { vmStateOf } from './peer.js'
+import type { PeerMemory } from './peer_memory.js'
+import { probe } from './probe.js'
+
+/** Of one VM: its sockets, or where the one is that we do not touch. */
+export interface Found {
+  vm: string
+  sockets: Located[]
+  untouched?: string
+}
+
+type AnyPlace = Omit<Place, 'vm'>
+
+/** Looks at files only. What is no socket is ignored. Runs in the pool. */
+export function findSockets(place: AnyPlace): Found[] {
+  const { runDirectory } = place
+  const names = new Set(
+    [...socketsIn(runDirectory), ...socketsIn(`${runDirectory}/checkpoint`)].filter(isVmName),
+  )
+  return [...names].sort().flatMap((vm) => found({ ...place, vm }))
+}
+
+function found(place: Place): Found[] {
+  const { vm, runDirectory } = place
+  try {
+    return [{ vm, sockets: locateSocket(place) }]
+  } catch (error) {
+    if (!(error instanceof CheckpointError)) throw error
+    // Gone since, or of the other place than the dialect that was named.
+    if (error.code === 'ERR_VM_NOT_RUNNING' || error.code === 'ERR_SNAPSHOT_UNSUPPORTED') return []
+    return [{ vm, sockets: [], untouched: error.path ?? `${runDirectory}/${vm}` }]
+  }
+}
+
+function socketsIn(directory: string): string[] {
+  try {
+    const entries = fs.readdirSync(directory, { withFileTypes: true })
+    return entries.filter((entry) => entry.isSocket()).map((entry) => entry.name)
+  } catch (error) {
+    if (isNodeSystemError(error) && ['ENOENT', 'ENOTDIR'].includes(error.code ?? '')) return []
+    throw error
+  }
+}
+
+/** Asks each process once; sends nothing. */
+export function describeVm(found: Found, place: AnyPlace, peers: PeerMemory): VirtualMachine {
+  const { vm, sockets, untouched } = found
+  const seen = sockets.map((located) => machineAt(located, { ...place, vm }, peers))
+  const alive = seen.find(({ state }) => state === 'running' || state === 'paused')
+  const open = seen.find(({ state }) => state === 'unknown')
+  return alive ?? open ?? seen[0] ?? { vm, socket: untouched ?? '', state: 'unknown' }
+}
+
+function machineAt(located: Located, place: Place, peers: PeerMemory): VirtualMachine {
+  const base = { vm: place.vm, socket: located.socketPath }
+  const result = probe(located, peers)
+  if (result.kind === 'silent') return { ...base, state: 'unknown' }
+  if (result.kind === 'dead') return { ...base, state: isKnownToKernel(place) ? 'unknown' : 'off' }
+  const state = vmStateOf(result.peer)
+  const isAlive = state === 'running' || state === 'paused'
+  return isAlive && result.peer.pid !== -1 ? { ...base, pid: result.peer.pid, state } : { ...base, state }
+}

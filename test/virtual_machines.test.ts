@@ -1,0 +1,181 @@
+/** Pausing, resuming and listing VMs: by their sockets' peers, asked once. */
+import { spawn } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+import t, { type Test } from 'tap'
+import { createClient } from 'bhyve-checkpoint'
+import { SimulatedBhyve, SimulatedFleet, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
+import { PeerMemory } from '../dist/bhyve/peer_memory.js'
+import { createClientIn } from '../dist/client.js'
+import { isFailure, loadNative } from '../dist/native.js'
+import { realSurroundings } from '../dist/options.js'
+import { rejection, scratch, until } from './support/index.js'
+
+const native = loadNative()
+
+async function start(t: Test, options: Partial<SimulatorOptions> = {}): Promise<SimulatedBhyve> {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 65536, ...options })
+  t.teardown(() => bhyve.stop())
+  return bhyve
+}
+
+function stateOf(pid: number): string {
+  const status = native.processStatus(pid)
+  return isFailure(status) ? 'gone' : status.state
+}
+
+t.test('pause, pause, resume, resume', async (t) => {
+  for (const dialect of ['path', 'descriptor', 'reply'] as const) {
+    const bhyve = await start(t, { dialect })
+    const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: scratch(t) })
+    await client.pause('vm1')
+    t.equal(stateOf(bhyve.pid), 'stopped', dialect)
+    await client.pause('vm1')
+    t.match(await client.listVirtualMachines(), [{ vm: 'vm1', pid: bhyve.pid, state: 'paused' }])
+    t.match(await rejection(client.createCheckpoint('vm1')), { code: 'ERR_VM_PAUSED', vmState: 'paused' })
+    await client.resume('vm1')
+    t.equal(stateOf(bhyve.pid), 'running')
+    await client.resume('vm1')
+    t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' })
+  }
+})
+
+t.test('nobody there', async (t) => {
+  const bhyve = await start(t)
+  const client = createClient({ runDirectory: bhyve.runDirectory })
+  await client.pause('vm1')
+  await client.resume('vm1')
+  await bhyve.stop()
+  const again = await start(t, { runDirectory: scratch(t) })
+  await again.stop()
+  t.match(await rejection(client.pause('vm1')), { code: 'ERR_VM_NOT_RUNNING', vm: 'vm1' })
+  const dead = createClient({ runDirectory: again.runDirectory })
+  t.match(
+    await rejection(dead.pause('vm1')),
+    { code: 'ERR_VM_NOT_RUNNING', vm: 'vm1', vmState: 'off' },
+    'a dead socket',
+  )
+  t.match(await rejection(dead.resume('vm2')), { code: 'ERR_VM_NOT_RUNNING' }, 'no socket')
+  t.match(await rejection(dead.pause('')), { code: 'ERR_INVALID_VM_NAME' })
+  for (const options of [{ pid: 0 }, { pid: -1 }, { pid: 1.5 }, { pid: '1' }, { pids: 1 }, null]) {
+    t.match(
+      await rejection(dead.pause('vm1', options as object)),
+      { code: 'ERR_INVALID_OPTION' },
+      JSON.stringify(options),
+    )
+  }
+})
+
+t.test('struct cannot be asked without harm', async (t) => {
+  const bhyve = await start(t, { dialect: 'struct' })
+  const checkpointDirectory = scratch(t)
+  const client = createClientIn(
+    { ...realSurroundings, peers: new PeerMemory() },
+    { runDirectory: bhyve.runDirectory, checkpointDirectory },
+  )
+  t.match(await client.listVirtualMachines(), [{ vm: 'vm1', socket: bhyve.socketPath, state: 'unknown' }])
+  t.match(await rejection(client.pause('vm1')), { code: 'ERR_DIALECT_UNSUPPORTED', message: /option 'pid'/ })
+  await client.pause('vm1', { pid: bhyve.pid })
+  t.equal(stateOf(bhyve.pid), 'stopped')
+  await client.resume('vm1', { pid: bhyve.pid })
+  t.equal(stateOf(bhyve.pid), 'running')
+  // A checkpoint makes its process known.
+  await client.createCheckpoint('vm1')
+  t.match(await client.listVirtualMachines(), [{ vm: 'vm1', pid: bhyve.pid, state: 'running' }])
+  await client.pause('vm1')
+  await client.resume('vm1')
+})
+
+t.test('not while we wait for a checkpoint of it', async (t) => {
+  const bhyve = await start(t, { memoryBytes: 4 << 20, writeRate: 8 << 20 })
+  const client = createClient({
+    runDirectory: bhyve.runDirectory,
+    checkpointDirectory: scratch(t),
+    dialect: 'descriptor',
+  })
+  let refused: Promise<Error> | undefined
+  await client.createCheckpoint('vm1', {
+    onProgress: ({ phase }) => {
+      if (phase === 'saving') refused ??= rejection(client.pause('vm1'))
+    },
+  })
+  t.match(await refused, { code: 'ERR_CHECKPOINT_BUSY', vm: 'vm1' })
+  const cancelled = rejection(client.createCheckpoint('vm1', { timeout: 100 }))
+  t.match(await cancelled, { code: 'ERR_TIMEOUT' })
+  t.match(
+    await rejection(client.pause('vm1')),
+    { code: 'ERR_CHECKPOINT_BUSY' },
+    'a cancelled one is still in flight',
+  )
+  await client.idle()
+  await client.pause('vm1')
+  await client.resume('vm1')
+})
+
+t.test('polled for an hour, a paused VM can still be resumed', async (t) => {
+  const bhyve = await start(t)
+  const client = createClient({ runDirectory: bhyve.runDirectory })
+  await client.pause('vm1')
+  for (let second = 0; second < 3600; second++) {
+    const [vm] = await client.listVirtualMachines()
+    if (vm?.state !== 'paused') t.fail(`second ${second}: ${vm?.state}`)
+  }
+  await client.resume('vm1')
+  t.equal(stateOf(bhyve.pid), 'running')
+})
+
+t.test('a pid that was given to another process is never signalled', async (t) => {
+  const stranger = spawn('sleep', ['60'])
+  t.teardown(() => stranger.kill('SIGKILL'))
+  const pid = stranger.pid!
+  await until(() => stateOf(pid) === 'running', 'the stranger')
+  const { SIGSTOP } = (await import('node:os')).constants.signals
+  t.match(native.signalProcess(pid, 'another start', SIGSTOP), { syscall: 'kill' })
+  const bhyve = await start(t)
+  const peers = new PeerMemory()
+  const client = createClientIn(
+    { ...realSurroundings, peers },
+    { runDirectory: bhyve.runDirectory, dialect: 'descriptor' },
+  )
+  const { ino, dev, ctimeMs } = fs.lstatSync(bhyve.socketPath)
+  const located = {
+    socketPath: bhyve.socketPath,
+    kind: 'nvlist',
+    ownerUid: 0,
+    identity: `${dev}:${ino}:${ctimeMs}`,
+  } as const
+  peers.rememberPeer(located, {
+    uid: process.geteuid!(),
+    pid,
+    startedAt: 'when the bhyve started that had this pid',
+  })
+  t.match(await rejection(client.pause('vm1')), { code: 'ERR_VM_NOT_RUNNING' })
+  t.equal(stateOf(pid), 'running')
+})
+
+t.test('every VM in the run directory', async (t) => {
+  const runDirectory = scratch(t)
+  const fleet = await SimulatedFleet.start({ vms: ['b', 'a'], runDirectory, memoryBytes: 65536 })
+  t.teardown(() => fleet.stop())
+  const old = await start(t, { vm: 'old', dialect: 'struct', runDirectory })
+  const gone = await start(t, { vm: 'gone', runDirectory })
+  await gone.stop()
+  fs.writeFileSync(path.join(runDirectory, 'junk'), '')
+  fs.mkdirSync(path.join(runDirectory, 'folder'))
+  fs.symlinkSync('a', path.join(runDirectory, 'link'))
+  const datagram = native.bindDatagram(path.join(runDirectory, 'datagram'))
+  t.notOk(isFailure(datagram))
+  const client = createClientIn({ ...realSurroundings, peers: new PeerMemory() }, { runDirectory })
+  t.strictSame(await client.listVirtualMachines(), [
+    { vm: 'a', socket: path.join(runDirectory, 'a'), pid: fleet.pid, state: 'running' },
+    { vm: 'b', socket: path.join(runDirectory, 'b'), pid: fleet.pid, state: 'running' },
+    { vm: 'datagram', socket: path.join(runDirectory, 'datagram'), state: 'unknown' },
+    { vm: 'gone', socket: path.join(runDirectory, 'gone'), state: 'off' },
+    { vm: 'old', socket: old.socketPath, state: 'unknown' },
+  ])
+  if (!isFailure(datagram)) native.close(datagram)
+  t.strictSame(
+    await createClient({ runDirectory: path.join(runDirectory, 'none') }).listVirtualMachines(),
+    [],
+  )
+})
