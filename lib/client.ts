@@ -22,6 +22,7 @@ import {
   realSurroundings,
   type Surroundings,
 } from './options.js'
+import { ProgressReporter } from './progress.js'
 import { Store } from './store/store.js'
 import type {
   Checkpoint,
@@ -129,6 +130,15 @@ export function createClientIn(surroundings: Surroundings, options: ClientOption
   return new Client(surroundings, options)
 }
 
+/** What is wrong with the arguments of a call for a VM says so. */
+function about<T>(vm: string, check: () => T): T {
+  try {
+    return check()
+  } catch (error) {
+    throw typeof vm === 'string' ? withDetails(error, { vm }) : error
+  }
+}
+
 class Client implements CheckpointClient {
   readonly #surroundings: Surroundings
   readonly #settings: ReturnType<typeof clientSettings>
@@ -145,7 +155,7 @@ class Client implements CheckpointClient {
   }
 
   async createCheckpoint(vm: string, options: CreateOptions = {}): Promise<Checkpoint> {
-    const settings = createSettings(vm, options, this.#settings.place.dialect)
+    const settings = about(vm, () => createSettings(vm, options, this.#settings.place.dialect))
     const { signal, timeout, name } = settings
     const doing = `creating checkpoint '${name}' of VM '${vm}'`
     const cancellation = new Cancellation({ signal, timeout, doing, vm })
@@ -166,6 +176,8 @@ class Client implements CheckpointClient {
     asked: CreateContext['asked'],
   ): Promise<Checkpoint> {
     const { vm } = settings
+    const progress = new ProgressReporter(settings, cancellation)
+    progress.report('queued')
     this.#requests.set(vm, (this.#requests.get(vm) ?? 0) + 1)
     const endTurn = await this.#queue.turn(vm, cancellation).catch((error: unknown) => {
       this.#endRequest(vm)
@@ -176,7 +188,12 @@ class Client implements CheckpointClient {
     try {
       const place = { ...this.#settings.place, vm }
       const { system, peers } = this.#surroundings
-      return await create({ store: this.#store, place, system, peers, asked }, settings, cancellation)
+      return await create(
+        { store: this.#store, place, system, peers, asked },
+        settings,
+        cancellation,
+        progress,
+      )
     } finally {
       endTurn()
       this.#endRequest(vm)
@@ -234,7 +251,7 @@ class Client implements CheckpointClient {
 
   async pruneCheckpoints(vm: string, policy: PrunePolicy): ReturnType<Store['prune']> {
     assertVmName(vm)
-    assertPolicy(policy)
+    about(vm, () => assertPolicy(policy))
     return this.#explained(
       `pruning the checkpoints of VM '${vm}'`,
       () => ({ vm }),

@@ -18,7 +18,7 @@ import { type Manifest, manifestVersion } from './inspect/manifest.js'
 import type { Inspection } from './inspect/structure.js'
 import { assertRestorablePath, memorySuffix, structPathBytes } from './names.js'
 import type { CreateSettings } from './options.js'
-import { ProgressReporter } from './progress.js'
+import type { ProgressReporter } from './progress.js'
 import { watchSaving } from './saving.js'
 import { guestFile, longestRequestPath } from './store/paths.js'
 import type { Stage, Store } from './store/store.js'
@@ -48,10 +48,9 @@ export async function create(
   context: CreateContext,
   settings: CreateSettings,
   cancellation: Cancellation,
+  progress: ProgressReporter,
 ): Promise<Checkpoint> {
   const { store, place } = context
-  const progress = new ProgressReporter(settings, cancellation)
-  progress.report('queued')
   const directory = store.directoryOf(settings.vm)
   const path = `${directory}/${settings.name}${memorySuffix}`
   assertRestorablePath(path, settings.vm, settings.name)

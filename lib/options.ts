@@ -12,7 +12,7 @@ import { assertCheckpointName, assertVmName } from './names.js'
 import type { Place } from './bhyve/locate.js'
 import type { System } from './bhyve/dialects.js'
 import { type PeerMemory, sharedPeers } from './bhyve/peer_memory.js'
-import { type Pool, sharedPool } from './pool/pool.js'
+import { type JobRunner, sharedPool } from './pool/pool.js'
 import { defaultRoot, rootLayout } from './store/layout.js'
 import type { ClientOptions, CreateOptions, Dialect, Layout, Progress, PrunePolicy } from './types.js'
 
@@ -37,7 +37,7 @@ const dialects: readonly string[] = ['auto', 'struct', 'path', 'descriptor']
 /** What tests replace: the rest of the world as this library sees it. */
 export interface Surroundings {
   /** Where what blocks is done. */
-  pool: () => Pick<Pool, 'run'>
+  pool: () => JobRunner
   /** Where the kernel shows the VMs it has. */
   vmmDirectory: string
   system: System

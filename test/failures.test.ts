@@ -10,9 +10,7 @@ import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client.js'
 import { loadNative } from '../dist/native.js'
 import { realSurroundings } from '../dist/options.js'
-import { jobs } from '../dist/pool/jobs.js'
-import type { Pool } from '../dist/pool/pool.js'
-import { checkpointFiles, childEnvironment, rejection, scratch } from './support/index.js'
+import { checkpointFiles, childEnvironment, inlinePool, rejection, scratch } from './support/index.js'
 
 const { errno } = os.constants
 const native = loadNative()
@@ -31,11 +29,7 @@ const calls = [
 ] as const
 type Callable = Record<string, (...args: unknown[]) => unknown>
 
-/** The pool's jobs on this thread, where their calls can be made to fail. */
-const pool = {
-  run: (name: keyof typeof jobs, ...args: never[]) =>
-    Promise.resolve().then(() => (jobs[name] as (...a: never[]) => unknown)(...args)),
-} as unknown as Pick<Pool, 'run'>
+const pool = inlinePool()
 
 class Injector {
   at = -1
@@ -229,7 +223,10 @@ t.test('a disk that is really full', async (t) => {
   // Without that check, at every amount of space that is left: in the RAM, the kernel state, the manifest.
   const filler = path.join(directory, 'filler')
   const sparse = createClientIn(
-    { ...surroundings, pool: () => withoutSpaceCheck },
+    {
+      ...surroundings,
+      pool: () => inlinePool((name) => (name === 'assertSpace' ? Promise.resolve() : undefined)),
+    },
     { runDirectory: bhyve.runDirectory, checkpointDirectory: directory, dialect: 'descriptor' },
   )
   let failed = 0
@@ -251,8 +248,3 @@ t.test('a disk that is really full', async (t) => {
   }
   t.ok(failed > 10)
 })
-
-const withoutSpaceCheck = {
-  run: (name: keyof typeof jobs, ...args: never[]) =>
-    name === 'assertSpace' ? Promise.resolve() : (pool.run as (...all: unknown[]) => unknown)(name, ...args),
-} as unknown as Pick<Pool, 'run'>

@@ -1,6 +1,7 @@
 /** Peers, users and neighbours that mean ill, or are unlucky: each was a bug before it was a test. */
-import { execFileSync, spawn } from 'node:child_process'
+import { execFileSync, type ExecFileSyncOptionsWithStringEncoding, spawn } from 'node:child_process'
 import fs from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
 import t, { type Test } from 'tap'
 import { createCheckpoint, createClient } from 'bhyve-checkpoint'
@@ -10,13 +11,14 @@ import { createClientIn } from '../dist/client.js'
 import { parseMetadata } from '../dist/inspect/metadata.js'
 import { isFailure, loadNative } from '../dist/native.js'
 import { realSurroundings } from '../dist/options.js'
-import { type Pool, sharedPool } from '../dist/pool/pool.js'
+import { sharedPool } from '../dist/pool/pool.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from './crash/sets.mjs'
 import {
   checkpointFiles,
   childEnvironment,
   firstWarning,
+  inlinePool,
   rejection,
   scratch,
   tree,
@@ -301,13 +303,9 @@ t.test('one reader does not keep the others out', async (t) => {
 
 t.test('a look at the progress that fails costs nothing', async (t) => {
   const { runDirectory } = await start(t, { memoryBytes: MiB, writeRate: 4 * MiB })
-  const failing = {
-    run: (name: string, ...args: never[]) =>
-      name === 'savedSoFar'
-        ? Promise.reject(new Error('no descriptor left'))
-        : (sharedPool().run as (...all: unknown[]) => unknown)(name, ...args),
-  } as unknown as Pick<Pool, 'run'>
-  sharedPool().run = sharedPool().run.bind(sharedPool())
+  const failing = inlinePool((name) =>
+    name === 'savedSoFar' ? Promise.reject(new Error('no descriptor')) : undefined,
+  )
   const client = createClientIn(
     { ...realSurroundings, pool: () => failing },
     { runDirectory, checkpointDirectory: scratch(t), dialect: 'descriptor' },
@@ -383,4 +381,217 @@ t.test('a root that leads nowhere', async (t) => {
   })
   t.match(await rejection(client.createCheckpoint('vm1')), { code: 'ERR_SYSTEM', vm: 'vm1' })
   t.strictSame(await client.listCheckpoints('vm1'), [])
+})
+
+/** Replaces a native call for the length of a test: `instead` answers, or returns undefined. */
+function intercept(t: Test, name: keyof typeof native, instead: (...args: unknown[]) => unknown): () => void {
+  const target = native as unknown as Record<string, (...args: unknown[]) => unknown>
+  const original = target[name]!
+  target[name] = (...args) => instead(...args) ?? original(...args)
+  const restore = (): void => {
+    target[name] = original
+  }
+  t.teardown(restore)
+  return restore
+}
+
+const failure = (code: 'EPERM' | 'EACCES' | 'ENOENT', syscall: string) => ({
+  errno: os.constants.errno[code],
+  syscall,
+})
+
+function putSet(root: string, name: string, tag = 1): void {
+  fs.mkdirSync(path.join(root, 'vm1'), { recursive: true })
+  writeSet(path.join(root, 'vm1', `${name}.ckp`), tag)
+}
+
+t.test('arguments that cannot be passed to a thread cost no thread', async (t) => {
+  for (let call = 0; call < 5; call++)
+    await t.rejects(sharedPool().run('listSets', (() => 1) as never, 'vm1'))
+  t.strictSame(await sharedPool().run('listSets', '/nonexistent', 'vm1'), [])
+})
+
+t.test("a set that cannot be replaced or destroyed stands in nobody else's way", async (t) => {
+  const { runDirectory } = await start(t)
+  const root = scratch(t)
+  for (const name of ['golden', 'other', 'more']) putSet(root, name)
+  const client = createClientIn(
+    { ...realSurroundings, pool: () => inlinePool() },
+    { runDirectory, checkpointDirectory: root, dialect: 'descriptor' },
+  )
+  const isGolden = (name: unknown): boolean => typeof name === 'string' && name.startsWith('golden.ckp')
+  const release = intercept(t, 'unlinkAt', (_, name) =>
+    isGolden(name) ? failure('EPERM', 'unlinkat') : undefined,
+  )
+  t.match(await rejection(client.createCheckpoint('vm1', { name: 'golden' })), {
+    code: 'ERR_PERMISSION',
+    message: /committed/,
+  })
+  t.equal((await client.listCheckpoints('vm1')).length, 3)
+  await client.createCheckpoint('vm1', { name: 'new' })
+  await client.pinCheckpoint('vm1', 'other')
+  await client.destroyCheckpoint('vm1', 'more')
+  t.match(await client.pruneCheckpoints('vm1', { keepLast: 1 }), { removed: [] })
+  t.match(await rejection(client.destroyCheckpoint('vm1', 'golden')), { code: 'ERR_PERMISSION' })
+  t.match(await rejection(client.createCheckpoint('vm1', { name: 'golden' })), { code: 'ERR_PERMISSION' })
+  t.strictSame(await client.destroyAll('vm1'), ['new', 'other'])
+  release()
+  const [golden] = await client.listCheckpoints('vm1')
+  t.match(golden, { name: 'golden', state: 'complete', memoryBytes: 65536 }, 'the committed one comes home')
+})
+
+t.test('recovery relies on nothing that may not be on the disk', async (t) => {
+  const root = scratch(t)
+  putSet(root, 'x', 1)
+  const { jobs } = await import('../dist/pool/jobs.js')
+  const directory = path.join(root, 'vm1')
+  const calls: string[] = []
+  const shown = (descriptor: unknown) =>
+    path.relative(directory, fs.readlinkSync(`/proc/self/fd/${Number(descriptor)}`))
+  for (const name of ['sync', 'renameAt', 'unlinkAt'] as const) {
+    intercept(t, name, (descriptor, file) => {
+      calls.push(`${name} ${path.join(shown(descriptor), typeof file === 'string' ? file : '')}`)
+      return undefined
+    })
+  }
+  fs.mkdirSync(path.join(directory, '.staging/abc.ready'), { recursive: true, mode: 0o700 })
+  writeSet(path.join(directory, '.staging/abc.ready/x.ckp'), 2)
+  jobs.listSets(directory, 'vm1')
+  t.ok(
+    calls.includes('sync .staging') && calls.indexOf('sync .staging') < calls.indexOf('unlinkAt x.ckp'),
+    calls.join(', '),
+  )
+  calls.length = 0
+  fs.mkdirSync(path.join(directory, '.staging/abc.trash'), { recursive: true, mode: 0o700 })
+  fs.renameSync(path.join(directory, 'x.ckp'), path.join(directory, '.staging/abc.trash/x.ckp'))
+  jobs.listSets(directory, 'vm1')
+  const moved = calls.indexOf('renameAt x.ckp.kern')
+  t.ok(
+    moved > calls.indexOf('sync .staging/abc.trash') &&
+      moved > calls.indexOf('sync .') &&
+      calls.includes('sync .'),
+    calls.join(', '),
+  )
+  t.strictSame(checkpointFiles(directory), [])
+})
+
+t.test('looks that a replacement overtakes', async (t) => {
+  const root = scratch(t)
+  putSet(root, 'x')
+  const { jobs } = await import('../dist/pool/jobs.js')
+  const directory = path.join(root, 'vm1')
+  let hidden = 1
+  const showAgain = intercept(t, 'readDirectory', () => (hidden-- > 0 ? Buffer.alloc(0) : undefined))
+  t.equal(jobs.hasSets(directory), true, 'published between the two looks')
+  showAgain()
+  let gone = 1
+  intercept(t, 'openAt', (_, name) =>
+    name === 'x.ckp' && gone-- > 0 ? failure('ENOENT', 'openat') : undefined,
+  )
+  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'x', state: 'complete' }])
+})
+
+t.test('a set of which a file cannot be read can be destroyed and replaced', async (t) => {
+  const { runDirectory } = await start(t)
+  const root = scratch(t)
+  const client = createClientIn(
+    { ...realSurroundings, pool: () => inlinePool() },
+    { runDirectory, checkpointDirectory: root, dialect: 'descriptor' },
+  )
+  const unreadable = /^[ab]\.ckp\.(meta|manifest)$/
+  for (const name of ['a', 'b', 'c']) await client.createCheckpoint('vm1', { name })
+  const directory = fs.realpathSync(path.join(root, 'vm1'))
+  const isThere = (descriptor: unknown) =>
+    fs.readlinkSync(`/proc/self/fd/${Number(descriptor)}`) === directory
+  const release = intercept(t, 'openAt', (descriptor, name) =>
+    unreadable.test(String(name)) && isThere(descriptor) ? failure('EACCES', 'openat') : undefined,
+  )
+  t.match(await client.listCheckpoints('vm1'), [
+    { state: 'damaged' },
+    { state: 'damaged' },
+    { state: 'complete' },
+  ])
+  await client.destroyCheckpoint('vm1', 'a')
+  t.match(await client.createCheckpoint('vm1', { name: 'b' }), { name: 'b' })
+  release()
+  t.match(
+    await client.getCheckpoint('vm1', 'b'),
+    { pinned: true },
+    'what could not be read may have been a pin',
+  )
+  t.strictSame(await client.destroyAll('vm1'), ['b', 'c'])
+})
+
+t.test('a cancel is heard while the commit waits for a thread', async (t) => {
+  const { runDirectory } = await start(t)
+  const controller = new AbortController()
+  const slow = inlinePool((name) => {
+    if (name === 'commitStage') controller.abort()
+    return undefined
+  })
+  const client = createClientIn(
+    { ...realSurroundings, pool: () => slow },
+    { runDirectory, checkpointDirectory: scratch(t), dialect: 'descriptor' },
+  )
+  const error: unknown = await client
+    .createCheckpoint('vm1', { signal: controller.signal })
+    .catch((e: unknown) => e)
+  t.match(error, { code: 'ABORT_ERR' })
+  await client.idle()
+  t.strictSame(await client.listCheckpoints('vm1'), [])
+})
+
+t.test("another user's folder beside ours", needsRoot, async (t) => {
+  const workdir = scratch(t)
+  fs.chmodSync(workdir, 0o755)
+  for (const vm of ['ours', 'theirs'])
+    fs.mkdirSync(path.join(workdir, 'jails-system', vm, 'checkpoints'), { recursive: true })
+  writeSet(path.join(workdir, 'jails-system/ours/checkpoints/a.ckp'), 1)
+  execFileSync('chown', ['-R', '65534:65534', path.join(workdir, 'jails-system/ours')])
+  fs.chmodSync(path.join(workdir, 'jails-system/theirs'), 0o700)
+  const script = new URL('support/list-as-user.mjs', import.meta.url).pathname
+  const options: ExecFileSyncOptionsWithStringEncoding = {
+    encoding: 'utf8',
+    env: childEnvironment(),
+    stdio: ['ignore', 'pipe', 'ignore'],
+  }
+  t.equal(execFileSync(process.execPath, [script, workdir, '65534'], options), '["ours"] ["a complete"]\n')
+  fs.mkdirSync(path.join(workdir, 'jails-system/ours/checkpoints/.staging'), { mode: 0o700 })
+  t.equal(
+    execFileSync(process.execPath, [script, workdir, '65534'], options),
+    '["ours"] ["a complete"]\n',
+    'read without the lock',
+  )
+})
+
+t.test('the size of the next one is not guessed from what is no checkpoint', async (t) => {
+  const { runDirectory } = await start(t)
+  const checkpointDirectory = scratch(t)
+  const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
+  await client.createCheckpoint('vm1')
+  fs.writeFileSync(path.join(checkpointDirectory, 'vm1/foreign.ckp'), 'BHYVE-CHECKPOINT-MANIFEST-1')
+  const totals = new Set<number | undefined>()
+  await client.createCheckpoint('vm1', {
+    onProgress: ({ phase, totalBytes }) => phase !== 'queued' && totals.add(totalBytes),
+  })
+  t.strictSame([...totals], [65536])
+})
+
+t.test('waiting for the turn is told', async (t) => {
+  const { runDirectory } = await start(t, { memoryBytes: MiB, writeRate: 4 * MiB })
+  const client = createClient({ runDirectory, checkpointDirectory: scratch(t), dialect: 'descriptor' })
+  const order: string[] = []
+  const report = (name: string) => ({
+    name,
+    onProgress: ({ phase }: { phase: string }) => order.push(`${name} ${phase}`),
+  })
+  await Promise.all([
+    client.createCheckpoint('vm1', report('a')),
+    client.createCheckpoint('vm1', report('b')),
+  ])
+  t.ok(order.indexOf('b queued') < order.indexOf('a saving'))
+  t.match(await rejection(client.createCheckpoint('vm1', { timeout: -1 })), {
+    code: 'ERR_INVALID_OPTION',
+    vm: 'vm1',
+  })
 })

@@ -319,10 +319,16 @@ t.test('what pruning chooses', async (t) => {
     state: 'damaged',
     problems: [{ code: 'kernel-missing', message: '', file: 'x' }],
   } as Partial<ListedCheckpoint>
-  const mixed = [set('a', 4000), set('bad', 500, damaged), set('c', 2000)]
+  const hour = 3_600_000
+  const mixed = [set('a', 3 * hour), set('bad', 2 * hour, damaged), set('c', hour)]
   t.strictSame(names(mixed, { maxBytes: 200 }), ['bad'], 'damaged ones first')
   t.strictSame(names(mixed, { keepLast: 2 }), ['bad'], 'and they count for nothing')
-  t.strictSame(names(mixed, { keepWithinMs: 1000 }), ['a'], 'but somebody may be writing a young one')
+  t.strictSame(names(mixed, { keepWithinMs: 2.5 * hour }), ['a'])
+  const making = [set('a', 3 * hour), set('making', 1000, damaged), set('c', hour)]
+  t.strictSame(names(making, { keepLast: 1, maxBytes: 0 }), ['a'], 'somebody may be writing a young one')
+  const files = { memory: '', kernel: '', metadata: '', manifest: '/making.ckp.manifest' }
+  const ours = [set('a', 3 * hour), set('broken', 1000, { ...damaged, files }), set('c', hour)]
+  t.strictSame(names(ours, { keepLast: 2 }), ['broken'], 'but ours is never written in place')
   const guarded = [
     set('pinned', 9000, { pinned: true }),
     set('suspended', 8000, { poweredOff: true }),

@@ -14,7 +14,7 @@ import { deviceNames, kernelBytes, type Metadata, metadataMaxBytes, parseMetadat
 export interface Inspection {
   problems: Problem[]
   foreign: boolean
-  /** The RAM file's identity: changes when another set takes the name. */
+  /** Changes when another set takes the name, or this one is written anew. */
   identity: string
   modifiedMs: number
   storedBytes: number
@@ -39,13 +39,13 @@ export function inspectSet(directory: Directory, name: string): Inspection | und
   const inspection: Inspection = {
     problems: [],
     foreign: false,
-    identity: memory.status.identity,
+    identity: stateOf(memory.status),
     modifiedMs: memory.status.mtimeMs,
     storedBytes: storedBytes([memory, kernel, metadataPart, manifestPart]),
     hasManifest: manifestPart !== undefined,
-    bytesRead: 0,
+    bytesRead: foreignMagic.length,
   }
-  if (memory.problem === undefined && isForeign(directory, name, inspection))
+  if (memory.problem === undefined && isForeignFormat(directory, name))
     return foreignInspection(inspection, name)
   const metadata = readMetadata(directory, name, metadataPart, inspection)
   checkMemory(name, memory, metadata, inspection)
@@ -53,6 +53,11 @@ export function inspectSet(directory: Directory, name: string): Inspection | und
   readManifest(directory, name, manifestPart, inspection)
   if (metadata !== undefined) inspection.metadata = summaryOf(metadata)
   return inspection
+}
+
+/** An inode's number may be used again at once: time and size belong to it. */
+export function stateOf({ identity, mtimeMs, size }: FileStatus): string {
+  return `${identity} ${mtimeMs} ${size}`
 }
 
 /** A set of which no RAM file exists: what a failed run may leave. */
@@ -72,10 +77,9 @@ function storedBytes(parts: readonly Part[]): number {
   return parts.reduce((sum, part) => sum + (part?.status.allocatedBytes ?? 0), 0)
 }
 
-function isForeign(directory: Directory, name: string, inspection: Inspection): boolean {
-  const start = directory.readStart(name + memorySuffix, foreignMagic.length)
-  inspection.bytesRead += start.length
-  return start.equals(foreignMagic)
+/** Whether a RAM file is the text with which another tool's format begins. */
+export function isForeignFormat(directory: Directory, name: string): boolean {
+  return directory.readStart(name + memorySuffix, foreignMagic.length).equals(foreignMagic)
 }
 
 function foreignInspection(inspection: Inspection, name: string): Inspection {

@@ -44,5 +44,11 @@ export const jobs = {
 export type Jobs = typeof jobs
 export type JobName = keyof Jobs
 
-/** Jobs that may take long (fsync of gigabytes): they never occupy the whole pool. */
-export const longJobs: ReadonlySet<JobName> = new Set<JobName>(['prepareStage'])
+/** Jobs that may take long (fsync or removal of gigabytes): they never occupy the whole pool. */
+export const longJobs: ReadonlySet<JobName> = new Set<JobName>([
+  'prepareStage',
+  'abandonStage',
+  'destroySet',
+  'destroySets',
+  'pruneSets',
+])

@@ -21,6 +21,7 @@ const loadSynchronously = "require(require('node:worker_threads').workerData)"
 
 interface Job {
   name: JobName
+  onStart: (() => void) | undefined
   args: readonly unknown[]
   resolve: (value: unknown) => void
   reject: (error: unknown) => void
@@ -49,10 +50,17 @@ class PoolWorker {
     this.#worker.on('exit', () => this.#fail(new Error('the worker ended')))
   }
 
+  /** Rejects the job where it cannot start: cancelled meanwhile, or with arguments that cannot be passed on. */
   run(job: Job): void {
+    try {
+      job.onStart?.()
+      this.#post({ kind: 'run', job: job.name, args: job.args })
+    } catch (error) {
+      job.reject(error)
+      return
+    }
     this.job = job
     this.#worker.ref()
-    this.#post({ kind: 'run', job: job.name, args: job.args })
   }
 
   #finish(message: FromWorker): void {
@@ -123,13 +131,32 @@ function adoptAll(lent: Record<string, number>): Record<string, number> {
   return Object.fromEntries(adopted)
 }
 
-export class Pool {
+/** What runs jobs. */
+export interface JobRunner {
+  run<N extends JobName>(name: N, ...args: Parameters<Jobs[N]>): Promise<ReturnType<Jobs[N]>>
+  /** `onStart` is called when a thread takes the job; what it throws rejects the job instead. */
+  runFrom<N extends JobName>(
+    onStart: (() => void) | undefined,
+    name: N,
+    ...args: Parameters<Jobs[N]>
+  ): Promise<ReturnType<Jobs[N]>>
+}
+
+export class Pool implements JobRunner {
   readonly #workers = new Set<PoolWorker>()
   readonly #waiting: Job[] = []
 
   run<N extends JobName>(name: N, ...args: Parameters<Jobs[N]>): Promise<ReturnType<Jobs[N]>> {
+    return this.runFrom(undefined, name, ...args)
+  }
+
+  runFrom<N extends JobName>(
+    onStart: (() => void) | undefined,
+    name: N,
+    ...args: Parameters<Jobs[N]>
+  ): Promise<ReturnType<Jobs[N]>> {
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ name, args, resolve: resolve as (value: unknown) => void, reject })
+      this.#waiting.push({ name, onStart, args, resolve: resolve as (value: unknown) => void, reject })
       this.#assign()
     })
   }
@@ -137,10 +164,18 @@ export class Pool {
   #assign(): void {
     for (;;) {
       const index = this.#waiting.findIndex((job) => this.#mayStart(job))
-      const worker = index === -1 ? undefined : this.#idleWorker()
-      if (worker === undefined) return
-      const [job] = this.#waiting.splice(index, 1)
-      if (job !== undefined) worker.run(job)
+      const job = this.#waiting[index]
+      if (job === undefined) return
+      try {
+        const worker = this.#idleWorker()
+        if (worker === undefined) return
+        this.#waiting.splice(index, 1)
+        worker.run(job)
+      } catch (cause) {
+        // No thread can be had: a job that is told so must not be done later.
+        this.#waiting.splice(index, 1)
+        job.reject(new CheckpointError('ERR_SYSTEM', 'the library could start no thread', { cause }))
+      }
     }
   }
 

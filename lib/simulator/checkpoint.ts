@@ -2,23 +2,25 @@
 import { closeSync, openSync, statSync, writeSync, constants } from 'node:fs'
 import { isFailure, type Native } from '../native.js'
 import { strikes, type Fault } from './fault.js'
-import { stateOf, type GuestMemory } from './guest.js'
-import { MetadataWriter, type MetadataShape } from './metadata.js'
-import { pageSize, type SimulatedDialect } from './options.js'
+import type { GuestMemory } from './guest.js'
+import { MetadataWriter } from './metadata.js'
+import { pageSize, shapeOf, type SimulatedDialect } from './options.js'
 import type { Coroutine } from './reactor.js'
 import type { CheckpointRequest } from './request.js'
-import { devicesOf, structuresOf, type SectionPlan } from './sections.js'
+import type { GuestState, StateSection } from './sections.js'
 import { RateLimit } from './rate_limit.js'
 
 /** The virtual machine that is saved, and how it behaves. */
 export interface Guest {
   readonly vm: string
   readonly cpus: number
-  readonly devices: readonly string[]
+  readonly state: GuestState
   readonly memory: GuestMemory
   readonly dialect: SimulatedDialect
   readonly writeRate: number | undefined
   readonly fault: Fault | undefined
+  /** Prints a line on the console that bhyve was started from. */
+  readonly say: (line: string) => void
 }
 
 /** `error`: bhyve's own opinion, which a lost `.meta` does not change. `destroyed`: the VM is gone. */
@@ -67,7 +69,6 @@ class CheckpointRun {
   readonly #guest: Guest
   readonly #request: CheckpointRequest
   readonly #outputs: Output[]
-  readonly #shape: MetadataShape
   readonly #metadata: MetadataWriter
   #kernelBytes = 0
 
@@ -76,8 +77,7 @@ class CheckpointRun {
     this.#guest = guest
     this.#request = request
     this.#outputs = outputs
-    this.#shape = isOld(guest.dialect) ? 'old' : 'current'
-    this.#metadata = new MetadataWriter(this.#shape)
+    this.#metadata = new MetadataWriter(shapeOf(guest.dialect))
   }
 
   *run(): Coroutine<Outcome> {
@@ -88,23 +88,25 @@ class CheckpointRun {
     const memory = yield* this.#open('', O_RDWR, 0o700)
     if (memory === undefined) return failed('Failed to create checkpoint file')
     // The trees before `fddir` open this one with fopen().
-    const metadata = yield* this.#open('.meta', O_WRONLY, isOld(this.#guest.dialect) ? 0o666 : 0o700)
+    const metadata = yield* this.#open('.meta', O_WRONLY, this.#metadataMode)
     // bhyve forgets to call this a failure.
     if (metadata === undefined) return { error: undefined, destroyed: false }
     if (yield* this.#strikes('pause')) return failed('Could not pause devices')
-    if (!(yield* this.#saveMemory(memory))) return failed('Could not write guest memory to file')
+    const saved = yield* this.#saveMemory(memory)
+    this.#guest.say('')
+    if (!saved) return failed('Could not write guest memory to file')
     return yield* this.#saveState(kernel, metadata)
   }
 
   *#saveState(kernel: Output, metadata: Output): Coroutine<Outcome> {
-    const { vm, cpus, memory, devices } = this.#guest
+    const { vm, cpus, memory, state } = this.#guest
     this.#metadata.basic({ vm, cpus, memoryBytes: memory.size, memoryFlags: 0 })
     this.#metadata.openStructures()
-    if (!(yield* this.#saveSections(kernel, 'kernel', structuresOf(this.#shape, cpus)))) {
+    if (!(yield* this.#saveSections(kernel, 'kernel', state.structures))) {
       return this.#fail(metadata, 'Failed to snapshot vm kernel data')
     }
     this.#metadata.openDevices()
-    if (!(yield* this.#saveSections(kernel, 'device', devicesOf(this.#shape, devices)))) {
+    if (!(yield* this.#saveSections(kernel, 'device', state.devices))) {
       return this.#fail(metadata, 'Failed to snapshot device state')
     }
     this.#metadata.finish()
@@ -129,16 +131,20 @@ class CheckpointRun {
     return !(yield* this.#strikes('memory'))
   }
 
-  *#saveSections(output: Output, at: 'kernel' | 'device', plans: readonly SectionPlan[]): Coroutine<boolean> {
+  *#saveSections(
+    output: Output,
+    at: 'kernel' | 'device',
+    sections: readonly StateSection[],
+  ): Coroutine<boolean> {
     // In the middle: some sections are there, some are not.
-    const fatal = at === 'kernel' ? 3 : Math.floor(plans.length / 2)
-    for (const [index, plan] of plans.entries()) {
+    const fatal = at === 'kernel' ? 3 : Math.floor(sections.length / 2)
+    for (const [index, { name, size, read }] of sections.entries()) {
       if (index === fatal && (yield* this.#strikes(at))) return false
-      if (!writeAll(output, stateOf(this.#guest.vm, plan.name, plan.size))) return false
-      const section = { ...plan, offset: this.#kernelBytes }
+      if (!writeAll(output, read())) return false
+      const section = { name, size, offset: this.#kernelBytes }
       if (at === 'kernel') this.#metadata.structure(section)
       else this.#metadata.device(section)
-      this.#kernelBytes += plan.size
+      this.#kernelBytes += size
     }
     this.#metadata.closeList()
     return true
@@ -155,6 +161,10 @@ class CheckpointRun {
   #fail(metadata: Output, error: string): Outcome {
     writeAll(metadata, Buffer.from(this.#metadata.text))
     return failed(error)
+  }
+
+  get #metadataMode(): number {
+    return shapeOf(this.#guest.dialect) === 'old' ? 0o666 : 0o700
   }
 
   #strikes(at: Fault['at']): Coroutine<boolean> {
@@ -190,10 +200,6 @@ function isFifoAt(path: string): boolean {
   } catch {
     return false
   }
-}
-
-function isOld(dialect: SimulatedDialect): boolean {
-  return dialect === 'struct' || dialect === 'path'
 }
 
 function openByPath(path: string, flags: number, mode: number): Output | undefined {

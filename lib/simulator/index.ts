@@ -2,6 +2,7 @@
  * A bhyve without a guest, for tests: the same sockets, the same files, the same faults, in a process of
  * its own. See docs/protocol.md for what it imitates.
  */
+import { executablePath } from './executable.js'
 import { startProcess, type Exit, type SimulatorProcess } from './child.js'
 import { socketPathOf } from './listener.js'
 import { settingsOf, type FleetOptions, type SimulatorOptions } from './options.js'
@@ -9,6 +10,14 @@ import { settingsOf, type FleetOptions, type SimulatorOptions } from './options.
 export type { CheckpointFault, ConnectionFault, Fault } from './fault.js'
 export type { FleetOptions, GuestOptions, SimulatedDialect, SimulatorOptions } from './options.js'
 export type { Exit } from './child.js'
+
+/**
+ * Path of a stand-in for the bhyve executable: it takes bhyve's arguments, `-r` included, and serves the
+ * socket. Where the installation cannot be made executable, start it with `process.execPath`. Its surplus
+ * settings come from the environment: `SIMULATED_BHYVE_RUN_DIRECTORY`, `SIMULATED_BHYVE_DIALECT` and
+ * `SIMULATED_BHYVE_OPTIONS` (JSON with `fault`, `suspendExitCode`, `writeRate`, `zeroFraction`).
+ */
+export const simulatedBhyve: string = executablePath()
 
 /** One VM in a process of its own, which is its bhyve: it can be killed, stopped and waited for. */
 export class SimulatedBhyve {

@@ -71,7 +71,7 @@ export class MetadataWriter {
         ? [['device', section.name]]
         : [
             ['debug_name', section.name],
-            ['snapshot_req', requestNumbers[section.name] ?? -1],
+            ['snapshot_req', requestNumberOf(section.name)],
           ],
       section,
     )
@@ -124,6 +124,11 @@ export class MetadataWriter {
   get #indent(): string {
     return '  '.repeat(this.#membersInside.length)
   }
+}
+
+/** By which the old trees find a kernel structure; -1 where they know none of that name. */
+export function requestNumberOf(structure: string): number {
+  return requestNumbers[structure] ?? -1
 }
 
 function valueOf(value: string | number): string {

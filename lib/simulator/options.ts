@@ -1,6 +1,7 @@
 /** What a simulated bhyve can be told, its defaults, and the checks made before a process is started. */
 import { constants } from 'node:os'
 import { parseFault, type Fault } from './fault.js'
+import type { MetadataShape } from './metadata.js'
 
 /** The generations of bhyve's socket; `'reply'` is a `'descriptor'` bhyve that answers. */
 export type SimulatedDialect = 'struct' | 'path' | 'descriptor' | 'reply'
@@ -68,6 +69,11 @@ const defaultDevices = [
   'virtio-net@pci.0.4.0',
   'lpc@pci.0.31.0',
 ]
+
+/** How the metadata of this generation are laid out. */
+export function shapeOf(dialect: SimulatedDialect): MetadataShape {
+  return dialect === 'struct' || dialect === 'path' ? 'old' : 'current'
+}
 
 /** Throws TypeError or RangeError, naming the option. `runDirectory` stays empty where none was given. */
 export function settingsOf(vms: readonly string[], fleet: boolean, options: GuestOptions): ServerSettings {

@@ -5,10 +5,12 @@
  */
 import { readSync, rmSync, writeSync } from 'node:fs'
 import { loadNative, type Native } from '../native.js'
+import { exitSoon } from './destroyed.js'
 import { SyntheticMemory } from './guest.js'
 import { listenFor } from './listener.js'
-import type { ServerSettings } from './options.js'
+import { shapeOf, type ServerSettings } from './options.js'
 import { Reactor, type Coroutine } from './reactor.js'
+import { freshState } from './sections.js'
 import { serve } from './server.js'
 
 /** The line on standard input. */
@@ -23,8 +25,6 @@ export type ProcessReport = { readonly listening: true } | { readonly error: str
 const standardInput = 0
 const standardOutput = 1
 const lineFeed = 0x0a
-/** The connection ends a little before the process does, as with the real one. */
-const lingerMs = 20
 
 function main(): void {
   const settings = JSON.parse(readLine()) as ProcessSettings
@@ -49,11 +49,11 @@ function startServing(settings: ProcessSettings): Reactor {
 function serveVm(native: Native, settings: ProcessSettings, vm: string): Coroutine {
   const { cpus, devices, dialect, writeRate, fault } = settings
   const memory = new SyntheticMemory(vm, settings.memoryBytes, settings.zeroFraction)
-  const guest = { vm, cpus, devices, memory, dialect, writeRate, fault }
+  const state = freshState({ vm, shape: shapeOf(dialect), cpus, devices })
+  const guest = { vm, cpus, state, memory, dialect, writeRate, fault, say: () => undefined }
   return serve(native, listenFor(native, settings, vm), guest, function* () {
     if (settings.fleet) return
-    yield { until: performance.now() + lingerMs }
-    process.exit(settings.suspendExitCode)
+    yield* exitSoon(settings.suspendExitCode)
   })
 }
 

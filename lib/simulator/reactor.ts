@@ -14,11 +14,11 @@ const forever = -1
 
 export class Reactor {
   readonly #native: Native
-  readonly #control: number
+  readonly #control: number | undefined
   readonly #waiting = new Map<Coroutine, Wait>()
 
-  /** `control` is the descriptor whose end of file ends the loop. */
-  constructor(native: Native, control: number) {
+  /** `control` is the descriptor whose end of file ends the loop; without one nothing does. */
+  constructor(native: Native, control: number | undefined) {
     this.#native = native
     this.#control = control
   }
@@ -31,7 +31,7 @@ export class Reactor {
   run(): void {
     for (;;) {
       const ready = this.#poll()
-      if (ready.has(this.#control) && this.#controlEnded()) return
+      if (this.#control !== undefined && ready.has(this.#control) && ended(this.#control)) return
       const now = performance.now()
       for (const [coroutine, wait] of this.#waiting) {
         if (canGoOn(wait, ready, now)) this.#resume(coroutine)
@@ -46,7 +46,7 @@ export class Reactor {
   }
 
   #poll(): Set<number> {
-    const descriptors = [this.#control]
+    const descriptors = this.#control === undefined ? [] : [this.#control]
     for (const wait of this.#waiting.values()) {
       if (typeof wait === 'object' && 'readable' in wait) descriptors.push(wait.readable)
     }
@@ -64,11 +64,11 @@ export class Reactor {
     if (earliest === Infinity) return forever
     return Math.max(0, Math.ceil(earliest - performance.now()))
   }
+}
 
-  // Nothing is ever said on the control descriptor; that it ends says that the parent has.
-  #controlEnded(): boolean {
-    return readSync(this.#control, Buffer.alloc(64)) === 0
-  }
+// Nothing is ever said on the control descriptor; that it ends says that the parent has.
+function ended(control: number): boolean {
+  return readSync(control, Buffer.alloc(64)) === 0
 }
 
 function canGoOn(wait: Wait, ready: ReadonlySet<number>, now: number): boolean {

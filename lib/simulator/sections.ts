@@ -1,4 +1,5 @@
 /** What lies in `.kern`: which kernel structures and devices, in which order, how large. */
+import { stateOf } from './guest.js'
 import type { MetadataShape } from './metadata.js'
 
 /** A kernel structure or a device before it has a place in the file. */
@@ -6,6 +7,24 @@ export interface SectionPlan {
   readonly name: string
   /** Bytes. */
   readonly size: number
+}
+
+/** A section and its content, which is the same in every checkpoint of a process. */
+export interface StateSection extends SectionPlan {
+  readonly read: () => Buffer
+}
+
+/** Everything a checkpoint puts into `.kern`, in its order. */
+export interface GuestState {
+  readonly structures: readonly StateSection[]
+  readonly devices: readonly StateSection[]
+}
+
+interface FreshGuest {
+  readonly vm: string
+  readonly shape: MetadataShape
+  readonly cpus: number
+  readonly devices: readonly string[]
 }
 
 const structureOrder: Readonly<Record<MetadataShape, readonly string[]>> = {
@@ -50,6 +69,19 @@ const oldDeviceTypes = [
   'ahci-hd',
   'ahci-cd',
 ]
+
+/** The state of a guest that was not restored: computed from the VM's name whenever it is read. */
+export function freshState({ vm, shape, cpus, devices }: FreshGuest): GuestState {
+  const computed = ({ name, size }: SectionPlan): StateSection => ({
+    name,
+    size,
+    read: () => stateOf(vm, name, size),
+  })
+  return {
+    structures: structuresOf(shape, cpus).map(computed),
+    devices: devicesOf(shape, devices).map(computed),
+  }
+}
 
 export function structuresOf(shape: MetadataShape, cpus: number): SectionPlan[] {
   return structureOrder[shape].map((name) => ({

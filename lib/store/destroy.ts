@@ -4,28 +4,27 @@
  */
 import path from 'node:path'
 import { CheckpointError } from '../errors.js'
-import { inspectSet } from '../inspect/structure.js'
+import { isForeignFormat } from '../inspect/structure.js'
 import { memorySuffix } from '../names.js'
 import { Directory } from './directory.js'
 import { notFound, setNames } from './list.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'
 import { stagingName } from './paths.js'
-import { moveCompanions, recover } from './recover.js'
+import { assertNotStuck, moveCompanions, recover } from './recover.js'
 import { removeRubbish } from './remove_tree.js'
 import { freshId, trashSuffix } from './staging_entries.js'
 
 export function destroySet(directoryPath: string, name: string): void {
   using directory = Directory.openFolderIfAny(directoryPath)
   if (directory === undefined) throw notFound(directoryPath, name)
-  if (!setNames(directory).includes(name)) {
-    finishOthers(directory)
-    if (!setNames(directory).includes(name)) throw notFound(directoryPath, name)
-  }
+  // Where there is nothing, no `.staging` is made either.
+  if (!setNames(directory).includes(name)) finishOthers(directory)
+  if (!setNames(directory).includes(name)) throw notFound(directoryPath, name)
   using staging = lockStagingUnlessGone(directory)
   if (staging === undefined) throw notFound(directoryPath, name)
-  recover(directory, staging)
+  assertNotStuck(recover(directory, staging), name)
   if (!setNames(directory).includes(name)) throw notFound(directoryPath, name)
-  if (isForeign(directory, name)) throw foreign(directory, name)
+  if (isForeign(directory, name) === true) throw foreign(directory, name)
   discard(directory, staging, [name])
 }
 
@@ -43,8 +42,8 @@ function discardAll(directory: Directory): string[] {
   if (setNames(directory).length === 0) return []
   using staging = lockStagingUnlessGone(directory)
   if (staging === undefined) return []
-  recover(directory, staging)
-  const names = setNames(directory).filter((name) => !isForeign(directory, name))
+  const stuck = recover(directory, staging)
+  const names = setNames(directory).filter((name) => !stuck.has(name) && isForeign(directory, name) === false)
   discard(directory, staging, names)
   return names.sort()
 }
@@ -71,8 +70,14 @@ export function discard(directory: Directory, staging: Directory, names: readonl
   removeRubbish(staging, trashName)
 }
 
-function isForeign(directory: Directory, name: string): boolean {
-  return inspectSet(directory, name)?.foreign === true
+/** Undefined where the file cannot be read: who names it may destroy it, who means all of them should not. */
+function isForeign(directory: Directory, name: string): boolean | undefined {
+  if (directory.statusIfAny(name + memorySuffix)?.kind !== 'file') return false
+  try {
+    return isForeignFormat(directory, name)
+  } catch {
+    return undefined
+  }
 }
 
 function foreign(directory: Directory, name: string): CheckpointError {

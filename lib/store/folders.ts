@@ -1,5 +1,6 @@
 /** Folders by name, for the layouts. Runs in the pool. */
 import path from 'node:path'
+import { CheckpointError } from '../errors.js'
 import { Directory } from './directory.js'
 
 /** The folders in a directory, by name: VMs, for the layouts. `[]` where there is none. */
@@ -11,8 +12,16 @@ export function foldersIn(directoryPath: string): string[] {
 
 /** The same one level down: the folders that hold a folder called `inner`. */
 export function foldersWith(directoryPath: string, inner: string): string[] {
-  return foldersIn(directoryPath).filter((folder) => {
-    using directory = Directory.openPathIfAny(path.join(directoryPath, folder))
+  return foldersIn(directoryPath).filter((folder) => holds(path.join(directoryPath, folder), inner))
+}
+
+/** Another user's folder is not ours to see. */
+function holds(folder: string, inner: string): boolean {
+  try {
+    using directory = Directory.openPathIfAny(folder)
     return directory?.statusIfAny(inner)?.kind === 'directory'
-  })
+  } catch (error) {
+    if (error instanceof CheckpointError && error.code === 'ERR_PERMISSION') return false
+    throw error
+  }
 }

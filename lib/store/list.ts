@@ -1,6 +1,7 @@
 /** Which checkpoints does a VM have? Runs in the pool. */
+import os from 'node:os'
 import { CheckpointError } from '../errors.js'
-import { type Inspection, inspectSet } from '../inspect/structure.js'
+import { type Inspection, inspectSet, stateOf } from '../inspect/structure.js'
 import { isCheckpointName, memorySuffix } from '../names.js'
 import type { Checkpoint, ListedCheckpoint, VerificationReport } from '../types.js'
 import { describe } from './describe.js'
@@ -9,6 +10,8 @@ import { lockStagingIfAny } from './lock.js'
 import { stagingName } from './paths.js'
 import { needsRecovery, recover } from './recover.js'
 import { readySuffix } from './staging_entries.js'
+
+const mostAttempts = 10
 
 /** Oldest first; `[]` where there is no directory. */
 export function listSets(directoryPath: string, vm: string): ListedCheckpoint[] {
@@ -22,9 +25,20 @@ export function listSets(directoryPath: string, vm: string): ListedCheckpoint[] 
 
 /** Whether there is anything to list; a checkpoint that waits for recovery counts. */
 export function hasSets(directoryPath: string): boolean {
-  using directory = Directory.openFolderIfAny(directoryPath)
-  if (directory === undefined) return false
-  return setNames(directory).length > 0 || hasCommitted(directory)
+  try {
+    using directory = Directory.openFolderIfAny(directoryPath)
+    if (directory === undefined) return false
+    const hasNames = (): boolean => setNames(directory).length > 0
+    // Once more: a publication may end between the first look and the second.
+    return hasNames() || hasCommitted(directory) || hasNames()
+  } catch (error) {
+    if (isForbidden(error)) return false // another user's store is not ours to see
+    throw error
+  }
+}
+
+function isForbidden(error: unknown): boolean {
+  return error instanceof CheckpointError && error.code === 'ERR_PERMISSION'
 }
 
 function hasCommitted(directory: Directory): boolean {
@@ -63,10 +77,21 @@ export function listedSet(directory: Directory, vm: string, name: string): Liste
 
 /** Where we may not lock, a set may be replaced while we look at it: then look again. */
 function inspectStill(directory: Directory, name: string): Inspection | undefined {
-  for (let attempt = 0; ; attempt++) {
-    const inspection = inspectSet(directory, name)
-    const identity = directory.statusIfAny(name + memorySuffix)?.identity
-    if (identity === inspection?.identity || attempt === 10) return inspection
+  for (let attempt = 1; ; attempt++) {
+    const inspection = inspectOnce(directory, name, attempt === mostAttempts)
+    const status = directory.statusIfAny(name + memorySuffix)
+    if (inspection !== 'gone' && (status && stateOf(status)) === inspection?.identity) return inspection
+    if (inspection !== 'gone' && attempt === mostAttempts) return inspection
+  }
+}
+
+function inspectOnce(directory: Directory, name: string, isLast: boolean): Inspection | undefined | 'gone' {
+  try {
+    return inspectSet(directory, name)
+  } catch (error) {
+    const isGone = error instanceof CheckpointError && error.errno === os.constants.errno.ENOENT
+    if (!isGone || isLast) throw error
+    return 'gone'
   }
 }
 
@@ -133,7 +158,7 @@ function lockForReading(directory: Directory): Directory | undefined {
     finishOthers(directory)
     return lockStagingIfAny(directory, 'shared')
   } catch (error) {
-    if (!(error instanceof CheckpointError) || error.code !== 'ERR_PERMISSION') throw error
+    if (!isForbidden(error)) throw error
     return undefined
   }
 }

@@ -7,7 +7,7 @@ import { Directory } from './directory.js'
 import { lockStaging } from './lock.js'
 
 /** A dangling link looks like a directory that is being removed again and again. */
-const mostAttempts = 100
+const mostAttempts = 10_000
 
 export interface LockedStore extends Disposable {
   directory: Directory

@@ -13,7 +13,7 @@ import { manifestSuffix, memorySuffix } from '../names.js'
 import { Directory } from './directory.js'
 import { notFound } from './list.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'
-import { recover } from './recover.js'
+import { assertNotStuck, recover } from './recover.js'
 import { removeRubbish } from './remove_tree.js'
 import { freshId } from './staging_entries.js'
 
@@ -21,7 +21,7 @@ export function pinSet(directoryPath: string, vm: string, name: string, pinned: 
   using directory = Directory.openFolderIfAny(directoryPath)
   if (directory === undefined) throw notFound(directoryPath, name)
   using staging = lockForPinning(directory, name)
-  recover(directory, staging)
+  assertNotStuck(recover(directory, staging), name)
   const inspection = inspectSet(directory, name)
   if (inspection === undefined) throw notFound(directoryPath, name)
   assertPinnable(directory, name, inspection)

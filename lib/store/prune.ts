@@ -7,6 +7,8 @@ import { listedSet, byAge, setNames } from './list.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'
 import { recover } from './recover.js'
 
+const makingMs = 3_600_000
+
 export interface Pruned {
   removed: string[]
   kept: string[]
@@ -17,9 +19,9 @@ export function pruneSets(directoryPath: string, vm: string, policy: PrunePolicy
   using directory = Directory.openFolderIfAny(directoryPath)
   if (directory === undefined) return { removed: [], kept: [], freedBytes: 0 }
   using staging = lockToPrune(directory)
-  if (staging !== undefined) recover(directory, staging)
+  const stuck = staging === undefined ? new Map() : recover(directory, staging)
   const sets = setNames(directory).flatMap((name) => listedSet(directory, vm, name))
-  const going = choose(sets, policy, now)
+  const going = choose(sets, policy, now).filter(({ name }) => !stuck.has(name))
   const removed = going.map(({ name }) => name)
   if (policy.dryRun !== true && staging !== undefined) discard(directory, staging, removed)
   const kept = sets.filter(({ name }) => !removed.includes(name)).sort(byAge)
@@ -42,7 +44,7 @@ export function choose(
   policy: PrunePolicy,
   now: number,
 ): ListedCheckpoint[] {
-  const candidates = sets.filter((set) => !isUntouchable(set)).sort(byValue)
+  const candidates = sets.filter((set) => !isUntouchable(set) && !isInTheMaking(set, now)).sort(byValue)
   const complete = sets.filter(({ state }) => state === 'complete').sort(byAge)
   const last = complete.at(-1)
   const removable = candidates.filter((set) => set !== last)
@@ -84,6 +86,15 @@ function tooMuch(
     occupied -= set.storedBytes ?? 0
   }
   return more
+}
+
+/**
+ * CBSD and bhyvectl write under the final name, without a lock: until they are done the set looks damaged, and it
+ * may be a VM's only state. Nobody can tell whether they still write; an hour without a change will do.
+ */
+function isInTheMaking({ state, files, createdAt }: ListedCheckpoint, now: number): boolean {
+  const isOurs = files?.manifest !== undefined
+  return state === 'damaged' && !isOurs && createdAt !== undefined && now - createdAt.getTime() < makingMs
 }
 
 /** Other tools' formats, pinned ones, and the state of a suspended VM that was not restored: that is the VM. */

@@ -2,7 +2,13 @@
  * From a stage to the name: old or new, never neither, never half (`docs/storage.md`). Runs in the pool.
  */
 import { CheckpointError, detailsOf } from '../errors.js'
-import { formatManifest, type Manifest, manifestVersion } from '../inspect/manifest.js'
+import {
+  formatManifest,
+  type Manifest,
+  manifestMaxBytes,
+  manifestVersion,
+  parseManifest,
+} from '../inspect/manifest.js'
 import { inspectSet } from '../inspect/structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import { type Checkpoint } from '../types.js'
@@ -12,7 +18,7 @@ import { lockStaging } from './lock.js'
 import { stagingName } from './paths.js'
 import { removeTree } from './remove_tree.js'
 import { assertReplaceable } from './replaceable.js'
-import { recover, rollForward } from './recover.js'
+import { assertNotStuck, recover, rollForward } from './recover.js'
 import { borrowStage, isSameStage, type StageHandle } from './stage.js'
 import { readySuffix } from './staging_entries.js'
 
@@ -40,7 +46,7 @@ export function prepareStage(handle: StageHandle, publication: Publication): voi
 export function commitStage(handle: StageHandle, publication: Publication): Checkpoint {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
   using staging = lockStaging(directory)
-  recover(directory, staging)
+  assertNotStuck(recover(directory, staging), publication.name)
   if (!isSameStage(staging, handle)) throw vanished(handle)
   const { name, ifExists } = publication
   assertReplaceable(directory, name, ifExists)
@@ -71,12 +77,23 @@ function finishCommit(
 /** A pin belongs to the name: the checkpoint that replaces a pinned one is pinned. */
 function keepPin(directory: Directory, stage: Directory, publication: Publication): void {
   const { name, manifest, durable } = publication
-  if (manifest.pinned || inspectSet(directory, name)?.manifest?.pinned !== true) return
-  const pinned = `${name}${manifestSuffix}.pinned`
+  if (manifest.pinned || !isPinned(directory, name)) return
+  const pinned = 'pin'
   removeTree(stage, pinned)
   stage.writeNew(pinned, formatManifest({ ...manifest, version: manifestVersion, pinned: true }), durable)
   stage.rename(pinned, stage, name + manifestSuffix)
   if (durable) stage.sync()
+}
+
+/** A manifest that is there and cannot be read may well hold a pin. */
+function isPinned(directory: Directory, name: string): boolean {
+  const file = name + manifestSuffix
+  if (directory.statusIfAny(file)?.kind !== 'file') return false
+  try {
+    return parseManifest(directory.readText(file, manifestMaxBytes))?.pinned ?? true
+  } catch {
+    return true
+  }
 }
 
 /** The stage's set as it is going to be found under its name: looked at once more while there is a way back. */

@@ -2,6 +2,7 @@
  * Finishes what a process left when it died. Always under the exclusive lock of `.staging`; doing it twice, or
  * dying in it, changes nothing. Runs in the pool.
  */
+import { type CheckpointError, toCheckpointError } from '../errors.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import type { Directory } from './directory.js'
 import { removeRubbish } from './remove_tree.js'
@@ -10,15 +11,51 @@ import { isAlive, isStageId, readySuffix, trashSuffix } from './staging_entries.
 /** A set's files in the order in which they come into place: the last makes the checkpoint exist. */
 const publicationOrder = [kernelSuffix, metadataSuffix, manifestSuffix, memorySuffix]
 
-export function recover(directory: Directory, staging: Directory): void {
+/** Names whose committed or destroyed sets could not be finished, and why. */
+export type Stuck = Map<string, CheckpointError>
+
+/**
+ * What cannot be finished now stays for later, and stops nobody but those who mean the same name: see
+ * `assertNotStuck`. An older commit must never be put over a newer one.
+ */
+export function recover(directory: Directory, staging: Directory): Stuck {
+  const stuck: Stuck = new Map()
   const entries = staging.entries()
-  for (const entry of entries.filter((name) => name.endsWith(readySuffix)))
-    rollForward(directory, staging, entry)
-  for (const entry of entries.filter((name) => name.endsWith(trashSuffix)))
-    finishDestroying(directory, staging, entry)
+  const committed = entries.filter((name) => name.endsWith(readySuffix))
+  // Its maker may have died before the commit was on the disk: what follows from it must not get there first.
+  if (committed.length > 0) staging.sync()
+  for (const entry of committed) attempt(staging, entry, stuck, () => rollForward(directory, staging, entry))
+  for (const entry of entries.filter((name) => name.endsWith(trashSuffix))) {
+    attempt(staging, entry, stuck, () => finishDestroying(directory, staging, entry))
+  }
   for (const entry of entries.filter(isStageId)) {
     if (!isAlive(staging, entry)) removeRubbish(staging, entry)
   }
+  return stuck
+}
+
+export function assertNotStuck(stuck: Stuck, name: string): void {
+  const error = stuck.get(name)
+  if (error !== undefined) throw error
+}
+
+function attempt(staging: Directory, entry: string, stuck: Stuck, finish: () => void): void {
+  try {
+    finish()
+  } catch (error) {
+    const known = toCheckpointError(error, 'finishing what was begun')
+    for (const name of namesIn(staging, entry)) stuck.set(name, known)
+  }
+}
+
+/** The checkpoints whose files a folder holds. */
+function namesIn(staging: Directory, entry: string): string[] {
+  using folder = openFolder(staging, entry)
+  const files = folder?.entries() ?? []
+  return files.flatMap((file) => {
+    const suffix = publicationOrder.find((candidate) => file.endsWith(candidate))
+    return suffix === undefined ? [] : [file.slice(0, -suffix.length)]
+  })
 }
 
 /** Whether `.staging` holds anything that recovery could be about. */
@@ -48,6 +85,9 @@ export function rollForward(directory: Directory, staging: Directory, ready: str
 export function finishDestroying(directory: Directory, staging: Directory, trash: string): void {
   using folder = openFolder(staging, trash)
   if (folder === undefined) return
+  // As in discard(): the RAM files must be gone for good before a companion goes.
+  folder.sync()
+  directory.sync()
   for (const memory of folder.entries().filter((entry) => entry.endsWith(memorySuffix))) {
     moveCompanions(directory, folder, memory.slice(0, -memorySuffix.length))
   }

@@ -1,6 +1,6 @@
 /** May a new checkpoint take this name? Asked before bhyve is, and again at the commit. Runs in the pool. */
 import { CheckpointError } from '../errors.js'
-import { inspectSet } from '../inspect/structure.js'
+import { isForeignFormat } from '../inspect/structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import type { Directory } from './directory.js'
 
@@ -14,8 +14,10 @@ export function assertReplaceable(directory: Directory, name: string, ifExists: 
   if (directory.statusIfAny(name + memorySuffix) === undefined) return
   const path = directory.pathOf(name + memorySuffix)
   if (ifExists === 'fail') throw exists(path, 'exists already')
-  if (inspectSet(directory, name)?.foreign === true)
+  const isFile = directory.statusIfAny(name + memorySuffix)?.kind === 'file'
+  if (isFile && isForeignFormat(directory, name)) {
     throw exists(path, "is another tool's checkpoint and left alone")
+  }
 }
 
 function exists(path: string, why: string): CheckpointError {

@@ -2,7 +2,7 @@
 import { CheckpointError } from '../errors.js'
 import { memorySuffix } from '../names.js'
 import { Directory } from './directory.js'
-import { setNames } from './list.js'
+import { listedSet, setNames } from './list.js'
 import { guestFile, inName, sizeRecord, stagingName } from './paths.js'
 import type { StageHandle } from './stage.js'
 import { isAlive, isStageId } from './staging_entries.js'
@@ -10,14 +10,20 @@ import { isAlive, isStageId } from './staging_entries.js'
 /** Kernel and device state, metadata, and what others write meanwhile (protocol.md section 4). */
 const marginBytes = 64 * 1024 * 1024
 
-/** RAM size of the VM's newest checkpoint: what the next one will most likely have. */
+/** Of damaged and foreign ones this many are passed over. */
+const mostLooks = 5
+
+/** RAM size of the VM's newest whole checkpoint: what the next one will most likely have. */
 export function lastMemoryBytes(directory: Directory): number | undefined {
-  const files = setNames(directory).map((name) => directory.statusIfAny(name + memorySuffix))
-  const regular = files.filter((file) => file?.kind === 'file' && file.size > 0)
-  return regular.reduce(
-    (newest, file) => (newest && newest.mtimeMs > (file?.mtimeMs ?? 0) ? newest : file),
-    undefined,
-  )?.size
+  const dated = setNames(directory).map((name) => {
+    return { name, mtimeMs: directory.statusIfAny(name + memorySuffix)?.mtimeMs ?? 0 }
+  })
+  const newest = dated.sort((one, other) => other.mtimeMs - one.mtimeMs).slice(0, mostLooks)
+  for (const { name } of newest) {
+    const [listed] = listedSet(directory, '', name)
+    if (listed?.state === 'complete') return listed.memoryBytes
+  }
+  return undefined
 }
 
 /** What a stage is going to write, for others that count the space. */

@@ -8,7 +8,7 @@ import { lockStagingIfAny } from './lock.js'
 import { openLocked, removeMade } from './opening.js'
 import { guestFile, inName, sizeRecord, stagingName } from './paths.js'
 import { assertReplaceable } from './replaceable.js'
-import { recover } from './recover.js'
+import { assertNotStuck, recover } from './recover.js'
 import { removeRubbish, removeTree } from './remove_tree.js'
 import { lastMemoryBytes, recordSize } from './space.js'
 import { freshId } from './staging_entries.js'
@@ -48,7 +48,7 @@ export function createStage(request: StageRequest): StageResult {
   try {
     using store = openLocked(request.directory, made)
     const { directory, staging } = store
-    recover(directory, staging)
+    assertNotStuck(recover(directory, staging), request.name)
     assertReplaceable(directory, request.name, request.ifExists)
     return openStage(directory, staging, request, made)
   } catch (error) {

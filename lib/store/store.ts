@@ -6,7 +6,7 @@ import type { Cancellation } from '../cancellation.js'
 import { CheckpointError } from '../errors.js'
 import { loadNative } from '../native.js'
 import type { JobName, Jobs } from '../pool/jobs.js'
-import type { Pool } from '../pool/pool.js'
+import type { JobRunner } from '../pool/pool.js'
 import type { Checkpoint, Layout, ListedCheckpoint, PrunePolicy, VerificationReport } from '../types.js'
 import type { Pruned } from './prune.js'
 import type { Publication } from './publish.js'
@@ -19,11 +19,11 @@ const lockPatienceMs = 30_000
 const lockRetryMs = 20
 
 export class Store {
-  readonly #pool: Pick<Pool, 'run'>
+  readonly #pool: JobRunner
   readonly #layout: Layout
   readonly #ownsDirectories: boolean
 
-  constructor(pool: Pick<Pool, 'run'>, layout: Layout, ownsDirectories: boolean) {
+  constructor(pool: JobRunner, layout: Layout, ownsDirectories: boolean) {
     this.#pool = pool
     this.#layout = layout
     this.#ownsDirectories = ownsDirectories
@@ -82,8 +82,9 @@ export class Store {
     return this.#locked('pinSet', this.directoryOf(vm), vm, name, pinned)
   }
 
-  prune(vm: string, policy: PrunePolicy): Promise<Pruned> {
-    return this.#locked('pruneSets', this.directoryOf(vm), vm, policy, Date.now())
+  prune(vm: string, { keepLast, keepWithinMs, maxBytes, dryRun }: PrunePolicy): Promise<Pruned> {
+    const rules = { keepLast, keepWithinMs, maxBytes, dryRun }
+    return this.#locked('pruneSets', this.directoryOf(vm), vm, rules, Date.now())
   }
 
   /** VMs with at least one checkpoint, whole or not. */
@@ -96,6 +97,15 @@ export class Store {
   /** A job that needs no lock. */
   run<N extends JobName>(name: N, ...args: Parameters<Jobs[N]>): Promise<ReturnType<Jobs[N]>> {
     return this.#pool.run(name, ...args)
+  }
+
+  /** The same; `onStart` is called when a thread takes it. */
+  runFrom<N extends JobName>(
+    onStart: () => void,
+    name: N,
+    ...args: Parameters<Jobs[N]>
+  ): Promise<ReturnType<Jobs[N]>> {
+    return this.#pool.runFrom(onStart, name, ...args)
   }
 
   /** A job that needs the lock of the VM's `.staging`. Rejects with ERR_CHECKPOINT_BUSY after 30 seconds. */
@@ -185,10 +195,7 @@ export class Stage {
   /** May be cancelled while somebody else holds the lock, and not once it is ours. */
   async commit(publication: Publication, cancellation: Cancellation): Promise<Checkpoint> {
     return patiently(
-      async () => {
-        cancellation.commit()
-        return this.#store.run('commitStage', this.#handle, publication)
-      },
+      () => this.#store.runFrom(() => cancellation.commit(), 'commitStage', this.#handle, publication),
       () => cancellation.uncommit(),
     )
   }

@@ -6,6 +6,8 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { CheckpointError } from 'bhyve-checkpoint'
 import type { Test } from 'tap'
+import { jobs } from '../../dist/pool/jobs.js'
+import type { JobRunner } from '../../dist/pool/pool.js'
 
 export const fixtures = fileURLToPath(new URL('../fixtures', import.meta.url))
 
@@ -100,4 +102,28 @@ export function runScript(
       resolve({ code: child.exitCode, signal: child.signalCode, stdout, stderr })
     })
   })
+}
+
+type JobName = keyof typeof jobs
+type Call = (...args: never[]) => unknown
+
+/**
+ * The pool's jobs on this thread, where their calls can be made to fail. `instead` may answer a job itself, or
+ * return undefined.
+ */
+export function inlinePool(instead?: (name: JobName) => Promise<unknown> | undefined): JobRunner {
+  const runFrom = async (
+    onStart: (() => void) | undefined,
+    name: JobName,
+    ...args: never[]
+  ): Promise<unknown> => {
+    const answer = instead?.(name)
+    if (answer !== undefined) await answer
+    onStart?.()
+    return answer ?? (jobs[name] as Call)(...args)
+  }
+  return {
+    runFrom,
+    run: (name: JobName, ...args: never[]) => runFrom(undefined, name, ...args),
+  } as unknown as JobRunner
 }

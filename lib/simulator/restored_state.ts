@@ -1,0 +1,60 @@
+/** Kernel structures and devices taken from a checkpoint, or the reason why bhyve would not start from it. */
+import { exitStatus, Refusal } from './refusal.js'
+import type { MetadataShape } from './metadata.js'
+import type { SavedSet } from './saved_set.js'
+import { devicesOf, freshState, structuresOf, type GuestState, type StateSection } from './sections.js'
+
+interface Configured {
+  readonly vm: string
+  readonly cpus: number
+  readonly devices: readonly string[]
+}
+
+/** The devices first: that is the order in which upstream complains. */
+export function restoredState(set: SavedSet, shape: MetadataShape, configured: Configured): GuestState {
+  const devices =
+    shape === 'current'
+      ? configured.devices.map((name) => restoredDevice(set, name))
+      : restoredTypes(set, configured)
+  const structures = structuresOf(shape, configured.cpus).map(({ name }) => {
+    return restoredStructure(set, shape, name)
+  })
+  return { structures, devices }
+}
+
+function restoredDevice(set: SavedSet, name: string): StateSection {
+  const bytes = set.device(name)
+  if (bytes === undefined) {
+    throw new Refusal(exitStatus.cannotRestore, `Failed to restore PCI device state: no ${name}`)
+  }
+  if (bytes.length === 0) {
+    throw new Refusal(exitStatus.cannotRestore, `Failed to restore PCI device state: size is 0: ${name}`)
+  }
+  return saved(name, bytes)
+}
+
+// The old trees look up every type they know, and go on without what they do not find: a device that was
+// not saved starts afresh.
+function restoredTypes(set: SavedSet, { vm, cpus, devices }: Configured): StateSection[] {
+  const fresh = freshState({ vm, shape: 'old', cpus, devices }).devices
+  const present = new Map(devicesOf('old', devices).map(({ name, size }) => [name, size > 0]))
+  return fresh.map((section) => {
+    const bytes = set.device(section.name)
+    const usable = bytes !== undefined && bytes.length > 0 && present.get(section.name) === true
+    return usable ? saved(section.name, bytes) : section
+  })
+}
+
+function restoredStructure(set: SavedSet, shape: MetadataShape, name: string): StateSection {
+  const bytes = set.structure(name)
+  if (bytes !== undefined && bytes.length > 0) return saved(name, bytes)
+  const status = shape === 'current' ? exitStatus.invalidData : exitStatus.cannotRestore
+  throw new Refusal(
+    status,
+    bytes === undefined ? `Cannot find kern struct ${name}` : `data with zero size for ${name}`,
+  )
+}
+
+function saved(name: string, bytes: Buffer): StateSection {
+  return { name, size: bytes.length, read: () => bytes }
+}
