@@ -21,6 +21,7 @@ import {
   inlinePool,
   rejection,
   scratch,
+  serveByHand,
   tree,
   until,
 } from './support/index.js'
@@ -37,28 +38,6 @@ async function start(t: Test, options: Partial<SimulatorOptions> = {}): Promise<
   return bhyve
 }
 
-/** A listener that the test serves itself: `serve` gets bhyve's folder, before the connection is closed. */
-function listen(t: Test, directory: string): { serve: (work: (folder: string) => void) => Promise<void> } {
-  const listener = native.listenStream(path.join(directory, 'vm1'), 5)
-  if (isFailure(listener)) throw new Error('listen')
-  t.teardown(() => native.close(listener))
-  const serve = async (work: (folder: string) => void): Promise<void> => {
-    let request = Buffer.alloc(0)
-    let connection = -1
-    await until(() => {
-      const accepted = connection === -1 ? native.accept(listener) : connection
-      if (isFailure(accepted)) return false
-      connection = accepted
-      const bytes = native.receive(connection, 4096)
-      if (!isFailure(bytes)) request = Buffer.concat([request, bytes])
-      return !isFailure(bytes) && bytes.length === 0
-    }, 'a request')
-    work(/\/[^\0]*\/in(?=\/ckp)/.exec(request.toString('latin1'))![0])
-    native.close(connection)
-  }
-  return { serve }
-}
-
 const odd = Buffer.from([0x6f, 0xff, 0xfe, 0x64])
 
 function plantOdd(folder: string): void {
@@ -70,7 +49,7 @@ function plantOdd(folder: string): void {
 t.test('names that are no UTF-8 are removed like others', async (t) => {
   const directory = fs.realpathSync(scratch(t))
   const checkpointDirectory = path.join(directory, 'c')
-  const { serve } = listen(t, directory)
+  const { serve } = serveByHand(t, directory)
   const client = createClient({ runDirectory: directory, checkpointDirectory, dialect: 'path' })
   const created = client.createCheckpoint('vm1')
   await serve((folder) => {

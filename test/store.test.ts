@@ -11,7 +11,15 @@ import { isFailure, loadNative } from '../dist/native.js'
 import type { ListedCheckpoint } from '../dist/types.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from './crash/sets.mjs'
-import { checkpointFiles, contents, rejection, runScript, scratch, tree, until } from './support/index.js'
+import {
+  checkpointFiles,
+  contents,
+  rejection,
+  runScript,
+  scratch,
+  tree,
+  serveByHand,
+} from './support/index.js'
 
 const writeSet = writeAnySet as (base: string, tag: number) => void
 const native = loadNative()
@@ -488,9 +496,7 @@ t.test('what a hostile bhyve plants is never followed, opened blockingly, publis
   const directory = fs.realpathSync(scratch(t))
   const secret = path.join(directory, 'secret')
   fs.writeFileSync(secret, 'secret')
-  const listener = native.listenStream(path.join(directory, 'vm1'), 5)
-  if (isFailure(listener)) throw new Error('listen')
-  t.teardown(() => native.close(listener))
+  const { serve } = serveByHand(t, directory)
   const checkpointDirectory = path.join(directory, 'c')
   const client = createClient({ runDirectory: directory, checkpointDirectory, dialect: 'path' })
   const plants: Record<string, (folder: string) => void> = {
@@ -522,20 +528,7 @@ t.test('what a hostile bhyve plants is never followed, opened blockingly, publis
   }
   for (const [what, plant] of Object.entries(plants)) {
     const call = rejection(client.createCheckpoint('vm1'))
-    let request = Buffer.alloc(0)
-    let connection = -1
-    await until(() => {
-      const accepted = connection === -1 ? native.accept(listener) : connection
-      if (isFailure(accepted)) return false
-      connection = accepted
-      const bytes = native.receive(connection, 4096)
-      if (!isFailure(bytes)) request = Buffer.concat([request, bytes])
-      return !isFailure(bytes) && bytes.length === 0
-    }, 'a request')
-    const folder = /\/[^\0]*\/in(?=\/ckp)/.exec(request.toString('latin1'))?.[0]
-    t.type(folder, 'string')
-    plant(folder!)
-    native.close(connection)
+    await serve(plant)
     t.match(await call, { code: 'ERR_CHECKPOINT_FAILED', vm: 'vm1' }, what)
     await client.idle()
     t.strictSame(tree(checkpointDirectory), [], `${what}: nothing left`)

@@ -6,8 +6,11 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { CheckpointError } from 'bhyve-checkpoint'
 import type { Test } from 'tap'
+import { isFailure, loadNative } from '../../dist/native.js'
 import { jobs } from '../../dist/pool/jobs.js'
 import type { JobRunner } from '../../dist/pool/pool.js'
+
+const native = loadNative()
 
 export const fixtures = fileURLToPath(new URL('../fixtures', import.meta.url))
 
@@ -102,6 +105,31 @@ export function runScript(
       resolve({ code: child.exitCode, signal: child.signalCode, stdout, stderr })
     })
   })
+}
+
+/** A listener that the test serves itself: `serve` gets bhyve's folder, before the connection is closed. */
+export function serveByHand(
+  t: Test,
+  directory: string,
+): { serve: (work: (folder: string) => void) => Promise<void> } {
+  const listener = native.listenStream(path.join(directory, 'vm1'), 5)
+  if (isFailure(listener)) throw new Error('listen')
+  t.teardown(() => native.close(listener))
+  const serve = async (work: (folder: string) => void): Promise<void> => {
+    let request = Buffer.alloc(0)
+    let connection = -1
+    await until(() => {
+      const accepted = connection === -1 ? native.accept(listener) : connection
+      if (isFailure(accepted)) return false
+      connection = accepted
+      const bytes = native.receive(connection, 4096)
+      if (!isFailure(bytes)) request = Buffer.concat([request, bytes])
+      return !isFailure(bytes) && bytes.length === 0
+    }, 'a request')
+    work(/\/[^\0]*\/in(?=\/ckp)/.exec(request.toString('latin1'))![0])
+    native.close(connection)
+  }
+  return { serve }
 }
 
 type JobName = keyof typeof jobs
