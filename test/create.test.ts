@@ -580,7 +580,8 @@ t.test('descriptors come back after every end', async (t) => {
   const before = openDescriptors()
   const owned = native.ownedDescriptors()
   for (let i = 0; i < 5; i++) await round()
-  t.equal(openDescriptors(), before)
+  // Fewer where a thread has ended meanwhile.
+  t.ok(openDescriptors() <= before)
   t.equal(native.ownedDescriptors(), owned)
 })
 

@@ -4,7 +4,15 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { AbortError, createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
-import { checkpointFiles, rejection, runScript, scratch, tree } from './support/index.js'
+import {
+  checkpointFiles,
+  openDescriptors,
+  rejection,
+  runScript,
+  scratch,
+  tree,
+  until,
+} from './support/index.js'
 
 const MiB = 1024 * 1024
 
@@ -107,4 +115,13 @@ t.test('two hundred VMs at once on one libuv thread', async (t) => {
   const outcome = JSON.parse(ended.stdout) as Record<string, unknown>
   t.match(outcome, { fulfilled: 200, complete: 200, leaked: 0, reasons: [] })
   t.ok((outcome.served as number) > 20, 'the host program was served meanwhile')
+})
+
+t.test('threads that have nothing to do end', async (t) => {
+  const before = openDescriptors()
+  const client = createClient({ checkpointDirectory: scratch(t) })
+  await Promise.all(['a', 'b', 'c', 'd'].map((vm) => client.listCheckpoints(vm)))
+  t.ok(openDescriptors() > before)
+  await until(() => openDescriptors() <= before, 'the descriptors of the threads')
+  t.strictSame(await client.listCheckpoints('a'), [], 'and start again')
 })

@@ -12,6 +12,8 @@ import { type JobName, type Jobs, longJobs } from './jobs.js'
 import { type FromWorker, fromPortable, type ToWorker } from './messages.js'
 
 export const poolSize = 3
+/** A thread that has had nothing to do for so long ends, and gives back its memory and descriptors. */
+const idleMs = 2_000
 
 /**
  * By require(), which reads files on the worker's own thread. An import would read them in libuv's pool: the host
@@ -32,6 +34,7 @@ class PoolWorker {
   readonly #worker: Worker
   readonly #done: () => void
   readonly #gone: (worker: PoolWorker) => void
+  #retirement: NodeJS.Timeout | undefined
 
   constructor(done: () => void, gone: (worker: PoolWorker) => void) {
     this.#done = done
@@ -48,6 +51,7 @@ class PoolWorker {
     this.#worker.on('message', (message: FromWorker) => this.#finish(message))
     this.#worker.on('error', (error) => this.#fail(error))
     this.#worker.on('exit', () => this.#fail(new Error('the worker ended')))
+    this.#retireLater()
   }
 
   /** Rejects the job where it cannot start: cancelled meanwhile, or with arguments that cannot be passed on. */
@@ -59,6 +63,7 @@ class PoolWorker {
       job.reject(error)
       return
     }
+    clearTimeout(this.#retirement)
     this.job = job
     this.#worker.ref()
   }
@@ -77,7 +82,9 @@ class PoolWorker {
 
   #fail(cause: Error): void {
     this.#gone(this)
-    this.#free()?.reject(
+    const job = this.#free()
+    clearTimeout(this.#retirement)
+    job?.reject(
       new CheckpointError('ERR_SYSTEM', `a thread of the library died: ${cause.message}`, { cause }),
     )
     this.#done()
@@ -87,7 +94,17 @@ class PoolWorker {
     const job = this.job
     this.job = undefined
     this.#worker.unref()
+    this.#retireLater()
     return job
+  }
+
+  #retireLater(): void {
+    clearTimeout(this.#retirement)
+    this.#retirement = setTimeout(() => {
+      this.#gone(this)
+      void this.#worker.terminate()
+    }, idleMs)
+    this.#retirement.unref()
   }
 
   /** Replaces the worker's descriptors by duplicates of this environment, then lets the worker close its own. */

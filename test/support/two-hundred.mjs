@@ -34,6 +34,7 @@ console.log(
     reasons: results.flatMap(({ reason }) => (reason === undefined ? [] : [String(reason)])).slice(0, 3),
     complete: listed.filter(([one]) => one?.state === 'complete').length,
     served,
-    leaked: after - before,
+    // Fewer where a thread has ended meanwhile.
+    leaked: Math.max(0, after - before),
   }),
 )
