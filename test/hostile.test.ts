@@ -11,7 +11,7 @@ import { createClientIn } from '../dist/client.js'
 import { parseMetadata } from '../dist/inspect/metadata.js'
 import { isFailure, loadNative } from '../dist/native.js'
 import { realSurroundings } from '../dist/options.js'
-import { sharedPool } from '../dist/pool/pool.js'
+import { Pool, sharedPool } from '../dist/pool/pool.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from './crash/sets.mjs'
 import {
@@ -573,4 +573,34 @@ t.test('waiting for the turn is told', async (t) => {
     code: 'ERR_INVALID_OPTION',
     vm: 'vm1',
   })
+})
+
+t.test('what takes long leaves a thread to what does not', async (t) => {
+  const pool = new Pool()
+  const started: string[] = []
+  const long = (name: string) => pool.runFrom(() => started.push(name), 'destroySets', '/nonexistent', false)
+  const jobs = [long('first'), long('second'), long('third')]
+  const short = pool.runFrom(() => started.push('short'), 'listSets', '/nonexistent', 'vm1')
+  t.strictSame(started, ['first', 'second', 'short'], 'the third waits')
+  await Promise.all([...jobs, short])
+  t.strictSame(started, ['first', 'second', 'short', 'third'])
+})
+
+t.test('a pinned checkpoint with the longest name can be replaced', async (t) => {
+  // `bhyve -r` takes 250 bytes in all: only under a very short directory can a name get as long as it may.
+  const directory = `/tmp/${process.pid.toString(36).slice(-3)}`
+  if (fs.existsSync(directory)) {
+    t.pass('not run: the short directory is taken', { skip: 'the short directory is taken' })
+    return
+  }
+  fs.mkdirSync(directory, { mode: 0o700 })
+  t.teardown(() => fs.rmSync(directory, { recursive: true, force: true }))
+  const { runDirectory } = await start(t)
+  const checkpointDirectory = { directoryOf: () => directory, vms: () => Promise.resolve(['vm1']) }
+  const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
+  const name = 'n'.repeat(250 - `${directory}/.ckp`.length)
+  t.ok(name.length + '.ckp.manifest.pinned'.length > 255, 'long enough to tell')
+  await client.createCheckpoint('vm1', { name })
+  await client.pinCheckpoint('vm1', name)
+  t.match(await client.createCheckpoint('vm1', { name }), { name, pinned: true })
 })
