@@ -11,12 +11,21 @@ export interface CancellationOptions {
   /** For messages: what the call does, and on which VM. */
   doing: string
   vm: string
+  /** What becomes of what was begun. */
+  meanwhile?: string | undefined
 }
 
 /** What a cancel does not stop. */
 const goesOn = 'what was begun goes on to its end, and client.idle() waits for that'
 
-export class Cancellation implements Disposable {
+/** Where a call tells that a cancel comes too late from now on, and that it does not yet after all. */
+export interface CommitPoint {
+  /** Throws where a cancel came before. */
+  commit(): void
+  uncommit(): void
+}
+
+export class Cancellation implements CommitPoint, Disposable {
   #error: Error | undefined
   #committed = false
   /** A cancel that came while committed. */
@@ -25,15 +34,17 @@ export class Cancellation implements Disposable {
   readonly #signal: AbortSignal | undefined
   readonly #onAbort: () => void
   readonly #timer: NodeJS.Timeout | undefined
+  readonly #deadline: number
 
-  constructor({ signal, timeout, doing, vm }: CancellationOptions) {
+  constructor({ signal, timeout, doing, vm, meanwhile = goesOn }: CancellationOptions) {
     this.#signal = signal
-    this.#onAbort = () => this.cancel(new AbortError(`${doing}: aborted; ${goesOn}`, signal?.reason))
+    this.#deadline = timeout === undefined ? Infinity : performance.now() + timeout
+    this.#onAbort = () => this.cancel(new AbortError(`${doing}: aborted; ${meanwhile}`, signal?.reason))
     if (signal?.aborted === true) this.#onAbort()
     else signal?.addEventListener('abort', this.#onAbort, { once: true })
     if (timeout !== undefined) {
       const error = () =>
-        new CheckpointError('ERR_TIMEOUT', `${doing}: not done after ${String(timeout)} ms; ${goesOn}`, {
+        new CheckpointError('ERR_TIMEOUT', `${doing}: not done after ${String(timeout)} ms; ${meanwhile}`, {
           vm,
         })
       this.#timer = setTimeout(() => this.cancel(error()), timeout)
@@ -53,6 +64,11 @@ export class Cancellation implements Disposable {
     this.#listeners.clear()
   }
 
+  /** Of the timeout; Infinity where there is none. */
+  get leftMs(): number {
+    return Math.max(0, this.#deadline - performance.now())
+  }
+
   throwIfCancelled(): void {
     if (this.#error !== undefined) throw this.#error
   }
@@ -61,6 +77,14 @@ export class Cancellation implements Disposable {
   commit(): void {
     this.throwIfCancelled()
     this.#committed = true
+  }
+
+  /** Of work that is done whether it was cancelled or not: only the caller has given up waiting for it. */
+  get unstoppable(): CommitPoint {
+    return {
+      commit: () => (this.cancelled ? undefined : this.commit()),
+      uncommit: () => this.uncommit(),
+    }
   }
 
   /** The commit did not come about: a cancel that came meanwhile holds again. */

@@ -12,12 +12,14 @@ import { peerWithPid, setPaused } from './bhyve/pause.js'
 import { assertTrusted, vmStateOf } from './bhyve/peer.js'
 import { findPeer } from './bhyve/probe.js'
 import { describeVm } from './bhyve/virtual_machines.js'
-import { create, type CreateContext } from './create.js'
+import type { Asked } from './ask.js'
+import { create } from './create.js'
 import { AbortError, CheckpointError, type ErrorDetails, toCheckpointError, withDetails } from './errors.js'
 import { assertCheckpointName, assertVmName } from './names.js'
 import {
   assertPolicy,
   clientSettings,
+  createOptions,
   createSettings,
   realSurroundings,
   type Surroundings,
@@ -95,6 +97,26 @@ export interface CheckpointClient extends AsyncDisposable {
   /** VMs that have stored checkpoints, by name: what to restore after a reboot. */
   listStored(): Promise<string[]>
   /**
+   * Saves the VM and powers it off (CBSD's bsuspend): `createCheckpoint` with `poweroff`, under the name `'suspend'`
+   * unless given. Resolves once the checkpoint is published **and** the VM's process is gone, so that it can be
+   * restored at once; vmState is `off` then. bhyve exits with status 0, or 5 since late 2025: whoever runs it must
+   * not start the VM anew then (`docs/suspend.md`).
+   *
+   * The checkpoint is the VM from then on. It is published under its name even where the call was cancelled, timed
+   * out, or its process killed: then by the next call of any process. Where that name was taken meanwhile, or
+   * bhyve died before the state was whole, it is kept as `<name>-<id>`, and the error's `path` says where.
+   *
+   * Rejects as `createCheckpoint`, and with `ERR_SUSPEND_FAILED`: by `vmState`, the VM runs on (`running`), it is
+   * gone and its state is lost (`off`, with `problems`), or it is saved whole but its process did not end within two
+   * minutes or the rest of `timeout` (`unknown`). `ERR_NO_SPACE` comes before bhyve is asked. After any other
+   * error but those that come before bhyve is asked, the next call publishes what there is.
+   *
+   * @example
+   * await client.suspend('vm1')
+   * await client.restore('vm1', 'suspend', { args: ['-c', '2', '-m', '4G', '-s', '3,virtio-blk,/vm1.img', 'vm1'] })
+   */
+  suspend(vm: string, options?: Omit<CreateOptions, 'poweroff'>): Promise<Checkpoint>
+  /**
    * Stops the VM's bhyve process (CBSD's bpause) and resolves once it stands still. Idempotent. The process is
    * found by the socket's peer; `pid` names it for bhyves that cannot be asked (dialect `struct`). Rejects with
    * `ERR_CHECKPOINT_BUSY` while a request of this client is in flight, `ERR_VM_NOT_RUNNING`,
@@ -130,6 +152,10 @@ export function createClientIn(surroundings: Surroundings, options: ClientOption
   return new Client(surroundings, options)
 }
 
+const suspendOptions = createOptions.filter((option) => option !== 'poweroff')
+const suspendGoesOn =
+  'if bhyve was asked, it goes on, and the state of the VM is published once it is saved; client.idle() waits for that'
+
 /** What is wrong with the arguments of a call for a VM says so. */
 function about<T>(vm: string, check: () => T): T {
   try {
@@ -157,10 +183,13 @@ class Client implements CheckpointClient {
   async createCheckpoint(vm: string, options: CreateOptions = {}): Promise<Checkpoint> {
     const settings = about(vm, () => createSettings(vm, options, this.#settings.place.dialect))
     const { signal, timeout, name } = settings
-    const doing = `creating checkpoint '${name}' of VM '${vm}'`
-    const cancellation = new Cancellation({ signal, timeout, doing, vm })
+    const doing = settings.poweroff
+      ? `suspending VM '${vm}' as checkpoint '${name}'`
+      : `creating checkpoint '${name}' of VM '${vm}'`
+    const meanwhile = settings.poweroff ? suspendGoesOn : undefined
+    const cancellation = new Cancellation({ signal, timeout, doing, vm, meanwhile })
     cancellation.throwIfCancelled()
-    const asked: CreateContext['asked'] = {}
+    const asked: Asked = {}
     const task = this.#create(settings, cancellation, asked).finally(() => cancellation[Symbol.dispose]())
     const details = () => ({
       vm,
@@ -173,7 +202,7 @@ class Client implements CheckpointClient {
   async #create(
     settings: ReturnType<typeof createSettings>,
     cancellation: Cancellation,
-    asked: CreateContext['asked'],
+    asked: Asked,
   ): Promise<Checkpoint> {
     const { vm } = settings
     const progress = new ProgressReporter(settings, cancellation)
@@ -187,9 +216,9 @@ class Client implements CheckpointClient {
     cancellation.onCancel(endTurn)
     try {
       const place = { ...this.#settings.place, vm }
-      const { system, peers } = this.#surroundings
+      const { system, peers, exitPatienceMs } = this.#surroundings
       return await create(
-        { store: this.#store, place, system, peers, asked },
+        { store: this.#store, place, system, peers, exitPatienceMs, asked },
         settings,
         cancellation,
         progress,
@@ -198,6 +227,12 @@ class Client implements CheckpointClient {
       endTurn()
       this.#endRequest(vm)
     }
+  }
+
+  async suspend(vm: string, options: Omit<CreateOptions, 'poweroff'> = {}): Promise<Checkpoint> {
+    assertOptions(options, 'the options', suspendOptions)
+    const { name = 'suspend' } = options
+    return this.createCheckpoint(vm, { ...options, name, poweroff: true })
   }
 
   #endRequest(vm: string): void {

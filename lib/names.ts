@@ -10,6 +10,8 @@ export const manifestSuffix = '.ckp.manifest'
 
 /** What file systems allow for one component. */
 const componentBytes = 255
+/** A checkpoint's name, so that the longest file of its set still has one. */
+export const checkpointNameBytes = componentBytes - manifestSuffix.length
 /** `bhyve -r` opens `<path>.kern` and `<path>.meta` from a buffer of 255 (protocol.md section 6). */
 export const restorablePathBytes = 250
 /** The same for the `struct` dialect, whose requests carry the path in 100 bytes. */
@@ -23,7 +25,7 @@ export function assertVmName(vm: unknown): asserts vm is string {
 
 /** `vm` is for the error only. */
 export function assertCheckpointName(name: unknown, vm: string): asserts name is string {
-  const wrong = nameFault(name, componentBytes - manifestSuffix.length)
+  const wrong = nameFault(name, checkpointNameBytes)
   if (wrong === undefined) return
   throw new CheckpointError('ERR_INVALID_CHECKPOINT_NAME', `a checkpoint name ${wrong}: ${shown(name)}`, {
     vm,
@@ -52,7 +54,7 @@ function nameFault(name: unknown, maxBytes: number): string | undefined {
 
 /** True for names `assertCheckpointName` accepts: what stands on the disk under another name is not ours. */
 export function isCheckpointName(name: string): boolean {
-  return nameFault(name, componentBytes - manifestSuffix.length) === undefined
+  return nameFault(name, checkpointNameBytes) === undefined
 }
 
 /** True for names `assertVmName` accepts. */

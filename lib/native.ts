@@ -114,10 +114,14 @@ export interface Native {
   /** Bytes an unprivileged writer may still use on this file system. */
   freeSpace(descriptor: number): number | Failure
 
-  // processes (native/process.*)
+  // processes (native/process.*, native/process_exit.*)
   processStatus(pid: number): ProcessStatus | Failure
   /** Signals that very process: ESRCH where the pid belongs to another one by now. */
   signalProcess(pid: number, startedAt: string, signal: number): number | Failure
+  /** A descriptor for `hasEnded`. ESRCH where that process has ended, ENOSYS where the system has none. */
+  watchProcess(pid: number, startedAt: string): number | Failure
+  /** 1 once the process has ended and its memory is free, else 0. Never waits. */
+  hasEnded(watch: number): number | Failure
   /** Ends this process by `signal` with its default action, whatever handlers are set. */
   dieBy(signal: number): never
 

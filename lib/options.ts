@@ -19,7 +19,7 @@ import type { ClientOptions, CreateOptions, Dialect, Layout, Progress, PrunePoli
 const defaultRunDirectory = '/var/run/bhyve'
 const defaultStallTimeoutMs = 60_000
 export const clientOptions = ['runDirectory', 'checkpointDirectory', 'dialect', 'trustedUids']
-const createOptions = [
+export const createOptions = [
   'name',
   'poweroff',
   'ifExists',
@@ -42,12 +42,16 @@ export interface Surroundings {
   vmmDirectory: string
   system: System
   peers: PeerMemory
+  /** How long a suspended VM's process may take to be gone, in milliseconds. */
+  exitPatienceMs: number
 }
 
 export const realSurroundings: Surroundings = {
   pool: sharedPool,
   vmmDirectory: '/dev/vmm',
   peers: sharedPeers,
+  // Giving back hundreds of gigabytes takes a while.
+  exitPatienceMs: 120_000,
   system: { platform: process.platform, release: os.release() },
 }
 
@@ -91,6 +95,8 @@ export interface CreateSettings {
   vm: string
   name: string
   dialect: Dialect | 'auto'
+  /** The VM ends with the checkpoint. */
+  poweroff: boolean
   ifExists: 'replace' | 'fail'
   durable: boolean
   signal: AbortSignal | undefined
@@ -109,11 +115,12 @@ export function createSettings(
   assertVmName(vm)
   assertOptions(options, 'CreateOptions', createOptions)
   const { name = 'checkpoint', ifExists = 'replace', fsync = true, signal, timeout, onProgress } = options
-  const { stallTimeout = defaultStallTimeoutMs, memoryBytes } = options
+  const { stallTimeout = defaultStallTimeoutMs, memoryBytes, poweroff = false } = options
   assertCheckpointName(name, vm)
   if (ifExists !== 'replace' && ifExists !== 'fail')
     throw invalid("ifExists must be 'replace' or 'fail'", ifExists)
   assertBoolean(fsync, 'fsync')
+  assertBoolean(poweroff, 'poweroff')
   assertSignal(signal)
   if (timeout !== undefined) assertMilliseconds(timeout, 'timeout', 1)
   assertMilliseconds(stallTimeout, 'stallTimeout', 0)
@@ -123,12 +130,12 @@ export function createSettings(
   }
   refuseUnavailable(options)
   const numbers = { timeout, stallTimeout, memoryBytes }
-  return { vm, name, dialect, ifExists, durable: fsync, signal, onProgress, ...numbers }
+  return { vm, name, dialect, poweroff, ifExists, durable: fsync, signal, onProgress, ...numbers }
 }
 
 /** What a later release offers must not be taken for done. */
 function refuseUnavailable(options: object): void {
-  for (const option of ['poweroff', 'digest', 'sparsify']) {
+  for (const option of ['digest', 'sparsify']) {
     if (option in options && (options as Record<string, unknown>)[option] === true) {
       throw invalid(`${option} is not available in this release`, true)
     }

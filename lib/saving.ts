@@ -81,12 +81,13 @@ class Watch {
   }
 
   #checkStall(): void {
-    const { stallTimeout, vm, name } = this.#settings
+    const { stallTimeout, vm, name, poweroff } = this.#settings
     const still = performance.now() - this.#lastChange
     if (stallTimeout === 0 || still < stallTimeout) return
     const message =
       `bhyve wrote nothing of checkpoint '${name}' of VM '${vm}' for ${String(stallTimeout)} ms; it is left ` +
-      'alone, and its connection is held until it ends. Nothing is published'
+      'alone, and its connection is held until it ends. ' +
+      (poweroff ? 'If it suspends the VM after all, the state is published' : 'Nothing is published')
     this.#cancellation.cancel(new CheckpointError('ERR_STALLED', message, { vm, checkpoint: name }))
   }
 }

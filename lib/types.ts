@@ -38,12 +38,17 @@ export interface CreateOptions {
    * `..`, nor with `/`, NUL or control characters.
    */
   name?: string | undefined
+  /**
+   * Power the VM off at the moment of the checkpoint, which then is the VM: see `suspend` of the client. Default
+   * false.
+   */
+  poweroff?: boolean | undefined
   /** The old one stays whole until the new one is published. Default `'replace'`. */
   ifExists?: 'replace' | 'fail' | undefined
   /**
    * Stops the waiting, not bhyve; the process stays alive until bhyve has ended its work (closing early can
-   * kill a VM). Nothing is published after an abort. After the commit point an abort comes too late: the call
-   * resolves.
+   * kill a VM). Nothing is published after an abort, except a suspended VM's state: that is the VM itself. After
+   * the commit point an abort comes too late: the call resolves.
    */
   signal?: AbortSignal | undefined
   /** The whole call, in milliseconds, as an abort with `ERR_TIMEOUT`. Default: none. */

@@ -12,6 +12,7 @@
 #include "file_status.h"
 #include "nvlist.h"
 #include "process.h"
+#include "process_exit.h"
 #include "server_socket.h"
 #include "unix_socket.h"
 
@@ -444,6 +445,13 @@ Value signalProcess(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::signalProcess(static_cast<pid_t>(intArgument(info, 0)),
                                                   textArgument(info, 1), intArgument(info, 2)));
 }
+Value watchProcess(const CallbackInfo &info) {
+  return toValue(info.Env(),
+                 bhyve::watchProcess(static_cast<pid_t>(intArgument(info, 0)), textArgument(info, 1)));
+}
+Value hasEnded(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::hasEnded(intArgument(info, 0)));
+}
 Value dieBy(const CallbackInfo &info) {
   bhyve::dieBy(intArgument(info, 0));
 }
@@ -505,6 +513,8 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   method("freeSpace", freeSpace);
   method("processStatus", processStatus);
   method("signalProcess", signalProcess);
+  method("watchProcess", watchProcess);
+  method("hasEnded", hasEnded);
   method("dieBy", dieBy);
   method("adopt", adopt);
   method("disown", disown);

@@ -43,6 +43,8 @@ export interface Target {
   patience: Patience
   /** It must be this process, where one was asked before. */
   expected?: Peer | undefined
+  /** Done once the peer is known to be welcome, before the first byte; what it throws is thrown. */
+  beforeSending?: (peer: Peer) => Promise<void>
 }
 
 export async function sendRequest(
@@ -69,11 +71,12 @@ async function assertWelcome(
   dialect: Dialect,
   target: Target,
 ): Promise<void> {
-  const { located, place, expected } = target
+  const { located, place, expected, beforeSending } = target
   try {
     assertTrusted(peer, located, place)
     assertNotPaused(peer, place)
     if (expected !== undefined) assertSame(peer, expected, place)
+    await beforeSending?.(peer)
   } catch (error) {
     if (dialect === 'struct') await sendRefused(descriptor)
     throw error

@@ -2,6 +2,7 @@
  * `<name>.ckp.manifest`: what this library knows of a checkpoint and bhyve's own files do not say. JSON with a
  * format version. bhyve and CBSD ignore it; a set without one is a checkpoint all the same.
  */
+import type { Inspection } from './structure.js'
 
 /** The version this release writes. A manifest of a newer one is read as far as known and never rewritten. */
 export const manifestVersion = 1
@@ -38,6 +39,35 @@ export interface Manifest {
 }
 
 type JsonObject = Record<string, unknown>
+
+/** What is known of a checkpoint when it is made. */
+export interface ManifestFacts {
+  vm: string
+  name: string
+  createdAt: Date
+  dialect?: string | undefined
+  poweredOff: boolean
+  host?: ManifestHost | undefined
+}
+
+/** Of a set of this release, from what is known and what its files say. */
+export function newManifest(facts: ManifestFacts, files: Partial<Inspection> = {}): Manifest {
+  const { vm, name, createdAt, dialect, poweredOff, host } = facts
+  const { metadata, modifiedMs } = files
+  const sizes = metadata && { memory: metadata.memoryBytes, kernel: metadata.kernelBytes }
+  return {
+    version: manifestVersion,
+    vm,
+    name,
+    createdAt: createdAt.toISOString(),
+    ...optional('dialect', dialect),
+    poweredOff,
+    pinned: false,
+    ...optional('host', host),
+    ...optional('memoryModifiedMs', modifiedMs),
+    ...optional('sizes', sizes),
+  }
+}
 
 export function formatManifest(manifest: Manifest): string {
   const { version, ...rest } = manifest

@@ -11,7 +11,9 @@ import { getSet, hasSets, listSets, verifySet } from '../store/list.js'
 import { pinSet } from '../store/pin.js'
 import { pruneSets } from '../store/prune.js'
 import { commitStage, prepareStage } from '../store/publish.js'
-import { assertSpace } from '../store/space.js'
+import { recordWriter } from '../store/intent.js'
+import { settleStage } from '../store/settle.js'
+import { reserveSpace } from '../store/space.js'
 import { collectStage, isUntouched } from '../store/collect.js'
 import { savedSoFar } from '../store/saved.js'
 import { abandonStage, createStage, reopenIn, sealStage } from '../store/stage.js'
@@ -20,7 +22,8 @@ export const jobs = {
   locateSocket,
   findSockets,
   createStage,
-  assertSpace,
+  reserveSpace,
+  recordWriter,
   savedSoFar,
   isUntouched,
   reopenIn,
@@ -29,6 +32,7 @@ export const jobs = {
   prepareStage,
   commitStage,
   abandonStage,
+  settleStage,
   foldersIn,
   foldersWith,
   listSets,
@@ -48,6 +52,7 @@ export type JobName = keyof Jobs
 export const longJobs: ReadonlySet<JobName> = new Set<JobName>([
   'prepareStage',
   'abandonStage',
+  'settleStage',
   'destroySet',
   'destroySets',
   'pruneSets',

@@ -8,7 +8,8 @@
  *
  * - `SIMULATED_BHYVE_RUN_DIRECTORY`: folder of the sockets, where no `-o rundir=` says otherwise;
  * - `SIMULATED_BHYVE_DIALECT`: `struct`, `path`, `descriptor` (default) or `reply`;
- * - `SIMULATED_BHYVE_OPTIONS`: JSON with `fault`, `suspendExitCode`, `writeRate` and `zeroFraction`.
+ * - `SIMULATED_BHYVE_OPTIONS`: JSON with `fault`, `suspendExitCode`, `suspendExitDelayMs`, `writeRate` and
+ *   `zeroFraction`.
  */
 import { writeSync } from 'node:fs'
 import { constants } from 'node:os'
@@ -35,7 +36,13 @@ import { serve } from './server.js'
 
 const standardOutput = 1
 const defaultRunDirectory = '/var/run/bhyve'
-const fromEnvironment: readonly string[] = ['fault', 'suspendExitCode', 'writeRate', 'zeroFraction']
+const fromEnvironment: readonly string[] = [
+  'fault',
+  'suspendExitCode',
+  'suspendExitDelayMs',
+  'writeRate',
+  'zeroFraction',
+]
 
 function main(): void {
   takeSignalsAsTheyCome()
@@ -121,7 +128,9 @@ function restoredGuest(vm: string, settings: ServerSettings, set: SavedSet, say:
 function serveUntilDestroyed(native: Native, vm: string, settings: ServerSettings, guest: Guest): void {
   const reactor = new Reactor(native, undefined)
   const listener = listen(native, settings, vm)
-  reactor.add(serve(native, listener, guest, () => exitSoon(settings.suspendExitCode)))
+  reactor.add(
+    serve(native, listener, guest, () => exitSoon(settings.suspendExitCode, settings.suspendExitDelayMs)),
+  )
   reactor.run()
 }
 

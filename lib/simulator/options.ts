@@ -27,6 +27,11 @@ export interface GuestOptions {
   writeRate?: number | undefined
   /** Exit status after a suspend. Default 5. */
   suspendExitCode?: number | undefined
+  /**
+   * Milliseconds between the end of the connection and the end of the process after a suspend. Default 20: the real
+   * one's connection ends a little before it does.
+   */
+  suspendExitDelayMs?: number | undefined
   /** What goes wrong, and where, in every request. Default: nothing. */
   fault?: Fault | undefined
 }
@@ -54,6 +59,7 @@ export interface ServerSettings {
   zeroFraction: number
   writeRate: number | undefined
   suspendExitCode: number
+  suspendExitDelayMs: number
   fault: Fault | undefined
 }
 
@@ -88,6 +94,7 @@ export function settingsOf(vms: readonly string[], fleet: boolean, options: Gues
     zeroFraction: numberWithin('zeroFraction', options.zeroFraction ?? 0.5, 0, 1),
     writeRate: options.writeRate === undefined ? undefined : checkedRate(options.writeRate),
     suspendExitCode: integer('suspendExitCode', options.suspendExitCode ?? 5, 0, 255),
+    suspendExitDelayMs: numberWithin('suspendExitDelayMs', options.suspendExitDelayMs ?? 20, 0, 2 ** 31 - 1),
     fault: parseFault(options.fault),
   }
 }

@@ -53,7 +53,7 @@ function serveVm(native: Native, settings: ProcessSettings, vm: string): Corouti
   const guest = { vm, cpus, state, memory, dialect, writeRate, fault, say: () => undefined }
   return serve(native, listenFor(native, settings, vm), guest, function* () {
     if (settings.fleet) return
-    yield* exitSoon(settings.suspendExitCode)
+    yield* exitSoon(settings.suspendExitCode, settings.suspendExitDelayMs)
   })
 }
 

@@ -4,7 +4,7 @@ import { kernelSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import type { Problem } from '../types.js'
 import type { Directory } from './directory.js'
 import { guestFile, inName } from './paths.js'
-import { borrowStage, type StageHandle } from './stage.js'
+import { borrowStage, type StageHandle } from './stage_handle.js'
 
 const guestFiles: readonly (readonly [string, string])[] = [
   [guestFile, memorySuffix],
@@ -17,6 +17,8 @@ export interface Collected {
   untouched: boolean
   problems: Problem[]
   inspection?: Inspection
+  /** When bhyve wrote the last of it, in milliseconds. */
+  savedMs: number
 }
 
 /**
@@ -26,17 +28,26 @@ export interface Collected {
 export function collectStage(handle: StageHandle, name: string): Collected {
   const stage = borrowStage(handle)
   const moved = moveOut(stage, name)
-  if (moved === 0) return { untouched: true, problems: absentProblems(name) }
+  if (moved === 0) return { untouched: true, problems: absentProblems(name), savedMs: 0 }
+  const savedMs = lastChangeOf(stage, name)
   const inspection = inspectSet(stage, name)
-  if (inspection === undefined) return { untouched: false, problems: [missingMemory(name)] }
-  return { untouched: false, problems: inspection.problems, inspection }
+  if (inspection === undefined) return { untouched: false, problems: [missingMemory(name)], savedMs }
+  return { untouched: false, problems: inspection.problems, inspection, savedMs }
 }
 
-function moveOut(stage: Directory, name: string): number {
-  using inFolder = stage.open(inName)
+/** Takes bhyve's files out of `in/`; how many there were. */
+export function moveOut(stage: Directory, name: string): number {
+  using inFolder = stage.openIfAny(inName)
+  if (inFolder === undefined) return 0
   takeBack(inFolder)
   const moved = guestFiles.filter(([from, suffix]) => inFolder.renameIfAny(from, stage, name + suffix))
   return moved.length
+}
+
+/** When the last of a set's three files was written, in milliseconds. */
+export function lastChangeOf(stage: Directory, name: string): number {
+  const changes = guestFiles.map(([, suffix]) => stage.statusIfAny(name + suffix)?.mtimeMs ?? 0)
+  return Math.max(...changes)
 }
 
 /** The folder was bhyve's for as long as it wrote; from now on nothing is added to it. */

@@ -30,11 +30,18 @@ export function hasSets(directoryPath: string): boolean {
     if (directory === undefined) return false
     const hasNames = (): boolean => setNames(directory).length > 0
     // Once more: a publication may end between the first look and the second.
-    return hasNames() || hasCommitted(directory) || hasNames()
+    return hasNames() || hasCommitted(directory) || bringsHome(directory) || hasNames()
   } catch (error) {
     if (isForbidden(error)) return false // another user's store is not ours to see
     throw error
   }
+}
+
+/** A VM whose suspend nobody has published yet has a checkpoint all the same. */
+function bringsHome(directory: Directory): boolean {
+  if (directory.statusIfAny(stagingName)?.kind !== 'directory') return false
+  using _lock = lockForReading(directory)
+  return setNames(directory).length > 0
 }
 
 function isForbidden(error: unknown): boolean {

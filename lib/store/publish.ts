@@ -1,33 +1,15 @@
-/**
- * From a stage to the name: old or new, never neither, never half (`docs/storage.md`). Runs in the pool.
- */
-import { CheckpointError, detailsOf } from '../errors.js'
-import {
-  formatManifest,
-  type Manifest,
-  manifestMaxBytes,
-  manifestVersion,
-  parseManifest,
-} from '../inspect/manifest.js'
-import { inspectSet } from '../inspect/structure.js'
+/** From a stage of ours to the name. Runs in the pool. */
+import { CheckpointError } from '../errors.js'
+import { formatManifest } from '../inspect/manifest.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
-import { type Checkpoint } from '../types.js'
-import { describe } from './describe.js'
+import type { Checkpoint } from '../types.js'
+import { commitStaged, type Publication } from './commit.js'
 import { Directory } from './directory.js'
 import { lockStaging } from './lock.js'
 import { stagingName } from './paths.js'
-import { removeTree } from './remove_tree.js'
 import { assertReplaceable } from './replaceable.js'
-import { assertNotStuck, recover, rollForward } from './recover.js'
-import { borrowStage, isSameStage, type StageHandle } from './stage.js'
-import { readySuffix } from './staging_entries.js'
-
-export interface Publication {
-  name: string
-  manifest: Manifest
-  ifExists: 'replace' | 'fail'
-  durable: boolean
-}
+import { assertNotStuck, recover } from './recover.js'
+import { borrowStage, isSameStage, type StageHandle } from './stage_handle.js'
 
 /** Everything before the lock: the manifest beside the set, and all of it on the disk. */
 export function prepareStage(handle: StageHandle, publication: Publication): void {
@@ -39,10 +21,6 @@ export function prepareStage(handle: StageHandle, publication: Publication): voi
   stage.sync()
 }
 
-/**
- * The commit. Up to the renaming of the stage to `.ready` the old checkpoint stands whole; from there on the new
- * one does, and whoever comes next finishes what a crash interrupts.
- */
 export function commitStage(handle: StageHandle, publication: Publication): Checkpoint {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
   using staging = lockStaging(directory)
@@ -50,68 +28,7 @@ export function commitStage(handle: StageHandle, publication: Publication): Chec
   if (!isSameStage(staging, handle)) throw vanished(handle)
   const { name, ifExists } = publication
   assertReplaceable(directory, name, ifExists)
-  keepPin(directory, borrowStage(handle), publication)
-  const checkpoint = whole(directory, borrowStage(handle), publication)
-  const ready = handle.id + readySuffix
-  staging.rename(handle.id, staging, ready)
-  finishCommit(directory, staging, ready, publication)
-  return checkpoint
-}
-
-function finishCommit(
-  directory: Directory,
-  staging: Directory,
-  ready: string,
-  publication: Publication,
-): void {
-  try {
-    if (publication.durable) staging.sync()
-    rollForward(directory, staging, ready)
-  } catch (error) {
-    if (!(error instanceof CheckpointError)) throw error
-    const message = `checkpoint '${publication.name}' is committed, and the next call puts it into place, but now: ${error.message}`
-    throw new CheckpointError(error.code, message, detailsOf(error))
-  }
-}
-
-/** A pin belongs to the name: the checkpoint that replaces a pinned one is pinned. */
-function keepPin(directory: Directory, stage: Directory, publication: Publication): void {
-  const { name, manifest, durable } = publication
-  if (manifest.pinned || !isPinned(directory, name)) return
-  const pinned = 'pin'
-  removeTree(stage, pinned)
-  stage.writeNew(pinned, formatManifest({ ...manifest, version: manifestVersion, pinned: true }), durable)
-  stage.rename(pinned, stage, name + manifestSuffix)
-  if (durable) stage.sync()
-}
-
-/** A manifest that is there and cannot be read may well hold a pin. */
-function isPinned(directory: Directory, name: string): boolean {
-  const file = name + manifestSuffix
-  if (directory.statusIfAny(file)?.kind !== 'file') return false
-  try {
-    return parseManifest(directory.readText(file, manifestMaxBytes))?.pinned ?? true
-  } catch {
-    return true
-  }
-}
-
-/** The stage's set as it is going to be found under its name: looked at once more while there is a way back. */
-function whole(directory: Directory, stage: Directory, { name, manifest }: Publication): Checkpoint {
-  const inspection = inspectSet(stage, name)
-  const listed = inspection && describe(directory.path, manifest.vm, name, inspection)
-  if (listed?.state !== 'complete') {
-    throw new CheckpointError(
-      'ERR_CHECKPOINT_DAMAGED',
-      `the files of '${name}' changed before it was published`,
-      {
-        problems: inspection?.problems,
-        path: stage.pathOf(name + memorySuffix),
-      },
-    )
-  }
-  const { state: _state, problems: _problems, ...checkpoint } = listed
-  return checkpoint
+  return commitStaged(directory, staging, borrowStage(handle), handle.id, publication)
 }
 
 function vanished(handle: StageHandle): CheckpointError {

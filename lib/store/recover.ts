@@ -5,11 +5,11 @@
 import { type CheckpointError, toCheckpointError } from '../errors.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import type { Directory } from './directory.js'
+import { intentRecord } from './intent.js'
 import { removeRubbish } from './remove_tree.js'
+import { openFolder, publicationOrder, rollForward } from './roll_forward.js'
+import { settleSuspend } from './settle.js'
 import { isAlive, isStageId, readySuffix, trashSuffix } from './staging_entries.js'
-
-/** A set's files in the order in which they come into place: the last makes the checkpoint exist. */
-const publicationOrder = [kernelSuffix, metadataSuffix, manifestSuffix, memorySuffix]
 
 /** Names whose committed or destroyed sets could not be finished, and why. */
 export type Stuck = Map<string, CheckpointError>
@@ -28,10 +28,19 @@ export function recover(directory: Directory, staging: Directory): Stuck {
   for (const entry of entries.filter((name) => name.endsWith(trashSuffix))) {
     attempt(staging, entry, stuck, () => finishDestroying(directory, staging, entry))
   }
-  for (const entry of entries.filter(isStageId)) {
-    if (!isAlive(staging, entry)) removeRubbish(staging, entry)
+  for (const entry of entries.filter((name) => isStageId(name) && !isAlive(staging, name))) {
+    if (hasIntent(staging, entry))
+      attempt(staging, entry, stuck, () => settleSuspend(directory, staging, entry))
+    else removeRubbish(staging, entry)
   }
   return stuck
+}
+
+/** What cannot be looked into may hold one. */
+function hasIntent(staging: Directory, id: string): boolean {
+  if (staging.statusIfAny(id)?.kind !== 'directory') return false
+  using stage = staging.openIfAny(id)
+  return stage?.statusIfAny(intentRecord) !== undefined
 }
 
 export function assertNotStuck(stuck: Stuck, name: string): void {
@@ -63,21 +72,6 @@ export function needsRecovery(staging: Directory): boolean {
   return staging.entries().some((name) => !isStageId(name) || !isAlive(staging, name))
 }
 
-/** Moves what a committed stage still holds into place. */
-export function rollForward(directory: Directory, staging: Directory, ready: string): void {
-  using folder = openFolder(staging, ready)
-  if (folder === undefined) return
-  const entries = folder.entries()
-  const memory = entries.find((entry) => entry.endsWith(memorySuffix))
-  if (memory !== undefined) directory.unlink(memory)
-  for (const suffix of publicationOrder) {
-    for (const entry of entries.filter((name) => name.endsWith(suffix)))
-      folder.renameIfAny(entry, directory, entry)
-  }
-  directory.sync()
-  removeRubbish(staging, ready)
-}
-
 /**
  * Removes what is left of a destroyed checkpoint, unless another tool has put up a new one of that name in the
  * meantime: then the companions are that one's.
@@ -102,11 +96,4 @@ export function moveCompanions(directory: Directory, trash: Directory, name: str
     const file = name + suffix
     if (directory.statusIfAny(file)?.kind !== 'directory') directory.renameIfAny(file, trash, file)
   }
-}
-
-/** Something that is no folder cannot be ours: it is removed. */
-function openFolder(staging: Directory, name: string): Directory | undefined {
-  if (staging.statusIfAny(name)?.kind === 'directory') return staging.openIfAny(name)
-  staging.unlink(name)
-  return undefined
 }

@@ -1,7 +1,7 @@
 /** How far bhyve is with a stage. Runs in the pool. */
 import { Directory } from './directory.js'
 import { guestFile, inName, stagingName } from './paths.js'
-import { borrowStage, type StageHandle } from './stage.js'
+import { borrowStage, type StageHandle } from './stage_handle.js'
 import { isStageId } from './staging_entries.js'
 
 export interface Saved {

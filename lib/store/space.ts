@@ -1,10 +1,11 @@
 /** Does the checkpoint fit? Asked before bhyve is, since a full disk costs a suspended VM its state. */
-import { CheckpointError } from '../errors.js'
+import { CheckpointError, type ErrorDetails } from '../errors.js'
 import { memorySuffix } from '../names.js'
 import { Directory } from './directory.js'
+import { isWriterAlive, readIntent } from './intent.js'
 import { listedSet, setNames } from './list.js'
 import { guestFile, inName, sizeRecord, stagingName } from './paths.js'
-import type { StageHandle } from './stage.js'
+import { borrowStage, type StageHandle } from './stage_handle.js'
 import { isAlive, isStageId } from './staging_entries.js'
 
 /** Kernel and device state, metadata, and what others write meanwhile (protocol.md section 4). */
@@ -26,28 +27,39 @@ export function lastMemoryBytes(directory: Directory): number | undefined {
   return undefined
 }
 
-/** What a stage is going to write, for others that count the space. */
-export function recordSize(stage: Directory, memoryBytes: number): void {
-  stage.writeNew(sizeRecord, String(memoryBytes), false)
-}
+export type Reservation =
+  | { kind: 'granted' }
+  /** It would fit, but for what others are going to write; one of them may yet be refused. */
+  | { kind: 'crowded'; refusal: ErrorDetails & { message: string } }
 
 /**
- * Rejects with ERR_NO_SPACE unless `memoryBytes` fit beside what all other live stages in `directories` still have
- * to write. Our own stage is on the disk already: of two that come at once, neither overlooks the other.
+ * Promises `memoryBytes` to this stage. Rejects with ERR_NO_SPACE where they do not fit; where they do not fit beside
+ * what all other live stages in `directories` still have to write, the promise is taken back, and the caller may ask
+ * again. The promise is on the disk before the others' are read: of two that come at once, neither overlooks the other.
  */
-export function assertSpace(handle: StageHandle, memoryBytes: number, directories: readonly string[]): void {
+export function reserveSpace(
+  handle: StageHandle,
+  memoryBytes: number,
+  directories: readonly string[],
+): Reservation {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
+  const stage = borrowStage(handle)
+  stage.unlink(sizeRecord)
+  stage.writeNew(sizeRecord, String(memoryBytes), false)
   const requiredBytes = memoryBytes + marginBytes
   const device = deviceOf(directory)
   const reserved = directories.reduce((sum, other) => sum + reservedIn(other, handle, device), 0)
-  const availableBytes = Math.max(0, directory.freeSpace() - reserved)
-  if (requiredBytes <= availableBytes) return
-  throw new CheckpointError(
-    'ERR_NO_SPACE',
-    `the checkpoint needs ${String(requiredBytes)} bytes in '${handle.directoryPath}'; ${String(availableBytes)} are ` +
-      `free (${String(reserved)} are promised to checkpoints that are being written). bhyve was not asked`,
-    { requiredBytes, availableBytes, path: handle.directoryPath },
-  )
+  const free = directory.freeSpace()
+  const availableBytes = Math.max(0, free - reserved)
+  if (requiredBytes <= availableBytes) return { kind: 'granted' }
+  stage.unlink(sizeRecord)
+  const path = handle.directoryPath
+  const message =
+    `the checkpoint needs ${String(requiredBytes)} bytes in '${path}'; ${String(availableBytes)} are free ` +
+    `(${String(reserved)} are promised to checkpoints that are being written). bhyve was not asked`
+  const details = { requiredBytes, availableBytes, path }
+  if (requiredBytes <= free) return { kind: 'crowded', refusal: { message, ...details } }
+  throw new CheckpointError('ERR_NO_SPACE', message, details)
 }
 
 function reservedIn(directoryPath: string, own: StageHandle, device: string): number {
@@ -58,7 +70,7 @@ function reservedIn(directoryPath: string, own: StageHandle, device: string): nu
     if (staging === undefined) return 0
     const ids = staging.entries().filter((entry) => isStageId(entry))
     const others = ids.filter(
-      (id) => !(directoryPath === own.directoryPath && id === own.id) && maybeAlive(staging, id),
+      (id) => !(directoryPath === own.directoryPath && id === own.id) && maybeWritten(staging, id),
     )
     return others.reduce((sum, id) => sum + stillToWrite(staging, id), 0)
   } catch {
@@ -66,10 +78,16 @@ function reservedIn(directoryPath: string, own: StageHandle, device: string): nu
   }
 }
 
-/** Asked under the lock of its `.staging`; where somebody works there now, it may well live. */
-function maybeAlive(staging: Directory, id: string): boolean {
+/** Asked under the lock of its `.staging`; where somebody works there now, it may well be alive. */
+function maybeWritten(staging: Directory, id: string): boolean {
   using lock = staging.reopen()
-  return !lock.lock('shared') || isAlive(staging, id)
+  return !lock.lock('shared') || isAlive(staging, id) || isStillSaved(staging, id)
+}
+
+/** A suspend's stage whose maker has died, but not its bhyve. */
+function isStillSaved(staging: Directory, id: string): boolean {
+  using stage = staging.openIfAny(id)
+  return stage !== undefined && readIntent(stage) !== undefined && isWriterAlive(stage)
 }
 
 function stillToWrite(staging: Directory, id: string): number {

@@ -5,12 +5,14 @@
  */
 import { Directory } from './directory.js'
 import { lockStagingIfAny } from './lock.js'
+import { type Intent, intentRecord, writeIntent } from './intent.js'
 import { openLocked, removeMade } from './opening.js'
 import { guestFile, inName, sizeRecord, stagingName } from './paths.js'
 import { assertReplaceable } from './replaceable.js'
 import { assertNotStuck, recover } from './recover.js'
 import { removeRubbish, removeTree } from './remove_tree.js'
-import { lastMemoryBytes, recordSize } from './space.js'
+import { lastMemoryBytes } from './space.js'
+import { borrowStage, isSameStage, type StageHandle } from './stage_handle.js'
 import { freshId } from './staging_entries.js'
 
 export interface StageRequest {
@@ -22,6 +24,8 @@ export interface StageRequest {
   writerUid: number
   /** Guest RAM, where the caller knows it. */
   memoryBytes: number | undefined
+  /** Of a suspend: what makes the stage one that is never thrown away. */
+  intent?: Intent | undefined
 }
 
 export interface StageResult {
@@ -33,14 +37,6 @@ export interface StageResult {
   /** Guest RAM: what the caller said, or the VM's last checkpoint had. */
   memoryBytes: number | undefined
   descriptors: { directory: number; stage: number; in: number }
-}
-
-/** A stage as later jobs are told about it: the descriptors stay the caller's. */
-export interface StageHandle {
-  directoryPath: string
-  directory: number
-  stage: number
-  id: string
 }
 
 export function createStage(request: StageRequest): StageResult {
@@ -69,12 +65,12 @@ function openStage(
     stage.lock('exclusive')
     using inFolder = makeFolder(stage, inName)
     if (needsGiving(request.writerUid)) inFolder.giveTo(request.writerUid)
+    if (request.intent !== undefined) writeIntent(stage, request.intent, request.durable)
     if (request.durable) {
       stage.sync()
       staging.sync()
     }
     const memoryBytes = request.memoryBytes ?? lastMemoryBytes(directory)
-    if (memoryBytes !== undefined) recordSize(stage, memoryBytes)
     const descriptors = { directory: directory.release(), stage: stage.release(), in: inFolder.release() }
     return { id, requestPath: `${inFolder.path}/${guestFile}`, made, memoryBytes, descriptors }
   } catch (error) {
@@ -107,24 +103,16 @@ export function sealStage(handle: StageHandle): void {
   stage.unlink(sizeRecord)
 }
 
-/** Throws the stage away, and the directories made for it where nothing else lives in them. */
+/** Throws the stage away, a suspend's too: only for a VM that runs on. And the directories made for it where nothing else lives in them. */
 export function abandonStage(handle: StageHandle, made: readonly string[]): void {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
   using staging = lockStagingIfAny(directory, 'exclusive')
   if (staging === undefined) return
-  if (isSameStage(staging, handle)) removeRubbish(staging, handle.id)
+  if (isSameStage(staging, handle)) {
+    borrowStage(handle).unlink(intentRecord)
+    removeRubbish(staging, handle.id)
+  }
   if (made.includes(handle.directoryPath) && staging.entries().length === 0)
     directory.removeEmpty(stagingName)
   removeMade(made)
-}
-
-/** Whether the name still leads to the stage we hold. */
-export function isSameStage(staging: Directory, handle: StageHandle): boolean {
-  const identity = borrowStage(handle).ownStatus().identity
-  return staging.statusIfAny(handle.id)?.identity === identity
-}
-
-/** The stage by its descriptor; the path is for messages. */
-export function borrowStage(handle: StageHandle): Directory {
-  return Directory.borrow(handle.stage, `${handle.directoryPath}/${stagingName}/${handle.id}`)
 }

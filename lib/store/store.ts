@@ -2,21 +2,27 @@
  * The store as the callers' thread sees it: every call is a job of the pool. A VM's checkpoints that somebody
  * else works on are waited for here, by asking again, so that no pool thread stands still.
  */
-import type { Cancellation } from '../cancellation.js'
+import type { CommitPoint } from '../cancellation.js'
 import { CheckpointError } from '../errors.js'
 import { loadNative } from '../native.js'
 import type { JobName, Jobs } from '../pool/jobs.js'
 import type { JobRunner } from '../pool/pool.js'
 import type { Checkpoint, Layout, ListedCheckpoint, PrunePolicy, VerificationReport } from '../types.js'
 import type { Pruned } from './prune.js'
-import type { Publication } from './publish.js'
+import type { Publication } from './commit.js'
 import type { Collected } from './collect.js'
+import type { Writer } from './intent.js'
+import { stagingName } from './paths.js'
 import type { Saved } from './saved.js'
-import type { StageHandle, StageRequest } from './stage.js'
+import type { Settled } from './settle.js'
+import type { StageRequest } from './stage.js'
+import type { StageHandle } from './stage_handle.js'
 
 /** How long another process's work on the same VM's checkpoints is waited for. */
 const lockPatienceMs = 30_000
 const lockRetryMs = 20
+/** How often space is asked for that others may give back. */
+const mostReservations = 6
 
 export class Store {
   readonly #pool: JobRunner
@@ -90,7 +96,7 @@ export class Store {
   /** VMs with at least one checkpoint, whole or not. */
   async storedVms(): Promise<string[]> {
     const vms = await this.#layout.vms()
-    const having = await Promise.all(vms.map((vm) => this.#pool.run('hasSets', this.directoryOf(vm))))
+    const having = await Promise.all(vms.map((vm) => this.#locked('hasSets', this.directoryOf(vm))))
     return vms.filter((_, index) => having[index]).sort()
   }
 
@@ -128,8 +134,12 @@ async function patiently<T>(attempt: () => Promise<T>, onBusy?: () => void): Pro
       if (isBusy(error)) onBusy?.()
       if (!isBusy(error) || performance.now() > deadline) throw error
     }
-    await new Promise((resolve) => setTimeout(resolve, lockRetryMs * (0.5 + Math.random())))
+    await pause(lockRetryMs * (0.5 + Math.random()))
   }
+}
+
+function pause(milliseconds: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds))
 }
 
 export function isBusy(error: unknown): boolean {
@@ -169,10 +179,27 @@ export class Stage {
     this.#in = undefined
   }
 
-  /** Rejects with ERR_NO_SPACE where the guest's RAM is known not to fit. */
-  async assertSpace(vm: string): Promise<void> {
-    if (this.memoryBytes === undefined) return
-    await this.#store.run('assertSpace', this.#handle, this.memoryBytes, await this.#store.directories(vm))
+  /**
+   * Rejects with ERR_NO_SPACE where the guest's RAM does not fit. RAM of unknown size counts as `atLeastBytes`;
+   * undefined: it is not asked for.
+   */
+  async reserveSpace(vm: string, atLeastBytes: number | undefined): Promise<void> {
+    const bytes = this.memoryBytes ?? atLeastBytes
+    if (bytes === undefined) return
+    const directories = await this.#store.directories(vm)
+    for (let attempt = 1; ; attempt++) {
+      const result = await this.#store.run('reserveSpace', this.#handle, bytes, directories)
+      if (result.kind === 'granted') return
+      const { message, ...details } = result.refusal
+      if (attempt === mostReservations) throw new CheckpointError('ERR_NO_SPACE', message, details)
+      // Two that refuse each other must not meet again.
+      await pause(lockRetryMs * (0.5 + Math.random() * 4))
+    }
+  }
+
+  /** Who is going to write: before it is asked. */
+  recordWriter(writer: Writer): Promise<void> {
+    return this.#store.run('recordWriter', this.#handle, writer)
   }
 
   saved(): Promise<Saved> {
@@ -193,7 +220,7 @@ export class Stage {
   }
 
   /** May be cancelled while somebody else holds the lock, and not once it is ours. */
-  async commit(publication: Publication, cancellation: Cancellation): Promise<Checkpoint> {
+  async commit(publication: Publication, cancellation: CommitPoint): Promise<Checkpoint> {
     return patiently(
       () => this.#store.runFrom(() => cancellation.commit(), 'commitStage', this.#handle, publication),
       () => cancellation.uncommit(),
@@ -202,6 +229,16 @@ export class Stage {
 
   abandon(): Promise<void> {
     return this.#store.locked('abandonStage', this.#handle, this.#made)
+  }
+
+  /** A suspend's stage that cannot go its way: what it holds is kept where its owner can see it. */
+  settle(): Promise<Settled> {
+    return this.#store.locked('settleStage', this.#handle)
+  }
+
+  /** Where it lies. */
+  get path(): string {
+    return `${this.#handle.directoryPath}/${stagingName}/${this.#handle.id}`
   }
 
   close(): void {

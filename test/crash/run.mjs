@@ -1,4 +1,4 @@
-// Kills a process before and after every system call of create, destroy, destroyAll, prune, pin and list, over and
+// Kills a process before and after every system call of create, suspend, destroy, destroyAll, prune, pin and list, over and
 // over, and examines what is left: `npm run test:crash -- --seed 1 --count 10000`. This process is the fresh one
 // that recovers and examines; it never did any of the work.
 import { execFile } from 'node:child_process'
@@ -20,7 +20,7 @@ const { values } = parseArgs({
 const victim = fileURLToPath(new URL('victim.mjs', import.meta.url))
 const run = promisify(execFile)
 const environment = { ...process.env, NODE_OPTIONS: '' }
-const operations = ['create', 'create', 'create', 'destroy', 'prune', 'destroyAll', 'pin', 'list']
+const operations = ['create', 'create', 'suspend', 'suspend', 'destroy', 'prune', 'destroyAll', 'pin', 'list']
 const suffixes = ['.ckp', '.ckp.kern', '.ckp.meta', '.ckp.manifest']
 
 /** mulberry32: the same sequence for the same seed. */
@@ -41,6 +41,7 @@ class World {
     this.directory = path.join(root, 'vm1')
     this.legal = new Map()
     this.nextTag = 1
+    this.mostPieces = 0
     fs.mkdirSync(this.directory, { mode: 0o700 })
     fs.writeFileSync(path.join(this.directory, 'notes.txt'), 'of somebody else')
     for (const name of ['one', 'two.old', 'three']) {
@@ -67,9 +68,14 @@ class World {
     const tag = this.nextTag++
     const at = 1 + Math.floor(this.random() * (lengths.get(op) + 2))
     const how = this.pick(['before', 'after'])
-    const strike = { op, name, tag, at, how, directory: this.directory }
+    const saved = path.join(path.dirname(this.directory), `saved-${tag}`)
+    const strike = { op, name, tag, at, how, saved, directory: this.directory }
     const finished = await this.execute(strike)
-    this.note(op, name, tag, finished)
+    // A VM whose state is on the disk must not lose it, wherever its manager dies.
+    const isSuspended = op === 'suspend' && fs.existsSync(saved)
+    // One that died while it was saved leaves its pieces, under a fresh name, to whoever wants to see them.
+    if (op === 'suspend' && !isSuspended) this.mostPieces++
+    this.note(op, name, tag, isSuspended ? 0 : finished)
     return { op, at, how, finished }
   }
 
@@ -91,7 +97,7 @@ class World {
       const before = finished === undefined ? this.legal.get(key) : []
       this.legal.set(key, new Set([...before, outcome]))
     }
-    if (op === 'create') add(name, tag)
+    if (op === 'create' || op === 'suspend') add(name, tag)
     if (op === 'destroy') add(name, undefined)
     if (op === 'destroyAll') for (const key of this.legal.keys()) add(key, undefined)
     // Which one is the newest is the store's business: the others may or must go.
@@ -112,6 +118,8 @@ class World {
     if (!fs.existsSync(this.directory))
       throw new Error('the directory is gone, though it held a file of somebody else')
     const before = new Map(this.legal)
+    this.pieces = []
+    let piecesLeft = this.mostPieces
     const listed = jobs.listSets(this.directory, 'vm1')
     const seen = new Map(listed.map((set) => [set.name, set]))
     for (const [name, outcomes] of before) {
@@ -125,6 +133,11 @@ class World {
       if (!outcomes.has(found)) throw new Error(`'${name}' is ${found}; legal: ${[...outcomes].join(', ')}`)
       this.legal.set(name, new Set([found]))
     }
+    for (const [name, { state, poweredOff, files }] of seen) {
+      if (state !== 'damaged' || !poweredOff || !/-[0-9a-z]+$/.test(name) || piecesLeft-- === 0) continue
+      seen.delete(name)
+      this.pieces.push(...Object.values(files).map((file) => path.basename(file)))
+    }
     if (seen.size > 0) throw new Error(`there are others: ${[...seen.keys()].join(', ')}`)
     this.examineStrays()
   }
@@ -133,7 +146,7 @@ class World {
     const staging = path.join(this.directory, '.staging')
     const left = fs.existsSync(staging) ? fs.readdirSync(staging) : []
     if (left.length > 0) throw new Error(`left in .staging: ${left.join(', ')}`)
-    const known = new Set(['notes.txt', '.staging'])
+    const known = new Set(['notes.txt', '.staging', ...this.pieces])
     for (const [name, [found]] of this.legal)
       if (found !== undefined) for (const suffix of suffixes) known.add(name + suffix)
     const strays = fs.readdirSync(this.directory).filter((file) => !known.has(file))
@@ -148,7 +161,10 @@ async function measure(root) {
     const world = new World(() => 0.5, fs.mkdtempSync(path.join(root, 'measure-')))
     lengths.set(
       op,
-      await world.execute({ op, name: 'one', tag: 9, at: -1, how: 'before', directory: world.directory }),
+      await world.execute({
+        ...{ op, name: 'one', tag: 9, at: -1, how: 'before', directory: world.directory },
+        saved: path.join(path.dirname(world.directory), 'saved'),
+      }),
     )
   }
   return lengths

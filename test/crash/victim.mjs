@@ -81,6 +81,32 @@ const operations = {
     jobs.prepareStage(handle, publication)
     jobs.commitStage(handle, publication)
   },
+  suspend() {
+    const intent = { vm: 'vm1', name, ifExists: 'replace' }
+    const request = {
+      directory,
+      name,
+      ifExists: 'replace',
+      durable: true,
+      writerUid: process.geteuid(),
+      intent,
+    }
+    const made = jobs.createStage(request)
+    const { directory: descriptor, stage } = made.descriptors
+    const handle = { directoryPath: directory, directory: descriptor, stage, id: made.id }
+    const { startedAt } = native.processStatus(process.pid)
+    jobs.recordWriter(handle, { pid: process.pid, startedAt, dialect: `tag ${tag}` })
+    // From here on the VM is in these files and nowhere else.
+    writeSet(path.join(path.dirname(made.requestPath), 'ckp'), tag)
+    fs.writeFileSync(strike.saved, '')
+    const { savedMs } = jobs.collectStage(handle, name)
+    const createdAt = new Date(savedMs).toISOString()
+    const facts = { vm: 'vm1', name, createdAt, dialect: `tag ${tag}`, poweredOff: true, pinned: false }
+    const publication = { name, manifest: { version: 1, ...facts }, ifExists: 'replace', durable: true }
+    jobs.sealStage(handle)
+    jobs.prepareStage(handle, publication)
+    jobs.commitStage(handle, publication)
+  },
   destroy: () => jobs.destroySet(directory, name),
   destroyAll: () => jobs.destroySets(directory, true),
   prune: () => jobs.pruneSets(directory, 'vm1', { keepLast: 1 }, Date.now()),

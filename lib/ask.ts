@@ -1,0 +1,161 @@
+/** The question to a VM's bhyve, at each socket and in each dialect that may be the right one. */
+import {
+  assertReachable,
+  assertRequestFits,
+  dialectsFor,
+  mayFallBack,
+  type System,
+} from './bhyve/dialects.js'
+import type { Located, Place } from './bhyve/locate.js'
+import type { Peer } from './bhyve/connect.js'
+import { vmStateOf } from './bhyve/peer.js'
+import type { PeerMemory } from './bhyve/peer_memory.js'
+import { ProcessEnd } from './bhyve/process_end.js'
+import { sendRequest, type Sent } from './bhyve/request.js'
+import type { Cancellation } from './cancellation.js'
+import { CheckpointError } from './errors.js'
+import { assertRestorablePath, structPathBytes } from './names.js'
+import type { CreateSettings } from './options.js'
+import type { ProgressReporter } from './progress.js'
+import { watchSaving } from './saving.js'
+import { guestFile, longestRequestPath } from './store/paths.js'
+import type { Stage, Store } from './store/store.js'
+import type { Dialect } from './types.js'
+
+export interface CreateContext {
+  store: Store
+  place: Place
+  system: System
+  peers: PeerMemory
+  /** How long a suspended VM's process may take to be gone, in milliseconds. */
+  exitPatienceMs: number
+  asked: Asked
+}
+
+/** What has become of the question so far. */
+export interface Asked {
+  /** The process that was asked, from then on. */
+  peer?: Peer
+  /** Of a suspend: its end. */
+  end?: ProcessEnd
+  /** The stage holds, or may yet get, the state of a VM that does not run on. */
+  holdsState?: boolean
+}
+
+/** What bhyve has done by the time it closed the connection. */
+export interface Ended {
+  sent: Sent
+  dialect: Dialect
+  replyError: string | undefined
+}
+
+/** Everything one call needs to ask: passed on as one. */
+export interface Asking extends CreateContext {
+  stage: Stage
+  settings: CreateSettings
+  cancellation: Cancellation
+  progress: ProgressReporter
+}
+
+/** Before anything is touched. */
+export function assertPathsFit(
+  context: CreateContext,
+  sockets: Located[],
+  path: string,
+  settings: CreateSettings,
+): void {
+  for (const located of sockets) {
+    if (located.kind === 'struct') assertRestorablePath(path, settings.vm, settings.name, structPathBytes)
+    const dialects = dialectsAt(context, located, settings)
+    const longest = longestRequestPath(context.store.directoryOf(settings.vm))
+    for (const dialect of dialects.slice(0, 1)) assertRequestFits(dialect, longest, settings.vm)
+    assertReachable(dialects, located, context.system, settings.vm)
+  }
+}
+
+function dialectsAt({ peers, system }: CreateContext, located: Located, settings: CreateSettings): Dialect[] {
+  return dialectsFor(located, settings.dialect, peers.dialectAt(located), system)
+}
+
+/** Asks at each socket that may be the VM's, best first; resolves at the end of bhyve's work. */
+export async function ask(asking: Asking, sockets: readonly Located[]): Promise<Ended> {
+  for (const [index, located] of sockets.entries()) {
+    const isLast = index === sockets.length - 1
+    try {
+      return await askAt(asking, located, isLast)
+    } catch (error) {
+      // A host that was upgraded may still have the dead socket of the older place.
+      const isDead = error instanceof CheckpointError && error.code === 'ERR_VM_NOT_RUNNING'
+      if (!isDead || isLast) throw error
+    }
+  }
+  throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${asking.settings.vm}' has no socket`)
+}
+
+/** Asks in each dialect that may be the VM's, until one is served. */
+async function askAt(asking: Asking, located: Located, isLast: boolean): Promise<Ended> {
+  let last: Ended | undefined
+  for (const dialect of dialectsAt(asking, located, asking.settings)) {
+    if (last !== undefined && !(await mayTryNext(last, asking))) break
+    last = await askIn(asking, dialect, located, isLast, last?.sent.peer)
+  }
+  if (last === undefined)
+    throw new CheckpointError('ERR_DIALECT_UNSUPPORTED', 'no dialect is known for this socket')
+  const { sent, dialect } = last
+  if (!(await asking.stage.isUntouched())) asking.peers.rememberDialect(located, sent.peer, dialect)
+  return last
+}
+
+/** Only a bhyve that lives and made no file may be one of the other dialect. */
+async function mayTryNext({ sent }: Ended, asking: Asking): Promise<boolean> {
+  const { stage, settings, system, cancellation, asked } = asking
+  if (cancellation.cancelled || !mayFallBack(operationOf(settings), system)) return false
+  if (vmStateOf(sent.peer) !== 'running' || !(await stage.isUntouched())) return false
+  asked.holdsState = false
+  return true
+}
+
+async function askIn(
+  asking: Asking,
+  dialect: Dialect,
+  located: Located,
+  isLast: boolean,
+  expected: Peer | undefined,
+): Promise<Ended> {
+  const { stage, settings, cancellation, progress, place, peers } = asking
+  const filename = dialect === 'descriptor' ? guestFile : stage.requestPath
+  const operation = operationOf(settings)
+  const request = { dialect, operation, filename, directory: await stage.inDescriptor() }
+  const patience = { isLast, refusalMs: settings.stallTimeout, onFull: () => progress.report('queued') }
+  const beforeSending = (peer: Peer): Promise<void> => prepareSuspend(asking, dialect, peer)
+  const target = { located, place, peers, patience, expected, beforeSending }
+  const sent = await sendRequest(request, target, cancellation)
+  asking.asked.peer = sent.peer
+  stage.closeIn()
+  const stopWatching = watchSaving(stage, settings, cancellation, progress)
+  const { replyError } = await sent.ended
+  await stopWatching()
+  await reportEnd(stage, progress)
+  return { sent, dialect, replyError }
+}
+
+function operationOf({ poweroff }: CreateSettings): 'checkpoint' | 'suspend' {
+  return poweroff ? 'suspend' : 'checkpoint'
+}
+
+/** Whoever finds the stage later must know whose writing it waits for, and we whose end. */
+async function prepareSuspend(asking: Asking, dialect: Dialect, peer: Peer): Promise<void> {
+  const { stage, settings, asked, cancellation } = asking
+  if (!settings.poweroff) return
+  const { pid, startedAt } = peer
+  await stage.recordWriter({ pid, startedAt, dialect })
+  cancellation.throwIfCancelled()
+  asked.end ??= new ProcessEnd(peer)
+  asked.holdsState = true
+}
+
+async function reportEnd(stage: Stage, progress: ProgressReporter): Promise<void> {
+  if (!progress.wanted) return
+  const last = await stage.saved().catch(() => undefined)
+  if (last?.begun === true) progress.report('saving', last.bytes)
+}

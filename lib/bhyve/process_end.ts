@@ -1,0 +1,45 @@
+/**
+ * Waiting for a bhyve process to be gone: its VM's memory is free then, and its name too. By a descriptor of the
+ * process where the system has such (pidfd, kqueue), else by looking at the pid and the time it was started; a pid
+ * that was given to another process is never waited for.
+ */
+import { isFailure, loadNative } from '../native.js'
+import type { Peer } from './connect.js'
+import { vmStateOf } from './peer.js'
+
+const firstLookMs = 2
+const longestLookMs = 100
+
+export class ProcessEnd implements Disposable {
+  readonly #peer: Peer
+  #watch: number | undefined
+
+  /** While it lives: on FreeBSD a watch that is put on a dying process tells its end too early. */
+  constructor(peer: Peer) {
+    this.#peer = peer
+    if (peer.pid === -1 || peer.startedAt === undefined) return
+    const watch = loadNative().watchProcess(peer.pid, peer.startedAt)
+    if (!isFailure(watch)) this.#watch = watch
+  }
+
+  get isReached(): boolean {
+    if (this.#watch === undefined) return vmStateOf(this.#peer) === 'off'
+    return loadNative().hasEnded(this.#watch) === 1
+  }
+
+  /** True once it is gone; false where it is still there after `patienceMs`. Keeps the process alive meanwhile. */
+  async within(patienceMs: number): Promise<boolean> {
+    const deadline = performance.now() + patienceMs
+    for (let wait = firstLookMs; !this.isReached; wait = Math.min(wait * 2, longestLookMs)) {
+      const left = deadline - performance.now()
+      if (left <= 0) return false
+      await new Promise((resolve) => setTimeout(resolve, Math.min(wait, left)))
+    }
+    return true
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#watch !== undefined) loadNative().close(this.#watch)
+    this.#watch = undefined
+  }
+}

@@ -1,0 +1,102 @@
+/**
+ * The commit of a stage, under the exclusive lock of `.staging` and after recovery: old or new, never neither, never
+ * half (`docs/storage.md`). Runs in the pool.
+ */
+import { CheckpointError, detailsOf } from '../errors.js'
+import {
+  formatManifest,
+  type Manifest,
+  manifestMaxBytes,
+  manifestVersion,
+  parseManifest,
+} from '../inspect/manifest.js'
+import { inspectSet } from '../inspect/structure.js'
+import { manifestSuffix, memorySuffix } from '../names.js'
+import type { Checkpoint } from '../types.js'
+import { describe } from './describe.js'
+import type { Directory } from './directory.js'
+import { removeTree } from './remove_tree.js'
+import { rollForward } from './roll_forward.js'
+import { readySuffix } from './staging_entries.js'
+
+export interface Publication {
+  name: string
+  manifest: Manifest
+  ifExists: 'replace' | 'fail'
+  durable: boolean
+}
+
+/**
+ * Up to the renaming of the stage to `.ready` the old checkpoint stands whole; from there on the new one does, and
+ * whoever comes next finishes what a crash interrupts.
+ */
+export function commitStaged(
+  directory: Directory,
+  staging: Directory,
+  stage: Directory,
+  id: string,
+  publication: Publication,
+): Checkpoint {
+  keepPin(directory, stage, publication)
+  const checkpoint = whole(directory, stage, publication)
+  const ready = id + readySuffix
+  staging.rename(id, staging, ready)
+  finishCommit(directory, staging, ready, publication)
+  return checkpoint
+}
+
+function finishCommit(
+  directory: Directory,
+  staging: Directory,
+  ready: string,
+  publication: Publication,
+): void {
+  try {
+    if (publication.durable) staging.sync()
+    rollForward(directory, staging, ready)
+  } catch (error) {
+    if (!(error instanceof CheckpointError)) throw error
+    const message = `checkpoint '${publication.name}' is committed, and the next call puts it into place, but now: ${error.message}`
+    throw new CheckpointError(error.code, message, detailsOf(error))
+  }
+}
+
+/** A pin belongs to the name: the checkpoint that replaces a pinned one is pinned. */
+function keepPin(directory: Directory, stage: Directory, publication: Publication): void {
+  const { name, manifest, durable } = publication
+  if (manifest.pinned || !isPinned(directory, name)) return
+  const pinned = 'pin'
+  removeTree(stage, pinned)
+  stage.writeNew(pinned, formatManifest({ ...manifest, version: manifestVersion, pinned: true }), durable)
+  stage.rename(pinned, stage, name + manifestSuffix)
+  if (durable) stage.sync()
+}
+
+/** A manifest that is there and cannot be read may well hold a pin. */
+function isPinned(directory: Directory, name: string): boolean {
+  const file = name + manifestSuffix
+  if (directory.statusIfAny(file)?.kind !== 'file') return false
+  try {
+    return parseManifest(directory.readText(file, manifestMaxBytes))?.pinned ?? true
+  } catch {
+    return true
+  }
+}
+
+/** The stage's set as it is going to be found under its name: looked at once more while there is a way back. */
+function whole(directory: Directory, stage: Directory, { name, manifest }: Publication): Checkpoint {
+  const inspection = inspectSet(stage, name)
+  const listed = inspection && describe(directory.path, manifest.vm, name, inspection)
+  if (listed?.state !== 'complete') {
+    throw new CheckpointError(
+      'ERR_CHECKPOINT_DAMAGED',
+      `the files of '${name}' changed before it was published`,
+      {
+        problems: inspection?.problems,
+        path: stage.pathOf(name + memorySuffix),
+      },
+    )
+  }
+  const { state: _state, problems: _problems, ...checkpoint } = listed
+  return checkpoint
+}

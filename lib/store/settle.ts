@@ -1,0 +1,196 @@
+/**
+ * What becomes of a suspend's stage when nobody waits for it any more, or when what it holds cannot go under its name:
+ * the set in it is the VM. Always under the exclusive lock of `.staging`; doing it twice, or dying in it, changes
+ * nothing. Runs in the pool.
+ */
+import { Buffer } from 'node:buffer'
+import { CheckpointError } from '../errors.js'
+import { formatManifest, type Manifest, newManifest } from '../inspect/manifest.js'
+import { type Inspection, inspectSet, missingMemory } from '../inspect/structure.js'
+import { checkpointNameBytes, manifestSuffix, memorySuffix, restorablePathBytes } from '../names.js'
+import type { Problem } from '../types.js'
+import { lastChangeOf, moveOut } from './collect.js'
+import { commitStaged } from './commit.js'
+import { Directory } from './directory.js'
+import { type Intent, isWriterAlive, readIntent, renameIntent, writerOf } from './intent.js'
+import { listedSet } from './list.js'
+import { lockStaging } from './lock.js'
+import { removeRubbish, removeTree } from './remove_tree.js'
+import { assertReplaceable } from './replaceable.js'
+import { publicationOrder, rollForward } from './roll_forward.js'
+import { borrowStage, isSameStage, type StageHandle } from './stage_handle.js'
+import { freshId, readySuffix } from './staging_entries.js'
+
+/** The time of a file lags behind the clock by as much as a tick. */
+const tickMs = 20
+
+export type Settled =
+  | { kind: 'published'; name: string; path: string }
+  /** Kept, and listed as damaged. */
+  | { kind: 'damaged'; name: string; path: string; problems: readonly Problem[] }
+  /** bhyve is gone and wrote nothing. */
+  | { kind: 'nothing' }
+  /** bhyve lives, and may write yet. */
+  | { kind: 'pending' }
+
+/** The stage is ours, and bhyve has ended. */
+export function settleStage(handle: StageHandle): Settled {
+  const directory = Directory.borrow(handle.directory, handle.directoryPath)
+  using staging = lockStaging(directory)
+  if (isSameStage(staging, handle)) return settleSuspend(directory, staging, handle.id)
+  const { path } = borrowStage(handle)
+  throw new CheckpointError(
+    'ERR_SYSTEM',
+    `somebody removed '${path}', and the suspended VM's state with it`,
+    {
+      path,
+    },
+  )
+}
+
+export function settleSuspend(directory: Directory, staging: Directory, id: string): Settled {
+  using stage = staging.open(id)
+  const intent = readIntent(stage)
+  if (intent === undefined) throw new CheckpointError('ERR_SYSTEM', `'${stage.path}' is no suspend's stage`)
+  // Asked first: what a bhyve that is gone has not written by now never comes.
+  const mayWrite = isWriterAlive(stage)
+  gather(stage, intent.name)
+  dropStrangers(stage, intent.name)
+  const inspection = inspectSet(stage, intent.name)
+  if (inspection !== undefined && isWhole(inspection))
+    return publishState({ directory, staging, stage, id }, intent, inspection)
+  if (mayWrite) return { kind: 'pending' }
+  if (!holdsAnything(stage)) {
+    removeRubbish(staging, id)
+    return { kind: 'nothing' }
+  }
+  return keepDamaged({ directory, staging, stage, id }, intent, inspection)
+}
+
+/** A manifest that was not written to its end is written anew. */
+function isWhole({ problems }: Inspection): boolean {
+  return problems.every(({ code }) => code === 'manifest-invalid')
+}
+
+interface Places {
+  directory: Directory
+  staging: Directory
+  stage: Directory
+  id: string
+}
+
+/** All the set's files under one name, wherever an earlier attempt has left them. */
+function gather(stage: Directory, name: string): void {
+  moveOut(stage, name)
+  for (const entry of stage.entries()) {
+    const suffix = suffixOf(entry)
+    if (suffix !== undefined && entry !== name + suffix) stage.rename(entry, stage, name + suffix)
+  }
+}
+
+function suffixOf(entry: string): string | undefined {
+  return publicationOrder.find((suffix) => entry.endsWith(suffix))
+}
+
+function holdsAnything(stage: Directory): boolean {
+  return stage.entries().some((entry) => suffixOf(entry) !== undefined && !entry.endsWith(manifestSuffix))
+}
+
+function publishState(places: Places, wanted: Intent, inspection: Inspection): Settled {
+  const { directory, staging, stage, id } = places
+  const savedMs = lastChangeOf(stage, wanted.name)
+  const intent = mayTake(directory, wanted, savedMs) ? wanted : moveToFreshName(places, wanted)
+  const { name, ifExists } = intent
+  const manifest = manifestFor(stage, intent, savedMs, inspection)
+  writeManifest(stage, manifest)
+  for (const suffix of publicationOrder) stage.syncFile(name + suffix)
+  stage.sync()
+  const { path } = commitStaged(directory, staging, stage, id, { name, ifExists, manifest, durable: true })
+  return { kind: 'published', name, path }
+}
+
+/** Its name may be taken by now, and what came later is never replaced by what was saved before it. */
+function mayTake(directory: Directory, { vm, name, ifExists }: Intent, savedMs: number): boolean {
+  try {
+    assertReplaceable(directory, name, ifExists)
+  } catch (error) {
+    if (error instanceof CheckpointError && error.code === 'ERR_CHECKPOINT_EXISTS') return false
+    throw error
+  }
+  const [present] = listedSet(directory, vm, name)
+  return present?.createdAt === undefined || present.createdAt.getTime() <= savedMs + tickMs
+}
+
+/** What is left of a VM that is gone stays where its owner can see it. */
+function keepDamaged(places: Places, wanted: Intent, inspection: Inspection | undefined): Settled {
+  const { directory, staging, stage, id } = places
+  const intent = moveToFreshName(places, wanted)
+  const { name } = intent
+  // Where there is no RAM file nothing would be listed.
+  if (stage.statusIfAny(name + memorySuffix) === undefined) stage.writeNew(name + memorySuffix, '', true)
+  writeManifest(stage, manifestFor(stage, intent, lastChangeOf(stage, name), undefined))
+  for (const suffix of publicationOrder) {
+    if (stage.statusIfAny(name + suffix) !== undefined) stage.syncFile(name + suffix)
+  }
+  stage.sync()
+  staging.rename(id, staging, id + readySuffix)
+  staging.sync()
+  rollForward(directory, staging, id + readySuffix)
+  const problems = inspection?.problems ?? [missingMemory(name)]
+  return { kind: 'damaged', name, path: directory.pathOf(name + memorySuffix), problems }
+}
+
+/** bhyve makes plain files of its own; whatever else stands there is no part of the VM. */
+function dropStrangers(stage: Directory, name: string): void {
+  for (const suffix of publicationOrder) {
+    const status = stage.statusIfAny(name + suffix)
+    if (status !== undefined && (status.kind !== 'file' || status.links !== 1))
+      removeTree(stage, name + suffix)
+  }
+}
+
+/** The record first: whoever comes after a crash brings the files under its name. */
+function moveToFreshName({ directory, staging, stage }: Places, intent: Intent): Intent {
+  const renamed = renameIntent(stage, intent, freshName(directory, staging, intent.name))
+  gather(stage, renamed.name)
+  return renamed
+}
+
+/** `<name>-<id>`, the name cut where a file name, or a path that `bhyve -r` can open, would get too long. */
+function freshName(directory: Directory, staging: Directory, name: string): string {
+  for (;;) {
+    const ending = `-${freshId(staging)}`
+    const inPath = restorablePathBytes - Buffer.byteLength(directory.pathOf(memorySuffix))
+    const fresh = cut(name, Math.min(checkpointNameBytes, inPath) - ending.length) + ending
+    if (directory.statusIfAny(fresh + memorySuffix) === undefined) return fresh
+  }
+}
+
+/** At most so many bytes of UTF-8, no character cut in two. */
+function cut(text: string, bytes: number): string {
+  const characters = Array.from(text)
+  while (Buffer.byteLength(characters.join('')) > bytes && characters.length > 1) characters.pop()
+  return characters.join('')
+}
+
+/** The one that was written before the maker died, where it can be read; else what is known. */
+function manifestFor(
+  stage: Directory,
+  { vm, name, host }: Intent,
+  savedMs: number,
+  inspection: Inspection | undefined,
+): Manifest {
+  const written = inspection?.manifest
+  if (written !== undefined) return { ...written, name }
+  const { dialect } = writerOf(stage) ?? {}
+  return newManifest({ vm, name, createdAt: new Date(savedMs), dialect, poweredOff: true, host }, inspection)
+}
+
+/** Over what an earlier attempt may have left. */
+function writeManifest(stage: Directory, manifest: Manifest): void {
+  const file = manifest.name + manifestSuffix
+  const fresh = 'manifest.new'
+  removeTree(stage, fresh)
+  stage.writeNew(fresh, formatManifest(manifest), true)
+  stage.rename(fresh, stage, file)
+}

@@ -1,0 +1,162 @@
+/**
+ * How a suspend ends (protocol.md section 4): the set in the stage is the VM. It is published whatever became of the
+ * call; where it is bad, the VM runs on, or what is left of it is kept.
+ */
+import type { Asking, Ended } from './ask.js'
+import { isKnownToKernel } from './bhyve/locate.js'
+import { vmStateOf } from './bhyve/peer.js'
+import { CheckpointError, detailsOf, type VmState } from './errors.js'
+import { hostFacts } from './host.js'
+import { newManifest } from './inspect/manifest.js'
+import type { Inspection } from './inspect/structure.js'
+import type { Collected } from './store/collect.js'
+import type { Checkpoint, Problem } from './types.js'
+
+/** RAM of unknown size: what bhyve writes besides must fit at least. */
+export const spaceForSuspend = 0
+
+/**
+ * A bhyve that could not write its metadata takes its work for done and its VM away; its process may outlive the
+ * connection by a little.
+ */
+const lastWordsMs = 1_000
+
+/** After the end of bhyve's work. Rejects with ERR_SUSPEND_FAILED, or with what kept the set from being published. */
+export async function concludeSuspend(asking: Asking, ended: Ended): Promise<Checkpoint> {
+  const { stage, settings, progress } = asking
+  progress.report('checking')
+  const collected = await explained(asking, stage.collect(settings.name))
+  const { inspection, problems } = collected
+  if (problems.length > 0 || inspection?.metadata === undefined) throw await failure(asking, ended, collected)
+  progress.saved(inspection.metadata.memoryBytes)
+  const checkpoint = await publishState(asking, ended, inspection, collected.savedMs)
+  await untilGone(asking, checkpoint)
+  return checkpoint
+}
+
+async function publishState(
+  asking: Asking,
+  { dialect }: Ended,
+  inspection: Inspection,
+  savedMs: number,
+): Promise<Checkpoint> {
+  const { stage, settings, cancellation, progress } = asking
+  const { vm, name, ifExists, durable } = settings
+  // The moment the VM stopped: what has changed on its disks since then does not belong to it.
+  const facts = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff: true, host: hostFacts() }
+  const publication = { name, ifExists, durable, manifest: newManifest(facts, inspection) }
+  progress.report('syncing')
+  await explained(asking, stage.prepare(publication))
+  progress.report('publishing')
+  try {
+    return await stage.commit(publication, cancellation.unstoppable)
+  } catch (error) {
+    if (!(error instanceof CheckpointError) || error.code !== 'ERR_CHECKPOINT_EXISTS')
+      throw staged(asking, error)
+    throw await keptElsewhere(asking, error)
+  }
+}
+
+/** Somebody took the name while the VM was being saved. */
+async function keptElsewhere(asking: Asking, taken: CheckpointError): Promise<CheckpointError> {
+  const { stage, settings } = asking
+  const settled = await explained(asking, stage.settle())
+  if (settled.kind !== 'published') return taken
+  const { vm, name } = settings
+  const message =
+    `VM '${vm}' was suspended, but meanwhile its checkpoint's name was taken: ${taken.message}. ` +
+    `Its state is whole, and kept as checkpoint '${settled.name}'`
+  return new CheckpointError('ERR_CHECKPOINT_EXISTS', message, {
+    vm,
+    checkpoint: name,
+    vmState: 'off',
+    path: settled.path,
+  })
+}
+
+/** A complete set means that bhyve is on its way out, however long giving back the memory takes. */
+async function untilGone(asking: Asking, { path }: Checkpoint): Promise<void> {
+  const { asked, settings, cancellation, exitPatienceMs } = asking
+  if (cancellation.cancelled || asked.end === undefined) return
+  if (await asked.end.within(Math.min(exitPatienceMs, cancellation.leftMs))) return
+  const { vm, name } = settings
+  const message =
+    `VM '${vm}' is saved whole in '${path}', but its process (pid ${String(asked.peer?.pid)}) is still there: ` +
+    'start the VM again only once it is gone'
+  throw new CheckpointError('ERR_SUSPEND_FAILED', message, { vm, checkpoint: name, vmState: 'unknown', path })
+}
+
+async function failure(asking: Asking, ended: Ended, collected: Collected): Promise<CheckpointError> {
+  const { stage, asked } = asking
+  const before = vmStateOf(ended.sent.peer)
+  if (before === 'unknown') return failed(asking, ended, collected.problems, before, leftIn(stage.path))
+  if (before !== 'off' && (await runsOn(asking, collected.problems))) {
+    asked.holdsState = false
+    return failed(asking, ended, collected.problems, vmStateOf(ended.sent.peer), nothingKept)
+  }
+  const settled = await explained(asking, stage.settle())
+  switch (settled.kind) {
+    case 'nothing':
+      return failed(asking, ended, collected.problems, 'off', nothingSaved)
+    case 'damaged':
+      return failed(asking, ended, settled.problems, 'off', lostIn(settled.path, settled.name), settled.path)
+    default:
+      return failed(asking, ended, collected.problems, 'unknown', leftIn(stage.path))
+  }
+}
+
+/** Where only the metadata are bad, bhyve may have taken the VM away without noticing. */
+async function runsOn(asking: Asking, problems: readonly Problem[]): Promise<boolean> {
+  const { asked, place, system, exitPatienceMs } = asking
+  const isNoticed = problems.some(({ code }) => !code.startsWith('metadata-'))
+  if (isNoticed || asked.end === undefined) return true
+  const isDestroyed = system.platform === 'freebsd' && !isKnownToKernel(place)
+  return !(await asked.end.within(isDestroyed ? exitPatienceMs : lastWordsMs))
+}
+
+const nothingKept = 'The VM was not suspended; nothing was published, and an older checkpoint is as it was'
+const nothingSaved =
+  'The VM ended without writing anything for this request: if another suspend was under way, its checkpoint has the state'
+const leftIn = (path: string): string =>
+  `What was written is in '${path}', and the next call looks at it again`
+const lostIn = (path: string, name: string): string =>
+  `The VM is gone and its state is lost; what is left of it is kept as the damaged checkpoint '${name}' ('${path}')`
+
+function failed(
+  asking: Asking,
+  { replyError: reply }: Ended,
+  problems: readonly Problem[],
+  vmState: VmState,
+  outcome: string,
+  path?: string,
+): CheckpointError {
+  const { vm, name } = asking.settings
+  const said = reply === undefined ? '' : ` bhyve said: ${reply}.`
+  const wrong = problems.map(({ message }) => message).join('; ')
+  const message = `bhyve ended without a whole checkpoint of VM '${vm}': ${wrong}.${said} ${outcome}`
+  return new CheckpointError('ERR_SUSPEND_FAILED', message, {
+    vm,
+    checkpoint: name,
+    problems,
+    reply,
+    vmState,
+    path,
+  })
+}
+
+async function explained<T>(asking: Asking, step: Promise<T>): Promise<T> {
+  try {
+    return await step
+  } catch (error) {
+    throw staged(asking, error)
+  }
+}
+
+/** What keeps us from publishing costs nothing but time. */
+function staged({ stage, settings }: Asking, error: unknown): unknown {
+  if (!(error instanceof CheckpointError)) return error
+  const message =
+    `${error.message}. What bhyve wrote of VM '${settings.vm}' is in '${stage.path}'; ` +
+    'the next call of any process publishes it'
+  return new CheckpointError(error.code, message, detailsOf(error))
+}

@@ -1,0 +1,389 @@
+/** Suspending a VM: the set in the stage is the VM, and nothing that happens to a manager may cost it. */
+import { spawn, type ChildProcess } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { once } from 'node:events'
+import fs from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import t, { type Test } from 'tap'
+import { type CheckpointClient, createClient, type Progress } from 'bhyve-checkpoint'
+import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
+import { createClientIn } from '../dist/client.js'
+import { isFailure, loadNative } from '../dist/native.js'
+import { realSurroundings } from '../dist/options.js'
+import {
+  checkpointFiles,
+  childEnvironment,
+  contents,
+  openDescriptors,
+  rejection,
+  scratch,
+  tree,
+  until,
+} from './support/index.js'
+
+const MiB = 1024 * 1024
+
+interface World {
+  bhyve: SimulatedBhyve
+  client: CheckpointClient
+  root: string
+  /** The VM's checkpoints. */
+  directory: string
+}
+
+async function start(t: Test, options: Partial<SimulatorOptions> = {}): Promise<World> {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: MiB, ...options })
+  t.teardown(() => bhyve.stop())
+  const root = scratch(t)
+  const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: root })
+  return { bhyve, client, root, directory: path.join(root, 'vm1') }
+}
+
+function digest(file: string): string {
+  return createHash('sha256').update(fs.readFileSync(file)).digest('hex')
+}
+
+/** Dead, if perhaps not yet waited for by the test that started it. */
+function isGone(pid: number): boolean {
+  const status = loadNative().processStatus(pid)
+  return isFailure(status) || status.state === 'zombie'
+}
+
+/** A client in another process, which can be killed. */
+class Manager {
+  readonly child: ChildProcess
+  #output = ''
+
+  constructor(t: Test, { bhyve, root }: Pick<World, 'bhyve' | 'root'>, hold: string, options: object = {}) {
+    const script = fileURLToPath(new URL('support/suspend.mjs', import.meta.url))
+    const args = [script, bhyve.runDirectory, root, hold, JSON.stringify(options)]
+    this.child = spawn(process.execPath, args, {
+      env: childEnvironment(),
+      stdio: ['ignore', 'pipe', 'inherit'],
+    })
+    this.child.stdout!.on('data', (chunk) => (this.#output += String(chunk)))
+    t.teardown(() => this.child.kill('SIGKILL'))
+  }
+
+  get lines(): string[] {
+    return this.#output.split('\n').filter((line) => line !== '')
+  }
+
+  async reached(phase: string): Promise<void> {
+    await until(() => this.lines.includes(phase), `the manager at ${phase}: ${this.#output}`)
+  }
+
+  async kill(): Promise<void> {
+    this.child.kill('SIGKILL')
+    await once(this.child, 'exit')
+  }
+
+  async ended(): Promise<string> {
+    if (this.child.exitCode === null) await once(this.child, 'exit')
+    return this.lines.at(-1) ?? ''
+  }
+}
+
+t.test('a suspend in every dialect, with both exit statuses', async (t) => {
+  for (const dialect of ['struct', 'path', 'descriptor', 'reply'] as const) {
+    for (const suspendExitCode of [0, 5]) {
+      const { bhyve, client, directory } = await start(t, { dialect, suspendExitCode })
+      const before = Date.now() - 5000
+      const checkpoint = await client.suspend('vm1')
+      t.match(checkpoint, { vm: 'vm1', name: 'suspend', poweredOff: true, pinned: false }, dialect)
+      t.ok(checkpoint.createdAt.getTime() > before)
+      t.ok(isGone(bhyve.pid), 'resolved once the process is gone')
+      t.same(await bhyve.exited, { code: suspendExitCode, signal: null })
+      t.match(await client.listCheckpoints('vm1'), [{ name: 'suspend', state: 'complete', poweredOff: true }])
+      t.match(await client.verifyCheckpoint('vm1', 'suspend'), { ok: true })
+      t.same(checkpointFiles(directory).length, 4, 'nothing else is left')
+      t.match(await client.listStored(), ['vm1'])
+    }
+  }
+})
+
+t.test('createCheckpoint with poweroff is the same, under its own default name', async (t) => {
+  const { client } = await start(t)
+  t.match(await client.createCheckpoint('vm1', { poweroff: true }), { name: 'checkpoint', poweredOff: true })
+  for (const options of [{ poweroff: true }, { poweroff: false }, { names: 'x' }, null]) {
+    t.match(await rejection(client.suspend('vm1', options as object)), { code: 'ERR_INVALID_OPTION' })
+  }
+  t.match(await rejection(client.createCheckpoint('vm1', { poweroff: 1 as never })), {
+    code: 'ERR_INVALID_OPTION',
+  })
+})
+
+t.test('the state is as old as the last byte of it, not as the publication', async (t) => {
+  const { client, directory } = await start(t)
+  const { createdAt } = await client.suspend('vm1')
+  const metadata = fs.statSync(path.join(directory, 'suspend.ckp.meta'))
+  t.equal(createdAt.getTime(), Math.floor(metadata.mtimeMs))
+})
+
+t.test('an exit that takes its time is waited for', async (t) => {
+  const { bhyve, client } = await start(t, { suspendExitDelayMs: 2000 })
+  await client.suspend('vm1')
+  t.ok(isGone(bhyve.pid))
+})
+
+t.test('a whole set and a process that never ends', async (t) => {
+  const { bhyve, root } = await start(t, { suspendExitDelayMs: 1e9 })
+  const surroundings = { ...realSurroundings, exitPatienceMs: 100 }
+  const client = createClientIn(surroundings, { runDirectory: bhyve.runDirectory, checkpointDirectory: root })
+  const error = await rejection(client.suspend('vm1'))
+  t.match(error, { code: 'ERR_SUSPEND_FAILED', vm: 'vm1', checkpoint: 'suspend', vmState: 'unknown' })
+  t.equal(error.path, path.join(root, 'vm1', 'suspend.ckp'))
+  t.match(await client.listCheckpoints('vm1'), [{ name: 'suspend', state: 'complete', poweredOff: true }])
+})
+
+t.test('a timeout bounds the wait for the end of the process too', async (t) => {
+  const { client } = await start(t, { suspendExitDelayMs: 1e9 })
+  const error = await rejection(client.suspend('vm1', { timeout: 3000 }))
+  t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'unknown' })
+  t.match(await client.getCheckpoint('vm1', 'suspend'), { poweredOff: true })
+})
+
+t.test('an incomplete set and a live process: the VM runs on', async (t) => {
+  for (const dialect of ['path', 'descriptor', 'reply'] as const) {
+    for (const at of ['open', 'pause', 'memory', 'kernel', 'device'] as const) {
+      const { bhyve, client, directory } = await start(t, { dialect, fault: { at, kind: 'fail' } })
+      const error = await rejection(client.suspend('vm1'))
+      t.match(error, { code: 'ERR_SUSPEND_FAILED', vm: 'vm1', vmState: 'running' }, `${dialect} ${at}`)
+      t.ok(error.problems!.length > 0)
+      if (dialect === 'reply') t.ok(error.reply, 'what bhyve said is passed on')
+      process.kill(bhyve.pid, 0)
+      t.same(tree(directory), [], 'nothing is left')
+    }
+  }
+})
+
+t.test('an older state under that name survives a suspend that fails', async (t) => {
+  const { client, bhyve, root, directory } = await start(t)
+  await client.suspend('vm1')
+  const before = contents(directory)
+  const { runDirectory } = bhyve
+  for (const [kind, vmState] of [
+    ['fail', 'running'],
+    ['kill', 'off'],
+  ] as const) {
+    fs.rmSync(path.join(runDirectory, 'vm1'), { force: true })
+    const failing = await SimulatedBhyve.start({ vm: 'vm1', fault: { at: 'kernel', kind } })
+    const again = createClient({ runDirectory: failing.runDirectory, checkpointDirectory: root })
+    t.match(await rejection(again.suspend('vm1')), { code: 'ERR_SUSPEND_FAILED', vmState })
+    const after = contents(directory)
+    for (const file of Object.keys(before)) t.equal(after[file], before[file], `${kind}: ${file}`)
+    await failing.stop()
+  }
+})
+
+t.test('killed in the middle: the error says that the state is lost, and where the pieces are', async (t) => {
+  for (const at of ['memory', 'kernel', 'device', 'metadata'] as const) {
+    const { client, directory } = await start(t, { fault: { at, kind: 'kill' } })
+    const error = await rejection(client.suspend('vm1'))
+    t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'off', message: /lost/ }, at)
+    const [listed, ...others] = await client.listCheckpoints('vm1')
+    t.same(others, [])
+    t.match(listed, { state: 'damaged', path: error.path, poweredOff: true })
+    t.match(listed!.name, /^suspend-[0-9a-z]+$/, 'under a fresh name')
+    t.ok(fs.existsSync(error.path!))
+    t.match(await client.pruneCheckpoints('vm1', { keepLast: 0, maxBytes: 0 }), { removed: [] }, 'not pruned')
+    await client.destroyCheckpoint('vm1', listed!.name)
+    t.same(checkpointFiles(directory), [])
+  }
+})
+
+t.test('bhyve takes its VM away though the metadata did not reach the disk', async (t) => {
+  const { client } = await start(t, { fault: { at: 'metadata', kind: 'no-space' } })
+  const error = await rejection(client.suspend('vm1'))
+  t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'off', message: /lost/ })
+  t.match(await client.listCheckpoints('vm1'), [{ state: 'damaged', path: error.path }])
+})
+
+t.test('a request that is queued behind a suspend', async (t) => {
+  const { bhyve, client, root } = await start(t, { writeRate: MiB / 2 })
+  const { runDirectory } = bhyve
+  const other = createClient({ runDirectory, checkpointDirectory: root, dialect: 'descriptor' })
+  let queued: Promise<unknown>[] = []
+  const onProgress = ({ phase }: Progress): void => {
+    if (phase !== 'saving' || queued.length > 0) return
+    queued = [rejection(other.suspend('vm1', { name: 'second' })), rejection(other.createCheckpoint('vm1'))]
+  }
+  await client.suspend('vm1', { onProgress })
+  const [second, third] = await Promise.all(queued)
+  t.match(second, { code: 'ERR_SUSPEND_FAILED', vmState: 'off', message: /without writing anything/ })
+  t.match(third, { vmState: 'off' })
+  t.match(await other.listCheckpoints('vm1'), [{ name: 'suspend', state: 'complete' }])
+  t.same(checkpointFiles(path.join(root, 'vm1')).length, 4)
+})
+
+t.test('cancelled before bhyve is asked: nothing happens', async (t) => {
+  const { bhyve, client, directory } = await start(t)
+  const controller = new AbortController()
+  const onProgress = ({ phase }: Progress): void => {
+    if (phase === 'queued') controller.abort()
+  }
+  await t.rejects(client.suspend('vm1', { signal: controller.signal, onProgress }), { name: 'AbortError' })
+  await client.idle()
+  process.kill(bhyve.pid, 0)
+  t.same(tree(directory), [])
+})
+
+t.test('cancelled or timed out once bhyve is at it: the state is published all the same', async (t) => {
+  for (const phase of ['saving', 'checking', 'syncing'] as const) {
+    for (const how of ['abort', 'timeout'] as const) {
+      if (how === 'timeout' && phase !== 'saving') continue
+      const { client } = await start(t, { writeRate: 2 * MiB })
+      const controller = new AbortController()
+      const onProgress = (progress: Progress): void => {
+        if (progress.phase === phase && how === 'abort') controller.abort(new Error('enough'))
+      }
+      const options = how === 'timeout' ? { timeout: 200 } : { signal: controller.signal }
+      const error = await client.suspend('vm1', { ...options, onProgress }).catch((reason: unknown) => reason)
+      t.match(error, { code: how === 'timeout' ? 'ERR_TIMEOUT' : 'ABORT_ERR' }, `${how} while ${phase}`)
+      await client.idle()
+      t.match(await client.listCheckpoints('vm1'), [{ name: 'suspend', state: 'complete', poweredOff: true }])
+    }
+  }
+})
+
+t.test('a cancel after the commit point comes too late', async (t) => {
+  const { client } = await start(t, { suspendExitDelayMs: 300 })
+  const controller = new AbortController()
+  const watch = setInterval(() => {
+    void client.listCheckpoints('vm1').then(({ length }) => length > 0 && controller.abort())
+  }, 5)
+  const checkpoint = await client.suspend('vm1', { signal: controller.signal })
+  clearInterval(watch)
+  t.equal(controller.signal.aborted, true)
+  t.match(checkpoint, { name: 'suspend' })
+})
+
+t.test('the manager is killed at each phase: the next call of any process publishes the state', async (t) => {
+  for (const dialect of ['path', 'descriptor', 'reply'] as const) {
+    for (const phase of ['saving', 'checking', 'syncing', 'publishing']) {
+      const world = await start(t, { dialect, writeRate: phase === 'saving' ? 4 * MiB : undefined })
+      const { bhyve, client, directory } = world
+      const manager = new Manager(t, world, phase)
+      await manager.reached(phase)
+      await manager.kill()
+      // In `reply` a bhyve that has nobody to answer to dies of it, but a suspend is not answered.
+      t.match(await bhyve.exited, { code: 5 }, `${dialect} ${phase}`)
+      t.match(await client.listStored(), ['vm1'], 'listStored counts it')
+      t.match(await client.listCheckpoints('vm1'), [{ name: 'suspend', state: 'complete', poweredOff: true }])
+      t.same(checkpointFiles(directory).length, 4, 'and nothing else is left')
+    }
+  }
+})
+
+t.test('the manager is killed, and bhyve lives on for a while', async (t) => {
+  const world = await start(t, { writeRate: MiB / 2 })
+  const { bhyve, client, directory } = world
+  const manager = new Manager(t, world, 'saving')
+  await manager.reached('saving')
+  await manager.kill()
+  t.same(await client.listCheckpoints('vm1'), [], 'what bhyve still writes is not a checkpoint yet')
+  t.same(await client.destroyAll('vm1'), [])
+  await rejection(client.destroyCheckpoint('vm1', 'suspend'))
+  await client.pruneCheckpoints('vm1', { keepLast: 0 })
+  t.ok(
+    tree(directory).some((entry) => entry.endsWith('/intent')),
+    'nobody throws it away',
+  )
+  await bhyve.exited
+  t.match(await client.listCheckpoints('vm1'), [{ name: 'suspend', state: 'complete' }])
+})
+
+t.test('the manager is killed, and bhyve too', async (t) => {
+  const world = await start(t, { writeRate: MiB / 2 })
+  const { bhyve, client } = world
+  const manager = new Manager(t, world, 'saving')
+  await manager.reached('saving')
+  await manager.kill()
+  process.kill(bhyve.pid, 'SIGKILL')
+  await bhyve.exited
+  t.match(await client.listCheckpoints('vm1'), [{ state: 'damaged', poweredOff: true, name: /^suspend-/ }])
+})
+
+t.test('the manager is killed before it asked: nothing is left of it', async (t) => {
+  const world = await start(t, { fault: { at: 'accept', kind: 'hang' } })
+  const { client, directory } = world
+  const manager = new Manager(t, world, 'queued')
+  await manager.reached('queued')
+  await manager.kill()
+  t.same(await client.listCheckpoints('vm1'), [])
+  t.same(checkpointFiles(directory), [])
+})
+
+t.test('the name is taken while the VM is being saved', async (t) => {
+  const { bhyve, client, root, directory } = await start(t, { writeRate: 2 * MiB })
+  const donor = await start(t)
+  await donor.client.createCheckpoint('vm1', { name: 'suspend' })
+  let taken = false
+  const onProgress = ({ phase }: Progress): void => {
+    if (phase !== 'saving' || taken) return
+    taken = true
+    for (const file of checkpointFiles(donor.directory))
+      fs.copyFileSync(path.join(donor.directory, file), path.join(directory, file))
+  }
+  const error = await rejection(client.suspend('vm1', { ifExists: 'fail', onProgress }))
+  t.match(error, { code: 'ERR_CHECKPOINT_EXISTS', vmState: 'off', message: /kept as checkpoint 'suspend-/ })
+  t.match(await bhyve.exited, { code: 5 })
+  const listed = await client.listCheckpoints('vm1')
+  t.match(
+    listed.map(({ name, state, poweredOff }) => [name.slice(0, 8), state, poweredOff]).sort(),
+    [
+      ['suspend', 'complete', false],
+      ['suspend-', 'complete', true],
+    ].sort(),
+  )
+  t.equal(error.path, listed.find(({ poweredOff }) => poweredOff)!.path)
+  t.same(digest(path.join(directory, 'suspend.ckp')), digest(path.join(donor.directory, 'suspend.ckp')))
+  t.match(await createClient({ checkpointDirectory: root }).listStored(), ['vm1'])
+})
+
+t.test('two suspends in one root are counted together, and one of them goes through', async (t) => {
+  const mount = scratch(t)
+  const { status } = await import('node:child_process').then(({ spawnSync }) =>
+    spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=160m', 'tmpfs', mount]),
+  )
+  if (status !== 0) return t.fail('this test mounts a tmpfs: run it as root')
+  t.teardown(() => import('node:child_process').then(({ spawnSync }) => spawnSync('umount', ['-l', mount])))
+  const memoryBytes = 64 * MiB
+  const runDirectory = scratch(t)
+  const both = await Promise.all(
+    ['vm1', 'vm2'].map((vm) => SimulatedBhyve.start({ vm, runDirectory, memoryBytes, writeRate: 64 * MiB })),
+  )
+  for (const bhyve of both) t.teardown(() => bhyve.stop())
+  const clients = both.map(() => createClient({ runDirectory, checkpointDirectory: mount }))
+  const results = await Promise.allSettled(
+    clients.map((client, index) => client.suspend(`vm${index + 1}`, { memoryBytes })),
+  )
+  const refused = results.flatMap((result) =>
+    result.status === 'rejected' ? [result.reason as unknown] : [],
+  )
+  t.match(refused, [{ code: 'ERR_NO_SPACE', requiredBytes: Number, availableBytes: Number }])
+  t.match(await clients[0]!.listStored(), [/^vm[12]$/], 'the other one is saved')
+})
+
+t.test('no room for a suspend of unknown size either', async (t) => {
+  const mount = scratch(t)
+  const { spawnSync } = await import('node:child_process')
+  spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=32m', 'tmpfs', mount])
+  t.teardown(() => spawnSync('umount', ['-l', mount]))
+  const { bhyve } = await start(t)
+  const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: mount })
+  t.match(await rejection(client.suspend('vm1')), { code: 'ERR_NO_SPACE' })
+  process.kill(bhyve.pid, 0)
+  t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' }, 'a checkpoint alone may be tried')
+})
+
+t.test('descriptors come back', async (t) => {
+  const fault = { at: 'kernel', kind: 'fail' } as const
+  const { client } = await start(t, { fault })
+  await rejection(client.suspend('vm1'))
+  await until(() => openDescriptors() > 0, 'descriptors')
+  const before = openDescriptors()
+  for (let round = 0; round < 5; round++) await rejection(client.suspend('vm1'))
+  await until(() => openDescriptors() <= before, 'the descriptors to come back')
+})
