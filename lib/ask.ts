@@ -102,7 +102,11 @@ async function askAt(asking: Asking, located: Located, isLast: boolean): Promise
   if (last === undefined)
     throw new CheckpointError('ERR_DIALECT_UNSUPPORTED', 'no dialect is known for this socket')
   const { sent, dialect } = last
-  if (!(await asking.stage.isUntouched())) asking.peers.rememberDialect(located, sent.peer, dialect)
+  if (!(await asking.stage.isUntouched())) {
+    asking.peers.rememberDialect(located, sent.peer, dialect)
+    // A tidying-up that fails must not cost a checkpoint.
+    await asking.stage.wasServedBy(sent.peer).catch(() => undefined)
+  }
   return last
 }
 

@@ -117,6 +117,13 @@ export interface CheckpointClient extends AsyncDisposable {
    */
   suspend(vm: string, options?: Omit<CreateOptions, 'poweroff'>): Promise<Checkpoint>
   /**
+   * The state a suspended VM has to be restored from: its newest complete checkpoint that powered it off and was not
+   * restored since; undefined where there is none, and the VM may be started anew. One that somebody is just
+   * publishing is waited for (ten minutes, then `ERR_CHECKPOINT_BUSY`), so that whoever runs the VM can ask as soon as
+   * its process has ended.
+   */
+  suspendedCheckpoint(vm: string): Promise<Checkpoint | undefined>
+  /**
    * Stops the VM's bhyve process (CBSD's bpause) and resolves once it stands still. Idempotent. The process is
    * found by the socket's peer; `pid` names it for bhyves that cannot be asked (dialect `struct`). Rejects with
    * `ERR_CHECKPOINT_BUSY` while a request of this client is in flight, `ERR_VM_NOT_RUNNING`,
@@ -233,6 +240,15 @@ class Client implements CheckpointClient {
     assertOptions(options, 'the options', suspendOptions)
     const { name = 'suspend' } = options
     return this.createCheckpoint(vm, { ...options, name, poweroff: true })
+  }
+
+  async suspendedCheckpoint(vm: string): Promise<Checkpoint | undefined> {
+    assertVmName(vm)
+    return this.#explained(
+      `looking for the state of suspended VM '${vm}'`,
+      () => ({ vm }),
+      this.#store.suspended(vm),
+    )
   }
 
   #endRequest(vm: string): void {

@@ -225,7 +225,8 @@ t.test('a disk that is really full', async (t) => {
   const sparse = createClientIn(
     {
       ...surroundings,
-      pool: () => inlinePool((name) => (name === 'assertSpace' ? Promise.resolve() : undefined)),
+      pool: () =>
+        inlinePool((name) => (name === 'reserveSpace' ? Promise.resolve({ kind: 'granted' }) : undefined)),
     },
     { runDirectory: bhyve.runDirectory, checkpointDirectory: directory, dialect: 'descriptor' },
   )

@@ -11,6 +11,7 @@ import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulato
 import { createClientIn } from '../dist/client.js'
 import { isFailure, loadNative } from '../dist/native.js'
 import { realSurroundings } from '../dist/options.js'
+import type { JobRunner } from '../dist/pool/pool.js'
 import {
   checkpointFiles,
   childEnvironment,
@@ -23,6 +24,7 @@ import {
 } from './support/index.js'
 
 const MiB = 1024 * 1024
+const native = loadNative()
 
 interface World {
   bhyve: SimulatedBhyve
@@ -46,7 +48,7 @@ function digest(file: string): string {
 
 /** Dead, if perhaps not yet waited for by the test that started it. */
 function isGone(pid: number): boolean {
-  const status = loadNative().processStatus(pid)
+  const status = native.processStatus(pid)
   return isFailure(status) || status.state === 'zombie'
 }
 
@@ -313,6 +315,69 @@ t.test('the manager is killed before it asked: nothing is left of it', async (t)
   await manager.kill()
   t.same(await client.listCheckpoints('vm1'), [])
   t.same(checkpointFiles(directory), [])
+})
+
+t.test(
+  'a suspend that failed behind its dead manager goes once the VM has served another request',
+  async (t) => {
+    const world = await start(t, { writeRate: MiB / 2 })
+    const { bhyve, client, directory } = world
+    const orphans = (): string[] => tree(directory).filter((entry) => entry.endsWith('/intent'))
+    // A request that bhyve refuses without a word leaves the VM running and nothing written.
+    const failing = await SimulatedBhyve.start({
+      vm: 'vm1',
+      memoryBytes: MiB,
+      fault: { at: 'device', kind: 'hang' },
+    })
+    t.teardown(() => failing.stop())
+    const manager = new Manager(t, { bhyve: failing, root: world.root }, 'saving')
+    await manager.reached('saving')
+    await manager.kill()
+    t.equal(orphans().length, 1)
+    await client.createCheckpoint('vm1')
+    t.equal(orphans().length, 1, 'another process says nothing about this one')
+    // The orphan is told to be of the VM that serves us now: as if its suspend had failed.
+    const record = path.join(directory, path.dirname(orphans()[0]!), 'peer')
+    const { pid } = bhyve
+    const { startedAt } = native.processStatus(pid) as { startedAt: string }
+    const written = JSON.parse(fs.readFileSync(record, 'utf8')) as object
+    fs.writeFileSync(record, JSON.stringify({ ...written, pid, startedAt }))
+    await client.createCheckpoint('vm1')
+    t.same(orphans(), [])
+    t.match(await client.listCheckpoints('vm1'), [{ name: 'checkpoint', state: 'complete' }])
+  },
+)
+
+t.test('suspendedCheckpoint: what a suspended VM has to be restored from', async (t) => {
+  const { bhyve, client, root } = await start(t, { writeRate: 2 * MiB })
+  t.equal(await client.suspendedCheckpoint('vm1'), undefined, 'nothing')
+  await client.createCheckpoint('vm1', { name: 'live' })
+  t.equal(await client.suspendedCheckpoint('vm1'), undefined, 'a checkpoint of a VM that ran on is none')
+  t.match(await rejection(client.suspendedCheckpoint('')), { code: 'ERR_INVALID_VM_NAME' })
+  // Asked as soon as bhyve is gone, while its state is still being published.
+  const { runDirectory } = bhyve
+  let release: () => void = () => undefined
+  const published = new Promise<void>((resolve) => (release = resolve))
+  const real = realSurroundings.pool()
+  const run: JobRunner['run'] = async (name, ...args) => {
+    if (name === 'prepareStage') await published
+    return real.run(name, ...args)
+  }
+  const pool = (): JobRunner => ({
+    run,
+    runFrom: (onStart, name, ...args) => real.runFrom(onStart, name, ...args),
+  })
+  const slow = createClientIn({ ...realSurroundings, pool }, { runDirectory, checkpointDirectory: root })
+  const suspended = slow.suspend('vm1')
+  await bhyve.exited
+  let known: unknown = 'not yet'
+  const asked = client.suspendedCheckpoint('vm1').then((checkpoint) => (known = checkpoint))
+  for (let look = 0; look < 20; look++) await client.listCheckpoints('vm1')
+  t.equal(known, 'not yet')
+  release()
+  await suspended
+  await asked
+  t.match(known, { name: 'suspend', poweredOff: true })
 })
 
 t.test('the name is taken while the VM is being saved', async (t) => {

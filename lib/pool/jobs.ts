@@ -16,6 +16,7 @@ import { settleStage } from '../store/settle.js'
 import { reserveSpace } from '../store/space.js'
 import { collectStage, isUntouched } from '../store/collect.js'
 import { savedSoFar } from '../store/saved.js'
+import { dropOutrun, suspendedState } from '../store/suspended.js'
 import { abandonStage, createStage, reopenIn, sealStage } from '../store/stage.js'
 
 export const jobs = {
@@ -33,6 +34,8 @@ export const jobs = {
   commitStage,
   abandonStage,
   settleStage,
+  dropOutrun,
+  suspendedState,
   foldersIn,
   foldersWith,
   listSets,

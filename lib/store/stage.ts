@@ -13,6 +13,7 @@ import { assertNotStuck, recover } from './recover.js'
 import { removeRubbish, removeTree } from './remove_tree.js'
 import { lastMemoryBytes } from './space.js'
 import { borrowStage, isSameStage, type StageHandle } from './stage_handle.js'
+import { orphansIn } from './suspended.js'
 import { freshId } from './staging_entries.js'
 
 export interface StageRequest {
@@ -36,6 +37,8 @@ export interface StageResult {
   made: string[]
   /** Guest RAM: what the caller said, or the VM's last checkpoint had. */
   memoryBytes: number | undefined
+  /** Suspends of this VM that others left and whose bhyve has not ended. */
+  orphans: string[]
   descriptors: { directory: number; stage: number; in: number }
 }
 
@@ -71,8 +74,9 @@ function openStage(
       staging.sync()
     }
     const memoryBytes = request.memoryBytes ?? lastMemoryBytes(directory)
+    const orphans = orphansIn(staging)
     const descriptors = { directory: directory.release(), stage: stage.release(), in: inFolder.release() }
-    return { id, requestPath: `${inFolder.path}/${guestFile}`, made, memoryBytes, descriptors }
+    return { id, requestPath: `${inFolder.path}/${guestFile}`, made, memoryBytes, orphans, descriptors }
   } catch (error) {
     removeRubbish(staging, id)
     if (made.includes(directory.path)) directory.removeEmpty(stagingName)

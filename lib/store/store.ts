@@ -21,6 +21,8 @@ import type { StageHandle } from './stage_handle.js'
 /** How long another process's work on the same VM's checkpoints is waited for. */
 const lockPatienceMs = 30_000
 const lockRetryMs = 20
+/** How long another process may take to force a suspended VM's state to the disk. */
+const publicationPatienceMs = 600_000
 /** How often space is asked for that others may give back. */
 const mostReservations = 6
 
@@ -93,6 +95,20 @@ export class Store {
     return this.#locked('pruneSets', this.directoryOf(vm), vm, rules, Date.now())
   }
 
+  /** The newest state of a suspended VM that was not restored; one that is just being published is waited for. */
+  async suspended(vm: string): Promise<Checkpoint | undefined> {
+    const deadline = performance.now() + publicationPatienceMs
+    for (;;) {
+      const state = await this.#locked('suspendedState', this.directoryOf(vm), vm)
+      if (state.kind === 'known') return state.checkpoint
+      if (performance.now() > deadline) {
+        const message = `VM '${vm}' was suspended, and its state is still not published`
+        throw new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm })
+      }
+      await pause(lockRetryMs * (0.5 + Math.random()))
+    }
+  }
+
   /** VMs with at least one checkpoint, whole or not. */
   async storedVms(): Promise<string[]> {
     const vms = await this.#layout.vms()
@@ -154,6 +170,7 @@ export class Stage {
   readonly #store: Store
   readonly #handle: StageHandle
   readonly #made: readonly string[]
+  readonly #orphans: readonly string[]
   /** What bhyve gets, until it has got it. */
   #in: number | undefined
 
@@ -162,6 +179,7 @@ export class Stage {
     this.#store = store
     this.#handle = { directoryPath, directory, stage, id: made.id }
     this.#made = made.made
+    this.#orphans = made.orphans
     this.#in = inFolder
     this.requestPath = made.requestPath
     this.memoryBytes = made.memoryBytes
@@ -208,6 +226,13 @@ export class Stage {
 
   isUntouched(): Promise<boolean> {
     return this.#store.run('isUntouched', this.#handle)
+  }
+
+  /** This process has served us, and whatever was asked of it before. */
+  async wasServedBy({ pid, startedAt }: { pid: number; startedAt: string | undefined }): Promise<void> {
+    if (this.#orphans.length === 0) return
+    const { directoryPath } = this.#handle
+    await this.#store.locked('dropOutrun', directoryPath, this.#orphans, { pid, startedAt })
   }
 
   collect(name: string): Promise<Collected> {
