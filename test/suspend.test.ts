@@ -3,11 +3,13 @@ import { spawn, type ChildProcess } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import fs from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { type CheckpointClient, createClient, type Progress } from 'bhyve-checkpoint'
 import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
+import { ProcessEnd } from '../dist/bhyve/process_end.js'
 import { createClientIn } from '../dist/client.js'
 import { isFailure, loadNative } from '../dist/native.js'
 import { realSurroundings } from '../dist/options.js'
@@ -441,6 +443,27 @@ t.test('no room for a suspend of unknown size either', async (t) => {
   t.match(await rejection(client.suspend('vm1')), { code: 'ERR_NO_SPACE' })
   process.kill(bhyve.pid, 0)
   t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' }, 'a checkpoint alone may be tried')
+})
+
+t.test('the end of a process is told by what no other process can be taken for', async (t) => {
+  const child = spawn('sleep', ['60'])
+  t.teardown(() => child.kill('SIGKILL'))
+  const pid = child.pid!
+  const status = native.processStatus(pid)
+  if (isFailure(status)) return t.fail('a child that runs has a status')
+  t.match(native.watchProcess(pid, 'another start'), { errno: os.constants.errno.ESRCH })
+  const watch = native.watchProcess(pid, status.startedAt)
+  if (isFailure(watch)) return t.fail(`no watch: ${watch.syscall} ${String(watch.errno)}`)
+  t.equal(native.hasEnded(watch), 0)
+  using end = new ProcessEnd({ uid: 0, pid, startedAt: status.startedAt })
+  t.equal(await end.within(50), false)
+  child.kill('SIGKILL')
+  t.equal(await end.within(20_000), true)
+  t.equal(native.hasEnded(watch), 1)
+  native.close(watch)
+  t.ok(isFailure(native.watchProcess(pid, status.startedAt)) || isGone(pid))
+  using unwatched = new ProcessEnd({ uid: 0, pid, startedAt: undefined })
+  t.equal(await unwatched.within(20_000), true, 'a plain look does where there is no watch')
 })
 
 t.test('descriptors come back', async (t) => {
