@@ -25,8 +25,6 @@ function placed(block: string, runDirectory: string, checkpointDirectory: string
 }
 
 t.test('every block runs', async (t) => {
-  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
-  t.teardown(() => bhyve.stop())
   // Inside the package, so that it finds itself by its name.
   const folder = fs.mkdtempSync(path.join(root, 'build-docs-'))
   t.teardown(() => fs.rmSync(folder, { recursive: true }))
@@ -34,11 +32,14 @@ t.test('every block runs', async (t) => {
   for (const document of documents.filter((name) => name.endsWith('.md'))) {
     const text = fs.readFileSync(path.join(root, document), 'utf8')
     for (const match of text.matchAll(/^```js\n(.*?)^```$/gms)) {
+      // One for each: some blocks end their VM.
+      const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
       const file = path.join(folder, `${++blocks}.mjs`)
       fs.writeFileSync(file, placed(match[1]!, bhyve.runDirectory, scratch(t)))
       const [error, stderr] = await run(file)
       t.equal(error, null, `${document}, block ${blocks}`)
       t.equal(stderr, '', `${document}, block ${blocks}: says nothing on standard error`)
+      await bhyve.stop()
     }
   }
   t.ok(blocks >= 2)
