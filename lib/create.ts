@@ -13,6 +13,7 @@ import { vmStateOf } from './bhyve/peer.js'
 import type { PeerMemory } from './bhyve/peer_memory.js'
 import { sendRequest, type Sent } from './bhyve/request.js'
 import type { Cancellation } from './cancellation.js'
+import { recordContent } from './content.js'
 import { CheckpointError, type VmState } from './errors.js'
 import { type Manifest, manifestVersion } from './inspect/manifest.js'
 import type { Inspection } from './inspect/structure.js'
@@ -20,6 +21,7 @@ import { assertRestorablePath, memorySuffix, structPathBytes } from './names.js'
 import type { CreateSettings } from './options.js'
 import type { ProgressReporter } from './progress.js'
 import { watchSaving } from './saving.js'
+import type { Content } from './store/content.js'
 import { guestFile, longestRequestPath } from './store/paths.js'
 import type { Stage, Store } from './store/store.js'
 import type { Checkpoint, Dialect, Problem } from './types.js'
@@ -187,7 +189,9 @@ async function publish(
   const { problems, inspection } = await stage.collect(settings.name)
   if (problems.length > 0 || inspection?.metadata === undefined) throw failed(ended, settings, problems)
   progress.saved(inspection.metadata.memoryBytes)
-  const manifest = manifestOf(settings, ended.dialect, inspection)
+  const { memoryBytes } = inspection.metadata
+  const content = await recordContent(stage, memoryBytes, settings, cancellation, progress)
+  const manifest = manifestOf(settings, ended.dialect, inspection, content)
   const { name, ifExists, durable } = settings
   cancellation.throwIfCancelled()
   progress.report('syncing')
@@ -196,8 +200,14 @@ async function publish(
   return stage.commit({ name, ifExists, durable, manifest }, cancellation)
 }
 
-function manifestOf(settings: CreateSettings, dialect: Dialect, inspection: Inspection): Manifest {
-  const { metadata, modifiedMs } = inspection
+function manifestOf(
+  settings: CreateSettings,
+  dialect: Dialect,
+  inspection: Inspection,
+  content: Content | undefined,
+): Manifest {
+  const { metadata } = inspection
+  const { modifiedMs, digests }: Content = content ?? inspection
   const [cpu] = os.cpus()
   const host = {
     os: os.type(),
@@ -218,6 +228,7 @@ function manifestOf(settings: CreateSettings, dialect: Dialect, inspection: Insp
     ...(metadata === undefined
       ? {}
       : { sizes: { memory: metadata.memoryBytes, kernel: metadata.kernelBytes } }),
+    ...(digests === undefined ? {} : { digests }),
   }
 }
 

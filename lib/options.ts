@@ -99,6 +99,8 @@ export interface CreateSettings {
   stallTimeout: number
   onProgress: ((progress: Progress) => void) | undefined
   memoryBytes: number | undefined
+  digest: boolean
+  sparsify: boolean
 }
 
 export function createSettings(
@@ -110,10 +112,13 @@ export function createSettings(
   assertOptions(options, 'CreateOptions', createOptions)
   const { name = 'checkpoint', ifExists = 'replace', fsync = true, signal, timeout, onProgress } = options
   const { stallTimeout = defaultStallTimeoutMs, memoryBytes } = options
+  const { digest = true, sparsify = true } = options
   assertCheckpointName(name, vm)
   if (ifExists !== 'replace' && ifExists !== 'fail')
     throw invalid("ifExists must be 'replace' or 'fail'", ifExists)
   assertBoolean(fsync, 'fsync')
+  assertBoolean(digest, 'digest')
+  assertBoolean(sparsify, 'sparsify')
   assertSignal(signal)
   if (timeout !== undefined) assertMilliseconds(timeout, 'timeout', 1)
   assertMilliseconds(stallTimeout, 'stallTimeout', 0)
@@ -123,12 +128,13 @@ export function createSettings(
   }
   refuseUnavailable(options)
   const numbers = { timeout, stallTimeout, memoryBytes }
-  return { vm, name, dialect, ifExists, durable: fsync, signal, onProgress, ...numbers }
+  const content = { digest, sparsify }
+  return { vm, name, dialect, ifExists, durable: fsync, signal, onProgress, ...numbers, ...content }
 }
 
 /** What a later release offers must not be taken for done. */
 function refuseUnavailable(options: object): void {
-  for (const option of ['poweroff', 'digest', 'sparsify']) {
+  for (const option of ['poweroff']) {
     if (option in options && (options as Record<string, unknown>)[option] === true) {
       throw invalid(`${option} is not available in this release`, true)
     }

@@ -13,8 +13,10 @@ import { pruneSets } from '../store/prune.js'
 import { commitStage, prepareStage } from '../store/publish.js'
 import { assertSpace } from '../store/space.js'
 import { collectStage, isUntouched } from '../store/collect.js'
+import { beginPass, endPass, passSlice } from '../store/content.js'
 import { savedSoFar } from '../store/saved.js'
 import { abandonStage, createStage, reopenIn, sealStage } from '../store/stage.js'
+import { compareSlice, digestWhole, isListWhole, openSet } from '../store/verify.js'
 
 export const jobs = {
   locateSocket,
@@ -25,6 +27,9 @@ export const jobs = {
   isUntouched,
   reopenIn,
   collectStage,
+  beginPass,
+  passSlice,
+  endPass,
   sealStage,
   prepareStage,
   commitStage,
@@ -35,6 +40,10 @@ export const jobs = {
   hasSets,
   getSet,
   verifySet,
+  openSet,
+  isListWhole,
+  compareSlice,
+  digestWhole,
   destroySet,
   destroySets,
   pinSet,
@@ -44,8 +53,13 @@ export const jobs = {
 export type Jobs = typeof jobs
 export type JobName = keyof Jobs
 
-/** Jobs that may take long (fsync or removal of gigabytes): they never occupy the whole pool. */
+/** Jobs that may take long or are many (fsync or removal of gigabytes, passes over RAM): they never occupy the whole pool. */
 export const longJobs: ReadonlySet<JobName> = new Set<JobName>([
+  'passSlice',
+  'endPass',
+  'isListWhole',
+  'compareSlice',
+  'digestWhole',
   'prepareStage',
   'abandonStage',
   'destroySet',

@@ -1,26 +1,24 @@
 /**
  * From a stage to the name: old or new, never neither, never half (`docs/storage.md`). Runs in the pool.
  */
+import fs from 'node:fs'
 import { CheckpointError, detailsOf } from '../errors.js'
-import {
-  formatManifest,
-  type Manifest,
-  manifestMaxBytes,
-  manifestVersion,
-  parseManifest,
-} from '../inspect/manifest.js'
+import { formatManifest, type Manifest, manifestVersion, parseManifest } from '../inspect/manifest.js'
+import { readHead, rewriteManifest, writeManifest } from '../inspect/manifest_file.js'
 import { inspectSet } from '../inspect/structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import { type Checkpoint } from '../types.js'
 import { describe } from './describe.js'
 import { Directory } from './directory.js'
 import { lockStaging } from './lock.js'
-import { stagingName } from './paths.js'
+import { digestList, stagingName } from './paths.js'
 import { removeTree } from './remove_tree.js'
 import { assertReplaceable } from './replaceable.js'
 import { assertNotStuck, recover, rollForward } from './recover.js'
 import { borrowStage, isSameStage, type StageHandle } from './stage.js'
 import { readySuffix } from './staging_entries.js'
+
+const { O_RDONLY } = fs.constants
 
 export interface Publication {
   name: string
@@ -33,10 +31,17 @@ export interface Publication {
 export function prepareStage(handle: StageHandle, publication: Publication): void {
   const stage = borrowStage(handle)
   const { name, manifest, durable } = publication
-  stage.writeNew(name + manifestSuffix, formatManifest(manifest), durable)
+  writeManifestIn(stage, name + manifestSuffix, manifest, durable)
   if (!durable) return
   for (const suffix of [memorySuffix, kernelSuffix, metadataSuffix]) stage.syncFile(name + suffix)
   stage.sync()
+}
+
+/** The digests of the RAM go from the file in which they were collected into the manifest. */
+function writeManifestIn(stage: Directory, file: string, manifest: Manifest, durable: boolean): void {
+  using list = stage.openFileIfAny(digestList, O_RDONLY)
+  writeManifest(stage, file, manifest, list, durable)
+  stage.unlink(digestList)
 }
 
 /**
@@ -80,17 +85,21 @@ function keepPin(directory: Directory, stage: Directory, publication: Publicatio
   if (manifest.pinned || !isPinned(directory, name)) return
   const pinned = 'pin'
   removeTree(stage, pinned)
-  stage.writeNew(pinned, formatManifest({ ...manifest, version: manifestVersion, pinned: true }), durable)
-  stage.rename(pinned, stage, name + manifestSuffix)
+  const text = formatManifest({ ...manifest, version: manifestVersion, pinned: true })
+  const file = name + manifestSuffix
+  rewriteManifest(stage, file, text, { directory: stage, file: pinned, durable })
+  stage.rename(pinned, stage, file)
   if (durable) stage.sync()
 }
 
 /** A manifest that is there and cannot be read may well hold a pin. */
 function isPinned(directory: Directory, name: string): boolean {
   const file = name + manifestSuffix
-  if (directory.statusIfAny(file)?.kind !== 'file') return false
+  const status = directory.statusIfAny(file)
+  if (status?.kind !== 'file') return false
   try {
-    return parseManifest(directory.readText(file, manifestMaxBytes))?.pinned ?? true
+    const head = readHead(directory, file, status.size)
+    return (head && parseManifest(head.text)?.pinned) ?? true
   } catch {
     return true
   }

@@ -11,8 +11,11 @@ import type { Checkpoint, Layout, ListedCheckpoint, PrunePolicy, VerificationRep
 import type { Pruned } from './prune.js'
 import type { Publication } from './publish.js'
 import type { Collected } from './collect.js'
+import type { Content, ContentRequest, Pass } from './content.js'
+import type { Slice } from '../inspect/slice.js'
 import type { Saved } from './saved.js'
 import type { StageHandle, StageRequest } from './stage.js'
+import type { OpenedSet } from './verify.js'
 
 /** How long another process's work on the same VM's checkpoints is waited for. */
 const lockPatienceMs = 30_000
@@ -68,6 +71,11 @@ export class Store {
 
   verify(vm: string, name: string): Promise<Omit<VerificationReport, 'elapsedMs'>> {
     return this.#locked('verifySet', this.directoryOf(vm), name)
+  }
+
+  /** The set's files, open, for who compares them; the caller closes them. */
+  openSet(vm: string, name: string): Promise<OpenedSet> {
+    return this.#locked('openSet', this.directoryOf(vm), name)
   }
 
   destroy(vm: string, name: string): Promise<void> {
@@ -185,6 +193,20 @@ export class Stage {
 
   collect(name: string): Promise<Collected> {
     return this.#store.run('collectStage', this.#handle, name)
+  }
+
+  beginPass(request: ContentRequest): Promise<Pass> {
+    return this.#store.run('beginPass', this.#handle, request)
+  }
+
+  /** Rejects where it is cancelled before its turn comes. */
+  passSlice(pass: Pass, slice: Slice, cancellation: Cancellation): Promise<{ holesRefused: boolean }> {
+    const onStart = (): void => cancellation.throwIfCancelled()
+    return this.#store.runFrom(onStart, 'passSlice', this.#handle, pass, slice)
+  }
+
+  endPass(pass: Pass, stop: Int32Array): Promise<Content> {
+    return this.#store.run('endPass', this.#handle, pass, stop)
   }
 
   async prepare(publication: Publication): Promise<void> {

@@ -39,6 +39,8 @@ const watched = [
   'sync',
   'lock',
   'close',
+  'punchHole',
+  'setModifiedAt',
 ]
 for (const name of watched) struck(native, name)
 struck(fs, 'writeSync')
@@ -64,8 +66,13 @@ const operations = {
       id: made.id,
     }
     writeSet(path.join(path.dirname(made.requestPath), 'ckp'), tag)
-    const { problems } = jobs.collectStage(handle, name)
+    const { problems, inspection } = jobs.collectStage(handle, name)
     if (problems.length > 0) throw new Error(JSON.stringify(problems))
+    const { memoryBytes, kernelBytes } = inspection.metadata
+    const pass = jobs.beginPass(handle, { name, memoryBytes, digest: true, sparsify: true })
+    const stop = new Int32Array(1)
+    jobs.passSlice(handle, pass, { from: 0, to: memoryBytes, chunkBytes: pass.chunkBytes, stop })
+    const { modifiedMs, digests } = jobs.endPass(handle, pass, stop)
     const createdAt = new Date().toISOString()
     const manifest = {
       version: 1,
@@ -75,6 +82,9 @@ const operations = {
       dialect: `tag ${tag}`,
       poweredOff: false,
       pinned: false,
+      memoryModifiedMs: modifiedMs,
+      sizes: { memory: memoryBytes, kernel: kernelBytes },
+      digests,
     }
     const publication = { name, manifest, ifExists: 'replace', durable: true }
     jobs.sealStage(handle)
