@@ -36,6 +36,7 @@ import type {
   VerifyOptions,
   VirtualMachine,
 } from './types.js'
+import { verifyContent } from './verify.js'
 import { VmQueue } from './vm_queue.js'
 
 export interface CheckpointClient extends AsyncDisposable {
@@ -70,9 +71,12 @@ export interface CheckpointClient extends AsyncDisposable {
   /** Names removed, `[]` where there was nothing. Only checkpoint files go: nothing else is touched. */
   destroyAll(vm: string): Promise<string[]>
   /**
-   * Looks at a set's files. `content` compares digests; a set without recorded digests is checked to
-   * `structure`, and the report's `depth` says so. Rejects with `ERR_CHECKPOINT_NOT_FOUND`; a damaged set is a
-   * report with `ok: false`.
+   * Looks at a set's files. `content` reads them all and compares digests: a problem names the bytes that differ.
+   * A set without recorded digests is checked to `structure`, and the report's `depth` says so. Rejects with
+   * `ERR_CHECKPOINT_NOT_FOUND`, or an `AbortError`; a damaged set is a report with `ok: false`.
+   *
+   * @example
+   * const { ok, problems } = await client.verifyCheckpoint('vm1', 'before-upgrade', { depth: 'content' })
    */
   verifyCheckpoint(vm: string, name: string, options?: VerifyOptions): Promise<VerificationReport>
   /**
@@ -290,8 +294,13 @@ class Client implements CheckpointClient {
     const cancellation = new Cancellation({ signal, doing, vm })
     cancellation.throwIfCancelled()
     const startedAt = performance.now()
-    const task = this.#onStored('verifying', vm, name, () => this.#store.verify(vm, name))
-    const report = await cancellation.race(task).finally(() => cancellation[Symbol.dispose]())
+    const progress = new ProgressReporter({ vm, name, onProgress, memoryBytes: undefined }, cancellation)
+    const task = this.#onStored('verifying', vm, name, () =>
+      depth === 'structure'
+        ? this.#store.verify(vm, name)
+        : verifyContent({ store: this.#store, vm, name, cancellation, progress }),
+    ).finally(() => cancellation[Symbol.dispose]())
+    const report = await cancellation.race(this.#tracked(task))
     return { ...report, elapsedMs: performance.now() - startedAt }
   }
 

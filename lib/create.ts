@@ -2,6 +2,7 @@
 import { ask, assertPathsFit, type CreateContext, type Ended } from './ask.js'
 import { vmStateOf } from './bhyve/peer.js'
 import type { Cancellation } from './cancellation.js'
+import { recordContent } from './content.js'
 import { CheckpointError, type VmState } from './errors.js'
 import { hostFacts } from './host.js'
 import { newManifest } from './inspect/manifest.js'
@@ -68,6 +69,8 @@ async function publish(
   const { problems, inspection } = await stage.collect(settings.name)
   if (problems.length > 0 || inspection?.metadata === undefined) throw failed(ended, settings, problems)
   progress.saved(inspection.metadata.memoryBytes)
+  const { memoryBytes } = inspection.metadata
+  const content = await recordContent(stage, memoryBytes, settings, cancellation, progress)
   const { vm, name, ifExists, durable } = settings
   const facts = {
     vm,
@@ -77,7 +80,7 @@ async function publish(
     poweredOff: false,
     host: hostFacts(),
   }
-  const manifest = newManifest(facts, inspection)
+  const manifest = newManifest(facts, { ...inspection, ...content })
   cancellation.throwIfCancelled()
   progress.report('syncing')
   await stage.prepare({ name, ifExists, durable, manifest })

@@ -114,6 +114,24 @@ export interface Native {
   /** Bytes an unprivileged writer may still use on this file system. */
   freeSpace(descriptor: number): number | Failure
 
+  // guest RAM in files (native/memory_image.*)
+  /**
+   * Where `bytes` are zero in whole blocks: starts and ends in turn, ascending, neighbours joined. What is left
+   * behind the last whole block is a block too.
+   */
+  zeroRuns(bytes: Uint8Array, blockBytes: number): Uint32Array
+  /** The blocks that a hole in this file is made of. 0: none can be made here. */
+  holeBlockBytes(descriptor: number): number | Failure
+  /** EOPNOTSUPP, ENOSYS or EINVAL where the file system cannot. Neither content nor size change. */
+  punchHole(descriptor: number, offset: number, length: number): number | Failure
+  /**
+   * The first stretch of data that ends behind `offset`; empty at the file's end where there is none. Moves the
+   * open file's position. EINVAL or ENOTTY where the file system does not know.
+   */
+  dataRange(descriptor: number, offset: number): { start: number; end: number } | Failure
+  /** Nanoseconds since 1970. */
+  setModifiedAt(descriptor: number, nanoseconds: bigint): number | Failure
+
   // processes (native/process.*, native/process_exit.*)
   processStatus(pid: number): ProcessStatus | Failure
   /** Signals that very process: ESRCH where the pid belongs to another one by now. */

@@ -105,6 +105,8 @@ export interface CreateSettings {
   stallTimeout: number
   onProgress: ((progress: Progress) => void) | undefined
   memoryBytes: number | undefined
+  digest: boolean
+  sparsify: boolean
 }
 
 export function createSettings(
@@ -116,11 +118,14 @@ export function createSettings(
   assertOptions(options, 'CreateOptions', createOptions)
   const { name = 'checkpoint', ifExists = 'replace', fsync = true, signal, timeout, onProgress } = options
   const { stallTimeout = defaultStallTimeoutMs, memoryBytes, poweroff = false } = options
+  const { digest = true, sparsify = true } = options
   assertCheckpointName(name, vm)
   if (ifExists !== 'replace' && ifExists !== 'fail')
     throw invalid("ifExists must be 'replace' or 'fail'", ifExists)
   assertBoolean(fsync, 'fsync')
   assertBoolean(poweroff, 'poweroff')
+  assertBoolean(digest, 'digest')
+  assertBoolean(sparsify, 'sparsify')
   assertSignal(signal)
   if (timeout !== undefined) assertMilliseconds(timeout, 'timeout', 1)
   assertMilliseconds(stallTimeout, 'stallTimeout', 0)
@@ -128,18 +133,9 @@ export function createSettings(
   if (memoryBytes !== undefined && (!Number.isSafeInteger(memoryBytes) || memoryBytes < 1)) {
     throw invalid('memoryBytes must be a positive whole number', memoryBytes)
   }
-  refuseUnavailable(options)
   const numbers = { timeout, stallTimeout, memoryBytes }
-  return { vm, name, dialect, poweroff, ifExists, durable: fsync, signal, onProgress, ...numbers }
-}
-
-/** What a later release offers must not be taken for done. */
-function refuseUnavailable(options: object): void {
-  for (const option of ['digest', 'sparsify']) {
-    if (option in options && (options as Record<string, unknown>)[option] === true) {
-      throw invalid(`${option} is not available in this release`, true)
-    }
-  }
+  const content = { digest, sparsify }
+  return { vm, name, dialect, poweroff, ifExists, durable: fsync, signal, onProgress, ...numbers, ...content }
 }
 
 export function assertPolicy(policy: PrunePolicy): void {

@@ -5,10 +5,13 @@
 import type { Asking, Ended } from './ask.js'
 import { isKnownToKernel } from './bhyve/locate.js'
 import { vmStateOf } from './bhyve/peer.js'
+import { Cancellation } from './cancellation.js'
+import { recordContent } from './content.js'
 import { CheckpointError, detailsOf, type VmState } from './errors.js'
 import { hostFacts } from './host.js'
 import { newManifest } from './inspect/manifest.js'
 import type { Inspection } from './inspect/structure.js'
+import type { Content } from './store/content.js'
 import type { Collected } from './store/collect.js'
 import type { Checkpoint, Problem } from './types.js'
 
@@ -42,9 +45,10 @@ async function publishState(
 ): Promise<Checkpoint> {
   const { stage, settings, cancellation, progress } = asking
   const { vm, name, ifExists, durable } = settings
+  const content = await explained(asking, passOver(asking, inspection))
   // The moment the VM stopped: what has changed on its disks since then does not belong to it.
   const facts = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff: true, host: hostFacts() }
-  const publication = { name, ifExists, durable, manifest: newManifest(facts, inspection) }
+  const publication = { name, ifExists, durable, manifest: newManifest(facts, { ...inspection, ...content }) }
   progress.report('syncing')
   await explained(asking, stage.prepare(publication))
   progress.report('publishing')
@@ -55,6 +59,13 @@ async function publishState(
       throw staged(asking, error)
     throw await keptElsewhere(asking, error)
   }
+}
+
+/** Whether the call was cancelled or not: nobody waits for it, but the state is published. */
+async function passOver(asking: Asking, { metadata }: Inspection): Promise<Content | undefined> {
+  const { stage, settings, progress } = asking
+  using unstoppable = new Cancellation({ doing: 'digesting', vm: settings.vm })
+  return recordContent(stage, metadata?.memoryBytes ?? 0, settings, unstoppable, progress)
 }
 
 /** Somebody took the name while the VM was being saved. */

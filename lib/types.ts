@@ -62,6 +62,16 @@ export interface CreateOptions {
   onProgress?: ((progress: Progress) => void) | undefined
   /** Force files and directory to the disk before publishing. Default true. */
   fsync?: boolean | undefined
+  /**
+   * Record SHA-256 digests in the manifest, so that `verifyCheckpoint` can prove the content. Default true. The VM
+   * runs on while they are made.
+   */
+  digest?: boolean | undefined
+  /**
+   * Give zero pages of guest RAM back to the file system. Default true. The file's content and size stay the same;
+   * a file system that cannot make holes is left as it is, and nothing is said.
+   */
+  sparsify?: boolean | undefined
   /** Guest RAM in bytes, if the caller knows it: gives progress a total and space a check. */
   memoryBytes?: number | undefined
 }

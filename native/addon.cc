@@ -1,6 +1,7 @@
 // The one file that knows Node-API: it turns arguments into C++ values and results into JavaScript ones.
 // Nothing here decides anything.
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 
@@ -10,6 +11,7 @@
 #include "descriptor_table.h"
 #include "directory.h"
 #include "file_status.h"
+#include "memory_image.h"
 #include "nvlist.h"
 #include "process.h"
 #include "process_exit.h"
@@ -35,6 +37,15 @@ int intArgument(const CallbackInfo &info, size_t index) {
   if (!info[index].IsNumber())
     refuse(info.Env(), "an integer is expected");
   return info[index].As<Napi::Number>().Int32Value();
+}
+
+// A place in a file: what a double holds exactly.
+std::int64_t offsetArgument(const CallbackInfo &info, size_t index) {
+  constexpr double kMost = 9007199254740991;
+  const double number = info[index].IsNumber() ? info[index].As<Napi::Number>().DoubleValue() : -1;
+  if (!(number >= 0 && number <= kMost))
+    refuse(info.Env(), "an offset is expected");
+  return static_cast<std::int64_t>(number);
 }
 
 std::string textArgument(const CallbackInfo &info, size_t index) {
@@ -84,6 +95,13 @@ Value toValue(const Env &env, const std::string &bytes) {
 }
 Value toValue(const Env &env, const std::vector<std::uint8_t> &bytes) {
   return Napi::Buffer<std::uint8_t>::Copy(env, bytes.data(), bytes.size());
+}
+
+Value toValue(const Env &env, const bhyve::DataRange &range) {
+  auto object = Napi::Object::New(env);
+  object.Set("start", range.start);
+  object.Set("end", range.end);
+  return object;
 }
 
 bhyve::DescriptorTable &tableOf(const Env &env) {
@@ -436,6 +454,40 @@ Value freeSpace(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::freeSpace(intArgument(info, 0)));
 }
 
+// ---- memory images ------------------------------------------------------------------------------
+
+Value zeroRuns(const CallbackInfo &info) {
+  const auto bytes = bytesArgument(info, 0);
+  const std::int64_t blockBytes = offsetArgument(info, 1);
+  if (blockBytes < 1 || bytes.ByteLength() > std::numeric_limits<std::uint32_t>::max())
+    refuse(info.Env(), "a block size and at most 4 GiB are expected");
+  const auto runs = bhyve::zeroRuns(bytes.Data(), bytes.ByteLength(), static_cast<size_t>(blockBytes));
+  auto array = Napi::Uint32Array::New(info.Env(), runs.size());
+  std::copy(runs.begin(), runs.end(), array.Data());
+  return array;
+}
+
+Value holeBlockBytes(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::holeBlockBytes(intArgument(info, 0)));
+}
+Value punchHole(const CallbackInfo &info) {
+  return toValue(info.Env(),
+                 bhyve::punchHole(intArgument(info, 0), offsetArgument(info, 1), offsetArgument(info, 2)));
+}
+Value dataRange(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::dataRange(intArgument(info, 0), offsetArgument(info, 1)));
+}
+
+Value setModifiedAt(const CallbackInfo &info) {
+  bool lossless = false;
+  if (!info[1].IsBigInt())
+    refuse(info.Env(), "a bigint is expected");
+  const std::int64_t nanoseconds = info[1].As<Napi::BigInt>().Int64Value(&lossless);
+  if (!lossless)
+    refuse(info.Env(), "a bigint of 64 bits is expected");
+  return toValue(info.Env(), bhyve::setModifiedAt(intArgument(info, 0), nanoseconds));
+}
+
 // ---- processes and ownership --------------------------------------------------------------------
 
 Value processStatus(const CallbackInfo &info) {
@@ -511,6 +563,11 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   method("lock", lockDescriptor);
   method("unlock", unlockDescriptor);
   method("freeSpace", freeSpace);
+  method("zeroRuns", zeroRuns);
+  method("holeBlockBytes", holeBlockBytes);
+  method("punchHole", punchHole);
+  method("dataRange", dataRange);
+  method("setModifiedAt", setModifiedAt);
   method("processStatus", processStatus);
   method("signalProcess", signalProcess);
   method("watchProcess", watchProcess);

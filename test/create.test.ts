@@ -114,15 +114,19 @@ t.test('progress tells what is known', async (t) => {
     memoryBytes: 4 * MiB,
   })
   const phases = seen.map(({ phase }) => phase).filter((phase, index, all) => phase !== all[index - 1])
-  t.strictSame(phases, ['queued', 'saving', 'checking', 'syncing', 'publishing'])
+  t.strictSame(phases, ['queued', 'saving', 'checking', 'digesting', 'syncing', 'publishing'])
   t.ok(
     seen.every(({ vm, name, totalBytes }) => vm === 'vm1' && name === 'checkpoint' && totalBytes === 4 * MiB),
   )
-  t.strictSame(
-    seen.map(({ bytes }) => bytes),
-    seen.map(({ bytes }) => bytes).sort((a, b) => a - b),
-    'never backwards',
-  )
+  for (const phase of ['saving', 'digesting']) {
+    const bytes = seen.filter((one) => one.phase === phase).map((one) => one.bytes)
+    t.strictSame(
+      bytes,
+      [...bytes].sort((a, b) => a - b),
+      `${phase}: never backwards`,
+    )
+    t.equal(bytes.at(-1), 4 * MiB, `${phase}: all of it in the end`)
+  }
   t.equal(seen.at(-1)?.bytes, 4 * MiB)
   const again: Progress[] = []
   await client.createCheckpoint('vm1', { onProgress: (progress) => again.push(progress) })
@@ -532,8 +536,10 @@ t.test('bad options are refused before anything is touched', async (t) => {
     { onProgress: 1 },
     { signal: {} },
     { fsync: 1 },
+    { digest: 'sha256' },
+    { sparsify: 1 },
     { names: 'x' },
-    { poweroff: true },
+    { poweroff: 1 },
     5,
     null,
   ] as object[]

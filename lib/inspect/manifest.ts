@@ -1,13 +1,15 @@
 /**
  * `<name>.ckp.manifest`: what this library knows of a checkpoint and bhyve's own files do not say. JSON with a
- * format version. bhyve and CBSD ignore it; a set without one is a checkpoint all the same.
+ * format version. bhyve and CBSD ignore it; a set without one is a checkpoint all the same. What is here is all of
+ * it but the list of chunk digests (`manifest_file.ts`).
  */
+import { chunkCount, isChunkBytes } from './digest.js'
 import type { Inspection } from './structure.js'
 
 /** The version this release writes. A manifest of a newer one is read as far as known and never rewritten. */
 export const manifestVersion = 1
 
-/** Room for the digests of a guest with several TiB of RAM. */
+/** Room for the digests of a guest with many TiB of RAM. */
 export const manifestMaxBytes = 64 * 1024 * 1024
 
 export interface ManifestHost {
@@ -15,6 +17,15 @@ export interface ManifestHost {
   release: string
   machine: string
   cpuModel: string
+}
+
+/** SHA-256 of what was published, hexadecimal. */
+export interface Digests {
+  algorithm: 'sha256'
+  kernel: string
+  metadata: string
+  /** `root` is the digest of the chunks' digests, one after the other; these stand behind everything else. */
+  memory: { chunkBytes: number; chunks: number; root: string }
 }
 
 export interface Manifest {
@@ -36,6 +47,7 @@ export interface Manifest {
   memoryModifiedMs?: number
   /** Sizes in bytes when the checkpoint was published. */
   sizes?: { memory: number; kernel: number }
+  digests?: Digests
 }
 
 type JsonObject = Record<string, unknown>
@@ -51,9 +63,12 @@ export interface ManifestFacts {
 }
 
 /** Of a set of this release, from what is known and what its files say. */
-export function newManifest(facts: ManifestFacts, files: Partial<Inspection> = {}): Manifest {
+export function newManifest(
+  facts: ManifestFacts,
+  files: Partial<Pick<Inspection, 'metadata' | 'modifiedMs'> & Pick<Manifest, 'digests'>> = {},
+): Manifest {
   const { vm, name, createdAt, dialect, poweredOff, host } = facts
-  const { metadata, modifiedMs } = files
+  const { metadata, modifiedMs, digests } = files
   const sizes = metadata && { memory: metadata.memoryBytes, kernel: metadata.kernelBytes }
   return {
     version: manifestVersion,
@@ -66,6 +81,7 @@ export function newManifest(facts: ManifestFacts, files: Partial<Inspection> = {
     ...optional('host', host),
     ...optional('memoryModifiedMs', modifiedMs),
     ...optional('sizes', sizes),
+    ...optional('digests', digests),
   }
 }
 
@@ -81,6 +97,10 @@ export function parseManifest(text: string): Manifest | undefined {
   const { version, vm, name, createdAt } = root
   if (!isCount(version) || version < 1) return undefined
   if (typeof vm !== 'string' || typeof name !== 'string' || !isDate(createdAt)) return undefined
+  const sizes = sizesFrom(root.sizes)
+  const digests = digestsFrom(root.digests, sizes)
+  // Taken for absent, they would let damage pass for a set that never had any.
+  if (digests === 'malformed' && version <= manifestVersion) return undefined
   return {
     version,
     vm,
@@ -92,7 +112,8 @@ export function parseManifest(text: string): Manifest | undefined {
     ...optional('restoredAt', isDate(root.restoredAt) ? root.restoredAt : undefined),
     ...optional('host', hostFrom(root.host)),
     ...optional('memoryModifiedMs', isCount(root.memoryModifiedMs) ? root.memoryModifiedMs : undefined),
-    ...optional('sizes', sizesFrom(root.sizes)),
+    ...optional('sizes', sizes),
+    ...optional('digests', digests === 'malformed' ? undefined : digests),
   }
 }
 
@@ -122,6 +143,22 @@ function sizesFrom(value: unknown): Manifest['sizes'] {
   if (!isObject(value)) return undefined
   const { memory, kernel } = value
   return isCount(memory) && isCount(kernel) ? { memory, kernel } : undefined
+}
+
+function digestsFrom(value: unknown, sizes: Manifest['sizes']): Digests | undefined | 'malformed' {
+  if (value === undefined) return undefined
+  if (!isObject(value) || sizes === undefined || !isObject(value.memory)) return 'malformed'
+  const { algorithm, kernel, metadata } = value
+  const { chunkBytes, chunks, root } = value.memory
+  if (algorithm !== 'sha256' || !isDigest(kernel) || !isDigest(metadata) || !isDigest(root))
+    return 'malformed'
+  if (!isCount(chunkBytes) || !isChunkBytes(chunkBytes)) return 'malformed'
+  if (!isCount(chunks) || chunks !== chunkCount(sizes.memory, chunkBytes)) return 'malformed'
+  return { algorithm, kernel, metadata, memory: { chunkBytes, chunks, root } }
+}
+
+function isDigest(value: unknown): value is string {
+  return typeof value === 'string' && /^[0-9a-f]{64}$/.test(value)
 }
 
 function optional<K extends string, V>(key: K, value: V | undefined): Partial<Record<K, V>> {

@@ -7,7 +7,8 @@ import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../n
 import type { FileStatus } from '../native.js'
 import type { Directory } from '../store/directory.js'
 import type { Problem } from '../types.js'
-import { type Manifest, manifestMaxBytes, parseManifest } from './manifest.js'
+import type { Manifest } from './manifest.js'
+import { manifestOfHead, readHead } from './manifest_file.js'
 import { deviceNames, kernelBytes, type Metadata, metadataMaxBytes, parseMetadata } from './metadata.js'
 
 /** What a look at a set's files gives. */
@@ -21,6 +22,8 @@ export interface Inspection {
   hasManifest: boolean
   metadata?: { vm: string; cpus: number; memoryBytes: number; devices: string[]; kernelBytes: number }
   manifest?: Manifest
+  /** Where in the manifest's file the chunks' digests begin. */
+  listAt?: number
   bytesRead: number
 }
 
@@ -161,14 +164,17 @@ function readManifest(directory: Directory, name: string, part: Part, into: Insp
     into.problems.push(part.problem)
     return
   }
-  const parsed =
-    part.status.size > manifestMaxBytes
-      ? undefined
-      : parseManifest(directory.readText(file, manifestMaxBytes))
-  into.bytesRead += Math.min(part.status.size, manifestMaxBytes)
-  if (parsed === undefined)
-    into.problems.push(problem('manifest-invalid', 'the manifest cannot be read', file))
-  else into.manifest = parsed
+  const head = readHead(directory, file, part.status.size)
+  const stored = head && manifestOfHead(head, part.status.size)
+  into.bytesRead += head?.bytesRead ?? 0
+  if (stored === undefined)
+    into.problems.push(
+      problem('manifest-invalid', 'the manifest cannot be read, or its digests are none', file),
+    )
+  else {
+    into.manifest = stored.manifest
+    if (stored.listAt !== undefined) into.listAt = stored.listAt
+  }
 }
 
 function summaryOf(metadata: Metadata): NonNullable<Inspection['metadata']> {

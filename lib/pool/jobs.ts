@@ -15,9 +15,11 @@ import { recordWriter } from '../store/intent.js'
 import { settleStage } from '../store/settle.js'
 import { reserveSpace } from '../store/space.js'
 import { collectStage, isUntouched } from '../store/collect.js'
+import { beginPass, endPass, passSlice } from '../store/content.js'
 import { savedSoFar } from '../store/saved.js'
 import { dropOutrun, suspendedState } from '../store/suspended.js'
 import { abandonStage, createStage, reopenIn, sealStage } from '../store/stage.js'
+import { compareSlice, digestWhole, isListWhole, openSet } from '../store/verify.js'
 
 export const jobs = {
   locateSocket,
@@ -29,6 +31,9 @@ export const jobs = {
   isUntouched,
   reopenIn,
   collectStage,
+  beginPass,
+  passSlice,
+  endPass,
   sealStage,
   prepareStage,
   commitStage,
@@ -42,6 +47,10 @@ export const jobs = {
   hasSets,
   getSet,
   verifySet,
+  openSet,
+  isListWhole,
+  compareSlice,
+  digestWhole,
   destroySet,
   destroySets,
   pinSet,
@@ -51,8 +60,13 @@ export const jobs = {
 export type Jobs = typeof jobs
 export type JobName = keyof Jobs
 
-/** Jobs that may take long (fsync or removal of gigabytes): they never occupy the whole pool. */
+/** Jobs that may take long or are many (fsync or removal of gigabytes, passes over RAM): they never occupy the whole pool. */
 export const longJobs: ReadonlySet<JobName> = new Set<JobName>([
+  'passSlice',
+  'endPass',
+  'isListWhole',
+  'compareSlice',
+  'digestWhole',
   'prepareStage',
   'abandonStage',
   'settleStage',

@@ -3,13 +3,8 @@
  * half (`docs/storage.md`). Runs in the pool.
  */
 import { CheckpointError, detailsOf } from '../errors.js'
-import {
-  formatManifest,
-  type Manifest,
-  manifestMaxBytes,
-  manifestVersion,
-  parseManifest,
-} from '../inspect/manifest.js'
+import { formatManifest, type Manifest, manifestVersion, parseManifest } from '../inspect/manifest.js'
+import { readHead, rewriteManifest } from '../inspect/manifest_file.js'
 import { inspectSet } from '../inspect/structure.js'
 import { manifestSuffix, memorySuffix } from '../names.js'
 import type { Checkpoint } from '../types.js'
@@ -67,17 +62,21 @@ function keepPin(directory: Directory, stage: Directory, publication: Publicatio
   if (manifest.pinned || !isPinned(directory, name)) return
   const pinned = 'pin'
   removeTree(stage, pinned)
-  stage.writeNew(pinned, formatManifest({ ...manifest, version: manifestVersion, pinned: true }), durable)
-  stage.rename(pinned, stage, name + manifestSuffix)
+  const text = formatManifest({ ...manifest, version: manifestVersion, pinned: true })
+  const file = name + manifestSuffix
+  rewriteManifest(stage, file, text, { directory: stage, file: pinned, durable })
+  stage.rename(pinned, stage, file)
   if (durable) stage.sync()
 }
 
 /** A manifest that is there and cannot be read may well hold a pin. */
 function isPinned(directory: Directory, name: string): boolean {
   const file = name + manifestSuffix
-  if (directory.statusIfAny(file)?.kind !== 'file') return false
+  const status = directory.statusIfAny(file)
+  if (status?.kind !== 'file') return false
   try {
-    return parseManifest(directory.readText(file, manifestMaxBytes))?.pinned ?? true
+    const head = readHead(directory, file, status.size)
+    return (head && parseManifest(head.text)?.pinned) ?? true
   } catch {
     return true
   }

@@ -9,6 +9,7 @@ import path from 'node:path'
 import { TextDecoder } from 'node:util'
 import { isNodeSystemError, systemError } from '../errors.js'
 import { type Failure, type FileStatus, isFailure, loadNative, type Name } from '../native.js'
+import { OpenFile } from './open_file.js'
 
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK } = fs.constants
 const { ENOENT, EEXIST, ENOTEMPTY } = os.errno
@@ -156,6 +157,17 @@ export class Directory implements Disposable {
     } finally {
       native.close(descriptor)
     }
+  }
+
+  /** A file that stays open: with `flags`, never through a link, never waiting for a FIFO's other end. */
+  openFile(name: string, flags: number): OpenFile {
+    return OpenFile.own(this.#openFile(name, flags | O_NONBLOCK), this.pathOf(name))
+  }
+
+  openFileIfAny(name: string, flags: number): OpenFile | undefined {
+    const where = this.pathOf(name)
+    const result = native.openAt(this.descriptor, name, flags | O_NOFOLLOW | O_NONBLOCK, 0)
+    return ifAny(result, 'opening a file', where, (descriptor) => OpenFile.own(descriptor, where))
   }
 
   /** A new file of mode 0600; fails where the name is taken. */

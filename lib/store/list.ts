@@ -83,7 +83,7 @@ export function listedSet(directory: Directory, vm: string, name: string): Liste
 }
 
 /** Where we may not lock, a set may be replaced while we look at it: then look again. */
-function inspectStill(directory: Directory, name: string): Inspection | undefined {
+export function inspectStill(directory: Directory, name: string): Inspection | undefined {
   for (let attempt = 1; ; attempt++) {
     const inspection = inspectOnce(directory, name, attempt === mostAttempts)
     const status = directory.statusIfAny(name + memorySuffix)
@@ -157,7 +157,7 @@ function reasons(listed: ListedCheckpoint): string {
  * The shared lock, after finishing what others left. Who may not write here (another user's store) reads
  * without a lock: `inspectStill` notices a set that changes meanwhile.
  */
-function lockForReading(directory: Directory): Directory | undefined {
+export function lockForReading(directory: Directory): Directory | undefined {
   try {
     const reading = lockStagingIfAny(directory, 'shared')
     if (reading === undefined || !needsRecovery(reading)) return reading

@@ -6,6 +6,8 @@ export const stagingName = '.staging'
 export const inName = 'in'
 /** In a stage: how much RAM is going to be written, where that is known. */
 export const sizeRecord = 'size'
+/** In a stage: the digests of the RAM's chunks, until they are in the manifest. */
+export const digestList = 'digests'
 const longestId = 12
 
 /** As long as the path of a stage's RAM file can get. */

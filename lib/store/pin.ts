@@ -3,11 +3,11 @@ import { CheckpointError } from '../errors.js'
 import {
   formatManifest,
   type Manifest,
-  manifestMaxBytes,
   manifestVersion,
   parseManifest,
   withPin,
 } from '../inspect/manifest.js'
+import { readHead, rewriteManifest } from '../inspect/manifest_file.js'
 import { type Inspection, inspectSet } from '../inspect/structure.js'
 import { manifestSuffix, memorySuffix } from '../names.js'
 import { Directory } from './directory.js'
@@ -61,7 +61,10 @@ function pinnedManifest(
   pinned: boolean,
 ): string {
   if (inspection.manifest !== undefined) {
-    return withPin(directory.readText(name + manifestSuffix, manifestMaxBytes), pinned)
+    const file = name + manifestSuffix
+    const text = readHead(directory, file, directory.status(file).size)?.text
+    if (text === undefined) throw damaged(directory.pathOf(file), 'cannot be read', inspection)
+    return withPin(text, pinned)
   }
   const createdAt = new Date(inspection.modifiedMs).toISOString()
   const manifest: Manifest = {
@@ -76,7 +79,10 @@ function pinnedManifest(
   return formatManifest(manifest)
 }
 
-/** Old or new, never half: written aside, forced to the disk, and renamed over the old one. */
+/**
+ * Old or new, never half: written aside, forced to the disk, and renamed over the old one. The list of digests goes
+ * over from the old one, and need not be in `text`.
+ */
 export function replaceManifest(directory: Directory, staging: Directory, name: string, text: string): void {
   if (parseManifest(text) === undefined)
     throw new CheckpointError('ERR_SYSTEM', 'a manifest was made that is none')
@@ -84,8 +90,9 @@ export function replaceManifest(directory: Directory, staging: Directory, name: 
   staging.make(id)
   try {
     using folder = staging.open(id)
-    folder.writeNew(name + manifestSuffix, text, true)
-    folder.rename(name + manifestSuffix, directory, name + manifestSuffix)
+    const file = name + manifestSuffix
+    rewriteManifest(directory, file, text, { directory: folder, file, durable: true })
+    folder.rename(file, directory, file)
     directory.sync()
   } finally {
     removeRubbish(staging, id)

@@ -1,24 +1,35 @@
 /** From a stage of ours to the name. Runs in the pool. */
+import fs from 'node:fs'
 import { CheckpointError } from '../errors.js'
-import { formatManifest } from '../inspect/manifest.js'
+import type { Manifest } from '../inspect/manifest.js'
+import { writeManifest } from '../inspect/manifest_file.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import type { Checkpoint } from '../types.js'
 import { commitStaged, type Publication } from './commit.js'
 import { Directory } from './directory.js'
 import { lockStaging } from './lock.js'
-import { stagingName } from './paths.js'
+import { digestList, stagingName } from './paths.js'
 import { assertReplaceable } from './replaceable.js'
 import { assertNotStuck, recover } from './recover.js'
 import { borrowStage, isSameStage, type StageHandle } from './stage_handle.js'
+
+const { O_RDONLY } = fs.constants
 
 /** Everything before the lock: the manifest beside the set, and all of it on the disk. */
 export function prepareStage(handle: StageHandle, publication: Publication): void {
   const stage = borrowStage(handle)
   const { name, manifest, durable } = publication
-  stage.writeNew(name + manifestSuffix, formatManifest(manifest), durable)
+  writeManifestIn(stage, name + manifestSuffix, manifest, durable)
   if (!durable) return
   for (const suffix of [memorySuffix, kernelSuffix, metadataSuffix]) stage.syncFile(name + suffix)
   stage.sync()
+}
+
+/** The digests of the RAM go from the file in which they were collected into the manifest. */
+function writeManifestIn(stage: Directory, file: string, manifest: Manifest, durable: boolean): void {
+  using list = stage.openFileIfAny(digestList, O_RDONLY)
+  writeManifest(stage, file, manifest, list, durable)
+  stage.unlink(digestList)
 }
 
 export function commitStage(handle: StageHandle, publication: Publication): Checkpoint {

@@ -6,6 +6,7 @@
 import { Buffer } from 'node:buffer'
 import { CheckpointError } from '../errors.js'
 import { formatManifest, type Manifest, newManifest } from '../inspect/manifest.js'
+import { rewriteManifest } from '../inspect/manifest_file.js'
 import { type Inspection, inspectSet, missingMemory } from '../inspect/structure.js'
 import { checkpointNameBytes, manifestSuffix, memorySuffix, restorablePathBytes } from '../names.js'
 import type { Problem } from '../types.js'
@@ -102,7 +103,7 @@ function publishState(places: Places, wanted: Intent, inspection: Inspection): S
   const intent = mayTake(directory, wanted, savedMs) ? wanted : moveToFreshName(places, wanted)
   const { name, ifExists } = intent
   const manifest = manifestFor(stage, intent, savedMs, inspection)
-  writeManifest(stage, manifest)
+  storeManifest(stage, manifest)
   for (const suffix of publicationOrder) stage.syncFile(name + suffix)
   stage.sync()
   const { path } = commitStaged(directory, staging, stage, id, { name, ifExists, manifest, durable: true })
@@ -128,7 +129,7 @@ function keepDamaged(places: Places, wanted: Intent, inspection: Inspection | un
   const { name } = intent
   // Where there is no RAM file nothing would be listed.
   if (stage.statusIfAny(name + memorySuffix) === undefined) stage.writeNew(name + memorySuffix, '', true)
-  writeManifest(stage, manifestFor(stage, intent, lastChangeOf(stage, name), undefined))
+  storeManifest(stage, manifestFor(stage, intent, lastChangeOf(stage, name), undefined))
   for (const suffix of publicationOrder) {
     if (stage.statusIfAny(name + suffix) !== undefined) stage.syncFile(name + suffix)
   }
@@ -186,11 +187,13 @@ function manifestFor(
   return newManifest({ vm, name, createdAt: new Date(savedMs), dialect, poweredOff: true, host }, inspection)
 }
 
-/** Over what an earlier attempt may have left. */
-function writeManifest(stage: Directory, manifest: Manifest): void {
+/** Over what an earlier attempt may have left; its digests, where it had any, stay. */
+function storeManifest(stage: Directory, manifest: Manifest): void {
   const file = manifest.name + manifestSuffix
   const fresh = 'manifest.new'
   removeTree(stage, fresh)
-  stage.writeNew(fresh, formatManifest(manifest), true)
+  if (manifest.digests === undefined) stage.writeNew(fresh, formatManifest(manifest), true)
+  else
+    rewriteManifest(stage, file, formatManifest(manifest), { directory: stage, file: fresh, durable: true })
   stage.rename(fresh, stage, file)
 }

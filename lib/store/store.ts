@@ -2,7 +2,7 @@
  * The store as the callers' thread sees it: every call is a job of the pool. A VM's checkpoints that somebody
  * else works on are waited for here, by asking again, so that no pool thread stands still.
  */
-import type { CommitPoint } from '../cancellation.js'
+import type { Cancellation, CommitPoint } from '../cancellation.js'
 import { CheckpointError } from '../errors.js'
 import { loadNative } from '../native.js'
 import type { JobName, Jobs } from '../pool/jobs.js'
@@ -11,12 +11,15 @@ import type { Checkpoint, Layout, ListedCheckpoint, PrunePolicy, VerificationRep
 import type { Pruned } from './prune.js'
 import type { Publication } from './commit.js'
 import type { Collected } from './collect.js'
+import type { Content, ContentRequest, Pass } from './content.js'
 import type { Writer } from './intent.js'
 import { stagingName } from './paths.js'
 import type { Saved } from './saved.js'
 import type { Settled } from './settle.js'
+import type { Slice } from '../inspect/slice.js'
 import type { StageRequest } from './stage.js'
 import type { StageHandle } from './stage_handle.js'
+import type { OpenedSet } from './verify.js'
 
 /** How long another process's work on the same VM's checkpoints is waited for. */
 const lockPatienceMs = 30_000
@@ -76,6 +79,11 @@ export class Store {
 
   verify(vm: string, name: string): Promise<Omit<VerificationReport, 'elapsedMs'>> {
     return this.#locked('verifySet', this.directoryOf(vm), name)
+  }
+
+  /** The set's files, open, for who compares them; the caller closes them. */
+  openSet(vm: string, name: string): Promise<OpenedSet> {
+    return this.#locked('openSet', this.directoryOf(vm), name)
   }
 
   destroy(vm: string, name: string): Promise<void> {
@@ -237,6 +245,20 @@ export class Stage {
 
   collect(name: string): Promise<Collected> {
     return this.#store.run('collectStage', this.#handle, name)
+  }
+
+  beginPass(request: ContentRequest): Promise<Pass> {
+    return this.#store.run('beginPass', this.#handle, request)
+  }
+
+  /** Rejects where it is cancelled before its turn comes. */
+  passSlice(pass: Pass, slice: Slice, cancellation: Cancellation): Promise<{ holesRefused: boolean }> {
+    const onStart = (): void => cancellation.throwIfCancelled()
+    return this.#store.runFrom(onStart, 'passSlice', this.#handle, pass, slice)
+  }
+
+  endPass(pass: Pass, stop: Int32Array): Promise<Content> {
+    return this.#store.run('endPass', this.#handle, pass, stop)
   }
 
   async prepare(publication: Publication): Promise<void> {

@@ -7,6 +7,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs, promisify } from 'node:util'
+import { loadNative } from '../../dist/native.js'
 import { jobs } from '../../dist/pool/jobs.js'
 import { tagOf, writeSet } from './sets.mjs'
 
@@ -19,6 +20,7 @@ const { values } = parseArgs({
 })
 const victim = fileURLToPath(new URL('victim.mjs', import.meta.url))
 const run = promisify(execFile)
+const native = loadNative()
 const environment = { ...process.env, NODE_OPTIONS: '' }
 const operations = ['create', 'create', 'suspend', 'suspend', 'destroy', 'prune', 'destroyAll', 'pin', 'list']
 const suffixes = ['.ckp', '.ckp.kern', '.ckp.meta', '.ckp.manifest']
@@ -127,8 +129,7 @@ class World {
       seen.delete(name)
       if (set !== undefined && set.state !== 'complete')
         throw new Error(`'${name}' is ${set.state}: ${JSON.stringify(set.problems)}`)
-      if (set !== undefined && !jobs.verifySet(this.directory, name).ok)
-        throw new Error(`'${name}' does not verify`)
+      if (set !== undefined) this.verify(name)
       const found = set === undefined ? undefined : tagOf(this.directory, name)
       if (!outcomes.has(found)) throw new Error(`'${name}' is ${found}; legal: ${[...outcomes].join(', ')}`)
       this.legal.set(name, new Set([found]))
@@ -140,6 +141,23 @@ class World {
     }
     if (seen.size > 0) throw new Error(`there are others: ${[...seen.keys()].join(', ')}`)
     this.examineStrays()
+  }
+
+  /** Every byte of it, where it has digests. */
+  verify(name) {
+    const { problems, recorded, descriptors } = jobs.openSet(this.directory, name)
+    if (problems.length > 0) throw new Error(`'${name}' does not verify: ${JSON.stringify(problems)}`)
+    if (recorded === undefined) return
+    const { digests, memoryBytes } = recorded
+    const stop = new Int32Array(1)
+    const slice = { from: 0, to: memoryBytes, chunkBytes: digests.memory.chunkBytes, stop }
+    const isWhole =
+      jobs.isListWhole(descriptors.manifest, recorded, stop) &&
+      jobs.compareSlice(descriptors.memory, descriptors.manifest, recorded, slice).damaged.length === 0 &&
+      jobs.digestWhole(descriptors.kernel, stop).digest === digests.kernel &&
+      jobs.digestWhole(descriptors.metadata, stop).digest === digests.metadata
+    for (const descriptor of Object.values(descriptors)) native.close(descriptor)
+    if (!isWhole) throw new Error(`the content of '${name}' is not what was published`)
   }
 
   examineStrays() {

@@ -39,73 +39,68 @@ const watched = [
   'sync',
   'lock',
   'close',
+  'punchHole',
+  'setModifiedAt',
 ]
 for (const name of watched) struck(native, name)
 struck(fs, 'writeSync')
 struck(fs, 'readSync')
 
 const { directory, name, tag } = strike
-const operations = {
-  create() {
-    const request = {
-      directory,
-      name,
-      ifExists: 'replace',
-      durable: true,
-      writerUid: process.geteuid(),
-      memoryBytes: 4096,
-    }
-    const made = jobs.createStage(request)
-    const { descriptors } = made
-    const handle = {
-      directoryPath: directory,
-      directory: descriptors.directory,
-      stage: descriptors.stage,
-      id: made.id,
-    }
-    writeSet(path.join(path.dirname(made.requestPath), 'ckp'), tag)
-    const { problems } = jobs.collectStage(handle, name)
-    if (problems.length > 0) throw new Error(JSON.stringify(problems))
-    const createdAt = new Date().toISOString()
-    const manifest = {
-      version: 1,
-      vm: 'vm1',
-      name,
-      createdAt,
-      dialect: `tag ${tag}`,
-      poweredOff: false,
-      pinned: false,
-    }
-    const publication = { name, manifest, ifExists: 'replace', durable: true }
-    jobs.sealStage(handle)
-    jobs.prepareStage(handle, publication)
-    jobs.commitStage(handle, publication)
-  },
-  suspend() {
-    const intent = { vm: 'vm1', name, ifExists: 'replace' }
-    const request = {
-      directory,
-      name,
-      ifExists: 'replace',
-      durable: true,
-      writerUid: process.geteuid(),
-      intent,
-    }
-    const made = jobs.createStage(request)
-    const { directory: descriptor, stage } = made.descriptors
-    const handle = { directoryPath: directory, directory: descriptor, stage, id: made.id }
+/** A stage with a set in it, as bhyve leaves it. */
+function savedStage(intent) {
+  const request = {
+    directory,
+    name,
+    ifExists: 'replace',
+    durable: true,
+    writerUid: process.geteuid(),
+    intent,
+  }
+  const made = jobs.createStage(request)
+  const { directory: descriptor, stage } = made.descriptors
+  const handle = { directoryPath: directory, directory: descriptor, stage, id: made.id }
+  if (intent !== undefined) {
     const { startedAt } = native.processStatus(process.pid)
     jobs.recordWriter(handle, { pid: process.pid, startedAt, dialect: `tag ${tag}` })
+  }
+  writeSet(path.join(path.dirname(made.requestPath), 'ckp'), tag)
+  return handle
+}
+
+function publish(handle, poweredOff) {
+  const { problems, inspection, savedMs } = jobs.collectStage(handle, name)
+  if (problems.length > 0) throw new Error(JSON.stringify(problems))
+  const { memoryBytes, kernelBytes } = inspection.metadata
+  const pass = jobs.beginPass(handle, { name, memoryBytes, digest: true, sparsify: true })
+  const stop = new Int32Array(1)
+  jobs.passSlice(handle, pass, { from: 0, to: memoryBytes, chunkBytes: pass.chunkBytes, stop })
+  const { modifiedMs, digests } = jobs.endPass(handle, pass, stop)
+  const manifest = {
+    version: 1,
+    vm: 'vm1',
+    name,
+    createdAt: new Date(poweredOff ? savedMs : Date.now()).toISOString(),
+    dialect: `tag ${tag}`,
+    poweredOff,
+    pinned: false,
+    memoryModifiedMs: modifiedMs,
+    sizes: { memory: memoryBytes, kernel: kernelBytes },
+    digests,
+  }
+  const publication = { name, manifest, ifExists: 'replace', durable: true }
+  jobs.sealStage(handle)
+  jobs.prepareStage(handle, publication)
+  jobs.commitStage(handle, publication)
+}
+
+const operations = {
+  create: () => publish(savedStage(undefined), false),
+  suspend() {
+    const handle = savedStage({ vm: 'vm1', name, ifExists: 'replace' })
     // From here on the VM is in these files and nowhere else.
-    writeSet(path.join(path.dirname(made.requestPath), 'ckp'), tag)
     fs.writeFileSync(strike.saved, '')
-    const { savedMs } = jobs.collectStage(handle, name)
-    const createdAt = new Date(savedMs).toISOString()
-    const facts = { vm: 'vm1', name, createdAt, dialect: `tag ${tag}`, poweredOff: true, pinned: false }
-    const publication = { name, manifest: { version: 1, ...facts }, ifExists: 'replace', durable: true }
-    jobs.sealStage(handle)
-    jobs.prepareStage(handle, publication)
-    jobs.commitStage(handle, publication)
+    publish(handle, true)
   },
   destroy: () => jobs.destroySet(directory, name),
   destroyAll: () => jobs.destroySets(directory, true),

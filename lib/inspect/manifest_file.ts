@@ -1,0 +1,208 @@
+/**
+ * The manifest as a file. With digests it ends in the list of the chunks' digests, `memoryChunks`: the last property
+ * of the JSON, base64 on a line of its own, megabytes of it for a large guest. So who needs the rest reads and parses
+ * the beginning, and a digest is found by its place. Runs in the pool.
+ */
+import { Buffer } from 'node:buffer'
+import { createHash } from 'node:crypto'
+import fs from 'node:fs'
+import type { Directory } from '../store/directory.js'
+import type { OpenFile } from '../store/open_file.js'
+import { digestBytes, pieceBytes } from './digest.js'
+import {
+  formatManifest,
+  type Manifest,
+  manifestMaxBytes,
+  manifestVersion,
+  parseManifest,
+} from './manifest.js'
+import { isStopped } from './slice.js'
+
+const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL } = fs.constants
+
+/** In JSON a line break stands in no string: what is found is a property, and one of the outermost object. */
+const listStart = ',\n  "memoryChunks": "'
+const listEnd = '"\n}\n'
+const objectEnd = '\n}\n'
+
+/** All but the list has about a kilobyte. */
+const usualHeadBytes = 16 * 1024
+/** What a newer release, or somebody's own notes, may need. */
+const mostHeadBytes = 1024 * 1024
+
+/** Three digests are 96 bytes, which are 128 characters: a list can be cut there. */
+const digestsPerCut = 3
+const bytesPerCut = digestBytes * digestsPerCut
+const charactersPerCut = (bytesPerCut / 3) * 4
+
+export interface StoredManifest {
+  manifest: Manifest
+  /** Where in the file the list of digests begins. */
+  listAt?: number
+}
+
+/** A manifest's text without the list, as JSON, and where the list begins. */
+export interface Head {
+  text: string
+  listAt: number | undefined
+  bytesRead: number
+}
+
+/** Undefined for what is too large to be a manifest. */
+export function readHead(directory: Directory, file: string, size: number): Head | undefined {
+  if (size > manifestMaxBytes) return undefined
+  return (
+    splitHead(directory, file, size, usualHeadBytes) ??
+    (size > usualHeadBytes ? splitHead(directory, file, size, mostHeadBytes) : undefined)
+  )
+}
+
+/** Undefined where the end of the head is not within so many bytes. */
+function splitHead(directory: Directory, file: string, size: number, length: number): Head | undefined {
+  const start = directory.readStart(file, Math.min(size, length))
+  const at = start.indexOf(listStart)
+  if (at === -1 && size > length) return undefined
+  if (at === -1) return { text: start.toString('utf8'), listAt: undefined, bytesRead: start.length }
+  const text = start.toString('utf8', 0, at) + objectEnd
+  return { text, listAt: at + listStart.length, bytesRead: start.length }
+}
+
+/** Undefined for what is not a manifest of ours. */
+export function manifestOfHead({ text, listAt }: Head, size: number): StoredManifest | undefined {
+  const manifest = parseManifest(text)
+  if (manifest === undefined) return undefined
+  const { digests, ...others } = manifest
+  if (digests === undefined && listAt === undefined) return { manifest }
+  const isWhole =
+    digests !== undefined && listAt !== undefined && size === listAt + listLength(digests.memory.chunks)
+  if (isWhole) return { manifest, listAt }
+  // A newer release may keep them in another way.
+  return manifest.version > manifestVersion ? { manifest: others } : undefined
+}
+
+function listLength(chunks: number): number {
+  return Math.ceil((chunks * digestBytes) / 3) * 4 + listEnd.length
+}
+
+/** `list` holds the digests of the chunks, as bytes. */
+export function writeManifest(
+  directory: Directory,
+  file: string,
+  manifest: Manifest,
+  list: OpenFile | undefined,
+  durable: boolean,
+): void {
+  if (manifest.digests === undefined || list === undefined) {
+    directory.writeNew(file, formatManifest(manifest), durable)
+    return
+  }
+  const { chunks } = manifest.digests.memory
+  writeWithList(directory, file, formatManifest(manifest), durable, (into, at) =>
+    writeList(into, at, list, chunks),
+  )
+}
+
+/**
+ * `text`, a manifest's with or without its list, into a new file; behind it the list of the manifest in `from`, if
+ * that has one.
+ */
+export function rewriteManifest(
+  from: Directory,
+  file: string,
+  text: string,
+  into: { directory: Directory; file: string; durable: boolean },
+): void {
+  const { memoryChunks: _, ...head } = JSON.parse(text) as Record<string, unknown>
+  const formatted = `${JSON.stringify(head, null, 2)}\n`
+  using old = from.openFileIfAny(file, O_RDONLY)
+  const listAt = old && readHead(from, file, old.status().size)?.listAt
+  if (old === undefined || listAt === undefined) into.directory.writeNew(into.file, formatted, into.durable)
+  else
+    writeWithList(into.directory, into.file, formatted, into.durable, (opened, at) =>
+      copyRest(opened, at, old, listAt),
+    )
+}
+
+function writeWithList(
+  directory: Directory,
+  file: string,
+  text: string,
+  durable: boolean,
+  write: (into: OpenFile, at: number) => void,
+): void {
+  using into = directory.openFile(file, O_WRONLY | O_CREAT | O_EXCL)
+  const head = Buffer.from(text.slice(0, -objectEnd.length) + listStart)
+  into.writeAt(head, 0)
+  write(into, head.length)
+  if (durable) into.sync()
+}
+
+function writeList(into: OpenFile, at: number, list: OpenFile, chunks: number): void {
+  let position = at
+  for (const bytes of inCuts(list, chunks * digestBytes)) {
+    const characters = Buffer.from(bytes.toString('base64'), 'latin1')
+    into.writeAt(characters, position)
+    position += characters.length
+  }
+  into.writeAt(Buffer.from(listEnd), position)
+}
+
+/** A file of digests in parts that can be encoded one by one. */
+function* inCuts(list: OpenFile, length: number): Generator<Buffer> {
+  const buffer = Buffer.alloc(bytesPerCut * 1024)
+  for (let position = 0; position < length; position += buffer.length) {
+    const part = buffer.subarray(0, Math.min(buffer.length, length - position))
+    if (list.readAt(part, position) < part.length) throw new Error('the list of digests is not complete')
+    yield part
+  }
+}
+
+function copyRest(into: OpenFile, at: number, from: OpenFile, listAt: number): void {
+  const buffer = Buffer.alloc(pieceBytes)
+  for (let done = 0; ;) {
+    const read = from.readAt(buffer, listAt + done)
+    if (read === 0) return
+    into.writeAt(buffer.subarray(0, read), at + done)
+    done += read
+  }
+}
+
+/** The root of a file of digests. */
+export function rootOf(list: OpenFile, chunks: number): string {
+  const hash = createHash('sha256')
+  for (const bytes of inCuts(list, chunks * digestBytes)) hash.update(bytes)
+  return hash.digest('hex')
+}
+
+/** The root of the list in a manifest. Undefined where that is none. */
+export function rootOfListed(
+  manifest: OpenFile,
+  listAt: number,
+  chunks: number,
+  stop: Int32Array,
+): string | undefined {
+  const hash = createHash('sha256')
+  const step = digestsPerCut * 1024
+  for (let from = 0; from < chunks && !isStopped(stop); from += step) {
+    const digests = listedDigests(manifest, listAt, from, Math.min(step, chunks - from))
+    if (digests === undefined) return undefined
+    hash.update(digests)
+  }
+  return hash.digest('hex')
+}
+
+/** Digests `from` to `from + count` of the list in a manifest. Undefined where these are none. */
+export function listedDigests(
+  manifest: OpenFile,
+  listAt: number,
+  from: number,
+  count: number,
+): Buffer | undefined {
+  const firstCut = Math.floor(from / digestsPerCut)
+  const skipped = (from - firstCut * digestsPerCut) * digestBytes
+  const wanted = skipped + count * digestBytes
+  const characters = Buffer.alloc(Math.ceil(wanted / 3) * 4)
+  const read = manifest.readAt(characters, listAt + firstCut * charactersPerCut)
+  const bytes = Buffer.from(characters.toString('latin1', 0, read), 'base64')
+  return bytes.length < wanted ? undefined : bytes.subarray(skipped, wanted)
+}

@@ -1,0 +1,131 @@
+/**
+ * The content of a set in its stage: the RAM is digested and its zeros given back, slice by slice, before it is
+ * published. The digests of the chunks go into a file of the stage: not even they need to be in memory, however
+ * large the guests and however many. Runs in the pool.
+ */
+import { createHash } from 'node:crypto'
+import fs from 'node:fs'
+import { Buffer } from 'node:buffer'
+import { chunkBytesFor, chunkCount, digestBytes, pieceBytes } from '../inspect/digest.js'
+import type { Digests } from '../inspect/manifest.js'
+import { rootOf } from '../inspect/manifest_file.js'
+import { changed, isStopped, passOver, type Slice } from '../inspect/slice.js'
+import { kernelSuffix, memorySuffix, metadataSuffix } from '../names.js'
+import { loadNative } from '../native.js'
+import type { Directory } from './directory.js'
+import type { OpenFile } from './open_file.js'
+import { digestList } from './paths.js'
+import { borrowStage, type StageHandle } from './stage_handle.js'
+
+const { O_RDONLY, O_RDWR, O_WRONLY } = fs.constants
+const native = loadNative()
+
+export interface ContentRequest {
+  name: string
+  memoryBytes: number
+  digest: boolean
+  sparsify: boolean
+}
+
+/** A pass that was begun. */
+export interface Pass extends ContentRequest {
+  /** Of the RAM file, which must stay the same one. */
+  identity: string
+  /** When bhyve wrote it: holes must not make it look younger. */
+  modifiedNs: bigint
+  chunkBytes: number
+  /** 0: no holes are made. */
+  holeBlockBytes: number
+}
+
+export interface Content {
+  modifiedMs: number
+  digests?: Digests
+}
+
+export function beginPass(handle: StageHandle, request: ContentRequest): Pass {
+  const stage = borrowStage(handle)
+  using memory = stage.openFile(request.name + memorySuffix, O_RDONLY)
+  const { identity } = assertPlain(memory)
+  const { mtimeNs } = fs.fstatSync(memory.descriptor, { bigint: true })
+  stage.unlink(digestList)
+  if (request.digest) stage.writeNew(digestList, '', false)
+  const holeBlockBytes = request.sparsify
+    ? memory.succeed(native.holeBlockBytes(memory.descriptor), 'asking for the size of a block')
+    : 0
+  const chunkBytes = chunkBytesFor(request.memoryBytes)
+  return { ...request, identity, modifiedNs: mtimeNs, chunkBytes, holeBlockBytes }
+}
+
+/** One slice of it. Says whether the file system refused to make holes. */
+export function passSlice(handle: StageHandle, pass: Pass, slice: Slice): { holesRefused: boolean } {
+  if (!pass.digest && pass.holeBlockBytes === 0) return { holesRefused: false }
+  const stage = borrowStage(handle)
+  // Opened by every slice: a descriptor that threads share could be closed, and its number given to another file,
+  // while one of them still writes to it.
+  using memory = openMemory(stage, pass, pass.holeBlockBytes > 0 ? O_RDWR : O_RDONLY)
+  const { digests, holesRefused } = passOver(memory, slice, pass)
+  if (digests.length > 0) {
+    using list = stage.openFile(digestList, O_WRONLY)
+    list.writeAt(digests, (slice.from / slice.chunkBytes) * digestBytes)
+  }
+  return { holesRefused }
+}
+
+/** Once every slice is done. */
+export function endPass(handle: StageHandle, pass: Pass, stop: Int32Array): Content {
+  const stage = borrowStage(handle)
+  const digests = pass.digest ? digestsOf(stage, pass, stop) : undefined
+  using memory = openMemory(stage, pass, O_RDONLY)
+  // Where the system does not allow it, the manifest tells the time that the file has now.
+  if (pass.sparsify) native.setModifiedAt(memory.descriptor, pass.modifiedNs)
+  const { mtimeMs } = memory.status()
+  return { modifiedMs: mtimeMs, ...(digests === undefined ? {} : { digests }) }
+}
+
+function digestsOf(stage: Directory, { name, memoryBytes, chunkBytes }: Pass, stop: Int32Array): Digests {
+  using list = stage.openFile(digestList, O_RDONLY)
+  using kernel = stage.openFile(name + kernelSuffix, O_RDONLY)
+  using metadata = stage.openFile(name + metadataSuffix, O_RDONLY)
+  const chunks = chunkCount(memoryBytes, chunkBytes)
+  return {
+    algorithm: 'sha256',
+    kernel: digestOfFile(kernel, stop).digest,
+    metadata: digestOfFile(metadata, stop).digest,
+    memory: { chunkBytes, chunks, root: rootOf(list, chunks) },
+  }
+}
+
+/** The plain digest of a whole file, hexadecimal; of a part of it where it was stopped. */
+export function digestOfFile(file: OpenFile, stop: Int32Array): { digest: string; bytesRead: number } {
+  assertPlain(file)
+  const hash = createHash('sha256')
+  const buffer = Buffer.allocUnsafe(pieceBytes)
+  let bytesRead = 0
+  while (!isStopped(stop)) {
+    const read = file.readAt(buffer, bytesRead)
+    hash.update(buffer.subarray(0, read))
+    bytesRead += read
+    if (read < buffer.length) break
+  }
+  return { digest: hash.digest('hex'), bytesRead }
+}
+
+function openMemory(stage: Directory, pass: Pass, flags: number): OpenFile {
+  const memory = stage.openFile(pass.name + memorySuffix, flags)
+  try {
+    const { identity, size } = assertPlain(memory)
+    if (identity !== pass.identity || size !== pass.memoryBytes) throw changed(memory.path)
+    return memory
+  } catch (error) {
+    memory[Symbol.dispose]()
+    throw error
+  }
+}
+
+/** bhyve may run as somebody else, and still hold what it wrote. */
+function assertPlain(file: OpenFile): ReturnType<OpenFile['status']> {
+  const status = file.status()
+  if (status.kind !== 'file' || status.links !== 1) throw changed(file.path)
+  return status
+}

@@ -1,0 +1,96 @@
+/** A file held by its descriptor. Nothing here moves its position. Runs in the pool: every call here may block. */
+import { Buffer } from 'node:buffer'
+import fs from 'node:fs'
+import { isNodeSystemError, systemError } from '../errors.js'
+import { type Failure, type FileStatus, isFailure, loadNative } from '../native.js'
+
+const native = loadNative()
+
+export class OpenFile implements Disposable {
+  readonly descriptor: number
+  /** For messages only. */
+  readonly path: string
+  #owned: boolean
+
+  private constructor(descriptor: number, shownPath: string, owned: boolean) {
+    this.descriptor = descriptor
+    this.path = shownPath
+    this.#owned = owned
+  }
+
+  static own(descriptor: number, shownPath: string): OpenFile {
+    return new OpenFile(descriptor, shownPath, true)
+  }
+
+  /** Somebody else's descriptor, which stays theirs. */
+  static borrow(descriptor: number, shownPath: string): OpenFile {
+    return new OpenFile(descriptor, shownPath, false)
+  }
+
+  status(): FileStatus {
+    return this.succeed(native.statusOf(this.descriptor), 'looking at a file')
+  }
+
+  /** Fills `buffer` from `position` on; says how much there was, less than asked only at the end of the file. */
+  readAt(buffer: Buffer, position: number): number {
+    let done = 0
+    while (done < buffer.length) {
+      const read = this.#readSome(buffer, done, position + done)
+      if (read === 0) break
+      done += read
+    }
+    return done
+  }
+
+  writeAt(bytes: Buffer, position: number): void {
+    let done = 0
+    while (done < bytes.length) done += this.#writeSome(bytes, done, position + done)
+  }
+
+  sync(): void {
+    this.succeed(native.sync(this.descriptor), 'forcing a file to the disk')
+  }
+
+  /** Gives the descriptor to the caller, who closes it. */
+  release(): number {
+    this.#owned = false
+    return this.descriptor
+  }
+
+  [Symbol.dispose](): void {
+    if (!this.#owned) return
+    this.#owned = false
+    native.close(this.descriptor)
+  }
+
+  succeed<T>(result: T | Failure, doing: string): T {
+    if (isFailure(result)) throw systemError(result, doing, this.path)
+    return result
+  }
+
+  /** Node repeats an interrupted write by itself, but not a read. */
+  #readSome(buffer: Buffer, offset: number, position: number): number {
+    for (;;) {
+      try {
+        return fs.readSync(this.descriptor, buffer, offset, buffer.length - offset, position)
+      } catch (error) {
+        if (!isNodeSystemError(error) || error.code !== 'EINTR')
+          throw this.#explained(error, 'reading a file')
+      }
+    }
+  }
+
+  #writeSome(bytes: Buffer, offset: number, position: number): number {
+    try {
+      return fs.writeSync(this.descriptor, bytes, offset, bytes.length - offset, position)
+    } catch (error) {
+      throw this.#explained(error, 'writing a file')
+    }
+  }
+
+  #explained(error: unknown, doing: string): unknown {
+    if (!isNodeSystemError(error)) return error
+    const failure = { errno: Math.abs(error.errno ?? 0), syscall: error.syscall ?? 'unknown' }
+    return systemError(failure, doing, this.path, error)
+  }
+}

@@ -1,0 +1,142 @@
+/**
+ * A set's content against its recorded digests. The files are opened under the lock and read without it: a set that
+ * is replaced or destroyed meanwhile is still there for whoever has it open. Runs in the pool.
+ */
+import fs from 'node:fs'
+import { constants as os } from 'node:os'
+import { CheckpointError } from '../errors.js'
+import { chunkCount } from '../inspect/digest.js'
+import type { Digests } from '../inspect/manifest.js'
+import { listedDigests, rootOfListed } from '../inspect/manifest_file.js'
+import { type Compared, compare, type Slice } from '../inspect/slice.js'
+import { type Inspection, stateOf } from '../inspect/structure.js'
+import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
+import type { Problem } from '../types.js'
+import { digestOfFile } from './content.js'
+import { Directory } from './directory.js'
+import { inspectStill, lockForReading, notFound } from './list.js'
+import { OpenFile } from './open_file.js'
+
+const { O_RDONLY } = fs.constants
+const { ELOOP, ENXIO, EMLINK } = os.errno
+const mostAttempts = 10
+
+export type SetPart = 'memory' | 'kernel' | 'metadata' | 'manifest'
+
+const parts: readonly (readonly [SetPart, string])[] = [
+  ['memory', memorySuffix],
+  ['kernel', kernelSuffix],
+  ['metadata', metadataSuffix],
+  ['manifest', manifestSuffix],
+]
+
+/** What the manifest says about the content. */
+export interface Recorded {
+  digests: Digests
+  memoryBytes: number
+  /** Where in the manifest's file the chunks' digests begin. */
+  listAt: number
+  /** The RAM file has another time than it was published with. */
+  writtenSince: boolean
+}
+
+export interface OpenedSet {
+  problems: Problem[]
+  bytesRead: number
+  /** Absent where there is nothing to compare with; then nothing is open either. */
+  recorded?: Recorded
+  /** What is absent, or no plain file, is not among them. */
+  descriptors: Partial<Record<SetPart, number>>
+}
+
+/** Looks at the set's structure, and opens its files where there are digests to compare them with. */
+export function openSet(directoryPath: string, name: string): OpenedSet {
+  using directory = Directory.openFolderIfAny(directoryPath)
+  if (directory === undefined) throw notFound(directoryPath, name)
+  using _lock = lockForReading(directory)
+  for (let attempt = 1; ; attempt++) {
+    const inspection = inspectStill(directory, name)
+    if (inspection === undefined) throw notFound(directoryPath, name)
+    const { problems, bytesRead } = inspection
+    const recorded = recordedIn(inspection)
+    if (recorded === undefined) return { problems, bytesRead, descriptors: {} }
+    const files = openFiles(directory, name)
+    if (isStill(directory, name, files, inspection) || attempt === mostAttempts) {
+      return { problems, bytesRead, recorded, descriptors: released(files) }
+    }
+    closeAll(files)
+  }
+}
+
+/** Without the lock, in another user's store, the set may be replaced between the look and the opening. */
+function isStill(directory: Directory, name: string, files: Files, { identity }: Inspection): boolean {
+  const opened = files.get('memory')?.status()
+  const there = directory.statusIfAny(name + memorySuffix)
+  return there !== undefined && stateOf(there) === identity && stateOf(opened ?? there) === identity
+}
+
+function recordedIn({ foreign, manifest, listAt, modifiedMs }: Inspection): Recorded | undefined {
+  if (foreign || listAt === undefined || manifest?.digests === undefined) return undefined
+  const { digests, sizes, memoryModifiedMs } = manifest
+  if (sizes === undefined) return undefined
+  return { digests, memoryBytes: sizes.memory, listAt, writtenSince: memoryModifiedMs !== modifiedMs }
+}
+
+type Files = Map<SetPart, OpenFile>
+
+function openFiles(directory: Directory, name: string): Files {
+  const files: Files = new Map()
+  try {
+    for (const [part, suffix] of parts) {
+      const file = openPlain(directory, name + suffix)
+      if (file !== undefined) files.set(part, file)
+    }
+    return files
+  } catch (error) {
+    closeAll(files)
+    throw error
+  }
+}
+
+/** What is no plain file is a problem of the structure, and told there. */
+function openPlain(directory: Directory, name: string): OpenFile | undefined {
+  try {
+    const file = directory.openFileIfAny(name, O_RDONLY)
+    const { kind, links } = file?.status() ?? {}
+    if (kind === 'file' && links === 1) return file
+    file?.[Symbol.dispose]()
+    return undefined
+  } catch (error) {
+    const isLinkOrSocket =
+      error instanceof CheckpointError && [ELOOP, EMLINK, ENXIO].includes(error.errno ?? 0)
+    if (isLinkOrSocket) return undefined
+    throw error
+  }
+}
+
+function closeAll(files: Files): void {
+  for (const file of files.values()) file[Symbol.dispose]()
+}
+
+function released(files: Files): OpenedSet['descriptors'] {
+  return Object.fromEntries([...files].map(([part, file]) => [part, file.release()]))
+}
+
+/** Whether the list in the manifest is the one that was written: its own digest tells. */
+export function isListWhole(manifest: number, { listAt, digests }: Recorded, stop: Int32Array): boolean {
+  const { chunks, root } = digests.memory
+  return rootOfListed(OpenFile.borrow(manifest, 'the manifest'), listAt, chunks, stop) === root
+}
+
+export function compareSlice(memory: number, manifest: number, { listAt }: Recorded, slice: Slice): Compared {
+  const { from, to, chunkBytes } = slice
+  const count = chunkCount(to - from, chunkBytes)
+  const list = OpenFile.borrow(manifest, 'the manifest')
+  const expected = listedDigests(list, listAt, from / chunkBytes, count)
+  if (expected === undefined) return { bytesRead: 0, damaged: [{ from, to }] }
+  return compare(OpenFile.borrow(memory, 'the RAM file'), slice, expected)
+}
+
+export function digestWhole(descriptor: number, stop: Int32Array): ReturnType<typeof digestOfFile> {
+  return digestOfFile(OpenFile.borrow(descriptor, 'a file of the set'), stop)
+}

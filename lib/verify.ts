@@ -1,0 +1,150 @@
+/** Is a stored set what was published? Its structure, and, where digests were recorded, every byte. */
+import type { Cancellation } from './cancellation.js'
+import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from './names.js'
+import { loadNative } from './native.js'
+import type { ProgressReporter } from './progress.js'
+import { forEachSlice, StopFlag } from './slices.js'
+import type { Store } from './store/store.js'
+import type { OpenedSet, Recorded } from './store/verify.js'
+import type { Problem, VerificationReport } from './types.js'
+
+/** Of more places than these the number is told. */
+const mostRanges = 10
+
+export type Report = Omit<VerificationReport, 'elapsedMs'>
+
+export interface Verifying {
+  store: Store
+  vm: string
+  name: string
+  cancellation: Cancellation
+  progress: ProgressReporter
+}
+
+/** Rejects at a cancel, and has then closed the set's files. */
+export async function verifyContent(verifying: Verifying): Promise<Report> {
+  const { store, vm, name } = verifying
+  const opened = await store.openSet(vm, name)
+  try {
+    const { problems, bytesRead, recorded } = opened
+    if (recorded === undefined) {
+      return { ok: problems.length === 0, problems, depth: 'structure', bytesRead }
+    }
+    using stop = new StopFlag(verifying.cancellation)
+    return await new Comparison(verifying, opened, recorded, stop).run()
+  } finally {
+    for (const descriptor of Object.values(opened.descriptors)) loadNative().close(descriptor)
+  }
+}
+
+class Comparison {
+  readonly #verifying: Verifying
+  readonly #opened: OpenedSet
+  readonly #recorded: Recorded
+  readonly #stop: StopFlag
+  readonly #problems: Problem[]
+  #bytesRead: number
+
+  constructor(verifying: Verifying, opened: OpenedSet, recorded: Recorded, stop: StopFlag) {
+    this.#verifying = verifying
+    this.#opened = opened
+    this.#recorded = recorded
+    this.#stop = stop
+    this.#problems = [...opened.problems]
+    this.#bytesRead = opened.bytesRead
+  }
+
+  async run(): Promise<Report> {
+    const { kernel, metadata } = this.#recorded.digests
+    await this.#compareMemory()
+    await this.#compareWhole('kernel', 'the kernel and device state', kernelSuffix, kernel)
+    await this.#compareWhole('metadata', 'the metadata', metadataSuffix, metadata)
+    const problems = this.#problems
+    return { ok: problems.length === 0, problems, depth: 'content', bytesRead: this.#bytesRead }
+  }
+
+  async #compareMemory(): Promise<void> {
+    const { store, cancellation, progress } = this.#verifying
+    const { memory, manifest } = this.#opened.descriptors
+    if (memory === undefined || manifest === undefined) return
+    const isWhole = await store.run('isListWhole', manifest, this.#recorded, this.#stop.array)
+    cancellation.throwIfCancelled()
+    if (!isWhole) {
+      this.#add('manifest-invalid', "the manifest's list of digests is damaged", manifestSuffix)
+      return
+    }
+    const { memoryBytes, digests } = this.#recorded
+    const damage = new Damage()
+    progress.expect(memoryBytes)
+    const slicing = { bytes: memoryBytes, chunkBytes: digests.memory.chunkBytes, stop: this.#stop }
+    await forEachSlice(
+      { ...slicing, cancellation, progress },
+      (slice) => {
+        const onStart = (): void => cancellation.throwIfCancelled()
+        return store.runFrom(onStart, 'compareSlice', memory, manifest, this.#recorded, slice)
+      },
+      ({ bytesRead, damaged }) => {
+        this.#bytesRead += bytesRead
+        for (const { from, to } of damaged) damage.add(from, to)
+      },
+    )
+    progress.report('digesting', memoryBytes)
+    if (damage.isAny)
+      this.#add('memory-digest-mismatch', this.#told('the RAM', damage.toString()), memorySuffix)
+  }
+
+  async #compareWhole(
+    part: 'kernel' | 'metadata',
+    what: string,
+    suffix: string,
+    expected: string,
+  ): Promise<void> {
+    const descriptor = this.#opened.descriptors[part]
+    if (descriptor === undefined) return
+    const { store, cancellation } = this.#verifying
+    const { digest, bytesRead } = await store.run('digestWhole', descriptor, this.#stop.array)
+    cancellation.throwIfCancelled()
+    this.#bytesRead += bytesRead
+    if (digest === expected) return
+    const range = `in bytes 0 to ${String(Math.max(0, bytesRead - 1))}`
+    this.#add(`${part}-digest-mismatch`, this.#told(what, range), suffix)
+  }
+
+  #told(what: string, where: string): string {
+    const since = this.#recorded.writtenSince
+      ? '; the RAM file was written to since, maybe by another tool'
+      : ''
+    return `${what} differs from what was published ${where}${since}`
+  }
+
+  #add(code: Problem['code'], message: string, suffix: string): void {
+    this.#problems.push({ code, message, file: this.#verifying.name + suffix })
+  }
+}
+
+/** Where a file is damaged: the first places, in the file's order, and how many there are. */
+class Damage {
+  readonly #first: { from: number; to: number }[] = []
+  #last = -1
+  #count = 0
+
+  get isAny(): boolean {
+    return this.#count > 0
+  }
+
+  add(from: number, to: number): void {
+    const isContinued = from === this.#last
+    this.#last = to
+    if (!isContinued) this.#count++
+    if (this.#count > mostRanges) return
+    const previous = this.#first.at(-1)
+    if (isContinued && previous !== undefined) previous.to = to
+    else this.#first.push({ from, to })
+  }
+
+  toString(): string {
+    const ranges = this.#first.map(({ from, to }) => `${String(from)} to ${String(to - 1)}`)
+    const more = this.#count - ranges.length
+    return `in bytes ${ranges.join(', ')}${more > 0 ? `, and in ${String(more)} more places` : ''}`
+  }
+}
