@@ -65,7 +65,7 @@ async function publishState(
 async function passOver(asking: Asking, { metadata }: Inspection): Promise<Content | undefined> {
   const { stage, settings, progress } = asking
   using unstoppable = new Cancellation({ doing: 'digesting', vm: settings.vm })
-  return recordContent(stage, metadata?.memoryBytes ?? 0, settings, unstoppable, progress)
+  return await recordContent(stage, metadata?.memoryBytes ?? 0, settings, unstoppable, progress)
 }
 
 /** Somebody took the name while the VM was being saved. */
