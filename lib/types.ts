@@ -121,6 +121,7 @@ export interface Problem {
   code:
     | 'memory-empty'
     | 'memory-size-mismatch'
+    /** Content differs from what was published; the message names the bytes. */
     | 'memory-digest-mismatch'
     | 'kernel-missing'
     | 'kernel-size-mismatch'
@@ -137,8 +138,12 @@ export interface Problem {
 }
 
 export interface VerifyOptions {
-  /** Default `'structure'`. `'content'` compares digests where a set has any; the report says what was done. */
+  /**
+   * Default `'structure'`: sizes and metadata. `'content'` reads everything and compares digests, where a set has
+   * any; the report says what was done.
+   */
   depth?: 'structure' | 'content' | undefined
+  /** The threads stop within 100 ms, and `client.idle()` waits for that. */
   signal?: AbortSignal | undefined
   onProgress?: ((progress: Progress) => void) | undefined
 }

@@ -114,7 +114,7 @@ class Comparison {
     const since = this.#recorded.writtenSince
       ? '; the RAM file was written to since, maybe by another tool'
       : ''
-    return `${what} differs from what was published ${where}${since}`
+    return `${what} differs from what was published, ${where}${since}`
   }
 
   #add(code: Problem['code'], message: string, suffix: string): void {

@@ -87,6 +87,8 @@ function digestsOf(stage: Directory, { name, memoryBytes, chunkBytes }: Pass, st
   using list = stage.openFile(digestList, O_RDONLY)
   using kernel = stage.openFile(name + kernelSuffix, O_RDONLY)
   using metadata = stage.openFile(name + metadataSuffix, O_RDONLY)
+  assertPlain(kernel)
+  assertPlain(metadata)
   const chunks = chunkCount(memoryBytes, chunkBytes)
   return {
     algorithm: 'sha256',
@@ -98,7 +100,6 @@ function digestsOf(stage: Directory, { name, memoryBytes, chunkBytes }: Pass, st
 
 /** The plain digest of a whole file, hexadecimal; of a part of it where it was stopped. */
 export function digestOfFile(file: OpenFile, stop: Int32Array): { digest: string; bytesRead: number } {
-  assertPlain(file)
   const hash = createHash('sha256')
   const buffer = Buffer.allocUnsafe(pieceBytes)
   let bytesRead = 0
