@@ -53,6 +53,7 @@ async function restoreLogged(
     const { vm, name, again } = settings
     const restoring = { at: new Date().toISOString(), again }
     const mark = await store.markRestored(vm, name, planned.set.identity, restoring)
+    if (mark === undefined) throw changed(settings)
     return await restoreMarked({ ...context, settings, planned, log, mark }, cancellation)
   } finally {
     loadNative().close(log.descriptors.log)
@@ -81,6 +82,7 @@ async function restoreMarked(starting: Starting, cancellation: Cancellation): Pr
 async function restoreHeld(starting: Starting, cancellation: Cancellation): Promise<Restored> {
   const { store, settings, planned, mark, log, peers } = starting
   const held = await store.holdSet(settings.vm, settings.name, planned.set.identity, mark)
+  if (held === undefined) throw changed(settings)
   try {
     const place = placeOfNew(planned)
     const before = await socketsOf(store, place)
@@ -93,6 +95,11 @@ async function restoreHeld(starting: Starting, cancellation: Cancellation): Prom
   } finally {
     loadNative().close(held.descriptors.staging)
   }
+}
+
+function changed({ vm, name }: RestoreSettings): CheckpointError {
+  const message = `checkpoint '${name}' of VM '${vm}' was replaced or marked by somebody else just now: try again`
+  return new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm, checkpoint: name })
 }
 
 /** The new bhyve runs as we do. */

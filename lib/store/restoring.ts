@@ -81,18 +81,18 @@ export interface Mark extends Restore {
   previous?: string
 }
 
-/** Records the restore, on the disk for good. The set must be the one that was judged. */
+/** Records the restore, on the disk for good. Undefined where the set is not the one that was judged. */
 export function markRestored(
   directoryPath: string,
   vm: string,
   name: string,
   identity: string,
   restore: Restore,
-): Mark {
+): Mark | undefined {
   using directory = openFolder(directoryPath, name)
   using staging = lockForMarking(directory, name)
   const inspection = inspectForMarking(directory, staging, name)
-  assertSame(directory, name, inspection, identity)
+  if (inspection.identity !== identity) return undefined
   const text = withRestore(manifestText(directory, vm, name, inspection), restore)
   replaceManifest(directory, staging, name, text)
   const previous = inspection.manifest?.restoredAt
@@ -101,21 +101,19 @@ export function markRestored(
 
 /**
  * The shared lock, for as long as the caller keeps the descriptor: nobody replaces or removes the set. Between the
- * marking and this somebody may have: then it is told.
+ * marking and this somebody may have: undefined then.
  */
 export function holdSet(
   directoryPath: string,
   name: string,
   identity: string,
   mark: Mark,
-): { descriptors: { staging: number } } {
+): { descriptors: { staging: number } } | undefined {
   using directory = openFolder(directoryPath, name)
   using staging = lockStagingIfAny(directory, 'shared')
   const inspection = inspectSet(directory, name)
-  if (staging === undefined || inspection === undefined) throw notFound(directoryPath, name)
-  assertSame(directory, name, inspection, identity)
-  if (inspection.problems.length > 0 || inspection.manifest?.restoredAt !== mark.at)
-    throw changed(directory, name)
+  if (staging === undefined || inspection?.identity !== identity) return undefined
+  if (inspection.problems.length > 0 || inspection.manifest?.restoredAt !== mark.at) return undefined
   return { descriptors: { staging: staging.release() } }
 }
 
@@ -134,13 +132,4 @@ function openFolder(directoryPath: string, name: string): Directory {
   const directory = Directory.openFolderIfAny(directoryPath)
   if (directory === undefined) throw notFound(directoryPath, name)
   return directory
-}
-
-function assertSame(directory: Directory, name: string, inspection: Inspection, identity: string): void {
-  if (inspection.identity !== identity) throw changed(directory, name)
-}
-
-function changed(directory: Directory, name: string): CheckpointError {
-  const message = `checkpoint '${name}' was replaced or marked by somebody else while it was to be restored`
-  return new CheckpointError('ERR_CHECKPOINT_BUSY', message, { path: directory.path })
 }

@@ -102,7 +102,7 @@ export class Store {
     return this.#locked('beginRestore', this.directoryOf(vm), name)
   }
 
-  markRestored(vm: string, name: string, identity: string, restore: Restore): Promise<Mark> {
+  markRestored(vm: string, name: string, identity: string, restore: Restore): Promise<Mark | undefined> {
     return this.#locked('markRestored', this.directoryOf(vm), vm, name, identity, restore)
   }
 
