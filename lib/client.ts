@@ -22,9 +22,12 @@ import {
   createOptions,
   createSettings,
   realSurroundings,
+  restoreSettings,
   type Surroundings,
 } from './options.js'
 import { ProgressReporter } from './progress.js'
+import { planRestore, type RestoreContext } from './restore/plan.js'
+import { restore, type Restored } from './restore/restore.js'
 import { Store } from './store/store.js'
 import type {
   Checkpoint,
@@ -32,6 +35,8 @@ import type {
   CreateOptions,
   ListedCheckpoint,
   PrunePolicy,
+  RestoreOptions,
+  RestorePlan,
   VerificationReport,
   VerifyOptions,
   VirtualMachine,
@@ -141,6 +146,35 @@ export interface CheckpointClient extends AsyncDisposable {
    * is sent. `state` is `off` for the socket of a dead VM, `unknown` where it cannot be told without harm.
    */
   listVirtualMachines(): Promise<VirtualMachine[]>
+  /**
+   * What `restore` would do, and why it would fail or harm: command and arguments with `-r` put in, `blockers`
+   * (empty: go) and `warnings`, whose codes `RestoreBlocker` and `RestoreWarning` explain. Nothing is changed, and
+   * nothing is started. Rejects with `ERR_CHECKPOINT_NOT_FOUND`, `ERR_INVALID_OPTION`, `ERR_UNTRUSTED_PEER` or
+   * `ERR_PERMISSION` (a socket of that VM is somebody else's), `ERR_TIMEOUT`, or an `AbortError`.
+   *
+   * @example
+   * const { blockers, warnings } = await client.planRestore('vm1', 'suspend', { args })
+   * for (const { code, message } of [...blockers, ...warnings]) console.log(code, message)
+   */
+  planRestore(vm: string, name: string, options: RestoreOptions): Promise<RestorePlan>
+  /**
+   * Starts bhyve from the checkpoint; resolves once its new checkpoint socket is there. bhyve runs detached: it
+   * outlives this process, and its output goes into `logFile`. The set's `restoredAt` is on the disk before bhyve is
+   * started, and taken back if bhyve ends before its socket is there. Until then nobody replaces or removes the set,
+   * and no other restore of this VM begins.
+   *
+   * Rejects with `ERR_RESTORE_BLOCKED` (`blockers` say why; nothing was changed), `ERR_RESTORE_FAILED` (bhyve ended:
+   * its status and last lines are in the message, the lines in `reply`, `path` is the log),
+   * `ERR_CHECKPOINT_NOT_FOUND`, `ERR_CHECKPOINT_BUSY`, and as `planRestore`. A cancel or a timeout stops the waiting,
+   * never a bhyve that was started: that one is the VM. `idle()` waits for what comes of it.
+   *
+   * @example
+   * const { pid } = await client.restore('vm1', 'suspend', {
+   *   args: ['-c', '2', '-m', '4G', '-H', '-s', '0,hostbridge', '-s', '3,virtio-blk,/vms/vm1.img', '-s', '31,lpc',
+   *     '-l', 'bootrom,/usr/local/share/uefi-firmware/BHYVE_UEFI.fd', 'vm1'],
+   * })
+   */
+  restore(vm: string, name: string, options: RestoreOptions): Promise<Restored>
   /** Resolves when no request of this client is in flight any more, cancelled ones included. */
   idle(): Promise<void>
   /** `idle()`; aborts nothing. */
@@ -358,6 +392,41 @@ class Client implements CheckpointClient {
       this.#store.run('findSockets', place),
     )
     return (await found).map((one) => describeVm(one, place, this.#surroundings.peers))
+  }
+
+  async planRestore(vm: string, name: string, options: RestoreOptions): Promise<RestorePlan> {
+    return this.#restoring('planning to restore', vm, name, options, async (context, settings) => {
+      return (await planRestore(context, settings)).plan
+    })
+  }
+
+  async restore(vm: string, name: string, options: RestoreOptions): Promise<Restored> {
+    return this.#restoring('restoring', vm, name, options, (context, settings, cancellation) => {
+      return this.#tracked(restore(context, settings, cancellation))
+    })
+  }
+
+  async #restoring<T>(
+    verb: string,
+    vm: string,
+    name: string,
+    options: RestoreOptions,
+    work: (
+      context: RestoreContext,
+      settings: ReturnType<typeof restoreSettings>,
+      cancellation: Cancellation,
+    ) => Promise<T>,
+  ): Promise<T> {
+    const settings = about(vm, () => restoreSettings(vm, name, options))
+    const { signal, timeout } = settings
+    const doing = `${verb} checkpoint '${name}' of VM '${vm}'`
+    const cancellation = new Cancellation({ signal, timeout, doing, vm })
+    cancellation.throwIfCancelled()
+    const { peers, host } = this.#surroundings
+    const place = { ...this.#settings.place, vm }
+    const context = { store: this.#store, place, peers, host, cancellation }
+    const task = work(context, settings, cancellation).finally(() => cancellation[Symbol.dispose]())
+    return this.#explained(doing, () => ({ vm, checkpoint: name }), cancellation.race(task))
   }
 
   async idle(): Promise<void> {

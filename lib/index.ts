@@ -6,6 +6,7 @@ import type { Checkpoint, ClientOptions, CreateOptions, ListedCheckpoint } from 
 
 export { type CheckpointClient, createClient } from './client.js'
 export { AbortError, CheckpointError, type ErrorCode, type VmState } from './errors.js'
+export type { Restored } from './restore/restore.js'
 export { cbsdLayout } from './store/layout.js'
 export type {
   Checkpoint,
@@ -17,6 +18,10 @@ export type {
   Problem,
   Progress,
   PrunePolicy,
+  RestoreBlocker,
+  RestoreOptions,
+  RestorePlan,
+  RestoreWarning,
   VerificationReport,
   VerifyOptions,
   VirtualMachine,

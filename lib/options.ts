@@ -8,13 +8,22 @@ import {
   assertSignal,
   invalid,
 } from './arguments.js'
+import { type Host, hostNow } from './host.js'
 import { assertCheckpointName, assertVmName } from './names.js'
 import type { Place } from './bhyve/locate.js'
 import type { System } from './bhyve/dialects.js'
 import { type PeerMemory, sharedPeers } from './bhyve/peer_memory.js'
 import { type JobRunner, sharedPool } from './pool/pool.js'
 import { defaultRoot, rootLayout } from './store/layout.js'
-import type { ClientOptions, CreateOptions, Dialect, Layout, Progress, PrunePolicy } from './types.js'
+import type {
+  ClientOptions,
+  CreateOptions,
+  Dialect,
+  Layout,
+  Progress,
+  PrunePolicy,
+  RestoreOptions,
+} from './types.js'
 
 const defaultRunDirectory = '/var/run/bhyve'
 const defaultStallTimeoutMs = 60_000
@@ -32,6 +41,8 @@ export const createOptions = [
   'sparsify',
   'memoryBytes',
 ]
+const restoreOptions = ['args', 'bhyve', 'again', 'verify', 'logFile', 'signal', 'timeout']
+const defaultBhyve = '/usr/sbin/bhyve'
 const dialects: readonly string[] = ['auto', 'struct', 'path', 'descriptor']
 
 /** What tests replace: the rest of the world as this library sees it. */
@@ -44,6 +55,8 @@ export interface Surroundings {
   peers: PeerMemory
   /** How long a suspended VM's process may take to be gone, in milliseconds. */
   exitPatienceMs: number
+  /** What a checkpoint's own record is compared with. */
+  host: () => Host
 }
 
 export const realSurroundings: Surroundings = {
@@ -53,6 +66,7 @@ export const realSurroundings: Surroundings = {
   // Giving back hundreds of gigabytes takes a while.
   exitPatienceMs: 120_000,
   system: { platform: process.platform, release: os.release() },
+  host: hostNow,
 }
 
 export interface ClientSettings {
@@ -136,6 +150,41 @@ export function createSettings(
   const numbers = { timeout, stallTimeout, memoryBytes }
   const content = { digest, sparsify }
   return { vm, name, dialect, poweroff, ifExists, durable: fsync, signal, onProgress, ...numbers, ...content }
+}
+
+export interface RestoreSettings {
+  vm: string
+  name: string
+  args: readonly string[]
+  bhyve: string
+  again: boolean
+  verify: boolean
+  logFile: string | undefined
+  signal: AbortSignal | undefined
+  timeout: number | undefined
+}
+
+export function restoreSettings(vm: unknown, name: unknown, options: RestoreOptions): RestoreSettings {
+  assertVmName(vm)
+  assertCheckpointName(name, vm)
+  assertOptions(options, 'RestoreOptions', restoreOptions)
+  const { args, bhyve = defaultBhyve, again = false, verify = false, logFile, signal, timeout } = options
+  if (!Array.isArray(args) || !args.every((word) => typeof word === 'string' && !word.includes('\0'))) {
+    throw invalid('args must be a list of strings without NUL', args)
+  }
+  assertAbsolute(bhyve, 'bhyve')
+  assertBoolean(again, 'again')
+  assertBoolean(verify, 'verify')
+  if (logFile !== undefined) assertAbsolute(logFile, 'logFile')
+  assertSignal(signal)
+  if (timeout !== undefined) assertMilliseconds(timeout, 'timeout', 1)
+  return { vm, name, args: [...(args as string[])], bhyve, again, verify, logFile, signal, timeout }
+}
+
+function assertAbsolute(file: unknown, option: string): void {
+  const isAbsolute =
+    typeof file === 'string' && file.startsWith('/') && !file.endsWith('/') && !file.includes('\0')
+  if (!isAbsolute) throw invalid(`${option} must be the absolute path of a file`, file)
 }
 
 export function assertPolicy(policy: PrunePolicy): void {

@@ -168,6 +168,36 @@ export interface PrunePolicy {
   dryRun?: boolean | undefined
 }
 
+export interface RestoreOptions {
+  /**
+   * The VM's own bhyve arguments as it is started with them, without `-r`, VM name last. Relative paths in them are
+   * taken from this process's working directory, which bhyve gets too.
+   */
+  args: readonly string[]
+  /** Absolute path of the executable: bhyve itself, or a script that ends in `exec`. Default `/usr/sbin/bhyve`. */
+  bhyve?: string | undefined
+  /** Overrides `already-restored` and `disk-newer`: old RAM over newer disks. Recorded. Default false. */
+  again?: boolean | undefined
+  /**
+   * Digests compared before starting. Default false: structure only. A set without recorded digests gives the
+   * warning `not-verified`.
+   */
+  verify?: boolean | undefined
+  /**
+   * Absolute path of the file that bhyve's output is appended to (0600, no link; made where it is not). Default:
+   * `restore.log` beside the checkpoints, made anew by every restore. Never a pipe. A guest whose console is `stdio`
+   * writes into it without limit.
+   */
+  logFile?: string | undefined
+  /**
+   * Stops the waiting. A bhyve that was started by then is the VM, and is never killed: it is waited for in the
+   * background, and `restoredAt` is taken back if it ends before its socket is there.
+   */
+  signal?: AbortSignal | undefined
+  /** The whole call, in milliseconds, as an abort with `ERR_TIMEOUT`. Default: none. */
+  timeout?: number | undefined
+}
+
 export interface RestorePlan {
   /** Executable and arguments, `-r <path>` put in, ready for spawn. */
   command: string
@@ -177,6 +207,17 @@ export interface RestorePlan {
   warnings: readonly { code: RestoreWarning; message: string }[]
 }
 
+/**
+ * - `damaged`: the set is not whole, or its manifest is a newer release's, which this one could not mark
+ * - `foreign`: another tool's format
+ * - `path-too-long`: this bhyve could not open the set's path, or make its socket
+ * - `already-running`: a process serves the VM's socket, or the kernel has a VM of that name (one that a dead bhyve
+ *   left behind too: `bhyvectl --vm=<vm> --destroy`)
+ * - `device-missing`, `device-moved`: bhyve would end, since the checkpoint has no state for that device, or has it in
+ *   another slot. Never from a bhyve older than FreeBSD 14: that one starts such a device afresh
+ * - `already-restored`, `disk-newer`: old RAM over newer disks, unless `again`. `disk-newer` is for powered-off VMs
+ * - `arguments-invalid`: bhyve would not take the arguments, or they hold `-r`
+ */
 export type RestoreBlocker =
   | 'damaged'
   | 'foreign'
@@ -188,6 +229,15 @@ export type RestoreBlocker =
   | 'disk-newer'
   | 'arguments-invalid'
 
+/**
+ * - `memory-differs`, `cpus-differ`: bhyve takes them from the checkpoint, not from the arguments
+ * - `vm-name-differs`: arguments, checkpoint and call do not name the same VM
+ * - `cpu-model-differs`, `release-differs`: the checkpoint was made on another CPU or system
+ * - `not-enough-memory`: less is free than the guest has; what caches would give back is not counted everywhere
+ * - `disks-moved-on`: the VM ran on after its checkpoint and its disks have changed since, or nobody can tell
+ * - `not-verified`: digests were asked for and there are none, or a powered-off VM's disk has no time of change
+ *   (device nodes, zvols)
+ */
 export type RestoreWarning =
   | 'memory-differs'
   | 'cpus-differ'

@@ -50,6 +50,17 @@ export interface Manifest {
   digests?: Digests
 }
 
+/** One restore of a set, as the manifest's `restores` lists the latest of them. */
+export interface Restore {
+  /** ISO 8601, UTC. */
+  at: string
+  /** Over `already-restored` and `disk-newer`. */
+  again: boolean
+}
+
+/** A set that is brought back every hour must not grow its manifest for ever. */
+const mostRestores = 32
+
 type JsonObject = Record<string, unknown>
 
 /** What is known of a checkpoint when it is made. */
@@ -120,6 +131,25 @@ export function parseManifest(text: string): Manifest | undefined {
 /** The same manifest, what this release does not know of it included, pinned or not. */
 export function withPin(text: string, pinned: boolean): string {
   return `${JSON.stringify({ ...parseObject(text), pinned }, null, 2)}\n`
+}
+
+/** The same manifest, marked as restored. */
+export function withRestore(text: string, restore: Restore): string {
+  const manifest = parseObject(text)
+  const restores = [...listFrom(manifest?.restores), restore].slice(-mostRestores)
+  return `${JSON.stringify({ ...manifest, restoredAt: restore.at, restores }, null, 2)}\n`
+}
+
+/** The same manifest without that restore: marked as it was before. */
+export function withoutRestore(text: string, at: string, previous: string | undefined): string {
+  const { restoredAt: _, restores, ...rest } = parseObject(text) ?? {}
+  const others = listFrom(restores).filter((restore) => !isObject(restore) || restore.at !== at)
+  const marks = { ...optional('restoredAt', previous), ...(others.length > 0 ? { restores: others } : {}) }
+  return `${JSON.stringify({ ...rest, ...marks }, null, 2)}\n`
+}
+
+function listFrom(value: unknown): unknown[] {
+  return Array.isArray(value) ? (value as unknown[]) : []
 }
 
 function parseObject(text: string): JsonObject | undefined {

@@ -18,6 +18,8 @@ export interface Metadata {
   kernelStructures: readonly Section[]
   /** In the older shape one per type, and size 0 where the VM has none. */
   devices: readonly Section[]
+  /** Devices are named with their places: the newer shape. */
+  devicesHavePlaces: boolean
 }
 
 export type MetadataResult = { metadata: Metadata } | { problem: Problem }
@@ -31,6 +33,7 @@ interface Shape {
   structuresKey: string
   structureNameKey: string
   deviceNameKey: string
+  devicesHavePlaces: boolean
   structures: readonly string[]
 }
 
@@ -41,12 +44,14 @@ const shapes: readonly Shape[] = [
     structuresKey: 'kern_structs',
     structureNameKey: 'device',
     deviceNameKey: 'device',
+    devicesHavePlaces: true,
     structures: commonStructures,
   },
   {
     structuresKey: 'structs',
     structureNameKey: 'debug_name',
     deviceNameKey: 'snapshot_req',
+    devicesHavePlaces: false,
     structures: [...commonStructures, 'vmx'],
   },
 ]
@@ -124,6 +129,7 @@ function metadataFrom(root: JsonObject): Metadata {
     memoryBytes: countFrom(property(basic, 'memsize', "'basic metadata'"), "'memsize'"),
     kernelStructures: sectionsFrom(root, shape.structuresKey, shape.structureNameKey),
     devices: sectionsFrom(root, 'devices', shape.deviceNameKey),
+    devicesHavePlaces: shape.devicesHavePlaces,
   }
   assertStructures(metadata, shape)
   assertContiguous(metadata)

@@ -20,7 +20,14 @@ export interface Inspection {
   modifiedMs: number
   storedBytes: number
   hasManifest: boolean
-  metadata?: { vm: string; cpus: number; memoryBytes: number; devices: string[]; kernelBytes: number }
+  metadata?: {
+    vm: string
+    cpus: number
+    memoryBytes: number
+    devices: string[]
+    devicesHavePlaces: boolean
+    kernelBytes: number
+  }
   manifest?: Manifest
   /** Where in the manifest's file the chunks' digests begin. */
   listAt?: number
@@ -178,8 +185,9 @@ function readManifest(directory: Directory, name: string, part: Part, into: Insp
 }
 
 function summaryOf(metadata: Metadata): NonNullable<Inspection['metadata']> {
-  const { vm, cpus, memoryBytes } = metadata
-  return { vm, cpus, memoryBytes, devices: deviceNames(metadata), kernelBytes: kernelBytes(metadata) }
+  const { vm, cpus, memoryBytes, devicesHavePlaces } = metadata
+  const devices = deviceNames(metadata)
+  return { vm, cpus, memoryBytes, devices, devicesHavePlaces, kernelBytes: kernelBytes(metadata) }
 }
 
 function problem(code: Problem['code'], message: string, file: string): Problem {

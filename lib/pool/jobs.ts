@@ -5,12 +5,15 @@
  */
 import { locateSocket } from '../bhyve/locate.js'
 import { findSockets } from '../bhyve/virtual_machines.js'
+import { readArguments } from '../restore/arguments_report.js'
+import { openLog, readLogEnd } from '../restore/log_file.js'
 import { destroySet, destroySets } from '../store/destroy.js'
 import { foldersIn, foldersWith } from '../store/folders.js'
 import { getSet, hasSets, listSets, verifySet } from '../store/list.js'
 import { pinSet } from '../store/pin.js'
 import { pruneSets } from '../store/prune.js'
 import { commitStage, prepareStage } from '../store/publish.js'
+import { beginRestore, holdSet, lookAtSet, markRestored, takeBackMark } from '../store/restoring.js'
 import { recordWriter } from '../store/intent.js'
 import { settleStage } from '../store/settle.js'
 import { reserveSpace } from '../store/space.js'
@@ -55,6 +58,14 @@ export const jobs = {
   destroySets,
   pinSet,
   pruneSets,
+  lookAtSet,
+  readArguments,
+  beginRestore,
+  openLog,
+  markRestored,
+  holdSet,
+  takeBackMark,
+  readLogEnd,
 }
 
 export type Jobs = typeof jobs

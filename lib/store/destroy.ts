@@ -9,7 +9,7 @@ import { memorySuffix } from '../names.js'
 import { Directory } from './directory.js'
 import { notFound, setNames } from './list.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'
-import { stagingName } from './paths.js'
+import { restoreLogName, stagingName } from './paths.js'
 import { assertNotStuck, moveCompanions, recover } from './recover.js'
 import { removeRubbish } from './remove_tree.js'
 import { freshId, trashSuffix } from './staging_entries.js'
@@ -87,12 +87,16 @@ function foreign(directory: Directory, name: string): CheckpointError {
   return new CheckpointError('ERR_CHECKPOINT_DAMAGED', message, { path: file, problems })
 }
 
-/** The directory and its `.staging` go if nothing else is in them: no stage that lives, no file of anybody. */
+/**
+ * The directory and its `.staging` go if nothing else is in them: no stage that lives, no file of anybody. The last
+ * restore's log goes with them; a VM that still writes into it keeps it open.
+ */
 function removeIfEmpty(directory: Directory): void {
   {
     using staging = lockStagingIfAny(directory, 'exclusive')
-    if (directory.entries().some((entry) => entry !== stagingName)) return
+    if (directory.entries().some((entry) => entry !== stagingName && entry !== restoreLogName)) return
     if (staging !== undefined && !directory.removeEmpty(stagingName)) return
+    if (directory.statusIfAny(restoreLogName)?.kind === 'file') directory.unlink(restoreLogName)
   }
   using parent = Directory.openPath(path.dirname(directory.path))
   const name = path.basename(directory.path)

@@ -124,13 +124,18 @@ export function getSet(directoryPath: string, vm: string, name: string): Checkpo
 }
 
 export function verifySet(directoryPath: string, name: string): Omit<VerificationReport, 'elapsedMs'> {
+  const { problems, bytesRead } = inspectStored(directoryPath, name)
+  return { ok: problems.length === 0, problems, depth: 'structure', bytesRead }
+}
+
+/** A set as it lies there, whole or not. */
+export function inspectStored(directoryPath: string, name: string): Inspection {
   using directory = Directory.openFolderIfAny(directoryPath)
   if (directory === undefined) throw notFound(directoryPath, name)
   using _lock = lockForReading(directory)
   const inspection = inspectStill(directory, name)
   if (inspection === undefined) throw notFound(directoryPath, name)
-  const { problems, bytesRead } = inspection
-  return { ok: problems.length === 0, problems, depth: 'structure', bytesRead }
+  return inspection
 }
 
 function findSet(directoryPath: string, vm: string, name: string): ListedCheckpoint {

@@ -75,10 +75,10 @@ function busy(staging: Directory): CheckpointError {
   })
 }
 
-/** Only Linux tells who holds a flock. */
-function holderOf(staging: Directory): number | undefined {
+/** Only Linux tells who holds a folder's flock. */
+export function holderOf(folder: Directory): number | undefined {
   if (process.platform !== 'linux') return undefined
-  const inode = staging.ownStatus().identity.split(':')[1]
+  const inode = folder.ownStatus().identity.split(':')[1]
   try {
     const locks = fs.readFileSync('/proc/locks', 'latin1')
     const line = locks

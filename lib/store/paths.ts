@@ -14,3 +14,6 @@ const longestId = 12
 export function longestRequestPath(directory: string): string {
   return `${directory}/${stagingName}/${'x'.repeat(longestId)}/${inName}/${guestFile}`
 }
+
+/** Beside the checkpoints: what the bhyve of the last restore says. */
+export const restoreLogName = 'restore.log'

@@ -4,6 +4,7 @@
  */
 import type { Cancellation, CommitPoint } from '../cancellation.js'
 import { CheckpointError } from '../errors.js'
+import type { Restore } from '../inspect/manifest.js'
 import { loadNative } from '../native.js'
 import type { JobName, Jobs } from '../pool/jobs.js'
 import type { JobRunner } from '../pool/pool.js'
@@ -14,6 +15,7 @@ import type { Collected } from './collect.js'
 import type { Content, ContentRequest, Pass } from './content.js'
 import type { Writer } from './intent.js'
 import { stagingName } from './paths.js'
+import type { Mark, SetReport } from './restoring.js'
 import type { Saved } from './saved.js'
 import type { Settled } from './settle.js'
 import type { Slice } from '../inspect/slice.js'
@@ -77,7 +79,12 @@ export class Store {
     return this.#locked('getSet', this.directoryOf(vm), vm, name)
   }
 
-  verify(vm: string, name: string): Promise<Omit<VerificationReport, 'elapsedMs'>> {
+  /** No set has recorded digests yet: every depth is `structure` for now, and the report says so. */
+  verify(
+    vm: string,
+    name: string,
+    _depth: VerificationReport['depth'] = 'structure',
+  ): Promise<Omit<VerificationReport, 'elapsedMs'>> {
     return this.#locked('verifySet', this.directoryOf(vm), name)
   }
 
@@ -115,6 +122,26 @@ export class Store {
       }
       await pause(lockRetryMs * (0.5 + Math.random()))
     }
+  }
+
+  lookAtSet(vm: string, name: string): Promise<SetReport> {
+    return this.#locked('lookAtSet', this.directoryOf(vm), vm, name)
+  }
+
+  beginRestore(vm: string, name: string): Promise<ReturnType<Jobs['beginRestore']>> {
+    return this.#locked('beginRestore', this.directoryOf(vm), name)
+  }
+
+  markRestored(vm: string, name: string, identity: string, restore: Restore): Promise<Mark | undefined> {
+    return this.#locked('markRestored', this.directoryOf(vm), vm, name, identity, restore)
+  }
+
+  holdSet(vm: string, name: string, identity: string, mark: Mark): Promise<ReturnType<Jobs['holdSet']>> {
+    return this.#locked('holdSet', this.directoryOf(vm), name, identity, mark)
+  }
+
+  takeBackMark(vm: string, name: string, mark: Mark): Promise<boolean> {
+    return this.#locked('takeBackMark', this.directoryOf(vm), name, mark)
   }
 
   /** VMs with at least one checkpoint, whole or not. */

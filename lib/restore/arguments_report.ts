@@ -1,0 +1,56 @@
+/** The VM's own arguments and the files they name. Runs in the pool. */
+import fs from 'node:fs'
+import { isNodeSystemError } from '../errors.js'
+import { type CommandLine, parseCommandLine } from './command_line.js'
+import { ArgumentsFault } from './fault.js'
+import type { Disk } from './machine.js'
+
+export interface ArgumentsReport extends CommandLine {
+  disks: SeenDisk[]
+}
+
+export interface SeenDisk extends Disk {
+  /** Undefined for what has no meaningful one: device nodes, zvols among them, and what cannot be looked at. */
+  modifiedMs?: number
+  /** Why there is none. */
+  why?: string
+}
+
+const configurationMaxBytes = 4 * 1024 * 1024
+
+/** `checkpointVm`: the name in the metadata, for a command line without one. */
+export function readArguments(args: readonly string[], checkpointVm: string | undefined): ArgumentsReport {
+  const commandLine = parseCommandLine(args, checkpointVm, readConfiguration)
+  return { ...commandLine, disks: (commandLine.machine?.disks ?? []).map(seen) }
+}
+
+/** Only a plain file reads the same for us and for bhyve, and never makes anybody wait. */
+function readConfiguration(path: string): string {
+  try {
+    const descriptor = fs.openSync(path, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK)
+    try {
+      const status = fs.fstatSync(descriptor)
+      if (!status.isFile()) throw new ArgumentsFault(`-k ${path} is no plain file`)
+      if (status.size > configurationMaxBytes)
+        throw new ArgumentsFault(`-k ${path} is too large for a configuration`)
+      return fs.readFileSync(descriptor, 'utf8')
+    } finally {
+      fs.closeSync(descriptor)
+    }
+  } catch (error) {
+    if (!isNodeSystemError(error)) throw error
+    throw new ArgumentsFault(`-k ${path} cannot be read: ${error.code ?? error.message}`)
+  }
+}
+
+/** Links are followed, as bhyve follows them. */
+function seen(disk: Disk): SeenDisk {
+  try {
+    const status = fs.statSync(disk.path)
+    if (status.isFile()) return { ...disk, modifiedMs: status.mtimeMs }
+    return { ...disk, why: 'it is no plain file, so that its time of change says nothing' }
+  } catch (error) {
+    if (!isNodeSystemError(error)) throw error
+    return { ...disk, why: `it cannot be looked at (${error.code ?? error.message})` }
+  }
+}

@@ -1,0 +1,117 @@
+/**
+ * bhyve's command line, read as bhyve reads it. Written from upstream's sources, and apart from the simulator's own
+ * parser, so that one mistake cannot hide on both sides.
+ */
+import { Configuration } from './configuration.js'
+import { ArgumentsFault } from './fault.js'
+import { type Option, splitWords } from './getopt.js'
+import { type Machine, machineOf } from './machine.js'
+import { scanIntegers } from './numbers.js'
+import { applySlot, isHelp } from './slot.js'
+
+export interface CommandLine {
+  /** Index of the word before which `-r` belongs. */
+  insertAt: number
+  /** The VM's name on the command line, which wins over every other one. */
+  operand?: string
+  /** What bhyve would not take; then the rest is unknown. */
+  fault?: string
+  machine?: Machine
+  /** The VM's name: the operand, else the checkpoint's, else `name` of the configuration. */
+  name?: string
+  /** `-o rundir=` (main since July 2026). */
+  runDirectory?: string
+}
+
+/** The text of a configuration file. Throws where bhyve could not read it. */
+export type ReadFile = (path: string) => string
+
+export function parseCommandLine(
+  args: readonly string[],
+  checkpointVm: string | undefined,
+  readFile: ReadFile,
+): CommandLine {
+  const { options, operands, insertAt, fault } = splitWords(args)
+  const [operand] = operands
+  const known = { insertAt, ...(operand === undefined ? {} : { operand }) }
+  if (fault !== undefined) return { ...known, fault }
+  if (operands.length > 1) return { ...known, fault: `'${operands[1] ?? ''}' follows the VM's name` }
+  try {
+    return { ...known, ...described(options, operand ?? checkpointVm, readFile) }
+  } catch (error) {
+    if (!(error instanceof ArgumentsFault)) throw error
+    return { ...known, fault: error.message }
+  }
+}
+
+function described(
+  options: readonly Option[],
+  vm: string | undefined,
+  readFile: ReadFile,
+): Pick<CommandLine, 'machine' | 'name' | 'runDirectory'> {
+  const configuration = new Configuration()
+  for (const option of options) apply(configuration, option, readFile)
+  if (vm !== undefined) configuration.set('name', vm)
+  const name = configuration.get('name')
+  if (name === undefined) throw new ArgumentsFault('no VM is named')
+  if (isTrue(configuration.get('config.dump')))
+    throw new ArgumentsFault('config.dump only prints the configuration')
+  const runDirectory = configuration.get('rundir')
+  const machine = machineOf(configuration)
+  return { machine, name, ...(runDirectory === undefined ? {} : { runDirectory }) }
+}
+
+/** What no option here changes is in no checkpoint. */
+function apply(configuration: Configuration, { letter, value }: Option, readFile: ReadFile): void {
+  if (letter === 'c') applyTopology(configuration, value)
+  else if (letter === 'k') applyFile(configuration, value, readFile)
+  else if (letter === 'm') configuration.set('memory.size', value)
+  else if (letter === 'o') applyAssignment(configuration, value, '-o')
+  else if (letter === 's') applySlot(configuration, value)
+  else refuseUseless(letter, value)
+}
+
+function refuseUseless(letter: string, value: string): void {
+  if (letter === 'r') throw new ArgumentsFault('-r is put in by the restore: leave it out')
+  if (letter === 'h') throw new ArgumentsFault('-h only prints the usage')
+  if (letter === 'l' && isHelp(value)) throw new ArgumentsFault(`-l ${value} only prints a list`)
+  if (letter === 'p' && !isPin(value)) throw new ArgumentsFault(`-p ${value} pins no vCPU`)
+}
+
+function applyTopology(configuration: Configuration, value: string): void {
+  if (value === '') {
+    for (const key of ['sockets', 'cores', 'threads', 'cpus']) configuration.set(key, '1')
+    return
+  }
+  for (const part of value.split(',')) {
+    const [, key, number] = /^(cpus|sockets|cores|threads)=(.*)$/s.exec(part) ?? []
+    if (key !== undefined && number !== undefined) configuration.set(key, number)
+    else if (!part.includes('=')) configuration.set('cpus', part)
+    else throw new ArgumentsFault(`-c ${value} is no topology`)
+  }
+}
+
+/** In its turn: what comes later on the command line wins, and so does a later line. */
+function applyFile(configuration: Configuration, path: string, readFile: ReadFile): void {
+  for (const [index, line] of readFile(path).split('\n').entries()) {
+    if (line !== '' && !line.startsWith('#'))
+      applyAssignment(configuration, line, `${path}:${String(index + 1)}:`)
+  }
+}
+
+function applyAssignment(configuration: Configuration, text: string, where: string): void {
+  const equals = text.indexOf('=')
+  if (equals === -1 || equals === text.length - 1)
+    throw new ArgumentsFault(`${where} ${text} is no name=value`)
+  configuration.set(text.slice(0, equals), text.slice(equals + 1))
+}
+
+/** How many CPUs the host has is bhyve's to check. */
+function isPin(value: string): boolean {
+  const numbers = scanIntegers(value, 2)
+  return numbers.length === 2 && numbers.every((number) => number >= 0)
+}
+
+function isTrue(value: string | undefined): boolean {
+  return value !== undefined && ['true', 'on', 'yes', '1'].includes(value.toLowerCase())
+}

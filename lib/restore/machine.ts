@@ -1,0 +1,107 @@
+/** The virtual machine that bhyve's configuration describes, as far as a checkpoint has to do with it. */
+import type { Configuration } from './configuration.js'
+import { ArgumentsFault } from './fault.js'
+import { memoryBytes, wholeNumber } from './numbers.js'
+import { aliases, isPlace } from './slot.js'
+
+export interface Machine {
+  cpus: number
+  memoryBytes: number
+  /** `<emulation>@pci.<bus>.<slot>.<function>`, in PCI order: the names that checkpoints have since FreeBSD 14. */
+  devices: string[]
+  disks: Disk[]
+}
+
+export interface Disk {
+  /** As bhyve opens it. */
+  path: string
+  device: string
+}
+
+const defaultMemory = '256M'
+/** Of a `virtio-scsi` that names nothing. */
+const defaultScsiDevice = '/dev/cam/ctl'
+const mostCpus = 65_535
+
+export function machineOf(configuration: Configuration): Machine {
+  const places = placesOf(configuration)
+  const devices = places.map((place) => deviceAt(configuration, place))
+  return {
+    cpus: cpusOf(configuration),
+    memoryBytes: memoryOf(configuration),
+    devices,
+    disks: places.flatMap((place, index) => disksAt(configuration, place, devices[index] ?? place)),
+  }
+}
+
+/** bhyve looks for decimal numbers without leading zeros; what else stands below `pci.` it never sees. */
+function placesOf(configuration: Configuration): string[] {
+  const places = new Map<string, number[]>()
+  for (const path of configuration.paths()) {
+    const numbers = /^pci\.(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)\./.exec(path)?.slice(1).map(Number)
+    if (numbers === undefined) continue
+    const [bus = -1, slot = -1, func = -1] = numbers
+    if (isPlace(bus, slot, func)) places.set(`pci.${numbers.join('.')}`, numbers)
+  }
+  const ordered = [...places].sort(([, one], [, other]) => rank(one) - rank(other))
+  return ordered.map(([place]) => place)
+}
+
+function rank([bus = 0, slot = 0, func = 0]: number[]): number {
+  return (bus * 32 + slot) * 8 + func
+}
+
+function deviceAt(configuration: Configuration, place: string): string {
+  const emulation = configuration.get(`${place}.device`)
+  if (emulation === undefined) throw new ArgumentsFault(`'${place}' has no device`)
+  const modern = aliases.get(emulation)
+  if (modern !== undefined) {
+    throw new ArgumentsFault(`'${place}.device=${emulation}' is a legacy name: bhyve wants '${modern}' there`)
+  }
+  return `${emulation}@${place}`
+}
+
+function disksAt(configuration: Configuration, place: string, device: string): Disk[] {
+  const emulation = device.slice(0, device.indexOf('@'))
+  const keys = pathsAt(configuration, place, emulation)
+  if (emulation === 'virtio-scsi' && keys.length === 0) return [{ path: defaultScsiDevice, device }]
+  return keys.flatMap((key) => {
+    const path = configuration.get(key)
+    return path === undefined || path === '' ? [] : [{ path, device }]
+  })
+}
+
+function pathsAt(configuration: Configuration, place: string, emulation: string): string[] {
+  if (emulation === 'virtio-blk' || emulation === 'nvme') return [`${place}.path`]
+  const below = configuration.paths().filter((path) => path.startsWith(`${place}.`))
+  if (emulation === 'ahci') return below.filter((path) => /\.port\.\d+\.path$/.test(path))
+  if (emulation === 'virtio-scsi') return below.filter((path) => /\.(?:dev|target\.\d+)$/.test(path))
+  return []
+}
+
+function memoryOf(configuration: Configuration): number {
+  const text = configuration.get('memory.size') ?? defaultMemory
+  const bytes = memoryBytes(text)
+  if (bytes === undefined) throw new ArgumentsFault(`'${text}' is no memory size`)
+  return bytes
+}
+
+/** bhyve checks the topology before it takes the checkpoint's number (`calc_topology()`). */
+function cpusOf(configuration: Configuration): number {
+  const cpus = countOf(configuration, 'cpus')
+  const sockets = countOf(configuration, 'sockets') ?? cpus ?? 1
+  const total = sockets * (countOf(configuration, 'cores') ?? 1) * (countOf(configuration, 'threads') ?? 1)
+  if (total > mostCpus) throw new ArgumentsFault(`${String(total)} vCPUs are too many`)
+  if (cpus !== undefined && cpus !== total) {
+    throw new ArgumentsFault(`sockets, cores and threads make ${String(total)} vCPUs, not ${String(cpus)}`)
+  }
+  return total
+}
+
+function countOf(configuration: Configuration, key: string): number | undefined {
+  const text = configuration.get(key)
+  if (text === undefined) return undefined
+  const value = wholeNumber(text)
+  if (value !== undefined && value >= 1n && value <= BigInt(mostCpus)) return Number(value)
+  throw new ArgumentsFault(`'${text}' is no number of ${key}`)
+}

@@ -1,0 +1,133 @@
+/** What a restore would do, and every reason not to: where the set, the arguments and the system are looked at. */
+import type { Place } from '../bhyve/locate.js'
+import type { PeerMemory } from '../bhyve/peer_memory.js'
+import type { Cancellation } from '../cancellation.js'
+import { CheckpointError } from '../errors.js'
+import { isVmName } from '../names.js'
+import type { Host } from '../host.js'
+import type { RestoreSettings } from '../options.js'
+import type { SetReport } from '../store/restoring.js'
+import type { Store } from '../store/store.js'
+import { ProgressReporter } from '../progress.js'
+import type { RestorePlan } from '../types.js'
+import { verifyContent } from '../verify.js'
+import type { ArgumentsReport } from './arguments_report.js'
+import {
+  againBlockers,
+  blocker,
+  type Blocker,
+  deviceBlockers,
+  diskFindings,
+  type Findings,
+  hostWarnings,
+  machineWarnings,
+  nameWarnings,
+  pathBlockers,
+  setBlockers,
+  warning,
+} from './findings.js'
+import { signOfLife } from './running.js'
+
+export interface RestoreContext {
+  store: Store
+  /** Of the VM that was asked for. */
+  place: Place
+  peers: PeerMemory
+  host: () => Host
+  cancellation: Cancellation
+}
+
+/** A plan, and what its execution needs to know besides. */
+export interface Planned {
+  plan: RestorePlan
+  set: SetReport
+  /** Where the new bhyve's socket is going to be. */
+  place: Place
+}
+
+export async function planRestore(context: RestoreContext, settings: RestoreSettings): Promise<Planned> {
+  const { store } = context
+  const { vm, name } = settings
+  const set = await store.lookAtSet(vm, name)
+  const report = await store.run('readArguments', settings.args, set.metadataVm)
+  const place = placeOf(context.place, report)
+  const host = context.host()
+  const content = await contentFindings(context, settings, set)
+  const running = await runningBlockers(context, place)
+  const disks = diskFindings(set, report.disks, settings.again)
+  const { machine } = report
+  const blockers = [
+    ...setBlockers(set),
+    ...content.blockers,
+    ...pathBlockers(set),
+    ...running,
+    ...(machine === undefined ? [] : deviceBlockers(set, machine, host)),
+    ...againBlockers(set, settings),
+    ...disks.blockers,
+    ...argumentBlockers(report),
+  ]
+  const warnings = [
+    ...(machine === undefined ? [] : machineWarnings(set, machine)),
+    ...nameWarnings(vm, report, set),
+    ...hostWarnings(set, host),
+    ...disks.warnings,
+    ...content.warnings,
+  ]
+  const args = settings.args.toSpliced(report.insertAt, 0, '-r', set.listed.path)
+  return { plan: { command: settings.bhyve, args, blockers, warnings }, set, place }
+}
+
+/** The arguments may name the VM and its run directory otherwise than the call. */
+function placeOf(place: Place, { name, runDirectory }: ArgumentsReport): Place {
+  const vm = name !== undefined && isVmName(name) ? name : place.vm
+  return { ...place, vm, runDirectory: runDirectory ?? place.runDirectory }
+}
+
+function argumentBlockers({ fault, name }: ArgumentsReport): Blocker[] {
+  if (fault !== undefined) return [blocker('arguments-invalid', fault)]
+  if (name === undefined || isVmName(name)) return []
+  return [blocker('arguments-invalid', `${JSON.stringify(name)} is no VM name`)]
+}
+
+/** Under the name that was asked for, and under the one that bhyve is going to use. */
+async function runningBlockers(
+  { store, place, peers }: RestoreContext,
+  effective: Place,
+): Promise<Blocker[]> {
+  const isSame = effective.vm === place.vm && effective.runDirectory === place.runDirectory
+  const places = isSame ? [place] : [place, effective]
+  const found = await Promise.all(places.map((one) => runningBlocker(store, one, peers)))
+  return found.flat()
+}
+
+async function runningBlocker(store: Store, place: Place, peers: PeerMemory): Promise<Blocker[]> {
+  try {
+    const sign = await signOfLife(store, place, peers)
+    return sign === undefined ? [] : [blocker('already-running', sign)]
+  } catch (error) {
+    const isLong = error instanceof CheckpointError && error.code === 'ERR_PATH_TOO_LONG'
+    if (isLong) return [blocker('path-too-long', error.message)]
+    throw error
+  }
+}
+
+/** Only a set that looks whole is worth the reading. */
+async function contentFindings(
+  { store, cancellation }: RestoreContext,
+  settings: RestoreSettings,
+  set: SetReport,
+): Promise<Findings> {
+  if (!settings.verify || set.listed.state !== 'complete') return { blockers: [], warnings: [] }
+  const { vm, name } = settings
+  const progress = new ProgressReporter(
+    { vm, name, onProgress: undefined, memoryBytes: undefined },
+    cancellation,
+  )
+  const { problems, depth } = await verifyContent({ store, vm, name, cancellation, progress })
+  const reasons = problems.map(({ message, file }) => `${file ?? set.listed.path}: ${message}`)
+  return {
+    blockers: problems.length === 0 ? [] : [blocker('damaged', reasons.join('; '))],
+    warnings:
+      depth === 'content' ? [] : [warning('not-verified', 'the set has no recorded digests to compare')],
+  }
+}

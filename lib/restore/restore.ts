@@ -1,0 +1,160 @@
+/** One restore, from the plan to the new bhyve's socket. `docs/storage.md` says what a crash leaves at each step. */
+import { CheckpointError, toCheckpointError, withDetails } from '../errors.js'
+import type { Cancellation } from '../cancellation.js'
+import { loadNative } from '../native.js'
+import type { RestoreSettings } from '../options.js'
+import type { Mark } from '../store/restoring.js'
+import type { OpenedLog } from './log_file.js'
+import { planRestore, type Planned, type RestoreContext } from './plan.js'
+import { socketsOf } from './running.js'
+import { type Bhyve, type Ending, startBhyve, untilServed } from './start.js'
+
+/** A bhyve that came up from a checkpoint. */
+export class Restored {
+  readonly pid: number
+  /** Where its output goes. */
+  readonly logFile: string
+  readonly #bhyve: Bhyve
+
+  constructor(bhyve: Bhyve, pid: number, logFile: string) {
+    this.#bhyve = bhyve
+    this.pid = pid
+    this.logFile = logFile
+  }
+
+  /** Resolves when the process ends, for whoever runs the VM. Asking keeps this process alive. */
+  get exited(): Promise<{ code: number | null; signal: string | null }> {
+    return this.#bhyve.whenEnded().then(({ code, signal }) => ({ code, signal }))
+  }
+}
+
+/**
+ * The whole of it. A cancel does not stop this function once bhyve was started: it goes on until bhyve serves its
+ * socket or has ended, and only then lets go of the set. The caller races it against the cancel.
+ */
+export async function restore(
+  context: RestoreContext,
+  settings: RestoreSettings,
+  cancellation: Cancellation,
+): Promise<Restored> {
+  const { descriptors } = await context.store.beginRestore(settings.vm, settings.name)
+  try {
+    const planned = await planRestore(context, settings)
+    assertUnblocked(planned, settings)
+    cancellation.throwIfCancelled()
+    return await restoreLogged(context, settings, planned, cancellation)
+  } finally {
+    loadNative().close(descriptors.turn)
+  }
+}
+
+function assertUnblocked({ plan: { blockers } }: Planned, { vm, name }: RestoreSettings): void {
+  if (blockers.length === 0) return
+  const reasons = blockers.map(({ code, message }) => `${code}: ${message}`).join('; ')
+  const message = `checkpoint '${name}' of VM '${vm}' is not restored. ${reasons}. Nothing was started or changed`
+  throw new CheckpointError('ERR_RESTORE_BLOCKED', message, { vm, checkpoint: name, blockers })
+}
+
+async function restoreLogged(
+  context: RestoreContext,
+  settings: RestoreSettings,
+  planned: Planned,
+  cancellation: Cancellation,
+): Promise<Restored> {
+  const { store } = context
+  const log = await store.run('openLog', store.directoryOf(settings.vm), settings.logFile)
+  try {
+    const { vm, name, again } = settings
+    const restoring = { at: new Date().toISOString(), again }
+    const mark = await store.markRestored(vm, name, planned.set.identity, restoring)
+    if (mark === undefined) throw changed(settings)
+    return await restoreMarked({ ...context, settings, planned, log, mark }, cancellation)
+  } finally {
+    loadNative().close(log.descriptors.log)
+  }
+}
+
+/** Everything one start needs: passed on as one. */
+interface Starting extends RestoreContext {
+  settings: RestoreSettings
+  planned: Planned
+  log: OpenedLog
+  mark: Mark
+}
+
+/** From here on the set is marked: every way out that is no running bhyve takes the mark back. */
+async function restoreMarked(starting: Starting, cancellation: Cancellation): Promise<Restored> {
+  try {
+    return await restoreHeld(starting, cancellation)
+  } catch (error) {
+    await takeBack(starting, error)
+    throw error
+  }
+}
+
+/** Marking takes the lock alone, starting shares it: the set must still be the same once the one became the other. */
+async function restoreHeld(starting: Starting, cancellation: Cancellation): Promise<Restored> {
+  const { store, settings, planned, mark, log, peers } = starting
+  const held = await store.holdSet(settings.vm, settings.name, planned.set.identity, mark)
+  if (held === undefined) throw changed(settings)
+  try {
+    const place = placeOfNew(planned)
+    const before = await socketsOf(store, place)
+    const stale = new Set(before.map(({ identity }) => identity))
+    cancellation.throwIfCancelled()
+    const bhyve = startBhyve(planned.plan.command, planned.plan.args, log.descriptors.log)
+    const ending = await untilServed(bhyve, { store, place, peers, stale })
+    if (ending !== undefined || bhyve.pid === undefined) throw await failed(starting, ending)
+    return new Restored(bhyve, bhyve.pid, log.path)
+  } finally {
+    loadNative().close(held.descriptors.staging)
+  }
+}
+
+function changed({ vm, name }: RestoreSettings): CheckpointError {
+  const message = `checkpoint '${name}' of VM '${vm}' was replaced or marked by somebody else just now: try again`
+  return new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm, checkpoint: name })
+}
+
+/** The new bhyve runs as we do. */
+function placeOfNew({ place }: Planned): Planned['place'] {
+  return { ...place, trustedUids: [...place.trustedUids, process.geteuid?.() ?? 0] }
+}
+
+async function failed(
+  { store, settings, log }: Starting,
+  ending: Ending | undefined,
+): Promise<CheckpointError> {
+  const { vm, name, bhyve } = settings
+  const output = await store.run('readLogEnd', log.descriptors.log, log.start).catch(() => '')
+  const said = output === '' ? 'It said nothing' : `Its last words:\n${output}\n`
+  const message =
+    `bhyve did not come up from checkpoint '${name}' of VM '${vm}': ${inWords(bhyve, ending)}. ${said} ` +
+    `(all of it is in '${log.path}')`
+  return new CheckpointError('ERR_RESTORE_FAILED', message, {
+    vm,
+    checkpoint: name,
+    vmState: 'off',
+    path: log.path,
+    ...(output === '' ? {} : { reply: output }),
+    ...(ending?.error === undefined ? {} : { cause: ending.error }),
+  })
+}
+
+function inWords(bhyve: string, ending: Ending | undefined): string {
+  if (ending?.error !== undefined) return `'${bhyve}' could not be started (${ending.error.message})`
+  if (ending?.signal != null) return `it was ended by ${ending.signal}`
+  return `it ended with status ${String(ending?.code ?? 'unknown')}`
+}
+
+/** Where that fails too, the set stays marked, and the error says so. */
+async function takeBack({ store, settings, mark }: Starting, reason: unknown): Promise<void> {
+  try {
+    await store.takeBackMark(settings.vm, settings.name, mark)
+  } catch (error) {
+    const known = toCheckpointError(reason, 'restoring')
+    const why = error instanceof Error ? error.message : String(error)
+    const message = `${known.message}. The checkpoint stays marked as restored (${why}): 'again: true' overrides that`
+    throw withDetails(new CheckpointError(known.code, message, { cause: error }), known)
+  }
+}

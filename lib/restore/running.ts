@@ -1,0 +1,43 @@
+/** Is a VM running under that name? Nothing harmful is sent, and each process is asked once (protocol.md section 2). */
+import { isKnownToKernel, type Located, type Place } from '../bhyve/locate.js'
+import { vmStateOf } from '../bhyve/peer.js'
+import type { PeerMemory } from '../bhyve/peer_memory.js'
+import { probe } from '../bhyve/probe.js'
+import { CheckpointError } from '../errors.js'
+import type { Store } from '../store/store.js'
+
+/** Why the VM must be taken for running; undefined where nothing says so. */
+export async function signOfLife(store: Store, place: Place, peers: PeerMemory): Promise<string | undefined> {
+  for (const located of await socketsOf(store, place)) {
+    const sign = signAt(located, peers)
+    if (sign !== undefined) return sign
+  }
+  if (!isKnownToKernel(place)) return undefined
+  const { vm, vmmDirectory } = place
+  return `the kernel has a VM '${vm}' ('${vmmDirectory}/${vm}'); if its bhyve is dead: bhyvectl --vm=${vm} --destroy`
+}
+
+function signAt(located: Located, peers: PeerMemory): string | undefined {
+  const found = probe(located, peers)
+  if (found.kind === 'dead') return undefined
+  if (found.kind === 'silent') {
+    // A dead `struct` socket looks the same as a live one; everywhere else somebody refuses to answer.
+    return located.kind === 'struct' ? undefined : `somebody may serve '${located.socketPath}': ${found.why}`
+  }
+  const state = vmStateOf(found.peer)
+  if (state === 'off') return undefined
+  return `process ${String(found.peer.pid)} serves '${located.socketPath}'`
+}
+
+/** The sockets that the VM may have, dead or alive. */
+export async function socketsOf(store: Store, place: Place): Promise<Located[]> {
+  try {
+    return await store.run('locateSocket', place)
+  } catch (error) {
+    const isNone =
+      error instanceof CheckpointError &&
+      (error.code === 'ERR_VM_NOT_RUNNING' || error.code === 'ERR_SNAPSHOT_UNSUPPORTED')
+    if (isNone) return []
+    throw error
+  }
+}

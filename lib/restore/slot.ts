@@ -1,0 +1,106 @@
+/**
+ * `-s`: a PCI slot, its emulation, and what that one takes (upstream's `pci_emul.c`, `block_if.c`, `pci_ahci.c`,
+ * `pci_nvme.c`, `pci_virtio_scsi.c`). Emulations are not checked against a list, every release has another one, and
+ * only the options of disks are looked into.
+ */
+import type { Configuration } from './configuration.js'
+import { ArgumentsFault } from './fault.js'
+import { scanIntegers } from './numbers.js'
+
+/**
+ * Options under another name: it is the emulation's own name that a checkpoint has. `-o pci.0.3.0.device=` takes none
+ * of them (`init_pci()` refuses legacy names). FreeBSD 13.0 has no aliases, but its checkpoints do not tell devices
+ * apart anyway.
+ */
+export const aliases: ReadonlyMap<string, string> = new Map([
+  ['ahci-hd', 'ahci'],
+  ['ahci-cd', 'ahci'],
+  ['amd_hostbridge', 'hostbridge'],
+])
+const mostBuses = 256
+const mostSlots = 32
+const mostFunctions = 8
+const mostPorts = 32
+
+/** True for `help` and every abbreviation of it: bhyve prints a list and ends. */
+export function isHelp(value: string): boolean {
+  return 'help'.startsWith(value)
+}
+
+export function applySlot(configuration: Configuration, value: string): void {
+  if (isHelp(value)) throw new ArgumentsFault(`-s ${value} only prints a list`)
+  const [place = '', emulation, ...rest] = value.split(',')
+  const node = nodeOf(place)
+  if (emulation === undefined || node === undefined) throw new ArgumentsFault(`-s ${value} names no PCI slot`)
+  if (emulation === '') throw new ArgumentsFault(`-s ${value} names no emulation`)
+  if (configuration.hasNode(node)) throw new ArgumentsFault(`-s ${value}: that slot is taken already`)
+  configuration.setIn(node, 'device', aliases.get(emulation) ?? emulation)
+  if (rest.length > 0) applyDisk(configuration, node, emulation, rest.join(','))
+}
+
+/** `slot`, `slot:function` or `bus:slot:function`; two numbers and rubbish are slot and function all the same. */
+function nodeOf(place: string): string | undefined {
+  const numbers = scanIntegers(place, 3)
+  const [first = -1, second = 0, third] = numbers
+  const [bus, slot, func] = third === undefined ? [0, first, second] : [first, second, third]
+  return isPlace(bus, slot, func) ? `pci.${String(bus)}.${String(slot)}.${String(func)}` : undefined
+}
+
+export function isPlace(bus: number, slot: number, func: number): boolean {
+  return isBelow(bus, mostBuses) && isBelow(slot, mostSlots) && isBelow(func, mostFunctions)
+}
+
+function isBelow(value: number, limit: number): boolean {
+  return value >= 0 && value < limit
+}
+
+function applyDisk(configuration: Configuration, node: string, emulation: string, options: string): void {
+  if (emulation === 'virtio-blk') applyBlock(configuration, node, options)
+  else if (emulation === 'nvme' && options.startsWith('ram=')) applyPairs(configuration, node, options)
+  else if (emulation === 'nvme') applyBlock(configuration, node, options)
+  else if (emulation === 'ahci') applyPorts(configuration, node, options)
+  else if (emulation === 'ahci-hd' || emulation === 'ahci-cd') applyPort(configuration, node, 0, options)
+  else if (emulation === 'virtio-scsi') applyTargets(configuration, node, options)
+}
+
+/** The path first, whatever it looks like. */
+function applyBlock(configuration: Configuration, node: string, options: string): void {
+  const [path = '', ...rest] = options.split(',')
+  configuration.setIn(node, 'path', path)
+  if (rest.length > 0) applyPairs(configuration, node, rest.join(','))
+}
+
+/** `name=value`, or `name` for true. */
+function applyPairs(configuration: Configuration, node: string, options: string): void {
+  for (const option of options.split(',')) {
+    const equals = option.indexOf('=')
+    if (equals === -1) configuration.setIn(node, option, 'true')
+    else configuration.setIn(node, option.slice(0, equals), option.slice(equals + 1))
+  }
+}
+
+/** `hd:path,options,cd:path,...`: a port each, empty ones count. */
+function applyPorts(configuration: Configuration, node: string, options: string): void {
+  const ports = options.split(/,(?=hd:|cd:)/).slice(0, mostPorts)
+  for (const [port, text] of ports.entries()) {
+    const type = /^(?:hd|cd):/.exec(text)?.[0]
+    const disk = text.slice(type?.length ?? 0)
+    if (disk === '') continue
+    if (type === undefined)
+      throw new ArgumentsFault(`AHCI port ${String(port)} is neither hd: nor cd:: '${text}'`)
+    applyPort(configuration, node, port, disk)
+  }
+}
+
+function applyPort(configuration: Configuration, node: string, port: number, options: string): void {
+  applyBlock(configuration, `${node}.port.${String(port)}`, options)
+}
+
+/** `device,...` or, since 15, `target=[id:]device` any number of times. */
+function applyTargets(configuration: Configuration, node: string, options: string): void {
+  for (const [index, option] of options.split(',').entries()) {
+    const target = /^target=(?:[0-9]+:)?(.*)$/s.exec(option)?.[1]
+    if (target !== undefined) configuration.setIn(`${node}.target`, String(index), target)
+    else if (index === 0 && !option.includes('=')) configuration.setIn(node, 'dev', option)
+  }
+}

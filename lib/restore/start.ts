@@ -1,0 +1,95 @@
+/** Starting bhyve so that it outlives us, and waiting until it serves its socket or has ended. */
+import { type ChildProcess, spawn } from 'node:child_process'
+import type { Located, Place } from '../bhyve/locate.js'
+import type { PeerMemory } from '../bhyve/peer_memory.js'
+import { probe } from '../bhyve/probe.js'
+import { isFailure, loadNative } from '../native.js'
+import type { Store } from '../store/store.js'
+import { socketsOf } from './running.js'
+
+const lookMs = 25
+
+/** How it ended before it served; `error` where it never ran. */
+export interface Ending {
+  code: number | null
+  signal: NodeJS.Signals | null
+  error?: Error
+}
+
+export interface Bhyve {
+  /** Undefined where it could not be started; `ending` then says why. */
+  readonly pid: number | undefined
+  /** Once it has ended. */
+  ending: Ending | undefined
+  /** Its end. Waiting for it keeps this process alive. */
+  whenEnded(): Promise<Ending>
+}
+
+/**
+ * In a session of its own, with nothing of ours but the file for its output: every other descriptor of this library is
+ * close-on-exec. It does not keep this process alive, and Node reaps it when it ends.
+ */
+export function startBhyve(command: string, args: readonly string[], log: number): Bhyve {
+  try {
+    const child = spawn(command, args, { detached: true, stdio: ['ignore', log, log] })
+    child.unref()
+    const ended = endOf(child)
+    const whenEnded = (): Promise<Ending> => {
+      child.ref()
+      return ended
+    }
+    const bhyve: Bhyve = { pid: child.pid, ending: undefined, whenEnded }
+    void ended.then((ending) => (bhyve.ending = ending))
+    return bhyve
+  } catch (error) {
+    const reason = error instanceof Error ? error : new Error(String(error))
+    const ending: Ending = { code: null, signal: null, error: reason }
+    return { pid: undefined, ending, whenEnded: () => Promise.resolve(ending) }
+  }
+}
+
+function endOf(child: ChildProcess): Promise<Ending> {
+  return new Promise((resolve) => {
+    child.once('exit', (code, signal) => resolve({ code, signal }))
+    child.on('error', (error) => resolve({ code: null, signal: null, error }))
+  })
+}
+
+export interface Awaited {
+  store: Store
+  place: Place
+  peers: PeerMemory
+  /** Socket files that were there before it was started: dead ones. */
+  stale: ReadonlySet<string>
+}
+
+/** Undefined once the process serves its socket; its ending where that comes first. Never rejects. */
+export async function untilServed(bhyve: Bhyve, awaited: Awaited): Promise<Ending | undefined> {
+  while (bhyve.ending === undefined) {
+    if (await serves(bhyve, awaited)) return undefined
+    await new Promise((resolve) => setTimeout(resolve, lookMs))
+  }
+  return bhyve.ending
+}
+
+/** A look that fails is no news: bhyve runs, and what it is marked with must not be taken back. */
+async function serves({ pid }: Bhyve, { store, place, peers, stale }: Awaited): Promise<boolean> {
+  if (pid === undefined) return false
+  try {
+    const sockets = await socketsOf(store, place)
+    return sockets.some((located) => !stale.has(located.identity) && isServedBy(pid, located, peers))
+  } catch {
+    return false
+  }
+}
+
+/** A socket is asked once: who waits must not fill its backlog. `struct` is never asked; a new file is its sign. */
+function isServedBy(pid: number, located: Located, peers: PeerMemory): boolean {
+  const found = probe(located, peers)
+  if (found.kind === 'peer') return found.peer.pid === pid || found.peer.pid === -1
+  if (located.kind !== 'struct') return false
+  const status = loadNative().processStatus(pid)
+  if (isFailure(status)) return false
+  peers.rememberPeer(located, { uid: process.geteuid?.() ?? 0, pid, startedAt: status.startedAt })
+  return true
+}

@@ -1,0 +1,82 @@
+/** A published set's manifest, and changing it in place. Under the exclusive lock; runs in the pool. */
+import { CheckpointError } from '../errors.js'
+import { formatManifest, manifestVersion, newManifest, parseManifest } from '../inspect/manifest.js'
+import { readHead, rewriteManifest } from '../inspect/manifest_file.js'
+import { type Inspection, inspectSet } from '../inspect/structure.js'
+import { manifestSuffix, memorySuffix } from '../names.js'
+import type { Directory } from './directory.js'
+import { notFound } from './list.js'
+import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'
+import { assertNotStuck, recover } from './recover.js'
+import { removeRubbish } from './remove_tree.js'
+import { freshId } from './staging_entries.js'
+
+/** Where there is nothing of that name, no `.staging` is made either. */
+export function lockForMarking(directory: Directory, name: string): Directory {
+  const staging = lockStagingIfAny(directory, 'exclusive')
+  if (staging !== undefined) return staging
+  if (directory.statusIfAny(name + memorySuffix) === undefined) throw notFound(directory.path, name)
+  const made = lockStagingUnlessGone(directory)
+  if (made === undefined) throw notFound(directory.path, name)
+  return made
+}
+
+/** The set, once what others left is finished. Rejects where its manifest is not ours to rewrite. */
+export function inspectForMarking(directory: Directory, staging: Directory, name: string): Inspection {
+  assertNotStuck(recover(directory, staging), name)
+  const inspection = inspectSet(directory, name)
+  if (inspection === undefined) throw notFound(directory.path, name)
+  assertMarkable(directory, name, inspection)
+  return inspection
+}
+
+function assertMarkable(directory: Directory, name: string, inspection: Inspection): void {
+  const path = directory.pathOf(name + manifestSuffix)
+  if (inspection.foreign) throw damaged(path, "is another tool's checkpoint and left alone", inspection)
+  if (inspection.hasManifest && inspection.manifest === undefined)
+    throw damaged(path, 'cannot be read', inspection)
+  if (isOfNewerRelease(inspection)) {
+    throw damaged(path, 'was written by a newer release of this library: use that one', inspection)
+  }
+}
+
+export function isOfNewerRelease({ manifest }: Inspection): boolean {
+  return (manifest?.version ?? 0) > manifestVersion
+}
+
+function damaged(path: string, why: string, { problems }: Inspection): CheckpointError {
+  return new CheckpointError('ERR_CHECKPOINT_DAMAGED', `'${path}' ${why}`, { path, problems })
+}
+
+/** The manifest as it stands, with what this release does not know of it, but its list; a set without one gets one. */
+export function manifestText(directory: Directory, vm: string, name: string, inspection: Inspection): string {
+  const { manifest, modifiedMs } = inspection
+  if (manifest === undefined) {
+    const facts = { vm, name, createdAt: new Date(modifiedMs), poweredOff: false }
+    return formatManifest(newManifest(facts, { modifiedMs }))
+  }
+  const file = name + manifestSuffix
+  const text = readHead(directory, file, directory.status(file).size)?.text
+  if (text === undefined) throw damaged(directory.pathOf(file), 'cannot be read', inspection)
+  return text
+}
+
+/**
+ * Old or new, never half: written aside, forced to the disk, and renamed over the old one. The list of digests goes
+ * over from the old one, and need not be in `text`.
+ */
+export function replaceManifest(directory: Directory, staging: Directory, name: string, text: string): void {
+  if (parseManifest(text) === undefined)
+    throw new CheckpointError('ERR_SYSTEM', 'a manifest was made that is none')
+  const id = freshId(staging)
+  staging.make(id)
+  try {
+    using folder = staging.open(id)
+    const file = name + manifestSuffix
+    rewriteManifest(directory, file, text, { directory: folder, file, durable: true })
+    folder.rename(file, directory, file)
+    directory.sync()
+  } finally {
+    removeRubbish(staging, id)
+  }
+}

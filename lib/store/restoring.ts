@@ -1,0 +1,135 @@
+/** What a restore wants of a stored set: look at it, mark it, hold it, and take the mark back. Runs in the pool. */
+import { CheckpointError } from '../errors.js'
+import { type ManifestHost, type Restore, withoutRestore, withRestore } from '../inspect/manifest.js'
+import { type Inspection, inspectSet } from '../inspect/structure.js'
+import type { ListedCheckpoint } from '../types.js'
+import { describe } from './describe.js'
+import { Directory } from './directory.js'
+import { inspectStored, notFound } from './list.js'
+import { holderOf, lockStagingIfAny } from './lock.js'
+import {
+  inspectForMarking,
+  isOfNewerRelease,
+  lockForMarking,
+  manifestText,
+  replaceManifest,
+} from './manifest_file.js'
+
+export interface SetReport {
+  listed: ListedCheckpoint
+  /** Changes when another set takes the name. */
+  identity: string
+  /** Its manifest is a newer release's: the set cannot be marked. */
+  isOfNewerRelease: boolean
+  dialect: string | undefined
+  host: ManifestHost | undefined
+  /** The VM's name in the metadata. */
+  metadataVm: string | undefined
+  devicesHavePlaces: boolean
+  /** From before this moment on bhyve wrote nothing to the disks until the set was complete, in milliseconds. */
+  disksQuietMs: number
+}
+
+export function lookAtSet(directoryPath: string, vm: string, name: string): SetReport {
+  const inspection = inspectStored(directoryPath, name)
+  const { metadata, manifest, identity } = inspection
+  const listed = describe(directoryPath, vm, name, inspection)
+  return {
+    listed,
+    identity,
+    isOfNewerRelease: isOfNewerRelease(inspection),
+    dialect: manifest?.dialect,
+    host: manifest?.host,
+    metadataVm: metadata?.vm,
+    devicesHavePlaces: metadata?.devicesHavePlaces ?? false,
+    disksQuietMs: disksQuietMs(listed, inspection),
+  }
+}
+
+/** A VM that ran on may have written to its disks before its checkpoint was published, but not before its RAM was. */
+function disksQuietMs({ createdAt, poweredOff }: ListedCheckpoint, { modifiedMs }: Inspection): number {
+  const createdMs = createdAt?.getTime() ?? modifiedMs
+  return poweredOff === true ? createdMs : Math.min(createdMs, modifiedMs)
+}
+
+/**
+ * One restore per VM at a time, across processes: a flock on the VM's own directory, which nothing else takes. The
+ * shared lock of `.staging` would let two of them through.
+ */
+export function beginRestore(directoryPath: string, name: string): { descriptors: { turn: number } } {
+  for (;;) {
+    using directory = Directory.openFolderIfAny(directoryPath)
+    if (directory === undefined) throw notFound(directoryPath, name)
+    if (!directory.lock('exclusive')) throw busy(directory)
+    using present = Directory.openFolderIfAny(directoryPath)
+    // Somebody's destroyAll may have removed it, and somebody's create made it again.
+    if (present?.ownStatus().identity !== directory.ownStatus().identity) continue
+    return { descriptors: { turn: directory.release() } }
+  }
+}
+
+function busy(directory: Directory): CheckpointError {
+  const message = `another restore from '${directory.path}' is under way`
+  return new CheckpointError('ERR_CHECKPOINT_BUSY', message, {
+    path: directory.path,
+    holderPid: holderOf(directory),
+  })
+}
+
+export interface Mark extends Restore {
+  /** The set's `restoredAt` before. */
+  previous?: string
+}
+
+/** Records the restore, on the disk for good. Undefined where the set is not the one that was judged. */
+export function markRestored(
+  directoryPath: string,
+  vm: string,
+  name: string,
+  identity: string,
+  restore: Restore,
+): Mark | undefined {
+  using directory = openFolder(directoryPath, name)
+  using staging = lockForMarking(directory, name)
+  const inspection = inspectForMarking(directory, staging, name)
+  if (inspection.identity !== identity) return undefined
+  const text = withRestore(manifestText(directory, vm, name, inspection), restore)
+  replaceManifest(directory, staging, name, text)
+  const previous = inspection.manifest?.restoredAt
+  return previous === undefined ? restore : { ...restore, previous }
+}
+
+/**
+ * The shared lock, for as long as the caller keeps the descriptor: nobody replaces or removes the set. Between the
+ * marking and this somebody may have: undefined then.
+ */
+export function holdSet(
+  directoryPath: string,
+  name: string,
+  identity: string,
+  mark: Mark,
+): { descriptors: { staging: number } } | undefined {
+  using directory = openFolder(directoryPath, name)
+  using staging = lockStagingIfAny(directory, 'shared')
+  const inspection = inspectSet(directory, name)
+  if (staging === undefined || inspection?.identity !== identity) return undefined
+  if (inspection.problems.length > 0 || inspection.manifest?.restoredAt !== mark.at) return undefined
+  return { descriptors: { staging: staging.release() } }
+}
+
+/** As if it had not been tried. False where the set is not the marked one any more. */
+export function takeBackMark(directoryPath: string, name: string, mark: Mark): boolean {
+  using directory = openFolder(directoryPath, name)
+  using staging = lockForMarking(directory, name)
+  const inspection = inspectForMarking(directory, staging, name)
+  if (inspection.manifest?.restoredAt !== mark.at) return false
+  const text = manifestText(directory, inspection.manifest.vm, name, inspection)
+  replaceManifest(directory, staging, name, withoutRestore(text, mark.at, mark.previous))
+  return true
+}
+
+function openFolder(directoryPath: string, name: string): Directory {
+  const directory = Directory.openFolderIfAny(directoryPath)
+  if (directory === undefined) throw notFound(directoryPath, name)
+  return directory
+}

@@ -1,0 +1,626 @@
+/** bhyve's command line as bhyve reads it, and what a plan makes of it. */
+import fs from 'node:fs'
+import path from 'node:path'
+import t, { type Test } from 'tap'
+import { createClient, type RestoreOptions } from 'bhyve-checkpoint'
+import { createClientIn } from '../dist/client.js'
+import { PeerMemory } from '../dist/bhyve/peer_memory.js'
+import { realSurroundings, type Surroundings } from '../dist/options.js'
+import { type CommandLine, parseCommandLine } from '../dist/restore/command_line.js'
+import { parseCommandLine as parseSimulated } from '../dist/simulator/arguments.js'
+import { machineOf as simulatedMachineOf } from '../dist/simulator/machine.js'
+import { rejection, scratch } from './support/index.js'
+import { host, memoryBytes, putSet, type SetOptions } from './support/sets.js'
+
+const MiB = 1024 * 1024
+const noFile = (): string => ''
+
+function parse(args: readonly string[], text?: string): CommandLine {
+  return parseCommandLine(args, undefined, text === undefined ? noFile : () => text)
+}
+
+// ---- the parser -----------------------------------------------------------------------------------------
+
+const machines: [args: string[], cpus: number, memory: number, devices: string[], insertAt: number][] = [
+  [['vm'], 1, 256 * MiB, [], 0],
+  [['-AHP', 'vm'], 1, 256 * MiB, [], 1],
+  [['-AHPm4G', 'vm'], 1, 4096 * MiB, [], 1],
+  [['-m', '4G', '-c', '4', 'vm'], 4, 4096 * MiB, [], 4],
+  [['-m', '512', '--', 'vm'], 1, 512 * MiB, [], 2],
+  [['--', '-rf'], 1, 256 * MiB, [], 0],
+  [['-'], 1, 256 * MiB, [], 0],
+  [['-o', 'name=vm'], 1, 256 * MiB, [], 2],
+  [['-m', '1048576', 'vm'], 1, MiB, [], 2],
+  [['-m', '1048575', 'vm'], 1, 1048575 * MiB, [], 2],
+  [['-m', '0x10', 'vm'], 1, 16 * MiB, [], 2],
+  [['-m', '010', 'vm'], 1, 8 * MiB, [], 2],
+  [['-m', '2048k', 'vm'], 1, 2 * MiB, [], 2],
+  [['-m', '64M', 'vm'], 1, 64 * MiB, [], 2],
+  [['-m', '3gb', 'vm'], 1, 3072 * MiB, [], 2],
+  [['-m', '1T', 'vm'], 1, 1024 * 1024 * MiB, [], 2],
+  [['-m', '2097152b', 'vm'], 1, 2 * MiB, [], 2],
+  [['-m', '1G', '-m', '2G', 'vm'], 1, 2048 * MiB, [], 4],
+  [['-m1G', '-o', 'memory.size=3G', 'vm'], 1, 3072 * MiB, [], 3],
+  [['-c', '', 'vm'], 1, 256 * MiB, [], 2],
+  [['-c', 'cpus=4,sockets=2,cores=2', 'vm'], 4, 256 * MiB, [], 2],
+  [['-c', '8,threads=2,cores=2,sockets=2', 'vm'], 8, 256 * MiB, [], 2],
+  [['-csockets=2,cores=3', 'vm'], 6, 256 * MiB, [], 1],
+  [['-c', '0x4', 'vm'], 4, 256 * MiB, [], 2],
+  [['-s', '0,hostbridge', 'vm'], 1, 256 * MiB, ['hostbridge@pci.0.0.0'], 2],
+  [['-s0:0,amd_hostbridge', 'vm'], 1, 256 * MiB, ['hostbridge@pci.0.0.0'], 1],
+  [['-s', '2:1,ahci-hd,/d', 'vm'], 1, 256 * MiB, ['ahci@pci.0.2.1'], 2],
+  [['-s', '2,ahci-cd,/d', 'vm'], 1, 256 * MiB, ['ahci@pci.0.2.0'], 2],
+  [['-s', '5:6:7,passthru,1/2/3', 'vm'], 1, 256 * MiB, ['passthru@pci.5.6.7'], 2],
+  [['-s', ' 3,lpc', 'vm'], 1, 256 * MiB, ['lpc@pci.0.3.0'], 2],
+  [['-s', '+3:01,lpc', 'vm'], 1, 256 * MiB, ['lpc@pci.0.3.1'], 2],
+  [['-s', '3:x,lpc', 'vm'], 1, 256 * MiB, ['lpc@pci.0.3.0'], 2],
+  [['-s', '3:1:x,lpc', 'vm'], 1, 256 * MiB, ['lpc@pci.0.3.1'], 2],
+  [['-s', '3 :1,lpc', 'vm'], 1, 256 * MiB, ['lpc@pci.0.3.0'], 2],
+  [['-s', '1:2:3:4,lpc', 'vm'], 1, 256 * MiB, ['lpc@pci.1.2.3'], 2],
+  [['-s', '0x3,lpc', 'vm'], 1, 256 * MiB, ['lpc@pci.0.0.0'], 2],
+  [['-s', '4294967299,lpc', 'vm'], 1, 256 * MiB, ['lpc@pci.0.3.0'], 2],
+  [
+    [
+      '-s',
+      '31,lpc',
+      '-s',
+      '4,virtio-net,tap0',
+      '-s',
+      '1:2:0,nvme,/d',
+      '-s',
+      '4:1,xhci,tablet',
+      '-l',
+      'com1,stdio',
+      'vm',
+    ],
+    1,
+    256 * MiB,
+    ['virtio-net@pci.0.4.0', 'xhci@pci.0.4.1', 'lpc@pci.0.31.0', 'nvme@pci.1.2.0'],
+    10,
+  ],
+  [
+    [
+      '-o',
+      'pci.0.10.0.device=fbuf',
+      '-s',
+      '9,xhci',
+      '-o',
+      'pci.0.09.0.device=x',
+      '-o',
+      'pci.0.32.0.device=x',
+      'vm',
+    ],
+    1,
+    256 * MiB,
+    ['xhci@pci.0.9.0', 'fbuf@pci.0.10.0'],
+    8,
+  ],
+  [
+    ['-l', 'bootrom,/x.fd', '-U', 'u', '-G', 'w:1', '-K', 'us', '-f', 'a', '-p', '0:1', '-n', 'id=0', 'vm'],
+    1,
+    256 * MiB,
+    [],
+    14,
+  ],
+  [['-aCDeSuWxYIM', '-p0:1', '-g', '0', 'vm'], 1, 256 * MiB, [], 4],
+  [['-U', '-r', 'vm'], 1, 256 * MiB, [], 2],
+]
+
+t.test('what bhyve makes of its arguments', async (t) => {
+  for (const [args, cpus, memory, devices, insertAt] of machines) {
+    const { fault, machine, insertAt: index } = parse(args)
+    t.equal(fault, undefined, args.join(' '))
+    t.match(machine, { cpus, memoryBytes: memory, devices }, args.join(' '))
+    t.equal(index, insertAt, args.join(' '))
+  }
+})
+
+/** Where the two parsers differ, one of them is wrong, but for what the simulator does not know or name. */
+t.test('the simulator reads them alike', async (t) => {
+  for (const [args, cpus, memoryBytes, devices] of machines) {
+    const unknown = args.some((word) =>
+      /ahci-cd|^-aCDeSuWxYIM|3gb|2097152b|4294967299|pci\.0\.(09|32)/.test(word),
+    )
+    if (unknown) continue
+    const { configuration } = parseSimulated(args, true)
+    t.strictSame(simulatedMachineOf(configuration), { cpus, memoryBytes, devices }, args.join(' '))
+  }
+})
+
+t.test('the name on the command line wins, then the checkpoint, then the configuration', async (t) => {
+  t.equal(parse(['-o', 'name=config', 'operand']).name, 'operand')
+  t.equal(parseCommandLine(['-o', 'name=config'], 'saved', noFile).name, 'saved')
+  t.equal(parse(['-o', 'name=config']).name, 'config')
+  t.match(parse(['-m', '1G']), { fault: 'no VM is named' })
+})
+
+t.test('a configuration file in its turn', async (t) => {
+  const text =
+    '# comment\n\ncpus=2\nmemory.size=32M\npci.0.3.0.device=virtio-blk\npci.0.3.0.path=/vms/%(name)/a\nrundir=/r\n'
+  const expected = {
+    runDirectory: '/r',
+    machine: { devices: ['virtio-blk@pci.0.3.0'], disks: [{ path: '/vms/vm/a' }] },
+  }
+  t.match(parse(['-k', 'f', 'vm'], text), { ...expected, machine: { cpus: 2, memoryBytes: 32 * MiB } })
+  t.match(parse(['-k', 'f', '-m', '1G', '-o', 'pci.0.3.0.path=/b', 'vm'], text).machine, {
+    memoryBytes: 1024 * MiB,
+    disks: [{ path: '/b' }],
+  })
+  t.match(parse(['-c', '7', '-k', 'f', 'vm'], text).machine, { cpus: 2 }, 'the later wins')
+  t.match(parse(['-k', 'f', 'vm'], 'cpus=1\nnonsense\n'), { fault: 'f:2: nonsense is no name=value' })
+})
+
+const disks: [args: string[], paths: string[]][] = [
+  [['-s', '3,virtio-blk,/a,nocache,ro'], ['/a']],
+  [['-s', '3,virtio-blk,/a,path=/b'], ['/b']],
+  [['-s', '3,virtio-blk,/a=b'], ['/a=b']],
+  [['-s', '3,virtio-blk', '-o', 'pci.0.3.0.path=/c'], ['/c']],
+  [['-s', '3,virtio-blk,/a', '-o', 'pci.0.3.0.path=/c'], ['/c']],
+  [['-s', '3,nvme,/a,maxq=4', '-s', '4,nvme,ram=64'], ['/a']],
+  [
+    ['-s', '3,ahci-hd,/a', '-s', '4,ahci-cd,/b.iso'],
+    ['/a', '/b.iso'],
+  ],
+  [
+    ['-s', '3,ahci,hd:/a,ser=1,cd:/b.iso,hd:,hd:/c'],
+    ['/a', '/b.iso', '/c'],
+  ],
+  [['-s', '3,ahci'], []],
+  [['-s', '3,virtio-scsi'], ['/dev/cam/ctl']],
+  [['-s', '3,virtio-scsi,/dev/cam/ctl1.2,iid=3'], ['/dev/cam/ctl1.2']],
+  [
+    ['-s', '3,virtio-scsi,target=/dev/cam/ctl2,target=7:/dev/cam/ctl3'],
+    ['/dev/cam/ctl2', '/dev/cam/ctl3'],
+  ],
+  [['-s', '3,virtio-blk,/%(name)/\\%(name)'], ['/vm/%(name)']],
+  [['-s', '3,virtio-blk,/100%,x'], ['/100%']],
+  [
+    [
+      '-s',
+      '3,virtio-net,tap0,mac=1',
+      '-s',
+      '4,passthru,1/0/0',
+      '-s',
+      '5,fbuf,tcp=0:5900',
+      '-s',
+      '6,virtio-9p,s=/x',
+    ],
+    [],
+  ],
+  [['-l', 'bootrom,/code.fd,/vars.fd', '-l', 'com1,/dev/nmdm0A'], []],
+]
+
+t.test('the disks among the devices', async (t) => {
+  for (const [args, paths] of disks) {
+    const { machine, fault } = parse([...args, 'vm'])
+    t.strictSame(machine?.disks.map((disk) => disk.path) ?? fault, paths, args.join(' '))
+  }
+})
+
+const refused: [args: string[], fault: RegExp][] = [
+  [['-Z', 'vm'], /no option -Z/],
+  [['-A-', 'vm'], /no option --/],
+  [['--help', 'vm'], /no option --/],
+  [['-m'], /-m has no value/],
+  [['vm', '-m'], /'-m' follows/],
+  [['one', 'two'], /'two' follows/],
+  [['-h'], /usage/],
+  [['-s', 'help', 'vm'], /list/],
+  [['-s', 'h', 'vm'], /list/],
+  [['-s', '', 'vm'], /list/],
+  [['-l', 'help', 'vm'], /list/],
+  [['-m', '1Q', 'vm'], /no memory size/],
+  [['-m', '-1', 'vm'], /no memory size/],
+  [['-m', '08', 'vm'], /no memory size/],
+  [['-m', '1GG', 'vm'], /no memory size/],
+  [['-c', 'dies=2', 'vm'], /no topology/],
+  [['-c', '0', 'vm'], /no number of cpus/],
+  [['-c', '2x', 'vm'], /no number of cpus/],
+  [['-c', '3,cores=2', 'vm'], /make 6 vCPUs, not 3/],
+  [['-c', 'sockets=400,cores=400', 'vm'], /too many/],
+  [['-o', 'x', 'vm'], /no name=value/],
+  [['-o', 'x=', 'vm'], /no name=value/],
+  [['-o', 'a..b=1', 'vm'], /names no variable/],
+  [['-o', 'a=1', '-o', 'a.b=1', 'vm'], /below the variable 'a'/],
+  [['-o', 'a.b=1', '-o', 'a=1', 'vm'], /has variables below it/],
+  [['-o', 'config.dump=true', 'vm'], /config\.dump/],
+  [['-p', '1', 'vm'], /pins no vCPU/],
+  [['-p', '-1:1', 'vm'], /pins no vCPU/],
+  [['-s', '3', 'vm'], /no PCI slot/],
+  [['-s', '32,lpc', 'vm'], /no PCI slot/],
+  [['-s', '1:8,lpc', 'vm'], /no PCI slot/],
+  [['-s', '-1,lpc', 'vm'], /no PCI slot/],
+  [['-s', '256:1:0,lpc', 'vm'], /no PCI slot/],
+  [['-s', 'x,lpc', 'vm'], /no PCI slot/],
+  [['-s', ',lpc', 'vm'], /no PCI slot/],
+  [['-s', '3,', 'vm'], /no emulation/],
+  [['-s', '3,lpc', '-s', '3:0,nvme', 'vm'], /taken already/],
+  [['-s', '3,ahci,/d', 'vm'], /neither hd: nor cd:/],
+  [['-s', '3,virtio-blk,/d,a.b=1', 'vm'], /cannot be set/],
+  [['-o', 'pci.0.3.0.path=/d', 'vm'], /no device/],
+  [['-o', 'pci.0.3.0.device=ahci-hd', 'vm'], /legacy name.*'ahci'/],
+  [['-r', '/x', 'vm'], /-r is put in/],
+  [['-AHr/x', 'vm'], /-r is put in/],
+]
+
+t.test('what bhyve does not take', async (t) => {
+  for (const [args, fault] of refused) {
+    const parsed = parse(args)
+    t.match(parsed.fault, fault, args.join(' '))
+    t.equal(parsed.machine, undefined)
+  }
+})
+
+// ---- plans ----------------------------------------------------------------------------------------------
+
+const freeMemoryBytes = 64 * MiB
+const quiet: Partial<Surroundings> = {
+  host: () => ({ ...host, freeMemoryBytes }),
+  vmmDirectory: '/nonexistent',
+}
+
+function clientFor(root: string, surroundings: Partial<Surroundings> = {}) {
+  const all = { ...realSurroundings, ...quiet, peers: new PeerMemory(), ...surroundings }
+  return createClientIn(all, { checkpointDirectory: root, runDirectory: path.join(root, '.run') })
+}
+
+/** Arguments whose disks are older than any set, newer than any, device nodes, or absent. */
+function placed(args: readonly string[], folder: string): string[] {
+  return args.map((word) =>
+    word.replaceAll('OLD', path.join(folder, 'old')).replaceAll('NEW', path.join(folder, 'new')),
+  )
+}
+
+function diskFolder(t: Test): string {
+  const folder = scratch(t)
+  for (const [name, time] of [
+    ['old', 1e9],
+    ['new', 4e9],
+  ] as const) {
+    fs.writeFileSync(path.join(folder, name), '')
+    fs.utimesSync(path.join(folder, name), time, time)
+  }
+  fs.writeFileSync(path.join(folder, 'conf'), `pci.0.3.0.device=virtio-blk\npci.0.3.0.path=${folder}/new\n`)
+  return folder
+}
+
+const whole = [
+  '-c',
+  '2',
+  '-m',
+  '4M',
+  '-AHP',
+  '-s',
+  '0,hostbridge',
+  '-s',
+  '2,ahci-cd,OLD',
+  '-s',
+  '3,virtio-blk,OLD',
+]
+const rest = ['-s', '4,virtio-net,tap0', '-s', '5:1,virtio-blk,OLD', '-s', '1:6:2,e1000,tap1', '-s', '31,lpc']
+const all = [...whole, ...rest, '-s', '29,fbuf,tcp=127.0.0.1:5900', '-s', '30,xhci,tablet', 'vm1']
+const small = ['-c2', '-m4M']
+
+interface Row {
+  what: string
+  args: string[]
+  blockers?: string[]
+  warnings?: string[]
+  set?: SetOptions
+  options?: Partial<RestoreOptions>
+}
+
+const suspended: SetOptions = { manifest: { poweredOff: true } }
+
+const rows: Row[] = [
+  { what: 'everything as it was', args: all },
+  { what: 'fewer devices: what the checkpoint has more is ignored', args: [...small, '-s', '31,lpc', 'vm1'] },
+  { what: 'no devices at all', args: [...small, 'vm1'] },
+  {
+    what: 'UEFI boot ROM, com ports',
+    args: [...small, '-l', 'bootrom,/u.fd,/v.fd', '-l', 'com1,/dev/nmdm0A', '-s', '31,lpc', 'vm1'],
+  },
+  { what: 'amd_hostbridge is a hostbridge', args: [...small, '-s', '0:0,amd_hostbridge', 'vm1'] },
+  { what: 'ahci-hd is ahci', args: [...small, '-s', '2:0,ahci-hd,OLD', 'vm1'] },
+  { what: 'ahci with two ports', args: [...small, '-s', '0:2:0,ahci,hd:OLD,cd:OLD', 'vm1'] },
+  {
+    what: 'nvme is in no checkpoint',
+    args: [...small, '-s', '7,nvme,OLD', 'vm1'],
+    blockers: ['device-missing'],
+  },
+  {
+    what: 'passthru is in no checkpoint',
+    args: [...small, '-s', '7:0,passthru,2/0/0', 'vm1'],
+    blockers: ['device-missing'],
+  },
+  {
+    what: 'another disk',
+    args: [...small, '-s', '3,virtio-blk,OLD', '-s', '5:1,virtio-blk,OLD', '-s', '6,virtio-blk,OLD', 'vm1'],
+    blockers: ['device-missing'],
+  },
+  {
+    what: 'a disk in another slot',
+    args: [...small, '-s', '5:1,virtio-blk,OLD', '-s', '6,virtio-blk,OLD', 'vm1'],
+    blockers: ['device-moved'],
+  },
+  { what: 'on another bus', args: [...small, '-s', '2:6:2,e1000,tap1', 'vm1'], blockers: ['device-moved'] },
+  { what: 'another function', args: [...small, '-s', '31:1,lpc', 'vm1'], blockers: ['device-moved'] },
+  {
+    what: 'another emulation in the slot',
+    args: [...small, '-s', '3,virtio-rnd', 'vm1'],
+    blockers: ['device-missing'],
+  },
+  {
+    what: 'two reasons',
+    args: [...small, '-s', '8,fbuf', '-s', '9,hda', 'vm1'],
+    blockers: ['device-moved', 'device-missing'],
+  },
+  {
+    what: 'by -o alone',
+    args: [...small, '-o', 'pci.0.30.0.device=xhci', '-o', 'pci.0.8.0.device=nvme', 'vm1'],
+    blockers: ['device-missing'],
+  },
+  { what: 'by -k alone', args: [...small, '-k', 'CONF', 'vm1'], warnings: ['disks-moved-on'] },
+  { what: '-k that is not there', args: ['-k', '/nonexistent', 'vm1'], blockers: ['arguments-invalid'] },
+  { what: '-k that is no file', args: ['-k', '/dev/zero', 'vm1'], blockers: ['arguments-invalid'] },
+  { what: '-r given', args: [...small, '-r', '/x', 'vm1'], blockers: ['arguments-invalid'] },
+  { what: '-r in a bundle', args: ['-AHPr/x', 'vm1'], blockers: ['arguments-invalid'] },
+  { what: 'no such option', args: ['-Z', 'vm1'], blockers: ['arguments-invalid'] },
+  {
+    what: 'an occupied slot',
+    args: ['-s', '3,lpc', '-s', '3:0,lpc', 'vm1'],
+    blockers: ['arguments-invalid'],
+  },
+  {
+    what: 'a name that is none',
+    args: [...small, 'a/b'],
+    blockers: ['arguments-invalid'],
+    warnings: ['vm-name-differs'],
+  },
+  { what: 'no name: the checkpoint has one', args: small },
+  { what: 'another name', args: [...small, 'vm2'], warnings: ['vm-name-differs'] },
+  {
+    what: "another VM's checkpoint",
+    args: [...small, 'vm1'],
+    set: { vm: 'ubuntu' },
+    warnings: ['vm-name-differs'],
+  },
+  {
+    what: 'other memory and vCPUs',
+    args: ['-c', '4', '-m', '1G', 'vm1'],
+    warnings: ['memory-differs', 'cpus-differ'],
+  },
+  { what: 'the defaults', args: ['vm1'], warnings: ['memory-differs', 'cpus-differ'] },
+  { what: 'a topology', args: ['-c', 'sockets=1,cores=2', '-m', '4096K', 'vm1'] },
+  {
+    what: 'another CPU',
+    args: [...small, 'vm1'],
+    set: { manifest: { host: { ...host, cpuModel: 'B' } } },
+    warnings: ['cpu-model-differs'],
+  },
+  {
+    what: 'another release',
+    args: [...small, 'vm1'],
+    set: { manifest: { host: { ...host, release: '15.0' } } },
+    warnings: ['release-differs'],
+  },
+  {
+    what: 'a live one whose disk went on',
+    args: [...small, '-s', '3,virtio-blk,NEW', 'vm1'],
+    warnings: ['disks-moved-on'],
+  },
+  {
+    what: 'a live one on a device',
+    args: [...small, '-s', '3,virtio-blk,/dev/null', 'vm1'],
+    warnings: ['disks-moved-on'],
+  },
+  { what: 'a suspended one', args: all, set: suspended },
+  {
+    what: 'a suspended one whose disk went on',
+    args: [...small, '-s', '3,virtio-blk,NEW', 'vm1'],
+    set: suspended,
+    blockers: ['disk-newer'],
+  },
+  {
+    what: 'two of its disks, and -o has the last word',
+    args: [
+      ...small,
+      '-s',
+      '3,virtio-blk,OLD',
+      '-o',
+      'pci.0.3.0.path=NEW',
+      '-s',
+      '2,ahci,hd:OLD,cd:NEW',
+      'vm1',
+    ],
+    set: suspended,
+    blockers: ['disk-newer', 'disk-newer'],
+  },
+  {
+    what: 'again',
+    args: [...small, '-s', '3,virtio-blk,NEW', 'vm1'],
+    set: { manifest: { poweredOff: true, restoredAt: '2026-01-01T00:00:00Z' } },
+    options: { again: true },
+    warnings: ['disks-moved-on'],
+  },
+  {
+    what: 'a suspended one on a device',
+    args: [...small, '-s', '3,virtio-blk,/dev/null', 'vm1'],
+    set: suspended,
+    warnings: ['not-verified'],
+  },
+  {
+    what: 'a suspended one whose disk is away',
+    args: [...small, '-s', '3,virtio-blk,/nonexistent', 'vm1'],
+    set: suspended,
+    warnings: ['not-verified'],
+  },
+  {
+    what: 'restored before',
+    args: [...small, 'vm1'],
+    set: { manifest: { restoredAt: '2026-01-01T00:00:00Z' } },
+    blockers: ['already-restored'],
+  },
+  {
+    what: 'content asked for',
+    args: [...small, 'vm1'],
+    options: { verify: true },
+    warnings: ['not-verified'],
+  },
+  { what: 'no manifest', args: [...small, 'vm1'], set: { manifest: false } },
+  {
+    what: "a newer release's manifest",
+    args: [...small, 'vm1'],
+    set: { manifest: { version: 2 } },
+    blockers: ['damaged'],
+  },
+  {
+    what: 'no keyboard controller',
+    args: [...small, 'vm1'],
+    set: { devices: ['lpc@pci.0.31.0'] },
+    blockers: ['device-missing'],
+  },
+  {
+    what: 'the older shape knows no slots',
+    args: [...small, '-s', '7,nvme,OLD', '-s', '9,virtio-blk,OLD', 'vm1'],
+    set: { old: true },
+  },
+]
+
+t.test('a table of arguments: exactly these blockers and warnings', async (t) => {
+  const folder = diskFolder(t)
+  for (const { what, args, blockers = [], warnings = [], set, options } of rows) {
+    const root = scratch(t)
+    putSet(path.join(root, 'vm1'), 'x', set)
+    const words = placed(args, folder).map((word) => (word === 'CONF' ? path.join(folder, 'conf') : word))
+    const plan = await clientFor(root).planRestore('vm1', 'x', { args: words, ...options })
+    t.strictSame(
+      plan.blockers.map(({ code }) => code),
+      blockers,
+      what,
+    )
+    t.strictSame(
+      plan.warnings.map(({ code }) => code),
+      warnings,
+      what,
+    )
+    t.ok([...plan.blockers, ...plan.warnings].every(({ message }) => message !== ''))
+    t.equal(plan.command, '/usr/sbin/bhyve')
+  }
+})
+
+t.test('-r in its place, the rest untouched', async (t) => {
+  const root = scratch(t)
+  putSet(path.join(root, 'vm1'), 'x')
+  const r = ['-r', path.join(root, 'vm1', 'x.ckp')]
+  const client = clientFor(root)
+  const argsFor = async (args: string[]) => (await client.planRestore('vm1', 'x', { args })).args
+  t.strictSame(await argsFor(all), [...all.slice(0, -1), ...r, 'vm1'])
+  t.strictSame(await argsFor(['-AHP', '--', '-rf']), ['-AHP', ...r, '--', '-rf'])
+  t.strictSame(await argsFor(['-m', '1G']), ['-m', '1G', ...r])
+  t.strictSame(await argsFor(['-U', 'vm1', 'vm1']), ['-U', 'vm1', ...r, 'vm1'])
+  t.strictSame(await argsFor([]), r)
+})
+
+t.test('what is wrong with the set', async (t) => {
+  const root = scratch(t)
+  const directory = path.join(root, 'vm1')
+  const client = clientFor(root)
+  const codes = async (name: string) => {
+    const plan = await client.planRestore('vm1', name, { args: [...small, 'vm1'] })
+    return plan.blockers.map(({ code }) => code)
+  }
+  putSet(directory, 'short')
+  fs.truncateSync(path.join(directory, 'short.ckp'), 1)
+  t.strictSame(await codes('short'), ['damaged'])
+  putSet(directory, 'empty')
+  fs.truncateSync(path.join(directory, 'empty.ckp.meta'))
+  t.strictSame(await codes('empty'), ['damaged'])
+  putSet(directory, 'odd')
+  fs.writeFileSync(path.join(directory, 'odd.ckp.manifest'), '{')
+  t.strictSame(await codes('odd'), ['damaged'], 'its marks cannot be read')
+  putSet(directory, 'other')
+  fs.writeFileSync(path.join(directory, 'other.ckp'), 'BHYVE-CHECKPOINT-MANIFEST-1')
+  t.strictSame(await codes('other'), ['foreign'])
+  t.match(await rejection(codes('none')), { code: 'ERR_CHECKPOINT_NOT_FOUND', vm: 'vm1', checkpoint: 'none' })
+  t.match(await rejection(client.planRestore('vm9', 'x', { args: [] })), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
+})
+
+t.test('a path that bhyve could not open', async (t) => {
+  const root = scratch(t)
+  for (const [dialect, limit] of [
+    ['descriptor', 250],
+    ['path', 250],
+    ['struct', 95],
+  ] as const) {
+    for (const excess of [0, 1]) {
+      const length = limit + excess - path.join(root, 'vm1/.ckp').length
+      const name = dialect.charAt(0) + 'n'.repeat(length - 1)
+      putSet(path.join(root, 'vm1'), name, { manifest: { dialect } })
+      const { blockers } = await clientFor(root).planRestore('vm1', name, { args: [...small, 'vm1'] })
+      t.strictSame(
+        blockers.map(({ code }) => code),
+        excess === 1 ? ['path-too-long'] : [],
+        `${dialect} ${limit + excess}`,
+      )
+    }
+  }
+})
+
+t.test('the host: too little memory, and a VM that the kernel has', async (t) => {
+  const root = scratch(t)
+  putSet(path.join(root, 'vm1'), 'x')
+  const args = [...small, 'vm1']
+  const tight = clientFor(root, { host: () => ({ ...host, freeMemoryBytes: memoryBytes - 1 }) })
+  t.match(await tight.planRestore('vm1', 'x', { args }), {
+    blockers: [],
+    warnings: [{ code: 'not-enough-memory' }],
+  })
+  const vmmDirectory = scratch(t)
+  const busy = clientFor(root, { vmmDirectory })
+  t.match(await busy.planRestore('vm1', 'x', { args }), { blockers: [] })
+  fs.writeFileSync(path.join(vmmDirectory, 'vm2'), '')
+  t.strictSame((await busy.planRestore('vm1', 'x', { args })).blockers, [])
+  const renamed = await busy.planRestore('vm1', 'x', { args: [...small, 'vm2'] })
+  t.match(
+    renamed.blockers,
+    [{ code: 'already-running', message: /bhyvectl --vm=vm2 --destroy/ }],
+    'under the new name',
+  )
+  fs.renameSync(path.join(vmmDirectory, 'vm2'), path.join(vmmDirectory, 'vm1'))
+  const asked = await busy.planRestore('vm1', 'x', { args: [...small, 'vm2'] })
+  t.match(asked.blockers, [{ code: 'already-running' }], 'and under the one that was asked for')
+})
+
+t.test('options that make no sense', async (t) => {
+  const root = scratch(t)
+  putSet(path.join(root, 'vm1'), 'x')
+  const client = createClient({ checkpointDirectory: root })
+  const good = { args: ['vm1'] }
+  const bad: unknown[] = [
+    undefined,
+    null,
+    {},
+    { args: 'vm1' },
+    { args: [1] },
+    { args: ['a\0b'] },
+    { ...good, bhyve: 'bhyve' },
+    { ...good, bhyve: 1 },
+    { ...good, bhyve: '/x\0' },
+    { ...good, again: 1 },
+    { ...good, verify: 'yes' },
+    { ...good, logFile: 'log' },
+    { ...good, logFile: '/tmp/' },
+    { ...good, timeout: 0 },
+    { ...good, signal: 1 },
+    { ...good, force: true },
+  ]
+  for (const options of bad) {
+    for (const call of ['planRestore', 'restore'] as const) {
+      const error = await rejection(client[call]('vm1', 'x', options as RestoreOptions))
+      t.match(error, { code: 'ERR_INVALID_OPTION', vm: 'vm1' }, `${call} ${JSON.stringify(options)}`)
+    }
+  }
+  t.match(await rejection(client.restore('', 'x', good)), { code: 'ERR_INVALID_VM_NAME' })
+  t.match(await rejection(client.planRestore('vm1', '../x', good)), { code: 'ERR_INVALID_CHECKPOINT_NAME' })
+})

@@ -1,0 +1,25 @@
+// Restores a checkpoint and ends by itself: restoring.mjs <run directory> <checkpoint directory> <name> <bhyve> [again]
+import { createClient } from 'bhyve-checkpoint'
+
+const [runDirectory, checkpointDirectory, name, bhyve, again] = process.argv.slice(2)
+const args = [
+  '-c2',
+  '-m4M',
+  '-s0,hostbridge',
+  '-s',
+  '3,virtio-blk,/d',
+  '-s31,lpc',
+  '-o',
+  `rundir=${runDirectory}`,
+]
+const client = createClient({ runDirectory, checkpointDirectory })
+try {
+  const restored = await client.restore('vm1', name, {
+    args: [...args, 'vm1'],
+    bhyve,
+    again: again === 'again',
+  })
+  console.log(JSON.stringify(restored))
+} catch (error) {
+  console.log(JSON.stringify({ code: error.code, blockers: error.blockers?.map(({ code }) => code) }))
+}
