@@ -15,7 +15,7 @@ const longest = 6144
 const defaultSeconds = '60'
 
 const [target, mode = defaultSeconds] = process.argv.slice(2)
-if (!targets.includes(target) || !/^(\d+|--keep|--replay)$/.test(mode)) {
+if (!targets.includes(target) || !/^([1-9]\d*|--keep|--replay)$/.test(mode)) {
   console.error(`usage: npm run fuzz -- <${targets.join(' | ')}> [seconds | --keep | --replay]`)
   process.exit(2)
 }
