@@ -324,7 +324,9 @@ class Client implements CheckpointClient {
       throw invalid("depth must be 'structure' or 'content'", depth)
     assertSignal(signal)
     assertCallback(onProgress)
-    const doing = `verifying checkpoint '${String(name)}' of VM '${String(vm)}'`
+    assertVmName(vm)
+    assertCheckpointName(name, vm)
+    const doing = `verifying checkpoint '${name}' of VM '${vm}'`
     const cancellation = new Cancellation({ signal, doing, vm })
     cancellation.throwIfCancelled()
     const startedAt = performance.now()

@@ -134,6 +134,11 @@ t.test('values that cannot be', async (t) => {
     'overlap',
   )
   t.equal(codeOf(changed(descriptor, (root) => (root.devices![2]!.size = 1))), 'metadata-invalid', 'gap')
+  t.equal(
+    codeOf(changed(descriptor, (root) => (root.devices!.at(-1)!.size = 2 ** 53 - 1))),
+    'metadata-invalid',
+    'a sum that is not exact any more',
+  )
   const hostile = descriptor.replace('"basic metadata"', '"__proto__": {"structs": []}, "basic metadata"')
   t.equal(codeOf(hostile), 'good', 'a key of that name is nothing but a key')
 })

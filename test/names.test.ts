@@ -26,6 +26,7 @@ const refused: unknown[] = [
   null,
   5,
   {},
+  Object.create(null),
   ['a'],
 ]
 const accepted = [

@@ -166,6 +166,8 @@ function assertContiguous(metadata: Metadata): void {
     }
     end += section.size
   }
+  // Beyond, a sum is not exact any more, and could pass for the size of some file.
+  if (!Number.isSafeInteger(end)) throw invalid('the sections add up to more than any file holds')
 }
 
 function objectFrom(value: unknown, what: string): JsonObject {

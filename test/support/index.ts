@@ -5,6 +5,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { CheckpointError } from 'bhyve-checkpoint'
+import fc from 'fast-check'
 import type { Test } from 'tap'
 import { isFailure, loadNative } from '../../dist/native.js'
 import { jobs } from '../../dist/pool/jobs.js'
@@ -19,6 +20,26 @@ export function scratch(t: Test): string {
   const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'bc-'))
   t.teardown(() => fs.rmSync(directory, { recursive: true, force: true }))
   return directory
+}
+
+/**
+ * One assertion for a property tried with many values: a failure shows the smallest one found, and the seed with which
+ * it comes back. `PROPERTY_RUNS=20` tries twenty times as often.
+ */
+export async function holds(
+  t: Test,
+  what: string,
+  property: fc.IRawProperty<unknown>,
+  runs: number,
+): Promise<void> {
+  const factor = Number(process.env.PROPERTY_RUNS ?? '1')
+  try {
+    await fc.assert(property, { numRuns: Math.ceil(runs * factor) })
+    t.pass(what)
+  } catch (error) {
+    const { message, cause } = error as Error
+    t.fail(`${what}: ${message}\nbecause of ${cause instanceof Error ? cause.stack : String(cause)}`)
+  }
 }
 
 /** Resolves once `condition` holds; rejects after `deadlineMs`. */

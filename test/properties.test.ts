@@ -1,0 +1,507 @@
+/** What must hold for every input there is: tried with many, made for the purpose, the hostile ones among them. */
+import assert from 'node:assert/strict'
+import fs from 'node:fs'
+import path from 'node:path'
+import fc from 'fast-check'
+import t from 'tap'
+import { cbsdLayout, CheckpointError, createClient } from 'bhyve-checkpoint'
+import { ReplyBuffer, replyMaxBytes } from '../dist/bhyve/reply.js'
+import { formatManifest, type Manifest, parseManifest, withPin } from '../dist/inspect/manifest.js'
+import { deviceNames, kernelBytes, parseMetadata } from '../dist/inspect/metadata.js'
+import { assertCheckpointName, assertVmName } from '../dist/names.js'
+import { loadNative } from '../dist/native.js'
+import { parseCommandLine } from '../dist/simulator/arguments.js'
+import { Refusal } from '../dist/simulator/refusal.js'
+import { fixtures, holds, scratch, tree } from './support/index.js'
+
+const golden = ['descriptor.meta', 'path.meta', 'failed-at-kernel-structure.meta'].map((file) =>
+  fs.readFileSync(path.join(fixtures, 'golden/meta', file), 'utf8'),
+)
+
+// ---- hostile JSON -------------------------------------------------------------------------------
+
+const oddNumber = fc.constantFrom(-1, -0, 0.5, 2 ** 53, 2 ** 53 - 1, 1e300, -(2 ** 53))
+const oddValue = fc.oneof(
+  fc.jsonValue(),
+  oddNumber,
+  fc.constantFrom('1', '', 'vm', [], {}, [[]], null, true, '__proto__'),
+)
+const hostileText = fc.oneof(
+  fc.string({ unit: 'binary' }),
+  fc.json(),
+  fc.constantFrom(
+    '{"__proto__": {"kern_structs": []}}',
+    '{"kern_structs": [], "kern_structs": 1}',
+    '{"constructor": null}',
+    '['.repeat(100_000),
+    `${'{"a":'.repeat(50_000)}1${'}'.repeat(50_000)}`,
+    '\uFEFF{}',
+    '1e999',
+  ),
+)
+
+type Json = null | boolean | number | string | Json[] | { [key: string]: Json }
+
+/** Where a value could be changed: every path into a JSON value. */
+function placesIn(value: Json, here: string[] = []): string[][] {
+  if (typeof value !== 'object' || value === null) return [here]
+  return [here, ...Object.entries(value).flatMap(([key, inner]) => placesIn(inner, [...here, key]))]
+}
+
+function changedAt(
+  value: Json,
+  [key, ...rest]: string[],
+  change: (old: Json) => Json | undefined,
+): Json | undefined {
+  if (key === undefined) return change(value)
+  const copy = structuredClone(value) as Record<string, Json>
+  const changed = changedAt(copy[key]!, rest, change)
+  if (changed !== undefined) copy[key] = changed
+  else if (Array.isArray(copy)) copy.splice(Number(key), 1)
+  else delete copy[key]
+  return copy
+}
+
+/** A whole file with one value taken out, put twice, or replaced. */
+const damagedJson = (texts: readonly string[]): fc.Arbitrary<string> =>
+  fc
+    .tuple(fc.constantFrom(...texts), fc.nat(), fc.option(oddValue, { nil: undefined }))
+    .map(([text, where, put]) => {
+      const root = JSON.parse(text) as Json
+      const places = placesIn(root)
+      const changed = changedAt(root, places[where % places.length]!, () => put as Json | undefined)
+      return changed === undefined ? '' : JSON.stringify(changed)
+    })
+
+t.test('metadata', async (t) => {
+  const neverThrows = fc.property(fc.oneof(hostileText, damagedJson(golden.slice(0, 2))), (text) => {
+    const result = parseMetadata(text)
+    if ('problem' in result) {
+      assert.match(result.problem.code, /^metadata-(invalid|incomplete)$/)
+      assert.ok(result.problem.message.length < 500, 'a message, not the file')
+      return
+    }
+    const { vm, cpus, memoryBytes, kernelStructures, devices } = result.metadata
+    assert.equal(typeof vm, 'string')
+    for (const count of [cpus, memoryBytes, kernelBytes(result.metadata)]) {
+      assert.ok(Number.isSafeInteger(count) && count >= 0, `${count}`)
+    }
+    let end = 0
+    for (const { offset, size } of [...kernelStructures, ...devices]) {
+      assert.equal(offset, end)
+      end += size
+    }
+    assert.equal(end, kernelBytes(result.metadata))
+    assert.ok(kernelStructures.length >= 9)
+  })
+  await holds(t, 'a problem or sane values', neverThrows, 3000)
+
+  const section = fc.tuple(fc.string(), fc.nat())
+  const structures = ['vhpet', 'vm', 'vioapic', 'vlapic', 'vmcx', 'vatpit', 'vatpic', 'vpmtmr', 'vrtc']
+  const whole = fc.record({
+    vmname: fc.string({ unit: 'binary' }),
+    ncpus: fc.nat(),
+    memsize: fc.maxSafeNat(),
+    sizes: fc.array(fc.integer({ min: 1, max: 2 ** 31 }), { minLength: 9, maxLength: 9 }),
+    devices: fc.array(section, { maxLength: 40 }),
+  })
+  const written = fc.property(whole, ({ vmname, ncpus, memsize, sizes, devices }) => {
+    let offset = 0
+    const entry = ([device, size]: [string, number]) => {
+      offset += size
+      return { device, size, file_offset: offset - size }
+    }
+    const text = JSON.stringify({
+      'basic metadata': { vmname, ncpus, memsize },
+      kern_structs: structures.map((name, index) => entry([name, sizes[index]!])),
+      devices: devices.map(entry),
+    })
+    const result = parseMetadata(text)
+    assert.ok('metadata' in result)
+    assert.equal(result.metadata.vm, vmname)
+    assert.equal(result.metadata.memoryBytes, memsize)
+    assert.equal(kernelBytes(result.metadata), offset)
+    const present = devices.filter(([, size]) => size > 0).map(([device]) => device)
+    assert.deepEqual(deviceNames(result.metadata), present)
+    // Cut anywhere, it is what a run leaves that failed half-way.
+    const cut = parseMetadata(text.slice(0, 1 + ((text.length - 2) * (ncpus % 1000)) / 1000))
+    assert.ok('problem' in cut && cut.problem.code === 'metadata-incomplete')
+  })
+  await holds(t, 'what is whole is read as it was written', written, 500)
+})
+
+t.test('manifest', async (t) => {
+  const date = fc.date({ noInvalidDate: true, min: new Date(0), max: new Date('9999-12-31') })
+  const isoDate = date.map((when) => when.toISOString())
+  const text = fc.string({ unit: 'binary' })
+  const manifest: fc.Arbitrary<Manifest> = fc.record(
+    {
+      version: fc.integer({ min: 1, max: 9 }),
+      vm: text,
+      name: text,
+      createdAt: isoDate,
+      dialect: text,
+      poweredOff: fc.boolean(),
+      pinned: fc.boolean(),
+      restoredAt: isoDate,
+      host: fc.record({ os: text, release: text, machine: text, cpuModel: text }, { noNullPrototype: true }),
+      memoryModifiedMs: fc.maxSafeNat(),
+      sizes: fc.record({ memory: fc.maxSafeNat(), kernel: fc.maxSafeNat() }, { noNullPrototype: true }),
+    },
+    { requiredKeys: ['version', 'vm', 'name', 'createdAt', 'poweredOff', 'pinned'], noNullPrototype: true },
+  )
+  const written = fc.property(manifest, fc.boolean(), (value, pinned) => {
+    assert.deepEqual(parseManifest(formatManifest(value)), value)
+    assert.deepEqual(parseManifest(withPin(formatManifest(value), pinned)), { ...value, pinned })
+  })
+  await holds(t, 'what is written is read, pinned or not', written, 500)
+
+  const key = fc.oneof(fc.string(), fc.constantFrom('__proto__', 'digests', 'constructor'))
+  const ofAnewerRelease = fc.property(manifest, fc.dictionary(key, fc.jsonValue()), (value, unknown) => {
+    const text = JSON.stringify({ ...unknown, ...(JSON.parse(formatManifest(value)) as object) })
+    const { pinned: _, ...before } = JSON.parse(text) as Record<string, unknown>
+    const { pinned, ...after } = JSON.parse(withPin(text, true)) as Record<string, unknown>
+    assert.equal(pinned, true)
+    assert.deepEqual(after, before)
+  })
+  await holds(t, 'a pin loses nothing a newer release wrote', ofAnewerRelease, 500)
+
+  const whole = formatManifest({
+    version: 1,
+    vm: 'vm1',
+    name: 'checkpoint',
+    createdAt: '2026-01-02T03:04:05.678Z',
+    dialect: 'path',
+    poweredOff: true,
+    pinned: true,
+    restoredAt: '2026-01-03T03:04:05.678Z',
+    host: { os: 'FreeBSD', release: '15.0', machine: 'amd64', cpuModel: 'any' },
+    memoryModifiedMs: 5,
+    sizes: { memory: 1, kernel: 2 },
+  })
+  const hostile = fc.property(fc.oneof(hostileText, damagedJson([whole])), (value) => {
+    const result = parseManifest(value)
+    if (result === undefined) return
+    assert.deepEqual(parseManifest(formatManifest(result)), result)
+    assert.ok(Number.isSafeInteger(result.version) && result.version > 0)
+    assert.deepEqual([typeof result.vm, typeof result.name], ['string', 'string'])
+    for (const when of [result.createdAt, result.restoredAt ?? result.createdAt]) {
+      assert.ok(!Number.isNaN(new Date(when).getTime()))
+    }
+    assert.deepEqual([typeof result.pinned, typeof result.poweredOff], ['boolean', 'boolean'])
+    for (const count of [result.memoryModifiedMs, result.sizes?.memory, result.sizes?.kernel]) {
+      assert.ok(count === undefined || (Number.isSafeInteger(count) && count >= 0))
+    }
+  })
+  await holds(t, 'anything else is none, or has sane values', hostile, 3000)
+})
+
+// ---- directories that others made ---------------------------------------------------------------
+
+const good = { meta: golden[0]!, memory: 4194304, kernel: 24472 }
+const part = fc.oneof(
+  { weight: 6, arbitrary: fc.constant('good' as const) },
+  {
+    weight: 5,
+    arbitrary: fc.constantFrom(
+      'absent' as const,
+      'empty' as const,
+      'short' as const,
+      'link' as const,
+      'dangling' as const,
+      'folder' as const,
+      'hard link' as const,
+      'garbage' as const,
+      'unreadable' as const,
+    ),
+  },
+)
+type Part =
+  | 'absent'
+  | 'good'
+  | 'empty'
+  | 'short'
+  | 'link'
+  | 'dangling'
+  | 'folder'
+  | 'hard link'
+  | 'garbage'
+  | 'unreadable'
+
+const fileName = fc.oneof(
+  {
+    weight: 4,
+    arbitrary: fc.constantFrom('checkpoint', 'a b', '.hidden', 'x.ckp', '-rf', 'é', '日本', '__proto__'),
+  },
+  {
+    weight: 2,
+    arbitrary: fc
+      .string({ unit: 'binary', minLength: 1, maxLength: 30 })
+      .filter((name) => !/[/\0]/.test(name) && Buffer.byteLength(name) < 200),
+  },
+)
+const storedSet = fc.record({ name: fileName, memory: part, kernel: part, meta: part })
+
+/** Puts one file where CBSD, or somebody else, would have put it. */
+function plant(file: string, what: Part, size: number, text: string | undefined, elsewhere: string): void {
+  if (fs.existsSync(file) || what === 'absent') return
+  if (what === 'folder') fs.mkdirSync(file)
+  else if (what === 'link') fs.symlinkSync(elsewhere, file)
+  else if (what === 'dangling') fs.symlinkSync('/nonexistent/target', file)
+  else if (what === 'hard link') fs.linkSync(elsewhere, file)
+  else plantFile(file, what, size, text)
+}
+
+function plantFile(file: string, what: Part, size: number, text: string | undefined): void {
+  fs.writeFileSync(file, what === 'garbage' ? '\xff not ours {' : '', 'latin1')
+  if (what === 'good' || what === 'unreadable') {
+    if (text === undefined) fs.truncateSync(file, size)
+    else fs.writeFileSync(file, text)
+  } else if (what === 'short') fs.truncateSync(file, Math.floor(size / 2))
+  // No obstacle to root; a different mode must not be one to anybody.
+  if (what === 'unreadable') fs.chmodSync(file, 0)
+}
+
+t.test("a directory of CBSD's, and of whoever else writes there", async (t) => {
+  const isRoot = process.geteuid?.() === 0
+  const workdir = scratch(t)
+  const directory = path.join(workdir, 'jails-system/vm1/checkpoints')
+  const elsewhere = path.join(workdir, 'elsewhere')
+  const client = createClient({ checkpointDirectory: cbsdLayout({ workdir }) })
+  const isWhole = (state: Part): boolean => state === 'good' || (state === 'unreadable' && isRoot)
+  const property = fc.asyncProperty(
+    fc.uniqueArray(storedSet, { selector: ({ name }) => name, maxLength: 4 }),
+    async (sets) => {
+      fs.rmSync(path.join(workdir, 'jails-system'), { recursive: true, force: true })
+      fs.mkdirSync(directory, { recursive: true })
+      fs.writeFileSync(elsewhere, "somebody's secret")
+      for (const { name, memory, kernel, meta } of sets) {
+        const base = path.join(directory, name)
+        plant(`${base}.ckp`, memory, good.memory, undefined, elsewhere)
+        plant(`${base}.ckp.kern`, kernel, good.kernel, undefined, elsewhere)
+        plant(`${base}.ckp.meta`, meta, 4096, good.meta, elsewhere)
+      }
+      const before = tree(workdir)
+      const listed = await client.listCheckpoints('vm1')
+      assert.deepEqual(tree(workdir), before, 'looking changes nothing')
+      const states = new Map(listed.map(({ name, state }) => [name, state]))
+      assert.equal(states.size, listed.length, 'every name once')
+      for (const { name, memory, kernel, meta } of sets) {
+        // A set of another name may own this file: 'x.ckp' has its metadata where 'x' has nothing.
+        if (name.includes('.ckp') || memory === 'absent' || memory === 'folder') continue
+        const whole = isWhole(memory) && isWhole(kernel) && isWhole(meta)
+        const isControl = /\p{Cc}/u.test(name)
+        assert.equal(states.get(name), isControl ? undefined : whole ? 'complete' : 'damaged', name)
+        const report = isControl ? undefined : await client.verifyCheckpoint('vm1', name)
+        assert.equal(report?.ok, isControl ? undefined : whole)
+      }
+      for (const { state, problems } of listed) assert.equal(problems.length === 0, state === 'complete')
+      const names = listed.map(({ name }) => name)
+      assert.deepEqual((await client.destroyAll('vm1')).sort(), names.sort())
+      assert.deepEqual(await client.listCheckpoints('vm1'), [])
+      assert.equal(fs.readFileSync(elsewhere, 'utf8'), "somebody's secret")
+    },
+  )
+  await holds(t, 'listed by what is there, and changed by nothing but destroyAll', property, 150)
+})
+
+// ---- names --------------------------------------------------------------------------------------
+
+const anyName = fc.oneof(
+  fc.string({ unit: 'binary', maxLength: 300 }),
+  fc.string({
+    unit: fc.integer({ min: 0, max: 0xffff }).map((unit) => String.fromCharCode(unit)),
+    maxLength: 4,
+  }),
+  fc.string({ unit: fc.constantFrom('.', '/', '\0', '-', 'a', '\n', '..', '\u0085'), maxLength: 4 }),
+  fc.constantFrom('n'.repeat(242), 'n'.repeat(243), 'é'.repeat(121), 'n'.repeat(255), 'n'.repeat(256)),
+)
+
+/** The rule once more, by code points and without a regular expression. */
+function isAcceptable(name: string, maxBytes: number): boolean {
+  if (name === '' || name === '.' || name === '..') return false
+  for (const character of name) {
+    const code = character.codePointAt(0)!
+    if (character === '/' || code < 0x20 || (code >= 0x7f && code < 0xa0)) return false
+    if (code >= 0xd800 && code <= 0xdfff) return false
+  }
+  return Buffer.from(name).length <= maxBytes
+}
+
+function accepts(assertName: () => void): boolean {
+  try {
+    assertName()
+    return true
+  } catch (error) {
+    assert.ok(error instanceof CheckpointError, String(error))
+    assert.ok(error.message.length < 500)
+    return false
+  }
+}
+
+t.test('names', async (t) => {
+  const directory = scratch(t)
+  const acceptedName = fc.property(anyName, (name) => {
+    assert.equal(
+      accepts(() => assertVmName(name)),
+      isAcceptable(name, 255),
+    )
+    assert.equal(
+      accepts(() => assertCheckpointName(name, 'vm1')),
+      isAcceptable(name, 255 - '.ckp.manifest'.length),
+    )
+    if (!isAcceptable(name, 255)) return
+    // One component, the same when read back.
+    fs.mkdirSync(path.join(directory, name))
+    assert.deepEqual(fs.readdirSync(directory), [name])
+    fs.rmdirSync(path.join(directory, name))
+  })
+  await holds(t, 'accepted names are components of paths, and stay as they are', acceptedName, 2000)
+
+  const store = scratch(t)
+  const client = createClient({ runDirectory: store, checkpointDirectory: store })
+  const anything = fc.oneof(anyName, fc.anything({ withBigInt: true, withNullPrototype: true }))
+  const isRefused = (value: unknown, maxBytes: number): boolean =>
+    typeof value !== 'string' || !isAcceptable(value, maxBytes)
+  const refusedName = fc.asyncProperty(anything, async (value) => {
+    const name = value as string
+    for (const call of ['createCheckpoint', 'listCheckpoints', 'destroyAll', 'pause', 'resume'] as const) {
+      if (!isRefused(value, 255)) continue
+      await assert.rejects(client[call](name), { name: 'CheckpointError', code: 'ERR_INVALID_VM_NAME' })
+    }
+    for (const call of ['getCheckpoint', 'destroyCheckpoint', 'verifyCheckpoint', 'pinCheckpoint'] as const) {
+      if (!isRefused(value, 242)) continue
+      const refusal = { name: 'CheckpointError', code: 'ERR_INVALID_CHECKPOINT_NAME' }
+      await assert.rejects(client[call]('vm1', name), refusal)
+    }
+    assert.deepEqual(tree(store), [])
+  })
+  await holds(t, 'anything else is refused with its code, and nothing is touched', refusedName, 300)
+})
+
+// ---- bhyve's answer -----------------------------------------------------------------------------
+
+t.test('an answer says the same however it arrives', async (t) => {
+  const error = fc.string({ unit: 'binary' }).map((text) => text.replaceAll('\0', ''))
+  const answer = fc.oneof(
+    error.map((value) => loadNative().encodeNvlist([{ name: 'error', type: 'string', value }])),
+    fc.uint8Array({ maxLength: 200 }).map((bytes) => Buffer.from(bytes)),
+  )
+  const pieces = fc.array(fc.nat({ max: 40 }), { maxLength: 30 })
+  const sameInPieces = fc.property(answer, pieces, (bytes, lengths) => {
+    const whole = new ReplyBuffer()
+    whole.add(bytes)
+    const inPieces = new ReplyBuffer()
+    let offset = 0
+    for (const length of lengths) {
+      inPieces.add(bytes.subarray(offset, offset + length))
+      offset += length
+    }
+    inPieces.add(bytes.subarray(offset))
+    assert.equal(inPieces.errorText, whole.errorText)
+    const pairs = loadNative().decodeNvlist(bytes, 0)
+    assert.equal(whole.errorText, pairs?.find(({ name }) => name === 'error')?.value)
+  })
+  await holds(t, 'in pieces or whole', sameInPieces, 1000)
+
+  const floods = fc.property(answer, fc.nat({ max: 2 * replyMaxBytes }), (bytes, after) => {
+    const flooded = new ReplyBuffer()
+    flooded.add(bytes)
+    for (let sent = 0; sent <= replyMaxBytes + after; sent += 8192) flooded.add(Buffer.alloc(8192))
+    flooded.add(bytes)
+    assert.equal(flooded.errorText, undefined)
+  })
+  await holds(t, 'a flood says nothing', floods, 100)
+})
+
+// ---- bhyve's command line -----------------------------------------------------------------------
+
+const flagLetters = Array.from('AaCDeHIMPSuWwxY')
+const word = fc.string({ minLength: 1, maxLength: 12 }).filter((text) => !text.includes('\0'))
+const device = fc.stringMatching(/^[a-z][a-z0-9_-]{0,8}$/).filter((name) => !'help'.startsWith(name))
+
+interface Given {
+  letter: string
+  value: string | undefined
+}
+const option: fc.Arbitrary<Given> = fc.oneof(
+  fc.constantFrom(...flagLetters).map((letter) => ({ letter, value: undefined })),
+  fc
+    .constantFrom('f', 'g', 'G', 'K', 'n', 'r', 'U')
+    .chain((letter) => word.map((value) => ({ letter, value }))),
+  word.map((value) => ({ letter: 'm', value })),
+  fc
+    .tuple(word, word)
+    .map(([key, value]) => ({ letter: 'o', value: `${key.replaceAll('=', '')}x=${value}` })),
+)
+
+/** One option as words: a value in the same word or in the next, flags alone or in front of it. */
+function wordsOf({ letter, value }: Given, joined: boolean, flagsInFront: string): string[] {
+  if (value === undefined) return [`-${flagsInFront}${letter}`]
+  return joined ? [`-${flagsInFront}${letter}${value}`] : [`-${flagsInFront}${letter}`, value]
+}
+
+t.test("bhyve's command line", async (t) => {
+  const front = fc.string({ unit: fc.constantFrom(...flagLetters), maxLength: 3 })
+  const written = fc.property(
+    fc.array(fc.tuple(option, fc.boolean(), front), { maxLength: 12 }),
+    fc.uniqueArray(fc.nat({ max: 31 }), { maxLength: 6 }),
+    device,
+    fc.constantFrom([], ['vm1'], ['--', 'vm1'], ['--', '-vm1'], ['-'], ['--']),
+    (given, slots, emulation, operands) => {
+      const slotWords = slots.flatMap((slot) => ['-s', `${slot},${emulation},path=/x`])
+      const words = given.flatMap(([one, joined, flags]) => wordsOf(one, joined, flags))
+      const parsed = parseCommandLine([...words, ...slotWords, ...operands], false)
+      const last = (letter: string): string | undefined =>
+        given.findLast(([one]) => one.letter === letter)?.[0].value
+      assert.equal(parsed.restoreFile, last('r'))
+      assert.equal(
+        parsed.operand,
+        operands.find((operand) => operand !== '--'),
+      )
+      const expected = new Map<string, string>()
+      for (const [{ letter, value = '' }] of given) {
+        const equals = value.indexOf('=')
+        if (letter === 'm') expected.set('memory.size', value)
+        if (letter === 'o') expected.set(value.slice(0, equals), value.slice(equals + 1))
+      }
+      for (const slot of slots) expected.set(`pci.0.${slot}.0.device`, emulation)
+      assert.deepEqual([...parsed.configuration].sort(), [...expected].sort())
+    },
+  )
+  await holds(t, 'says the same however it is written', written, 1000)
+
+  const letters = fc.string({ unit: fc.constantFrom(...Array.from('-AcmosprlUhX0:,= x1')), maxLength: 8 })
+  const anyWord = fc.oneof(
+    letters,
+    fc.string({ unit: 'binary', maxLength: 10 }),
+    fc.constantFrom(
+      '-s',
+      '-c',
+      '-k',
+      '-l',
+      '-o',
+      '-p',
+      '0:0:0,lpc',
+      '31:8,x',
+      '1e9,x',
+      '-1,x',
+      '999999999999999999999,x',
+    ),
+  )
+  const hostile = fc.property(fc.array(anyWord, { maxLength: 8 }), fc.boolean(), (args, withAliases) => {
+    try {
+      const { configuration, operand } = parseCommandLine(args, withAliases)
+      for (const key of configuration.keys()) {
+        const place = /^pci\.(\d+)\.(\d+)\.(\d+)\.device$/.exec(key)?.slice(1).map(Number)
+        if (place === undefined) continue
+        const [bus = 0, slot = 0, func = 0] = place
+        assert.ok(bus < 256 && slot < 32 && func < 8 && !key.includes('NaN'), key)
+      }
+      assert.ok(operand === undefined || args.includes(operand))
+    } catch (error) {
+      if (error instanceof assert.AssertionError || !(error instanceof Refusal)) throw error
+    }
+  })
+  await holds(t, 'anything else ends in a refusal, never in another error', hostile, 3000)
+})
