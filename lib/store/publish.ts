@@ -9,8 +9,9 @@ import { commitStaged, type Publication } from './commit.js'
 import { Directory } from './directory.js'
 import { lockStaging } from './lock.js'
 import { digestList, stagingName } from './paths.js'
-import { assertReplaceable } from './replaceable.js'
+import { assertNotOlder, assertReplaceable } from './replaceable.js'
 import { assertNotStuck, recover } from './recover.js'
+import { settleSuspend, type Settled } from './settle.js'
 import { borrowStage, isSameStage, type StageHandle } from './stage_handle.js'
 
 const { O_RDONLY } = fs.constants
@@ -39,7 +40,18 @@ export function commitStage(handle: StageHandle, publication: Publication): Chec
   if (!isSameStage(staging, handle)) throw vanished(handle)
   const { name, ifExists } = publication
   assertReplaceable(directory, name, ifExists)
+  const { vm, createdAt, poweredOff } = publication.manifest
+  assertNotOlder(directory, { vm, name, savedMs: Date.parse(createdAt), poweredOff })
   return commitStaged(directory, staging, borrowStage(handle), handle.id, publication)
+}
+
+/** A suspend's stage that cannot go its way, once bhyve has ended. */
+export function settleStage(handle: StageHandle): Settled {
+  const directory = Directory.borrow(handle.directory, handle.directoryPath)
+  using staging = lockStaging(directory)
+  const stuck = recover(directory, staging)
+  if (!isSameStage(staging, handle)) throw vanished(handle)
+  return settleSuspend(directory, staging, handle.id, stuck)
 }
 
 function vanished(handle: StageHandle): CheckpointError {
