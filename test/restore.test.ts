@@ -5,7 +5,7 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
-import { AbortError, type CheckpointClient, type Dialect } from 'bhyve-checkpoint'
+import { AbortError, type CheckpointClient, type CheckpointError, type Dialect } from 'bhyve-checkpoint'
 import { simulatedBhyve, type SimulatedDialect } from 'bhyve-checkpoint/simulator'
 import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../dist/client.js'
@@ -411,7 +411,7 @@ t.test('two restores at once: one starts', async (t) => {
     const failed = outcomes.filter((outcome) => outcome.status === 'rejected')
     t.equal(failed.length, 1, `${names.join()} ${again}`)
     t.match(failed[0]?.reason, { code: 'ERR_RESTORE_BLOCKED' })
-    t.ok(codesOf(failed[0]?.reason as Error)?.includes('already-running'))
+    t.ok(codesOf(failed[0]?.reason as CheckpointError)?.includes('already-running'))
     t.equal(scripts.filter((script) => world.pidOf(script) > 0).length, 1)
     const restores = [...new Set(names)].flatMap((name) => (world.manifest(name).restores ?? []) as unknown[])
     t.equal(restores.length, 1, 'marked once')
@@ -530,8 +530,8 @@ t.test('a failure at the marking leaves nothing started', async (t) => {
 })
 
 /** A client whose jobs run here: `on` is called before each. */
-function watched(world: World, on: (job: string) => Promise<unknown> | undefined | void): CheckpointClient {
-  const pool = () => inlinePool((name) => on(name) ?? undefined)
+function watched(world: World, on: (job: string) => unknown): CheckpointClient {
+  const pool = () => inlinePool((name) => on(name) as Promise<unknown> | undefined)
   const surroundings = { ...realSurroundings, peers: new PeerMemory(), pool }
   const { runDirectory, checkpointDirectory } = world
   return createClientIn(surroundings, { runDirectory, checkpointDirectory })
