@@ -147,11 +147,12 @@ function inWords(bhyve: string, ending: Ending | undefined): string {
   return `it ended with status ${String(ending?.code ?? 'unknown')}`
 }
 
-/** Where that fails too, the set stays marked, and the error says so. */
+/** Where that fails too, the set stays marked, and the error says so; one that is gone has no mark. */
 async function takeBack({ store, settings, mark }: Starting, reason: unknown): Promise<void> {
   try {
     await store.takeBackMark(settings.vm, settings.name, mark)
   } catch (error) {
+    if (error instanceof CheckpointError && error.code === 'ERR_CHECKPOINT_NOT_FOUND') return
     const known = toCheckpointError(reason, 'restoring')
     const why = error instanceof Error ? error.message : String(error)
     const message = `${known.message}. The checkpoint stays marked as restored (${why}): 'again: true' overrides that`
