@@ -51,7 +51,7 @@ try {
 
   title('listCheckpoints and verifyCheckpoint')
   await show(client)
-  const report = await client.verifyCheckpoint('ubuntu', 'before-upgrade')
+  const report = await client.verifyCheckpoint('ubuntu', 'before-upgrade', { depth: 'content' })
   console.log(`  verified: ${report.ok ? 'whole' : 'damaged'} (${report.depth})`)
 
   title('Created again under the same name: the old one is there until the new one is')
