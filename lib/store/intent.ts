@@ -79,8 +79,11 @@ export function renameIntent(stage: Directory, intent: Intent, name: string): In
  */
 export function recordWriter(handle: StageHandle, writer: Writer): void {
   const stage = borrowStage(handle)
-  stage.unlink(peerRecord)
-  stage.writeNew(peerRecord, JSON.stringify(writer), false)
+  const fresh = `${peerRecord}.new`
+  stage.unlink(fresh)
+  stage.writeNew(fresh, JSON.stringify(writer), false)
+  // Whole or not at all: of a writer that cannot be read nobody knows whether it lives.
+  stage.rename(fresh, stage, peerRecord)
 }
 
 /** Undefined where nobody was asked. */

@@ -29,9 +29,6 @@ export interface Saved {
   poweredOff: boolean
 }
 
-/** The time of a file lags behind the clock by as much as a tick. */
-const tickMs = 20
-
 /**
  * What was saved later is never replaced by what was saved before it, where one of the two is a suspended VM. Two
  * managers may publish in another order than bhyve wrote.
@@ -42,7 +39,9 @@ export function assertNotOlder(directory: Directory, saved: Saved): void {
   if (standing?.createdAt === undefined) return
   const isState = standing.poweredOff === true && standing.restoredAt === undefined
   if (!isState && !poweredOff) return
-  if (standing.createdAt.getTime() <= savedMs + tickMs) return
+  // Both are times of files. In the same tick the VM's end came last.
+  const standingMs = standing.createdAt.getTime()
+  if (isState ? standingMs < savedMs : standingMs <= savedMs) return
   const what = isState
     ? 'is the state of a VM that was suspended since, and was not restored'
     : 'was saved later'
