@@ -101,8 +101,8 @@ class World {
     await until(() => !isAlive(pid), 'its end')
   }
 
-  /** A checkpoint of a fresh VM that is off by now; its socket file is left behind. */
-  async saved(...names: string[]): Promise<void> {
+  /** A fresh VM; its pid. */
+  async begun(): Promise<number> {
     const script = this.script()
     spawn(script, this.args, { stdio: 'ignore' })
     const pid = await this.started(script)
@@ -114,6 +114,18 @@ class World {
       if (!isFailure(connection)) native.close(connection)
       return !isFailure(connection)
     }, 'the socket')
+    return pid
+  }
+
+  /** The state of a fresh VM that was suspended. */
+  async suspended(name = 'suspend'): Promise<void> {
+    await this.begun()
+    await this.client.suspend('vm1', { name })
+  }
+
+  /** A checkpoint of a fresh VM that is off by now; its socket file is left behind. */
+  async saved(...names: string[]): Promise<void> {
+    const pid = await this.begun()
     for (const name of names) await this.client.createCheckpoint('vm1', { name })
     await this.kill(pid)
   }
@@ -159,10 +171,48 @@ for (const dialect of ['path', 'descriptor', 'reply', 'struct'] as const) {
   })
 }
 
+for (const dialect of ['path', 'descriptor', 'reply'] as const) {
+  t.test(`${dialect}: suspended and restored for twenty generations`, async (t) => {
+    const world = new World(t, dialect)
+    await world.begun()
+    let first: string[] | undefined
+    let machine: unknown
+    for (let generation = 1; generation <= 20; generation++) {
+      const name = `g${generation}`
+      const { devices, cpus, memoryBytes, poweredOff } = await world.client.suspend('vm1', { name })
+      first ??= world.digests(name)
+      machine ??= { devices, cpus, memoryBytes }
+      t.strictSame(world.digests(name), first, `generation ${generation}: RAM, devices and CPUs are the same`)
+      t.strictSame({ devices, cpus, memoryBytes }, machine)
+      t.equal(poweredOff, true)
+      t.match(await world.client.verifyCheckpoint('vm1', name, { depth: 'content' }), {
+        ok: true,
+        depth: 'content',
+      })
+      t.match(await world.client.suspendedCheckpoint('vm1'), { name })
+      const bhyve = world.script()
+      const restored = await world.client.restore('vm1', name, { args: world.args, bhyve })
+      t.equal(await world.client.suspendedCheckpoint('vm1'), undefined)
+      t.match(await world.client.listVirtualMachines(), [{ vm: 'vm1', pid: restored.pid, state: 'running' }])
+    }
+  })
+}
+
+t.test('whoever restored a VM can wait for its end', async (t) => {
+  const world = new World(t)
+  await world.suspended()
+  const restored = await world.client.restore('vm1', 'suspend', { args: world.args, bhyve: world.script() })
+  const { exited } = restored
+  await world.client.suspend('vm1', { name: 'again' })
+  t.strictSame(await exited, { code: 5, signal: null })
+  t.strictSame(await restored.exited, { code: 5, signal: null }, 'also once it is over')
+  t.strictSame(Object.keys(restored).sort(), ['logFile', 'pid'], 'looking at it waits for nothing')
+})
+
 t.test('a suspended VM is resumed once, and again only when told', async (t) => {
   const world = new World(t)
-  await world.saved('suspend')
-  changeManifest(world.directory, 'suspend', { poweredOff: true, ofNewerReleases: { kept: true } })
+  await world.suspended()
+  changeManifest(world.directory, 'suspend', { ofNewerReleases: { kept: true } })
   const once = await world.client.restore('vm1', 'suspend', { args: world.args, bhyve: world.script() })
   const running = await rejection(
     world.client.restore('vm1', 'suspend', { args: world.args, bhyve: world.script(), again: true }),
@@ -189,8 +239,7 @@ t.test('a suspended VM is resumed once, and again only when told', async (t) => 
 
 t.test('a disk that went on after a suspend', async (t) => {
   const world = new World(t)
-  await world.saved('suspend')
-  changeManifest(world.directory, 'suspend', { poweredOff: true })
+  await world.suspended()
   const disk = path.join(world.root, 'disk.img')
   fs.writeFileSync(disk, 'newer')
   fs.utimesSync(disk, 4e9, 4e9)
@@ -204,8 +253,7 @@ t.test('a disk that went on after a suspend', async (t) => {
 
 t.test('a restoring process that is killed once bhyve has started', async (t) => {
   const world = new World(t)
-  await world.saved('suspend')
-  changeManifest(world.directory, 'suspend', { poweredOff: true })
+  await world.suspended()
   const gate = path.join(world.root, 'gate')
   const bhyve = world.script({ gate })
   const script = fileURLToPath(new URL('support/restoring.mjs', import.meta.url))
