@@ -13,7 +13,14 @@ import { getSet, hasSets, listSets, verifySet } from '../store/list.js'
 import { pinSet } from '../store/pin.js'
 import { pruneSets } from '../store/prune.js'
 import { commitStage, prepareStage, settleStage } from '../store/publish.js'
-import { beginRestore, holdSet, lookAtSet, markRestored, takeBackMark } from '../store/restoring.js'
+import {
+  beginRestore,
+  confirmRestore,
+  holdSet,
+  lookAtSet,
+  markRestored,
+  takeBackMark,
+} from '../store/restoring.js'
 import { recordWriter } from '../store/intent.js'
 import { reserveSpace } from '../store/space.js'
 import { collectStage, isUntouched } from '../store/collect.js'
@@ -62,6 +69,7 @@ export const jobs = {
   beginRestore,
   openLog,
   markRestored,
+  confirmRestore,
   holdSet,
   takeBackMark,
   readLogEnd,

@@ -84,12 +84,17 @@ interface Starting extends RestoreContext {
 
 /** From here on the set is marked: every way out that is no running bhyve takes the mark back. */
 async function restoreMarked(starting: Starting, cancellation: Cancellation): Promise<Restored> {
-  try {
-    return await restoreHeld(starting, cancellation)
-  } catch (error) {
+  const restored = await restoreHeld(starting, cancellation).catch(async (error: unknown) => {
     await takeBack(starting, error)
     throw error
-  }
+  })
+  await confirm(starting)
+  return restored
+}
+
+/** Where that fails, the set is kept as if it were all there is of the VM: too careful, and no harm. */
+async function confirm({ store, settings, mark }: Starting): Promise<void> {
+  await store.confirmRestore(settings.vm, settings.name, mark).catch(() => undefined)
 }
 
 /** Marking takes the lock alone, starting shares it: the set must still be the same once the one became the other. */

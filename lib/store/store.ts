@@ -151,6 +151,10 @@ export class Store {
     return this.#locked('holdSet', this.directoryOf(vm), name, identity, mark)
   }
 
+  confirmRestore(vm: string, name: string, mark: Mark): Promise<void> {
+    return this.#locked('confirmRestore', this.directoryOf(vm), name, mark)
+  }
+
   takeBackMark(vm: string, name: string, mark: Mark): Promise<boolean> {
     return this.#locked('takeBackMark', this.directoryOf(vm), name, mark)
   }

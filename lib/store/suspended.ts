@@ -8,6 +8,7 @@ import { holdsUnpublished, isLeftByWriter, recover, type Stuck } from './recover
 import { removeRubbish } from './remove_tree.js'
 import { holdsWholeSet } from './settle.js'
 import { isAlive, isStageId } from './staging_entries.js'
+import { isUnrestored } from './unrestored.js'
 
 /** `publishing`: bhyve is gone, and somebody is at publishing what it left. */
 export type SuspendedState = { kind: 'publishing' } | { kind: 'known'; checkpoint?: Checkpoint }
@@ -29,7 +30,7 @@ export function suspendedState(directoryPath: string, vm: string, sinceMs: numbe
     .flatMap((name) => listedSet(directory, vm, name))
     .sort(byAge)
     .flatMap((set) => {
-      if (set.state !== 'complete' || !set.poweredOff || set.restoredAt !== undefined) return []
+      if (set.state !== 'complete' || !isUnrestored(directory, set)) return []
       const { state: _state, problems: _problems, ...checkpoint } = set
       return set.createdAt.getTime() < sinceMs ? [] : [checkpoint]
     })
