@@ -198,7 +198,7 @@ Result<std::int64_t> signalProcess(pid_t pid, const std::string &startedAt, int 
 #endif
 
 void dieBy(int signal) {
-  std::signal(signal, SIG_DFL);
+  static_cast<void>(std::signal(signal, SIG_DFL));
   sigset_t only;
   sigemptyset(&only);
   sigaddset(&only, signal);

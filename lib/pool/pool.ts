@@ -43,8 +43,7 @@ class PoolWorker {
       eval: true,
       workerData: fileURLToPath(new URL('./worker.js', import.meta.url)),
       name: 'bhyve-checkpoint',
-      // Node 20 calls require() of a module experimental, and would say so on the host program's standard error.
-      execArgv: ['--disable-warning=ExperimentalWarning'],
+      execArgv: workerFlags(),
       env: workerEnvironment(),
     })
     this.#worker.unref()
@@ -121,6 +120,14 @@ class PoolWorker {
   #post(message: ToWorker): void {
     this.#worker.postMessage(message)
   }
+}
+
+/**
+ * Node 20 calls require() of a module experimental, and would say so on the host program's standard error. Deno starts
+ * no thread with a flag it does not know.
+ */
+function workerFlags(): string[] {
+  return 'deno' in process.versions ? [] : ['--disable-warning=ExperimentalWarning']
 }
 
 /** Without NODE_OPTIONS: what the host program preloads is not meant for these threads. */
