@@ -20,7 +20,7 @@ constexpr std::size_t kStride = 256;
 bool isZeroStride(const std::uint8_t *bytes) {
   std::uint64_t any = 0;
   for (std::size_t i = 0; i < kStride; i += sizeof any) {
-    std::uint64_t word;
+    std::uint64_t word = 0;
     std::memcpy(&word, bytes + i, sizeof word); // a load at any address, and no copy, once compiled
     any |= word;
   }
