@@ -474,6 +474,10 @@ Value punchHole(const CallbackInfo &info) {
   return toValue(info.Env(),
                  bhyve::punchHole(intArgument(info, 0), offsetArgument(info, 1), offsetArgument(info, 2)));
 }
+Value beginWriting(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::beginWriting(intArgument(info, 0), offsetArgument(info, 1),
+                                                 offsetArgument(info, 2)));
+}
 Value dataRange(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::dataRange(intArgument(info, 0), offsetArgument(info, 1)));
 }
@@ -566,6 +570,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   method("zeroRuns", zeroRuns);
   method("holeBlockBytes", holeBlockBytes);
   method("punchHole", punchHole);
+  method("beginWriting", beginWriting);
   method("dataRange", dataRange);
   method("setModifiedAt", setModifiedAt);
   method("processStatus", processStatus);

@@ -68,6 +68,12 @@ Result<std::int64_t> punchHole(int descriptor, std::int64_t offset, std::int64_t
   return 0;
 }
 
+Result<std::int64_t> beginWriting(int descriptor, std::int64_t offset, std::int64_t length) {
+  if (::sync_file_range(descriptor, offset, length, SYNC_FILE_RANGE_WRITE) == -1)
+    return failureOf("sync_file_range");
+  return 0;
+}
+
 #elif defined(__FreeBSD__) && defined(SPACECTL_DEALLOC) && defined(_PC_DEALLOC_PRESENT)
 
 namespace {
@@ -114,6 +120,12 @@ Result<std::int64_t> punchHole(int, std::int64_t, std::int64_t) {
   return Failure{ENOSYS, "punchHole"};
 }
 
+#endif
+
+#if !defined(__linux__)
+Result<std::int64_t> beginWriting(int, std::int64_t, std::int64_t) {
+  return 0;
+}
 #endif
 
 Result<DataRange> dataRange(int descriptor, std::int64_t offset) {

@@ -121,6 +121,12 @@ t.test(
       'create',
     )
     assertOrder(t, replaced, [...beforeCommit, 'unlinkat checkpoint.ckp', ...afterCommit], 'replace')
+    assertOrder(
+      t,
+      sections.get('replace') ?? [],
+      ['unlinkat checkpoint.ckp', `unlinkat ${id}.ready`, 'close .staging', 'close checkpoint.ckp'],
+      "the old one's blocks are freed when the lock is given back",
+    )
     const commit = replaced.indexOf(`rename ${id} -> ${id}.ready`)
     const touchesOld = replaced
       .slice(0, commit)
