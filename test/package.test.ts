@@ -19,6 +19,7 @@ t.test('has what it needs, and nothing else', async (t) => {
     'CHANGELOG.md',
     'dist/index.js',
     'dist/index.d.ts',
+    'dist/cli/main.js',
     'dist/pool/worker.js',
     'dist/simulator/index.js',
     'dist/simulator/index.d.ts',
@@ -36,18 +37,18 @@ t.test('has what it needs, and nothing else', async (t) => {
   t.ok(packed.size < 400_000, `${packed.size} bytes are under 400 kB`)
 })
 
-t.test('runs nothing when it is installed, and brings one dependency', async (t) => {
+t.test('runs nothing when it is installed, and brings two small dependencies', async (t) => {
   const manifest = JSON.parse(fs.readFileSync(path.join(project.installed, 'package.json'), 'utf8')) as {
     scripts: object
     dependencies: object
   }
   for (const script of ['preinstall', 'install', 'postinstall', 'prepare'])
     t.notOk(script in manifest.scripts, script)
-  t.same(Object.keys(manifest.dependencies), ['node-gyp-build'])
+  t.same(Object.keys(manifest.dependencies), ['get-east-asian-width', 'node-gyp-build'])
   const modules = fs.readdirSync(path.join(project.directory, 'node_modules'))
   t.same(
     modules.filter((name) => !name.startsWith('.')),
-    ['bhyve-checkpoint', 'node-gyp-build'],
+    ['bhyve-checkpoint', 'get-east-asian-width', 'node-gyp-build'],
   )
 })
 
@@ -82,6 +83,24 @@ t.test('works by import', async (t) => {
 
 t.test('works by require', async (t) => {
   lives(t, 'life.cjs', `${life}\nlife(require('bhyve-checkpoint'), require('bhyve-checkpoint/simulator'))`)
+})
+
+t.test('has a command line that works', async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
+  t.teardown(() => bhyve.stop())
+  const places = ['--run-directory', bhyve.runDirectory, '--checkpoint-directory', path.join(scratch(t), 'c')]
+  const command = path.join(project.directory, 'node_modules/.bin/bhyve-checkpoint')
+  const run = (...words: string[]) =>
+    spawnSync('/usr/bin/env', ['-u', 'NODE_OPTIONS', command, ...words], {
+      env: project.env,
+      encoding: 'utf8',
+    })
+  const version = (
+    JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8')) as { version: string }
+  ).version
+  t.equal(run('--version').stdout, `${version}\n`)
+  t.match(run('create', 'vm1', ...places), { status: 0, stdout: /^created vm1\/checkpoint/ })
+  t.match(run('verify', 'vm1', '--content', ...places), { status: 0, stdout: /^vm1\/checkpoint: whole/ })
 })
 
 const typed = `

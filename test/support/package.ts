@@ -54,6 +54,12 @@ function packedSources(): string[] {
   return files.filter((file) => !file.startsWith('!') && file !== 'prebuilds')
 }
 
+/** None of them has dependencies of its own. */
+export function runtimeDependencies(): string[] {
+  const manifest = fs.readFileSync(path.join(root, 'package.json'), 'utf8')
+  return Object.keys((JSON.parse(manifest) as { dependencies: object }).dependencies)
+}
+
 export function packFolder(folder: string, destination: string): Packed {
   const args = ['pack', folder, '--json', '--ignore-scripts', '--pack-destination', destination]
   const output = npm(destination, childEnvironment(), ...args)
@@ -71,10 +77,12 @@ export function install(t: Test, packed: Packed): Project {
   fs.symlinkSync(process.execPath, path.join(tools, 'node'))
   fs.symlinkSync('/bin/sh', path.join(tools, 'sh'))
   const env = childEnvironment({ PATH: tools })
-  const loader = packFolder(path.join(root, 'node_modules/node-gyp-build'), directory)
+  const dependencies = runtimeDependencies().map(
+    (name) => packFolder(path.join(root, 'node_modules', name), directory).tarball,
+  )
   fs.writeFileSync(path.join(project, 'package.json'), '{ "private": true, "type": "module" }\n')
   const flags = ['--offline', '--no-audit', '--no-fund', '--cache', path.join(directory, 'cache')]
-  npm(project, env, 'install', ...flags, packed.tarball, loader.tarball)
+  npm(project, env, 'install', ...flags, packed.tarball, ...dependencies)
   return { directory: project, installed: path.join(project, 'node_modules/bhyve-checkpoint'), env }
 }
 
