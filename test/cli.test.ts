@@ -6,9 +6,10 @@ import { execFileSync, spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { simulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { statusOf } from '../dist/cli/exit_status.js'
 import { CliWorld, matchesKept, type Mode, type Step, transcript, withoutColours } from './support/cli.js'
 import { childEnvironment, checkpointFiles, scratch } from './support/index.js'
 
@@ -17,9 +18,8 @@ interface Story {
   setUp?: (world: CliWorld) => Promise<void>
   steps: Step[]
   /** Beyond the texts. */
-  after?: (t: Tap, world: CliWorld) => void | Promise<void>
+  after?: (t: Test, world: CliWorld) => void | Promise<void>
 }
-type Tap = typeof t
 
 const running = async (world: CliWorld): Promise<void> => {
   await world.start({ vm: 'vm1' })
@@ -306,7 +306,7 @@ for (const mode of ['pipe', 'terminal'] satisfies Mode[]) {
       const texts: string[] = []
       for (const step of steps) texts.push(transcript(world, step, await world.run(step, mode), mode))
       matchesKept(t, `${name}.${mode}`, texts.join('\n'))
-      await after?.(t as Tap, world)
+      await after?.(t, world)
     })
   }
 }
@@ -396,4 +396,15 @@ t.test('a shell completes commands, options and names', async (t) => {
   t.same(complete('destroy', ...world.places, 'vm1', 'w'), ['with\\ space'])
   t.same(complete('restore', 'vm1', '--', ''), [])
   t.same(complete('list', '--run-directory', '/nowhere', '--checkpoint-directory', '/nowhere', ''), [])
+})
+
+t.test('the documented exit statuses are the real ones', async (t) => {
+  const text = fs.readFileSync(fileURLToPath(new URL('../docs/cli.md', import.meta.url)), 'utf8')
+  const documented = new Map<string, number>()
+  for (const [, status, codes] of text.matchAll(/^\| (\d+) +\|[^|]*\|(.*)\|$/gm)) {
+    for (const [, code] of codes!.matchAll(/`(ERR_\w+)`/g)) documented.set(code!, Number(status))
+  }
+  const source = fs.readFileSync(fileURLToPath(new URL('../lib/errors.ts', import.meta.url)), 'utf8')
+  for (const code of new Set(source.match(/ERR_[A-Z_]+/g)))
+    t.equal(documented.get(code), statusOf(code), code)
 })

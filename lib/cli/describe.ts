@@ -87,7 +87,8 @@ export function describeFailure(error: unknown, command: string | undefined): Fa
 
 function factsOf(error: unknown): { code: string; message: string; details: object } {
   if (!(error instanceof Error)) return { code: 'ERR_SYSTEM', message: String(error), details: {} }
-  const { code = 'ERR_SYSTEM', name: _, ...details } = { ...error } as { code?: string; name?: string }
+  const known = Object.fromEntries(Object.entries(error)) as { code?: string; name?: string }
+  const { code = 'ERR_SYSTEM', name: _, ...details } = known
   return { code, message: error.message, details }
 }
 

@@ -124,7 +124,7 @@ async function execute(words: readonly string[], step: Step, mode: Mode): Promis
 
 /** Frames that were drawn over become one line for each phase; what stays on the screen stays. */
 function screen(text: string): string {
-  const lines = text.replaceAll('\r\n', '\n').split(/\r\u001b\[K|\n/)
+  const lines = text.replaceAll('\r\n', '\n').replaceAll('\r\u001b[K', '\n').split('\n')
   const shown = lines.map((line) => {
     const [, vm, phase] =
       /^(\S+) (queued|saving|checking|digesting|syncing|publishing)(?=$| {2})/.exec(line) ?? []
