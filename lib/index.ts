@@ -1,11 +1,15 @@
-/** The public surface, and nothing else. */
+/**
+ * Save, list, verify, restore and destroy whole bhyve virtual machine states. The public surface, and nothing else.
+ *
+ * @module bhyve-checkpoint
+ */
 import { assertObject } from './arguments.js'
 import { createClient } from './client.js'
 import { clientOptions } from './options.js'
 import type { Checkpoint, ClientOptions, CreateOptions, ListedCheckpoint } from './types.js'
 
 export { type CheckpointClient, createClient } from './client.js'
-export { AbortError, CheckpointError, type ErrorCode, type VmState } from './errors.js'
+export { AbortError, CheckpointError, type ErrorCode, type ErrorDetails, type VmState } from './errors.js'
 export type { Restored } from './restore/restore.js'
 export { cbsdLayout } from './store/layout.js'
 export type {

@@ -7,6 +7,7 @@
  * closes it.
  */
 import { createRequire } from 'node:module'
+import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { CheckpointError } from './errors.js'
 
@@ -173,18 +174,31 @@ export function isFailure(result: unknown): result is Failure {
 function requireAddon(): Native {
   const require = createRequire(import.meta.url)
   const root = fileURLToPath(new URL('..', import.meta.url))
-  const load = require('node-gyp-build') as (directory: string) => unknown
   try {
+    const load = require('node-gyp-build') as (directory: string) => unknown
     return load(root) as Native
   } catch (cause) {
-    throw new CheckpointError(
-      'ERR_NATIVE_UNAVAILABLE',
-      `no native addon for ${process.platform}-${process.arch} (${libcName()}, Node-API 8): looked in ` +
-        `${root}build/Release and ${root}prebuilds/${process.platform}-${process.arch}. ` +
-        `Build it with: npm explore bhyve-checkpoint -- npx cmake-js compile (needs cmake and a C++17 compiler)`,
-      { cause },
-    )
+    throw unavailable(root, cause)
   }
+}
+
+function unavailable(root: string, cause: unknown): CheckpointError {
+  const said = (cause instanceof Error ? cause.message : String(cause)).trim().replace(/\s+/g, ' ')
+  const builder = path.join(root, 'scripts', 'build-addon.mjs')
+  const message =
+    `no native addon can be loaded for ${process.platform}-${process.arch} (${libcName()}, Node-API 8). ` +
+    `Looked in ${placesTried(root).join(', ')}. The loader said: ${said}. ` +
+    `Build it with: node '${builder}' (needs npm, cmake and a C++17 compiler)`
+  return new CheckpointError('ERR_NATIVE_UNAVAILABLE', message, { cause })
+}
+
+/** As node-gyp-build does, in its order. */
+function placesTried(root: string): string[] {
+  const prebuilds = path.join('prebuilds', `${process.platform}-${process.arch}`)
+  const { BHYVE_CHECKPOINT_PREBUILD: named = '', PREBUILDS_ONLY: prebuildsOnly = '' } = process.env
+  const built = prebuildsOnly === '' ? ['build/Release', 'build/Debug'] : []
+  const places = [...built, prebuilds].map((place) => path.join(named === '' ? root : named, place))
+  return [...places, path.join(path.dirname(process.execPath), prebuilds)]
 }
 
 function libcName(): string {

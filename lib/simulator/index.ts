@@ -1,6 +1,8 @@
 /**
  * A bhyve without a guest, for tests: the same sockets, the same files, the same faults, in a process of
  * its own. See docs/protocol.md for what it imitates.
+ *
+ * @module bhyve-checkpoint/simulator
  */
 import { executablePath } from './executable.js'
 import { startProcess, type Exit, type SimulatorProcess } from './child.js'

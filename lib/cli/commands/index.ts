@@ -1,0 +1,25 @@
+/** Every command, in the order of the help. */
+import type { Command } from '../command.js'
+import { completion } from '../completion.js'
+import { pause, restore, resume, vms } from './machines.js'
+import { create, suspend } from './saving.js'
+import { destroy, destroyAll, list, pin, prune, show, verify } from './stored.js'
+import { simulate } from './simulate.js'
+
+export const commands: readonly Command[] = [
+  create,
+  list,
+  show,
+  verify,
+  destroy,
+  destroyAll,
+  prune,
+  pin,
+  suspend,
+  restore,
+  pause,
+  resume,
+  vms,
+  simulate,
+  completion,
+]

@@ -1,0 +1,165 @@
+/** list, show, verify, destroy, destroyall, prune, pin. */
+import type { ListedCheckpoint, PrunePolicy } from '../../index.js'
+import type { Command, Context } from '../command.js'
+import { checkpointLines, checkpointMessage, checkpointTable } from '../describe.js'
+import { exitStatus } from '../exit_status.js'
+import { formatSize, parseCount, parseDuration, parseSize } from '../values.js'
+import { interruptible } from '../waiting.js'
+
+export const list: Command = {
+  name: 'list',
+  usage: '[vm ...]',
+  summary: 'checkpoints of these VMs, or of all; oldest first',
+  example: 'bhyve-checkpoint list vm1',
+  positionals: [0, Infinity],
+  run: async ({ client, names, output }) => {
+    const vms = names.length > 0 ? names : await client.listStored()
+    const found: ListedCheckpoint[] = []
+    for (const vm of vms) found.push(...(await client.listCheckpoints(vm)))
+    if (output.json) for (const one of found) output.result(checkpointMessage(one), [])
+    else if (found.length > 0) output.result({ type: 'list' }, checkpointTable(found, output))
+    else output.notice('no checkpoints')
+    return exitStatus.done
+  },
+}
+
+async function find({ client, api }: Context, vm: string, name: string): Promise<ListedCheckpoint> {
+  const found = (await client.listCheckpoints(vm)).find((one) => one.name === name)
+  if (found !== undefined) return found
+  throw new api.CheckpointError('ERR_CHECKPOINT_NOT_FOUND', `VM '${vm}' has no checkpoint '${name}'`, {
+    vm,
+    checkpoint: name,
+  })
+}
+
+export const show: Command = {
+  name: 'show',
+  usage: '<vm> <name>',
+  summary: 'everything that is known of a checkpoint',
+  example: 'bhyve-checkpoint show vm1 before-upgrade',
+  positionals: [2, 2],
+  run: async (context) => {
+    const [vm = '', name = ''] = context.names
+    const found = await find(context, vm, name)
+    context.output.result(checkpointMessage(found), checkpointLines(found))
+    return found.state === 'complete' ? exitStatus.done : exitStatus.damaged
+  },
+}
+
+export const verify: Command = {
+  name: 'verify',
+  usage: '<vm> [name ...]',
+  summary: 'whether these checkpoints are whole, or all of a VM',
+  example: 'bhyve-checkpoint verify vm1 --content',
+  options: { content: { help: 'read everything and compare digests; sizes and metadata otherwise' } },
+  positionals: [1, Infinity],
+  run: (context) =>
+    interruptible(context, {
+      start: (signal) => verifyAll(context, signal),
+      done: (allWhole) => (allWhole ? exitStatus.done : exitStatus.damaged),
+      afterwards: () => Promise.resolve(),
+    }),
+}
+
+async function verifyAll(context: Context, signal: AbortSignal): Promise<boolean> {
+  const [vm = '', ...named] = context.names
+  const names = named.length > 0 ? named : await ours(context, vm)
+  if (names.length === 0) context.output.notice('no checkpoints')
+  let allWhole = true
+  for (const name of names) allWhole = (await verifyOne(context, vm, name, signal)) && allWhole
+  return allWhole
+}
+
+async function ours({ client }: Context, vm: string): Promise<string[]> {
+  return (await client.listCheckpoints(vm)).filter(({ state }) => state !== 'foreign').map(({ name }) => name)
+}
+
+async function verifyOne(context: Context, vm: string, name: string, signal: AbortSignal): Promise<boolean> {
+  const { client, values, output } = context
+  const depth = values.has('content') ? 'content' : 'structure'
+  const report = await client.verifyCheckpoint(vm, name, { depth, signal, onProgress: output.onProgress })
+  const word = report.ok ? output.paint('good', 'whole') : output.paint('bad', 'damaged')
+  const read = report.depth === 'content' ? `content, ${formatSize(report.bytesRead)} read` : 'structure'
+  const problems = report.problems.map(({ code, message }) => `  ${code}: ${message}`)
+  output.result({ type: 'verification', vm, name, ...report }, [
+    `${vm}/${name}: ${word} (${read})`,
+    ...problems,
+  ])
+  return report.ok
+}
+
+export const destroy: Command = {
+  name: 'destroy',
+  usage: '<vm> <name ...>',
+  summary: 'remove these checkpoints, pinned ones too',
+  example: 'bhyve-checkpoint destroy vm1 before-upgrade',
+  positionals: [2, Infinity],
+  run: async ({ client, names, output }) => {
+    const [vm = '', ...checkpoints] = names
+    for (const name of checkpoints) {
+      await client.destroyCheckpoint(vm, name)
+      output.result({ type: 'destroyed', vm, name }, [`destroyed ${vm}/${name}`])
+    }
+    return exitStatus.done
+  },
+}
+
+export const destroyAll: Command = {
+  name: 'destroyall',
+  usage: '<vm>',
+  summary: 'remove all checkpoints of a VM, pinned ones and its suspended state too',
+  example: 'bhyve-checkpoint destroyall vm1',
+  positionals: [1, 1],
+  run: async ({ client, names, output }) => {
+    const [vm = ''] = names
+    const removed = await client.destroyAll(vm)
+    for (const name of removed) output.result({ type: 'destroyed', vm, name }, [`destroyed ${vm}/${name}`])
+    if (removed.length === 0) output.notice('no checkpoints')
+    return exitStatus.done
+  },
+}
+
+export const prune: Command = {
+  name: 'prune',
+  usage: '<vm>',
+  summary: 'let checkpoints go by a policy; never a pinned, the last whole, or a suspended one',
+  example: 'bhyve-checkpoint prune vm1 --keep-last 7 --keep-within 30d',
+  options: {
+    'keep-last': { value: 'number', help: 'the newest so many stay' },
+    'keep-within': { value: 'time', help: 'everything younger stays: 7d' },
+    'max-size': { value: 'size', help: 'the oldest go until all together fit: 500G' },
+    'dry-run': { help: 'say what would go, remove nothing' },
+  },
+  positionals: [1, 1],
+  run: async ({ client, names, values, output }) => {
+    const [vm = ''] = names
+    const policy: PrunePolicy = {
+      keepLast: values.parsed('keep-last', parseCount),
+      keepWithinMs: values.parsed('keep-within', parseDuration),
+      maxBytes: values.parsed('max-size', parseSize),
+      dryRun: values.has('dry-run'),
+    }
+    const result = await client.pruneCheckpoints(vm, policy)
+    const verb = values.has('dry-run') ? 'would remove' : 'removed'
+    const removed = result.removed.map((name) => `${verb} ${vm}/${name}`)
+    const sum = `${String(result.kept.length)} kept, ${formatSize(result.freedBytes)} ${verb}`
+    output.result({ type: 'pruned', vm, dryRun: values.has('dry-run'), ...result }, [...removed, sum])
+    return exitStatus.done
+  },
+}
+
+export const pin: Command = {
+  name: 'pin',
+  usage: '<vm> <name>',
+  summary: 'keep a checkpoint from being pruned',
+  example: 'bhyve-checkpoint pin vm1 before-upgrade',
+  options: { off: { help: 'let it be pruned again' } },
+  positionals: [2, 2],
+  run: async ({ client, names, values, output }) => {
+    const [vm = '', name = ''] = names
+    const pinned = !values.has('off')
+    await client.pinCheckpoint(vm, name, pinned)
+    output.result({ type: 'pinned', vm, name, pinned }, [`${pinned ? 'pinned' : 'unpinned'} ${vm}/${name}`])
+    return exitStatus.done
+  },
+}

@@ -1,0 +1,99 @@
+/** Checkpoints and errors in words and as the objects of `--json`. */
+import type { Checkpoint, ListedCheckpoint } from '../index.js'
+import type { Message, Output } from './output.js'
+import { exitStatus, statusOf } from './exit_status.js'
+import { type Column, table } from './table.js'
+import { formatSize, formatTime } from './values.js'
+
+export function checkpointMessage(checkpoint: Checkpoint | ListedCheckpoint): Message {
+  return { type: 'checkpoint', ...checkpoint }
+}
+
+/** What was made, and where. */
+export function savedLines({ vm, name, path, memoryBytes, storedBytes }: Checkpoint, verb: string): string[] {
+  const sizes = `${formatSize(memoryBytes)} of RAM, ${formatSize(storedBytes)} on the disk`
+  return [`${verb} ${vm}/${name}: ${sizes}`, `  ${path}`]
+}
+
+const columns: readonly Column[] = [
+  { title: 'VM' },
+  { title: 'NAME' },
+  { title: 'STATE' },
+  { title: 'CREATED' },
+  { title: 'RAM', right: true },
+  { title: 'DISK', right: true },
+  { title: 'NOTES' },
+]
+
+export function checkpointTable(checkpoints: readonly ListedCheckpoint[], output: Output): string[] {
+  const rows = checkpoints.map((one) => [
+    one.vm,
+    one.name,
+    one.state,
+    formatTime(one.createdAt),
+    formatSize(one.memoryBytes),
+    formatSize(one.storedBytes),
+    notesOf(one),
+  ])
+  const [title = '', ...lines] = table(columns, rows)
+  const painted = lines.map((line, index) => {
+    const state = checkpoints[index]?.state ?? ''
+    return line.replace(` ${state} `, ` ${output.paint(state === 'complete' ? 'good' : 'bad', state)} `)
+  })
+  return [output.paint('title', title), ...painted]
+}
+
+function notesOf({ poweredOff = false, restoredAt, pinned = false }: ListedCheckpoint): string {
+  const notes = [
+    poweredOff && restoredAt === undefined ? 'suspended' : '',
+    restoredAt === undefined ? '' : 'restored',
+    pinned ? 'pinned' : '',
+  ]
+  return notes.filter((note) => note !== '').join(', ')
+}
+
+export function checkpointLines(checkpoint: ListedCheckpoint): string[] {
+  const { vm, name, state, path, createdAt, memoryBytes, storedBytes, cpus, devices, problems } = checkpoint
+  const facts: [string, string][] = [
+    ['checkpoint', `${vm}/${name}`],
+    ['state', state],
+    ['path', path],
+    ['created', createdAt?.toISOString() ?? '-'],
+    ['RAM', formatSize(memoryBytes)],
+    ['on the disk', formatSize(storedBytes)],
+    ['vCPUs', String(cpus ?? '-')],
+    ['devices', devices?.join(', ') ?? '-'],
+    ['notes', notesOf(checkpoint) || '-'],
+    ...problems.map(({ code, message }): [string, string] => ['problem', `${code}: ${message}`]),
+  ]
+  return facts.map(([fact, value]) => `${fact.padEnd(12)}${value}`)
+}
+
+interface Failed {
+  status: number
+  message: Message
+  lines: string[]
+}
+
+/** What was thrown, and the exit status of its family. */
+export function describeFailure(error: unknown, command: string | undefined): Failed {
+  const { code, message, details } = factsOf(error)
+  const isUsage = code === 'ERR_USAGE'
+  const status = isUsage ? exitStatus.usage : statusOf(code)
+  const hint = isUsage ? `try: bhyve-checkpoint ${command ?? ''} --help`.replace('  ', ' ') : hintFor(code)
+  const lines = [`bhyve-checkpoint: ${message}${isUsage ? '' : ` (${code})`}`, ...(hint === '' ? [] : [hint])]
+  return { status, message: { type: 'error', code, message, ...details, exitStatus: status }, lines }
+}
+
+function factsOf(error: unknown): { code: string; message: string; details: object } {
+  if (!(error instanceof Error)) return { code: 'ERR_SYSTEM', message: String(error), details: {} }
+  const known = Object.fromEntries(Object.entries(error)) as { code?: string; name?: string }
+  const { code = 'ERR_SYSTEM', name: _, ...details } = known
+  return { code, message: error.message, details }
+}
+
+function hintFor(code: string): string {
+  const uid = process.geteuid?.() ?? 0
+  if (code !== 'ERR_PERMISSION' || uid === 0) return ''
+  return `This needs root, or the user that bhyve runs as and that owns the checkpoints; you are uid ${String(uid)}.`
+}

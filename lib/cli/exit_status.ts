@@ -1,0 +1,46 @@
+/** What the command line ends with: one number for each family of errors, so that scripts need not read. */
+import type { ErrorCode } from '../index.js'
+
+export const exitStatus = {
+  done: 0,
+  failed: 1,
+  usage: 2,
+  vmUnavailable: 3,
+  refused: 4,
+  stored: 5,
+  damaged: 6,
+  bhyveFailed: 7,
+  restoreBlocked: 8,
+  noSpace: 9,
+  tryLater: 10,
+} as const
+
+const families: Record<ErrorCode, number> = {
+  ERR_INVALID_VM_NAME: exitStatus.usage,
+  ERR_INVALID_CHECKPOINT_NAME: exitStatus.usage,
+  ERR_INVALID_OPTION: exitStatus.usage,
+  ERR_PATH_TOO_LONG: exitStatus.usage,
+  ERR_VM_NOT_RUNNING: exitStatus.vmUnavailable,
+  ERR_VM_PAUSED: exitStatus.vmUnavailable,
+  ERR_SNAPSHOT_UNSUPPORTED: exitStatus.vmUnavailable,
+  ERR_DIALECT_UNSUPPORTED: exitStatus.vmUnavailable,
+  ERR_PERMISSION: exitStatus.refused,
+  ERR_UNTRUSTED_PEER: exitStatus.refused,
+  ERR_CHECKPOINT_EXISTS: exitStatus.stored,
+  ERR_CHECKPOINT_NOT_FOUND: exitStatus.stored,
+  ERR_CHECKPOINT_DAMAGED: exitStatus.damaged,
+  ERR_CHECKPOINT_FAILED: exitStatus.bhyveFailed,
+  ERR_SUSPEND_FAILED: exitStatus.bhyveFailed,
+  ERR_RESTORE_FAILED: exitStatus.bhyveFailed,
+  ERR_RESTORE_BLOCKED: exitStatus.restoreBlocked,
+  ERR_NO_SPACE: exitStatus.noSpace,
+  ERR_CHECKPOINT_BUSY: exitStatus.tryLater,
+  ERR_STALLED: exitStatus.tryLater,
+  ERR_TIMEOUT: exitStatus.tryLater,
+  ERR_NATIVE_UNAVAILABLE: exitStatus.failed,
+  ERR_SYSTEM: exitStatus.failed,
+}
+
+export function statusOf(code: string | undefined): number {
+  return (families as Record<string, number | undefined>)[code ?? ''] ?? exitStatus.failed
+}

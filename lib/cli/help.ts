@@ -1,0 +1,54 @@
+/** The help texts, within 80 columns. */
+import type { Command, OptionSpec } from './command.js'
+import { commands } from './commands/index.js'
+import { clientOptions, commonOptions } from './parse.js'
+
+export function overview(): string[] {
+  return [
+    'usage: bhyve-checkpoint <command> [options]',
+    '',
+    'Saves, restores and looks after the whole state of bhyve virtual machines.',
+    '',
+    ...commands.flatMap(({ name, summary }) => entry(name, summary, 14)),
+    '',
+    'bhyve-checkpoint <command> --help tells about each, --version the version.',
+  ]
+}
+
+export function helpOn(command: Command): string[] {
+  const { name, usage, summary, example, options = {}, standalone = false } = command
+  return [
+    `usage: bhyve-checkpoint ${name} ${usage}`.trimEnd(),
+    '',
+    ...wrapped(`${summary[0]?.toUpperCase() ?? ''}${summary.slice(1)}.`, 0),
+    '',
+    ...optionEntries(options),
+    ...optionEntries(standalone ? {} : clientOptions),
+    ...optionEntries(commonOptions),
+    '',
+    'example:',
+    `  ${example}`,
+  ]
+}
+
+function optionEntries(options: Readonly<Record<string, OptionSpec>>): string[] {
+  return Object.entries(options).flatMap(([name, { value, help }]) =>
+    entry(`--${name}${value === undefined ? '' : ` ${value}`}`, help, 31),
+  )
+}
+
+function entry(head: string, text: string, indent: number): string[] {
+  const [first = '', ...others] = wrapped(text, indent)
+  return [`  ${head}`.padEnd(indent) + first.trimStart(), ...others]
+}
+
+function wrapped(text: string, indent: number): string[] {
+  const lines: string[] = []
+  let line = ' '.repeat(indent)
+  for (const word of text.split(' ')) {
+    const isFull = line.length + word.length > 79
+    if (isFull) lines.push(line.trimEnd())
+    line = `${isFull ? ' '.repeat(indent) : line}${word} `
+  }
+  return [...lines, line.trimEnd()]
+}

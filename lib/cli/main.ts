@@ -1,0 +1,84 @@
+#!/usr/bin/env node
+/** The command line: a thin user of the public surface. */
+import fs from 'node:fs'
+import type { Command, Context } from './command.js'
+import { commands } from './commands/index.js'
+import { wordsFor } from './completion.js'
+import { describeFailure } from './describe.js'
+import { exitStatus } from './exit_status.js'
+import { helpOn, overview } from './help.js'
+import { Interrupt } from './interrupt.js'
+import { Output } from './output.js'
+import { clientFrom, type Parsed, parseWords } from './parse.js'
+import { UsageError } from './usage_error.js'
+
+async function main(words: readonly string[]): Promise<number> {
+  const [first = '', ...others] = words
+  if (first === 'completion' && others[0] === 'words') return complete(others.slice(1))
+  const wantsJson = words.slice(0, lengthBeforeRest(words)).includes('--json')
+  const output = new Output(wantsJson, process.stdout, process.stderr)
+  try {
+    return await dispatch(first, others, output)
+  } catch (error) {
+    const command = commands.find(({ name }) => name === first)?.name
+    const { status, message, lines } = describeFailure(error, command)
+    output.failure(message, lines)
+    return status
+  }
+}
+
+function lengthBeforeRest(words: readonly string[]): number {
+  const end = words.indexOf('--')
+  return end === -1 ? words.length : end
+}
+
+async function dispatch(first: string, others: readonly string[], output: Output): Promise<number> {
+  if (first === '--version') return say(output, 'version', [version()])
+  if (['', 'help', '--help', '-h', '--json'].includes(first) && (first !== 'help' || others.length === 0)) {
+    const status = say(output, 'help', overview())
+    return first === '' || first === '--json' ? exitStatus.usage : status
+  }
+  const name = first === 'help' ? (others[0] ?? '') : first
+  const command = commands.find((one) => one.name === name)
+  if (command === undefined) throw new UsageError(`there is no command '${name}'`)
+  const parsed = first === 'help' ? undefined : parseWords(others, command)
+  if (parsed === undefined || parsed.values.has('help')) return say(output, 'help', helpOn(command))
+  using interrupt = new Interrupt()
+  return await command.run(await contextOf(command, parsed, output, interrupt))
+}
+
+function say(output: Output, type: string, lines: string[]): number {
+  output.result({ type, text: lines.join('\n') }, lines)
+  return exitStatus.done
+}
+
+/** The library is loaded late: help works where its addon does not. */
+async function contextOf(
+  { standalone = false }: Command,
+  parsed: Parsed,
+  output: Output,
+  interrupt: Interrupt,
+): Promise<Context> {
+  const api = await import('../index.js')
+  const client = standalone ? api.createClient() : clientFrom(api, parsed.values)
+  return { api, client, ...parsed, output, interrupt }
+}
+
+async function complete(typed: readonly string[]): Promise<number> {
+  const output = new Output(false, process.stdout, process.stderr)
+  const open = async (): Promise<Context> => {
+    const command = commands.find(({ name }) => name === typed[0])
+    if (command === undefined) throw new UsageError('no command')
+    const parsed = parseWords(typed.slice(1, -1), { ...command, positionals: [0, Infinity] })
+    return contextOf(command, parsed, output, new Interrupt())
+  }
+  output.result({ type: 'words' }, await wordsFor(typed, open))
+  return exitStatus.done
+}
+
+function version(): string {
+  const manifest = fs.readFileSync(new URL('../../package.json', import.meta.url), 'utf8')
+  return (JSON.parse(manifest) as { version: string }).version
+}
+
+process.exitCode = await main(process.argv.slice(2))

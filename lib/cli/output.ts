@@ -1,0 +1,70 @@
+/**
+ * Where everything that is said goes: results to standard output, the rest to standard error; with `--json`
+ * one object per line to standard output. A reader that went away must not cost anybody a checkpoint.
+ */
+import type { WriteStream } from 'node:tty'
+import type { Progress } from '../index.js'
+import { ProgressDisplay } from './progress_display.js'
+
+type Stream = NodeJS.WritableStream & Partial<WriteStream>
+
+/** Every object that `--json` prints has a type (docs/cli.md). */
+export interface Message {
+  type: string
+  [key: string]: unknown
+}
+
+const colours = { good: '\u001b[32m', bad: '\u001b[31m', title: '\u001b[1m' } as const
+const plain = '\u001b[0m'
+
+export class Output {
+  readonly json: boolean
+  readonly #out: Stream
+  readonly #err: Stream
+  readonly #display: ProgressDisplay | undefined
+
+  constructor(json: boolean, out: Stream, err: Stream) {
+    this.json = json
+    this.#out = out
+    this.#err = err
+    this.#display = json ? undefined : new ProgressDisplay(err)
+    for (const stream of [out, err]) stream.on('error', () => undefined)
+  }
+
+  /** The same result for programs and for people. */
+  result(message: Message, lines: readonly string[]): void {
+    this.#display?.clear()
+    if (this.json) this.#print(message)
+    else for (const line of lines) this.#out.write(`${line}\n`)
+  }
+
+  /** What goes on, for people. */
+  notice(text: string): void {
+    this.#display?.clear()
+    if (this.json) this.#print({ type: 'notice', message: text })
+    else this.#err.write(`${text}\n`)
+  }
+
+  failure(message: Message, lines: readonly string[]): void {
+    this.#display?.clear()
+    if (this.json) this.#print(message)
+    else for (const line of lines) this.#err.write(`${line}\n`)
+  }
+
+  get onProgress(): (progress: Progress) => void {
+    return (progress) => {
+      if (this.json) this.#print({ type: 'progress', ...progress })
+      else this.#display?.show(progress)
+    }
+  }
+
+  /** In colour where standard output is a terminal that has any, and NO_COLOR is not set. */
+  paint(kind: keyof typeof colours, text: string): string {
+    const isColoured = this.#out.isTTY === true && this.#out.hasColors?.() === true
+    return isColoured && !this.json ? `${colours[kind]}${text}${plain}` : text
+  }
+
+  #print(message: Message): void {
+    this.#out.write(`${JSON.stringify(message)}\n`)
+  }
+}

@@ -1,0 +1,100 @@
+/** From the words of a command line to a command, its options and its names. */
+import path from 'node:path'
+import { parseArgs, type ParseArgsConfig } from 'node:util'
+import type { ClientOptions, Dialect } from '../index.js'
+import type * as Api from '../index.js'
+import { Values, type Command, type OptionSpec } from './command.js'
+import { UsageError } from './usage_error.js'
+import { parseCount } from './values.js'
+
+/** Of every command that has to do with VMs. */
+export const clientOptions: Readonly<Record<string, OptionSpec>> = {
+  'run-directory': { value: 'dir', help: "where bhyve's sockets are (/var/run/bhyve)" },
+  'checkpoint-directory': { value: 'dir', help: 'where checkpoints are (/var/db/bhyve-checkpoint)' },
+  cbsd: { value: '[workdir]', help: "CBSD's checkpoints instead (/usr/jails)" },
+  dialect: { value: 'name', help: 'struct, path or descriptor; found out otherwise' },
+  'trusted-uid': { value: 'uid', multiple: true, help: 'a user that bhyve may run as; may be repeated' },
+}
+
+export const commonOptions: Readonly<Record<string, OptionSpec>> = {
+  json: { help: 'one JSON object per line, all on standard output' },
+  help: { help: 'this text' },
+}
+
+export interface Parsed {
+  values: Values
+  names: string[]
+  rest: string[]
+}
+
+export function optionsOf(command: Command): Readonly<Record<string, OptionSpec>> {
+  return { ...command.options, ...(command.standalone === true ? {} : clientOptions), ...commonOptions }
+}
+
+/** Throws a UsageError. */
+export function parseWords(words: readonly string[], command: Command): Parsed {
+  const end = words.indexOf('--')
+  const own = end === -1 ? words : words.slice(0, end)
+  const rest = end === -1 ? [] : words.slice(end + 1)
+  const { values, positionals } = parseStrictly(withWorkdir(own), optionsOf(command))
+  const parsed = { values: new Values(values), names: positionals, rest }
+  if (!parsed.values.has('help')) assertCounts(command, parsed, end !== -1)
+  return parsed
+}
+
+function parseStrictly(
+  args: string[],
+  specs: Readonly<Record<string, OptionSpec>>,
+): { values: Record<string, unknown>; positionals: string[] } {
+  const entries = Object.entries(specs).map(([name, { value, multiple = false }]) => {
+    const short = name === 'help' ? { short: 'h' } : {}
+    return [name, { type: value === undefined ? 'boolean' : 'string', multiple, ...short }] as const
+  })
+  const options = Object.fromEntries(entries) as NonNullable<ParseArgsConfig['options']>
+  try {
+    return parseArgs({ args, options, allowPositionals: true, strict: true })
+  } catch (error) {
+    // What follows the first sentence is advice that does not fit here.
+    throw new UsageError((error instanceof Error ? error.message : String(error)).split('. ')[0] ?? '')
+  }
+}
+
+/** `--cbsd` may stand alone. A workdir is absolute, and no name has a slash: so what follows tells. */
+function withWorkdir(words: readonly string[]): string[] {
+  return words.flatMap((word, index) => {
+    if (word === '--cbsd') return words[index + 1]?.startsWith('/') === true ? [] : ['--cbsd=']
+    const isWorkdir = words[index - 1] === '--cbsd' && word.startsWith('/')
+    return [isWorkdir ? `--cbsd=${word}` : word]
+  })
+}
+
+function assertCounts(
+  { name, positionals, takesRest = false }: Command,
+  parsed: Parsed,
+  hasRest: boolean,
+): void {
+  const [least, most] = positionals
+  const count = parsed.names.length
+  if (hasRest && !takesRest) throw new UsageError(`${name} takes nothing after '--'`)
+  if (count < least)
+    throw new UsageError(`${name} needs ${least === 1 ? 'the name of a VM' : 'a VM and a checkpoint'}`)
+  if (count > most) throw new UsageError(`${name} does not take '${parsed.names[most] ?? ''}'`)
+}
+
+export function clientFrom(api: typeof Api, values: Values): Api.CheckpointClient {
+  const checkpointDirectory = directoryFrom(api, values)
+  const runDirectory = values.parsed('run-directory', (text) => path.resolve(text))
+  const dialect = values.text('dialect') as Dialect | undefined
+  const uids = values.list('trusted-uid').map((uid) => parseCount(uid, '--trusted-uid'))
+  const trustedUids = uids.length === 0 ? undefined : uids
+  const options: ClientOptions = { runDirectory, checkpointDirectory, dialect, trustedUids }
+  return api.createClient(options)
+}
+
+function directoryFrom(api: typeof Api, values: Values): ClientOptions['checkpointDirectory'] {
+  const directory = values.parsed('checkpoint-directory', (text) => path.resolve(text))
+  const workdir = values.text('cbsd')
+  if (workdir === undefined) return directory
+  if (directory !== undefined) throw new UsageError('--cbsd and --checkpoint-directory exclude each other')
+  return api.cbsdLayout({ workdir: workdir === '' ? undefined : workdir })
+}

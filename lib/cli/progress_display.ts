@@ -1,0 +1,74 @@
+/** How far a call is: one line that is drawn over on a terminal, a line for each phase elsewhere. */
+import type { WriteStream } from 'node:tty'
+import type { Progress } from '../index.js'
+import { formatClock, formatSize } from './values.js'
+
+/** A phase that goes on for longer says so again. */
+const plainIntervalMs = 30_000
+const eraseLine = '\r\u001b[K'
+const shortestBar = 10
+const longestBar = 30
+
+type Stream = NodeJS.WritableStream & Partial<WriteStream>
+
+export class ProgressDisplay {
+  readonly #stream: Stream
+  #drawn = false
+  #first: Progress | undefined
+  #lastLineMs = 0
+
+  constructor(stream: Stream) {
+    this.#stream = stream
+  }
+
+  show(progress: Progress): void {
+    const isNew = this.#first?.phase !== progress.phase || this.#first.name !== progress.name
+    if (isNew) this.#first = progress
+    const first = this.#first ?? progress
+    if (this.#stream.isTTY === true) this.#draw(barLine(progress, first, this.#stream.columns ?? 80))
+    else if (isNew || progress.elapsedMs - this.#lastLineMs >= plainIntervalMs)
+      this.#line(progress, first, isNew)
+  }
+
+  clear(): void {
+    if (this.#drawn) this.#stream.write(eraseLine)
+    this.#drawn = false
+  }
+
+  #draw(line: string): void {
+    this.#stream.write(`${eraseLine}${line}`)
+    this.#drawn = true
+  }
+
+  #line(progress: Progress, first: Progress, isNew: boolean): void {
+    this.#lastLineMs = progress.elapsedMs
+    const facts = isNew ? [] : factsOf(progress, first)
+    this.#stream.write(`${[`${progress.vm}: ${progress.phase}`, ...facts].join('  ')}\n`)
+  }
+}
+
+function barLine(progress: Progress, first: Progress, columns: number): string {
+  const { vm, phase, bytes, totalBytes } = progress
+  const words = [`${vm} ${phase}`, ...factsOf(progress, first)]
+  const room = columns - 1 - words.join('  ').length - '  []'.length
+  const hasBar = totalBytes !== undefined && totalBytes > 0 && room >= shortestBar
+  if (hasBar) words.splice(1, 0, bar(Math.min(1, bytes / totalBytes), Math.min(room, longestBar)))
+  return words.join('  ').slice(0, columns - 1)
+}
+
+function bar(fraction: number, width: number): string {
+  const full = Math.round(fraction * width)
+  return `[${'='.repeat(full)}${' '.repeat(width - full)}]`
+}
+
+/** How much of how much, how fast since the phase began, and how long it will take at that rate. */
+function factsOf(progress: Progress, first: Progress): string[] {
+  const { phase, bytes, totalBytes, elapsedMs } = progress
+  if (phase !== 'saving' && phase !== 'digesting') return []
+  const much =
+    totalBytes === undefined ? formatSize(bytes) : `${formatSize(bytes)} of ${formatSize(totalBytes)}`
+  const rate = ((bytes - first.bytes) / Math.max(1, elapsedMs - first.elapsedMs)) * 1000
+  if (!(rate > 0)) return [much]
+  const left = totalBytes === undefined ? [] : [`${formatClock(((totalBytes - bytes) / rate) * 1000)} left`]
+  return [much, `${formatSize(Math.round(rate))}/s`, ...left]
+}

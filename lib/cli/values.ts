@@ -1,0 +1,66 @@
+/** Sizes, durations and times, as people write and read them. */
+import { UsageError } from './usage_error.js'
+
+const binaryUnits = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB']
+const sizeFactors: Readonly<Record<string, number>> = {
+  '': 1,
+  K: 2 ** 10,
+  M: 2 ** 20,
+  G: 2 ** 30,
+  T: 2 ** 40,
+}
+const durationFactors: Readonly<Record<string, number>> = {
+  ms: 1,
+  s: 1_000,
+  m: 60_000,
+  h: 3_600_000,
+  d: 86_400_000,
+}
+
+/** `500G`, as bhyve's `-m` takes it: powers of 1024. */
+export function parseSize(text: string, option: string): number {
+  const [, number, unit = ''] = /^(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?$/i.exec(text) ?? []
+  const factor = sizeFactors[unit.toUpperCase()]
+  if (number === undefined || factor === undefined)
+    throw new UsageError(`${option} takes a size like 4G or 512M, not '${text}'`)
+  return Math.round(Number(number) * factor)
+}
+
+/** `7d`. A unit is a must: nobody knows what a bare 10 means. */
+export function parseDuration(text: string, option: string): number {
+  const [, number, unit = ''] =
+    /^(\d+(?:\.\d+)?)(ms|s|m|h|d)$/.exec(text) ?? (text === '0' ? ['', '0', 's'] : [])
+  const factor = durationFactors[unit]
+  if (number === undefined || factor === undefined)
+    throw new UsageError(`${option} takes a duration like 30s, 10m, 12h or 7d, not '${text}'`)
+  return Math.round(Number(number) * factor)
+}
+
+export function parseCount(text: string, option: string): number {
+  if (!/^\d+$/.test(text)) throw new UsageError(`${option} takes a whole number, not '${text}'`)
+  return Number(text)
+}
+
+export function formatSize(bytes: number | undefined): string {
+  if (bytes === undefined) return '-'
+  let value = bytes
+  let unit = 0
+  for (; value >= 1024 && unit < binaryUnits.length - 1; unit += 1) value /= 1024
+  return `${unit === 0 ? String(value) : value.toFixed(1)} ${binaryUnits[unit] ?? ''}`
+}
+
+/** Local time, to the minute: what an operator remembers. */
+export function formatTime(date: Date | undefined): string {
+  if (date === undefined) return '-'
+  const two = (number: number): string => String(number).padStart(2, '0')
+  const day = [String(date.getFullYear()), two(date.getMonth() + 1), two(date.getDate())].join('-')
+  return `${day} ${two(date.getHours())}:${two(date.getMinutes())}`
+}
+
+/** `1:05`, `2:03:04`. */
+export function formatClock(milliseconds: number): string {
+  const seconds = Math.round(milliseconds / 1000)
+  const parts = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, seconds % 60]
+  const shown = parts[0] === 0 ? parts.slice(1) : parts
+  return shown.map((part, index) => (index === 0 ? String(part) : String(part).padStart(2, '0'))).join(':')
+}

@@ -1,0 +1,66 @@
+// Builds the addon of an installed package where no prebuild fits: ERR_NATIVE_UNAVAILABLE names this file.
+// cmake-js and the C++ headers are no dependencies of the package, so that nobody with a prebuild downloads them: they
+// are installed into a folder of their own, which goes when the addon is there. The project around is not touched.
+import { spawnSync } from 'node:child_process'
+import fs from 'node:fs'
+import { createRequire } from 'node:module'
+import os from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const tools = ['cmake-js', 'node-addon-api']
+const { devDependencies } = JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8'))
+
+requireOnPath('cmake', 'cmake')
+requireOnPath(process.env.CXX ?? 'c++', 'a C++17 compiler')
+if (hasTools()) build(createRequire(path.join(root, 'package.json')).resolve('cmake-js/bin/cmake-js'), root)
+else withInstalledTools((modules) => build(path.join(modules, 'cmake-js/bin/cmake-js'), modules))
+console.log(`built ${path.join(root, 'build/Release/bhyve_checkpoint.node')}`)
+
+/** In a checkout they are there. */
+function hasTools() {
+  return tools.every((tool) => fs.existsSync(path.join(root, 'node_modules', tool)))
+}
+
+function withInstalledTools(work) {
+  const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'bhyve-checkpoint-build-'))
+  try {
+    fs.writeFileSync(path.join(folder, 'package.json'), '{ "private": true }\n')
+    const wanted = tools.map((tool) => `${tool}@${devDependencies[tool]}`)
+    npm(folder, 'install', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error', ...wanted)
+    work(path.join(folder, 'node_modules'))
+  } finally {
+    fs.rmSync(folder, { recursive: true, force: true })
+  }
+}
+
+/** cmake-js looks for the headers from the project it builds: NODE_PATH leads it to where they are. */
+function build(cmakeJs, modules) {
+  // A build begun with tools that are gone by now cannot be gone on with.
+  fs.rmSync(path.join(root, 'build'), { recursive: true, force: true })
+  const environment = { ...process.env, NODE_PATH: modules }
+  run(process.execPath, [cmakeJs, 'compile', '--directory', root, '--log-level', 'error'], environment)
+}
+
+function npm(folder, ...args) {
+  const script = process.env.npm_execpath
+  const [command, first] = script?.endsWith('.js') ? [process.execPath, [script]] : ['npm', []]
+  run(command, [...first, '--prefix', folder, ...args])
+}
+
+function requireOnPath(command, what) {
+  if (spawnSync(command, ['--version'], { stdio: 'ignore' }).error === undefined) return
+  fail(`${what} is needed to build the addon, and '${command}' was not found`)
+}
+
+function run(command, args, env = process.env) {
+  const { status, signal, error } = spawnSync(command, args, { cwd: root, env, stdio: 'inherit' })
+  if (status === 0) return
+  throw new Error(`${path.basename(command)} ${args[0]} failed: ${error?.message ?? signal ?? `status ${status}`}`)
+}
+
+function fail(message) {
+  console.error(message)
+  process.exit(1)
+}

@@ -1,0 +1,410 @@
+/**
+ * Every command as its users run it: in a pipe and in a terminal, well and badly, compared with the texts kept in
+ * test/fixtures/cli.
+ */
+import { execFileSync, spawnSync } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import t, { type Test } from 'tap'
+import { createClient } from 'bhyve-checkpoint'
+import { simulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { statusOf } from '../dist/cli/exit_status.js'
+import { CliWorld, matchesKept, type Mode, type Step, transcript, withoutColours } from './support/cli.js'
+import { childEnvironment, checkpointFiles, scratch } from './support/index.js'
+
+interface Story {
+  name: string
+  setUp?: (world: CliWorld) => Promise<void>
+  steps: Step[]
+  /** Beyond the texts. */
+  after?: (t: Test, world: CliWorld) => void | Promise<void>
+}
+
+const running = async (world: CliWorld): Promise<void> => {
+  await world.start({ vm: 'vm1' })
+}
+const failing = async (world: CliWorld): Promise<void> => {
+  await world.start({ vm: 'vm1', fault: { at: 'memory', kind: 'no-space' } })
+}
+/** A VM with the checkpoints `a` and `b`. */
+const saved = async (world: CliWorld): Promise<void> => {
+  await running(world)
+  const { runDirectory, checkpointDirectory } = world
+  const client = createClient({ runDirectory, checkpointDirectory })
+  for (const name of ['a', 'b']) await client.createCheckpoint('vm1', { name })
+}
+const setFile = (world: CliWorld, name: string): string => path.join(world.checkpointDirectory, 'vm1', name)
+const bhyveArguments = [
+  '-c2',
+  '-m1M',
+  '-s0,hostbridge',
+  '-s2,ahci-cd,/cd',
+  '-s3,virtio-blk,/d',
+  '-s4,virtio-net,tap0',
+  '-s31,lpc',
+  '-o',
+  'rundir=<run>',
+  'vm1',
+]
+const filesOf = ({ checkpointDirectory }: CliWorld): string[] =>
+  checkpointFiles(checkpointDirectory).filter((entry) => !entry.endsWith('/'))
+const standIn = (file: string): string => `#!/bin/sh\nexec '${process.execPath}' '${file}' "$@"\n`
+
+const stories: Story[] = [
+  {
+    name: 'create',
+    setUp: running,
+    steps: [
+      { args: ['create', 'vm1', 'before upgrade'] },
+      { args: ['create', 'vm1', 'before upgrade', '--keep-existing'] },
+      {
+        args: [
+          'create',
+          'vm1',
+          '--no-digest',
+          '--no-sparsify',
+          '--no-fsync',
+          '--memory',
+          '1M',
+          '--timeout',
+          '1m',
+          '--json',
+        ],
+      },
+      { args: ['create', 'vm2'] },
+      { args: ['create', 'vm2', '--json'] },
+      { args: ['create'] },
+      { args: ['create', 'vm1', '--timeout', '10'] },
+      { args: ['create', 'vm1', '--no-such-option'] },
+    ],
+  },
+  {
+    name: 'create-failed',
+    setUp: failing,
+    steps: [{ args: ['create', 'vm1'] }, { args: ['create', 'vm1', '--json'] }],
+  },
+  {
+    name: 'list',
+    setUp: saved,
+    steps: [
+      { args: ['list'] },
+      { args: ['list', 'vm1'], env: { NO_COLOR: '1' } },
+      { args: ['list', 'vm1', '--json'] },
+      { args: ['list', 'vm2'] },
+      { args: ['list', '..'] },
+      { args: ['list'], before: (world) => fs.truncateSync(setFile(world, 'a.ckp.meta'), 10) },
+    ],
+  },
+  {
+    name: 'show',
+    setUp: saved,
+    steps: [
+      { args: ['show', 'vm1', 'a'] },
+      { args: ['show', 'vm1', 'a', '--json'] },
+      { args: ['show', 'vm1', 'none'] },
+      { args: ['show', 'vm1'] },
+      { args: ['show', 'vm1', 'a'], before: (world) => fs.truncateSync(setFile(world, 'a.ckp.kern'), 10) },
+    ],
+  },
+  {
+    name: 'verify',
+    setUp: saved,
+    steps: [
+      { args: ['verify', 'vm1'] },
+      { args: ['verify', 'vm1', 'a', '--content'] },
+      { args: ['verify', 'vm1', 'none'] },
+      { args: ['verify', 'vm2'] },
+      { args: ['verify', 'vm1', 'a', '--content', '--json'], before: spoil },
+      { args: ['verify', 'vm1', '--content'] },
+    ],
+  },
+  {
+    name: 'destroy',
+    setUp: saved,
+    steps: [
+      { args: ['destroy', 'vm1', 'a', 'b', 'c'] },
+      { args: ['destroy', 'vm1', 'a', '--json'] },
+      { args: ['destroy', 'vm1'] },
+    ],
+    after: (t, world) => {
+      t.same(filesOf(world), [])
+    },
+  },
+  {
+    name: 'destroyall',
+    setUp: saved,
+    steps: [
+      { args: ['destroyall', 'vm1', 'a'] },
+      { args: ['destroyall', 'vm1'] },
+      { args: ['destroyall', 'vm1'] },
+      { args: ['destroyall', '.', '--json'] },
+    ],
+    after: (t, world) => {
+      t.same(filesOf(world), [])
+    },
+  },
+  {
+    name: 'prune',
+    setUp: saved,
+    steps: [
+      { args: ['prune', 'vm1', '--keep-last', '1', '--dry-run'] },
+      { args: ['prune', 'vm1', '--keep-last', '1'] },
+      { args: ['prune', 'vm1', '--keep-within', '7d', '--max-size', '1G', '--json'] },
+      { args: ['prune', 'vm1'] },
+      { args: ['prune', 'vm1', '--keep-last', 'some'] },
+    ],
+  },
+  {
+    name: 'pin',
+    setUp: saved,
+    steps: [
+      { args: ['pin', 'vm1', 'a'] },
+      { args: ['prune', 'vm1', '--keep-last', '1'] },
+      { args: ['pin', 'vm1', 'a', '--off', '--json'] },
+      { args: ['pin', 'vm1', 'none'] },
+    ],
+  },
+  {
+    name: 'suspend',
+    setUp: running,
+    steps: [
+      { args: ['suspend', 'vm1'] },
+      { args: ['list'] },
+      { args: ['suspend', 'vm1'] },
+      { args: ['vms'] },
+    ],
+  },
+  {
+    name: 'suspend-failed',
+    setUp: failing,
+    steps: [{ args: ['suspend', 'vm1'] }, { args: ['suspend', 'vm1', 'x', '--json'] }],
+  },
+  {
+    name: 'pause',
+    setUp: running,
+    steps: [
+      { args: ['pause', 'vm1'] },
+      { args: ['vms'] },
+      { args: ['create', 'vm1'] },
+      { args: ['pause', 'vm2'] },
+      { args: ['pause', 'vm1', '--pid', 'x'] },
+      { args: ['resume', 'vm1', '--json'] },
+    ],
+  },
+  {
+    name: 'resume',
+    setUp: running,
+    steps: [
+      { args: ['pause', 'vm1', '--json'] },
+      { args: ['resume', 'vm1'] },
+      { args: ['resume', 'vm2'] },
+      { args: ['vms', '--json'] },
+    ],
+  },
+  {
+    name: 'vms',
+    steps: [
+      { args: ['vms'] },
+      { args: ['vms'], before: running },
+      { args: ['vms', 'vm1'] },
+      { args: ['vms', '--dialect', 'morse'] },
+      { args: ['vms', '--cbsd'] },
+    ],
+  },
+  {
+    name: 'restore',
+    setUp: async (world) => {
+      fs.writeFileSync(path.join(world.root, 'bhyve'), standIn(simulatedBhyve), { mode: 0o755 })
+      fs.writeFileSync(path.join(world.root, 'broken'), '#!/bin/sh\necho no vmm\nexit 4\n', { mode: 0o755 })
+      await running(world)
+    },
+    steps: [
+      { args: ['restore', 'vm1', '--', ...bhyveArguments] },
+      { args: ['suspend', 'vm1'] },
+      { args: ['restore', 'vm1'] },
+      { args: ['restore', 'vm1', '--plan', '--', ...bhyveArguments] },
+      { args: ['restore', 'vm1', '--plan', '--json', '--', '-c2', 'vm1'] },
+      { args: ['restore', 'vm1', '--bhyve', '<root>/broken', '--', ...bhyveArguments] },
+      { args: ['restore', 'vm1', '--bhyve', '<root>/bhyve', '--', ...bhyveArguments] },
+      { args: ['restore', 'vm1', 'suspend', '--bhyve', '<root>/bhyve', '--', ...bhyveArguments] },
+      { args: ['restore', 'vm1', 'suspend', '--json', '--', ...bhyveArguments] },
+    ],
+    after: async (_t, { runDirectory }) => {
+      const [machine] = await createClient({ runDirectory }).listVirtualMachines()
+      process.kill(machine!.pid!, 'SIGKILL')
+    },
+  },
+  {
+    name: 'simulate',
+    steps: [
+      { args: ['simulate', 'vm1', '--run-directory', '<run>'], bare: true, interruptAt: 'create vm1' },
+      {
+        args: ['simulate', 'vm1', 'vm2', '--run-directory', '<run>', '--json'],
+        bare: true,
+        interruptAt: '}',
+      },
+      { args: ['simulate', 'vm1', '--fault', 'coffee:spilt'], bare: true },
+      { args: ['simulate'], bare: true },
+    ],
+  },
+  {
+    name: 'permission',
+    setUp: async (world) => {
+      fs.chmodSync(world.root, 0o755)
+      await running(world)
+    },
+    steps: [
+      { args: ['create', 'vm1'], asNobody: true },
+      { args: ['create', 'vm1', '--json'], asNobody: true },
+    ],
+  },
+  {
+    name: 'completion',
+    steps: [
+      { args: ['completion'], bare: true },
+      { args: ['completion', 'fish'], bare: true },
+    ],
+  },
+  {
+    name: 'help',
+    steps: [
+      ...[['--help'], ['--version'], [], ['tidy'], ['help', 'tidy'], ['help', '--json']].map((args) => ({
+        args,
+        bare: true,
+      })),
+      ...[
+        'create',
+        'list',
+        'show',
+        'verify',
+        'destroy',
+        'destroyall',
+        'prune',
+        'pin',
+        'suspend',
+        'restore',
+        'pause',
+      ].map((name) => ({ args: [name, '--help'], bare: true })),
+      ...['resume', 'vms', 'simulate', 'completion'].map((name) => ({ args: ['help', name], bare: true })),
+    ],
+  },
+]
+
+/** One byte of RAM that is not what it was; sizes and times stay. */
+function spoil(world: CliWorld): void {
+  const file = fs.openSync(setFile(world, 'a.ckp'), 'r+')
+  fs.writeSync(file, 'spoilt', 4096)
+  fs.closeSync(file)
+}
+
+for (const mode of ['pipe', 'terminal'] satisfies Mode[]) {
+  for (const { name, setUp, steps, after } of stories) {
+    t.test(`${name}, in a ${mode}`, async (t) => {
+      const world = new CliWorld(t)
+      await setUp?.(world)
+      const texts: string[] = []
+      for (const step of steps) texts.push(transcript(world, step, await world.run(step, mode), mode))
+      matchesKept(t, `${name}.${mode}`, texts.join('\n'))
+      await after?.(t, world)
+    })
+  }
+}
+
+for (const mode of ['pipe', 'terminal'] satisfies Mode[]) {
+  t.test(`Ctrl-C stops the waiting, and nothing else (${mode})`, async (t) => {
+    const world = new CliWorld(t)
+    const bhyve = await world.start({ vm: 'vm1', memoryBytes: 8 * 2 ** 20, writeRate: 8 * 2 ** 20 })
+    const interruptAt = mode === 'pipe' ? 'vm1: saving' : 'vm1 saving'
+    const create: Step = { args: ['create', 'vm1', 'cancelled'], interruptAt }
+    const created = await world.run(create, mode)
+    t.equal(created.status, 130)
+    t.match(created.stdout + created.stderr, /aborted;.*Waiting until bhyve has ended its work/)
+    t.match(created.stdout + created.stderr, 'nothing was published')
+    t.same(filesOf(world), [])
+    const suspend: Step = { args: ['suspend', 'vm1'], interruptAt }
+    const suspended = await world.run(suspend, mode)
+    t.equal(suspended.status, 130)
+    t.match(suspended.stdout + suspended.stderr, /suspended all the same: vm1\/suspend/)
+    t.match(await bhyve.exited, { code: 5 })
+    const client = createClient({ checkpointDirectory: world.checkpointDirectory })
+    t.match(await client.suspendedCheckpoint('vm1'), { name: 'suspend', poweredOff: true })
+  })
+}
+
+t.test('a bar is drawn over within the width of the terminal', async (t) => {
+  const world = new CliWorld(t)
+  await world.start({ vm: 'vm1', memoryBytes: 8 * 2 ** 20, writeRate: 8 * 2 ** 20 })
+  const { stdout } = await world.run({ args: ['create', 'vm1', '--memory', '8M'] }, 'terminal')
+  const frames = stdout.split('\r\u001b[K')
+  for (const frame of frames)
+    for (const line of frame.split('\r\n')) t.ok(withoutColours(line).length <= 80, line)
+  t.ok(
+    frames.some((frame) =>
+      /^vm1 saving {2}\[=+ +\] {2}[\d.]+ MiB of 8\.0 MiB {2}[\d.]+ MiB\/s {2}\d+:\d\d left$/.test(frame),
+    ),
+  )
+})
+
+t.test('names in any script keep the columns of the table', async (t) => {
+  const world = new CliWorld(t)
+  await running(world)
+  for (const name of ['plain', '本番前', 'café']) await world.run({ args: ['create', 'vm1', name] }, 'pipe')
+  const { stdout } = await world.run({ args: ['list'] }, 'pipe')
+  const cells = stdout.split('\n').map((line) => line.split(/ {2,}/)[1])
+  t.same(cells.slice(1, 4), ['plain', '本番前', 'café'])
+  t.match(stdout, /plain {3}complete/)
+  t.match(stdout, /本番前 {2}complete/)
+  t.match(stdout, /café {4}complete/)
+  for (const line of stdout.split('\n')) t.ok(line.length <= 80)
+})
+
+t.test('a reader that goes away costs nobody a checkpoint', async (t) => {
+  const world = new CliWorld(t)
+  await running(world)
+  const program = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
+  const words = ['create', 'vm1', '--json', ...world.places].map((word) => `'${word}'`).join(' ')
+  execFileSync('sh', ['-c', `'${process.execPath}' '${program}' ${words} | true`], {
+    env: childEnvironment(),
+  })
+  t.match(await createClient({ checkpointDirectory: world.checkpointDirectory }).listCheckpoints('vm1'), [
+    { name: 'checkpoint', state: 'complete' },
+  ])
+})
+
+t.test('a shell completes commands, options and names', async (t) => {
+  const world = new CliWorld(t)
+  await saved(world)
+  await world.run({ args: ['create', 'vm1', 'with space'] }, 'pipe')
+  const program = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
+  const bin = scratch(t)
+  const wrapper = `#!/bin/sh\nexec '${process.execPath}' '${program}' "$@"\n`
+  fs.writeFileSync(path.join(bin, 'bhyve-checkpoint'), wrapper, { mode: 0o755 })
+  const complete = (...typed: string[]): string[] => {
+    const words = ['bhyve-checkpoint', ...typed].map((word) => `'${word}'`).join(' ')
+    const script = `eval "$(bhyve-checkpoint completion)"; COMP_WORDS=(${words}); COMP_CWORD=${typed.length}
+      _bhyve_checkpoint; printf '%s\\n' "\${COMPREPLY[@]}"`
+    const env = childEnvironment({ PATH: `${bin}:${process.env.PATH ?? ''}` })
+    const { stdout, stderr } = spawnSync('bash', ['-c', script], { env, encoding: 'utf8' })
+    t.equal(stderr, '')
+    return stdout.split('\n').filter((word) => word !== '')
+  }
+  t.same(complete('des'), ['destroy', 'destroyall'])
+  t.same(complete('prune', '--keep'), ['--keep-last', '--keep-within'])
+  t.same(complete('create', ...world.places, 'vm'), ['vm1'])
+  t.same(complete('destroy', ...world.places, 'vm1', ''), ['a', 'b', 'with\\ space'])
+  t.same(complete('destroy', ...world.places, 'vm1', 'w'), ['with\\ space'])
+  t.same(complete('restore', 'vm1', '--', ''), [])
+  t.same(complete('list', '--run-directory', '/nowhere', '--checkpoint-directory', '/nowhere', ''), [])
+})
+
+t.test('the documented exit statuses are the real ones', async (t) => {
+  const text = fs.readFileSync(fileURLToPath(new URL('../docs/cli.md', import.meta.url)), 'utf8')
+  const documented = new Map<string, number>()
+  for (const [, status, codes] of text.matchAll(/^\| (\d+) +\|[^|]*\|(.*)\|$/gm)) {
+    for (const [, code] of codes!.matchAll(/`(ERR_\w+)`/g)) documented.set(code!, Number(status))
+  }
+  const source = fs.readFileSync(fileURLToPath(new URL('../lib/errors.ts', import.meta.url)), 'utf8')
+  for (const code of new Set(source.match(/ERR_[A-Z_]+/g)))
+    t.equal(documented.get(code), statusOf(code), code)
+})

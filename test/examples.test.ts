@@ -1,0 +1,298 @@
+/** The examples, run as they stand. */
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
+import fs from 'node:fs'
+import path from 'node:path'
+import { Writable } from 'node:stream'
+import { fileURLToPath } from 'node:url'
+import t, { type Test } from 'tap'
+import { type CheckpointClient, createClient } from 'bhyve-checkpoint'
+import { SimulatedBhyve, SimulatedFleet, simulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { childEnvironment, scratch, tree, until } from './support/index.js'
+
+const MiB = 2 ** 20
+const example = (name: string): string => fileURLToPath(new URL(`../examples/${name}`, import.meta.url))
+
+class World {
+  readonly root: string
+  readonly runDirectory: string
+  readonly checkpointDirectory: string
+  readonly client: CheckpointClient
+  readonly #t: Test
+
+  constructor(t: Test) {
+    this.#t = t
+    this.root = scratch(t)
+    this.runDirectory = path.join(this.root, 'run')
+    this.checkpointDirectory = path.join(this.root, 'checkpoints')
+    fs.mkdirSync(this.runDirectory)
+    this.client = createClient({
+      runDirectory: this.runDirectory,
+      checkpointDirectory: this.checkpointDirectory,
+    })
+  }
+
+  start(name: string, args: readonly string[] = [], extra: Record<string, string> = {}): Running {
+    const env = childEnvironment({
+      RUN_DIRECTORY: this.runDirectory,
+      CHECKPOINT_DIRECTORY: this.checkpointDirectory,
+      ...extra,
+    })
+    const running = new Running(spawn(process.execPath, [example(name), ...args], { env, stdio: 'pipe' }))
+    this.#t.teardown(() => running.child.kill('SIGKILL'))
+    return running
+  }
+}
+
+class Running {
+  readonly child: ChildProcess
+  readonly ended: Promise<unknown>
+  stdout = ''
+  stderr = ''
+
+  constructor(child: ChildProcess) {
+    this.child = child
+    this.ended = once(child, 'close')
+    child.stdout?.setEncoding('utf8').on('data', (text: string) => (this.stdout += text))
+    child.stderr?.setEncoding('utf8').on('data', (text: string) => (this.stderr += text))
+  }
+
+  async status(): Promise<number | null> {
+    await this.ended
+    return this.child.exitCode
+  }
+
+  said(what: string | RegExp): Promise<void> {
+    return until(
+      () => new RegExp(what).test(this.stdout),
+      `${String(what)} in: ${this.stdout}${this.stderr}`,
+      60_000,
+    )
+  }
+}
+
+t.test('nightly: all VMs, some at once, retention, alerts', async (t) => {
+  const world = new World(t)
+  const { runDirectory, client } = world
+  const fleet = await SimulatedFleet.start({ vms: ['a', 'b', 'c'], memoryBytes: MiB, runDirectory })
+  const fault = { at: 'device', kind: 'fail' } as const
+  const failing = await SimulatedBhyve.start({ vm: 'bad', memoryBytes: MiB, runDirectory, fault })
+  t.teardown(() => Promise.all([fleet.stop(), failing.stop()]))
+  for (let night = 1; night <= 8; night++)
+    await client.createCheckpoint('a', { name: `nightly-2020-01-0${night}` })
+  const run = world.start('nightly.mjs')
+  t.equal(await run.status(), 1)
+  t.match(run.stdout, /^a: nightly-\d{4}-\d\d-\d\d, \d+ bytes; 2 pruned$/m)
+  t.match(run.stderr, /^ALERT bad: ERR_CHECKPOINT_FAILED: .*; the VM is running$/m)
+  t.equal((await client.listCheckpoints('a')).length, 7)
+  for (const vm of ['b', 'c']) t.match(await client.listCheckpoints(vm), [{ state: 'complete' }])
+  t.same(await client.listCheckpoints('bad'), [])
+  await failing.stop()
+  t.equal(await world.start('nightly.mjs').status(), 0, 'a night without a failure')
+})
+
+t.test('host-reboot: suspends all, and restores all after it', async (t) => {
+  const world = new World(t)
+  const { runDirectory, client } = world
+  const one = await SimulatedBhyve.start({ vm: 'one', memoryBytes: MiB, runDirectory })
+  const two = await SimulatedBhyve.start({ vm: 'two', memoryBytes: MiB, runDirectory })
+  t.teardown(() => Promise.all([one.stop(), two.stop()]))
+  await client.pause('two')
+  await client.createCheckpoint('one', { name: 'running' })
+  const suspend = world.start('host-reboot.mjs', ['suspend'])
+  t.equal(await suspend.status(), 0, suspend.stderr)
+  t.match(
+    (await client.listVirtualMachines()).map(({ state }) => state),
+    ['off', 'off'],
+  )
+
+  const bhyve = path.join(world.root, 'bhyve')
+  fs.writeFileSync(bhyve, `#!/bin/sh\nexec '${process.execPath}' '${simulatedBhyve}' "$@"\n`, { mode: 0o755 })
+  for (const vm of ['one', 'two']) {
+    const devices = [
+      '-s0,hostbridge',
+      '-s2,ahci-cd,/cd',
+      '-s3,virtio-blk,/d',
+      '-s4,virtio-net,tap0',
+      '-s31,lpc',
+    ]
+    const args = ['-c2', '-m1M', ...devices, '-o', `rundir=${runDirectory}`, vm]
+    fs.writeFileSync(path.join(world.root, `${vm}.json`), JSON.stringify(args))
+  }
+  const env = { BHYVE: bhyve, ARGUMENTS_DIRECTORY: world.root }
+  const restore = world.start('host-reboot.mjs', ['restore'], env)
+  t.equal(await restore.status(), 0, restore.stderr)
+  const machines = await client.listVirtualMachines()
+  t.teardown(() => machines.forEach(({ pid }) => process.kill(pid!, 'SIGKILL')))
+  t.match(machines, [
+    { vm: 'one', state: 'running' },
+    { vm: 'two', state: 'running' },
+  ])
+  const again = world.start('host-reboot.mjs', ['restore'], env)
+  t.equal(await again.status(), 0)
+  t.equal(again.stdout, '', 'nothing is restored twice')
+})
+
+t.test('the rc.d script calls it for start and stop', async (t) => {
+  const folder = scratch(t)
+  // What /etc/rc.subr does with the script, as far as it goes here.
+  const subr = 'load_rc_config() { :; }\nrun_rc_command() { eval "\\$${1}_cmd"; }\n'
+  const text = fs.readFileSync(example('bhyve_checkpoint'), 'utf8')
+  fs.writeFileSync(path.join(folder, 'rc.subr'), subr)
+  fs.writeFileSync(path.join(folder, 'script'), text.replace('. /etc/rc.subr', `. '${folder}/rc.subr'`))
+  for (const [command, word] of [
+    ['start', 'restore'],
+    ['stop', 'suspend'],
+  ] as const) {
+    const env = childEnvironment({ bhyve_checkpoint_node: 'echo' })
+    const { stdout, stderr } = spawnSync('sh', [path.join(folder, 'script'), command], {
+      env,
+      encoding: 'utf8',
+    })
+    t.equal(stdout, `/usr/local/libexec/bhyve-checkpoint/host-reboot.mjs ${word}\n`, stderr)
+  }
+})
+
+t.test('http-service: create with progress as server-sent events, list, destroy', async (t) => {
+  const world = new World(t)
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: MiB, runDirectory: world.runDirectory })
+  t.teardown(() => bhyve.stop())
+  const service = world.start('http-service.mjs', [], { TOKEN: 'secret', PORT: '0' })
+  await service.said('http://')
+  const address = service.stdout.trim()
+  const call = (method: string, place: string, authorization = 'Bearer secret'): Promise<Response> =>
+    fetch(`${address}/vms/${place}`, { method, headers: { authorization } })
+  t.equal((await call('GET', 'vm1/checkpoints', 'Bearer guess')).status, 401)
+  const events = await (await call('POST', 'vm1/checkpoints/first')).text()
+  t.match(events, /^event: progress\ndata: \{"vm":"vm1","name":"first","phase":"queued"/)
+  t.match(events, /\n\nevent: created\ndata: \{"vm":"vm1","name":"first"/)
+  t.match(
+    await (await call('POST', 'vm2/checkpoints/first')).text(),
+    /event: failed\ndata: \{"code":"ERR_VM_NOT_RUNNING"/,
+  )
+  t.match(await (await call('GET', 'vm1/checkpoints')).json(), [{ name: 'first', state: 'complete' }])
+  t.equal((await call('DELETE', 'vm1/checkpoints/first')).status, 204)
+  t.equal((await call('DELETE', 'vm1/checkpoints/first')).status, 404)
+  t.equal((await call('GET', '%2e%2e/checkpoints')).status < 500, true)
+  service.child.kill('SIGTERM')
+  t.equal(await service.status(), 0)
+})
+
+/** Takes a piece only when it is told to. */
+class Slow extends Writable {
+  readonly pieces: Buffer[] = []
+  readonly #waiting: (() => void)[] = []
+
+  constructor() {
+    super({ highWaterMark: 1 })
+  }
+
+  override _write(piece: Buffer, _encoding: string, taken: () => void): void {
+    this.#waiting.push(() => {
+      this.pieces.push(piece)
+      taken()
+    })
+  }
+
+  takeOne(): void {
+    this.#waiting.shift()?.()
+  }
+}
+
+interface StreamOut {
+  streamOut: (client: CheckpointClient, vm: string, name: string, writable: Writable) => Promise<void>
+}
+
+t.test('stream-out: a set as tar, with its holes, as fast as it is taken', async (t) => {
+  const world = new World(t)
+  const { client, runDirectory, checkpointDirectory } = world
+  const guest = { memoryBytes: 16 * MiB, zeroFraction: 0.9 }
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', runDirectory, ...guest })
+  t.teardown(() => bhyve.stop())
+  const { storedBytes } = await client.createCheckpoint('vm1', { name: '-first' })
+  const { streamOut } = (await import(example('stream-out.mjs'))) as StreamOut
+
+  const slow = new Slow()
+  const streamed = streamOut(client, 'vm1', '-first', slow)
+  await until(() => slow.writableNeedDrain, 'the first piece')
+  t.ok(slow.writableLength < MiB, 'nothing is heaped up while nobody takes it')
+  const taking = setInterval(() => slow.takeOne(), 1)
+  await streamed
+  clearInterval(taking)
+
+  const archive = Buffer.concat(slow.pieces)
+  t.ok(archive.length < storedBytes + MiB, `${archive.length} bytes for ${storedBytes} on the disk`)
+  const copy = path.join(world.root, 'copy', 'vm1')
+  fs.mkdirSync(copy, { recursive: true })
+  t.equal(spawnSync('tar', ['-xf', '-', '-C', copy], { input: archive }).status, 0)
+  const there = createClient({ checkpointDirectory: path.dirname(copy) })
+  t.match(await there.verifyCheckpoint('vm1', '-first', { depth: 'content' }), { ok: true, depth: 'content' })
+  const { size, blocks } = fs.statSync(path.join(copy, '-first.ckp'))
+  t.ok(blocks * 512 < size / 2, 'holes are holes there too')
+
+  const broken = new Writable({ write: (_piece, _encoding, done) => done(new Error('the line is dead')) })
+  await t.rejects(streamOut(client, 'vm1', '-first', broken), { message: 'the line is dead' })
+  t.equal(fs.existsSync(path.join(checkpointDirectory, 'vm1', '-first.ckp')), true)
+})
+
+async function startRedis(t: Test, folder: string): Promise<string> {
+  const socket = path.join(folder, 'redis.sock')
+  const settings = [
+    '--port',
+    '0',
+    '--unixsocket',
+    socket,
+    '--save',
+    '',
+    '--appendonly',
+    'no',
+    '--dir',
+    folder,
+  ]
+  const redis = spawn('redis-server', settings, { stdio: 'ignore' })
+  redis.on('error', (error) => t.fail(`redis-server (Debian's package of that name): ${error.message}`))
+  const ended = once(redis, 'exit')
+  t.teardown(async () => {
+    redis.kill()
+    await ended
+  })
+  await until(() => fs.existsSync(socket), 'redis listens')
+  return socket
+}
+
+t.test('fleet: a worker killed in the middle of a job loses nothing and doubles nothing', async (t) => {
+  const world = new World(t)
+  const { runDirectory, client } = world
+  const guest = { memoryBytes: 8 * MiB, writeRate: 8 * MiB }
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm:1', runDirectory, ...guest })
+  t.teardown(() => bhyve.stop())
+  const env = { REDIS_SOCKET: await startRedis(t, scratch(t)), LOCK_MS: '1000' }
+  for (const time of ['once', 'twice']) {
+    const enqueue = world.start('fleet.mjs', ['enqueue', 'host1', 'vm:1', '2026-11-25'], env)
+    t.equal(await enqueue.status(), 0, `${time} ${enqueue.stderr}`)
+    t.equal(enqueue.stdout, 'host1_vm%3A1_2026-11-25\n')
+  }
+  const first = world.start('fleet.mjs', ['worker', 'host1'], env)
+  const saving = path.join(world.checkpointDirectory, 'vm:1')
+  await until(
+    () => tree(saving).some((file) => /\/in\/.+/.test(file)),
+    `bhyve writes ${first.stderr}`,
+    60_000,
+  )
+  first.child.kill('SIGKILL')
+  await first.ended
+
+  const second = world.start('fleet.mjs', ['worker', 'host1'], env)
+  await second.said(/^done host1_vm%3A1_2026-11-25$/m)
+  const [only, ...others] = await client.listCheckpoints('vm:1')
+  t.match(only, { name: 'nightly-2026-11-25', state: 'complete' })
+  t.same(others, [])
+  second.child.kill('SIGTERM')
+  t.equal(await second.status(), 0)
+  t.notMatch(second.stdout, /(done.*\n){2}/, 'queued twice, done once')
+  t.same(
+    tree(saving).filter((file) => /staging\/./.test(file)),
+    [],
+    'nothing is left of the first one',
+  )
+})

@@ -1,0 +1,241 @@
+/** What npm packs, tried as its users get it: installed into an empty project, without compiler and network. */
+import { spawnSync } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+import t, { type Test } from 'tap'
+import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { childEnvironment, scratch } from './support/index.js'
+import { install, pack, type Project, root, runIn } from './support/package.js'
+
+const packed = pack(t)
+const project = install(t, packed)
+
+t.test('has what it needs, and nothing else', async (t) => {
+  const files = new Set(packed.files.map((file) => file.path))
+  const needed = [
+    'package.json',
+    'README.md',
+    'LICENSE',
+    'CHANGELOG.md',
+    'dist/index.js',
+    'dist/index.d.ts',
+    'dist/cli/main.js',
+    'dist/pool/worker.js',
+    'dist/simulator/index.js',
+    'dist/simulator/index.d.ts',
+    'native/addon.cc',
+    'CMakeLists.txt',
+    'scripts/build-addon.mjs',
+    'docs/errors.md',
+    `prebuilds/${process.platform}-${process.arch}/bhyve-checkpoint.glibc.node`,
+  ]
+  for (const file of needed) t.ok(files.has(file), file)
+  const unwanted = [...files].filter((file) =>
+    /^(lib|test|build|node_modules|native\/fuzz)\/|\.map$|\/\.[^/]*$/.test(file),
+  )
+  t.same(unwanted, [])
+  t.ok(packed.size < 400_000, `${packed.size} bytes are under 400 kB`)
+})
+
+t.test('runs nothing when it is installed, and brings two small dependencies', async (t) => {
+  const manifest = JSON.parse(fs.readFileSync(path.join(project.installed, 'package.json'), 'utf8')) as {
+    scripts: object
+    dependencies: object
+  }
+  for (const script of ['preinstall', 'install', 'postinstall', 'prepare'])
+    t.notOk(script in manifest.scripts, script)
+  t.same(Object.keys(manifest.dependencies), ['get-east-asian-width', 'node-gyp-build'])
+  const modules = fs.readdirSync(path.join(project.directory, 'node_modules'))
+  t.same(
+    modules.filter((name) => !name.startsWith('.')),
+    ['bhyve-checkpoint', 'get-east-asian-width', 'node-gyp-build'],
+  )
+})
+
+/** A checkpoint of a simulated VM, from the installed package. */
+const life = `
+async function life({ createClient, CheckpointError }, { SimulatedBhyve }) {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1048576 })
+  const checkpointDirectory = process.env.CHECKPOINTS
+  const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory })
+  const checkpoint = await client.createCheckpoint('vm1')
+  const { ok, depth } = await client.verifyCheckpoint('vm1', checkpoint.name, { depth: 'content' })
+  const missing = await client.getCheckpoint('vm1', 'none').catch((error) => error)
+  await bhyve.stop()
+  console.log(checkpoint.name, ok, depth, missing instanceof CheckpointError, missing.code)
+}
+`
+const lifesOutput = 'checkpoint true content true ERR_CHECKPOINT_NOT_FOUND\n'
+
+function lives(t: Test, name: string, text: string): void {
+  const directory = scratch(t)
+  const env = { ...project.env, CHECKPOINTS: path.join(directory, 'checkpoints') }
+  const { status, stdout, stderr } = runIn({ ...project, env }, name, text)
+  t.equal(stdout, lifesOutput)
+  t.equal(status, 0, stderr)
+}
+
+t.test('works by import', async (t) => {
+  const imports =
+    "import * as main from 'bhyve-checkpoint'\nimport * as simulator from 'bhyve-checkpoint/simulator'\n"
+  lives(t, 'life.mjs', `${imports}${life}\nawait life(main, simulator)`)
+})
+
+t.test('works by require', async (t) => {
+  lives(t, 'life.cjs', `${life}\nlife(require('bhyve-checkpoint'), require('bhyve-checkpoint/simulator'))`)
+})
+
+t.test('has a command line that works', async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
+  t.teardown(() => bhyve.stop())
+  const places = ['--run-directory', bhyve.runDirectory, '--checkpoint-directory', path.join(scratch(t), 'c')]
+  const command = path.join(project.directory, 'node_modules/.bin/bhyve-checkpoint')
+  const run = (...words: string[]) =>
+    spawnSync('/usr/bin/env', ['-u', 'NODE_OPTIONS', command, ...words], {
+      env: project.env,
+      encoding: 'utf8',
+    })
+  const version = (
+    JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8')) as { version: string }
+  ).version
+  t.equal(run('--version').stdout, `${version}\n`)
+  t.match(run('create', 'vm1', ...places), { status: 0, stdout: /^created vm1\/checkpoint/ })
+  t.match(run('verify', 'vm1', '--content', ...places), { status: 0, stdout: /^vm1\/checkpoint: whole/ })
+})
+
+const typed = `
+import { createClient, CheckpointError, type Checkpoint, type ErrorCode } from 'bhyve-checkpoint'
+import { SimulatedBhyve, simulatedBhyve } from 'bhyve-checkpoint/simulator'
+const client = createClient({ runDirectory: '/run' })
+export const made: Promise<Checkpoint> = client.createCheckpoint('vm1', { signal: AbortSignal.timeout(1) })
+export const codeOf = (error: CheckpointError): ErrorCode => error.code
+export const bhyve: Promise<SimulatedBhyve> = SimulatedBhyve.start({ vm: 'vm1' })
+export const executable: string = simulatedBhyve
+// @ts-expect-error: sizes are numbers
+void client.createCheckpoint('vm1', { memoryBytes: '1' })
+`
+
+/** Its declarations are checked too, which most projects leave out. */
+for (const [module, resolution, file] of [
+  ['nodenext', 'nodenext', 'typed.mts'],
+  ['nodenext', 'nodenext', 'typed.cts'],
+  ['esnext', 'bundler', 'typed.ts'],
+] as const) {
+  t.test(`has types under ${resolution} (${file})`, async (t) => {
+    fs.writeFileSync(path.join(project.directory, file), typed)
+    const types = ['--types', 'node', '--typeRoots', path.join(root, 'node_modules/@types')]
+    const strict = [
+      '--strict',
+      '--exactOptionalPropertyTypes',
+      '--noEmit',
+      '--target',
+      'es2022',
+      '--lib',
+      'es2023',
+    ]
+    const args = [...strict, '--module', module, '--moduleResolution', resolution, ...types, file]
+    const compiler = path.join(root, 'node_modules/typescript/bin/tsc')
+    const options = { cwd: project.directory, env: childEnvironment(), encoding: 'utf8' } as const
+    const { status, stdout } = spawnSync(process.execPath, [compiler, ...args], options)
+    t.equal(stdout, '')
+    t.equal(status, 0)
+  })
+}
+
+const guarded = `
+import { createClient } from 'bhyve-checkpoint'
+const [runDirectory, checkpointDirectory] = process.argv.slice(2)
+const client = createClient({ runDirectory, checkpointDirectory })
+const { name } = await client.createCheckpoint('vm1')
+const { ok } = await client.verifyCheckpoint('vm1', name, { depth: 'content' })
+console.log(ok, process.permission.has('child'), await client.destroyAll('vm1'))
+`
+
+t.test("works under Node's permission model", async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
+  t.teardown(() => bhyve.stop())
+  const permission = process.allowedNodeEnvironmentFlags.has('--permission')
+    ? '--permission'
+    : '--experimental-permission'
+  const readable = [project.directory, '/etc/alpine-release'].map((place) => `--allow-fs-read=${place}`)
+  const grants = [permission, '--allow-addons', '--allow-worker', ...readable]
+  const places = [bhyve.runDirectory, path.join(scratch(t), 'c')]
+  const granted = runIn(project, 'guarded.mjs', guarded, places, grants)
+  t.equal(granted.stdout, "true false [ 'checkpoint' ]\n", granted.stderr)
+  t.equal(granted.status, 0)
+  for (const missing of ['--allow-addons', '--allow-worker']) {
+    const flags = grants.filter((grant) => grant !== missing)
+    const { status, stderr } = runIn(project, 'guarded.mjs', guarded, places, flags)
+    t.not(status, 0)
+    t.match(stderr, missing === '--allow-addons' ? /ERR_NATIVE_UNAVAILABLE/ : /ERR_SYSTEM/)
+  }
+})
+
+t.test('says what is missing where no prebuild fits, and how to build it', async (t) => {
+  const bare = install(t, packed)
+  fs.rmSync(path.join(bare.installed, 'prebuilds'), { recursive: true })
+  const text = `const error = await import('bhyve-checkpoint').catch((error) => error)
+    console.log(JSON.stringify({ code: error.code, message: error.message, cause: error.cause?.message }))`
+  const { stdout, stderr } = runIn(bare, 'bare.mjs', text)
+  const { code, message, cause } = JSON.parse(stdout || '{}') as Record<string, string>
+  t.equal(code, 'ERR_NATIVE_UNAVAILABLE', stderr)
+  const builder = path.join(bare.installed, 'scripts/build-addon.mjs')
+  for (const part of [
+    `${process.platform}-${process.arch}`,
+    process.platform === 'linux' ? 'glibc 2.' : 'system libc',
+    path.join(bare.installed, 'build/Release'),
+    path.join(bare.installed, 'prebuilds', `${process.platform}-${process.arch}`),
+    `node '${builder}'`,
+  ]) {
+    t.match(message, part)
+  }
+  t.match(cause, 'No native build was found')
+  buildsItself(t, bare, builder)
+})
+
+/** The command of the message, with what it would download at hand. */
+function buildsItself(t: Test, bare: Project, builder: string): void {
+  const modules = path.join(bare.installed, 'node_modules')
+  fs.symlinkSync(path.join(root, 'node_modules'), modules)
+  const built = spawnSync(process.execPath, [builder], { env: childEnvironment(), encoding: 'utf8' })
+  t.equal(built.status, 0, built.stderr)
+  fs.rmSync(modules)
+  const env = { ...bare.env, CHECKPOINTS: path.join(scratch(t), 'checkpoints') }
+  const imports =
+    "import * as main from 'bhyve-checkpoint'\nimport * as simulator from 'bhyve-checkpoint/simulator'\n"
+  const { stdout, stderr } = runIn(
+    { ...bare, env },
+    'life.mjs',
+    `${imports}${life}\nawait life(main, simulator)`,
+  )
+  t.equal(stdout, lifesOutput, stderr)
+}
+
+t.test('a release needs every prebuild, each for the platform it is named after', async (t) => {
+  const folder = scratch(t)
+  const check = () =>
+    spawnSync(process.execPath, [path.join(root, 'scripts/check-prebuilds.mjs'), folder], {
+      encoding: 'utf8',
+    })
+  const add = (name: string, system: number, machine: number) => {
+    const elf = Buffer.alloc(64)
+    elf.write('\x7fELF', 'latin1')
+    elf[7] = system
+    elf.writeUInt16LE(machine, 18)
+    fs.mkdirSync(path.join(folder, name))
+    fs.writeFileSync(path.join(folder, name, 'addon.node'), elf)
+  }
+  add('linux-x64', 0, 62)
+  add('linux-arm64', 0, 183)
+  add('freebsd-x64', 9, 62)
+  t.match(check().stderr, /^freebsd-arm64: one addon is wanted, there are 0$/m)
+  t.equal(check().status, 1)
+  add('freebsd-arm64', 9, 62)
+  t.match(check().stderr, /^freebsd-arm64: addon.node is for freebsd-x64$/m)
+  t.equal(check().status, 1)
+  fs.rmSync(path.join(folder, 'freebsd-arm64'), { recursive: true })
+  add('freebsd-arm64', 9, 183)
+  t.equal(check().status, 0)
+  add('darwin-arm64', 0, 183)
+  t.equal(check().status, 1)
+})

@@ -1,0 +1,124 @@
+/** The public types, as a caller's compiler sees them. `npm run types` is what fails where one changes. */
+import { expectTypeOf } from 'expect-type'
+import t from 'tap'
+import * as main from 'bhyve-checkpoint'
+import type {
+  Checkpoint,
+  CheckpointClient,
+  CheckpointError,
+  ClientOptions,
+  CreateOptions,
+  ErrorCode,
+  Layout,
+  ListedCheckpoint,
+  Problem,
+  Progress,
+  PrunePolicy,
+  RestoreOptions,
+  RestorePlan,
+  VerificationReport,
+  VirtualMachine,
+} from 'bhyve-checkpoint'
+import * as simulator from 'bhyve-checkpoint/simulator'
+import type { Fault, SimulatorOptions } from 'bhyve-checkpoint/simulator'
+
+t.test('what is exported, and nothing else', async (t) => {
+  const named = ['AbortError', 'CheckpointError', 'cbsdLayout', 'createCheckpoint', 'createClient']
+  t.same(Object.keys(main).sort(), [...named, 'destroyAll', 'listCheckpoints'])
+  t.same(Object.keys(simulator).sort(), ['SimulatedBhyve', 'SimulatedFleet', 'simulatedBhyve'])
+})
+
+t.test('calls and what they resolve with', async (t) => {
+  type Call<K extends keyof CheckpointClient> = CheckpointClient[K]
+  expectTypeOf(main.createClient).toEqualTypeOf<(options?: ClientOptions) => CheckpointClient>()
+  expectTypeOf<Call<'createCheckpoint'>>().parameters.toEqualTypeOf<[vm: string, options?: CreateOptions]>()
+  expectTypeOf<Call<'createCheckpoint'>>().returns.resolves.toEqualTypeOf<Checkpoint>()
+  expectTypeOf<Call<'suspend'>>().parameter(1).toEqualTypeOf<Omit<CreateOptions, 'poweroff'> | undefined>()
+  expectTypeOf<Call<'suspendedCheckpoint'>>().returns.resolves.toEqualTypeOf<Checkpoint | undefined>()
+  expectTypeOf<Call<'listCheckpoints'>>().returns.resolves.toEqualTypeOf<ListedCheckpoint[]>()
+  expectTypeOf<Call<'getCheckpoint'>>().returns.resolves.toEqualTypeOf<Checkpoint>()
+  expectTypeOf<Call<'destroyCheckpoint'>>().returns.toEqualTypeOf<Promise<void>>()
+  expectTypeOf<Call<'destroyAll'>>().returns.resolves.toEqualTypeOf<string[]>()
+  expectTypeOf<Call<'verifyCheckpoint'>>().returns.resolves.toEqualTypeOf<VerificationReport>()
+  expectTypeOf<Call<'pinCheckpoint'>>().parameters.toEqualTypeOf<
+    [vm: string, name: string, pinned?: boolean]
+  >()
+  expectTypeOf<Call<'pruneCheckpoints'>>().parameter(1).toEqualTypeOf<PrunePolicy>()
+  expectTypeOf<Call<'pruneCheckpoints'>>().returns.resolves.toEqualTypeOf<{
+    removed: string[]
+    kept: string[]
+    freedBytes: number
+  }>()
+  expectTypeOf<Call<'listStored'>>().returns.resolves.toEqualTypeOf<string[]>()
+  expectTypeOf<Call<'listVirtualMachines'>>().returns.resolves.toEqualTypeOf<VirtualMachine[]>()
+  expectTypeOf<Call<'planRestore'>>().returns.resolves.toEqualTypeOf<RestorePlan>()
+  expectTypeOf<Call<'restore'>>().parameter(2).toEqualTypeOf<RestoreOptions>()
+  expectTypeOf<Call<'restore'>>().returns.resolves.toExtend<{ pid: number; logFile: string }>()
+  expectTypeOf<Call<'idle'>>().returns.toEqualTypeOf<Promise<void>>()
+  expectTypeOf<CheckpointClient>().toExtend<AsyncDisposable>()
+  expectTypeOf(main.cbsdLayout).returns.toEqualTypeOf<Layout>()
+  t.pass('they compiled')
+})
+
+t.test('shapes', async (t) => {
+  expectTypeOf<Checkpoint['createdAt']>().toEqualTypeOf<Date>()
+  expectTypeOf<Checkpoint['restoredAt']>().toEqualTypeOf<Date | undefined>()
+  expectTypeOf<Progress['totalBytes']>().toEqualTypeOf<number | undefined>()
+  expectTypeOf<CheckpointError['code']>().toEqualTypeOf<ErrorCode>()
+  expectTypeOf<CheckpointError['problems']>().toEqualTypeOf<readonly Problem[] | undefined>()
+  expectTypeOf<CheckpointError['vmState']>().toEqualTypeOf<
+    'running' | 'paused' | 'off' | 'unknown' | undefined
+  >()
+  expectTypeOf<VirtualMachine['state']>().toEqualTypeOf<'running' | 'paused' | 'off' | 'unknown'>()
+  expectTypeOf<ClientOptions['dialect']>().toEqualTypeOf<
+    'struct' | 'path' | 'descriptor' | 'auto' | undefined
+  >()
+  expectTypeOf<SimulatorOptions['fault']>().toEqualTypeOf<Fault | undefined>()
+  t.pass('they compiled')
+})
+
+t.test('a complete one is told from others by its state', async (t) => {
+  const sizeOf = (listed: ListedCheckpoint): number => {
+    if (listed.state !== 'complete') {
+      expectTypeOf(listed.memoryBytes).toEqualTypeOf<number | undefined>()
+      return 0
+    }
+    expectTypeOf(listed).toExtend<Checkpoint>()
+    return listed.memoryBytes
+  }
+  t.equal(sizeOf({ state: 'damaged', vm: 'vm1', name: 'a', path: '/a', problems: [] }), 0)
+})
+
+t.test('undefined may be passed on for every option, and a wrong type may not', async (t) => {
+  const undefinedOptions: Required<CreateOptions> | CreateOptions = {
+    name: undefined,
+    poweroff: undefined,
+    ifExists: undefined,
+    signal: undefined,
+    timeout: undefined,
+    stallTimeout: undefined,
+    onProgress: undefined,
+    fsync: undefined,
+    digest: undefined,
+    sparsify: undefined,
+    memoryBytes: undefined,
+  }
+  const client = main.createClient({
+    runDirectory: undefined,
+    checkpointDirectory: undefined,
+    dialect: undefined,
+  })
+  t.ok(undefinedOptions)
+  // @ts-expect-error: a timeout is milliseconds
+  await t.rejects(client.createCheckpoint('vm1', { timeout: '1s' }), { code: 'ERR_INVALID_OPTION' })
+  // @ts-expect-error: that is what the method is for
+  await t.rejects(client.suspend('vm1', { poweroff: true }), { code: 'ERR_INVALID_OPTION' })
+  // @ts-expect-error: a policy has rules of these names
+  await t.rejects(client.pruneCheckpoints('vm1', { keepAll: true }), { code: 'ERR_INVALID_OPTION' })
+  // @ts-expect-error: bhyve needs its arguments
+  await t.rejects(client.restore('vm1', 'suspend', {}), { code: 'ERR_INVALID_OPTION' })
+  t.throws(() => {
+    // @ts-expect-error: there is no such dialect
+    main.createClient({ dialect: 'morse' })
+  })
+})
