@@ -3,7 +3,7 @@ import globals from 'globals'
 import tseslint from 'typescript-eslint'
 
 export default tseslint.config(
-  { ignores: ['build*/', 'dist/', 'prebuilds/', '.tap/', 'node_modules/'] },
+  { ignores: ['.cache/', 'build*/', 'dist/', 'prebuilds/', '.tap/', 'node_modules/'] },
   js.configs.recommended,
   {
     files: ['**/*.ts'],

@@ -127,11 +127,13 @@ export interface CheckpointClient extends AsyncDisposable {
   suspend(vm: string, options?: Omit<CreateOptions, 'poweroff'>): Promise<Checkpoint>
   /**
    * The state a suspended VM has to be restored from: its newest complete checkpoint that powered it off and was not
-   * restored since; undefined where there is none, and the VM may be started anew. One that somebody is just
+   * restored since (one whose restore was begun and never seen to come up counts, and `restore` then refuses it: look
+   * at the VM, and destroy it or restore it `again`); undefined where there is none, and the VM may be started anew. One that somebody is just
    * publishing is waited for (ten minutes, then `ERR_CHECKPOINT_BUSY`), so that whoever runs the VM can ask as soon as
-   * its process has ended.
+   * its process has ended. `since`: older states do not count, as for a VM that was started anew on purpose. Rejects,
+   * rather than overlook it, where a state cannot be published now (`ERR_NO_SPACE`, `ERR_SYSTEM`).
    */
-  suspendedCheckpoint(vm: string): Promise<Checkpoint | undefined>
+  suspendedCheckpoint(vm: string, options?: { since?: Date | undefined }): Promise<Checkpoint | undefined>
   /**
    * Stops the VM's bhyve process (CBSD's bpause) and resolves once it stands still. Idempotent. The process is
    * found by the socket's peer; `pid` names it for bhyves that cannot be asked (dialect `struct`). Rejects with
@@ -280,12 +282,19 @@ class Client implements CheckpointClient {
     return this.createCheckpoint(vm, { ...options, name, poweroff: true })
   }
 
-  async suspendedCheckpoint(vm: string): Promise<Checkpoint | undefined> {
+  async suspendedCheckpoint(
+    vm: string,
+    options: { since?: Date | undefined } = {},
+  ): Promise<Checkpoint | undefined> {
     assertVmName(vm)
+    assertOptions(options, 'the options', ['since'])
+    const { since = new Date(0) } = options
+    if (!(since instanceof Date) || Number.isNaN(since.getTime()))
+      throw invalid('since must be a Date', since)
     return this.#explained(
       `looking for the state of suspended VM '${vm}'`,
       () => ({ vm }),
-      this.#store.suspended(vm),
+      this.#store.suspended(vm, since.getTime()),
     )
   }
 

@@ -13,13 +13,13 @@ import type { Stage } from './store/store.js'
 export async function recordContent(
   stage: Stage,
   memoryBytes: number,
-  { name, digest, sparsify }: Pick<CreateSettings, 'name' | 'digest' | 'sparsify'>,
+  { name, digest, sparsify, durable }: Pick<CreateSettings, 'name' | 'digest' | 'sparsify' | 'durable'>,
   cancellation: Cancellation,
   progress: ProgressReporter,
 ): Promise<Content | undefined> {
   if (!digest && !sparsify) return undefined
   using stop = new StopFlag(cancellation)
-  const pass = await stage.beginPass({ name, memoryBytes, digest, sparsify })
+  const pass = await stage.beginPass({ name, memoryBytes, digest, sparsify, durable })
   if (pass.digest || pass.holeBlockBytes > 0) {
     const slicing = { bytes: memoryBytes, chunkBytes: pass.chunkBytes, stop, cancellation, progress }
     await forEachSlice(

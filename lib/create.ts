@@ -66,7 +66,7 @@ async function publish(
 ): Promise<Checkpoint> {
   cancellation.throwIfCancelled()
   progress.report('checking')
-  const { problems, inspection } = await stage.collect(settings.name)
+  const { problems, inspection, savedMs } = await stage.collect(settings.name)
   if (problems.length > 0 || inspection?.metadata === undefined) throw failed(ended, settings, problems)
   progress.saved(inspection.metadata.memoryBytes)
   const { memoryBytes } = inspection.metadata
@@ -75,7 +75,7 @@ async function publish(
   const facts = {
     vm,
     name,
-    createdAt: new Date(),
+    createdAt: new Date(savedMs),
     dialect: ended.dialect,
     poweredOff: false,
     host: hostFacts(),

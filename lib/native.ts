@@ -125,6 +125,8 @@ export interface Native {
   holeBlockBytes(descriptor: number): number | Failure
   /** EOPNOTSUPP, ENOSYS or EINVAL where the file system cannot. Neither content nor size change. */
   punchHole(descriptor: number, offset: number, length: number): number | Failure
+  /** Linux: has the system begin to write a range to the disk, and does not wait. A hint. Elsewhere nothing. */
+  beginWriting(descriptor: number, offset: number, length: number): number | Failure
   /**
    * The first stretch of data that ends behind `offset`; empty at the file's end where there is none. Moves the
    * open file's position. EINVAL or ENOTTY where the file system does not know.

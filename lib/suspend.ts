@@ -19,10 +19,10 @@ import type { Checkpoint, Problem } from './types.js'
 export const spaceForSuspend = 0
 
 /**
- * A bhyve that could not write its metadata takes its work for done and its VM away; its process may outlive the
- * connection by a little.
+ * A bhyve that could not write its metadata takes its work for done and its VM away, and one that is asked behind a
+ * suspend is gone: the process may outlive the connection by a little.
  */
-const lastWordsMs = 1_000
+const lastWordsMs = 2_500
 
 /** After the end of bhyve's work. Rejects with ERR_SUSPEND_FAILED, or with what kept the set from being published. */
 export async function concludeSuspend(asking: Asking, ended: Ended): Promise<Checkpoint> {
@@ -65,7 +65,13 @@ async function publishState(
 async function passOver(asking: Asking, { metadata }: Inspection): Promise<Content | undefined> {
   const { stage, settings, progress } = asking
   using unstoppable = new Cancellation({ doing: 'digesting', vm: settings.vm })
-  return await recordContent(stage, metadata?.memoryBytes ?? 0, settings, unstoppable, progress)
+  try {
+    return await recordContent(stage, metadata?.memoryBytes ?? 0, settings, unstoppable, progress)
+  } catch (error) {
+    // A state without digests is worth more than digests of a state that nobody can find.
+    if (error instanceof CheckpointError && error.code === 'ERR_NO_SPACE') return undefined
+    throw error
+  }
 }
 
 /** Somebody took the name while the VM was being saved. */
@@ -73,6 +79,7 @@ async function keptElsewhere(asking: Asking, taken: CheckpointError): Promise<Ch
   const { stage, settings } = asking
   const settled = await explained(asking, stage.settle())
   if (settled.kind !== 'published') return taken
+  const isGone = (await asking.asked.end?.within(patience(asking))) === true
   const { vm, name } = settings
   const message =
     `VM '${vm}' was suspended, but meanwhile its checkpoint's name was taken: ${taken.message}. ` +
@@ -80,16 +87,16 @@ async function keptElsewhere(asking: Asking, taken: CheckpointError): Promise<Ch
   return new CheckpointError('ERR_CHECKPOINT_EXISTS', message, {
     vm,
     checkpoint: name,
-    vmState: 'off',
+    vmState: isGone ? 'off' : 'unknown',
     path: settled.path,
   })
 }
 
 /** A complete set means that bhyve is on its way out, however long giving back the memory takes. */
 async function untilGone(asking: Asking, { path }: Checkpoint): Promise<void> {
-  const { asked, settings, cancellation, exitPatienceMs } = asking
+  const { asked, settings, cancellation } = asking
   if (cancellation.cancelled || asked.end === undefined) return
-  if (await asked.end.within(Math.min(exitPatienceMs, cancellation.leftMs))) return
+  if (await asked.end.within(patience(asking))) return
   const { vm, name } = settings
   const message =
     `VM '${vm}' is saved whole in '${path}', but its process (pid ${String(asked.peer?.pid)}) is still there: ` +
@@ -97,32 +104,55 @@ async function untilGone(asking: Asking, { path }: Checkpoint): Promise<void> {
   throw new CheckpointError('ERR_SUSPEND_FAILED', message, { vm, checkpoint: name, vmState: 'unknown', path })
 }
 
+function patience({ exitPatienceMs, cancellation }: Asking): number {
+  return Math.min(exitPatienceMs, cancellation.leftMs)
+}
+
 async function failure(asking: Asking, ended: Ended, collected: Collected): Promise<CheckpointError> {
   const { stage, asked } = asking
   const before = vmStateOf(ended.sent.peer)
   if (before === 'unknown') return failed(asking, ended, collected.problems, before, leftIn(stage.path))
-  if (before !== 'off' && (await runsOn(asking, collected.problems))) {
+  if (before !== 'off' && (await runsOn(asking, ended, collected))) {
     asked.holdsState = false
     return failed(asking, ended, collected.problems, vmStateOf(ended.sent.peer), nothingKept)
   }
-  const settled = await explained(asking, stage.settle())
-  switch (settled.kind) {
-    case 'nothing':
-      return failed(asking, ended, collected.problems, 'off', nothingSaved)
-    case 'damaged':
-      return failed(asking, ended, settled.problems, 'off', lostIn(settled.path, settled.name), settled.path)
-    default:
-      return failed(asking, ended, collected.problems, 'unknown', leftIn(stage.path))
+  return lost(asking, ended, collected)
+}
+
+async function lost(asking: Asking, ended: Ended, { problems }: Collected): Promise<CheckpointError> {
+  const { stage } = asking
+  try {
+    const settled = await stage.settle()
+    if (settled.kind === 'nothing') return failed(asking, ended, problems, 'off', nothingSaved)
+    if (settled.kind === 'damaged')
+      return failed(asking, ended, problems, 'off', lostIn(settled.path, settled.name), {
+        path: settled.path,
+      })
+    return failed(asking, ended, problems, 'unknown', leftIn(stage.path))
+  } catch (cause) {
+    return failed(
+      asking,
+      ended,
+      problems,
+      'off',
+      `The VM is gone and its state is lost. ${leftIn(stage.path)}`,
+      {
+        path: stage.path,
+        cause,
+      },
+    )
   }
 }
 
-/** Where only the metadata are bad, bhyve may have taken the VM away without noticing. */
-async function runsOn(asking: Asking, problems: readonly Problem[]): Promise<boolean> {
+/** Where only the metadata are bad, or nothing was written, bhyve may be gone all the same. */
+async function runsOn(asking: Asking, ended: Ended, { problems, untouched }: Collected): Promise<boolean> {
   const { asked, place, system, exitPatienceMs } = asking
-  const isNoticed = problems.some(({ code }) => !code.startsWith('metadata-'))
-  if (isNoticed || asked.end === undefined) return true
+  const isNoticed = !untouched && problems.some(({ code }) => !code.startsWith('metadata-'))
+  // One that answers with an error has thought better of it.
+  if (isNoticed || ended.replyError !== undefined || asked.end === undefined) return true
   const isDestroyed = system.platform === 'freebsd' && !isKnownToKernel(place)
-  return !(await asked.end.within(isDestroyed ? exitPatienceMs : lastWordsMs))
+  const isGone = await asked.end.within(isDestroyed ? exitPatienceMs : lastWordsMs)
+  return !isGone && !isDestroyed
 }
 
 const nothingKept = 'The VM was not suspended; nothing was published, and an older checkpoint is as it was'
@@ -139,7 +169,7 @@ function failed(
   problems: readonly Problem[],
   vmState: VmState,
   outcome: string,
-  path?: string,
+  more: { path?: string; cause?: unknown } = {},
 ): CheckpointError {
   const { vm, name } = asking.settings
   const said = reply === undefined ? '' : ` bhyve said: ${reply}.`
@@ -151,7 +181,7 @@ function failed(
     problems,
     reply,
     vmState,
-    path,
+    ...more,
   })
 }
 

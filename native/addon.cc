@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <limits>
-#include <optional>
+#include <memory>
 
 #include <napi.h>
 
@@ -66,7 +66,7 @@ std::string nameArgument(const CallbackInfo &info, size_t index) {
   if (bytes.TypedArrayType() != napi_uint8_array)
     refuse(info.Env(), "a name is expected");
   const auto octets = bytes.As<Napi::Uint8Array>();
-  return std::string(reinterpret_cast<const char *>(octets.Data()), octets.ByteLength());
+  return {reinterpret_cast<const char *>(octets.Data()), octets.ByteLength()};
 }
 
 Napi::Uint8Array bytesArgument(const CallbackInfo &info, size_t index) {
@@ -91,10 +91,10 @@ Value toValue(const Env &env, double number) {
   return Napi::Number::New(env, number);
 }
 Value toValue(const Env &env, const std::string &bytes) {
-  return Napi::Buffer<char>::Copy(env, bytes.data(), bytes.size());
+  return {env, Napi::Buffer<char>::Copy(env, bytes.data(), bytes.size())};
 }
 Value toValue(const Env &env, const std::vector<std::uint8_t> &bytes) {
-  return Napi::Buffer<std::uint8_t>::Copy(env, bytes.data(), bytes.size());
+  return {env, Napi::Buffer<std::uint8_t>::Copy(env, bytes.data(), bytes.size())};
 }
 
 Value toValue(const Env &env, const bhyve::DataRange &range) {
@@ -474,6 +474,10 @@ Value punchHole(const CallbackInfo &info) {
   return toValue(info.Env(),
                  bhyve::punchHole(intArgument(info, 0), offsetArgument(info, 1), offsetArgument(info, 2)));
 }
+Value beginWriting(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::beginWriting(intArgument(info, 0), offsetArgument(info, 1),
+                                                 offsetArgument(info, 2)));
+}
 Value dataRange(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::dataRange(intArgument(info, 0), offsetArgument(info, 1)));
 }
@@ -528,7 +532,7 @@ Value ownedDescriptors(const CallbackInfo &info) {
 }
 
 Napi::Object initialize(Napi::Env env, Napi::Object exports) {
-  env.SetInstanceData(new bhyve::DescriptorTable());
+  env.SetInstanceData(std::make_unique<bhyve::DescriptorTable>().release());
   exports.Set("socketPathCapacity", static_cast<double>(bhyve::kSocketPathCapacity));
   const auto method = [&](const char *name, Value (*call)(const CallbackInfo &)) {
     exports.Set(name, Napi::Function::New(env, call, name));
@@ -566,6 +570,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   method("zeroRuns", zeroRuns);
   method("holeBlockBytes", holeBlockBytes);
   method("punchHole", punchHole);
+  method("beginWriting", beginWriting);
   method("dataRange", dataRange);
   method("setModifiedAt", setModifiedAt);
   method("processStatus", processStatus);

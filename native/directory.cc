@@ -105,7 +105,7 @@ Result<std::string> readDirectory(int directory) {
       retryInterrupted([&] { return ::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
   if (!own.valid())
     return failureOf("openat");
-  DirectoryStream stream(::fdopendir(own.get()));
+  const DirectoryStream stream(::fdopendir(own.get()));
   if (!stream)
     return failureOf("fdopendir");
   static_cast<void>(own.release());

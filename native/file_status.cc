@@ -25,7 +25,8 @@ FileKind kindOf(unsigned mode) {
 }
 
 template <typename Time> double millisecondsOf(const Time &time) {
-  return static_cast<double>(time.tv_sec) * 1e3 + static_cast<double>(time.tv_nsec / 1000000);
+  const auto milliseconds = time.tv_nsec / 1000000; // whole ones
+  return (static_cast<double>(time.tv_sec) * 1e3) + static_cast<double>(milliseconds);
 }
 
 #if defined(__linux__)

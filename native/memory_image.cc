@@ -20,7 +20,7 @@ constexpr std::size_t kStride = 256;
 bool isZeroStride(const std::uint8_t *bytes) {
   std::uint64_t any = 0;
   for (std::size_t i = 0; i < kStride; i += sizeof any) {
-    std::uint64_t word;
+    std::uint64_t word = 0;
     std::memcpy(&word, bytes + i, sizeof word); // a load at any address, and no copy, once compiled
     any |= word;
   }
@@ -65,6 +65,12 @@ Result<std::int64_t> punchHole(int descriptor, std::int64_t offset, std::int64_t
   constexpr int kMode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
   if (retryInterrupted([&] { return ::fallocate(descriptor, kMode, offset, length); }) == -1)
     return failureOf("fallocate");
+  return 0;
+}
+
+Result<std::int64_t> beginWriting(int descriptor, std::int64_t offset, std::int64_t length) {
+  if (::sync_file_range(descriptor, offset, length, SYNC_FILE_RANGE_WRITE) == -1)
+    return failureOf("sync_file_range");
   return 0;
 }
 
@@ -114,6 +120,12 @@ Result<std::int64_t> punchHole(int, std::int64_t, std::int64_t) {
   return Failure{ENOSYS, "punchHole"};
 }
 
+#endif
+
+#if !defined(__linux__)
+Result<std::int64_t> beginWriting(int, std::int64_t, std::int64_t) {
+  return 0;
+}
 #endif
 
 Result<DataRange> dataRange(int descriptor, std::int64_t offset) {

@@ -85,15 +85,19 @@ void writeData(Writer &out, const Pair &pair) {
   case Type::Null:
     return;
   case Type::Bool:
-    return out.u8(static_cast<std::uint8_t>(pair.scalar));
+    out.u8(static_cast<std::uint8_t>(pair.scalar));
+    return;
   case Type::Number:
   case Type::Descriptor:
-    return out.u64(pair.scalar);
+    out.u64(pair.scalar);
+    return;
   case Type::String:
     out.text(pair.bytes);
-    return out.u8(0);
+    out.u8(0);
+    return;
   case Type::Binary:
-    return out.text(pair.bytes);
+    out.text(pair.bytes);
+    return;
   }
 }
 

@@ -15,6 +15,7 @@
 #include <sys/param.h>
 #include <sys/proc.h>
 #include <sys/sysctl.h>
+#include <sys/time.h>
 #include <sys/user.h>
 #elif defined(__APPLE__)
 #include <sys/proc.h>
@@ -83,7 +84,9 @@ Result<ProcessStatus> processStatus(pid_t pid) {
                        started};
 }
 #elif defined(__FreeBSD__) || defined(__APPLE__)
-Result<ProcessStatus> processStatus(pid_t pid) {
+namespace {
+
+Result<kinfo_proc> processInfo(pid_t pid) {
   std::array<int, 4> name{CTL_KERN, KERN_PROC, KERN_PROC_PID, static_cast<int>(pid)};
   kinfo_proc process{};
   size_t size = sizeof(process);
@@ -91,15 +94,65 @@ Result<ProcessStatus> processStatus(pid_t pid) {
     return failureOf("sysctl");
   if (size == 0)
     return Failure{ESRCH, "sysctl"};
-#if defined(__FreeBSD__)
-  const timeval started = process.ki_start;
-  const ProcessState state = stateOf(process.ki_stat, process.ki_flag);
-#else
-  const timeval started = process.kp_proc.p_starttime;
-  const ProcessState state = stateOf(process.kp_proc.p_stat, process.kp_proc.p_flag);
-#endif
-  return ProcessStatus{state, std::to_string(started.tv_sec) + "." + std::to_string(started.tv_usec)};
+  return process;
 }
+
+} // namespace
+
+#if defined(__FreeBSD__)
+namespace {
+
+// The kernel counts a process's start from the boot and adds the time of the boot when it is asked, which
+// changes whenever somebody sets the clock: taken off again, it stays the same for as long as the process
+// lives.
+Result<timeval> bootTime() {
+  std::array<int, 2> name{CTL_KERN, KERN_BOOTTIME};
+  timeval time{};
+  size_t size = sizeof(time);
+  if (::sysctl(name.data(), static_cast<u_int>(name.size()), &time, &size, nullptr, 0) == -1)
+    return failureOf("sysctl");
+  return time;
+}
+
+std::string sinceBoot(const timeval &start, const timeval &boot) {
+  const std::int64_t microseconds = (static_cast<std::int64_t>(start.tv_sec) - boot.tv_sec) * 1'000'000 +
+                                    (static_cast<std::int64_t>(start.tv_usec) - boot.tv_usec);
+  return std::to_string(microseconds);
+}
+
+constexpr int kMostClockSteps = 100;
+
+} // namespace
+
+Result<ProcessStatus> processStatus(pid_t pid) {
+  for (int attempt = 0; attempt < kMostClockSteps; attempt++) {
+    const auto before = bootTime();
+    const auto process = processInfo(pid);
+    const auto after = bootTime();
+    if (const auto *failure = std::get_if<Failure>(&process))
+      return *failure;
+    for (const auto *time : {&before, &after})
+      if (const auto *failure = std::get_if<Failure>(time))
+        return *failure;
+    const auto &boot = std::get<timeval>(before);
+    if (!timercmp(&boot, &std::get<timeval>(after), ==))
+      continue;
+    const auto &info = std::get<kinfo_proc>(process);
+    return ProcessStatus{stateOf(info.ki_stat, info.ki_flag), sinceBoot(info.ki_start, boot)};
+  }
+  return Failure{EAGAIN, "sysctl"};
+}
+#else
+Result<ProcessStatus> processStatus(pid_t pid) {
+  const auto process = processInfo(pid);
+  if (const auto *failure = std::get_if<Failure>(&process))
+    return *failure;
+  const auto &info = std::get<kinfo_proc>(process).kp_proc;
+  const timeval started = info.p_starttime;
+  return ProcessStatus{stateOf(info.p_stat, info.p_flag),
+                       std::to_string(started.tv_sec) + "." + std::to_string(started.tv_usec)};
+}
+#endif
 #else
 #error "process status: FreeBSD, Linux and macOS are supported"
 #endif
@@ -145,7 +198,7 @@ Result<std::int64_t> signalProcess(pid_t pid, const std::string &startedAt, int 
 #endif
 
 void dieBy(int signal) {
-  std::signal(signal, SIG_DFL);
+  static_cast<void>(std::signal(signal, SIG_DFL));
   sigset_t only;
   sigemptyset(&only);
   sigaddset(&only, signal);

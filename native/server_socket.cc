@@ -37,7 +37,7 @@ void collectDescriptors(msghdr &message, ReceivedDescriptors &received) {
     const std::size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
     for (std::size_t i = 0; i < count; i++) {
       int descriptor = -1;
-      std::memcpy(&descriptor, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
+      std::memcpy(&descriptor, CMSG_DATA(header) + (i * sizeof(int)), sizeof(int));
 #ifndef MSG_CMSG_CLOEXEC
       ::fcntl(descriptor, F_SETFD, FD_CLOEXEC);
 #endif

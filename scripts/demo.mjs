@@ -1,9 +1,11 @@
 // `npm run demo`: the whole life of a checkpoint, on a simulated VM.
+import { spawn } from 'node:child_process'
 import fs from 'node:fs/promises'
 import os from 'node:os'
 import path from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 import { createClient } from 'bhyve-checkpoint'
-import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { SimulatedBhyve, simulatedBhyve } from 'bhyve-checkpoint/simulator'
 
 const MiB = 1024 * 1024
 const scratch = await fs.mkdtemp(path.join(os.tmpdir(), 'bhyve-checkpoint-demo-'))
@@ -51,7 +53,7 @@ try {
 
   title('listCheckpoints and verifyCheckpoint')
   await show(client)
-  const report = await client.verifyCheckpoint('ubuntu', 'before-upgrade')
+  const report = await client.verifyCheckpoint('ubuntu', 'before-upgrade', { depth: 'content' })
   console.log(`  verified: ${report.ok ? 'whole' : 'damaged'} (${report.depth})`)
 
   title('Created again under the same name: the old one is there until the new one is')
@@ -69,6 +71,39 @@ try {
   console.log('  The old one is still there, and whole:')
   await show(second)
   await failing.stop()
+
+  title('suspend: the VM is saved and off; then restored, and not twice')
+  const args = [
+    '-c',
+    '2',
+    '-m',
+    '256M',
+    '-s',
+    '0,hostbridge',
+    '-s',
+    '31,lpc',
+    '-o',
+    `rundir=${scratch}`,
+    'ubuntu',
+  ]
+  spawn(simulatedBhyve, args, {
+    stdio: 'ignore',
+    detached: true,
+    env: { ...process.env, NODE_OPTIONS: '' },
+  }).unref()
+  const third = createClient({ runDirectory: scratch, checkpointDirectory })
+  while ((await third.listVirtualMachines())[0]?.state !== 'running') await setTimeout(20)
+  const state = await third.suspend('ubuntu', { onProgress: showProgress })
+  console.log(`  saved as '${state.name}', powered off: ${state.poweredOff}`)
+  const restored = await third.restore('ubuntu', 'suspend', { args, bhyve: simulatedBhyve })
+  console.log(`  restored: process ${restored.pid}, its output is in ${restored.logFile}`)
+  process.kill(restored.pid, 'SIGKILL')
+  await restored.exited
+  const refusal = await third
+    .restore('ubuntu', 'suspend', { args, bhyve: simulatedBhyve })
+    .catch((reason) => reason)
+  console.log(`  once more: ${refusal.code}`)
+  for (const { code, message } of refusal.blockers) console.log(`    ${code}: ${message}`)
 
   title('destroyAll')
   console.log(`  removed: ${(await second.destroyAll('ubuntu')).join(', ')}`)

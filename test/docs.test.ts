@@ -66,5 +66,9 @@ t.test('every error code and problem is explained', async (t) => {
   const problems = types
     .slice(types.indexOf('export interface Problem'), types.indexOf('message: string'))
     .match(/'[a-z-]+'/g)!
-  for (const code of [...errors, ...problems]) t.ok(explained.has(code.slice(1, -1)), code)
+  const restoring = types
+    .slice(types.indexOf('export type RestoreBlocker'), types.indexOf('export interface VirtualMachine'))
+    .match(/'[a-z-]+'/g)!
+  t.equal(restoring.length, 17)
+  for (const code of [...errors, ...problems, ...restoring]) t.ok(explained.has(code.slice(1, -1)), code)
 })

@@ -198,7 +198,7 @@ function smallFileSystem(t: Test, size: string): string | undefined {
   } catch {
     return undefined
   }
-  t.teardown(() => execFileSync('umount', ['-l', directory]))
+  t.teardown(() => execFileSync('umount', [process.platform === 'linux' ? '-l' : '-f', directory]))
   return directory
 }
 

@@ -19,6 +19,7 @@ import {
   childEnvironment,
   firstWarning,
   inlinePool,
+  pathOfFolder,
   rejection,
   scratch,
   serveByHand,
@@ -425,8 +426,7 @@ t.test('recovery relies on nothing that may not be on the disk', async (t) => {
   const { jobs } = await import('../dist/pool/jobs.js')
   const directory = path.join(root, 'vm1')
   const calls: string[] = []
-  const shown = (descriptor: unknown) =>
-    path.relative(directory, fs.readlinkSync(`/proc/self/fd/${Number(descriptor)}`))
+  const shown = (descriptor: unknown) => path.relative(directory, pathOfFolder(Number(descriptor), directory))
   for (const name of ['sync', 'renameAt', 'unlinkAt'] as const) {
     intercept(t, name, (descriptor, file) => {
       calls.push(`${name} ${path.join(shown(descriptor), typeof file === 'string' ? file : '')}`)
@@ -480,8 +480,8 @@ t.test('a set of which a file cannot be read can be destroyed and replaced', asy
   const unreadable = /^[ab]\.ckp\.(meta|manifest)$/
   for (const name of ['a', 'b', 'c']) await client.createCheckpoint('vm1', { name })
   const directory = fs.realpathSync(path.join(root, 'vm1'))
-  const isThere = (descriptor: unknown) =>
-    fs.readlinkSync(`/proc/self/fd/${Number(descriptor)}`) === directory
+  const { ino } = fs.statSync(directory)
+  const isThere = (descriptor: unknown) => fs.fstatSync(Number(descriptor)).ino === ino
   const release = intercept(t, 'openAt', (descriptor, name) =>
     unreadable.test(String(name)) && isThere(descriptor) ? failure('EACCES', 'openat') : undefined,
   )

@@ -4,6 +4,7 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { AbortError, createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
+import { loadNative } from '../dist/native.js'
 import {
   checkpointFiles,
   openDescriptors,
@@ -77,6 +78,20 @@ t.test('a cancel after the commit point comes too late', async (t) => {
   t.match(await client.createCheckpoint('vm1', { signal: controller.signal, onProgress }), {
     name: 'checkpoint',
   })
+})
+
+t.test('disposal ends everything, what was cancelled included', async (t) => {
+  const { runDirectory } = await start(t, { memoryBytes: 4 * MiB, writeRate: 8 * MiB })
+  const checkpointDirectory = scratch(t)
+  const client = createClient({ runDirectory, checkpointDirectory })
+  const controller = new AbortController()
+  const onProgress = ({ phase }: { phase: string }) => phase === 'saving' && controller.abort()
+  const call = client.createCheckpoint('vm1', { signal: controller.signal, onProgress })
+  t.ok((await call.catch((reason: unknown) => reason)) instanceof AbortError)
+  t.not(checkpointFiles(path.join(checkpointDirectory, 'vm1')).length, 0, 'bhyve goes on in its stage')
+  await client[Symbol.asyncDispose]()
+  t.strictSame(tree(checkpointDirectory), [])
+  t.equal(loadNative().ownedDescriptors(), 0)
 })
 
 t.test('a program with nothing else to do ends by itself, after bhyve', async (t) => {

@@ -1,5 +1,5 @@
 /** Suspending a VM: the set in the stage is the VM, and nothing that happens to a manager may cost it. */
-import { spawn, type ChildProcess } from 'node:child_process'
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import fs from 'node:fs'
@@ -54,12 +54,17 @@ function isGone(pid: number): boolean {
   return isFailure(status) || status.state === 'zombie'
 }
 
+interface Asked {
+  bhyve: Pick<SimulatedBhyve, 'runDirectory'>
+  root: string
+}
+
 /** A client in another process, which can be killed. */
 class Manager {
   readonly child: ChildProcess
   #output = ''
 
-  constructor(t: Test, { bhyve, root }: Pick<World, 'bhyve' | 'root'>, hold: string, options: object = {}) {
+  constructor(t: Test, { bhyve, root }: Asked, hold: string, options: object = {}) {
     const script = fileURLToPath(new URL('support/suspend.mjs', import.meta.url))
     const args = [script, bhyve.runDirectory, root, hold, JSON.stringify(options)]
     this.child = spawn(process.execPath, args, {
@@ -191,7 +196,8 @@ t.test('killed in the middle: the error says that the state is lost, and where t
     t.match(listed, { state: 'damaged', path: error.path, poweredOff: true })
     t.match(listed!.name, /^suspend-[0-9a-z]+$/, 'under a fresh name')
     t.ok(fs.existsSync(error.path!))
-    t.match(await client.pruneCheckpoints('vm1', { keepLast: 0, maxBytes: 0 }), { removed: [] }, 'not pruned')
+    const { removed } = await client.pruneCheckpoints('vm1', { keepLast: 0, maxBytes: 0 })
+    t.strictSame(removed, [], 'not pruned')
     await client.destroyCheckpoint('vm1', listed!.name)
     t.same(checkpointFiles(directory), [])
   }
@@ -221,13 +227,31 @@ t.test('a request that is queued behind a suspend', async (t) => {
   t.same(checkpointFiles(path.join(root, 'vm1')).length, 4)
 })
 
-t.test('cancelled before bhyve is asked: nothing happens', async (t) => {
-  const { bhyve, client, directory } = await start(t)
-  const controller = new AbortController()
-  const onProgress = ({ phase }: Progress): void => {
-    if (phase === 'queued') controller.abort()
+/** A pool whose jobs can be watched and held back. */
+function watchedPool(
+  before: (name: string) => unknown,
+  after: (name: string) => unknown = () => undefined,
+): () => JobRunner {
+  const real = realSurroundings.pool()
+  const run: JobRunner['run'] = async (name, ...args) => {
+    await before(name)
+    const result = await real.run(name, ...args)
+    after(name)
+    return result
   }
-  await t.rejects(client.suspend('vm1', { signal: controller.signal, onProgress }), { name: 'AbortError' })
+  return () => ({ run, runFrom: (onStart, name, ...args) => real.runFrom(onStart, name, ...args) })
+}
+
+t.test('cancelled just before the first byte is sent: nothing happens', async (t) => {
+  const { bhyve, root, directory } = await start(t)
+  const controller = new AbortController()
+  const pool = watchedPool(
+    () => undefined,
+    (name) => name === 'recordWriter' && controller.abort(),
+  )
+  const { runDirectory } = bhyve
+  const client = createClientIn({ ...realSurroundings, pool }, { runDirectory, checkpointDirectory: root })
+  await t.rejects(client.suspend('vm1', { signal: controller.signal }), { name: 'AbortError' })
   await client.idle()
   process.kill(bhyve.pid, 0)
   t.same(tree(directory), [])
@@ -310,12 +334,22 @@ t.test('the manager is killed, and bhyve too', async (t) => {
 })
 
 t.test('the manager is killed before it asked: nothing is left of it', async (t) => {
-  const world = await start(t, { fault: { at: 'accept', kind: 'hang' } })
-  const { client, directory } = world
-  const manager = new Manager(t, world, 'queued')
-  await manager.reached('queued')
+  const root = scratch(t)
+  const runDirectory = scratch(t)
+  const socket = path.join(runDirectory, 'vm1')
+  // A full backlog: the stage is made, and nobody takes the connection.
+  const listener = native.listenStream(socket, 1)
+  if (isFailure(listener)) return t.fail('no listener')
+  t.teardown(() => native.close(listener))
+  for (let taken = native.connectStream(socket); !isFailure(taken); taken = native.connectStream(socket)) {
+    const descriptor = taken
+    t.teardown(() => native.close(descriptor))
+  }
+  const manager = new Manager(t, { bhyve: { runDirectory }, root }, 'never')
+  const directory = path.join(root, 'vm1')
+  await until(() => tree(directory).some((entry) => entry.endsWith('/intent')), 'the intent')
   await manager.kill()
-  t.same(await client.listCheckpoints('vm1'), [])
+  t.same(await createClient({ runDirectory, checkpointDirectory: root }).listCheckpoints('vm1'), [])
   t.same(checkpointFiles(directory), [])
 })
 
@@ -360,15 +394,7 @@ t.test('suspendedCheckpoint: what a suspended VM has to be restored from', async
   const { runDirectory } = bhyve
   let release: () => void = () => undefined
   const published = new Promise<void>((resolve) => (release = resolve))
-  const real = realSurroundings.pool()
-  const run: JobRunner['run'] = async (name, ...args) => {
-    if (name === 'prepareStage') await published
-    return real.run(name, ...args)
-  }
-  const pool = (): JobRunner => ({
-    run,
-    runFrom: (onStart, name, ...args) => real.runFrom(onStart, name, ...args),
-  })
+  const pool = watchedPool((name) => (name === 'prepareStage' ? published : undefined))
   const slow = createClientIn({ ...realSurroundings, pool }, { runDirectory, checkpointDirectory: root })
   const suspended = slow.suspend('vm1')
   await bhyve.exited
@@ -411,11 +437,8 @@ t.test('the name is taken while the VM is being saved', async (t) => {
 
 t.test('two suspends in one root are counted together, and one of them goes through', async (t) => {
   const mount = scratch(t)
-  const { status } = await import('node:child_process').then(({ spawnSync }) =>
-    spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=160m', 'tmpfs', mount]),
-  )
-  if (status !== 0) return t.fail('this test mounts a tmpfs: run it as root')
-  t.teardown(() => import('node:child_process').then(({ spawnSync }) => spawnSync('umount', ['-l', mount])))
+  spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=160m', 'tmpfs', mount])
+  t.teardown(() => spawnSync('umount', ['-l', mount]))
   const memoryBytes = 64 * MiB
   const runDirectory = scratch(t)
   const both = await Promise.all(
@@ -435,7 +458,6 @@ t.test('two suspends in one root are counted together, and one of them goes thro
 
 t.test('no room for a suspend of unknown size either', async (t) => {
   const mount = scratch(t)
-  const { spawnSync } = await import('node:child_process')
   spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=32m', 'tmpfs', mount])
   t.teardown(() => spawnSync('umount', ['-l', mount]))
   const { bhyve } = await start(t)
@@ -443,6 +465,65 @@ t.test('no room for a suspend of unknown size either', async (t) => {
   t.match(await rejection(client.suspend('vm1')), { code: 'ERR_NO_SPACE' })
   process.kill(bhyve.pid, 0)
   t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' }, 'a checkpoint alone may be tried')
+})
+
+t.test('a live checkpoint that is slow to be published does not replace the VM', async (t) => {
+  const { bhyve, root } = await start(t)
+  const options = { runDirectory: bhyve.runDirectory, checkpointDirectory: root }
+  let release: () => void = () => undefined
+  const published = new Promise<void>((resolve) => (release = resolve))
+  let isSaved = false
+  const pool = watchedPool((name) => {
+    isSaved ||= name === 'prepareStage'
+    return name === 'prepareStage' ? published : undefined
+  })
+  const live = rejection(createClientIn({ ...realSurroundings, pool }, options).createCheckpoint('vm1'))
+  await until(() => isSaved, 'the live checkpoint to be saved')
+  const client = createClient(options)
+  await client.createCheckpoint('vm1', { poweroff: true })
+  release()
+  t.match(await live, { code: 'ERR_CHECKPOINT_EXISTS', message: /suspended/ })
+  t.match(await client.suspendedCheckpoint('vm1'), { name: 'checkpoint', poweredOff: true })
+})
+
+t.test('a pin stays with the name', async (t) => {
+  const { client } = await start(t)
+  await client.createCheckpoint('vm1', { name: 'suspend' })
+  await client.pinCheckpoint('vm1', 'suspend')
+  t.match(await client.suspend('vm1'), { pinned: true, poweredOff: true })
+})
+
+t.test('FreeBSD: a VM that its kernel does not have any more was destroyed', async (t) => {
+  const fault = { at: 'metadata', kind: 'no-space' } as const
+  const { bhyve, root } = await start(t, { fault, suspendExitDelayMs: 4000 })
+  const options = {
+    runDirectory: bhyve.runDirectory,
+    checkpointDirectory: root,
+    dialect: 'descriptor',
+  } as const
+  const system = { platform: 'freebsd', release: '14.2-RELEASE' } as const
+  const client = createClientIn({ ...realSurroundings, system, vmmDirectory: scratch(t) }, options)
+  const error = await rejection(client.suspend('vm1'))
+  t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'off', message: /lost/ })
+})
+
+t.test('the disk is really full when the metadata are to be written', async (t) => {
+  const mount = scratch(t)
+  spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=72m', 'tmpfs', mount])
+  t.teardown(() => spawnSync('umount', ['-l', mount]))
+  const fault = { at: 'metadata', kind: 'no-space' } as const
+  const { bhyve } = await start(t, { fault, writeRate: 2 * MiB })
+  const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: mount })
+  const filler = path.join(mount, 'filler')
+  const onProgress = ({ phase, bytes }: Progress): void => {
+    if (phase !== 'saving' || bytes < MiB / 2 || fs.existsSync(filler)) return
+    const { bavail, bsize } = fs.statfsSync(mount)
+    // All but what bhyve still has to write of the RAM, and a little of the kernel's state.
+    fs.writeFileSync(filler, Buffer.alloc(bavail * bsize - (MiB - bytes) - 64 * 1024))
+  }
+  const error = await rejection(client.suspend('vm1', { onProgress }))
+  t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'off', message: /lost/ })
+  t.match(await client.listCheckpoints('vm1'), [{ state: 'damaged', poweredOff: true, path: error.path }])
 })
 
 t.test('the end of a process is told by what no other process can be taken for', async (t) => {
@@ -470,7 +551,6 @@ t.test('descriptors come back', async (t) => {
   const fault = { at: 'kernel', kind: 'fail' } as const
   const { client } = await start(t, { fault })
   await rejection(client.suspend('vm1'))
-  await until(() => openDescriptors() > 0, 'descriptors')
   const before = openDescriptors()
   for (let round = 0; round < 5; round++) await rejection(client.suspend('vm1'))
   await until(() => openDescriptors() <= before, 'the descriptors to come back')

@@ -9,7 +9,7 @@ import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../dist/client.js'
 import { isFailure, loadNative } from '../dist/native.js'
 import { realSurroundings } from '../dist/options.js'
-import { rejection, scratch, until } from './support/index.js'
+import { rejection, runScript, scratch, tree, until } from './support/index.js'
 
 const native = loadNative()
 
@@ -178,4 +178,24 @@ t.test('every VM in the run directory', async (t) => {
     await createClient({ runDirectory: path.join(runDirectory, 'none') }).listVirtualMachines(),
     [],
   )
+})
+
+t.test('the test for real VMs passes on a simulated one, and cleans up', async (t) => {
+  for (const dialect of ['path', 'descriptor', 'reply'] as const) {
+    const bhyve = await start(t, { dialect, memoryBytes: 4 * 1024 * 1024, writeRate: 32 * 1024 * 1024 })
+    const directory = scratch(t)
+    const ended = await runScript('../bhyve/run.mjs', [], {
+      BHYVE_CHECKPOINT_TEST_VM: 'vm1',
+      BHYVE_CHECKPOINT_TEST_DIRECTORY: directory,
+      BHYVE_CHECKPOINT_TEST_RUN_DIRECTORY: bhyve.runDirectory,
+    })
+    t.match(ended, { code: 0, signal: null, stderr: '' }, `${dialect}: ${ended.stdout}`)
+    t.match(ended.stdout, "9 passed on VM 'vm1'")
+    t.strictSame(tree(directory), [])
+  }
+})
+
+t.test('the test for real VMs refuses where no VM is named', async (t) => {
+  const ended = await runScript('../bhyve/run.mjs', [], { BHYVE_CHECKPOINT_TEST_VM: '' })
+  t.match(ended, { code: 2, signal: null, stdout: '', stderr: 'BHYVE_CHECKPOINT_TEST_VM is not set' })
 })

@@ -8,7 +8,7 @@ import { sendRequest } from '../dist/bhyve/request.js'
 import { Cancellation } from '../dist/cancellation.js'
 import { isFailure, loadNative } from '../dist/native.js'
 import type { Dialect } from '../dist/types.js'
-import { fixtures, scratch, until } from './support/index.js'
+import { fixtures, pathOfFolder, scratch, until } from './support/index.js'
 
 interface Golden {
   requests: {
@@ -57,7 +57,7 @@ class Recorder {
       // The native call does not hand out the carrier's value: in every message with a descriptor it is zero.
       if (byte.descriptors.length > 0) {
         this.descriptorPosition = this.bytes.length
-        this.directory = fs.readlinkSync(`/proc/self/fd/${byte.descriptors[0] ?? -1}`)
+        this.directory = pathOfFolder(byte.descriptors[0] ?? -1, path.dirname(this.path))
         for (const descriptor of byte.descriptors) native.close(descriptor)
       }
       this.bytes = Buffer.concat([this.bytes, Buffer.alloc(1)])

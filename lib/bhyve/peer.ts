@@ -1,8 +1,11 @@
 /** The bhyve process behind a socket: may it be given our folder, does it live, does it stand still? */
+import os from 'node:os'
 import { CheckpointError, type VmState } from '../errors.js'
 import { isFailure, loadNative } from '../native.js'
 import type { Peer } from './connect.js'
 import type { Located, Place } from './locate.js'
+
+const { ESRCH } = os.constants.errno
 
 /**
  * The folder was made for the socket's owner. A peer that is somebody else must not get it, unless it is root,
@@ -39,7 +42,9 @@ export function assertSame(peer: Peer, expected: Peer, { vm }: Place): void {
 export function vmStateOf(peer: Peer): VmState {
   if (peer.pid === -1) return 'unknown'
   const status = loadNative().processStatus(peer.pid)
-  if (isFailure(status) || status.state === 'zombie') return 'off'
+  // A look that failed is no news of a death.
+  if (isFailure(status)) return status.errno === ESRCH ? 'off' : 'unknown'
+  if (status.state === 'zombie') return 'off'
   if (peer.startedAt !== undefined && status.startedAt !== peer.startedAt) return 'off'
   return status.state === 'stopped' ? 'paused' : 'running'
 }

@@ -13,6 +13,7 @@ const longestLookMs = 100
 export class ProcessEnd implements Disposable {
   readonly #peer: Peer
   #watch: number | undefined
+  #isReached = false
 
   /** While it lives: on FreeBSD a watch that is put on a dying process tells its end too early. */
   constructor(peer: Peer) {
@@ -23,8 +24,10 @@ export class ProcessEnd implements Disposable {
   }
 
   get isReached(): boolean {
-    if (this.#watch === undefined) return vmStateOf(this.#peer) === 'off'
-    return loadNative().hasEnded(this.#watch) === 1
+    // kqueue tells it once.
+    this.#isReached ||=
+      this.#watch === undefined ? vmStateOf(this.#peer) === 'off' : loadNative().hasEnded(this.#watch) === 1
+    return this.#isReached
   }
 
   /** True once it is gone; false where it is still there after `patienceMs`. Keeps the process alive meanwhile. */

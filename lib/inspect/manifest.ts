@@ -47,6 +47,8 @@ export interface Manifest {
   memoryModifiedMs?: number
   /** Sizes in bytes when the checkpoint was published. */
   sizes?: { memory: number; kernel: number }
+  /** The latest ones, oldest first. */
+  restores?: Restore[]
   digests?: Digests
 }
 
@@ -56,6 +58,8 @@ export interface Restore {
   at: string
   /** Over `already-restored` and `disk-newer`. */
   again: boolean
+  /** bhyve was seen to serve its socket. */
+  served?: true
 }
 
 /** A set that is brought back every hour must not grow its manifest for ever. */
@@ -125,6 +129,7 @@ export function parseManifest(text: string): Manifest | undefined {
     ...optional('memoryModifiedMs', isCount(root.memoryModifiedMs) ? root.memoryModifiedMs : undefined),
     ...optional('sizes', sizes),
     ...optional('digests', digests === 'malformed' ? undefined : digests),
+    ...optional('restores', restoresFrom(root.restores)),
   }
 }
 
@@ -146,6 +151,32 @@ export function withoutRestore(text: string, at: string, previous: string | unde
   const others = listFrom(restores).filter((restore) => !isObject(restore) || restore.at !== at)
   const marks = { ...optional('restoredAt', previous), ...(others.length > 0 ? { restores: others } : {}) }
   return `${JSON.stringify({ ...rest, ...marks }, null, 2)}\n`
+}
+
+/** The same manifest; its last restore, if it is that one, has come up. */
+export function withServed(text: string, at: string): string {
+  const manifest = parseObject(text)
+  const restores = listFrom(manifest?.restores).map((restore) =>
+    isObject(restore) && restore.at === at ? { ...restore, served: true } : restore,
+  )
+  return `${JSON.stringify({ ...manifest, restores }, null, 2)}\n`
+}
+
+/**
+ * A restore was begun and nobody saw bhyve come up: its manager died in between. The set may still be all there is of
+ * its VM.
+ */
+export function isRestoreOpen({ restoredAt, restores = [] }: Manifest): boolean {
+  return restores.some(({ at, served }) => at === restoredAt && served !== true)
+}
+
+function restoresFrom(value: unknown): Restore[] | undefined {
+  if (!Array.isArray(value)) return undefined
+  return (value as unknown[]).flatMap((restore) => {
+    if (!isObject(restore) || !isDate(restore.at)) return []
+    const known = { at: restore.at, again: restore.again === true }
+    return [restore.served === true ? { ...known, served: true as const } : known]
+  })
 }
 
 function listFrom(value: unknown): unknown[] {

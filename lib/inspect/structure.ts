@@ -37,15 +37,27 @@ export interface Inspection {
 /** The first bytes of 5BSD's base file, which is a text and not guest RAM (protocol.md section 1). */
 const foreignMagic = Buffer.from('BHYVE-CHECKPOINT-MANIFEST-')
 
+/** What a set's other files have behind the name of its RAM file. */
+const endings = {
+  kernel: kernelSuffix.slice(memorySuffix.length),
+  metadata: metadataSuffix.slice(memorySuffix.length),
+  manifest: manifestSuffix.slice(memorySuffix.length),
+}
+
 type Part = { status: FileStatus; problem?: Problem } | undefined
 
 /** Looks at `<name>.ckp` and its companions in `directory`. Undefined where there is no `<name>.ckp`. */
 export function inspectSet(directory: Directory, name: string): Inspection | undefined {
-  const memory = partAt(directory, name + memorySuffix)
+  return inspectFiles(directory, name + memorySuffix)
+}
+
+/** The same by the RAM file's own name, whatever it is: bhyve appends the endings of its companions to it. */
+export function inspectFiles(directory: Directory, base: string): Inspection | undefined {
+  const memory = partAt(directory, base)
   if (memory === undefined) return undefined
-  const kernel = partAt(directory, name + kernelSuffix)
-  const metadataPart = partAt(directory, name + metadataSuffix)
-  const manifestPart = partAt(directory, name + manifestSuffix)
+  const kernel = partAt(directory, base + endings.kernel)
+  const metadataPart = partAt(directory, base + endings.metadata)
+  const manifestPart = partAt(directory, base + endings.manifest)
   const inspection: Inspection = {
     problems: [],
     foreign: false,
@@ -55,12 +67,12 @@ export function inspectSet(directory: Directory, name: string): Inspection | und
     hasManifest: manifestPart !== undefined,
     bytesRead: foreignMagic.length,
   }
-  if (memory.problem === undefined && isForeignFormat(directory, name))
-    return foreignInspection(inspection, name)
-  const metadata = readMetadata(directory, name, metadataPart, inspection)
-  checkMemory(name, memory, metadata, inspection)
-  checkKernel(name, kernel, metadata, inspection)
-  readManifest(directory, name, manifestPart, inspection)
+  if (memory.problem === undefined && isForeignFile(directory, base))
+    return foreignInspection(inspection, base)
+  const metadata = readMetadata(directory, base, metadataPart, inspection)
+  checkMemory(base, memory, metadata, inspection)
+  checkKernel(base, kernel, metadata, inspection)
+  readManifest(directory, base, manifestPart, inspection)
   if (metadata !== undefined) inspection.metadata = summaryOf(metadata)
   return inspection
 }
@@ -89,21 +101,25 @@ function storedBytes(parts: readonly Part[]): number {
 
 /** Whether a RAM file is the text with which another tool's format begins. */
 export function isForeignFormat(directory: Directory, name: string): boolean {
-  return directory.readStart(name + memorySuffix, foreignMagic.length).equals(foreignMagic)
+  return isForeignFile(directory, name + memorySuffix)
 }
 
-function foreignInspection(inspection: Inspection, name: string): Inspection {
+function isForeignFile(directory: Directory, base: string): boolean {
+  return directory.readStart(base, foreignMagic.length).equals(foreignMagic)
+}
+
+function foreignInspection(inspection: Inspection, base: string): Inspection {
   const message = "another tool's checkpoint format (5BSD's text manifest): left alone"
-  return { ...inspection, foreign: true, problems: [problem('foreign-format', message, name + memorySuffix)] }
+  return { ...inspection, foreign: true, problems: [problem('foreign-format', message, base)] }
 }
 
 function readMetadata(
   directory: Directory,
-  name: string,
+  base: string,
   part: Part,
   into: Inspection,
 ): Metadata | undefined {
-  const file = name + metadataSuffix
+  const file = base + endings.metadata
   if (part === undefined) {
     into.problems.push(problem('metadata-missing', 'there are no metadata', file))
     return undefined
@@ -126,12 +142,11 @@ function readMetadata(
 }
 
 function checkMemory(
-  name: string,
+  file: string,
   part: NonNullable<Part>,
   metadata: Metadata | undefined,
   into: Inspection,
 ): void {
-  const file = name + memorySuffix
   if (part.problem !== undefined) {
     into.problems.push(part.problem)
     return
@@ -144,8 +159,8 @@ function checkMemory(
   }
 }
 
-function checkKernel(name: string, part: Part, metadata: Metadata | undefined, into: Inspection): void {
-  const file = name + kernelSuffix
+function checkKernel(base: string, part: Part, metadata: Metadata | undefined, into: Inspection): void {
+  const file = base + endings.kernel
   if (part === undefined) {
     into.problems.push(problem('kernel-missing', 'there is no file of kernel and device state', file))
     return
@@ -164,8 +179,8 @@ function checkKernel(name: string, part: Part, metadata: Metadata | undefined, i
   }
 }
 
-function readManifest(directory: Directory, name: string, part: Part, into: Inspection): void {
-  const file = name + manifestSuffix
+function readManifest(directory: Directory, base: string, part: Part, into: Inspection): void {
+  const file = base + endings.manifest
   if (part === undefined) return
   if (part.problem !== undefined) {
     into.problems.push(part.problem)

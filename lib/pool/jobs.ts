@@ -12,10 +12,16 @@ import { foldersIn, foldersWith } from '../store/folders.js'
 import { getSet, hasSets, listSets, verifySet } from '../store/list.js'
 import { pinSet } from '../store/pin.js'
 import { pruneSets } from '../store/prune.js'
-import { commitStage, prepareStage } from '../store/publish.js'
-import { beginRestore, holdSet, lookAtSet, markRestored, takeBackMark } from '../store/restoring.js'
+import { commitStage, prepareStage, settleStage } from '../store/publish.js'
+import {
+  beginRestore,
+  confirmRestore,
+  holdSet,
+  lookAtSet,
+  markRestored,
+  takeBackMark,
+} from '../store/restoring.js'
 import { recordWriter } from '../store/intent.js'
-import { settleStage } from '../store/settle.js'
 import { reserveSpace } from '../store/space.js'
 import { collectStage, isUntouched } from '../store/collect.js'
 import { beginPass, endPass, passSlice } from '../store/content.js'
@@ -63,6 +69,7 @@ export const jobs = {
   beginRestore,
   openLog,
   markRestored,
+  confirmRestore,
   holdSet,
   takeBackMark,
   readLogEnd,

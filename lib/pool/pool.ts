@@ -12,6 +12,11 @@ import { type JobName, type Jobs, longJobs } from './jobs.js'
 import { type FromWorker, fromPortable, type ToWorker } from './messages.js'
 
 export const poolSize = 3
+/**
+ * Of a thread's young generation. V8 would let it grow to 16 MiB and more, in each thread, under the garbage of many
+ * small jobs; what stays, like a long list of checkpoints, is not in it.
+ */
+const maxYoungGenerationSizeMb = 3
 /** A thread that has had nothing to do for so long ends, and gives back its memory and descriptors. */
 const idleMs = 2_000
 
@@ -43,9 +48,9 @@ class PoolWorker {
       eval: true,
       workerData: fileURLToPath(new URL('./worker.js', import.meta.url)),
       name: 'bhyve-checkpoint',
-      // Node 20 calls require() of a module experimental, and would say so on the host program's standard error.
-      execArgv: ['--disable-warning=ExperimentalWarning'],
+      execArgv: workerFlags(),
       env: workerEnvironment(),
+      resourceLimits: { maxYoungGenerationSizeMb },
     })
     this.#worker.unref()
     this.#worker.on('message', (message: FromWorker) => this.#finish(message))
@@ -123,6 +128,14 @@ class PoolWorker {
   }
 }
 
+/**
+ * Node 20 calls require() of a module experimental, and would say so on the host program's standard error. Deno starts
+ * no thread with a flag it does not know.
+ */
+function workerFlags(): string[] {
+  return 'deno' in process.versions ? [] : ['--disable-warning=ExperimentalWarning']
+}
+
 /** Without NODE_OPTIONS: what the host program preloads is not meant for these threads. */
 function workerEnvironment(): NodeJS.ProcessEnv {
   const { NODE_OPTIONS: _, ...environment } = process.env
@@ -179,8 +192,10 @@ export class Pool implements JobRunner {
   }
 
   #assign(): void {
-    for (;;) {
-      const index = this.#waiting.findIndex((job) => this.#mayStart(job))
+    while (this.#mayHaveWorker()) {
+      // Looked at once and not for every job: hundreds may wait.
+      const longMayStart = this.#longRunning() < poolSize - 1
+      const index = this.#waiting.findIndex(({ name }) => longMayStart || !longJobs.has(name))
       const job = this.#waiting[index]
       if (job === undefined) return
       try {
@@ -196,13 +211,13 @@ export class Pool implements JobRunner {
     }
   }
 
+  #mayHaveWorker(): boolean {
+    return this.#workers.size < poolSize || [...this.#workers].some((worker) => worker.job === undefined)
+  }
+
   /** One worker at least stays free for what is short. */
-  #mayStart(job: Job): boolean {
-    if (!longJobs.has(job.name)) return true
-    const long = [...this.#workers].filter(
-      (worker) => worker.job !== undefined && longJobs.has(worker.job.name),
-    )
-    return long.length < poolSize - 1
+  #longRunning(): number {
+    return [...this.#workers].filter(({ job }) => job !== undefined && longJobs.has(job.name)).length
   }
 
   #idleWorker(): PoolWorker | undefined {

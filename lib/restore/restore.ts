@@ -84,12 +84,17 @@ interface Starting extends RestoreContext {
 
 /** From here on the set is marked: every way out that is no running bhyve takes the mark back. */
 async function restoreMarked(starting: Starting, cancellation: Cancellation): Promise<Restored> {
-  try {
-    return await restoreHeld(starting, cancellation)
-  } catch (error) {
+  const restored = await restoreHeld(starting, cancellation).catch(async (error: unknown) => {
     await takeBack(starting, error)
     throw error
-  }
+  })
+  await confirm(starting)
+  return restored
+}
+
+/** Where that fails, the set is kept as if it were all there is of the VM: too careful, and no harm. */
+async function confirm({ store, settings, mark }: Starting): Promise<void> {
+  await store.confirmRestore(settings.vm, settings.name, mark).catch(() => undefined)
 }
 
 /** Marking takes the lock alone, starting shares it: the set must still be the same once the one became the other. */
@@ -147,11 +152,12 @@ function inWords(bhyve: string, ending: Ending | undefined): string {
   return `it ended with status ${String(ending?.code ?? 'unknown')}`
 }
 
-/** Where that fails too, the set stays marked, and the error says so. */
+/** Where that fails too, the set stays marked, and the error says so; one that is gone has no mark. */
 async function takeBack({ store, settings, mark }: Starting, reason: unknown): Promise<void> {
   try {
     await store.takeBackMark(settings.vm, settings.name, mark)
   } catch (error) {
+    if (error instanceof CheckpointError && error.code === 'ERR_CHECKPOINT_NOT_FOUND') return
     const known = toCheckpointError(reason, 'restoring')
     const why = error instanceof Error ? error.message : String(error)
     const message = `${known.message}. The checkpoint stays marked as restored (${why}): 'again: true' overrides that`

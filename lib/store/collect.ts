@@ -1,10 +1,13 @@
 /** What bhyve has left in a stage. Runs in the pool. */
 import { type Inspection, inspectSet, missingMemory } from '../inspect/structure.js'
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../names.js'
+import { loadNative } from '../native.js'
 import type { Problem } from '../types.js'
 import type { Directory } from './directory.js'
-import { guestFile, inName } from './paths.js'
+import { guestFile, inName, spaceReserve } from './paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
+
+const native = loadNative()
 
 const guestFiles: readonly (readonly [string, string])[] = [
   [guestFile, memorySuffix],
@@ -27,6 +30,7 @@ export interface Collected {
  */
 export function collectStage(handle: StageHandle, name: string): Collected {
   const stage = borrowStage(handle)
+  stage.unlink(spaceReserve)
   const moved = moveOut(stage, name)
   if (moved === 0) return { untouched: true, problems: absentProblems(name), savedMs: 0 }
   const savedMs = lastChangeOf(stage, name)
@@ -39,21 +43,24 @@ export function collectStage(handle: StageHandle, name: string): Collected {
 export function moveOut(stage: Directory, name: string): number {
   using inFolder = stage.openIfAny(inName)
   if (inFolder === undefined) return 0
-  takeBack(inFolder)
+  takeBack(stage, inFolder)
   const moved = guestFiles.filter(([from, suffix]) => inFolder.renameIfAny(from, stage, name + suffix))
   return moved.length
 }
 
-/** When the last of a set's three files was written, in milliseconds. */
+/** When the last of a set's three files was written, in milliseconds; whoever wrote it may have set any time. */
 export function lastChangeOf(stage: Directory, name: string): number {
   const changes = guestFiles.map(([, suffix]) => stage.statusIfAny(name + suffix)?.mtimeMs ?? 0)
-  return Math.max(...changes)
+  return Math.min(Math.max(0, ...changes), Date.now())
 }
 
 /** The folder was bhyve's for as long as it wrote; from now on nothing is added to it. */
-function takeBack(inFolder: Directory): void {
+function takeBack(stage: Directory, inFolder: Directory): void {
   const ours = process.geteuid?.()
   if (ours === undefined || inFolder.ownStatus().uid === ours) return
+  // Its owner may have put flags on it that keep even root from moving a file.
+  native.clearFlagsAt?.(stage.descriptor, inName)
+  for (const [file] of guestFiles) native.clearFlagsAt?.(inFolder.descriptor, file)
   inFolder.giveTo(ours)
   inFolder.setMode(0o700)
 }

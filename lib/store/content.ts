@@ -25,6 +25,8 @@ export interface ContentRequest {
   memoryBytes: number
   digest: boolean
   sparsify: boolean
+  /** It is going to be forced to the disk. */
+  durable: boolean
 }
 
 /** A pass that was begun. */
@@ -65,6 +67,8 @@ export function passSlice(handle: StageHandle, pass: Pass, slice: Slice): { hole
   // while one of them still writes to it.
   using memory = openMemory(stage, pass, pass.holeBlockBytes > 0 ? O_RDWR : O_RDONLY)
   const { digests, holesRefused } = passOver(memory, slice, pass)
+  // What has been looked at is written while the rest is. A hint: whether it reaches the disk, the sync says.
+  if (pass.durable) native.beginWriting(memory.descriptor, slice.from, slice.to - slice.from)
   if (digests.length > 0) {
     using list = stage.openFile(digestList, O_WRONLY)
     list.writeAt(digests, (slice.from / slice.chunkBytes) * digestBytes)

@@ -3,17 +3,23 @@
  * as it may hold anything. Written, and on the disk, before bhyve is asked. Runs in the pool.
  */
 import fs from 'node:fs'
+import os from 'node:os'
 import type { ManifestHost } from '../inspect/manifest.js'
 import { isFailure, loadNative } from '../native.js'
 import { isCheckpointName } from '../names.js'
 import type { Directory } from './directory.js'
+import { spaceReserve } from './paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
+
+const { ESRCH } = os.constants.errno
 
 /** In a stage: that it is a suspend's, and under which name it belongs. */
 export const intentRecord = 'intent'
 /** In a stage: the process that was asked. Without it nobody was. */
 const peerRecord = 'peer'
 const recordMaxBytes = 4096
+/** A manifest without digests, the folders' own blocks, and the records. */
+const reservedBytes = 64 * 1024
 /** Where a record cannot be read: nothing is ever replaced by such a set. */
 const unknownIntent: Intent = { vm: '', name: 'suspend', ifExists: 'fail' }
 
@@ -22,9 +28,11 @@ export interface Intent {
   name: string
   ifExists: 'replace' | 'fail'
   host?: ManifestHost | undefined
+  /** The name that was asked for, where the set goes under another one. */
+  wanted?: string | undefined
 }
 
-/** Who writes into the stage, and since which boot of the system its pid means anything. */
+/** Who writes into the stage. */
 export interface Writer {
   pid: number
   startedAt: string | undefined
@@ -35,29 +43,31 @@ export interface Writer {
 interface WriterRecord {
   pid: unknown
   startedAt: unknown
-  boot: unknown
   dialect: string | undefined
 }
 
-export function writeIntent(stage: Directory, intent: Intent, durable: boolean): void {
-  stage.writeNew(intentRecord, JSON.stringify(intent), durable)
+/** Forced to the disk whatever the caller's settings: after a power failure it is what the stage is known by. */
+export function writeIntent(stage: Directory, intent: Intent): void {
+  stage.writeNew(spaceReserve, ' '.repeat(reservedBytes), false)
+  stage.writeNew(intentRecord, JSON.stringify({ ...intent, boot: bootId() }), true)
 }
 
 /** Undefined where the stage is not a suspend's. */
 export function readIntent(stage: Directory): Intent | undefined {
   if (stage.statusIfAny(intentRecord) === undefined) return undefined
-  const intent = readRecord(stage, intentRecord) as Partial<Intent> | undefined
-  const { vm, name, ifExists, host } = intent ?? {}
+  const { vm, name, ifExists, host, wanted } = (readRecord(stage, intentRecord) ?? {}) as Partial<Intent>
   if (typeof vm !== 'string' || typeof name !== 'string' || !isCheckpointName(name)) return unknownIntent
-  return { vm, name, ifExists: ifExists === 'replace' ? 'replace' : 'fail', host }
+  const known = { vm, name, ifExists: ifExists === 'replace' ? ifExists : ('fail' as const), host }
+  return typeof wanted === 'string' && isCheckpointName(wanted) ? { ...known, wanted } : known
 }
 
 /** The stage's set goes under another name from now on. */
 export function renameIntent(stage: Directory, intent: Intent, name: string): Intent {
-  const renamed: Intent = { ...intent, name, ifExists: 'fail' }
+  const wanted = intent.wanted ?? intent.name
+  const renamed: Intent = { ...intent, name, ifExists: 'fail', wanted }
   const fresh = `${intentRecord}.new`
   stage.unlink(fresh)
-  stage.writeNew(fresh, JSON.stringify(renamed), true)
+  stage.writeNew(fresh, JSON.stringify({ ...renamed, boot: bootOf(stage) }), true)
   stage.rename(fresh, stage, intentRecord)
   stage.sync()
   return renamed
@@ -69,24 +79,30 @@ export function renameIntent(stage: Directory, intent: Intent, name: string): In
  */
 export function recordWriter(handle: StageHandle, writer: Writer): void {
   const stage = borrowStage(handle)
-  stage.unlink(peerRecord)
-  stage.writeNew(peerRecord, JSON.stringify({ ...writer, boot: bootId() }), false)
+  const fresh = `${peerRecord}.new`
+  stage.unlink(fresh)
+  stage.writeNew(fresh, JSON.stringify(writer), false)
+  // Whole or not at all: of a writer that cannot be read nobody knows whether it lives.
+  stage.rename(fresh, stage, peerRecord)
 }
 
+/** Undefined where nobody was asked. */
 export function writerOf(stage: Directory): WriterRecord | undefined {
   if (stage.statusIfAny(peerRecord) === undefined) return undefined
-  const record = readRecord(stage, peerRecord) as Partial<Record<keyof WriterRecord, unknown>> | undefined
-  const { pid, startedAt, boot, dialect } = record ?? {}
-  return { pid, startedAt, boot, dialect: typeof dialect === 'string' ? dialect : undefined }
+  const { pid, startedAt, dialect } = (readRecord(stage, peerRecord) ?? {}) as Record<string, unknown>
+  return { pid, startedAt, dialect: typeof dialect === 'string' ? dialect : undefined }
 }
 
-/** Whether the process that was asked still lives: then it may yet write. */
+/** Whether the process that was asked still lives, or may: then it may yet write. */
 export function isWriterAlive(stage: Directory): boolean {
-  const { pid, startedAt, boot } = writerOf(stage) ?? {}
-  if (typeof pid !== 'number' || boot !== bootId()) return false
-  if (!Number.isInteger(pid) || pid < 1) return true // the system did not tell who it is
+  const writer = writerOf(stage)
+  if (writer === undefined || !isOfThisBoot(stage)) return false
+  const { pid, startedAt } = writer
+  if (typeof pid !== 'number' || !Number.isInteger(pid) || pid < 1) return true
   const status = loadNative().processStatus(pid)
-  if (isFailure(status) || status.state === 'zombie') return false
+  // A look that failed is no news of a death.
+  if (isFailure(status)) return status.errno !== ESRCH
+  if (status.state === 'zombie') return false
   return startedAt === undefined || status.startedAt === startedAt
 }
 
@@ -99,7 +115,16 @@ function readRecord(stage: Directory, name: string): object | undefined {
   }
 }
 
-/** Elsewhere the time at which a process started is a time of day, and tells boots apart by itself. */
+/** Otherwise every process that the stage speaks of is gone. */
+export function isOfThisBoot(stage: Directory): boolean {
+  return bootOf(stage) === bootId()
+}
+
+function bootOf(stage: Directory): unknown {
+  return (readRecord(stage, intentRecord) as { boot?: unknown } | undefined)?.boot
+}
+
+/** Linux counts a process's start in hundredths of a second since the boot; elsewhere it tells boots apart by itself. */
 function bootId(): string {
   if (process.platform !== 'linux') return ''
   try {

@@ -8,7 +8,7 @@ import { describe } from './describe.js'
 import { Directory } from './directory.js'
 import { lockStagingIfAny } from './lock.js'
 import { stagingName } from './paths.js'
-import { needsRecovery, recover } from './recover.js'
+import { holdsUnpublished, needsRecovery, recover } from './recover.js'
 import { readySuffix } from './staging_entries.js'
 
 const mostAttempts = 10
@@ -40,8 +40,10 @@ export function hasSets(directoryPath: string): boolean {
 /** A VM whose suspend nobody has published yet has a checkpoint all the same. */
 function bringsHome(directory: Directory): boolean {
   if (directory.statusIfAny(stagingName)?.kind !== 'directory') return false
-  using _lock = lockForReading(directory)
-  return setNames(directory).length > 0
+  using staging = lockStagingIfAny(directory, 'exclusive')
+  if (staging === undefined) return false
+  recover(directory, staging)
+  return setNames(directory).length > 0 || holdsUnpublished(staging)
 }
 
 function isForbidden(error: unknown): boolean {
@@ -164,15 +166,18 @@ function reasons(listed: ListedCheckpoint): string {
  */
 export function lockForReading(directory: Directory): Directory | undefined {
   try {
-    const reading = lockStagingIfAny(directory, 'shared')
-    if (reading === undefined || !needsRecovery(reading)) return reading
-    reading[Symbol.dispose]()
+    if (leavesNothing(directory)) return lockStagingIfAny(directory, 'shared')
     finishOthers(directory)
     return lockStagingIfAny(directory, 'shared')
   } catch (error) {
     if (!isForbidden(error)) throw error
     return undefined
   }
+}
+
+function leavesNothing(directory: Directory): boolean {
+  using reading = lockStagingIfAny(directory, 'shared')
+  return reading === undefined || !needsRecovery(reading)
 }
 
 /** While others read, what is left over has to wait. */

@@ -8,6 +8,8 @@ export const inName = 'in'
 export const sizeRecord = 'size'
 /** In a stage: the digests of the RAM's chunks, until they are in the manifest. */
 export const digestList = 'digests'
+/** In a suspend's stage: room for what has to be written about it on a disk that bhyve has filled. */
+export const spaceReserve = 'reserve'
 const longestId = 12
 
 /** As long as the path of a stage's RAM file can get. */

@@ -6,6 +6,7 @@ import { Directory } from './directory.js'
 import { listedSet, byAge, setNames } from './list.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'
 import { recover } from './recover.js'
+import { isUnrestored } from './unrestored.js'
 
 const makingMs = 3_600_000
 
@@ -21,11 +22,20 @@ export function pruneSets(directoryPath: string, vm: string, policy: PrunePolicy
   using staging = lockToPrune(directory)
   const stuck = staging === undefined ? new Map() : recover(directory, staging)
   const sets = setNames(directory).flatMap((name) => listedSet(directory, vm, name))
-  const going = choose(sets, policy, now).filter(({ name }) => !stuck.has(name))
+  const going = choose(withOpenRestores(directory, sets), policy, now).filter(({ name }) => !stuck.has(name))
   const removed = going.map(({ name }) => name)
   if (policy.dryRun !== true && staging !== undefined) discard(directory, staging, removed)
   const kept = sets.filter(({ name }) => !removed.includes(name)).sort(byAge)
   return { removed, kept: kept.map(({ name }) => name), freedBytes: sum(going) }
+}
+
+/** A restore that nobody saw come up is none. */
+function withOpenRestores(directory: Directory, sets: readonly ListedCheckpoint[]): ListedCheckpoint[] {
+  return sets.map((set) => {
+    if (set.restoredAt === undefined || !isUnrestored(directory, set)) return set
+    const { restoredAt: _, ...others } = set
+    return others
+  })
 }
 
 /** Nothing to prune, nothing to lock. */

@@ -9,8 +9,10 @@ import { commitStaged, type Publication } from './commit.js'
 import { Directory } from './directory.js'
 import { lockStaging } from './lock.js'
 import { digestList, stagingName } from './paths.js'
-import { assertReplaceable } from './replaceable.js'
+import type { OpenFile } from './open_file.js'
+import { assertNotOlder, assertReplaceable } from './replaceable.js'
 import { assertNotStuck, recover } from './recover.js'
+import { settleSuspend, type Settled } from './settle.js'
 import { borrowStage, isSameStage, type StageHandle } from './stage_handle.js'
 
 const { O_RDONLY } = fs.constants
@@ -34,12 +36,44 @@ function writeManifestIn(stage: Directory, file: string, manifest: Manifest, dur
 
 export function commitStage(handle: StageHandle, publication: Publication): Checkpoint {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
+  // Let go of after the lock: only then are the old file's blocks freed, which takes long where it has many holes.
+  using old = new Kept()
   using staging = lockStaging(directory)
   assertNotStuck(recover(directory, staging), publication.name)
   if (!isSameStage(staging, handle)) throw vanished(handle)
   const { name, ifExists } = publication
   assertReplaceable(directory, name, ifExists)
+  const { vm, createdAt, poweredOff } = publication.manifest
+  assertNotOlder(directory, { vm, name, savedMs: Date.parse(createdAt), poweredOff })
+  old.keep(directory, name + memorySuffix)
   return commitStaged(directory, staging, borrowStage(handle), handle.id, publication)
+}
+
+/** A file that stays open, and so on the disk, whoever removes it meanwhile. */
+class Kept implements Disposable {
+  #file: OpenFile | undefined
+
+  /** A file that cannot be opened is removed all the same. */
+  keep(directory: Directory, name: string): void {
+    try {
+      if (directory.statusIfAny(name)?.kind === 'file') this.#file = directory.openFileIfAny(name, O_RDONLY)
+    } catch (error) {
+      if (!(error instanceof CheckpointError)) throw error
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#file?.[Symbol.dispose]()
+  }
+}
+
+/** A suspend's stage that cannot go its way, once bhyve has ended. */
+export function settleStage(handle: StageHandle): Settled {
+  const directory = Directory.borrow(handle.directory, handle.directoryPath)
+  using staging = lockStaging(directory)
+  const stuck = recover(directory, staging)
+  if (!isSameStage(staging, handle)) throw vanished(handle)
+  return settleSuspend(directory, staging, handle.id, stuck)
 }
 
 function vanished(handle: StageHandle): CheckpointError {

@@ -5,7 +5,7 @@
 import { type CheckpointError, toCheckpointError } from '../errors.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import type { Directory } from './directory.js'
-import { intentRecord } from './intent.js'
+import { intentRecord, isWriterAlive, readIntent, writerOf } from './intent.js'
 import { removeRubbish } from './remove_tree.js'
 import { openFolder, publicationOrder, rollForward } from './roll_forward.js'
 import { settleSuspend } from './settle.js'
@@ -30,7 +30,7 @@ export function recover(directory: Directory, staging: Directory): Stuck {
   }
   for (const entry of entries.filter((name) => isStageId(name) && !isAlive(staging, name))) {
     if (hasIntent(staging, entry))
-      attempt(staging, entry, stuck, () => settleSuspend(directory, staging, entry))
+      attempt(staging, entry, stuck, () => settleSuspend(directory, staging, entry, stuck))
     else removeRubbish(staging, entry)
   }
   return stuck
@@ -65,6 +65,21 @@ function namesIn(staging: Directory, entry: string): string[] {
     const suffix = publicationOrder.find((candidate) => file.endsWith(candidate))
     return suffix === undefined ? [] : [file.slice(0, -suffix.length)]
   })
+}
+
+/** Whether something that is a checkpoint waits there to be put into place. Asked under the lock, after recovery. */
+export function holdsUnpublished(staging: Directory): boolean {
+  return staging.entries().some((entry) => {
+    return entry.endsWith(readySuffix) || (isStageId(entry) && isLeftByWriter(staging, entry))
+  })
+}
+
+/** A suspend's stage whose bhyve was asked and has ended. */
+export function isLeftByWriter(staging: Directory, id: string): boolean {
+  if (staging.statusIfAny(id)?.kind !== 'directory') return false
+  using stage = staging.openIfAny(id)
+  if (stage === undefined || readIntent(stage) === undefined) return false
+  return writerOf(stage) !== undefined && !isWriterAlive(stage)
 }
 
 /** Whether `.staging` holds anything that recovery could be about. */

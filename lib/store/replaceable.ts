@@ -3,6 +3,7 @@ import { CheckpointError } from '../errors.js'
 import { isForeignFormat } from '../inspect/structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import type { Directory } from './directory.js'
+import { listedSet } from './list.js'
 
 export function assertReplaceable(directory: Directory, name: string, ifExists: 'replace' | 'fail'): void {
   // Past the commit point a folder in the way could not be replaced any more.
@@ -18,6 +19,33 @@ export function assertReplaceable(directory: Directory, name: string, ifExists: 
   if (isFile && isForeignFormat(directory, name)) {
     throw exists(path, "is another tool's checkpoint and left alone")
   }
+}
+
+/** What is going to take a name. */
+export interface Saved {
+  vm: string
+  name: string
+  savedMs: number
+  poweredOff: boolean
+}
+
+/**
+ * What was saved later is never replaced by what was saved before it, where one of the two is a suspended VM. Two
+ * managers may publish in another order than bhyve wrote.
+ */
+export function assertNotOlder(directory: Directory, saved: Saved): void {
+  const { vm, name, savedMs, poweredOff } = saved
+  const [standing] = listedSet(directory, vm, name)
+  if (standing?.createdAt === undefined) return
+  const isState = standing.poweredOff === true && standing.restoredAt === undefined
+  if (!isState && !poweredOff) return
+  // Both are times of files. In the same tick the VM's end came last.
+  const standingMs = standing.createdAt.getTime()
+  if (isState ? standingMs < savedMs : standingMs <= savedMs) return
+  const what = isState
+    ? 'is the state of a VM that was suspended since, and was not restored'
+    : 'was saved later'
+  throw exists(directory.pathOf(name + memorySuffix), what)
 }
 
 function exists(path: string, why: string): CheckpointError {

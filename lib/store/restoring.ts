@@ -1,6 +1,12 @@
 /** What a restore wants of a stored set: look at it, mark it, hold it, and take the mark back. Runs in the pool. */
 import { CheckpointError } from '../errors.js'
-import { type ManifestHost, type Restore, withoutRestore, withRestore } from '../inspect/manifest.js'
+import {
+  type ManifestHost,
+  type Restore,
+  withoutRestore,
+  withRestore,
+  withServed,
+} from '../inspect/manifest.js'
 import { type Inspection, inspectSet } from '../inspect/structure.js'
 import type { ListedCheckpoint } from '../types.js'
 import { describe } from './describe.js'
@@ -126,6 +132,16 @@ export function takeBackMark(directoryPath: string, name: string, mark: Mark): b
   const text = manifestText(directory, inspection.manifest.vm, name, inspection)
   replaceManifest(directory, staging, name, withoutRestore(text, mark.at, mark.previous))
   return true
+}
+
+/** bhyve has come up: the set is not all there is of its VM any more. */
+export function confirmRestore(directoryPath: string, name: string, mark: Mark): void {
+  using directory = openFolder(directoryPath, name)
+  using staging = lockForMarking(directory, name)
+  const inspection = inspectForMarking(directory, staging, name)
+  if (inspection.manifest?.restoredAt !== mark.at) return
+  const text = manifestText(directory, inspection.manifest.vm, name, inspection)
+  replaceManifest(directory, staging, name, withServed(text, mark.at))
 }
 
 function openFolder(directoryPath: string, name: string): Directory {

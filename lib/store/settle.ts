@@ -7,23 +7,18 @@ import { Buffer } from 'node:buffer'
 import { CheckpointError } from '../errors.js'
 import { formatManifest, type Manifest, newManifest } from '../inspect/manifest.js'
 import { rewriteManifest } from '../inspect/manifest_file.js'
-import { type Inspection, inspectSet, missingMemory } from '../inspect/structure.js'
+import { inspectFiles, type Inspection, inspectSet, missingMemory } from '../inspect/structure.js'
 import { checkpointNameBytes, manifestSuffix, memorySuffix, restorablePathBytes } from '../names.js'
 import type { Problem } from '../types.js'
 import { lastChangeOf, moveOut } from './collect.js'
 import { commitStaged } from './commit.js'
-import { Directory } from './directory.js'
+import type { Directory } from './directory.js'
 import { type Intent, isWriterAlive, readIntent, renameIntent, writerOf } from './intent.js'
-import { listedSet } from './list.js'
-import { lockStaging } from './lock.js'
+import { guestFile, inName, spaceReserve } from './paths.js'
 import { removeRubbish, removeTree } from './remove_tree.js'
-import { assertReplaceable } from './replaceable.js'
+import { assertNotOlder, assertReplaceable } from './replaceable.js'
 import { publicationOrder, rollForward } from './roll_forward.js'
-import { borrowStage, isSameStage, type StageHandle } from './stage_handle.js'
 import { freshId, readySuffix } from './staging_entries.js'
-
-/** The time of a file lags behind the clock by as much as a tick. */
-const tickMs = 20
 
 export type Settled =
   | { kind: 'published'; name: string; path: string }
@@ -34,38 +29,34 @@ export type Settled =
   /** bhyve lives, and may write yet. */
   | { kind: 'pending' }
 
-/** The stage is ours, and bhyve has ended. */
-export function settleStage(handle: StageHandle): Settled {
-  const directory = Directory.borrow(handle.directory, handle.directoryPath)
-  using staging = lockStaging(directory)
-  if (isSameStage(staging, handle)) return settleSuspend(directory, staging, handle.id)
-  const { path } = borrowStage(handle)
-  throw new CheckpointError(
-    'ERR_SYSTEM',
-    `somebody removed '${path}', and the suspended VM's state with it`,
-    {
-      path,
-    },
-  )
-}
-
-export function settleSuspend(directory: Directory, staging: Directory, id: string): Settled {
+/** `stuck`: names under which something waits that is committed already, and would come over it. */
+export function settleSuspend(
+  directory: Directory,
+  staging: Directory,
+  id: string,
+  stuck: ReadonlyMap<string, unknown>,
+): Settled {
   using stage = staging.open(id)
   const intent = readIntent(stage)
   if (intent === undefined) throw new CheckpointError('ERR_SYSTEM', `'${stage.path}' is no suspend's stage`)
   // Asked first: what a bhyve that is gone has not written by now never comes.
   const mayWrite = isWriterAlive(stage)
+  if (mayWrite && !holdsWholeSet(stage, intent.name)) return { kind: 'pending' }
+  const places = { directory, staging, stage, id, stuck }
   gather(stage, intent.name)
-  dropStrangers(stage, intent.name)
   const inspection = inspectSet(stage, intent.name)
-  if (inspection !== undefined && isWhole(inspection))
-    return publishState({ directory, staging, stage, id }, intent, inspection)
+  if (inspection !== undefined && isWhole(inspection)) return publishState(places, intent, inspection)
   if (mayWrite) return { kind: 'pending' }
-  if (!holdsAnything(stage)) {
-    removeRubbish(staging, id)
-    return { kind: 'nothing' }
-  }
-  return keepDamaged({ directory, staging, stage, id }, intent, inspection)
+  if (holdsAnything(stage)) return keepDamaged(places, intent, inspection)
+  removeRubbish(staging, id)
+  return { kind: 'nothing' }
+}
+
+/** In the stage, or still where bhyve writes. A bhyve that has not ended keeps its folder as it is. */
+export function holdsWholeSet(stage: Directory, name: string): boolean {
+  using inFolder = stage.openIfAny(inName)
+  const inspections = [inspectSet(stage, name), inFolder && inspectFiles(inFolder, guestFile)]
+  return inspections.some((inspection) => inspection !== undefined && isWhole(inspection))
 }
 
 /** A manifest that was not written to its end is written anew. */
@@ -78,15 +69,21 @@ interface Places {
   staging: Directory
   stage: Directory
   id: string
+  stuck: ReadonlyMap<string, unknown>
 }
 
-/** All the set's files under one name, wherever an earlier attempt has left them. */
+/**
+ * All the set's files under one name, wherever an earlier attempt has left them; what is no plain file of bhyve's own
+ * is no part of the VM. From here on bhyve can add nothing.
+ */
 function gather(stage: Directory, name: string): void {
+  stage.unlink(spaceReserve)
   moveOut(stage, name)
   for (const entry of stage.entries()) {
     const suffix = suffixOf(entry)
     if (suffix !== undefined && entry !== name + suffix) stage.rename(entry, stage, name + suffix)
   }
+  dropStrangers(stage, name)
 }
 
 function suffixOf(entry: string): string | undefined {
@@ -100,7 +97,7 @@ function holdsAnything(stage: Directory): boolean {
 function publishState(places: Places, wanted: Intent, inspection: Inspection): Settled {
   const { directory, staging, stage, id } = places
   const savedMs = lastChangeOf(stage, wanted.name)
-  const intent = mayTake(directory, wanted, savedMs) ? wanted : moveToFreshName(places, wanted)
+  const intent = mayTake(places, wanted, savedMs) ? wanted : moveToFreshName(places, wanted)
   const { name, ifExists } = intent
   const manifest = manifestFor(stage, intent, savedMs, inspection)
   storeManifest(stage, manifest)
@@ -110,22 +107,24 @@ function publishState(places: Places, wanted: Intent, inspection: Inspection): S
   return { kind: 'published', name, path }
 }
 
-/** Its name may be taken by now, and what came later is never replaced by what was saved before it. */
-function mayTake(directory: Directory, { vm, name, ifExists }: Intent, savedMs: number): boolean {
+/** Its name may be taken by now. */
+function mayTake({ directory, stuck }: Places, intent: Intent, savedMs: number): boolean {
+  const { vm, name, ifExists } = intent
+  if (stuck.has(name)) return false
   try {
     assertReplaceable(directory, name, ifExists)
+    assertNotOlder(directory, { vm, name, savedMs, poweredOff: true })
+    return true
   } catch (error) {
     if (error instanceof CheckpointError && error.code === 'ERR_CHECKPOINT_EXISTS') return false
     throw error
   }
-  const [present] = listedSet(directory, vm, name)
-  return present?.createdAt === undefined || present.createdAt.getTime() <= savedMs + tickMs
 }
 
 /** What is left of a VM that is gone stays where its owner can see it. */
 function keepDamaged(places: Places, wanted: Intent, inspection: Inspection | undefined): Settled {
   const { directory, staging, stage, id } = places
-  const intent = moveToFreshName(places, wanted)
+  const intent = isFresh(places, wanted) ? wanted : moveToFreshName(places, wanted)
   const { name } = intent
   // Where there is no RAM file nothing would be listed.
   if (stage.statusIfAny(name + memorySuffix) === undefined) stage.writeNew(name + memorySuffix, '', true)
@@ -150,9 +149,14 @@ function dropStrangers(stage: Directory, name: string): void {
   }
 }
 
+/** An earlier attempt has found one. */
+function isFresh({ directory }: Places, { name, wanted }: Intent): boolean {
+  return wanted !== undefined && directory.statusIfAny(name + memorySuffix) === undefined
+}
+
 /** The record first: whoever comes after a crash brings the files under its name. */
 function moveToFreshName({ directory, staging, stage }: Places, intent: Intent): Intent {
-  const renamed = renameIntent(stage, intent, freshName(directory, staging, intent.name))
+  const renamed = renameIntent(stage, intent, freshName(directory, staging, intent.wanted ?? intent.name))
   gather(stage, renamed.name)
   return renamed
 }

@@ -97,7 +97,11 @@ function stillToWrite(staging: Directory, id: string): number {
   if (!Number.isSafeInteger(promised)) return 0
   using inFolder = stage.openIfAny(inName)
   // Without `in/` bhyve is done with it: what it wrote is not free any more anyway.
-  return inFolder === undefined ? 0 : Math.max(0, promised - (inFolder.statusIfAny(guestFile)?.size ?? 0))
+  if (inFolder === undefined) return 0
+  const moved = stage.entries().find((entry) => entry.endsWith(memorySuffix))
+  const written =
+    inFolder.statusIfAny(guestFile) ?? (moved === undefined ? undefined : stage.statusIfAny(moved))
+  return Math.max(0, promised - (written?.size ?? 0))
 }
 
 function deviceOf(directory: Directory): string {

@@ -68,8 +68,8 @@ function openStage(
     stage.lock('exclusive')
     using inFolder = makeFolder(stage, inName)
     if (needsGiving(request.writerUid)) inFolder.giveTo(request.writerUid)
-    if (request.intent !== undefined) writeIntent(stage, request.intent, request.durable)
-    if (request.durable) {
+    if (request.intent !== undefined) writeIntent(stage, request.intent)
+    if (request.durable || request.intent !== undefined) {
       stage.sync()
       staging.sync()
     }

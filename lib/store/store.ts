@@ -18,6 +18,7 @@ import { stagingName } from './paths.js'
 import type { Mark, SetReport } from './restoring.js'
 import type { Saved } from './saved.js'
 import type { Settled } from './settle.js'
+import type { SuspendedState } from './suspended.js'
 import type { Slice } from '../inspect/slice.js'
 import type { StageRequest } from './stage.js'
 import type { StageHandle } from './stage_handle.js'
@@ -111,16 +112,26 @@ export class Store {
   }
 
   /** The newest state of a suspended VM that was not restored; one that is just being published is waited for. */
-  async suspended(vm: string): Promise<Checkpoint | undefined> {
+  async suspended(vm: string, sinceMs: number): Promise<Checkpoint | undefined> {
     const deadline = performance.now() + publicationPatienceMs
     for (;;) {
-      const state = await this.#locked('suspendedState', this.directoryOf(vm), vm)
+      const state = await this.#suspendedState(vm, sinceMs)
       if (state.kind === 'known') return state.checkpoint
       if (performance.now() > deadline) {
         const message = `VM '${vm}' was suspended, and its state is still not published`
         throw new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm })
       }
       await pause(lockRetryMs * (0.5 + Math.random()))
+    }
+  }
+
+  /** Forcing the memory of a large guest to the disk may keep the lock for longer than others are patient. */
+  async #suspendedState(vm: string, sinceMs: number): Promise<SuspendedState> {
+    try {
+      return await this.#locked('suspendedState', this.directoryOf(vm), vm, sinceMs)
+    } catch (error) {
+      if (isBusy(error)) return { kind: 'publishing' }
+      throw error
     }
   }
 
@@ -138,6 +149,10 @@ export class Store {
 
   holdSet(vm: string, name: string, identity: string, mark: Mark): Promise<ReturnType<Jobs['holdSet']>> {
     return this.#locked('holdSet', this.directoryOf(vm), name, identity, mark)
+  }
+
+  confirmRestore(vm: string, name: string, mark: Mark): Promise<void> {
+    return this.#locked('confirmRestore', this.directoryOf(vm), name, mark)
   }
 
   takeBackMark(vm: string, name: string, mark: Mark): Promise<boolean> {

@@ -1,43 +1,51 @@
 /** VMs that were suspended, or are just being: what a stage's intent tells those who did not write it. */
-import { inspectSet } from '../inspect/structure.js'
 import type { Checkpoint } from '../types.js'
 import { Directory } from './directory.js'
-import { intentRecord, isWriterAlive, readIntent, writerOf } from './intent.js'
-import { listSets } from './list.js'
+import { intentRecord, isOfThisBoot, readIntent, writerOf } from './intent.js'
+import { byAge, listedSet, setNames } from './list.js'
 import { lockStagingIfAny } from './lock.js'
-import { stagingName } from './paths.js'
+import { holdsUnpublished, isLeftByWriter, recover, type Stuck } from './recover.js'
 import { removeRubbish } from './remove_tree.js'
+import { holdsWholeSet } from './settle.js'
 import { isAlive, isStageId } from './staging_entries.js'
+import { isUnrestored } from './unrestored.js'
 
 /** `publishing`: bhyve is gone, and somebody is at publishing what it left. */
 export type SuspendedState = { kind: 'publishing' } | { kind: 'known'; checkpoint?: Checkpoint }
 
-/** The newest state of a suspended VM that was not restored yet. */
-export function suspendedState(directoryPath: string, vm: string): SuspendedState {
-  // Before the list: what was published in between is in it.
-  if (isBeingPublished(directoryPath)) return { kind: 'publishing' }
-  const states = listSets(directoryPath, vm).flatMap((set) => {
-    if (set.state !== 'complete' || !set.poweredOff || set.restoredAt !== undefined) return []
-    const { state: _state, problems: _problems, ...checkpoint } = set
-    return [checkpoint]
-  })
+/**
+ * The newest state of a suspended VM that was not restored yet and is not older than `sinceMs`. Throws rather than
+ * overlook one that cannot be published now: whoever asks would start the VM without it.
+ */
+export function suspendedState(directoryPath: string, vm: string, sinceMs: number): SuspendedState {
+  using directory = Directory.openFolderIfAny(directoryPath)
+  if (directory === undefined) return { kind: 'known' }
+  using staging = lockStagingIfAny(directory, 'exclusive')
+  if (staging !== undefined) {
+    const stuck = recover(directory, staging)
+    if (isBeingPublished(staging)) return { kind: 'publishing' }
+    assertSettled(staging, stuck)
+  }
+  const states = setNames(directory)
+    .flatMap((name) => listedSet(directory, vm, name))
+    .sort(byAge)
+    .flatMap((set) => {
+      if (set.state !== 'complete' || !isUnrestored(directory, set)) return []
+      const { state: _state, problems: _problems, ...checkpoint } = set
+      return set.createdAt.getTime() < sinceMs ? [] : [checkpoint]
+    })
   const newest = states.at(-1)
   return newest === undefined ? { kind: 'known' } : { kind: 'known', checkpoint: newest }
 }
 
-function isBeingPublished(directoryPath: string): boolean {
-  using directory = Directory.openFolderIfAny(directoryPath)
-  if (directory?.statusIfAny(stagingName)?.kind !== 'directory') return false
-  using staging = lockStagingIfAny(directory, 'exclusive')
-  if (staging === undefined) return false
-  return staging.entries().some((id) => isStageId(id) && isAlive(staging, id) && isGoneFrom(staging, id))
+/** By a process that lives, from a bhyve that does not. */
+function isBeingPublished(staging: Directory): boolean {
+  return staging.entries().some((id) => isStageId(id) && isAlive(staging, id) && isLeftByWriter(staging, id))
 }
 
-/** A suspend's stage whose bhyve has ended. */
-function isGoneFrom(staging: Directory, id: string): boolean {
-  using stage = staging.openIfAny(id)
-  if (stage === undefined || readIntent(stage) === undefined) return false
-  return writerOf(stage) !== undefined && !isWriterAlive(stage)
+function assertSettled(staging: Directory, stuck: Stuck): void {
+  const [error] = stuck.values()
+  if (error !== undefined && holdsUnpublished(staging)) throw error
 }
 
 /** Suspends' stages whose makers are dead. Asked under the lock, after recovery: their bhyves may write yet. */
@@ -75,8 +83,8 @@ function isOutrun(
   const intent = stage && readIntent(stage)
   if (stage === undefined || intent === undefined || startedAt === undefined) return false
   const writer = writerOf(stage)
-  if (writer?.pid !== pid || writer.startedAt !== startedAt || !isWriterAlive(stage)) return false
-  if (inspectSet(stage, intent.name)?.problems.length === 0) return false
+  if (writer?.pid !== pid || writer.startedAt !== startedAt || !isOfThisBoot(stage)) return false
+  if (holdsWholeSet(stage, intent.name)) return false
   stage.unlink(intentRecord)
   return true
 }

@@ -15,7 +15,6 @@ namespace {
 using bhyve::fuzz::require;
 using bhyve::nvlist::List;
 using bhyve::nvlist::Pair;
-using bhyve::nvlist::Type;
 
 constexpr int kPairsMax = 12;
 constexpr std::size_t kNameMax = 2047; // without the NUL
@@ -70,11 +69,11 @@ void checkListRequest(const std::string &filename, bool suspend, bool withFolder
   const auto dialect = withFolder ? bhyve::Dialect::Descriptor : bhyve::Dialect::Path;
   const auto operation = suspend ? bhyve::Operation::Suspend : bhyve::Operation::Checkpoint;
   const auto bytes = bhyve::encodeRequest(dialect, operation, filename);
-  require(bytes.has_value(), "a list has room for every name");
-  const auto list = bhyve::nvlist::decode(bytes->data(), bytes->size(), withFolder ? 1 : 0);
-  require(list && list->size() == (withFolder ? 4U : 3U), "a request is a list of its own dialect");
-  require((*list)[1].bytes == filename, "with the name it was given");
-  require((*list)[2].scalar == (suspend ? 1U : 0U), "and the question it was given");
+  const auto whole = bytes.value_or(std::vector<std::uint8_t>());
+  const auto list = bhyve::nvlist::decode(whole.data(), whole.size(), withFolder ? 1 : 0).value_or(List());
+  require(list.size() == (withFolder ? 4U : 3U), "a request is a list of its own dialect");
+  require(list[1].bytes == filename, "with the name it was given");
+  require(list[2].scalar == (suspend ? 1U : 0U), "and the question it was given");
 }
 
 void checkStructRequest(const std::string &filename) {

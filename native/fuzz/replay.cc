@@ -17,12 +17,12 @@ int main(int count, char **paths) {
   for (int i = 1; i < count; i++) {
     std::ifstream file(paths[i], std::ios::binary);
     if (!file) {
-      std::fprintf(stderr, "cannot read %s\n", paths[i]);
+      static_cast<void>(std::fprintf(stderr, "cannot read %s\n", paths[i]));
       return 1;
     }
     const std::vector<char> bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
     LLVMFuzzerTestOneInput(reinterpret_cast<const std::uint8_t *>(bytes.data()), bytes.size());
   }
-  std::printf("%d inputs\n", count - 1);
+  static_cast<void>(std::printf("%d inputs\n", count - 1));
   return 0;
 }

@@ -9,7 +9,7 @@ namespace bhyve::fuzz {
 inline void require(bool holds, const char *what) {
   if (holds)
     return;
-  std::fprintf(stderr, "broken promise: %s\n", what);
+  static_cast<void>(std::fprintf(stderr, "broken promise: %s\n", what));
   std::abort();
 }
 

@@ -78,6 +78,18 @@ export function tree(directory: string): string[] {
     .sort()
 }
 
+/** Where below `root` the folder of a descriptor is: not every system can say it of the descriptor. */
+export function pathOfFolder(descriptor: number, root: string): string {
+  const { dev, ino } = fs.fstatSync(descriptor, { bigint: true })
+  const folders = tree(root).filter((entry) => entry.endsWith('/'))
+  const found = [root, ...folders.map((folder) => path.join(root, folder.slice(0, -1)))].find((folder) => {
+    const status = fs.statSync(folder, { bigint: true, throwIfNoEntry: false })
+    return status?.dev === dev && status.ino === ino
+  })
+  if (found === undefined) throw new Error(`descriptor ${descriptor} is no folder below ${root}`)
+  return found
+}
+
 /** The tree without an empty `.staging`, which stays where checkpoints are for the sake of the lock. */
 export function checkpointFiles(directory: string): string[] {
   return tree(directory).filter((entry) => entry !== '.staging/')

@@ -1,0 +1,98 @@
+/** The two things the pass over RAM consists of, on their own: digesting and looking for zeros. */
+import { execFileSync } from 'node:child_process'
+import { createCipheriv } from 'node:crypto'
+import fs from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import { Worker } from 'node:worker_threads'
+import { loadNative } from '../dist/native.js'
+import { GiB, KiB, median, MiB, pairedRatio, timed } from './support/harness.mjs'
+
+const native = loadNative()
+const pieceBytes = 256 * KiB
+const workerFile = fileURLToPath(new URL('support/digest-worker.mjs', import.meta.url))
+
+export async function measure({ report, quick, scratch }) {
+  await digestRates({ report, quick, scratch })
+  zeroScan({ report, quick })
+}
+
+async function digestRates({ report, quick, scratch }) {
+  const bytes = (quick ? 256 : 1024) * MiB
+  const file = scratch.at('random')
+  writeRandom(file, bytes)
+  const rates = { one: [], two: [], openssl: [] }
+  for (let round = 0; round < (quick ? 3 : 7); round++) {
+    rates.one.push(bytes / (await digestMs(file, bytes, 1)))
+    rates.two.push(bytes / (await digestMs(file, bytes, 2)))
+    rates.openssl.push(opensslRate())
+  }
+  report.keep('digestBytesPerMs', rates)
+  const inGiB = (values) => (median(values) * 1000) / GiB
+  const row = (what, values) => [what, inGiB(values), pairedRatio(values, rates.openssl)]
+  report.table(
+    'SHA-256 of a file in the page cache, 256 KiB pieces, zero scan included',
+    ['what', 'GiB/s', 'over openssl speed'],
+    [row('1 worker', rates.one), row('2 workers', rates.two), row('openssl speed, 1 thread', rates.openssl)],
+  )
+  report.atLeast('1 worker over openssl speed', pairedRatio(rates.one, rates.openssl), 0.8)
+  report.atLeast('2 workers over 1 worker', pairedRatio(rates.two, rates.one), 1.6)
+}
+
+function writeRandom(file, bytes) {
+  const cipher = createCipheriv('aes-128-ctr', Buffer.alloc(16, 1), Buffer.alloc(16))
+  const zeros = Buffer.alloc(8 * MiB)
+  const descriptor = fs.openSync(file, 'w')
+  for (let done = 0; done < bytes; done += zeros.length) fs.writeSync(descriptor, cipher.update(zeros))
+  fs.closeSync(descriptor)
+}
+
+/** The workers start, and load, before the clock does. */
+async function digestMs(file, bytes, count) {
+  const share = bytes / count
+  const workers = Array.from({ length: count }, (_, index) => {
+    const workerData = { file, from: index * share, to: (index + 1) * share }
+    return new Worker(workerFile, { workerData })
+  })
+  const message = (worker) => new Promise((resolve) => worker.once('message', resolve))
+  await Promise.all(workers.map(message))
+  const done = workers.map(message)
+  const { ms } = await timed(() => {
+    for (const worker of workers) worker.postMessage('go')
+    return Promise.all(done)
+  })
+  return ms
+}
+
+/** Bytes per ms of its own report: `sha256  <thousands of bytes per second>k`. */
+function opensslRate() {
+  const args = ['speed', '-seconds', '1', '-bytes', String(pieceBytes), '-evp', 'sha256']
+  const text = execFileSync('openssl', args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] })
+  return Number(/^sha256\s+([\d.]+)k/im.exec(text)?.[1])
+}
+
+function zeroScan({ report, quick }) {
+  const bytes = 256 * MiB
+  // Written to, so that it is memory of its own and not the one page of zeros that the system lends.
+  const zeros = Buffer.alloc(bytes, 1).fill(0)
+  const target = Buffer.alloc(bytes, 1)
+  const rates = { wholePieces: [], pages: [], memcpy: [] }
+  const rateOf = (work) => {
+    const start = performance.now()
+    for (let at = 0; at < bytes; at += pieceBytes) work(at)
+    return bytes / (performance.now() - start)
+  }
+  for (let round = 0; round < (quick ? 5 : 15); round++) {
+    const piece = (at) => zeros.subarray(at, at + pieceBytes)
+    rates.wholePieces.push(rateOf((at) => native.zeroRuns(piece(at), pieceBytes)))
+    rates.pages.push(rateOf((at) => native.zeroRuns(piece(at), 4096)))
+    rates.memcpy.push(rateOf((at) => zeros.copy(target, at, at, at + pieceBytes)))
+  }
+  report.keep('zeroScanBytesPerMs', rates)
+  const row = (what, values) => [what, (median(values) * 1000) / GiB, pairedRatio(values, rates.memcpy)]
+  report.table(
+    'looking through 256 MiB of zeros, against copying them',
+    ['what', 'GiB/s', 'over memcpy'],
+    [row('whole pieces', rates.wholePieces), row('page by page', rates.pages), row('memcpy', rates.memcpy)],
+  )
+  report.atLeast('zero scan, page by page, over memcpy', pairedRatio(rates.pages, rates.memcpy), 0.5)
+}

@@ -1,0 +1,44 @@
+#!/bin/sh
+# A rival: the way of CBSD's bcheckpoint, written anew. Asks, sleeps, and hopes.
+#   bcheckpoint.sh create <folder> <name> <bhyvectl> <socket> <seconds per step>
+#   bcheckpoint.sh list <folder>
+#   bcheckpoint.sh destroyall <folder>
+mode=$1
+folder=$2
+
+create() {
+  name=$1 bhyvectl=$2 socket=$3 seconds=$4
+  mkdir -p "$folder" || exit 1
+  "$bhyvectl" "$socket" "$folder/$name.ckp" || exit 1
+  step=0
+  while [ "$step" -lt 5 ]; do
+    sleep "$seconds"
+    step=$((step + 1))
+  done
+  [ -e "$folder/$name.ckp" ] || exit 1
+  echo "$folder/$name.ckp"
+}
+
+list() {
+  for file in "$folder"/*.ckp; do
+    [ -e "$file" ] || continue
+    size=$(stat -c %s "$file" 2>/dev/null || stat -f %z "$file")
+    date=$(stat -c %y "$file" 2>/dev/null || stat -f %Sm "$file")
+    echo "$(basename "$file" .ckp) $size $date"
+  done
+}
+
+destroyall() {
+  for file in "$folder"/*.ckp; do
+    [ -e "$file" ] || continue
+    rm -f "$file" "$file.kern" "$file.meta" "$file.manifest"
+  done
+}
+
+shift 2
+case $mode in
+  create) create "$@" ;;
+  list) list ;;
+  destroyall) destroyall ;;
+  *) exit 64 ;;
+esac

@@ -1,0 +1,15 @@
+// One of the threads of the pass over RAM, without the pool around it.
+import fs from 'node:fs'
+import { parentPort, workerData } from 'node:worker_threads'
+import { passOver } from '../../dist/inspect/slice.js'
+import { OpenFile } from '../../dist/store/open_file.js'
+
+const { file, from, to } = workerData
+const chunkBytes = 256 * 1024
+const opened = OpenFile.own(fs.openSync(file, 'r'), file)
+const stop = new Int32Array(new SharedArrayBuffer(4))
+parentPort.postMessage('ready')
+parentPort.once('message', () => {
+  passOver(opened, { from, to, chunkBytes, stop }, { digest: true, holeBlockBytes: 0 })
+  parentPort.postMessage('done')
+})

@@ -1,0 +1,14 @@
+/** When this process learns that a connection has ended, which is when bhyve's work has. */
+import net from 'node:net'
+
+const push = net.Socket.prototype.push
+let last
+
+net.Socket.prototype.push = function (chunk, ...rest) {
+  if (chunk === null) last = performance.now()
+  return push.call(this, chunk, ...rest)
+}
+
+export function lastEnd() {
+  return last
+}

@@ -1,0 +1,52 @@
+// A host program of a given size that has checkpoints made, while it is measured how late its timer comes.
+import { readFileSync } from 'node:fs'
+import path from 'node:path'
+import { createClient } from 'bhyve-checkpoint'
+import { inParallel, MiB, percentile } from './harness.mjs'
+import { rivals } from './rivals.mjs'
+
+const { way, rssMiB, vms, runDirectory, directory, bhyvectl } = JSON.parse(process.argv[2])
+const atOnce = 25
+const tickMs = 1
+// What the loop does in a second without work; the sleeps of the rivals hold no loop and are shortened to it.
+const seconds = 1
+
+const ballast = []
+const rss = () => Number(/VmRSS:\s+(\d+)/.exec(readFileSync('/proc/self/status', 'latin1'))?.[1]) * 1024
+while (rss() < rssMiB * MiB) ballast.push(Buffer.allocUnsafeSlow(256 * 1024).fill(1))
+
+const checkpoint = waysOf()[way]
+const late = []
+let last = performance.now()
+const ticking = setInterval(() => {
+  const now = performance.now()
+  late.push(Math.max(0, now - last - tickMs))
+  last = now
+}, tickMs)
+
+await inParallel(vms, atOnce, checkpoint)
+clearInterval(ticking)
+late.push(Math.max(0, performance.now() - last - tickMs))
+const long = late.filter((ms) => ms > 1)
+console.log(
+  JSON.stringify({
+    p50: percentile(late, 50),
+    p99: percentile(late, 99),
+    max: Math.max(...late),
+    sum: long.reduce((sum, ms) => sum + ms, 0),
+    ticks: late.length,
+    measuredRssMiB: rss() / MiB,
+  }),
+)
+
+function waysOf() {
+  const client = createClient({ runDirectory, checkpointDirectory: directory, dialect: 'descriptor' })
+  const others = Object.entries(rivals(bhyvectl, seconds)).map(([name, ask]) => {
+    return [name, (vm) => ask(path.join(runDirectory, vm), path.join(directory, vm, 'checkpoint.ckp'))]
+  })
+  return {
+    nothing: () => new Promise((resolve) => setTimeout(resolve, 100)),
+    'bhyve-checkpoint': (vm) => client.createCheckpoint(vm),
+    ...Object.fromEntries(others),
+  }
+}

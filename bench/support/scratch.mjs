@@ -1,0 +1,27 @@
+/** A folder for one benchmark, on the disk that is measured: `BENCH_DIRECTORY`, or the system's temporary folder. */
+import { execFileSync } from 'node:child_process'
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+
+export class Scratch {
+  path = fs.mkdtempSync(path.join(process.env.BENCH_DIRECTORY ?? os.tmpdir(), 'bhyve-checkpoint-bench-'))
+
+  at(...names) {
+    return path.join(this.path, ...names)
+  }
+
+  folder(...names) {
+    fs.mkdirSync(this.at(...names), { recursive: true })
+    return this.at(...names)
+  }
+
+  remove() {
+    fs.rmSync(this.path, { recursive: true, force: true })
+  }
+}
+
+/** What one round leaves to be written must not slow the next one down. */
+export function settleDisk() {
+  execFileSync('sync')
+}

@@ -1,0 +1,24 @@
+/** Is a set all there is of a VM? Runs in the pool. */
+import { isRestoreOpen, parseManifest } from '../inspect/manifest.js'
+import { readHead } from '../inspect/manifest_file.js'
+import { manifestSuffix } from '../names.js'
+import type { ListedCheckpoint } from '../types.js'
+import type { Directory } from './directory.js'
+
+/**
+ * The state of a suspended VM that was not restored; or was about to be, and nobody saw bhyve come up, since the
+ * manager died in between.
+ */
+export function isUnrestored(directory: Directory, set: ListedCheckpoint): boolean {
+  if (set.poweredOff !== true) return false
+  return set.restoredAt === undefined || hasOpenRestore(directory, set.name)
+}
+
+function hasOpenRestore(directory: Directory, name: string): boolean {
+  const file = name + manifestSuffix
+  const status = directory.statusIfAny(file)
+  if (status?.kind !== 'file') return false
+  const head = readHead(directory, file, status.size)
+  const manifest = head && parseManifest(head.text)
+  return manifest !== undefined && isRestoreOpen(manifest)
+}

@@ -1,0 +1,126 @@
+// `npm run test:asan` and `npm run test:tsan`: the tests with an addon that watches itself. Takes tap's arguments, such
+// as test files; without any, runs the whole suite. A report of any process, children and threads included, is a
+// failure, whatever the tests say. Linux with gcc.
+//
+// Nothing is suppressed. Leaks are judged here, one by one: V8 leaves much of its own behind when a process calls
+// process.exit() or has threads, and a suppression by name would hide the addon too, since V8 calls it. A leak counts
+// where the addon is among the callers, and V8 did not allocate for its own heap when it was called.
+import { spawnSync } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+
+const flavours = {
+  asan: {
+    sanitizers: 'address,undefined',
+    library: 'libasan.so',
+    options: {
+      // The status 0 is for leaks, of which most are Node's; everything else ends the process by SIGABRT.
+      ASAN_OPTIONS:
+        'detect_leaks=1:exitcode=0:abort_on_error=1:detect_stack_use_after_return=1:check_initialization_order=1',
+      UBSAN_OPTIONS: 'print_stacktrace=1:abort_on_error=1',
+    },
+  },
+  tsan: {
+    sanitizers: 'thread',
+    library: 'libtsan.so',
+    options: {
+      // Node itself is not built for it: what its own code does with memory cannot be judged. Its locks still count.
+      TSAN_OPTIONS: 'ignore_noninstrumented_modules=1:second_deadlock_stack=1',
+    },
+  },
+}
+
+const [name, ...tapArguments] = process.argv.slice(2)
+const flavour = flavours[name]
+if (flavour === undefined) {
+  console.error(`usage: node scripts/sanitized.mjs <${Object.keys(flavours).join(' | ')}> [tap's arguments]`)
+  process.exit(2)
+}
+
+const folder = path.join(root, `build-${name}`)
+const reports = path.join(folder, 'reports')
+const bin = (tool) => path.join(root, 'node_modules/.bin', tool)
+
+run(process.execPath, [path.join(root, 'scripts/prepare.mjs')])
+run(bin('cmake-js'), [
+  'compile',
+  '--log-level=error',
+  ...['-O', path.join(folder, 'build')],
+  `--CDBHYVE_SANITIZE=${flavour.sanitizers}`,
+])
+fs.rmSync(reports, { recursive: true, force: true })
+fs.mkdirSync(reports, { mode: 0o777 })
+fs.chmodSync(reports, 0o777)
+const status = run(bin('tap'), tapArguments, environment(), () => undefined)
+const faults = judge(fs.readdirSync(reports).map((file) => fs.readFileSync(path.join(reports, file), 'utf8')))
+process.exit(status === 0 && faults.length === 0 ? 0 : 1)
+
+/** What the reports hold against the addon. Says aloud what they hold against others. */
+function judge(texts) {
+  const [blind, seeing] = partition(texts, isBlind)
+  const [leaks, others] = partition(seeing, (text) => text.includes('LeakSanitizer: detected memory leaks'))
+  const [ours, nodes] = partition(leaks.flatMap(leaksIn), isOurs)
+  const found = [...others, ...ours]
+  for (const fault of found) console.error(`${fault}\n`)
+  console.log(`${name}: ${found.length} faults`)
+  if (name === 'asan') {
+    console.log(`${name}: not counted: ${nodes.length} leaks of V8 and Node`)
+    console.log(`${name}: not searched for leaks: ${blind.length} processes that cannot trace themselves`)
+  }
+  return found
+}
+
+/** A process that is being traced, or has changed its user, cannot look at itself. */
+function isBlind(text) {
+  return (
+    text.includes('LeakSanitizer has encountered a fatal error') && !text.includes('ERROR: AddressSanitizer')
+  )
+}
+
+function leaksIn(text) {
+  return text.split('\n\n').filter((paragraph) => /^(Direct|Indirect) leak/m.test(paragraph))
+}
+
+/** The frames nearest to the allocation come first. */
+function isOurs(leak) {
+  const frames = leak.split('\n').slice(1)
+  const first = frames.findIndex((frame) =>
+    /bhyve_checkpoint\.node|\/native\/|\/node-addon-api\//.test(frame),
+  )
+  return first !== -1 && !frames.slice(0, first).some((frame) => frame.includes('v8::internal::'))
+}
+
+function partition(values, belongs) {
+  return [values.filter(belongs), values.filter((value) => !belongs(value))]
+}
+
+function environment() {
+  const options = Object.entries(flavour.options).map(([key, value]) => [
+    key,
+    `${value}:log_path=${path.join(reports, 'report')}`,
+  ])
+  return {
+    ...process.env,
+    ...Object.fromEntries(options),
+    BHYVE_CHECKPOINT_PREBUILD: folder,
+    LD_PRELOAD: runtimeOf(flavour.library),
+  }
+}
+
+function runtimeOf(library) {
+  const { stdout } = spawnSync('gcc', [`-print-file-name=${library}`], { encoding: 'utf8' })
+  const found = stdout?.trim() ?? ''
+  if (path.isAbsolute(found)) return fs.realpathSync(found)
+  console.error(`gcc has no ${library}`)
+  process.exit(1)
+}
+
+function run(command, args, env = process.env, onFailure = (code) => process.exit(code)) {
+  const { status: code, error } = spawnSync(command, args, { cwd: root, stdio: 'inherit', env })
+  if (error !== undefined) console.error(`${command}: ${error.message}`)
+  if (code !== 0) onFailure(code ?? 1)
+  return code ?? 1
+}

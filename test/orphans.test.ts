@@ -1,0 +1,232 @@
+/** Suspends' stages whose managers died, made by the store's own jobs: what recovery makes of them. */
+import { spawnSync } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+import t, { type Test } from 'tap'
+import { createClient } from 'bhyve-checkpoint'
+import { isFailure, loadNative } from '../dist/native.js'
+import { jobs } from '../dist/pool/jobs.js'
+import { checkpointFiles, rejection, scratch, tree } from './support/index.js'
+import { putSet } from './support/sets.js'
+
+const native = loadNative()
+
+interface OrphanOptions {
+  ifExists?: 'replace' | 'fail'
+  writer?: { pid: number; startedAt: string; dialect: string }
+  change?: (inFolder: string) => void
+}
+
+/** No system gives out such a pid. */
+const nobody = { pid: 2 ** 30, startedAt: '1', dialect: 'descriptor' }
+
+/** A stage with a whole set in it, whose maker and whose bhyve are dead unless told otherwise; its id. */
+function orphan(directory: string, name: string, options: OrphanOptions = {}): string {
+  const { ifExists = 'replace', writer = nobody, change } = options
+  const request = { directory, name, ifExists, durable: true, writerUid: process.geteuid!() }
+  const intent = { vm: 'vm1', name, ifExists }
+  const made = jobs.createStage({ ...request, memoryBytes: undefined, intent })
+  const { directory: descriptor, stage } = made.descriptors
+  jobs.recordWriter({ directoryPath: directory, directory: descriptor, stage, id: made.id }, writer)
+  const inFolder = path.dirname(made.requestPath)
+  putSet(inFolder, 'x', { manifest: false })
+  for (const ending of ['', '.kern', '.meta']) {
+    fs.renameSync(path.join(inFolder, `x.ckp${ending}`), path.join(inFolder, `ckp${ending}`))
+  }
+  change?.(inFolder)
+  for (const owned of Object.values(made.descriptors)) native.close(owned)
+  return made.id
+}
+
+function cutMetadata(inFolder: string): void {
+  fs.truncateSync(path.join(inFolder, 'ckp.meta'), 100)
+}
+
+function store(t: Test): string {
+  const directory = path.join(scratch(t), 'vm1')
+  fs.mkdirSync(directory)
+  return directory
+}
+
+function smallDisk(t: Test, size: string): string {
+  const mount = scratch(t)
+  spawnSync('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'tmpfs', mount])
+  t.teardown(() => spawnSync('umount', ['-l', mount]))
+  return mount
+}
+
+t.test('a whole set is published, whoever calls', async (t) => {
+  const calls: Record<string, (directory: string) => unknown> = {
+    list: (directory) => jobs.listSets(directory, 'vm1'),
+    has: (directory) => t.equal(jobs.hasSets(directory), true),
+    suspendedState: (directory) =>
+      t.match(jobs.suspendedState(directory, 'vm1', 0), { kind: 'known', checkpoint: { name: 'suspend' } }),
+    prune: (directory) => jobs.pruneSets(directory, 'vm1', { keepLast: 0, maxBytes: 0 }, Date.now()),
+    pin: (directory) => jobs.pinSet(directory, 'vm1', 'suspend', false),
+  }
+  for (const [what, call] of Object.entries(calls)) {
+    const directory = store(t)
+    orphan(directory, 'suspend')
+    call(directory)
+    t.same(
+      checkpointFiles(directory),
+      ['suspend.ckp', 'suspend.ckp.kern', 'suspend.ckp.manifest', 'suspend.ckp.meta'],
+      what,
+    )
+    t.match(jobs.listSets(directory, 'vm1'), [{ state: 'complete', poweredOff: true, pinned: false }])
+  }
+})
+
+t.test('what was saved later is never replaced by what was saved before it', async (t) => {
+  const directory = store(t)
+  const anHourAgo = new Date(Date.now() - 3_600_000)
+  putSet(directory, 'suspend')
+  orphan(directory, 'suspend', {
+    change: (inFolder) => {
+      for (const file of fs.readdirSync(inFolder))
+        fs.utimesSync(path.join(inFolder, file), anHourAgo, anHourAgo)
+    },
+  })
+  t.match(jobs.listSets(directory, 'vm1'), [
+    { name: /^suspend-/, state: 'complete', poweredOff: true },
+    { name: 'suspend', state: 'complete', poweredOff: false },
+  ])
+})
+
+t.test('a commit that could not be finished does not come over a suspended VM', async (t) => {
+  const directory = store(t)
+  orphan(directory, 'suspend')
+  putSet(path.join(directory, '.staging', 'abc.ready'), 'suspend')
+  // In its way for now, as a file with flags or a failing disk would be.
+  fs.mkdirSync(path.join(directory, 'suspend.ckp.kern'))
+  jobs.listSets(directory, 'vm1')
+  fs.rmdirSync(path.join(directory, 'suspend.ckp.kern'))
+  const states = jobs.listSets(directory, 'vm1').map(({ state, poweredOff }) => [state, poweredOff])
+  t.same(states.sort(), [
+    ['complete', false],
+    ['complete', true],
+  ])
+})
+
+t.test('a pin stays with the name', async (t) => {
+  const directory = store(t)
+  putSet(directory, 'suspend', { manifest: { pinned: true } })
+  orphan(directory, 'suspend')
+  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'suspend', pinned: true, poweredOff: true }])
+})
+
+t.test('what a bhyve of somebody else may plant', async (t) => {
+  const directory = store(t)
+  const secret = path.join(scratch(t), 'secret')
+  fs.writeFileSync(secret, 'secret')
+  const plants: Record<string, (inFolder: string) => void> = {
+    'a link for RAM': (inFolder) => {
+      fs.rmSync(path.join(inFolder, 'ckp'))
+      fs.symlinkSync(secret, path.join(inFolder, 'ckp'))
+    },
+    'a hard link for metadata': (inFolder) => {
+      fs.rmSync(path.join(inFolder, 'ckp.meta'))
+      fs.linkSync(secret, path.join(inFolder, 'ckp.meta'))
+    },
+    'a folder for the kernel': (inFolder) => {
+      fs.rmSync(path.join(inFolder, 'ckp.kern'))
+      fs.mkdirSync(path.join(inFolder, 'ckp.kern'))
+    },
+    'a time in the far future': (inFolder) => fs.utimesSync(path.join(inFolder, 'ckp.meta'), 9e9, 9e9),
+  }
+  for (const [what, change] of Object.entries(plants)) {
+    orphan(directory, 'suspend', { change })
+    const [listed, ...others] = jobs.listSets(directory, 'vm1')
+    t.same(others, [], what)
+    t.match(listed, { poweredOff: true })
+    for (const file of checkpointFiles(directory)) {
+      const status = fs.lstatSync(path.join(directory, file))
+      t.ok(status.isFile() && status.nlink === 1, `${what}: ${file}`)
+    }
+    t.ok(listed!.createdAt!.getTime() <= Date.now(), what)
+    jobs.destroySets(directory, false)
+    t.equal(fs.readFileSync(secret, 'utf8'), 'secret')
+  }
+})
+
+t.test('a long name whose place is taken', async (t) => {
+  const directory = store(t)
+  const name = `${'ü'.repeat(90)}x`
+  orphan(directory, name, { ifExists: 'fail' })
+  putSet(directory, name)
+  const listed = jobs.listSets(directory, 'vm1')
+  t.same(
+    listed.map(({ state }) => state),
+    ['complete', 'complete'],
+  )
+  for (const { path: file } of listed) t.ok(Buffer.byteLength(file) <= 250, file)
+})
+
+t.test('a bhyve that lives keeps its stage as it is', async (t) => {
+  const directory = store(t)
+  const status = native.processStatus(process.pid)
+  if (isFailure(status)) return t.fail('this process lives')
+  const writer = { pid: process.pid, startedAt: status.startedAt, dialect: 'descriptor' }
+  const id = orphan(directory, 'suspend', { writer, change: cutMetadata })
+  const stage = path.join(directory, '.staging', id)
+  const before = tree(stage)
+  t.same(jobs.listSets(directory, 'vm1'), [])
+  t.same(jobs.suspendedState(directory, 'vm1', 0), { kind: 'known' })
+  t.same(tree(stage), before)
+  // It counts among those that still write.
+  const request = { directory, name: 'other', ifExists: 'replace', durable: true } as const
+  const other = jobs.createStage({ ...request, writerUid: process.geteuid!(), memoryBytes: undefined })
+  fs.writeFileSync(path.join(stage, 'size'), String(2 ** 50))
+  const handle = {
+    directoryPath: directory,
+    directory: other.descriptors.directory,
+    stage: other.descriptors.stage,
+    id: other.id,
+  }
+  t.match(jobs.reserveSpace(handle, 4096, [directory]), { kind: 'crowded' })
+  for (const owned of Object.values(other.descriptors)) native.close(owned)
+  // What another boot's process has written is whole or never will be, whoever has its pid now.
+  const intent = path.join(stage, 'intent')
+  const record = JSON.parse(fs.readFileSync(intent, 'utf8')) as object
+  fs.writeFileSync(intent, JSON.stringify({ ...record, boot: 'another' }))
+  t.match(jobs.listSets(directory, 'vm1'), [{ state: 'damaged', name: /^suspend-/ }])
+})
+
+t.test('records that cannot be read', async (t) => {
+  const directory = store(t)
+  const torn = orphan(directory, 'one')
+  fs.truncateSync(path.join(directory, '.staging', torn, 'intent'), 5)
+  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'suspend', state: 'complete', poweredOff: true }])
+  const id = orphan(directory, 'two', { change: cutMetadata })
+  fs.truncateSync(path.join(directory, '.staging', id, 'peer'), 5)
+  t.equal(jobs.listSets(directory, 'vm1').length, 1)
+  t.ok(fs.existsSync(path.join(directory, '.staging', id, 'in', 'ckp')), 'who wrote it may live')
+  const half = orphan(directory, 'three')
+  fs.writeFileSync(path.join(directory, '.staging', half, 'three.ckp.manifest'), '{"format": "bhyve-ch')
+  t.match(jobs.listSets(directory, 'vm1').at(-1), { name: 'three', state: 'complete', poweredOff: true })
+})
+
+t.test('a state that cannot be published now is never taken for none', async (t) => {
+  const mount = smallDisk(t, '8m')
+  const directory = path.join(mount, 'vm1')
+  fs.mkdirSync(directory)
+  const id = orphan(directory, 'suspend')
+  fs.rmSync(path.join(directory, '.staging', id, 'reserve'))
+  const filler = path.join(mount, 'filler')
+  const descriptor = fs.openSync(filler, 'w')
+  t.throws(() => {
+    for (;;) fs.writeSync(descriptor, Buffer.alloc(4096))
+  })
+  fs.closeSync(descriptor)
+  const client = createClient({ checkpointDirectory: mount })
+  for (let attempt = 0; attempt < 3; attempt++) {
+    t.match(await rejection(client.suspendedCheckpoint('vm1')), { code: 'ERR_NO_SPACE', vm: 'vm1' })
+  }
+  t.match(await client.listStored(), ['vm1'])
+  fs.rmSync(filler)
+  t.match(await client.suspendedCheckpoint('vm1'), { name: 'suspend' })
+  const since = new Date(Date.now() + 1000)
+  t.equal(await client.suspendedCheckpoint('vm1', { since }), undefined)
+  const bad = { since: 5 as never }
+  t.match(await rejection(client.suspendedCheckpoint('vm1', bad)), { code: 'ERR_INVALID_OPTION' })
+})

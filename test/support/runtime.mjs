@@ -1,0 +1,34 @@
+// What of the library works on this runtime? Prints one line for each, `<what>: works` or what came in its place.
+import { createClient } from 'bhyve-checkpoint'
+
+const [runDirectory, checkpointDirectory] = process.argv.slice(2)
+const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
+
+async function attempt(what, call) {
+  const outcome = await call().then(
+    () => 'works',
+    (error) => error.code ?? error.name,
+  )
+  console.log(`${what}: ${outcome}`)
+}
+
+await attempt('stored VMs', () => client.listStored())
+await attempt('list', async () => {
+  const listed = await client.listCheckpoints('vm1')
+  if (listed.length !== 2 || listed.some(({ state }) => state !== 'complete')) throw new Error('wrong')
+})
+await attempt('verify', async () => {
+  if (!(await client.verifyCheckpoint('vm1', 'one')).ok) throw new Error('wrong')
+})
+await attempt('pin', () => client.pinCheckpoint('vm1', 'one'))
+await attempt('destroy', () => client.destroyCheckpoint('vm1', 'two'))
+await attempt('machines', async () => {
+  const [found] = await client.listVirtualMachines()
+  if (found?.vm !== 'vm1' || found.state !== 'running') throw new Error('wrong')
+})
+await attempt('pause and resume', async () => {
+  await client.pause('vm1')
+  await client.resume('vm1')
+})
+await attempt('create', () => client.createCheckpoint('vm1', { name: 'three', timeout: 3000 }))
+process.exit(0)

@@ -1,0 +1,201 @@
+/**
+ * How programs end that use the library: by status 0 and no signal, or by what they chose themselves, in whatever they
+ * were in the middle of. Each program is a process of its own.
+ */
+import fs from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import t, { type Test } from 'tap'
+import { createClient } from 'bhyve-checkpoint'
+import { SimulatedFleet, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
+import { checkpointFiles, type Ended, runScript, scratch } from './support/index.js'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const KiB = 1024
+
+interface Program {
+  operation: 'create' | 'list' | 'destroy'
+  phase: string
+  ending: 'finish' | 'throw' | 'exit' | 'sigterm' | 'terminate'
+  copies?: number
+  workers?: number
+  libraries?: string[]
+}
+
+/** What a program that chose this ending ends with. */
+const expected = {
+  finish: { code: 0, signal: null, stderr: '' },
+  throw: { code: 1, signal: null, stderr: 'Error: on purpose' },
+  exit: { code: 3, signal: null, stderr: '' },
+  sigterm: { code: null, signal: 'SIGTERM', stderr: '' },
+  terminate: { code: 0, signal: null, stderr: '' },
+}
+
+class Host {
+  readonly store: string
+  readonly #fleet: SimulatedFleet
+  readonly #vms: readonly string[]
+
+  private constructor(t: Test, fleet: SimulatedFleet, vms: readonly string[]) {
+    this.store = scratch(t)
+    this.#fleet = fleet
+    this.#vms = vms
+  }
+
+  static async start(
+    t: Test,
+    vms: readonly string[],
+    options: Partial<SimulatorOptions> = {},
+  ): Promise<Host> {
+    const fleet = await SimulatedFleet.start({
+      vms,
+      memoryBytes: 512 * KiB,
+      writeRate: 2048 * KiB,
+      ...options,
+    })
+    t.teardown(() => fleet.stop())
+    return new Host(t, fleet, vms)
+  }
+
+  get client() {
+    const { runDirectory } = this.#fleet
+    return createClient({ runDirectory, checkpointDirectory: this.store, dialect: 'descriptor' })
+  }
+
+  /** An old checkpoint of every VM, which no ending may cost. */
+  async fill(): Promise<void> {
+    await Promise.all(this.#vms.map((vm) => this.client.createCheckpoint(vm, { name: 'old' })))
+  }
+
+  run(program: Program): Promise<Ended> {
+    const { runDirectory } = this.#fleet
+    const settings = { ...program, runDirectory, checkpointDirectory: this.store, vm: 'vm' }
+    return runScript('teardown.mjs', [JSON.stringify(settings)])
+  }
+
+  /** Whole old ones, whole new ones, and a VM that can be asked again: nothing else is left afterwards. */
+  async isSound(t: Test, what: string, mayBeGone = false): Promise<void> {
+    const { client } = this
+    for (const vm of this.#vms) {
+      const listed = await client.listCheckpoints(vm)
+      if (listed.some(({ state }) => state !== 'complete')) t.fail(`${what}: ${JSON.stringify(listed)}`)
+      if (!mayBeGone && !listed.some(({ name }) => name === 'old')) t.fail(`${what}: the old one is gone`)
+    }
+    // Served after what the program had asked for; the store's leftovers go with it.
+    await Promise.all(this.#vms.map((vm) => client.createCheckpoint(vm, { name: 'after' })))
+    const left = this.#vms.flatMap((vm) => checkpointFiles(path.join(this.store, vm)))
+    t.strictSame(
+      left.filter((file) => !/^(old|new|after)\.ckp(\.kern|\.meta|\.manifest)?$/.test(file)),
+      [],
+      `${what}: nothing is left`,
+    )
+  }
+}
+
+/** Side by side, a few at a time: each is a process. */
+async function each<T>(values: readonly T[], work: (value: T) => Promise<void>): Promise<void> {
+  const waiting = [...values]
+  const next = async (): Promise<void> => {
+    for (let value = waiting.shift(); value !== undefined; value = waiting.shift()) await work(value)
+  }
+  await Promise.all([next(), next(), next()])
+}
+
+const ends = ['finish', 'throw', 'exit', 'sigterm'] as const
+
+t.test('in every phase of a checkpoint', async (t) => {
+  const cases = ['queued', 'saving', 'checking', 'syncing', 'publishing'].flatMap((phase) =>
+    ends.map((ending) => ({ phase, ending })),
+  )
+  await each(cases, async ({ phase, ending }) => {
+    const host = await Host.start(t, ['vm'])
+    await host.fill()
+    const ended = await host.run({ operation: 'create', phase, ending })
+    const what = `${phase}, ${ending}`
+    t.match(ended, expected[ending], what)
+    t.equal(ended.stdout, ending === 'finish' ? 'ending\nfulfilled\n' : 'ending\n', what)
+    await host.isSound(t, what)
+  })
+})
+
+t.test('while bhyve hangs', async (t) => {
+  const cases = (['memory', 'kernel', 'metadata'] as const).flatMap((at) =>
+    (['throw', 'exit', 'sigterm'] as const).map((ending) => ({ at, ending })),
+  )
+  await each(cases, async ({ at, ending }) => {
+    const host = await Host.start(t, ['vm'], { fault: { at, kind: 'hang' } })
+    const ended = await host.run({ operation: 'create', phase: 'saving', ending })
+    t.match(ended, { ...expected[ending], stdout: 'ending\n' }, `${at}, ${ending}`)
+    t.strictSame(await host.client.listCheckpoints('vm'), [], `${at}, ${ending}`)
+  })
+})
+
+t.test('while listing and destroying', async (t) => {
+  const cases = (['list', 'destroy'] as const).flatMap((operation) =>
+    ['begun', 'done'].flatMap((phase) => ends.map((ending) => ({ operation, phase, ending }))),
+  )
+  await each(cases, async (program) => {
+    const host = await Host.start(t, ['vm'])
+    await host.fill()
+    const what = `${program.operation}, ${program.phase}, ${program.ending}`
+    const ended = await host.run(program)
+    t.match(ended, expected[program.ending], what)
+    t.match(ended.stdout, program.ending === 'finish' ? 'fulfilled\n' : 'ending\n', what)
+    await host.isSound(t, what, program.operation === 'destroy')
+  })
+})
+
+t.test('with two clients', async (t) => {
+  await each(ends, async (ending) => {
+    const host = await Host.start(t, ['vm1', 'vm2'])
+    await host.fill()
+    const ended = await host.run({ operation: 'create', phase: 'saving', ending, copies: 2 })
+    t.match(ended, expected[ending], ending)
+    if (ending === 'finish') t.equal(ended.stdout, 'ending\nfulfilled fulfilled\n')
+    await host.isSound(t, ending)
+  })
+})
+
+/** The library once more: with an addon of its own, which the loader of the system takes for another one. */
+function secondLoad(t: Test): string {
+  const directory = scratch(t)
+  const addon = path.join(process.env.BHYVE_CHECKPOINT_PREBUILD ?? root, 'build/Release')
+  for (const [from, to] of [
+    [path.join(root, 'dist'), 'dist'],
+    [path.join(root, 'package.json'), 'package.json'],
+    [path.join(root, 'node_modules/node-gyp-build'), 'node_modules/node-gyp-build'],
+    [addon, 'build/Release'],
+  ] as const) {
+    fs.cpSync(from, path.join(directory, to), { recursive: true, filter: (file) => !file.endsWith('.d') })
+  }
+  return directory
+}
+
+t.test('with a second load of the addon in one process', async (t) => {
+  const libraries = [root, secondLoad(t)]
+  await each(ends, async (ending) => {
+    const host = await Host.start(t, ['vm1', 'vm2'])
+    await host.fill()
+    const ended = await host.run({ operation: 'create', phase: 'checking', ending, copies: 2, libraries })
+    t.match(ended, expected[ending], ending)
+    if (ending === 'finish') t.equal(ended.stdout, 'ending\nfulfilled fulfilled\n')
+    await host.isSound(t, ending)
+  })
+})
+
+t.test('with fifty Workers, all in the middle of a checkpoint', async (t) => {
+  const cases = [
+    { ending: 'terminate', workers: 50 },
+    { ending: 'exit', workers: 50 },
+    { ending: 'throw', workers: 10 },
+    { ending: 'sigterm', workers: 10 },
+  ] as const
+  for (const { ending, workers } of cases) {
+    const vms = Array.from({ length: workers }, (_, index) => `vm${index + 1}`)
+    const host = await Host.start(t, vms, { memoryBytes: 64 * KiB, writeRate: 64 * KiB })
+    const ended = await host.run({ operation: 'create', phase: 'saving', ending, workers })
+    t.match(ended, expected[ending], ending)
+    t.match(ended.stdout, ending === 'terminate' ? 'ending\nterminated\n' : 'ending\n', ending)
+    await host.isSound(t, ending, true)
+  }
+})
