@@ -20,6 +20,7 @@ import type { ProgressReporter } from './progress.js'
 import { watchSaving } from './saving.js'
 import { guestFile, longestRequestPath } from './store/paths.js'
 import type { Stage, Store } from './store/store.js'
+import { traceDecision } from './trace.js'
 import type { Dialect } from './types.js'
 
 export interface CreateContext {
@@ -116,6 +117,7 @@ async function mayTryNext({ sent }: Ended, asking: Asking): Promise<boolean> {
   if (cancellation.cancelled || !mayFallBack(operationOf(settings), system)) return false
   if (vmStateOf(sent.peer) !== 'running' || !(await stage.isUntouched())) return false
   asked.holdsState = false
+  traceDecision(settings.vm, 'nothing was made: it may be of another dialect')
   return true
 }
 
@@ -131,13 +133,18 @@ async function askIn(
   const operation = operationOf(settings)
   const request = { dialect, operation, filename, directory: await stage.inDescriptor() }
   const patience = { isLast, refusalMs: settings.stallTimeout, onFull: () => progress.report('queued') }
-  const beforeSending = (peer: Peer): Promise<void> => prepareSuspend(asking, dialect, peer)
+  const beforeSending = (peer: Peer): Promise<void> => {
+    traceDecision(settings.vm, 'peer is welcome', { pid: peer.pid, uid: peer.uid })
+    return prepareSuspend(asking, dialect, peer)
+  }
+  traceDecision(settings.vm, 'dialect', { dialect, operation, socket: located.socketPath })
   const target = { located, place, peers, patience, expected, beforeSending }
   const sent = await sendRequest(request, target, cancellation)
   asking.asked.peer = sent.peer
   stage.closeIn()
   const stopWatching = watchSaving(stage, settings, cancellation, progress)
   const { replyError } = await sent.ended
+  traceDecision(settings.vm, 'EOF', { vmState: vmStateOf(sent.peer), replyError })
   await stopWatching()
   await reportEnd(stage, progress)
   return { sent, dialect, replyError }

@@ -29,6 +29,7 @@ import { ProgressReporter } from './progress.js'
 import { planRestore, type RestoreContext } from './restore/plan.js'
 import { restore, type Restored } from './restore/restore.js'
 import { Store } from './store/store.js'
+import { tracedClient } from './traced_client.js'
 import type {
   Checkpoint,
   ClientOptions,
@@ -196,7 +197,7 @@ export function createClient(options: ClientOptions = {}): CheckpointClient {
 
 /** The same in other surroundings: for tests. */
 export function createClientIn(surroundings: Surroundings, options: ClientOptions = {}): CheckpointClient {
-  return new Client(surroundings, options)
+  return tracedClient(new Client(surroundings, options))
 }
 
 const suspendOptions = createOptions.filter((option) => option !== 'poweroff')

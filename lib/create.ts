@@ -10,6 +10,7 @@ import { assertRestorablePath, memorySuffix } from './names.js'
 import type { CreateSettings } from './options.js'
 import type { ProgressReporter } from './progress.js'
 import type { Stage, Store } from './store/store.js'
+import { traceDecision, traceVerdict } from './trace.js'
 import { concludeSuspend, spaceForSuspend } from './suspend.js'
 import type { Checkpoint, Problem } from './types.js'
 
@@ -67,6 +68,7 @@ async function publish(
   cancellation.throwIfCancelled()
   progress.report('checking')
   const { problems, inspection, savedMs } = await stage.collect(settings.name)
+  traceVerdict(settings.vm, problems)
   if (problems.length > 0 || inspection?.metadata === undefined) throw failed(ended, settings, problems)
   progress.saved(inspection.metadata.memoryBytes)
   const { memoryBytes } = inspection.metadata
@@ -85,7 +87,9 @@ async function publish(
   progress.report('syncing')
   await stage.prepare({ name, ifExists, durable, manifest })
   progress.report('publishing')
-  return stage.commit({ name, ifExists, durable, manifest }, cancellation)
+  const checkpoint = await stage.commit({ name, ifExists, durable, manifest }, cancellation)
+  traceDecision(vm, 'published', { path: checkpoint.path })
+  return checkpoint
 }
 
 function failed(ended: Ended, { vm, name }: CreateSettings, problems: readonly Problem[]): CheckpointError {

@@ -12,6 +12,7 @@ export { type CheckpointClient, createClient } from './client.js'
 export { AbortError, CheckpointError, type ErrorCode, type ErrorDetails, type VmState } from './errors.js'
 export type { Restored } from './restore/restore.js'
 export { cbsdLayout } from './store/layout.js'
+export type { Operation, OperationEvent, OperationResult } from './trace.js'
 export type {
   Checkpoint,
   ClientOptions,

@@ -13,6 +13,7 @@ import { newManifest } from './inspect/manifest.js'
 import type { Inspection } from './inspect/structure.js'
 import type { Content } from './store/content.js'
 import type { Collected } from './store/collect.js'
+import { traceDecision, traceVerdict } from './trace.js'
 import type { Checkpoint, Problem } from './types.js'
 
 /** RAM of unknown size: what bhyve writes besides must fit at least. */
@@ -30,9 +31,11 @@ export async function concludeSuspend(asking: Asking, ended: Ended): Promise<Che
   progress.report('checking')
   const collected = await explained(asking, stage.collect(settings.name))
   const { inspection, problems } = collected
+  traceVerdict(settings.vm, problems)
   if (problems.length > 0 || inspection?.metadata === undefined) throw await failure(asking, ended, collected)
   progress.saved(inspection.metadata.memoryBytes)
   const checkpoint = await publishState(asking, ended, inspection, collected.savedMs)
+  traceDecision(settings.vm, 'published', { path: checkpoint.path })
   await untilGone(asking, checkpoint)
   return checkpoint
 }

@@ -103,6 +103,29 @@ t.test('has a command line that works', async (t) => {
   t.match(run('verify', 'vm1', '--content', ...places), { status: 0, stdout: /^vm1\/checkpoint: whole/ })
 })
 
+t.test('the README takes a newcomer to a verified checkpoint', async (t) => {
+  const readme = fs.readFileSync(path.join(root, 'README.md'), 'utf8')
+  const section = readme.slice(readme.indexOf('## Try it'), readme.indexOf('## Ten lines'))
+  const [install = '', use = ''] = [...section.matchAll(/^```sh\n(.*?)^```$/gms)].map((match) => match[1]!)
+  const simulate = install.split('\n').find((line) => line.includes(' simulate '))!
+  // npx itself would ask the registry.
+  const npx = 'npx() { "./node_modules/.bin/$@"; }'
+  const listens = `i=0; until [ -S run/vm1 ] || [ $i = 500 ]; do i=$((i + 1)); '${process.execPath}' -e 0; done`
+  const script = [npx, simulate, listens, 'set -e', use, 'wait'].join('\n')
+  const options = {
+    cwd: project.directory,
+    env: { ...project.env, NODE_OPTIONS: '' },
+    encoding: 'utf8',
+  } as const
+  const { status, stdout, stderr } = spawnSync('/bin/sh', ['-c', script], { ...options, timeout: 120_000 })
+  t.equal(status, 0, stderr)
+  t.match(stdout, /^created vm1\/before-upgrade: 16\.0 MiB of RAM/m)
+  t.match(stdout, /^vm1\/before-upgrade: whole \(content/m)
+  t.match(stdout, /^vm1 +before-upgrade +complete/m)
+  t.match(stdout, /^suspended vm1\/suspend/m)
+  t.match(stdout, /^the simulated bhyve ended with status 5$/m)
+})
+
 const typed = `
 import { createClient, CheckpointError, type Checkpoint, type ErrorCode } from 'bhyve-checkpoint'
 import { SimulatedBhyve, simulatedBhyve } from 'bhyve-checkpoint/simulator'

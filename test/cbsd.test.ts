@@ -1,0 +1,77 @@
+/** The page beside CBSD: each of our invocations on it, run as it stands on a directory laid out as CBSD does. */
+import fs from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import t from 'tap'
+import { cbsdLayout, createClient } from 'bhyve-checkpoint'
+import { simulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { CliWorld } from './support/cli.js'
+
+const page = fs.readFileSync(fileURLToPath(new URL('../docs/cbsd.md', import.meta.url)), 'utf8')
+const devices = ['-s0,hostbridge', '-s2,ahci-cd,/cd', '-s3,virtio-blk,/d', '-s4,virtio-net,tap0', '-s31,lpc']
+
+t.test('every invocation of the page', async (t) => {
+  const world = new CliWorld(t)
+  const workdir = path.join(world.root, 'jails')
+  const checkpoints = path.join(workdir, 'jails-system/freebsd1/checkpoints')
+  const { runDirectory } = world
+  const client = createClient({ runDirectory, checkpointDirectory: cbsdLayout({ workdir }) })
+  // What else CBSD has beside them, and a VM of it that has none.
+  fs.mkdirSync(checkpoints, { recursive: true })
+  fs.mkdirSync(path.join(workdir, 'jails-system/other'), { recursive: true })
+  fs.writeFileSync(path.join(workdir, 'jails-system/freebsd1/local.sqlite'), 'configuration')
+  await world.start({ vm: 'freebsd1' })
+  const bhyve = path.join(world.root, 'bhyve')
+  fs.writeFileSync(bhyve, `#!/bin/sh\nexec '${process.execPath}' '${simulatedBhyve}' "$@"\n`, { mode: 0o755 })
+
+  const run = async (line: string): Promise<string> => {
+    const [words = '', rest] = line.split(' -- ')
+    const own = words
+      .split(' ')
+      .slice(1)
+      .flatMap((word) => (word === '--cbsd' ? ['--cbsd', workdir] : [word]))
+    const after =
+      rest === undefined
+        ? []
+        : ['--bhyve', bhyve, '--', '-c2', '-m1M', ...devices, '-o', `rundir=${runDirectory}`, 'freebsd1']
+    const result = await world.run(
+      { args: [...own, '--run-directory', runDirectory, ...after], bare: true },
+      'pipe',
+    )
+    t.equal(result.status, 0, `${line}: ${result.stderr}`)
+    return result.stdout
+  }
+  /** As CBSD leaves them: bhyve's three files, no manifest. */
+  const asCbsdMakesIt = (name: string): void => fs.rmSync(path.join(checkpoints, `${name}.ckp.manifest`))
+
+  const lines = [...page.matchAll(/^\| `cbsd [^|]*\| `(bhyve-checkpoint [^`]*)`/gm)].map((match) => match[1]!)
+  t.equal(lines.length, 9)
+  const said: string[] = []
+  for (const line of lines) {
+    said.push(await run(line))
+    if (line.includes('create freebsd1 updated')) asCbsdMakesIt('updated')
+    if (line.includes('pause')) t.match(await client.listVirtualMachines(), [{ state: 'paused' }])
+    if (line.includes('suspend')) t.match(await client.listVirtualMachines(), [{ state: 'off' }])
+    if (line.includes('restore')) t.match(await client.listVirtualMachines(), [{ state: 'running' }])
+  }
+  t.match(said[0], `created freebsd1/checkpoint: `)
+  t.match(said[0], path.join(checkpoints, 'checkpoint.ckp'))
+  t.match(said[2], /freebsd1 +checkpoint +complete.*\n.*freebsd1 +updated +complete|updated.*\n.*checkpoint/)
+  t.same(
+    said.at(-1)!.trim().split('\n').sort(),
+    ['checkpoint', 'suspend', 'updated'].map((name) => `destroyed freebsd1/${name}`),
+  )
+  t.same(fs.readdirSync(checkpoints).sort(), ['.staging', 'restore.log'])
+  t.equal(fs.readFileSync(path.join(workdir, 'jails-system/freebsd1/local.sqlite'), 'utf8'), 'configuration')
+  t.same(await client.listStored(), [])
+})
+
+t.test('without a workdir it is the documented one', async (t) => {
+  const world = new CliWorld(t)
+  const { status, stderr } = await world.run(
+    { args: ['show', 'freebsd1', 'none', '--cbsd'], bare: true },
+    'pipe',
+  )
+  t.equal(status, 5, stderr)
+  t.equal(cbsdLayout().directoryOf('freebsd1'), '/usr/jails/jails-system/freebsd1/checkpoints')
+})
