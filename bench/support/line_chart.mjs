@@ -36,7 +36,9 @@ export function lineChart({ title, x, y, series }) {
 
 /** Where values lie between two edges, and the round numbers among them. */
 function axis(values, from, to) {
-  const [low, high] = [Math.min(...values), Math.max(...values)].map((value) => Math.log10(Math.max(value, 1e-6)))
+  const [low, high] = [Math.min(...values), Math.max(...values)].map((value) =>
+    Math.log10(Math.max(value, 1e-6)),
+  )
   const least = low - 0.05
   const most = high + 0.05
   const at = (value) => from + ((Math.log10(Math.max(value, 1e-6)) - least) / (most - least)) * (to - from)
