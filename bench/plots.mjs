@@ -13,7 +13,8 @@ const plots = {
     const ways = [...new Set(runs.map(({ way }) => way))]
     const of = (way) => {
       const sizes = [...new Set(runs.map(({ rssMiB }) => rssMiB))]
-      const maxima = (size) => runs.filter((one) => one.way === way && one.rssMiB === size).map(({ max }) => max)
+      const maxima = (size) =>
+        runs.filter((one) => one.way === way && one.rssMiB === size).map(({ max }) => max)
       return sizes.map((size) => [size, median(maxima(size))])
     }
     return {
@@ -27,7 +28,9 @@ const plots = {
     title: "From the end of bhyve's work to the promise, everything on",
     x: 'guest RAM, MiB',
     y: 'ms',
-    series: [{ name: 'half zero', points: byRam.map((one) => [one.memoryBytes / MiB, median(one.afterEndMs)]) }],
+    series: [
+      { name: 'half zero', points: byRam.map((one) => [one.memoryBytes / MiB, median(one.afterEndMs)]) },
+    ],
   }),
   throughput: ({ guests }) => ({
     title: 'One checkpoint, everything on, against dd conv=fsync + openssl dgst',
@@ -45,7 +48,10 @@ const plots = {
   }),
   many: ({ runs }) => {
     const counts = [...new Set(runs.map(({ count }) => count))]
-    const of = (way) => (count) => [count, median(runs.filter((one) => one.count === count).map((one) => one[way].ms))]
+    const of = (way) => (count) => [
+      count,
+      median(runs.filter((one) => one.count === count).map((one) => one[way].ms)),
+    ]
     return {
       title: 'Checkpoints of many VMs at once, 256 KiB of RAM each',
       x: 'VMs',
