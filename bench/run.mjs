@@ -1,14 +1,15 @@
-// `npm run bench -- <name> [--quick]`: measures, prints tables, writes bench/results/<name>.json.
+// `npm run bench -- <name> [--quick]`: measures, prints tables, writes bench/results/<name>.json. `all` does all of it
+// and draws the plots.
 import { Report } from './support/harness.mjs'
 import { Scratch } from './support/scratch.mjs'
 
 const names = ['event-loop', 'truth', 'latency', 'throughput', 'rates', 'holes', 'disk', 'many', 'listing']
 const [name, ...flags] = process.argv.slice(2)
 const chosen = name === 'all' ? names : names.filter((known) => known === name)
-if (name === 'plots') {
-  await import('./plots.mjs')
+if (name === 'plots' || name === 'summary') {
+  await import(`./${name}.mjs`)
 } else if (chosen.length === 0 || flags.some((flag) => flag !== '--quick')) {
-  console.error(`npm run bench -- <name> [--quick]\nnames: all, ${names.join(', ')}, plots`)
+  console.error(`npm run bench -- <name> [--quick]\nnames: all, ${names.join(', ')}, plots, summary`)
   process.exitCode = 64
 }
 const quick = flags.includes('--quick')

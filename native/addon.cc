@@ -475,8 +475,8 @@ Value punchHole(const CallbackInfo &info) {
                  bhyve::punchHole(intArgument(info, 0), offsetArgument(info, 1), offsetArgument(info, 2)));
 }
 Value beginWriting(const CallbackInfo &info) {
-  return toValue(info.Env(), bhyve::beginWriting(intArgument(info, 0), offsetArgument(info, 1),
-                                                 offsetArgument(info, 2)));
+  return toValue(info.Env(),
+                 bhyve::beginWriting(intArgument(info, 0), offsetArgument(info, 1), offsetArgument(info, 2)));
 }
 Value dataRange(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::dataRange(intArgument(info, 0), offsetArgument(info, 1)));

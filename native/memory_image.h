@@ -21,8 +21,8 @@ Result<double> holeBlockBytes(int descriptor);
 // EINVAL where the file system cannot.
 Result<std::int64_t> punchHole(int descriptor, std::int64_t offset, std::int64_t length);
 
-// Has the system begin to write a range to the disk, without waiting for it: the sync that follows finds less to
-// do. Linux only: elsewhere nothing happens. A hint: that it was taken says nothing about the data.
+// Has the system begin to write a range to the disk, without waiting for it: the sync that follows finds less
+// to do. Linux only: elsewhere nothing happens. A hint: that it was taken says nothing about the data.
 Result<std::int64_t> beginWriting(int descriptor, std::int64_t offset, std::int64_t length);
 
 struct DataRange {

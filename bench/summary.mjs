@@ -1,0 +1,16 @@
+/** `npm run bench -- summary`: the aims and what came of them, as the table of docs/performance.md. */
+import { readResult } from './support/harness.mjs'
+
+const names = ['event-loop', 'truth', 'latency', 'throughput', 'rates', 'disk', 'many', 'listing']
+
+console.log('| benchmark | load | what | measured | aim | |\n| --- | --- | --- | --- | --- | --- |')
+for (const name of names) {
+  const result = readResult(name)
+  for (const { what, value, aim, met } of result?.aims ?? []) {
+    const load = Math.max(result.machine.loadBefore, result.machine.loadAfter).toFixed(0)
+    const shown = Number.isInteger(value) ? value : Number(value.toPrecision(3))
+    console.log(
+      `| ${name} (${result.mode}) | ${load} | ${what} | ${shown} | ${aim} | ${met ? '' : '**missed**'} |`,
+    )
+  }
+}
