@@ -296,9 +296,9 @@ t.test('a look at the progress that fails costs nothing', async (t) => {
 })
 
 t.test('what the VM does now is said as far as it is known', async (t) => {
-  const { runDirectory } = await start(t, { memoryBytes: MiB, writeRate: 2 * MiB })
+  const { runDirectory } = await start(t, { memoryBytes: MiB, writeRate: 300 * 1024 })
   const client = createClient({ runDirectory, checkpointDirectory: scratch(t), dialect: 'descriptor' })
-  t.match(await rejection(client.createCheckpoint('vm1', { timeout: 100 })), {
+  t.match(await rejection(client.createCheckpoint('vm1', { timeout: 1000 })), {
     code: 'ERR_TIMEOUT',
     vm: 'vm1',
     checkpoint: 'checkpoint',
