@@ -10,6 +10,7 @@ import t, { type Test } from 'tap'
 import { type CheckpointClient, createClient, type CreateOptions } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { isFailure, loadNative } from '../dist/native.js'
+import { jobs } from '../dist/pool/jobs.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { litter as anyLitter, plants as anyPlants } from './support/plants.mjs'
 import {
@@ -263,10 +264,11 @@ t.test("a run directory of a user who is not trusted, and that user's socket", n
   const { child } = await hostile(t, run)
   const ask = (trustedUids: number[]) =>
     createClient({ runDirectory: run, checkpointDirectory: root, dialect: 'descriptor', trustedUids })
-  t.match(await rejection(ask([0]).createCheckpoint('vm1')), { code: 'ERR_UNTRUSTED_PEER' }, 'the directory')
+  const first = await rejection(ask([0]).createCheckpoint('vm1'))
+  t.match(first, { code: 'ERR_UNTRUSTED_PEER', message: /run directory '.*' belongs to uid 65534/ })
   fs.chownSync(run, 0, 0)
   const error = await rejection(ask([0]).createCheckpoint('vm1'))
-  t.match(error, { code: 'ERR_UNTRUSTED_PEER', message: /belongs to uid 65534/ }, 'the socket')
+  t.match(error, { code: 'ERR_UNTRUSTED_PEER', message: /socket '.*' belongs to uid 65534/ })
   t.notOk(fs.existsSync(root))
   t.equal(child.exitCode, null)
 })
@@ -407,6 +409,14 @@ t.test('beside a good set', { ...needsOtherUser, timeout: 300_000 }, async (t) =
   t.match(await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' }), { ok: true })
 })
 
+t.test('a bhyve of another user finds no way up from its folder', needsOtherUser, async (t) => {
+  const { run, client } = world(t, { trustedUids: [0, stranger] })
+  const { order } = await hostile(t, run)
+  const call = client.createCheckpoint('vm1')
+  await order({ plant: 'the way up', good: true })
+  t.match(await call, { name: 'checkpoint' })
+})
+
 t.test('RAM that is one huge hole costs time, which the caller limits', async (t) => {
   const { run, root, client } = world(t, { dialect: 'path' })
   const { serve } = serveByHand(t, run)
@@ -427,14 +437,25 @@ t.test('RAM that is one huge hole costs time, which the caller limits', async (t
 })
 
 t.test('a dead stage that a bhyve of another user still fills', needsRoot, async (t) => {
-  const { run, root, client } = world(t)
-  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', runDirectory: run, memoryBytes: MiB })
-  t.teardown(() => bhyve.stop())
-  const dead = path.join(root, 'vm1/.staging/dead')
-  fs.mkdirSync(path.join(dead, 'in/mine'), { recursive: true })
-  fs.chmodSync(path.join(root, 'vm1/.staging'), 0o700)
-  for (const folder of ['in', 'in/mine']) fs.chownSync(path.join(dead, folder), stranger, stranger)
-  const before = fs.statSync(path.join(dead, 'in/mine')).ino
-  t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' })
-  t.notOk(fs.existsSync(dead), `inode ${before} is gone`)
+  const directory = path.join(scratch(t), 'vm1')
+  const dead = path.join(directory, '.staging/dead')
+  fs.mkdirSync(path.join(dead, 'in/mine/deeper'), { recursive: true })
+  fs.chmodSync(path.join(directory, '.staging'), 0o700)
+  for (const folder of ['in', 'in/mine', 'in/mine/deeper'])
+    fs.chownSync(path.join(dead, folder), stranger, stranger)
+  // What it may add to a folder that was just read, as long as the folder is its own.
+  const readDirectory = native.readDirectory.bind(native)
+  let reads = 0
+  let filled = 0
+  native.readDirectory = (descriptor) => {
+    const names = readDirectory(descriptor)
+    reads++
+    if (fs.fstatSync(descriptor).uid === stranger) filled++
+    return names
+  }
+  t.teardown(() => (native.readDirectory = readDirectory))
+  t.strictSame(jobs.listSets(directory, 'vm1'), [])
+  t.notOk(fs.existsSync(dead))
+  t.ok(reads > 3)
+  t.equal(filled, 0, 'no folder is emptied before it is ours')
 })

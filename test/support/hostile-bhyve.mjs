@@ -50,12 +50,32 @@ function keepFilling(folder) {
   }, 0)
 }
 
+/** Dies where anything above its folder lets it in. */
+function goUp(folder) {
+  const ways = {
+    list: () => fs.readdirSync(`${folder}/..`),
+    write: () => fs.writeFileSync(`${folder}/../planted`, ''),
+    further: () => fs.readdirSync(`${folder}/../..`),
+    rename: () => fs.renameSync(`${folder}/../in`, `${folder}/mine`),
+  }
+  for (const [what, go] of Object.entries(ways)) {
+    try {
+      go()
+    } catch (error) {
+      if (error.code === 'EACCES') continue
+      throw error
+    }
+    throw new Error(`a way up: ${what}`)
+  }
+}
+
 for await (const line of readline.createInterface({ input: process.stdin })) {
   const { plant, good, secret, end } = JSON.parse(line)
   const { connection, folder } = takeRequest()
   const where = `/proc/self/fd/${folder}`
   if (good) writeSet(path.join(where, 'ckp'), 1)
   if (plant === 'folders that fill by themselves') keepFilling(where)
+  else if (plant === 'the way up') goUp(where)
   else (plants[plant] ?? litter[plant] ?? (() => undefined))(where, secret)
   if (end === 'exit') process.exit(0)
   native.close(connection)
