@@ -72,3 +72,23 @@ t.test('every error code and problem is explained', async (t) => {
   t.equal(restoring.length, 17)
   for (const code of [...errors, ...problems, ...restoring]) t.ok(explained.has(code.slice(1, -1)), code)
 })
+
+t.test('every line of the trust model names a test that exists', async (t) => {
+  const text = fs.readFileSync(path.join(root, 'SECURITY.md'), 'utf8')
+  const model = text.slice(text.indexOf('### Who may ask'), text.indexOf('## What is not protected'))
+  const claims = model.split(/^- /m).slice(1)
+  t.ok(claims.length > 30, `${claims.length} lines`)
+  for (const claim of claims) {
+    // A paragraph or a heading that follows does not belong to it.
+    const [line] = claim.replace(/\n\n[^]*/, '').split('\n\n')
+    const named = [...line!.replace(/\s+/g, ' ').matchAll(/\[([a-z_]+\.test\.ts): ([^\]]+)\]/g)]
+    t.ok(named.length > 0, `names a test: ${line}`)
+    for (const [, file, name] of named) t.ok(testsIn(file!).has(name!), `${file}: ${name}`)
+  }
+})
+
+function testsIn(file: string): Set<string> {
+  const source = fs.readFileSync(path.join(root, 'test', file), 'utf8')
+  const names = source.matchAll(/^ *t\.test\(\s*(['"])(.*?)\1,/gms)
+  return new Set([...names].map((match) => match[2]!))
+}

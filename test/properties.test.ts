@@ -96,13 +96,13 @@ t.test('metadata', async (t) => {
   })
   await holds(t, 'a problem or sane values', neverThrows, 3000)
 
-  const section = fc.tuple(fc.string(), fc.nat())
+  const section = fc.tuple(fc.string(), fc.nat({ max: 2 ** 26 }))
   const structures = ['vhpet', 'vm', 'vioapic', 'vlapic', 'vmcx', 'vatpit', 'vatpic', 'vpmtmr', 'vrtc']
   const whole = fc.record({
-    vmname: fc.string({ unit: 'binary' }),
+    vmname: fc.string({ unit: 'binary' }).filter((text) => !/\p{Cc}/u.test(text)),
     ncpus: fc.nat(),
-    memsize: fc.maxSafeNat(),
-    sizes: fc.array(fc.integer({ min: 1, max: 2 ** 31 }), { minLength: 9, maxLength: 9 }),
+    memsize: fc.nat({ max: 2 ** 46 }),
+    sizes: fc.array(fc.integer({ min: 1, max: 2 ** 26 }), { minLength: 9, maxLength: 9 }),
     devices: fc.array(section, { maxLength: 40 }),
   })
   const written = fc.property(whole, ({ vmname, ncpus, memsize, sizes, devices }) => {
@@ -400,7 +400,11 @@ t.test('an answer says the same however it arrives', async (t) => {
     inPieces.add(bytes.subarray(offset))
     assert.equal(inPieces.errorText, whole.errorText)
     const pairs = loadNative().decodeNvlist(bytes, 0)
-    assert.equal(whole.errorText, pairs?.find(({ name }) => name === 'error')?.value)
+    const said = pairs?.find(({ name }) => name === 'error')?.value
+    assert.equal(
+      whole.errorText,
+      typeof said === 'string' ? said.slice(0, 1000).replace(/\p{Cc}/gu, ' ') : undefined,
+    )
   })
   await holds(t, 'in pieces or whole', sameInPieces, 1000)
 

@@ -3,6 +3,7 @@
  * files only; nothing is sent (protocol.md sections 1 and 3). Runs in the pool.
  */
 import fs from 'node:fs'
+import path from 'node:path'
 import { Buffer } from 'node:buffer'
 import { CheckpointError, isNodeSystemError } from '../errors.js'
 import { loadNative } from '../native.js'
@@ -26,6 +27,9 @@ export interface Located {
   identity: string
 }
 
+const othersWrite = 0o002
+const sticky = 0o1000
+
 /** Every socket the VM may be asked at, best first; at least one, or it rejects. */
 export function locateSocket(place: Place): Located[] {
   const found = candidates(place).flatMap((candidate) => {
@@ -33,6 +37,7 @@ export function locateSocket(place: Place): Located[] {
     const status = statusIfAny(candidate.socketPath, place)
     return status === undefined ? [] : [{ candidate, status }]
   })
+  for (const { socketPath } of candidates(place)) assertGuarded(path.dirname(socketPath), socketPath, place)
   const sockets = found.filter(({ status }) => status.isSocket())
   const [other] = found
   if (sockets.length === 0)
@@ -61,6 +66,25 @@ function assertFits({ vm, dialect, runDirectory }: Place, socketPath: string): v
     `the socket path '${measured}' has more than the ${String(capacity)} bytes a socket's path can have`,
     { vm, path: measured },
   )
+}
+
+/**
+ * Who may rename what lies in a run directory can put one VM's socket in the place of another's: it would have the
+ * right owner, and the right process behind it, and the wrong VM would be saved or powered off. The sticky bit keeps
+ * others from renaming; a second name of a socket is refused by itself (`checkedOwner`).
+ */
+function assertGuarded(directory: string, socketPath: string, place: Place): void {
+  const status = fs.statSync(directory, { throwIfNoEntry: false })
+  if (status?.isDirectory() !== true) return
+  const { vm, trustedUids } = place
+  const isTrusted = [0, process.geteuid?.(), ...trustedUids].includes(status.uid)
+  const isOpen = (status.mode & othersWrite) !== 0 && (status.mode & sticky) === 0
+  if (isTrusted && !isOpen) return
+  const why = isTrusted
+    ? `anybody may write in the run directory '${directory}': chmod o-w it`
+    : `the run directory '${directory}' belongs to uid ${String(status.uid)}, which is not among the trusted ones`
+  const message = `${why}. The socket of VM '${vm}' could be another VM's: nothing was sent`
+  throw new CheckpointError('ERR_UNTRUSTED_PEER', message, { vm, path: socketPath })
 }
 
 function statusIfAny(path: string, place: Place): fs.Stats | undefined {
@@ -92,6 +116,12 @@ function checkedOwner(status: fs.Stats, path: string, place: Place): number {
         `(${trustedUids.join(', ')}): nothing was sent. If that user runs the VM, name it in trustedUids`,
       { vm, path },
     )
+  }
+  if (status.nlink !== 1) {
+    const message =
+      `the socket '${path}' has ${String(status.nlink)} names, and may be another VM's: nothing was sent. ` +
+      'Remove the names that bhyve did not give it'
+    throw new CheckpointError('ERR_UNTRUSTED_PEER', message, { vm, path })
   }
   return status.uid
 }

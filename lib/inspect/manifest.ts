@@ -64,6 +64,8 @@ export interface Restore {
 
 /** A set that is brought back every hour must not grow its manifest for ever. */
 const mostRestores = 32
+/** This release nests four objects, at most. */
+const mostLevels = 64
 
 type JsonObject = Record<string, unknown>
 
@@ -186,10 +188,16 @@ function listFrom(value: unknown): unknown[] {
 function parseObject(text: string): JsonObject | undefined {
   try {
     const value: unknown = JSON.parse(text)
-    return isObject(value) ? value : undefined
+    return isObject(value) && !isDeeper(value, mostLevels) ? value : undefined
   } catch {
     return undefined
   }
+}
+
+/** What is nested without end can be read, but not be written again. */
+function isDeeper(value: unknown, levels: number): boolean {
+  if (typeof value !== 'object' || value === null) return false
+  return levels === 0 || Object.values(value).some((inner) => isDeeper(inner, levels - 1))
 }
 
 function hostFrom(value: unknown): ManifestHost | undefined {

@@ -26,6 +26,12 @@ export type MetadataResult = { metadata: Metadata } | { problem: Problem }
 
 /** bhyve writes a few kilobytes; what is larger is not read. */
 export const metadataMaxBytes = 4 * 1024 * 1024
+/** Far more than the state of all devices of a VM: what claims more would only be slow to read. */
+export const kernelMaxBytes = 1024 * 1024 * 1024
+/** More RAM than any host has. Its digests still fit a manifest (`manifestMaxBytes`). */
+export const memoryMaxBytes = 2 ** 46
+/** Of a VM or a device: what no command line could give would only mislead whoever reads it in a message. */
+const nameMaxLength = 255
 
 type JsonObject = Record<string, unknown>
 
@@ -124,9 +130,9 @@ function metadataFrom(root: JsonObject): Metadata {
   if (shape === undefined) throw incomplete('the metadata list no kernel structures')
   const basic = objectFrom(property(root, 'basic metadata', 'the metadata'), "'basic metadata'")
   const metadata = {
-    vm: textFrom(property(basic, 'vmname', "'basic metadata'"), "'vmname'"),
+    vm: nameFrom(property(basic, 'vmname', "'basic metadata'"), "'vmname'"),
     cpus: countFrom(property(basic, 'ncpus', "'basic metadata'"), "'ncpus'"),
-    memoryBytes: countFrom(property(basic, 'memsize', "'basic metadata'"), "'memsize'"),
+    memoryBytes: memoryFrom(property(basic, 'memsize', "'basic metadata'")),
     kernelStructures: sectionsFrom(root, shape.structuresKey, shape.structureNameKey),
     devices: sectionsFrom(root, 'devices', shape.deviceNameKey),
     devicesHavePlaces: shape.devicesHavePlaces,
@@ -143,7 +149,7 @@ function sectionsFrom(root: JsonObject, key: string, nameKey: string): Section[]
     const where = `'${key}' entry ${String(index)}`
     const section = objectFrom(entry, where)
     return {
-      name: textFrom(property(section, nameKey, where), `${where} '${nameKey}'`),
+      name: nameFrom(property(section, nameKey, where), `${where} '${nameKey}'`),
       size: countFrom(property(section, 'size', where), `${where} 'size'`),
       offset: countFrom(property(section, 'file_offset', where), `${where} 'file_offset'`),
     }
@@ -166,8 +172,7 @@ function assertContiguous(metadata: Metadata): void {
     }
     end += section.size
   }
-  // Beyond, a sum is not exact any more, and could pass for the size of some file.
-  if (!Number.isSafeInteger(end)) throw invalid('the sections add up to more than any file holds')
+  if (end > kernelMaxBytes) throw invalid('the sections add up to more than bhyve ever writes')
 }
 
 function objectFrom(value: unknown, what: string): JsonObject {
@@ -181,9 +186,16 @@ function property(object: JsonObject, key: string, what: string): unknown {
   return object[key]
 }
 
-function textFrom(value: unknown, what: string): string {
+function nameFrom(value: unknown, what: string): string {
   if (typeof value !== 'string') throw invalid(`${what} is not a text`)
+  if (value.length > nameMaxLength || /\p{Cc}/u.test(value)) throw invalid(`${what} is no name`)
   return value
+}
+
+function memoryFrom(value: unknown): number {
+  const memoryBytes = countFrom(value, "'memsize'")
+  if (memoryBytes > memoryMaxBytes) throw invalid("'memsize' is more than any host has")
+  return memoryBytes
 }
 
 function countFrom(value: unknown, what: string): number {

@@ -82,6 +82,7 @@ export type JobName = keyof Jobs
 export const longJobs: ReadonlySet<JobName> = new Set<JobName>([
   'passSlice',
   'endPass',
+  'sealStage',
   'isListWhole',
   'compareSlice',
   'digestWhole',

@@ -9,6 +9,7 @@ import { Buffer } from 'node:buffer'
 import { chunkBytesFor, chunkCount, digestBytes, pieceBytes } from '../inspect/digest.js'
 import type { Digests } from '../inspect/manifest.js'
 import { rootOf } from '../inspect/manifest_file.js'
+import { kernelMaxBytes } from '../inspect/metadata.js'
 import { changed, isStopped, passOver, type Slice } from '../inspect/slice.js'
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import { loadNative } from '../native.js'
@@ -102,12 +103,15 @@ function digestsOf(stage: Directory, { name, memoryBytes, chunkBytes }: Pass, st
   }
 }
 
-/** The plain digest of a whole file, hexadecimal; of a part of it where it was stopped. */
+/**
+ * The plain digest of a whole file, hexadecimal; of a part of it where it was stopped, or where it is larger than any
+ * file of its kind, and so none that was published.
+ */
 export function digestOfFile(file: OpenFile, stop: Int32Array): { digest: string; bytesRead: number } {
   const hash = createHash('sha256')
   const buffer = Buffer.allocUnsafe(pieceBytes)
   let bytesRead = 0
-  while (!isStopped(stop)) {
+  while (!isStopped(stop) && bytesRead <= kernelMaxBytes) {
     const read = file.readAt(buffer, bytesRead)
     hash.update(buffer.subarray(0, read))
     bytesRead += read

@@ -94,7 +94,7 @@ function foreign(directory: Directory, name: string): CheckpointError {
 function removeIfEmpty(directory: Directory): void {
   {
     using staging = lockStagingIfAny(directory, 'exclusive')
-    if (directory.entries().some((entry) => entry !== stagingName && entry !== restoreLogName)) return
+    if (directory.rawEntries().some((entry) => entry !== stagingName && entry !== restoreLogName)) return
     if (staging !== undefined && !directory.removeEmpty(stagingName)) return
     if (directory.statusIfAny(restoreLogName)?.kind === 'file') directory.unlink(restoreLogName)
   }

@@ -25,7 +25,8 @@ export function pruneSets(directoryPath: string, vm: string, policy: PrunePolicy
   const going = choose(withOpenRestores(directory, sets), policy, now).filter(({ name }) => !stuck.has(name))
   const removed = going.map(({ name }) => name)
   if (policy.dryRun !== true && staging !== undefined) discard(directory, staging, removed)
-  const kept = sets.filter(({ name }) => !removed.includes(name)).sort(byAge)
+  const gone = new Set(removed)
+  const kept = sets.filter(({ name }) => !gone.has(name)).sort(byAge)
   return { removed, kept: kept.map(({ name }) => name), freedBytes: sum(going) }
 }
 
@@ -90,7 +91,8 @@ function tooMuch(
   if (maxBytes === undefined) return []
   let occupied = sum(sets) - sum(going)
   const more: ListedCheckpoint[] = []
-  for (const set of removable.filter((one) => !going.includes(one))) {
+  const gone = new Set(going)
+  for (const set of removable.filter((one) => !gone.has(one))) {
     if (occupied <= maxBytes) break
     more.push(set)
     occupied -= set.storedBytes ?? 0

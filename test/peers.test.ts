@@ -1,0 +1,461 @@
+/** Peers that lie, and what they leave: a hostile bhyve can fail its own checkpoint and nothing else. */
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import fs from 'node:fs'
+import net from 'node:net'
+import path from 'node:path'
+import readline from 'node:readline'
+import { fileURLToPath } from 'node:url'
+import t, { type Test } from 'tap'
+import { type CheckpointClient, createClient, type CreateOptions } from 'bhyve-checkpoint'
+import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { isFailure, loadNative } from '../dist/native.js'
+import { jobs } from '../dist/pool/jobs.js'
+// @ts-expect-error: a plain module, shared with programs that are not TypeScript
+import { litter as anyLitter, plants as anyPlants } from './support/plants.mjs'
+import {
+  checkpointFiles,
+  childEnvironment,
+  openDescriptors,
+  rejection,
+  scratch,
+  serveByHand,
+  tree,
+  until,
+} from './support/index.js'
+
+type Plant = (folder: string, secret: string) => void
+const plants = anyPlants as Record<string, Plant>
+const litter = anyLitter as Record<string, Plant>
+const native = loadNative()
+const MiB = 1024 * 1024
+const isRoot = process.geteuid?.() === 0
+const needsRoot = { skip: isRoot ? false : 'needs root' }
+/** The child reaches the folder it was given by `/proc/self/fd`. */
+const needsOtherUser = { skip: isRoot && process.platform === 'linux' ? false : 'needs root on Linux' }
+const stranger = 65534
+
+interface World {
+  /** Where sockets are. */
+  run: string
+  root: string
+  /** What must never be published, followed or changed. */
+  secret: string
+  client: CheckpointClient
+}
+
+function world(t: Test, options: { dialect?: 'path' | 'descriptor'; trustedUids?: number[] } = {}): World {
+  const directory = fs.realpathSync(scratch(t))
+  fs.chmodSync(directory, 0o755)
+  const run = path.join(directory, 'run')
+  fs.mkdirSync(run)
+  const secret = path.join(directory, 'secret')
+  fs.writeFileSync(secret, 'secret')
+  const root = path.join(directory, 'c')
+  const client = createClient({
+    runDirectory: run,
+    checkpointDirectory: root,
+    dialect: 'descriptor',
+    ...options,
+  })
+  return { run, root, secret, client }
+}
+
+/** A listener in this process; `serve` gets each connection. */
+async function listen(t: Test, run: string, serve: (socket: net.Socket) => void): Promise<void> {
+  const server = net.createServer((socket) => {
+    t.teardown(() => socket.destroy())
+    socket.on('error', () => undefined)
+    serve(socket)
+  })
+  await new Promise<void>((resolve) => server.listen(path.join(run, 'vm1'), resolve))
+  t.teardown(() => server.close())
+}
+
+// ---- the conversation ---------------------------------------------------------------------------
+
+t.test('a peer that never reads and never closes', async (t) => {
+  const { run, root, client } = world(t)
+  await listen(t, run, (socket) => socket.pause())
+  const options = { stallTimeout: 200 }
+  t.match(await rejection(client.createCheckpoint('vm1', options)), { code: 'ERR_STALLED', vm: 'vm1' })
+  t.match(await rejection(client.createCheckpoint('vm1', { timeout: 200 })), { code: 'ERR_TIMEOUT' })
+  t.match(await client.listCheckpoints('vm1'), [])
+  t.strictSame(checkpointFiles(path.join(root, 'vm2')), [])
+})
+
+t.test('gigabytes in the place of an answer', async (t) => {
+  const { run, root, client } = world(t)
+  const total = 2048 * MiB
+  // In a process of its own, so that what is measured is the client.
+  const script = `
+    const net = require('node:net')
+    const chunk = Buffer.alloc(${MiB}, 'x')
+    net.createServer((socket) => {
+      let left = ${total / MiB}
+      socket.on('error', () => undefined).resume()
+      const pour = () => left-- > 0 ? socket.write(chunk, pour) : socket.end()
+      pour()
+    }).listen(process.argv[1])`
+  const child = spawn(process.execPath, ['-e', script, path.join(run, 'vm1')], { env: childEnvironment() })
+  t.teardown(() => child.kill('SIGKILL'))
+  await until(() => fs.existsSync(path.join(run, 'vm1')), 'the socket')
+  const before = process.memoryUsage.rss()
+  let most = 0
+  const watch = setInterval(() => (most = Math.max(most, process.memoryUsage.rss())), 5)
+  t.teardown(() => clearInterval(watch))
+  const error = await rejection(client.createCheckpoint('vm1', { stallTimeout: 0 }))
+  t.match(error, { code: 'ERR_CHECKPOINT_FAILED', reply: undefined, vmState: 'running' })
+  t.ok(most - before < 256 * MiB, `${Math.round((most - before) / MiB)} MiB more at most`)
+  t.strictSame(tree(root), [])
+})
+
+t.test('answers that are none, or not true', async (t) => {
+  const text = (value: string) => native.encodeNvlist([{ name: 'error', type: 'string', value }])
+  const answers: [string, Buffer, string | undefined][] = [
+    ['garbage', Buffer.from('HTTP/1.1 200 OK\r\n\r\n'), undefined],
+    ['half an answer', text('no').subarray(0, 20), undefined],
+    ['two answers', Buffer.concat([text('one'), text('two')]), undefined],
+    ['success, and no file', native.encodeNvlist([]), undefined],
+    [
+      'an answer of another type',
+      native.encodeNvlist([{ name: 'error', type: 'number', value: 1n }]),
+      undefined,
+    ],
+    ['what a terminal would obey', text('\u001b[2J\nall is well\u009b'), ' [2J all is well '],
+    ['a text without end', text('x'.repeat(60_000)), 'x'.repeat(1000)],
+  ]
+  for (const [what, answer, reply] of answers) {
+    // A suspend that was not answered with an error waits for the end of its bhyve.
+    for (const poweroff of reply === undefined ? [false] : [false, true]) {
+      const { run, root, client } = world(t)
+      await listen(t, run, (socket) => socket.resume().end(answer))
+      const call = poweroff ? client.suspend('vm1') : client.createCheckpoint('vm1')
+      const error = await rejection(call)
+      const code = poweroff ? 'ERR_SUSPEND_FAILED' : 'ERR_CHECKPOINT_FAILED'
+      t.match(error, { code, vmState: 'running' }, what)
+      t.equal(error.reply, reply, what)
+      t.notMatch(error.message, /\p{Cc}/u, what)
+      t.strictSame(tree(root), [], `${what}: nothing left`)
+    }
+  }
+})
+
+t.test('descriptors that a peer sends are not kept', async (t) => {
+  const { run, client } = world(t, { dialect: 'path' })
+  const listener = native.listenStream(path.join(run, 'vm1'), 5)
+  if (isFailure(listener)) return t.fail('listen')
+  t.teardown(() => native.close(listener))
+  const serve = async (): Promise<void> => {
+    let connection = -1
+    await until(() => {
+      const accepted = native.accept(listener)
+      if (isFailure(accepted)) return false
+      connection = accepted
+      return true
+    }, 'a connection')
+    for (let sent = 0; sent < 20; sent++) {
+      t.notOk(isFailure(native.sendDescriptor(connection, listener)), 'it was sent')
+      await new Promise(setImmediate)
+    }
+    native.close(connection)
+  }
+  const round = async (): Promise<void> => {
+    const call = rejection(client.createCheckpoint('vm1'))
+    await serve()
+    t.match(await call, { code: 'ERR_CHECKPOINT_FAILED' })
+  }
+  await round()
+  const before = openDescriptors()
+  for (let call = 0; call < 5; call++) await round()
+  t.ok(openDescriptors() <= before, `${openDescriptors()} descriptors, before ${before}`)
+})
+
+t.test('a peer that leaves after any byte of the request', async (t) => {
+  for (const dialect of ['path', 'descriptor'] as const) {
+    const { run, root, client } = world(t, { dialect })
+    let wanted = 0
+    let longest = 0
+    await listen(t, run, (socket) => {
+      let seen = 0
+      const leave = () => socket.destroy()
+      socket.once('end', leave)
+      socket.on('readable', () => {
+        while (seen < wanted && socket.read(1) !== null) seen++
+        longest = Math.max(longest, seen)
+        if (seen === wanted) leave()
+      })
+    })
+    const ask = () => rejection(client.createCheckpoint('vm1', { stallTimeout: 0 }))
+    wanted = Infinity
+    await ask()
+    const before = openDescriptors()
+    for (wanted = 0; wanted <= longest; wanted++) {
+      const error = await ask()
+      t.match(error, { code: 'ERR_CHECKPOINT_FAILED', vmState: 'running' }, `${dialect}, byte ${wanted}`)
+    }
+    t.ok(longest > 100, `${dialect}: ${longest} bytes`)
+    t.ok(openDescriptors() <= before + 2, 'no descriptor is kept')
+    t.strictSame(tree(root), [])
+  }
+})
+
+// ---- the place of the socket --------------------------------------------------------------------
+
+t.test('what is no socket is not asked, nor opened', async (t) => {
+  const kinds: Record<string, (place: string, live: string) => void> = {
+    'a link to a live socket': (place, live) => fs.symlinkSync(live, place),
+    'a FIFO': (place) => execFileSync('mkfifo', [place]),
+    'a folder': (place) => fs.mkdirSync(place),
+    'a file': (place) => fs.writeFileSync(place, ''),
+  }
+  const live = await SimulatedBhyve.start({ vm: 'other', memoryBytes: MiB })
+  t.teardown(() => live.stop())
+  for (const [what, make] of Object.entries(kinds)) {
+    const { run, root, client } = world(t)
+    make(path.join(run, 'vm1'), live.socketPath)
+    for (const call of [() => client.createCheckpoint('vm1'), () => client.suspend('vm1')])
+      t.match(await rejection(call()), { code: 'ERR_VM_NOT_RUNNING', vm: 'vm1' }, what)
+    t.match(await rejection(client.pause('vm1')), { code: 'ERR_VM_NOT_RUNNING' }, what)
+    t.strictSame(await client.listVirtualMachines(), [], what)
+    t.notOk(fs.existsSync(root), what)
+  }
+})
+
+t.test('a run directory in which others can swap sockets is refused', async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: MiB })
+  t.teardown(() => bhyve.stop())
+  const { runDirectory } = bhyve
+  const root = scratch(t)
+  const client = createClient({ runDirectory, checkpointDirectory: root })
+  fs.chmodSync(runDirectory, 0o777)
+  const refused = { code: 'ERR_UNTRUSTED_PEER', vm: 'vm1', message: /chmod o-w/ }
+  t.match(await rejection(client.createCheckpoint('vm1')), refused)
+  t.match(await rejection(client.suspend('vm1')), refused)
+  t.match(await rejection(client.pause('vm1')), refused)
+  t.match(await client.listVirtualMachines(), [{ vm: 'vm1', state: 'unknown' }])
+  t.strictSame(tree(root), [])
+  for (const mode of [0o1777, 0o775, 0o700]) {
+    fs.chmodSync(runDirectory, mode)
+    t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' }, mode.toString(8))
+  }
+  fs.mkdirSync(path.join(runDirectory, 'checkpoint'))
+  fs.chmodSync(path.join(runDirectory, 'checkpoint'), 0o777)
+  t.match(await rejection(client.createCheckpoint('vm1')), refused, "the older place's")
+  fs.rmdirSync(path.join(runDirectory, 'checkpoint'))
+  t.match(await client.listVirtualMachines(), [{ vm: 'vm1', state: 'running' }])
+})
+
+t.test("a second name of another VM's socket is refused", async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'other', memoryBytes: MiB })
+  t.teardown(() => bhyve.stop())
+  fs.linkSync(bhyve.socketPath, path.join(bhyve.runDirectory, 'vm1'))
+  const root = scratch(t)
+  const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: root })
+  const refused = { code: 'ERR_UNTRUSTED_PEER', vm: 'vm1', message: /2 names/ }
+  t.match(await rejection(client.suspend('vm1')), refused)
+  t.strictSame(tree(root), [])
+  fs.rmSync(path.join(bhyve.runDirectory, 'vm1'))
+  t.match(await client.createCheckpoint('other'), { name: 'checkpoint' })
+})
+
+t.test("a run directory of a user who is not trusted, and that user's socket", needsOtherUser, async (t) => {
+  const { run, root } = world(t)
+  const { child } = await hostile(t, run)
+  const ask = (trustedUids: number[]) =>
+    createClient({ runDirectory: run, checkpointDirectory: root, dialect: 'descriptor', trustedUids })
+  const first = await rejection(ask([0]).createCheckpoint('vm1'))
+  t.match(first, { code: 'ERR_UNTRUSTED_PEER', message: /run directory '.*' belongs to uid 65534/ })
+  fs.chownSync(run, 0, 0)
+  const error = await rejection(ask([0]).createCheckpoint('vm1'))
+  t.match(error, { code: 'ERR_UNTRUSTED_PEER', message: /socket '.*' belongs to uid 65534/ })
+  t.notOk(fs.existsSync(root))
+  t.equal(child.exitCode, null)
+})
+
+// ---- what is planted ----------------------------------------------------------------------------
+
+interface Order {
+  plant?: string
+  good?: boolean
+  secret?: string
+  end?: 'exit'
+}
+
+/** A bhyve of another user that does with its folder what it is told. */
+async function hostile(
+  t: Test,
+  run: string,
+): Promise<{ child: ChildProcess; order: (order: Order) => Promise<void> }> {
+  fs.chownSync(run, stranger, stranger)
+  const script = fileURLToPath(new URL('support/hostile-bhyve.mjs', import.meta.url))
+  const child = spawn(process.execPath, [script, run, String(stranger)], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+    env: childEnvironment(),
+  })
+  t.teardown(() => child.kill('SIGKILL'))
+  await until(() => fs.existsSync(path.join(run, 'vm1')), 'the socket')
+  const answers = readline.createInterface({ input: child.stdout })
+  const order = async (what: Order): Promise<void> => {
+    const exit = once(child, 'exit')
+    const answered = what.end === 'exit' ? exit : once(answers, 'line')
+    child.stdin.write(`${JSON.stringify(what)}\n`)
+    await Promise.race([answered, exit])
+    if (what.end !== 'exit') t.equal(child.exitCode, null, 'the hostile one is still there')
+  }
+  return { child, order }
+}
+
+/** Only plain files with one name, and none of the secret's content. */
+function assertNothingEscaped(t: Test, { root, secret }: World, what: string): void {
+  t.equal(fs.readFileSync(secret, 'utf8'), 'secret', `${what}: the secret is as it was`)
+  t.equal(fs.statSync(secret).nlink, 1, `${what}: and has one name`)
+  const entries = fs.existsSync(root) ? fs.readdirSync(root, { recursive: true, withFileTypes: true }) : []
+  for (const entry of entries) {
+    const file = path.join(entry.parentPath, entry.name)
+    const status = fs.lstatSync(file)
+    t.ok(status.isDirectory() || (status.isFile() && status.nlink === 1), `${what}: ${file}`)
+    if (status.isFile() && status.size < MiB)
+      t.notOk(fs.readFileSync(file, 'latin1').includes('secret'), `${what}: ${file}`)
+  }
+}
+
+t.test('planted by a bhyve of our own user', async (t) => {
+  const here = world(t, { dialect: 'path' })
+  const { root, client, secret } = here
+  const { serve } = serveByHand(t, here.run)
+  const all: Record<string, Plant> = { ...plants }
+  if (isRoot) {
+    for (const [what, number] of [
+      ['zeros', '5'],
+      ['a terminal', '10'],
+    ] as const)
+      all[`a device of ${what}`] = (folder) =>
+        ['ckp', 'ckp.kern', 'ckp.meta'].forEach((name) =>
+          execFileSync('mknod', [path.join(folder, name), 'c', '1', number]),
+        )
+  }
+  for (const [what, plant] of Object.entries(all)) {
+    const call = rejection(client.createCheckpoint('vm1'))
+    await serve((folder) => plant(folder, secret))
+    t.match(await call, { code: 'ERR_CHECKPOINT_FAILED', vm: 'vm1' }, what)
+    assertNothingEscaped(t, here, what)
+    t.strictSame(tree(root), [], `${what}: nothing left`)
+  }
+})
+
+const asks: Record<string, (client: CheckpointClient, options?: CreateOptions) => Promise<unknown>> = {
+  ERR_CHECKPOINT_FAILED: (client, options) => client.createCheckpoint('vm1', options),
+  ERR_SUSPEND_FAILED: (client) => client.suspend('vm1'),
+}
+
+t.test('planted by a bhyve of another user', needsOtherUser, async (t) => {
+  const here = world(t, { trustedUids: [0, stranger] })
+  const { run, root, client, secret } = here
+  const { order } = await hostile(t, run)
+  for (const [code, ask] of Object.entries(asks)) {
+    for (const plant of Object.keys(plants)) {
+      // A suspend whose metadata alone are bad waits for the end of its bhyve: once is enough.
+      if (code === 'ERR_SUSPEND_FAILED' && / for ckp\.meta|metadata|names/.test(plant)) continue
+      const what = `${code}: ${plant}`
+      const call = rejection(ask(client))
+      await order({ plant, secret })
+      t.match(await call, { code, vm: 'vm1', vmState: 'running' }, what)
+      assertNothingEscaped(t, here, what)
+      t.strictSame(tree(root), [], `${what}: nothing left`)
+    }
+  }
+})
+
+t.test(
+  'a suspended VM whose bhyve planted something and is gone',
+  { ...needsOtherUser, timeout: 300_000 },
+  async (t) => {
+    for (const plant of Object.keys(plants)) {
+      const here = world(t, { trustedUids: [0, stranger] })
+      const { order } = await hostile(t, here.run)
+      const call = rejection(here.client.suspend('vm1'))
+      await order({ plant, secret: here.secret, end: 'exit' })
+      t.match(await call, { code: 'ERR_SUSPEND_FAILED', vmState: 'off' }, plant)
+      assertNothingEscaped(t, here, plant)
+      t.match(await here.client.listCheckpoints('vm1'), [{ state: 'damaged' }], `${plant}: what is left`)
+      const left = tree(here.root).filter((entry) => !/^vm1\/([^/]*\.ckp[^/]*|\.staging\/)?$/.test(entry))
+      t.strictSame(left, [], plant)
+      t.equal((await here.client.destroyAll('vm1')).length, 1)
+      t.strictSame(tree(here.root), [])
+    }
+  },
+)
+
+t.test('beside a good set', { ...needsOtherUser, timeout: 300_000 }, async (t) => {
+  const here = world(t, { trustedUids: [0, stranger] })
+  const { run, root, client } = here
+  const { order } = await hostile(t, run)
+  for (const plant of [...Object.keys(litter), 'folders that fill by themselves']) {
+    for (const good of plant.startsWith('a hundred thousand') ? [true] : [true, false]) {
+      const call = client.createCheckpoint('vm1').catch((error: unknown) => error)
+      await order({ plant, good })
+      const expected = good ? { name: 'checkpoint', memoryBytes: 8192 } : { code: 'ERR_CHECKPOINT_FAILED' }
+      t.match(await call, expected, plant)
+      t.strictSame(
+        checkpointFiles(path.join(root, 'vm1')),
+        ['', '.kern', '.manifest', '.meta'].map((ending) => `checkpoint.ckp${ending}`),
+        `${plant}: nothing left`,
+      )
+      for (const file of checkpointFiles(path.join(root, 'vm1')))
+        t.equal(fs.statSync(path.join(root, 'vm1', file)).nlink, 1)
+    }
+  }
+  t.match(await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' }), { ok: true })
+})
+
+t.test('a bhyve of another user finds no way up from its folder', needsOtherUser, async (t) => {
+  const { run, client } = world(t, { trustedUids: [0, stranger] })
+  const { order } = await hostile(t, run)
+  const call = client.createCheckpoint('vm1')
+  await order({ plant: 'the way up', good: true })
+  t.match(await call, { name: 'checkpoint' })
+})
+
+t.test('RAM that is one huge hole costs time, which the caller limits', async (t) => {
+  const { run, root, client } = world(t, { dialect: 'path' })
+  const { serve } = serveByHand(t, run)
+  const bytes = 4 * 2 ** 40
+  const call = rejection(client.createCheckpoint('vm1', { timeout: 1500 }))
+  await serve((folder) => {
+    plants['nothing for ckp']!(folder, '')
+    fs.writeFileSync(path.join(folder, 'ckp'), '')
+    fs.truncateSync(path.join(folder, 'ckp'), bytes)
+    const file = path.join(folder, 'ckp.meta')
+    const metadata = JSON.parse(fs.readFileSync(file, 'utf8')) as { 'basic metadata': { memsize: number } }
+    metadata['basic metadata'].memsize = bytes
+    fs.writeFileSync(file, JSON.stringify(metadata))
+  })
+  t.match(await call, { code: 'ERR_TIMEOUT', vm: 'vm1' })
+  await client.idle()
+  t.strictSame(tree(root), [])
+})
+
+t.test('a dead stage that a bhyve of another user still fills', needsRoot, async (t) => {
+  const directory = path.join(scratch(t), 'vm1')
+  const dead = path.join(directory, '.staging/dead')
+  fs.mkdirSync(path.join(dead, 'in/mine/deeper'), { recursive: true })
+  fs.chmodSync(path.join(directory, '.staging'), 0o700)
+  for (const folder of ['in', 'in/mine', 'in/mine/deeper'])
+    fs.chownSync(path.join(dead, folder), stranger, stranger)
+  // What it may add to a folder that was just read, as long as the folder is its own.
+  const readDirectory = native.readDirectory.bind(native)
+  let reads = 0
+  let filled = 0
+  native.readDirectory = (descriptor) => {
+    const names = readDirectory(descriptor)
+    reads++
+    if (fs.fstatSync(descriptor).uid === stranger) filled++
+    return names
+  }
+  t.teardown(() => (native.readDirectory = readDirectory))
+  t.strictSame(jobs.listSets(directory, 'vm1'), [])
+  t.notOk(fs.existsSync(dead))
+  t.ok(reads > 3)
+  t.equal(filled, 0, 'no folder is emptied before it is ours')
+})
