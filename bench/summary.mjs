@@ -9,6 +9,8 @@ for (const name of names) {
   for (const { what, value, aim, met } of result?.aims ?? []) {
     const load = Math.max(result.machine.loadBefore, result.machine.loadAfter).toFixed(0)
     const shown = Number.isInteger(value) ? value : Number(value.toPrecision(3))
-    console.log(`| ${name} (${result.mode}) | ${load} | ${what} | ${shown} | ${aim} | ${met ? '' : '**missed**'} |`)
+    console.log(
+      `| ${name} (${result.mode}) | ${load} | ${what} | ${shown} | ${aim} | ${met ? '' : '**missed**'} |`,
+    )
   }
 }
