@@ -7,7 +7,26 @@ import { debuglog } from 'node:util'
 import type { VmState } from './errors.js'
 import type { Problem } from './types.js'
 
-export const operations = [
+/** What has a channel: `bhyve-checkpoint:<operation>`. */
+export type Operation =
+  | 'create'
+  | 'suspend'
+  | 'list'
+  | 'get'
+  | 'destroy'
+  | 'destroyAll'
+  | 'verify'
+  | 'pin'
+  | 'prune'
+  | 'listStored'
+  | 'suspendedCheckpoint'
+  | 'pause'
+  | 'resume'
+  | 'listVirtualMachines'
+  | 'planRestore'
+  | 'restore'
+
+export const operations: readonly Operation[] = [
   'create',
   'suspend',
   'list',
@@ -24,9 +43,7 @@ export const operations = [
   'listVirtualMachines',
   'planRestore',
   'restore',
-] as const
-
-export type Operation = (typeof operations)[number]
+]
 
 /** What the subscribers of a channel get, the same object at every event of a call. */
 export interface OperationEvent {
