@@ -161,9 +161,6 @@ t.test('holes: content and size stay, the map tells them', async (t) => {
   t.equal(native.punchHole(descriptor, 32 * 4096, 32 * 4096), 0)
   t.strictSame(native.dataRange(descriptor, 40 * 4096), { start: content.length, end: content.length })
   t.match(native.punchHole(descriptor, 0, 0), { errno: errno.EINVAL })
-  t.equal(native.beginWriting(descriptor, 0, 4096), 0)
-  if (process.platform === 'linux')
-    t.match(native.beginWriting(-1, 0, 4096), { errno: errno.EBADF, syscall: 'sync_file_range' })
   t.throws(() => native.punchHole(descriptor, -1, 4096), TypeError)
   t.throws(() => native.dataRange(descriptor, 0.5 - 1), TypeError)
   for (const time of [0n, 1_700_000_000_123_456_789n, -1n]) {
@@ -181,7 +178,7 @@ t.test('digests are those of the plain file, and zeros are given back', async (t
   const checkpoint = await client.createCheckpoint('vm1')
   const bytes = fs.readFileSync(memory)
   t.ok(bytes.equals(plain), 'the guest reads the same RAM')
-  t.ok(checkpoint.storedBytes < 0.8 * whole.storedBytes, `${checkpoint.storedBytes} of ${whole.storedBytes}`)
+  t.ok(checkpoint.storedBytes < 0.6 * whole.storedBytes, `${checkpoint.storedBytes} of ${whole.storedBytes}`)
   const { digests, sizes, memoryChunks } = manifestOf(directory)
   t.strictSame(digests.memory.chunkBytes, chunk)
   t.equal(sizes.memory, bytes.length)
@@ -221,7 +218,7 @@ t.test('each option by itself', async (t) => {
     await client.createCheckpoint('vm1', { ...options, onProgress: ({ phase }) => phases.add(phase) })
     const what = JSON.stringify(options)
     t.equal('digests' in manifestOf(directory), digested, `${what}: digests`)
-    t.equal(stored(memory) < 3.5 * MiB, sparse, `${what}: holes`)
+    t.equal(stored(memory) < 3 * MiB, sparse, `${what}: holes`)
     t.equal(phases.has('digesting'), digested || sparse, `${what}: phase`)
     t.match(await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' }), {
       ok: true,
@@ -263,25 +260,16 @@ t.test('random images of any size', async (t) => {
   }
 })
 
-/** What a file of 4 KiB blocks needs without the holes that are worth making. */
+/** What a file of 4 KiB blocks needs for those that are not all zero. */
 function zeroFree(bytes: Buffer): number {
-  const given = holesIn(bytes, 4096).reduce((sum, { from, to }) => sum + to - from, 0)
-  // The file system's own notes about many pieces count as the file's.
-  return bytes.length - given + 64 * 1024
-}
-
-/** Whole blocks of zeros, 16 KiB of them at least, and none over the border of two parts of the file. */
-function holesIn(bytes: Buffer, block: number): { from: number; to: number }[] {
-  const found: { from: number; to: number }[] = []
-  for (let part = 0; part < bytes.length; part += 8 * MiB) {
-    const runs = native.zeroRuns(bytes.subarray(part, part + 8 * MiB), 4096)
-    for (let index = 0; index < runs.length; index += 2) {
-      const from = Math.ceil((part + runs[index]!) / block) * block
-      const to = Math.floor((part + runs[index + 1]!) / block) * block
-      if (to - from >= 16 * 1024) found.push({ from, to })
-    }
+  let blocks = 0
+  for (let at = 0; at < bytes.length; at += 4096) {
+    const block = bytes.subarray(at, at + 4096)
+    // The end of the file is in a block that is never whole.
+    if (block.length < 4096 || block.some((byte) => byte !== 0)) blocks++
   }
-  return found
+  // The file system's own notes about many pieces count as the file's.
+  return blocks * 4096 + 64 * 1024
 }
 
 t.test('damage is found and named', async (t) => {
@@ -776,8 +764,14 @@ t.test('a file system of large blocks', async (t) => {
       holes.every((at) => at % block === 0),
       `${block}: whole blocks`,
     )
-    const expected = holesIn(bytes, block).flatMap(({ from, to }) => [from, to])
-    t.strictSame(holes, expected, `${block}: each of them`)
+    // Every block of zeros that does not reach over the border of two parts of the file.
+    const parts = [8 * MiB, 16 * MiB, bytes.length]
+    for (let at = 0; at + block <= bytes.length; at += block) {
+      const isZero = native.zeroRuns(bytes.subarray(at, at + block), block).length > 0
+      const isWithin = !parts.some((border) => at < border && border < at + block)
+      const isHole = holes.some((from, i) => i % 2 === 0 && from <= at && at + block <= holes[i + 1]!)
+      if (isHole !== (isZero && isWithin)) t.fail(`${block}: the block at ${at}`)
+    }
   }
 })
 

@@ -14,11 +14,6 @@ const native = loadNative()
 
 /** The least that is looked at for zeros: a page, and no file system in use has smaller blocks that matter. */
 const pageBytes = 4096
-/**
- * Smaller holes cost more than they give: every one is an entry in the file system's map of the file, which the sync,
- * the reading and the removal of the file pay for (docs/performance.md).
- */
-const leastHoleBytes = 16 * 1024
 /** Parts of this size take a few milliseconds. */
 const usualSliceBytes = 8 * 1024 * 1024
 
@@ -49,13 +44,12 @@ export interface Passed {
   holesRefused: boolean
 }
 
-export interface PassSettings {
-  digest: boolean
-  /** 0: no holes are made. */
-  holeBlockBytes: number
-}
-
-export function passOver(file: OpenFile, slice: Slice, { digest, holeBlockBytes }: PassSettings): Passed {
+/** Digests where `digest`; makes holes where `holeBlockBytes` is not 0. */
+export function passOver(
+  file: OpenFile,
+  slice: Slice,
+  { digest, holeBlockBytes }: { digest: boolean; holeBlockBytes: number },
+): Passed {
   const holes = new Holes(file, holeBlockBytes)
   const digests: Buffer[] = []
   for (const chunk of chunksOf(slice)) {
@@ -138,7 +132,7 @@ class Holes {
     const from = Math.ceil(this.#from / this.#blockBytes) * this.#blockBytes
     const to = Math.floor(this.#to / this.#blockBytes) * this.#blockBytes
     this.#from = this.#to
-    if (to - from < leastHoleBytes) return
+    if (to <= from) return
     const result = native.punchHole(this.#file.descriptor, from, to - from)
     if (!isFailure(result)) return
     if (!refusals.has(result.errno)) throw systemError(result, 'giving back zero pages', this.#file.path)
