@@ -43,7 +43,8 @@ int intArgument(const CallbackInfo &info, size_t index) {
 std::int64_t offsetArgument(const CallbackInfo &info, size_t index) {
   constexpr double kMost = 9007199254740991;
   const double number = info[index].IsNumber() ? info[index].As<Napi::Number>().DoubleValue() : -1;
-  if (!(number >= 0 && number <= kMost))
+  const bool isOffset = number >= 0 && number <= kMost; // not so for what is no number
+  if (!isOffset)
     refuse(info.Env(), "an offset is expected");
   return static_cast<std::int64_t>(number);
 }
@@ -464,7 +465,7 @@ Value zeroRuns(const CallbackInfo &info) {
   const auto runs = bhyve::zeroRuns(bytes.Data(), bytes.ByteLength(), static_cast<size_t>(blockBytes));
   auto array = Napi::Uint32Array::New(info.Env(), runs.size());
   std::copy(runs.begin(), runs.end(), array.Data());
-  return array;
+  return {info.Env(), array};
 }
 
 Value holeBlockBytes(const CallbackInfo &info) {

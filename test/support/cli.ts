@@ -107,6 +107,8 @@ async function execute(words: readonly string[], step: Step, mode: Mode): Promis
     FORCE_COLOR: __,
     ...env
   } = childEnvironment({ TZ: 'UTC', TERM: 'xterm-256color', ...step.env })
+  // Where continuous integration says its name, Node takes its terminals for colourless.
+  delete env.CI
   if (step.env?.NO_COLOR !== undefined) env.NO_COLOR = step.env.NO_COLOR
   const child = spawn(command, args, { env, stdio: ['ignore', 'pipe', 'pipe'], timeout: 60_000 })
   const result: Result = { status: null, stdout: '', stderr: '' }
