@@ -93,6 +93,7 @@ export interface Checkpoint {
   /** What `bhyve -r` takes. */
   path: string
   files: { memory: string; kernel: string; metadata: string; manifest?: string }
+  /** When bhyve wrote the last of it. */
   createdAt: Date
   /** Guest RAM. */
   memoryBytes: number
