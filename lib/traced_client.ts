@@ -48,10 +48,10 @@ export function tracedClient(client: CheckpointClient): CheckpointClient {
         ({ removed, freedBytes }) => ({ count: removed.length, freedBytes }),
       ),
     listStored: () => traced(eventOf('listStored'), () => client.listStored(), countOf),
-    suspendedCheckpoint: (vm) =>
+    suspendedCheckpoint: (vm, options) =>
       traced(
         eventOf('suspendedCheckpoint', vm),
-        () => client.suspendedCheckpoint(vm),
+        () => client.suspendedCheckpoint(vm, options),
         (found) => (found === undefined ? { count: 0 } : { count: 1, ...sizesOf(found) }),
       ),
     pause: (vm, options) => traced(eventOf('pause', vm), () => client.pause(vm, options), nothing),

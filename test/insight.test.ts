@@ -4,6 +4,8 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { type Attributes, type Span, type SpanStatus, trace, type Tracer } from '@opentelemetry/api'
 import t from 'tap'
+import type { CheckpointClient } from 'bhyve-checkpoint'
+import { tracedClient } from '../dist/traced_client.js'
 import { createClient, type OperationEvent } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { operations } from '../dist/trace.js'
@@ -183,4 +185,31 @@ t.test('the examples make spans and metrics of it', async (t) => {
   t.match(text, `bhyve_checkpoint_stored_bytes_total ${storedBytes}\n`)
   for (const line of text.trimEnd().split('\n'))
     t.match(line, /^(# (HELP|TYPE) .*|[a-z_]+(\{[^{}]*\})? [\d.e+-]+)$/)
+})
+
+t.test('a traced call passes on all that it was given', async (t) => {
+  const given: Record<string, number> = {}
+  const fake = new Proxy({} as CheckpointClient, {
+    get:
+      (_, name) =>
+      (...args: unknown[]) => {
+        given[String(name)] = args.filter((argument) => argument !== undefined).length
+        return Promise.resolve(Object.assign(args, { removed: [], blockers: [], warnings: [] }))
+      },
+  })
+  const traced = tracedClient(fake) as unknown as Record<string, (...args: unknown[]) => Promise<unknown>>
+  const parameters = {
+    ...{
+      createCheckpoint: 2,
+      suspend: 2,
+      listCheckpoints: 1,
+      getCheckpoint: 2,
+      destroyCheckpoint: 2,
+      destroyAll: 1,
+    },
+    ...{ verifyCheckpoint: 3, pinCheckpoint: 3, pruneCheckpoints: 2, listStored: 0, suspendedCheckpoint: 2 },
+    ...{ pause: 2, resume: 2, listVirtualMachines: 0, planRestore: 3, restore: 3 },
+  }
+  for (const name of Object.keys(parameters)) await traced[name]!('vm1', {}, {}, {})
+  t.strictSame(given, parameters)
 })

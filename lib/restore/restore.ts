@@ -108,7 +108,7 @@ async function restoreHeld(starting: Starting, cancellation: Cancellation): Prom
     const stale = new Set(before.map(({ identity }) => identity))
     cancellation.throwIfCancelled()
     const bhyve = startBhyve(planned.plan.command, planned.plan.args, log.descriptors.log)
-    const ending = await untilServed(bhyve, { store, place, peers, stale })
+    const ending = await untilServed(bhyve, { store, place, peers, stale, bound: new Set() })
     if (ending !== undefined || bhyve.pid === undefined) throw await failed(starting, ending)
     return new Restored(bhyve, bhyve.pid, log.path)
   } finally {

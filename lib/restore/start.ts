@@ -61,6 +61,8 @@ export interface Awaited {
   peers: PeerMemory
   /** Socket files that were there before it was started: dead ones. */
   stale: ReadonlySet<string>
+  /** Sockets of dialect `struct` that were seen once. */
+  bound: Set<string>
 }
 
 /** Undefined once the process serves its socket; its ending where that comes first. Never rejects. */
@@ -73,21 +75,26 @@ export async function untilServed(bhyve: Bhyve, awaited: Awaited): Promise<Endin
 }
 
 /** A look that fails is no news: bhyve runs, and what it is marked with must not be taken back. */
-async function serves({ pid }: Bhyve, { store, place, peers, stale }: Awaited): Promise<boolean> {
+async function serves({ pid }: Bhyve, { store, place, peers, stale, bound }: Awaited): Promise<boolean> {
   if (pid === undefined) return false
   try {
-    const sockets = await socketsOf(store, place)
-    return sockets.some((located) => !stale.has(located.identity) && isServedBy(pid, located, peers))
+    const fresh = (await socketsOf(store, place)).filter(({ identity }) => !stale.has(identity))
+    return fresh.some((located) => isServedBy(pid, located, peers, bound))
   } catch {
     return false
   }
 }
 
 /** A socket is asked once: who waits must not fill its backlog. `struct` is never asked; a new file is its sign. */
-function isServedBy(pid: number, located: Located, peers: PeerMemory): boolean {
+function isServedBy(pid: number, located: Located, peers: PeerMemory, bound: Set<string>): boolean {
   const found = probe(located, peers)
   if (found.kind === 'peer') return found.peer.pid === pid || found.peer.pid === -1
   if (located.kind !== 'struct') return false
+  // A socket has a file before anybody listens: it has to be there at two looks.
+  if (!bound.has(located.identity)) {
+    bound.add(located.identity)
+    return false
+  }
   const status = loadNative().processStatus(pid)
   if (isFailure(status)) return false
   peers.rememberPeer(located, { uid: process.geteuid?.() ?? 0, pid, startedAt: status.startedAt })
