@@ -1,9 +1,10 @@
 /** The one pass over a guest's RAM before it is published. */
 import type { Cancellation } from './cancellation.js'
+import { usualSliceBytes } from './inspect/slice.js'
 import type { CreateSettings } from './options.js'
 import type { ProgressReporter } from './progress.js'
 import { forEachSlice, StopFlag } from './slices.js'
-import type { Content } from './store/content.js'
+import type { Content, ContentRequest } from './store/content.js'
 import type { Stage } from './store/store.js'
 
 /**
@@ -19,9 +20,38 @@ export async function recordContent(
 ): Promise<Content | undefined> {
   if (!digest && !sparsify) return undefined
   using stop = new StopFlag(cancellation)
-  const pass = await stage.beginPass({ name, memoryBytes, digest, sparsify, durable })
+  const request = { name, memoryBytes, digest, sparsify, durable }
+  const content =
+    memoryBytes <= usualSliceBytes
+      ? await atOnce(stage, request, stop, cancellation, progress)
+      : await inSlices(stage, request, stop, cancellation, progress)
+  cancellation.throwIfCancelled()
+  progress.report('digesting', memoryBytes)
+  return content
+}
+
+/** A job for each step would take a small guest longer than the steps do. */
+function atOnce(
+  stage: Stage,
+  request: ContentRequest,
+  stop: StopFlag,
+  cancellation: Cancellation,
+  progress: ProgressReporter,
+): Promise<Content | undefined> {
+  progress.report('digesting', 0)
+  return stage.passWhole(request, stop.array, cancellation)
+}
+
+async function inSlices(
+  stage: Stage,
+  request: ContentRequest,
+  stop: StopFlag,
+  cancellation: Cancellation,
+  progress: ProgressReporter,
+): Promise<Content> {
+  const pass = await stage.beginPass(request)
   if (pass.digest || pass.holeBlockBytes > 0) {
-    const slicing = { bytes: memoryBytes, chunkBytes: pass.chunkBytes, stop, cancellation, progress }
+    const slicing = { bytes: request.memoryBytes, chunkBytes: pass.chunkBytes, stop, cancellation, progress }
     await forEachSlice(
       slicing,
       (slice) => stage.passSlice(pass, slice, cancellation),
@@ -30,8 +60,5 @@ export async function recordContent(
       },
     )
   }
-  const content = await stage.endPass(pass, stop.array)
-  cancellation.throwIfCancelled()
-  progress.report('digesting', memoryBytes)
-  return content
+  return stage.endPass(pass, stop.array)
 }

@@ -11,12 +11,15 @@ export function hostNow(): Host {
   return { ...hostFacts(), freeMemoryBytes: os.freemem() }
 }
 
+let facts: ManifestHost | undefined
+
+/** Asked once: none of it changes while a process runs, and the question about processors takes a moment. */
 export function hostFacts(): ManifestHost {
-  const [cpu] = os.cpus()
-  return {
+  facts ??= {
     os: os.type(),
     release: os.release(),
     machine: os.machine(),
-    cpuModel: cpu?.model ?? 'unknown',
+    cpuModel: os.cpus()[0]?.model ?? 'unknown',
   }
+  return facts
 }

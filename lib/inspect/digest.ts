@@ -33,6 +33,9 @@ export function chunkCount(memoryBytes: number, chunkBytes: number): number {
   return Math.ceil(memoryBytes / chunkBytes)
 }
 
+/** One for each thread: its jobs run one after the other, and each is done with it when it returns. */
+export const pieceBuffer = Buffer.allocUnsafeSlow(pieceBytes)
+
 const zeros = Buffer.alloc(pieceBytes)
 /** Of whole chunks, of which there are few sizes. */
 const zeroDigests = new Map<number, Buffer>()

@@ -8,14 +8,14 @@ import { constants as os } from 'node:os'
 import { CheckpointError, systemError } from '../errors.js'
 import { isFailure, loadNative } from '../native.js'
 import type { OpenFile } from '../store/open_file.js'
-import { ChunkDigest, digestBytes, pieceBytes } from './digest.js'
+import { ChunkDigest, digestBytes, pieceBuffer, pieceBytes } from './digest.js'
 
 const native = loadNative()
 
 /** The least that is looked at for zeros: a page, and no file system in use has smaller blocks that matter. */
 const pageBytes = 4096
 /** Parts of this size take a few milliseconds. */
-const usualSliceBytes = 8 * 1024 * 1024
+export const usualSliceBytes = 8 * 1024 * 1024
 
 /** From the start of a chunk to the end of one, or of the file. */
 export interface Slice {
@@ -25,9 +25,6 @@ export interface Slice {
   /** Not zero: stop. Looked at before every piece. */
   stop: Int32Array
 }
-
-/** One buffer for a thread: its jobs run one after the other, and each is done with it when it returns. */
-const scratch = Buffer.allocUnsafeSlow(pieceBytes)
 
 export function sliceBytesFor(chunkBytes: number): number {
   return Math.max(chunkBytes, usualSliceBytes)
@@ -56,7 +53,7 @@ export function passOver(
     const chunkDigest = new ChunkDigest()
     for (const piece of piecesOf(chunk)) {
       if (isStopped(slice.stop)) return { digests: Buffer.concat(digests), holesRefused: holes.refused }
-      const bytes = scratch.subarray(0, piece.to - piece.from)
+      const bytes = pieceBuffer.subarray(0, piece.to - piece.from)
       if (file.readAt(bytes, piece.from) < bytes.length) throw changed(file.path)
       const runs = native.zeroRuns(bytes, holes.wanted ? pageBytes : bytes.length)
       holes.note(piece.from, runs)
@@ -205,7 +202,7 @@ class AroundHoles {
   }
 
   read({ from, to }: Range): Buffer {
-    const bytes = scratch.subarray(0, to - from)
+    const bytes = pieceBuffer.subarray(0, to - from)
     const read = this.#file.readAt(bytes, from)
     this.bytesRead += read
     return bytes.subarray(0, read)

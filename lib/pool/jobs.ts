@@ -24,10 +24,10 @@ import {
 import { recordWriter } from '../store/intent.js'
 import { reserveSpace } from '../store/space.js'
 import { collectStage, isUntouched } from '../store/collect.js'
-import { beginPass, endPass, passSlice } from '../store/content.js'
+import { beginPass, endPass, passSlice, passWhole } from '../store/content.js'
 import { savedSoFar } from '../store/saved.js'
 import { dropOutrun, suspendedState } from '../store/suspended.js'
-import { abandonStage, createStage, reopenIn, sealStage } from '../store/stage.js'
+import { abandonStage, createStage, reopenIn } from '../store/stage.js'
 import { compareSlice, digestWhole, isListWhole, openSet } from '../store/verify.js'
 
 export const jobs = {
@@ -43,7 +43,7 @@ export const jobs = {
   beginPass,
   passSlice,
   endPass,
-  sealStage,
+  passWhole,
   prepareStage,
   commitStage,
   abandonStage,
@@ -82,7 +82,7 @@ export type JobName = keyof Jobs
 export const longJobs: ReadonlySet<JobName> = new Set<JobName>([
   'passSlice',
   'endPass',
-  'sealStage',
+  'passWhole',
   'isListWhole',
   'compareSlice',
   'digestWhole',

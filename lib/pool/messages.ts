@@ -3,10 +3,11 @@ import { CheckpointError, detailsOf, type ErrorCode, type ErrorDetails } from '.
 
 export type ToWorker =
   | { kind: 'run'; job: string; args: readonly unknown[] }
-  /** The main side has its own copies now. */
+  /** The main side has its own copies now, or has let go of them. */
   | { kind: 'close'; descriptors: readonly number[] }
 
-export type FromWorker = { value: unknown } | { error: PortableError }
+/** `held`: descriptors to be closed once the caller has closed its own of the same folders (store/held.ts). */
+export type FromWorker = ({ value: unknown } | { error: PortableError }) & { held: readonly number[] }
 
 /** A structured clone keeps an error's message and stack, but neither its class nor its code. */
 export interface PortableError {

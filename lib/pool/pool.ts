@@ -36,6 +36,8 @@ interface Job {
 
 class PoolWorker {
   job: Job | undefined
+  /** It runs: another one may be started. */
+  isUp = false
   readonly #worker: Worker
   readonly #done: () => void
   readonly #gone: (worker: PoolWorker) => void
@@ -53,6 +55,7 @@ class PoolWorker {
       resourceLimits: { maxYoungGenerationSizeMb },
     })
     this.#worker.unref()
+    this.#worker.on('online', () => this.#rise())
     this.#worker.on('message', (message: FromWorker) => this.#finish(message))
     this.#worker.on('error', (error) => this.#fail(error))
     this.#worker.on('exit', () => this.#fail(new Error('the worker ended')))
@@ -73,7 +76,14 @@ class PoolWorker {
     this.#worker.ref()
   }
 
+  #rise(): void {
+    this.isUp = true
+    this.#done()
+  }
+
   #finish(message: FromWorker): void {
+    this.isUp = true
+    this.#letGoLater(message.held)
     const job = this.#free()
     if (job === undefined) return
     try {
@@ -121,6 +131,11 @@ class PoolWorker {
     } finally {
       this.#post({ kind: 'close', descriptors: Object.values(lent) })
     }
+  }
+
+  /** Once the caller, who is told first, has closed its own. */
+  #letGoLater(held: readonly number[]): void {
+    if (held.length > 0) setImmediate(() => this.#post({ kind: 'close', descriptors: held }))
   }
 
   #post(message: ToWorker): void {
@@ -220,9 +235,15 @@ export class Pool implements JobRunner {
     return [...this.#workers].filter(({ job }) => job !== undefined && longJobs.has(job.name)).length
   }
 
+  /**
+   * Threads are started one after the other: starting one takes the caller's thread a moment, and what one can do
+   * needs no second.
+   */
   #idleWorker(): PoolWorker | undefined {
-    const idle = [...this.#workers].find((worker) => worker.job === undefined)
-    if (idle !== undefined || this.#workers.size >= poolSize) return idle
+    const workers = [...this.#workers]
+    const idle = workers.find((worker) => worker.job === undefined)
+    if (idle !== undefined || workers.length >= poolSize) return idle
+    if (workers.some((worker) => !worker.isUp)) return undefined
     const started = new PoolWorker(
       () => this.#assign(),
       (worker) => this.#workers.delete(worker),

@@ -2,6 +2,7 @@
 import { parentPort } from 'node:worker_threads'
 import { toCheckpointError } from '../errors.js'
 import { loadNative } from '../native.js'
+import { takeHeld } from '../store/held.js'
 import { jobs, type JobName } from './jobs.js'
 import { type FromWorker, toPortable, type ToWorker } from './messages.js'
 
@@ -10,9 +11,10 @@ const native = loadNative()
 function run(job: string, args: readonly unknown[]): FromWorker {
   try {
     const call = jobs[job as JobName] as (...args: readonly unknown[]) => unknown
-    return { value: call(...args) }
+    const value = call(...args)
+    return { value, held: takeHeld() }
   } catch (error) {
-    return { error: toPortable(toCheckpointError(error, job)) }
+    return { error: toPortable(toCheckpointError(error, job)), held: takeHeld() }
   }
 }
 

@@ -5,8 +5,7 @@
  */
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
-import { Buffer } from 'node:buffer'
-import { chunkBytesFor, chunkCount, digestBytes, pieceBytes } from '../inspect/digest.js'
+import { chunkBytesFor, chunkCount, digestBytes, pieceBuffer } from '../inspect/digest.js'
 import type { Digests } from '../inspect/manifest.js'
 import { rootOf } from '../inspect/manifest_file.js'
 import { kernelMaxBytes } from '../inspect/metadata.js'
@@ -88,6 +87,17 @@ export function endPass(handle: StageHandle, pass: Pass, stop: Int32Array): Cont
   return { modifiedMs: mtimeMs, ...(digests === undefined ? {} : { digests }) }
 }
 
+/** All three for a file that is no longer than a slice. Undefined where it was stopped. */
+export function passWhole(
+  handle: StageHandle,
+  request: ContentRequest,
+  stop: Int32Array,
+): Content | undefined {
+  const pass = beginPass(handle, request)
+  passSlice(handle, pass, { from: 0, to: pass.memoryBytes, chunkBytes: pass.chunkBytes, stop })
+  return isStopped(stop) ? undefined : endPass(handle, pass, stop)
+}
+
 function digestsOf(stage: Directory, { name, memoryBytes, chunkBytes }: Pass, stop: Int32Array): Digests {
   using list = stage.openFile(digestList, O_RDONLY)
   using kernel = stage.openFile(name + kernelSuffix, O_RDONLY)
@@ -109,13 +119,12 @@ function digestsOf(stage: Directory, { name, memoryBytes, chunkBytes }: Pass, st
  */
 export function digestOfFile(file: OpenFile, stop: Int32Array): { digest: string; bytesRead: number } {
   const hash = createHash('sha256')
-  const buffer = Buffer.allocUnsafe(pieceBytes)
   let bytesRead = 0
   while (!isStopped(stop) && bytesRead <= kernelMaxBytes) {
-    const read = file.readAt(buffer, bytesRead)
-    hash.update(buffer.subarray(0, read))
+    const read = file.readAt(pieceBuffer, bytesRead)
+    hash.update(pieceBuffer.subarray(0, read))
     bytesRead += read
-    if (read < buffer.length) break
+    if (read < pieceBuffer.length) break
   }
   return { digest: hash.digest('hex'), bytesRead }
 }

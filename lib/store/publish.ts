@@ -7,19 +7,26 @@ import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../n
 import type { Checkpoint } from '../types.js'
 import { commitStaged, type Publication } from './commit.js'
 import { Directory } from './directory.js'
+import { holdOpen } from './held.js'
 import { lockStaging } from './lock.js'
-import { digestList, stagingName } from './paths.js'
+import { digestList, inName, sizeRecord, stagingName } from './paths.js'
 import type { OpenFile } from './open_file.js'
 import { assertNotOlder, assertReplaceable } from './replaceable.js'
 import { assertNotStuck, recover } from './recover.js'
+import { removeTree } from './remove_tree.js'
 import { settleSuspend, type Settled } from './settle.js'
 import { borrowStage, isSameStage, type StageHandle } from './stage_handle.js'
 
 const { O_RDONLY } = fs.constants
 
-/** Everything before the lock: the manifest beside the set, and all of it on the disk. */
+/**
+ * Everything before the lock: whatever bhyve left besides the set is removed, the manifest written, and all of it on the
+ * disk.
+ */
 export function prepareStage(handle: StageHandle, publication: Publication): void {
   const stage = borrowStage(handle)
+  removeTree(stage, inName)
+  stage.unlink(sizeRecord)
   const { name, manifest, durable } = publication
   writeManifestIn(stage, name + manifestSuffix, manifest, durable)
   if (!durable) return
@@ -36,6 +43,7 @@ function writeManifestIn(stage: Directory, file: string, manifest: Manifest, dur
 
 export function commitStage(handle: StageHandle, publication: Publication): Checkpoint {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
+  holdOpen(handle.stage)
   // Let go of after the lock: only then are the old file's blocks freed, which takes long where it has many holes.
   using old = new Kept()
   using staging = lockStaging(directory)
@@ -70,6 +78,7 @@ class Kept implements Disposable {
 /** A suspend's stage that cannot go its way, once bhyve has ended. */
 export function settleStage(handle: StageHandle): Settled {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
+  holdOpen(handle.stage)
   using staging = lockStaging(directory)
   const stuck = recover(directory, staging)
   if (!isSameStage(staging, handle)) throw vanished(handle)

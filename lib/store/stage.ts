@@ -4,13 +4,14 @@
  * Runs in the pool.
  */
 import { Directory } from './directory.js'
+import { holdOpen } from './held.js'
 import { lockStagingIfAny } from './lock.js'
 import { type Intent, intentRecord, writeIntent } from './intent.js'
 import { openLocked, removeMade } from './opening.js'
-import { guestFile, inName, sizeRecord, stagingName } from './paths.js'
+import { guestFile, inName, stagingName } from './paths.js'
 import { assertReplaceable } from './replaceable.js'
 import { assertNotStuck, recover } from './recover.js'
-import { removeRubbish, removeTree } from './remove_tree.js'
+import { removeRubbish } from './remove_tree.js'
 import { lastMemoryBytes } from './space.js'
 import { borrowStage, isSameStage, type StageHandle } from './stage_handle.js'
 import { orphansIn } from './suspended.js'
@@ -100,16 +101,10 @@ export function reopenIn(handle: StageHandle): { descriptors: { in: number } } {
   return { descriptors: { in: inFolder.release() } }
 }
 
-/** Removes `in/` and whatever bhyve left in it: the stage then holds the set and nothing else. */
-export function sealStage(handle: StageHandle): void {
-  const stage = borrowStage(handle)
-  removeTree(stage, inName)
-  stage.unlink(sizeRecord)
-}
-
 /** Throws the stage away, a suspend's too: only for a VM that runs on. And the directories made for it where nothing else lives in them. */
 export function abandonStage(handle: StageHandle, made: readonly string[]): void {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
+  holdOpen(handle.stage)
   using staging = lockStagingIfAny(directory, 'exclusive')
   if (staging === undefined) return
   if (isSameStage(staging, handle)) {

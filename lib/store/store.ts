@@ -303,9 +303,18 @@ export class Stage {
     return this.#store.run('endPass', this.#handle, pass, stop)
   }
 
-  async prepare(publication: Publication): Promise<void> {
-    await this.#store.run('sealStage', this.#handle)
-    await this.#store.run('prepareStage', this.#handle, publication)
+  /** The whole pass at once. Undefined where it was stopped; rejects where it is cancelled before its turn comes. */
+  passWhole(
+    request: ContentRequest,
+    stop: Int32Array,
+    cancellation: Cancellation,
+  ): Promise<Content | undefined> {
+    const onStart = (): void => cancellation.throwIfCancelled()
+    return this.#store.runFrom(onStart, 'passWhole', this.#handle, request, stop)
+  }
+
+  prepare(publication: Publication): Promise<void> {
+    return this.#store.run('prepareStage', this.#handle, publication)
   }
 
   /** May be cancelled while somebody else holds the lock, and not once it is ours. */

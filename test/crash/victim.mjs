@@ -89,7 +89,6 @@ function publish(handle, poweredOff) {
     digests,
   }
   const publication = { name, manifest, ifExists: 'replace', durable: true }
-  jobs.sealStage(handle)
   jobs.prepareStage(handle, publication)
   jobs.commitStage(handle, publication)
 }

@@ -10,6 +10,7 @@ import type { Test } from 'tap'
 import { isFailure, loadNative } from '../../dist/native.js'
 import { jobs } from '../../dist/pool/jobs.js'
 import type { JobRunner } from '../../dist/pool/pool.js'
+import { takeHeld } from '../../dist/store/held.js'
 
 const native = loadNative()
 
@@ -181,7 +182,11 @@ export function inlinePool(instead?: (name: JobName) => Promise<unknown> | undef
     const answer = instead?.(name)
     if (answer !== undefined) await answer
     onStart?.()
-    return answer ?? (jobs[name] as Call)(...args)
+    try {
+      return answer ?? (jobs[name] as Call)(...args)
+    } finally {
+      for (const descriptor of takeHeld()) native.close(descriptor)
+    }
   }
   return {
     runFrom,

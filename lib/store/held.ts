@@ -1,0 +1,20 @@
+/**
+ * Folders that a job removed while the caller still has them open. The last close of such a folder frees it on the
+ * disk, and may wait for the disk: it must not be the caller's. Runs in the pool.
+ */
+import { isFailure, loadNative } from '../native.js'
+
+const native = loadNative()
+
+const held: number[] = []
+
+/** Without a descriptor left for it, the caller's close is the last one after all. */
+export function holdOpen(descriptor: number): void {
+  const own = native.adopt(descriptor)
+  if (!isFailure(own)) held.push(own)
+}
+
+/** What the job that has just ended holds open; whoever takes them closes them. */
+export function takeHeld(): number[] {
+  return held.splice(0)
+}
