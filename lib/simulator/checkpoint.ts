@@ -34,7 +34,8 @@ interface Output {
   close(): void
 }
 
-const sliceBytes = 2 * 1024 * 1024
+/** Small enough to stay in a processor core's cache between being made up and being written. */
+const sliceBytes = 256 * 1024
 const extensionLength = '.kern'.length
 const { O_CREAT, O_RDWR, O_TRUNC, O_WRONLY } = constants
 
