@@ -78,13 +78,14 @@ export const jobs = {
 export type Jobs = typeof jobs
 export type JobName = keyof Jobs
 
-/** Jobs that may take long or are many (fsync or removal of gigabytes, passes over RAM): they never occupy the whole pool. */
+/**
+ * Jobs that may take long (fsync or removal of gigabytes, reading a whole file): they never occupy the whole pool. A
+ * slice of a guest's RAM takes a few milliseconds, so that whatever is short comes in between.
+ */
 export const longJobs: ReadonlySet<JobName> = new Set<JobName>([
-  'passSlice',
   'endPass',
   'passWhole',
   'isListWhole',
-  'compareSlice',
   'digestWhole',
   'prepareStage',
   'abandonStage',

@@ -4,6 +4,7 @@
  * since what runs in them is decisions of ours and digests of Node's. They start when needed, at most
  * `poolSize`, and an idle one does not keep the process alive.
  */
+import os from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import { CheckpointError } from '../errors.js'
@@ -11,7 +12,11 @@ import { isFailure, loadNative } from '../native.js'
 import { type JobName, type Jobs, longJobs } from './jobs.js'
 import { type FromWorker, fromPortable, type ToWorker } from './messages.js'
 
-export const poolSize = 3
+/**
+ * Two at least: one stays free for what is short. Not more than there are processors, which the host program's own
+ * thread would have to wait for.
+ */
+export const poolSize = Math.min(3, Math.max(2, os.availableParallelism()))
 /**
  * Of a thread's young generation. V8 would let it grow to 16 MiB and more, in each thread, under the garbage of many
  * small jobs; what stays, like a long list of checkpoints, is not in it.
