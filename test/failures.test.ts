@@ -10,6 +10,7 @@ import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client.js'
 import { loadNative } from '../dist/native.js'
 import { realSurroundings } from '../dist/options.js'
+import { SharedLook } from '../dist/store/shared_look.js'
 import { checkpointFiles, childEnvironment, inlinePool, rejection, scratch } from './support/index.js'
 
 const { errno } = os.constants
@@ -248,4 +249,33 @@ t.test('a disk that is really full', async (t) => {
     t.equal(checkpointFiles(path.join(directory, 'vm1')).length, 4)
   }
   t.ok(failed > 10)
+})
+
+t.test('hundreds that ask what the others have promised share one look', async (t) => {
+  const looks: { from: string[]; end: (result: string | Error) => void }[] = []
+  const shared = new SharedLook<string>(
+    (from) =>
+      new Promise((resolve, reject) => {
+        const end = (result: string | Error): void =>
+          typeof result === 'string' ? resolve(result) : reject(result)
+        looks.push({ from, end })
+      }),
+  )
+  const begun = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
+  const first = ['vm1', 'vm2', 'vm1'].map((vm) => shared.take(vm))
+  await begun()
+  t.strictSame(
+    looks.map(({ from }) => from),
+    [['vm1', 'vm2']],
+  )
+  // What they have written meanwhile, the look that has begun may not have seen.
+  const second = ['vm3', 'vm4'].map((vm) => shared.take(vm))
+  await begun()
+  t.equal(looks.length, 1, 'the next one waits for the end of the first')
+  looks[0]?.end(new Error('the layout failed'))
+  for (const one of await Promise.allSettled(first)) t.equal(one.status, 'rejected')
+  await begun()
+  t.strictSame(looks[1]?.from, ['vm3', 'vm4'], 'a look that failed stops nobody')
+  looks[1]?.end('seen')
+  t.strictSame(await Promise.all(second), ['seen', 'seen'])
 })

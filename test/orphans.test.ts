@@ -183,7 +183,13 @@ t.test('a bhyve that lives keeps its stage as it is', async (t) => {
     stage: other.descriptors.stage,
     id: other.id,
   }
-  t.match(jobs.reserveSpace(handle, 4096, [directory]), { kind: 'crowded' })
+  jobs.promiseSpace(handle, 4096)
+  const promised = new Map(jobs.promisedSpace([directory]).map((one) => [path.basename(one.path), one.bytes]))
+  t.equal(promised.size, 2)
+  t.equal(promised.get(other.id), 4096)
+  const written = fs.statSync(path.join(stage, 'in', 'ckp')).size
+  t.equal(promised.get(id), 2 ** 50 - written)
+  t.match(jobs.reserveSpace(handle, 4096, 2 ** 50), { kind: 'crowded' })
   for (const owned of Object.values(other.descriptors)) native.close(owned)
   // What another boot's process has written is whole or never will be, whoever has its pid now.
   const intent = path.join(stage, 'intent')

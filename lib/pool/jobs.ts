@@ -22,7 +22,7 @@ import {
   takeBackMark,
 } from '../store/restoring.js'
 import { recordWriter } from '../store/intent.js'
-import { reserveSpace } from '../store/space.js'
+import { promisedSpace, promiseSpace, reserveSpace } from '../store/space.js'
 import { collectStage, isUntouched } from '../store/collect.js'
 import { beginPass, endPass, passSlice, passWhole } from '../store/content.js'
 import { savedSoFar } from '../store/saved.js'
@@ -34,6 +34,8 @@ export const jobs = {
   locateSocket,
   findSockets,
   createStage,
+  promiseSpace,
+  promisedSpace,
   reserveSpace,
   recordWriter,
   savedSoFar,

@@ -27,32 +27,62 @@ export function lastMemoryBytes(directory: Directory): number | undefined {
   return undefined
 }
 
+/** What a live stage still has to write. */
+export interface Promised {
+  /** Of the stage. */
+  path: string
+  device: string
+  bytes: number
+}
+
+/**
+ * Writes down what this stage is going to hold. It is on the disk before the others' promises are read: of two that come
+ * at once, neither overlooks the other. Says on which device.
+ */
+export function promiseSpace(handle: StageHandle, memoryBytes: number): string {
+  const stage = borrowStage(handle)
+  stage.unlink(sizeRecord)
+  stage.writeNew(sizeRecord, String(memoryBytes), false)
+  return deviceOf(Directory.borrow(handle.directory, handle.directoryPath))
+}
+
+/** What all live stages in these directories still have to write. */
+export function promisedSpace(directories: readonly string[]): Promised[] {
+  return directories.flatMap(promisedIn)
+}
+
+function promisedIn(directoryPath: string): Promised[] {
+  try {
+    using directory = Directory.openFolderIfAny(directoryPath)
+    if (directory === undefined) return []
+    using staging = directory.openIfAny(stagingName)
+    if (staging === undefined) return []
+    const device = deviceOf(directory)
+    return staging
+      .entries()
+      .filter((id) => isStageId(id) && maybeWritten(staging, id))
+      .map((id) => ({ path: staging.pathOf(id), device, bytes: stillToWrite(staging, id) }))
+  } catch {
+    return [] // gone, or not ours to read: nothing is promised there
+  }
+}
+
 export type Reservation =
   | { kind: 'granted' }
   /** It would fit, but for what others are going to write; one of them may yet be refused. */
   | { kind: 'crowded'; refusal: ErrorDetails & { message: string } }
 
 /**
- * Promises `memoryBytes` to this stage. Rejects with ERR_NO_SPACE where they do not fit; where they do not fit beside
- * what all other live stages in `directories` still have to write, the promise is taken back, and the caller may ask
- * again. The promise is on the disk before the others' are read: of two that come at once, neither overlooks the other.
+ * Rejects with ERR_NO_SPACE where what this stage has promised does not fit; where it does not fit beside `reserved`,
+ * what others still have to write, the promise is taken back, and the caller may ask again.
  */
-export function reserveSpace(
-  handle: StageHandle,
-  memoryBytes: number,
-  directories: readonly string[],
-): Reservation {
+export function reserveSpace(handle: StageHandle, memoryBytes: number, reserved: number): Reservation {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
-  const stage = borrowStage(handle)
-  stage.unlink(sizeRecord)
-  stage.writeNew(sizeRecord, String(memoryBytes), false)
   const requiredBytes = memoryBytes + marginBytes
-  const device = deviceOf(directory)
-  const reserved = directories.reduce((sum, other) => sum + reservedIn(other, handle, device), 0)
   const free = directory.freeSpace()
   const availableBytes = Math.max(0, free - reserved)
   if (requiredBytes <= availableBytes) return { kind: 'granted' }
-  stage.unlink(sizeRecord)
+  borrowStage(handle).unlink(sizeRecord)
   const path = handle.directoryPath
   const message =
     `the checkpoint needs ${String(requiredBytes)} bytes in '${path}'; ${String(availableBytes)} are free ` +
@@ -60,22 +90,6 @@ export function reserveSpace(
   const details = { requiredBytes, availableBytes, path }
   if (requiredBytes <= free) return { kind: 'crowded', refusal: { message, ...details } }
   throw new CheckpointError('ERR_NO_SPACE', message, details)
-}
-
-function reservedIn(directoryPath: string, own: StageHandle, device: string): number {
-  try {
-    using directory = Directory.openFolderIfAny(directoryPath)
-    if (directory === undefined || deviceOf(directory) !== device) return 0
-    using staging = directory.openIfAny(stagingName)
-    if (staging === undefined) return 0
-    const ids = staging.entries().filter((entry) => isStageId(entry))
-    const others = ids.filter(
-      (id) => !(directoryPath === own.directoryPath && id === own.id) && maybeWritten(staging, id),
-    )
-    return others.reduce((sum, id) => sum + stillToWrite(staging, id), 0)
-  } catch {
-    return 0 // gone, or not ours to read: nothing is promised there
-  }
 }
 
 /** Asked under the lock of its `.staging`; where somebody works there now, it may well be alive. */

@@ -18,6 +18,8 @@ import { stagingName } from './paths.js'
 import type { Mark, SetReport } from './restoring.js'
 import type { Saved } from './saved.js'
 import type { Settled } from './settle.js'
+import { SharedLook } from './shared_look.js'
+import type { Promised } from './space.js'
 import type { SuspendedState } from './suspended.js'
 import type { Slice } from '../inspect/slice.js'
 import type { StageRequest } from './stage.js'
@@ -36,6 +38,7 @@ export class Store {
   readonly #pool: JobRunner
   readonly #layout: Layout
   readonly #ownsDirectories: boolean
+  readonly #promises = new SharedLook<Promised[]>((from) => this.#lookAtPromises(from))
 
   constructor(pool: JobRunner, layout: Layout, ownsDirectories: boolean) {
     this.#pool = pool
@@ -63,13 +66,17 @@ export class Store {
     return new Stage(this, directory, result)
   }
 
-  /** The directories of all VMs that have one, this VM's first. */
-  async directories(vm: string): Promise<string[]> {
-    const vms = await this.#layout.vms()
-    return [
-      this.directoryOf(vm),
-      ...vms.filter((other) => other !== vm).map((other) => this.directoryOf(other)),
-    ]
+  /** What all live stages still have to write, this VM's too; read after this call. */
+  promised(vm: string): Promise<Promised[]> {
+    return this.#promises.take(vm)
+  }
+
+  async #lookAtPromises(from: readonly string[]): Promise<Promised[]> {
+    const vms = new Set([...from, ...(await this.#layout.vms())])
+    return this.#pool.run(
+      'promisedSpace',
+      [...vms].map((vm) => this.directoryOf(vm)),
+    )
   }
 
   list(vm: string): Promise<ListedCheckpoint[]> {
@@ -212,6 +219,11 @@ export function isBusy(error: unknown): boolean {
   return error instanceof CheckpointError && error.code === 'ERR_CHECKPOINT_BUSY'
 }
 
+function sumOfOthers(promises: readonly Promised[], device: string, own: string): number {
+  const others = promises.filter((one) => one.device === device && one.path !== own)
+  return others.reduce((sum, { bytes }) => sum + bytes, 0)
+}
+
 /** A stage of ours, from its making to its publication or its end. `close` must be called in every case. */
 export class Stage {
   readonly requestPath: string
@@ -254,9 +266,10 @@ export class Stage {
   async reserveSpace(vm: string, atLeastBytes: number | undefined): Promise<void> {
     const bytes = this.memoryBytes ?? atLeastBytes
     if (bytes === undefined) return
-    const directories = await this.#store.directories(vm)
     for (let attempt = 1; ; attempt++) {
-      const result = await this.#store.run('reserveSpace', this.#handle, bytes, directories)
+      const device = await this.#store.run('promiseSpace', this.#handle, bytes)
+      const reserved = sumOfOthers(await this.#store.promised(vm), device, this.path)
+      const result = await this.#store.run('reserveSpace', this.#handle, bytes, reserved)
       if (result.kind === 'granted') return
       const { message, ...details } = result.refusal
       if (attempt === mostReservations) throw new CheckpointError('ERR_NO_SPACE', message, details)
