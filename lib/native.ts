@@ -98,6 +98,8 @@ export interface Native {
   // with EINVAL. `openAt` follows a link only where its flags do not say O_NOFOLLOW; no other call does.
   openPath(path: string, flags: number): number | Failure
   openAt(directory: number, name: Name, flags: number, mode: number): number | Failure
+  /** Fills `bytes` from the start of a file, links not followed; says how much there was. */
+  readStartAt(directory: number, name: Name, bytes: Uint8Array): number | Failure
   makeDirectoryAt(directory: number, name: Name, mode: number): number | Failure
   statusAt(directory: number, name: Name): FileStatus | Failure
   statusOf(descriptor: number): FileStatus | Failure

@@ -406,6 +406,11 @@ Value openAt(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::openAt(intArgument(info, 0), nameArgument(info, 1), intArgument(info, 2),
                                            intArgument(info, 3)));
 }
+Value readStartAt(const CallbackInfo &info) {
+  auto bytes = bytesArgument(info, 2);
+  return toValue(info.Env(), bhyve::readStartAt(intArgument(info, 0), nameArgument(info, 1), bytes.Data(),
+                                                bytes.ByteLength()));
+}
 Value makeDirectoryAt(const CallbackInfo &info) {
   return toValue(info.Env(),
                  bhyve::makeDirectoryAt(intArgument(info, 0), nameArgument(info, 1), intArgument(info, 2)));
@@ -554,6 +559,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   method("poll", pollReadable);
   method("openPath", openPath);
   method("openAt", openAt);
+  method("readStartAt", readStartAt);
   method("makeDirectoryAt", makeDirectoryAt);
   method("statusAt", statusAt);
   method("statusOf", statusOf);

@@ -99,6 +99,24 @@ Result<std::int64_t> clearFlagsAt(int directory, const std::string &name) {
 }
 #endif
 
+Result<std::int64_t> readStartAt(int directory, const std::string &name, std::uint8_t *bytes,
+                                 std::size_t length) {
+  const auto opened = openAt(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
+  if (const auto *failure = std::get_if<Failure>(&opened))
+    return *failure;
+  const int file = std::get<UniqueFd>(opened).get();
+  std::size_t filled = 0;
+  while (filled < length) {
+    const ssize_t count = retryInterrupted([&] { return ::read(file, bytes + filled, length - filled); });
+    if (count == -1)
+      return failureOf("read");
+    if (count == 0)
+      break;
+    filled += static_cast<std::size_t>(count);
+  }
+  return static_cast<std::int64_t>(filled);
+}
+
 Result<std::string> readDirectory(int directory) {
   // A descriptor of its own: the stream owns what it is given, and shares its position with duplicates.
   UniqueFd own(

@@ -25,6 +25,9 @@ Result<std::int64_t> removeDirectoryAt(int directory, const std::string &name);
 // Takes off what an owner may put on a file so that not even root can remove it (uchg, uunlnk).
 Result<std::int64_t> clearFlagsAt(int directory, const std::string &name);
 #endif
+// Fills `bytes` from the start of a file; says how much there was. Never waits for a FIFO's other end.
+Result<std::int64_t> readStartAt(int directory, const std::string &name, std::uint8_t *bytes,
+                                 std::size_t length);
 // Every name followed by a NUL byte.
 Result<std::string> readDirectory(int directory);
 Result<std::int64_t> syncDescriptor(int descriptor);

@@ -15,6 +15,8 @@ import { deviceNames, kernelBytes, type Metadata, metadataMaxBytes, parseMetadat
 export interface Inspection {
   problems: Problem[]
   foreign: boolean
+  /** What has the RAM file's name is a folder. */
+  isFolder: boolean
   /** Changes when another set takes the name, or this one is written anew. */
   identity: string
   modifiedMs: number
@@ -61,6 +63,7 @@ export function inspectFiles(directory: Directory, base: string): Inspection | u
   const inspection: Inspection = {
     problems: [],
     foreign: false,
+    isFolder: memory.status.kind === 'directory',
     identity: stateOf(memory.status),
     modifiedMs: memory.status.mtimeMs,
     storedBytes: storedBytes([memory, kernel, metadataPart, manifestPart]),

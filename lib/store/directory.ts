@@ -7,7 +7,7 @@ import fs from 'node:fs'
 import { constants as os } from 'node:os'
 import path from 'node:path'
 import { TextDecoder } from 'node:util'
-import { isNodeSystemError, systemError } from '../errors.js'
+import { systemError } from '../errors.js'
 import { type Failure, type FileStatus, isFailure, loadNative, type Name } from '../native.js'
 import { OpenFile } from './open_file.js'
 
@@ -15,6 +15,9 @@ const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK
 const { ENOENT, EEXIST, ENOTEMPTY } = os.errno
 
 const native = loadNative()
+
+/** One for each thread. What is read whole fits, but for manifests with much in them. */
+const startBuffer = Buffer.allocUnsafeSlow(64 * 1024)
 
 export class Directory implements Disposable {
   readonly descriptor: number
@@ -138,25 +141,25 @@ export class Directory implements Disposable {
     }
   }
 
-  /** The first bytes of a file, fewer where it is shorter. */
+  /**
+   * The first bytes of a file, fewer where it is shorter. They may lie in the thread's own buffer: only until the next
+   * one is read.
+   */
   readStart(name: string, length: number): Buffer {
-    const descriptor = this.#openFile(name, O_RDONLY | O_NONBLOCK)
-    try {
-      return readUpTo(descriptor, length)
-    } finally {
-      native.close(descriptor)
-    }
+    const usual = startBuffer.subarray(0, length)
+    const read = this.#fill(usual, name)
+    if (read < usual.length || usual.length === length) return usual.subarray(0, read)
+    const whole = Buffer.allocUnsafeSlow(length)
+    return whole.subarray(0, this.#fill(whole, name))
   }
 
   /** A whole file as UTF-8, at most `maxBytes` of it. */
   readText(name: string, maxBytes: number): string {
-    const descriptor = this.#openFile(name, O_RDONLY | O_NONBLOCK)
-    try {
-      const { size } = fs.fstatSync(descriptor)
-      return readUpTo(descriptor, Math.min(size, maxBytes)).toString('utf8')
-    } finally {
-      native.close(descriptor)
-    }
+    return this.readStart(name, maxBytes).toString('utf8')
+  }
+
+  #fill(bytes: Buffer, name: string): number {
+    return succeed(native.readStartAt(this.descriptor, name, bytes), 'reading a file', this.pathOf(name))
   }
 
   /** A file that stays open: with `flags`, never through a link, never waiting for a FIFO's other end. */
@@ -246,28 +249,6 @@ function decodeName(decoder: InstanceType<typeof TextDecoder>, name: Buffer): Na
     return decoder.decode(name)
   } catch {
     return name
-  }
-}
-
-function readUpTo(descriptor: number, length: number): Buffer {
-  const buffer = Buffer.alloc(length)
-  let done = 0
-  while (done < length) {
-    const read = readSome(descriptor, buffer, done)
-    if (read === 0) break
-    done += read
-  }
-  return buffer.subarray(0, done)
-}
-
-/** Node repeats an interrupted write by itself, but not a read. */
-function readSome(descriptor: number, buffer: Buffer, offset: number): number {
-  for (;;) {
-    try {
-      return fs.readSync(descriptor, buffer, offset, buffer.length - offset, null)
-    } catch (error) {
-      if (!isNodeSystemError(error) || error.code !== 'EINTR') throw error
-    }
   }
 }
 

@@ -18,8 +18,8 @@ export function listSets(directoryPath: string, vm: string): ListedCheckpoint[] 
   using directory = Directory.openFolderIfAny(directoryPath)
   if (directory === undefined) return []
   using _lock = lockForReading(directory)
-  return setNames(directory)
-    .flatMap((name) => listedSet(directory, vm, name))
+  return possibleNames(directory)
+    .flatMap((name) => listedSet(directory, vm, name, 'unless a folder'))
     .sort(byAge)
 }
 
@@ -62,20 +62,31 @@ function hasCommitted(directory: Directory): boolean {
 
 /** The names in a directory that are a checkpoint's, whole or not. Folders are strangers. */
 export function setNames(directory: Directory): string[] {
+  return possibleNames(directory).filter(
+    (name) => directory.statusIfAny(name + memorySuffix)?.kind !== 'directory',
+  )
+}
+
+/** Folders of such a name among them. */
+function possibleNames(directory: Directory): string[] {
   return directory
     .entries()
     .filter((entry) => entry.endsWith(memorySuffix))
     .map((entry) => entry.slice(0, -memorySuffix.length))
-    .filter(
-      (name) => isCheckpointName(name) && directory.statusIfAny(name + memorySuffix)?.kind !== 'directory',
-    )
+    .filter((name) => isCheckpointName(name))
 }
 
 /** One that cannot be read is damaged, and no reason to fail for the others. */
-export function listedSet(directory: Directory, vm: string, name: string): ListedCheckpoint[] {
+export function listedSet(
+  directory: Directory,
+  vm: string,
+  name: string,
+  wanted: 'any' | 'unless a folder' = 'any',
+): ListedCheckpoint[] {
   try {
     const inspection = inspectStill(directory, name)
-    return inspection === undefined ? [] : [describe(directory.path, vm, name, inspection)]
+    if (inspection === undefined || (wanted === 'unless a folder' && inspection.isFolder)) return []
+    return [describe(directory.path, vm, name, inspection)]
   } catch (error) {
     const file = name + memorySuffix
     const message = `cannot be read: ${error instanceof Error ? error.message : String(error)}`
@@ -166,7 +177,8 @@ function reasons(listed: ListedCheckpoint): string {
  */
 export function lockForReading(directory: Directory): Directory | undefined {
   try {
-    if (leavesNothing(directory)) return lockStagingIfAny(directory, 'shared')
+    const reading = lockStagingIfAny(directory, 'shared')
+    if (reading === undefined || leavesNothing(reading)) return reading
     finishOthers(directory)
     return lockStagingIfAny(directory, 'shared')
   } catch (error) {
@@ -175,9 +187,15 @@ export function lockForReading(directory: Directory): Directory | undefined {
   }
 }
 
-function leavesNothing(directory: Directory): boolean {
-  using reading = lockStagingIfAny(directory, 'shared')
-  return reading === undefined || !needsRecovery(reading)
+/** Lets go of the lock where something is left over. */
+function leavesNothing(reading: Directory): boolean {
+  let leaves = true
+  try {
+    leaves = needsRecovery(reading)
+  } finally {
+    if (leaves) reading[Symbol.dispose]()
+  }
+  return !leaves
 }
 
 /** While others read, what is left over has to wait. */
