@@ -8,6 +8,13 @@ import type { Content, ContentRequest } from './store/content.js'
 import type { Stage } from './store/store.js'
 
 /**
+ * A file with more holes than that takes long to write and to remove. From then on only those are made that are worth
+ * it: what is left between short ones is little.
+ */
+const enoughHoles = 65_536
+const worthwhileHoleBytes = 64 * 1024
+
+/**
  * Digests the set in the stage and gives its zeros back, as far as the settings want it. Undefined where they want
  * neither. Rejects at a cancel, and has then let go of the file.
  */
@@ -50,13 +57,16 @@ async function inSlices(
   progress: ProgressReporter,
 ): Promise<Content> {
   const pass = await stage.beginPass(request)
+  let holes = 0
   if (pass.digest || pass.holeBlockBytes > 0) {
     const slicing = { bytes: request.memoryBytes, chunkBytes: pass.chunkBytes, stop, cancellation, progress }
     await forEachSlice(
       slicing,
       (slice) => stage.passSlice(pass, slice, cancellation),
-      ({ holesRefused }) => {
-        if (holesRefused) pass.holeBlockBytes = 0
+      ({ count, refused }) => {
+        holes += count
+        if (refused) pass.holeBlockBytes = 0
+        if (holes >= enoughHoles) pass.leastHoleBytes = worthwhileHoleBytes
       },
     )
   }

@@ -694,7 +694,7 @@ t.test('a timeout in the middle', async (t) => {
   // The third slice takes until the timeout has struck.
   const pool = inlinePool((name) => {
     if (name !== 'passSlice' || ++slices !== 3) return undefined
-    return new Promise((resolve) => setTimeout(() => resolve({ holesRefused: false }), 600))
+    return new Promise((resolve) => setTimeout(() => resolve({ count: 0, refused: false }), 600))
   })
   const options = { runDirectory, checkpointDirectory: root, dialect: 'descriptor' } as const
   const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
@@ -729,6 +729,25 @@ t.test('verifying holds no lock, and reads what it opened', async (t) => {
   const report = await verifying
   t.match(report, { ok: true, depth: 'content' })
   t.ok(report.bytesRead > 4 * MiB, 'the rest of it was read after it was destroyed')
+})
+
+t.test('a file with very many holes gets only those that are worth it', async (t) => {
+  const { client, runDirectory, root, memory } = await world(t, { memoryBytes: 96 * MiB })
+  await client.createCheckpoint('vm1', { digest: false })
+  const all = { stored: stored(memory), content: sha256(fs.readFileSync(memory)) }
+  let slices = 0
+  const pool = inlinePool((name) => {
+    if (name !== 'passSlice' || ++slices > 1) return undefined
+    return Promise.resolve({ count: 70_000, refused: false })
+  })
+  const options = { runDirectory, checkpointDirectory: root, dialect: 'descriptor' } as const
+  await createClientIn({ ...realSurroundings, pool: () => pool }, options).createCheckpoint('vm1', {
+    digest: false,
+  })
+  t.equal(sha256(fs.readFileSync(memory)), all.content)
+  // Single pages are in every other MiB, runs of 512 KiB in those between.
+  t.ok(stored(memory) > all.stored + 10 * MiB, 'single pages stay')
+  t.ok(stored(memory) < 96 * MiB - 10 * MiB, 'long runs are given back')
 })
 
 t.test('a file system of large blocks', async (t) => {

@@ -1,10 +1,11 @@
-/** Every JavaScript block of the documents runs as it stands, but for where sockets and checkpoints are. */
+/** Every block of the documents runs as it stands, but for where sockets and checkpoints are. */
 import { execFile } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
-import t from 'tap'
-import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
+import t, { type Test } from 'tap'
+import { createClient } from 'bhyve-checkpoint'
+import { SimulatedBhyve, simulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { childEnvironment, scratch } from './support/index.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
@@ -55,6 +56,111 @@ function run(file: string): Promise<[Error | null, string]> {
         resolve([error, stderr])
       },
     )
+  })
+}
+
+/** Shell blocks that need a disk, a network or minutes of their own: what runs them instead. */
+const runElsewhere: Readonly<Record<string, string>> = {
+  'mkdir try && cd try && npm init -y': 'test/package.test.ts: the README takes a newcomer',
+  'ckp() { npx bhyve-checkpoint "$@"': 'test/package.test.ts: the README takes a newcomer',
+  'npm run demo': '.ci/run: the two commands of the README',
+  'npm install bhyve-checkpoint': 'test/package.test.ts: runs nothing when it is installed',
+  'node node_modules/bhyve-checkpoint/scripts/build-addon.mjs':
+    'test/package.test.ts: says what is missing where no prebuild fits, and how to build it',
+  'node --permission': "test/package.test.ts: works under Node's permission model",
+  'mkdir -p ~/base/x64': '.ci/run: FREEBSD_SYSROOT',
+}
+
+const shellBlocks: Readonly<Record<string, (t: Test, block: string) => Promise<void>>> = {
+  'docs/cli.md': async (t, block) => {
+    const { folder, environment } = await commandLine(t)
+    const disk = path.join(folder, 'vm1.img')
+    fs.writeFileSync(disk, '')
+    const { stdout } = await shell(block.replace('/vms/vm1.img', disk), folder, environment)
+    t.match(stdout, /before-upgrade/)
+    const [machine] = await createClient({ runDirectory: path.join(folder, 'run') }).listVirtualMachines()
+    t.match(machine, { vm: 'vm1', state: 'running' }, 'restored')
+    process.kill(machine!.pid!, 'SIGKILL')
+  },
+  'docs/storage.md': async (t, block) => {
+    const { folder, environment } = await commandLine(t)
+    await shell('bhyve-checkpoint create vm1 before-upgrade', folder, environment)
+    const { stdout } = await shell(block, path.join(folder, 'checkpoints', 'vm1'), environment)
+    const digests = stdout.match(/\b[0-9a-f]{64}\b/g)
+    t.equal(digests?.length, 2)
+    t.equal(digests?.[0], digests?.[1], 'the digest of the chunk is the one in the manifest')
+  },
+  'docs/performance.md': async (t, block) => {
+    const manifest = JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8')) as {
+      scripts: Record<string, string>
+    }
+    t.ok(manifest.scripts.bench)
+    // Measuring takes long: the names are those that the program knows.
+    const { stderr } = await shell('node bench/run.mjs', root, childEnvironment())
+    const known = /names: (.*)/.exec(stderr)?.[1]?.split(', ')
+    for (const [, name] of block.matchAll(/^npm run bench -- (\S+)/gm)) t.ok(known?.includes(name!), name!)
+  },
+}
+
+t.test('every shell block runs, here or elsewhere', async (t) => {
+  for (const document of documents.filter((name) => name.endsWith('.md'))) {
+    const text = fs.readFileSync(path.join(root, document), 'utf8')
+    for (const [, block] of text.matchAll(/^```sh\n(.*?)^```$/gms)) {
+      const elsewhere = Object.entries(runElsewhere).find(([start]) => block!.startsWith(start))
+      if (elsewhere === undefined) {
+        const check = shellBlocks[document]
+        if (check === undefined) t.fail(`${document}: nothing runs ${block}`)
+        else await check(t, block!)
+        continue
+      }
+      const [file, what] = elsewhere[1].split(': ')
+      t.ok(fs.readFileSync(path.join(root, file!), 'utf8').includes(what!), elsewhere[1])
+    }
+  }
+})
+
+/** A folder with a simulated VM, and a `bhyve-checkpoint` in the PATH that knows its places. */
+async function commandLine(t: Test): Promise<{ folder: string; environment: NodeJS.ProcessEnv }> {
+  const folder = scratch(t)
+  const runDirectory = path.join(folder, 'run')
+  fs.mkdirSync(runDirectory)
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024, runDirectory })
+  t.teardown(() => bhyve.stop())
+  const bin = path.join(folder, 'bin')
+  fs.mkdirSync(bin)
+  fs.writeFileSync(
+    path.join(bin, 'bhyve'),
+    `#!/bin/sh\nexec '${process.execPath}' '${simulatedBhyve}' "$@"\n`,
+    { mode: 0o755 },
+  )
+  const places = `--run-directory '${runDirectory}' --checkpoint-directory '${folder}/checkpoints'`
+  const program = path.join(root, 'dist/cli/main.js')
+  fs.writeFileSync(
+    path.join(bin, 'bhyve-checkpoint'),
+    `#!/bin/sh\ncommand=$1\nshift\n` +
+      `[ "$command" = restore ] && set -- --bhyve '${bin}/bhyve' "$@"\n` +
+      `exec '${process.execPath}' '${program}' "$command" ${places} "$@"\n`,
+    { mode: 0o755 },
+  )
+  const environment = {
+    ...childEnvironment(),
+    PATH: `${bin}:${process.env.PATH ?? ''}`,
+    SIMULATED_BHYVE_RUN_DIRECTORY: runDirectory,
+  }
+  return { folder, environment }
+}
+
+function shell(
+  block: string,
+  cwd: string,
+  env: NodeJS.ProcessEnv,
+): Promise<{ stdout: string; stderr: string }> {
+  return new Promise((resolve, reject) => {
+    execFile('sh', ['-c', block], { cwd, env, timeout: 60_000 }, (error, stdout, stderr) => {
+      // The bench program ends with the status of a wrong usage, which is what it is asked for.
+      if (error !== null && error.code !== 64) reject(new Error(`${stdout}${stderr}`, { cause: error }))
+      else resolve({ stdout, stderr })
+    })
   })
 }
 

@@ -37,22 +37,35 @@ export function isStopped(stop: Int32Array): boolean {
 export interface Passed {
   /** Of whole chunks, one after the other; short where it was stopped. */
   digests: Buffer
-  /** The file system would make no hole: no need to ask it again. */
-  holesRefused: boolean
+  holes: HolesMade
+}
+
+export interface HolesMade {
+  count: number
+  /** The file system would make none: no need to ask it again. */
+  refused: boolean
+}
+
+/** What is wanted of holes. */
+export interface HoleWishes {
+  /** Of the file system; 0: no holes are made. */
+  holeBlockBytes: number
+  /** Shorter ones are left as zeros. */
+  leastHoleBytes: number
 }
 
 /** Digests where `digest`; makes holes where `holeBlockBytes` is not 0. */
 export function passOver(
   file: OpenFile,
   slice: Slice,
-  { digest, holeBlockBytes }: { digest: boolean; holeBlockBytes: number },
+  { digest, ...wishes }: { digest: boolean } & HoleWishes,
 ): Passed {
-  const holes = new Holes(file, holeBlockBytes)
+  const holes = new Holes(file, wishes)
   const digests: Buffer[] = []
   for (const chunk of chunksOf(slice)) {
     const chunkDigest = new ChunkDigest()
     for (const piece of piecesOf(chunk)) {
-      if (isStopped(slice.stop)) return { digests: Buffer.concat(digests), holesRefused: holes.refused }
+      if (isStopped(slice.stop)) return { digests: Buffer.concat(digests), holes: holes.made }
       const bytes = pieceBuffer.subarray(0, piece.to - piece.from)
       if (file.readAt(bytes, piece.from) < bytes.length) throw changed(file.path)
       const runs = native.zeroRuns(bytes, holes.wanted ? pageBytes : bytes.length)
@@ -64,7 +77,7 @@ export function passOver(
     if (digest) digests.push(chunkDigest.digest())
   }
   holes.flush()
-  return { digests: Buffer.concat(digests), holesRefused: holes.refused }
+  return { digests: Buffer.concat(digests), holes: holes.made }
 }
 
 /** Somebody is still at a file that is about to be published. */
@@ -97,19 +110,21 @@ const refusals = new Set([EOPNOTSUPP, ENOTSUP, ENOSYS, EINVAL, ENOSPC, EDQUOT])
 
 /** Zeros, as they are found, joined across pieces and cut to the file system's blocks. */
 class Holes {
-  refused = false
+  readonly made: HolesMade = { count: 0, refused: false }
   readonly #file: OpenFile
   readonly #blockBytes: number
+  readonly #leastBytes: number
   #from = 0
   #to = 0
 
-  constructor(file: OpenFile, blockBytes: number) {
+  constructor(file: OpenFile, { holeBlockBytes, leastHoleBytes }: HoleWishes) {
     this.#file = file
-    this.#blockBytes = blockBytes
+    this.#blockBytes = holeBlockBytes
+    this.#leastBytes = Math.max(1, leastHoleBytes)
   }
 
   get wanted(): boolean {
-    return this.#blockBytes > 0 && !this.refused
+    return this.#blockBytes > 0 && !this.made.refused
   }
 
   note(position: number, runs: Uint32Array): void {
@@ -129,11 +144,14 @@ class Holes {
     const from = Math.ceil(this.#from / this.#blockBytes) * this.#blockBytes
     const to = Math.floor(this.#to / this.#blockBytes) * this.#blockBytes
     this.#from = this.#to
-    if (to <= from) return
+    if (to - from < this.#leastBytes) return
     const result = native.punchHole(this.#file.descriptor, from, to - from)
-    if (!isFailure(result)) return
+    if (!isFailure(result)) {
+      this.made.count++
+      return
+    }
     if (!refusals.has(result.errno)) throw systemError(result, 'giving back zero pages', this.#file.path)
-    this.refused = true
+    this.made.refused = true
   }
 }
 

@@ -6,8 +6,11 @@ export type ToWorker =
   /** The main side has its own copies now, or has let go of them. */
   | { kind: 'close'; descriptors: readonly number[] }
 
-/** `held`: descriptors to be closed once the caller has closed its own of the same folders (store/held.ts). */
-export type FromWorker = ({ value: unknown } | { error: PortableError }) & { held: readonly number[] }
+/** What came of a job. `held`: descriptors to be closed once the caller has closed its own (store/held.ts). */
+export type Outcome = ({ value: unknown } | { error: PortableError }) & { held: readonly number[] }
+
+/** `up`: it has loaded what it needs. */
+export type FromWorker = 'up' | Outcome
 
 /** A structured clone keeps an error's message and stack, but neither its class nor its code. */
 export interface PortableError {

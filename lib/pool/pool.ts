@@ -10,7 +10,7 @@ import { Worker } from 'node:worker_threads'
 import { CheckpointError } from '../errors.js'
 import { isFailure, loadNative } from '../native.js'
 import { type JobName, type Jobs, longJobs } from './jobs.js'
-import { type FromWorker, fromPortable, type ToWorker } from './messages.js'
+import { type FromWorker, fromPortable, type Outcome, type ToWorker } from './messages.js'
 
 /**
  * Two at least: one stays free for what is short. Not more than there are processors, which the host program's own
@@ -60,8 +60,10 @@ class PoolWorker {
       resourceLimits: { maxYoungGenerationSizeMb },
     })
     this.#worker.unref()
-    this.#worker.on('online', () => this.#rise())
-    this.#worker.on('message', (message: FromWorker) => this.#finish(message))
+    this.#worker.on('message', (message: FromWorker) => {
+      if (message === 'up') this.#rise()
+      else this.#finish(message)
+    })
     this.#worker.on('error', (error) => this.#fail(error))
     this.#worker.on('exit', () => this.#fail(new Error('the worker ended')))
     this.#retireLater()
@@ -86,8 +88,7 @@ class PoolWorker {
     this.#done()
   }
 
-  #finish(message: FromWorker): void {
-    this.isUp = true
+  #finish(message: Outcome): void {
     this.#letGoLater(message.held)
     const job = this.#free()
     if (job === undefined) return

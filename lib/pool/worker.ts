@@ -4,11 +4,11 @@ import { toCheckpointError } from '../errors.js'
 import { loadNative } from '../native.js'
 import { takeHeld } from '../store/held.js'
 import { jobs, type JobName } from './jobs.js'
-import { type FromWorker, toPortable, type ToWorker } from './messages.js'
+import { type FromWorker, type Outcome, toPortable, type ToWorker } from './messages.js'
 
 const native = loadNative()
 
-function run(job: string, args: readonly unknown[]): FromWorker {
+function run(job: string, args: readonly unknown[]): Outcome {
   try {
     const call = jobs[job as JobName] as (...args: readonly unknown[]) => unknown
     const value = call(...args)
@@ -19,6 +19,12 @@ function run(job: string, args: readonly unknown[]): FromWorker {
 }
 
 parentPort?.on('message', (message: ToWorker) => {
-  if (message.kind === 'run') parentPort?.postMessage(run(message.job, message.args))
+  if (message.kind === 'run') tell(run(message.job, message.args))
   else for (const descriptor of message.descriptors) native.close(descriptor)
 })
+
+tell('up')
+
+function tell(message: FromWorker): void {
+  parentPort?.postMessage(message)
+}

@@ -9,7 +9,14 @@ import { chunkBytesFor, chunkCount, digestBytes, pieceBuffer } from '../inspect/
 import type { Digests } from '../inspect/manifest.js'
 import { rootOf } from '../inspect/manifest_file.js'
 import { kernelMaxBytes } from '../inspect/metadata.js'
-import { changed, isStopped, passOver, type Slice } from '../inspect/slice.js'
+import {
+  changed,
+  type HolesMade,
+  type HoleWishes,
+  isStopped,
+  passOver,
+  type Slice,
+} from '../inspect/slice.js'
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import { loadNative } from '../native.js'
 import type { Directory } from './directory.js'
@@ -30,14 +37,12 @@ export interface ContentRequest {
 }
 
 /** A pass that was begun. */
-export interface Pass extends ContentRequest {
+export interface Pass extends ContentRequest, HoleWishes {
   /** Of the RAM file, which must stay the same one. */
   identity: string
   /** When bhyve wrote it: holes must not make it look younger. */
   modifiedNs: bigint
   chunkBytes: number
-  /** 0: no holes are made. */
-  holeBlockBytes: number
 }
 
 export interface Content {
@@ -56,24 +61,24 @@ export function beginPass(handle: StageHandle, request: ContentRequest): Pass {
     ? memory.succeed(native.holeBlockBytes(memory.descriptor), 'asking for the size of a block')
     : 0
   const chunkBytes = chunkBytesFor(request.memoryBytes)
-  return { ...request, identity, modifiedNs: mtimeNs, chunkBytes, holeBlockBytes }
+  return { ...request, identity, modifiedNs: mtimeNs, chunkBytes, holeBlockBytes, leastHoleBytes: 0 }
 }
 
-/** One slice of it. Says whether the file system refused to make holes. */
-export function passSlice(handle: StageHandle, pass: Pass, slice: Slice): { holesRefused: boolean } {
-  if (!pass.digest && pass.holeBlockBytes === 0) return { holesRefused: false }
+/** One slice of it. */
+export function passSlice(handle: StageHandle, pass: Pass, slice: Slice): HolesMade {
+  if (!pass.digest && pass.holeBlockBytes === 0) return { count: 0, refused: false }
   const stage = borrowStage(handle)
   // Opened by every slice: a descriptor that threads share could be closed, and its number given to another file,
   // while one of them still writes to it.
   using memory = openMemory(stage, pass, pass.holeBlockBytes > 0 ? O_RDWR : O_RDONLY)
-  const { digests, holesRefused } = passOver(memory, slice, pass)
+  const { digests, holes } = passOver(memory, slice, pass)
   // What has been looked at is written while the rest is. A hint: whether it reaches the disk, the sync says.
   if (pass.durable) native.beginWriting(memory.descriptor, slice.from, slice.to - slice.from)
   if (digests.length > 0) {
     using list = stage.openFile(digestList, O_WRONLY)
     list.writeAt(digests, (slice.from / slice.chunkBytes) * digestBytes)
   }
-  return { holesRefused }
+  return holes
 }
 
 /** Once every slice is done. */

@@ -21,7 +21,7 @@ import type { Settled } from './settle.js'
 import { SharedLook } from './shared_look.js'
 import type { Promised } from './space.js'
 import type { SuspendedState } from './suspended.js'
-import type { Slice } from '../inspect/slice.js'
+import type { HolesMade, Slice } from '../inspect/slice.js'
 import type { StageRequest } from './stage.js'
 import type { StageHandle } from './stage_handle.js'
 import type { OpenedSet } from './verify.js'
@@ -307,7 +307,7 @@ export class Stage {
   }
 
   /** Rejects where it is cancelled before its turn comes. */
-  passSlice(pass: Pass, slice: Slice, cancellation: Cancellation): Promise<{ holesRefused: boolean }> {
+  passSlice(pass: Pass, slice: Slice, cancellation: Cancellation): Promise<HolesMade> {
     const onStart = (): void => cancellation.throwIfCancelled()
     return this.#store.runFrom(onStart, 'passSlice', this.#handle, pass, slice)
   }
