@@ -32,8 +32,6 @@ const others = [
     },
     args: ['run', '-A'],
     fails: {
-      list: 'Error',
-      verify: 'ERR_SYSTEM',
       pin: 'ERR_SYSTEM',
       machines: 'Error',
       create: 'ERR_SYSTEM',

@@ -11,7 +11,7 @@ import { createClientIn } from '../dist/client.js'
 import { parseMetadata } from '../dist/inspect/metadata.js'
 import { isFailure, loadNative } from '../dist/native.js'
 import { realSurroundings } from '../dist/options.js'
-import { Pool, sharedPool } from '../dist/pool/pool.js'
+import { Pool, poolSize, sharedPool } from '../dist/pool/pool.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from './crash/sets.mjs'
 import {
@@ -482,9 +482,9 @@ t.test('a set of which a file cannot be read can be destroyed and replaced', asy
   const directory = fs.realpathSync(path.join(root, 'vm1'))
   const { ino } = fs.statSync(directory)
   const isThere = (descriptor: unknown) => fs.fstatSync(Number(descriptor)).ino === ino
-  const release = intercept(t, 'openAt', (descriptor, name) =>
-    unreadable.test(String(name)) && isThere(descriptor) ? failure('EACCES', 'openat') : undefined,
-  )
+  const refuse = (descriptor: unknown, name: unknown) =>
+    unreadable.test(String(name)) && isThere(descriptor) ? failure('EACCES', 'openat') : undefined
+  const releases = (['openAt', 'readStartAt'] as const).map((call) => intercept(t, call, refuse))
   t.match(await client.listCheckpoints('vm1'), [
     { state: 'damaged' },
     { state: 'damaged' },
@@ -492,7 +492,7 @@ t.test('a set of which a file cannot be read can be destroyed and replaced', asy
   ])
   await client.destroyCheckpoint('vm1', 'a')
   t.match(await client.createCheckpoint('vm1', { name: 'b' }), { name: 'b' })
-  release()
+  for (const release of releases) release()
   t.match(
     await client.getCheckpoint('vm1', 'b'),
     { pinned: true },
@@ -578,12 +578,23 @@ t.test('waiting for the turn is told', async (t) => {
 t.test('what takes long leaves a thread to what does not', async (t) => {
   const pool = new Pool()
   const started: string[] = []
+  const short = (name: string) => pool.runFrom(() => started.push(name), 'listSets', '/nonexistent', 'vm1')
   const long = (name: string) => pool.runFrom(() => started.push(name), 'destroySets', '/nonexistent', false)
-  const jobs = [long('first'), long('second'), long('third')]
-  const short = pool.runFrom(() => started.push('short'), 'listSets', '/nonexistent', 'vm1')
-  t.strictSame(started, ['first', 'second', 'short'], 'the third waits')
-  await Promise.all([...jobs, short])
-  t.strictSame(started, ['first', 'second', 'short', 'third'])
+  // Threads are started one by one: all of them have to be there.
+  await until(async () => {
+    started.length = 0
+    const jobs = Array.from({ length: poolSize }, () => short('warm'))
+    const atOnce = started.length
+    await Promise.all(jobs)
+    return atOnce === poolSize
+  }, 'all threads')
+  started.length = 0
+  const names = Array.from({ length: poolSize }, (_, index) => `long ${index}`)
+  const jobs = [...names.map(long), short('short')]
+  const last = names.pop()!
+  t.strictSame(started, [...names, 'short'], 'the last of the long ones waits')
+  await Promise.all(jobs)
+  t.strictSame(started, [...names, 'short', last])
 })
 
 t.test('a pinned checkpoint with the longest name can be replaced', async (t) => {

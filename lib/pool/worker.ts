@@ -2,7 +2,7 @@
 import { parentPort } from 'node:worker_threads'
 import { toCheckpointError } from '../errors.js'
 import { loadNative } from '../native.js'
-import { takeHeld } from '../store/held.js'
+import { beginHolding, takeHeld } from '../store/held.js'
 import { jobs, type JobName } from './jobs.js'
 import { type FromWorker, type Outcome, toPortable, type ToWorker } from './messages.js'
 
@@ -23,6 +23,7 @@ parentPort?.on('message', (message: ToWorker) => {
   else for (const descriptor of message.descriptors) native.close(descriptor)
 })
 
+beginHolding()
 tell('up')
 
 function tell(message: FromWorker): void {

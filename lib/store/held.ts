@@ -6,15 +6,21 @@ import { isFailure, loadNative } from '../native.js'
 
 const native = loadNative()
 
-const held: number[] = []
+let held: number[] | undefined
+
+/** From now on folders are held, and somebody takes them. Elsewhere than in a thread of the pool nobody would. */
+export function beginHolding(): void {
+  held ??= []
+}
 
 /** Without a descriptor left for it, the caller's close is the last one after all. */
 export function holdOpen(descriptor: number): void {
+  if (held === undefined) return
   const own = native.adopt(descriptor)
   if (!isFailure(own)) held.push(own)
 }
 
 /** What the job that has just ended holds open; whoever takes them closes them. */
 export function takeHeld(): number[] {
-  return held.splice(0)
+  return held?.splice(0) ?? []
 }

@@ -10,7 +10,6 @@ import type { Test } from 'tap'
 import { isFailure, loadNative } from '../../dist/native.js'
 import { jobs } from '../../dist/pool/jobs.js'
 import type { JobRunner } from '../../dist/pool/pool.js'
-import { takeHeld } from '../../dist/store/held.js'
 
 const native = loadNative()
 
@@ -182,11 +181,7 @@ export function inlinePool(instead?: (name: JobName) => Promise<unknown> | undef
     const answer = instead?.(name)
     if (answer !== undefined) await answer
     onStart?.()
-    try {
-      return answer ?? (jobs[name] as Call)(...args)
-    } finally {
-      for (const descriptor of takeHeld()) native.close(descriptor)
-    }
+    return answer ?? (jobs[name] as Call)(...args)
   }
   return {
     runFrom,
