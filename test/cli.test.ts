@@ -269,7 +269,15 @@ const stories: Story[] = [
   {
     name: 'help',
     steps: [
-      ...[['--help'], ['--version'], [], ['tidy'], ['help', 'tidy'], ['help', '--json']].map((args) => ({
+      ...[
+        ['--help'],
+        ['--version'],
+        [],
+        ['tidy'],
+        ['help', 'tidy'],
+        ['help', '--json'],
+        ['--json', 'list'],
+      ].map((args) => ({
         args,
         bare: true,
       })),

@@ -32,7 +32,14 @@ function lengthBeforeRest(words: readonly string[]): number {
   return end === -1 ? words.length : end
 }
 
+function assertOrder(first: string, others: readonly string[]): void {
+  if (!first.startsWith('-') || ['--help', '-h', '--version'].includes(first)) return
+  const command = others.find((word) => commands.some(({ name }) => name === word))
+  if (command !== undefined) throw new UsageError(`options come after the command: ${command} ${first}`)
+}
+
 async function dispatch(first: string, others: readonly string[], output: Output): Promise<number> {
+  assertOrder(first, others)
   if (first === '--version') return say(output, 'version', [version()])
   if (['', 'help', '--help', '-h', '--json'].includes(first) && (first !== 'help' || others.length === 0)) {
     const status = say(output, 'help', overview())
