@@ -13,7 +13,10 @@ export function beginHolding(): void {
   held ??= []
 }
 
-/** Without a descriptor left for it, the caller's close is the last one after all. */
+/**
+ * Only for what has been removed: a stage that stays would keep the lock which says that somebody is at it. Without a
+ * descriptor left for it, the caller's close is the last one after all.
+ */
 export function holdOpen(descriptor: number): void {
   if (held === undefined) return
   const own = native.adopt(descriptor)

@@ -43,7 +43,6 @@ function writeManifestIn(stage: Directory, file: string, manifest: Manifest, dur
 
 export function commitStage(handle: StageHandle, publication: Publication): Checkpoint {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
-  holdOpen(handle.stage)
   // Let go of after the lock: only then are the old file's blocks freed, which takes long where it has many holes.
   using old = new Kept()
   using staging = lockStaging(directory)
@@ -54,7 +53,9 @@ export function commitStage(handle: StageHandle, publication: Publication): Chec
   const { vm, createdAt, poweredOff } = publication.manifest
   assertNotOlder(directory, { vm, name, savedMs: Date.parse(createdAt), poweredOff })
   old.keep(directory, name + memorySuffix)
-  return commitStaged(directory, staging, borrowStage(handle), handle.id, publication)
+  const checkpoint = commitStaged(directory, staging, borrowStage(handle), handle.id, publication)
+  holdOpen(handle.stage)
+  return checkpoint
 }
 
 /** A file that stays open, and so on the disk, whoever removes it meanwhile. */
@@ -78,7 +79,6 @@ class Kept implements Disposable {
 /** A suspend's stage that cannot go its way, once bhyve has ended. */
 export function settleStage(handle: StageHandle): Settled {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
-  holdOpen(handle.stage)
   using staging = lockStaging(directory)
   const stuck = recover(directory, staging)
   if (!isSameStage(staging, handle)) throw vanished(handle)

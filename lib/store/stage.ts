@@ -104,12 +104,12 @@ export function reopenIn(handle: StageHandle): { descriptors: { in: number } } {
 /** Throws the stage away, a suspend's too: only for a VM that runs on. And the directories made for it where nothing else lives in them. */
 export function abandonStage(handle: StageHandle, made: readonly string[]): void {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
-  holdOpen(handle.stage)
   using staging = lockStagingIfAny(directory, 'exclusive')
   if (staging === undefined) return
   if (isSameStage(staging, handle)) {
     borrowStage(handle).unlink(intentRecord)
     removeRubbish(staging, handle.id)
+    holdOpen(handle.stage)
   }
   if (made.includes(handle.directoryPath) && staging.entries().length === 0)
     directory.removeEmpty(stagingName)

@@ -1,0 +1,76 @@
+/** Which folders a job keeps open for its caller: the removed ones, and never one that stays. */
+import fs from 'node:fs'
+import path from 'node:path'
+import t, { type Test } from 'tap'
+import { hostFacts } from '../dist/host.js'
+import { newManifest } from '../dist/inspect/manifest.js'
+import { loadNative } from '../dist/native.js'
+import { jobs } from '../dist/pool/jobs.js'
+import { beginHolding, takeHeld } from '../dist/store/held.js'
+// @ts-expect-error: a plain module, shared with programs that are not TypeScript
+import { writeSet as writeAnySet } from './crash/sets.mjs'
+import { scratch } from './support/index.js'
+
+const writeSet = writeAnySet as (base: string, tag: number) => void
+const native = loadNative()
+const name = 'checkpoint'
+beginHolding()
+
+interface Staged {
+  handle: { directoryPath: string; directory: number; stage: number; id: string }
+  publication: Parameters<typeof jobs.commitStage>[1]
+  folder: string
+  close: () => void
+}
+
+/** A stage with a whole set in it, ready to be committed. */
+function staged(directory: string): Staged {
+  const request = { directory, name, ifExists: 'replace', durable: true } as const
+  const made = jobs.createStage({ ...request, writerUid: process.geteuid!(), memoryBytes: undefined })
+  const { in: inFolder, ...kept } = made.descriptors
+  native.close(inFolder)
+  writeSet(path.join(path.dirname(made.requestPath), 'ckp'), 1)
+  const handle = { directoryPath: directory, ...kept, id: made.id }
+  const { inspection, savedMs } = jobs.collectStage(handle, name)
+  const facts = { vm: 'vm1', name, createdAt: new Date(savedMs), dialect: 'path', poweredOff: false } as const
+  const manifest = newManifest({ ...facts, host: hostFacts() }, inspection)
+  const publication = { name, ifExists: 'replace', durable: true, manifest } as const
+  jobs.prepareStage(handle, publication)
+  const close = (): void => Object.values(kept).forEach((descriptor) => native.close(descriptor))
+  return { handle, publication, folder: path.join(directory, '.staging', made.id), close }
+}
+
+/** Closes what is held; how many there were. */
+function letGo(): number {
+  const held = takeHeld()
+  for (const descriptor of held) native.close(descriptor)
+  return held.length
+}
+
+const store = (t: Test): string => path.join(scratch(t), 'vm1')
+
+t.test('a published or abandoned stage is held until its owner has let go', async (t) => {
+  const directory = store(t)
+  const published = staged(directory)
+  jobs.commitStage(published.handle, published.publication)
+  published.close()
+  t.equal(letGo(), 1, 'published')
+  const abandoned = staged(directory)
+  jobs.abandonStage(abandoned.handle, [])
+  abandoned.close()
+  t.equal(letGo(), 1, 'abandoned')
+  t.equal(native.ownedDescriptors(), 0)
+})
+
+t.test("a stage that stays is nobody's once its owner has let go", async (t) => {
+  const directory = store(t)
+  const { handle, publication, folder, close } = staged(directory)
+  fs.truncateSync(path.join(folder, `${name}.ckp`), 1)
+  t.throws(() => jobs.commitStage(handle, publication), { code: 'ERR_CHECKPOINT_DAMAGED' })
+  close()
+  t.ok(fs.existsSync(folder), 'it stays')
+  // In the same turn: what has been held until now would make the next call take the stage for one at work.
+  t.same(jobs.listSets(directory, 'vm1'), [])
+  t.notOk(fs.existsSync(folder), 'and the next call removes it')
+  t.equal(letGo(), 0)
+})
