@@ -1,6 +1,6 @@
 /** The one pass over a guest's RAM before it is published. */
 import type { Cancellation } from './cancellation.js'
-import { usualSliceBytes } from './inspect/slice.js'
+import { type HolesMade, usualSliceBytes } from './inspect/slice.js'
 import type { CreateSettings } from './options.js'
 import type { ProgressReporter } from './progress.js'
 import { forEachSlice, StopFlag } from './slices.js'
@@ -13,6 +13,15 @@ import type { Stage } from './store/store.js'
  */
 const enoughHoles = 65_536
 const worthwhileHoleBytes = 64 * 1024
+
+/** As fast as a disk writes zeros, about. */
+const leastFreedBytesPerMs = 128 * 1024
+const enoughToJudge = 64
+
+/** Where zeros have reached the disk before they are looked at, as with a large guest, each hole costs a piece of journal. */
+function areDear({ count, bytes, ms }: HolesMade): boolean {
+  return count >= enoughToJudge && bytes < ms * leastFreedBytesPerMs
+}
 
 /**
  * Digests the set in the stage and gives its zeros back, as far as the settings want it. Undefined where they want
@@ -63,10 +72,10 @@ async function inSlices(
     await forEachSlice(
       slicing,
       (slice) => stage.passSlice(pass, slice, cancellation),
-      ({ count, refused }) => {
-        holes += count
-        if (refused) pass.holeBlockBytes = 0
-        if (holes >= enoughHoles) pass.leastHoleBytes = worthwhileHoleBytes
+      (made) => {
+        holes += made.count
+        if (made.refused) pass.holeBlockBytes = 0
+        if (holes >= enoughHoles || areDear(made)) pass.leastHoleBytes = worthwhileHoleBytes
       },
     )
   }

@@ -158,11 +158,20 @@ export interface Native {
   ownedDescriptors(): number
 }
 
-let loaded: Native | undefined
+let loaded = addonIfAny()
+
+/** Now, so that no call has to wait for it. Where there is none, an import must not end the program: calls say so. */
+function addonIfAny(): Native | undefined {
+  try {
+    return requireAddon()
+  } catch {
+    return undefined
+  }
+}
 
 /**
- * The addon of this environment: `build/Release` in a checkout, else the prebuild in the package.
- * Rejects nothing, throws `ERR_NATIVE_UNAVAILABLE` with the loader's own error as `cause`.
+ * The addon of this environment: `build/Release` in a checkout, else the prebuild in the package. Throws
+ * `ERR_NATIVE_UNAVAILABLE` with the loader's own error as `cause`.
  */
 export function loadNative(): Native {
   loaded ??= requireAddon()

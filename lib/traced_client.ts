@@ -1,5 +1,5 @@
 /** A client whose every call runs under its tracing channel; it decides nothing. */
-import type { CheckpointClient } from './client.js'
+import type { CheckpointClient } from './checkpoint_client.js'
 import { type Operation, type OperationEvent, type OperationResult, traced } from './trace.js'
 import type { Checkpoint } from './types.js'
 

@@ -11,6 +11,7 @@ import { Cancellation } from '../dist/cancellation.js'
 import { createClientIn } from '../dist/client.js'
 import { chunkBytesFor, chunkCount, pieceBytes } from '../dist/inspect/digest.js'
 import { manifestMaxBytes } from '../dist/inspect/manifest.js'
+import { noHoles } from '../dist/inspect/slice.js'
 import { isFailure, loadNative } from '../dist/native.js'
 import { realSurroundings } from '../dist/options.js'
 import { poolSize, sharedPool } from '../dist/pool/pool.js'
@@ -694,7 +695,7 @@ t.test('a timeout in the middle', async (t) => {
   // The third slice takes until the timeout has struck.
   const pool = inlinePool((name) => {
     if (name !== 'passSlice' || ++slices !== 3) return undefined
-    return new Promise((resolve) => setTimeout(() => resolve({ count: 0, refused: false }), 600))
+    return new Promise((resolve) => setTimeout(() => resolve(noHoles), 600))
   })
   const options = { runDirectory, checkpointDirectory: root, dialect: 'descriptor' } as const
   const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
@@ -731,24 +732,29 @@ t.test('verifying holds no lock, and reads what it opened', async (t) => {
   t.ok(report.bytesRead > 4 * MiB, 'the rest of it was read after it was destroyed')
 })
 
-t.test('a file with very many holes gets only those that are worth it', async (t) => {
-  const { client, runDirectory, root, memory } = await world(t, { memoryBytes: 96 * MiB })
-  await client.createCheckpoint('vm1', { digest: false })
-  const all = { stored: stored(memory), content: sha256(fs.readFileSync(memory)) }
-  let slices = 0
-  const pool = inlinePool((name) => {
-    if (name !== 'passSlice' || ++slices > 1) return undefined
-    return Promise.resolve({ count: 70_000, refused: false })
+for (const { what, made } of [
+  { what: 'very many holes', made: { count: 70_000, bytes: 70_000 * 4096, ms: 1 } },
+  { what: 'holes that take longer than zeros would', made: { count: 64, bytes: 64 * 4096, ms: 10 } },
+]) {
+  t.test(`a file with ${what} gets only those that are worth it`, async (t) => {
+    const { client, runDirectory, root, memory } = await world(t, { memoryBytes: 96 * MiB })
+    await client.createCheckpoint('vm1', { digest: false })
+    const all = { stored: stored(memory), content: sha256(fs.readFileSync(memory)) }
+    let slices = 0
+    const pool = inlinePool((name) => {
+      if (name !== 'passSlice' || ++slices > 1) return undefined
+      return Promise.resolve({ ...made, refused: false })
+    })
+    const options = { runDirectory, checkpointDirectory: root, dialect: 'descriptor' } as const
+    await createClientIn({ ...realSurroundings, pool: () => pool }, options).createCheckpoint('vm1', {
+      digest: false,
+    })
+    t.equal(sha256(fs.readFileSync(memory)), all.content)
+    // Single pages are in every other MiB, runs of 512 KiB in those between.
+    t.ok(stored(memory) > all.stored + 10 * MiB, 'single pages stay')
+    t.ok(stored(memory) < 96 * MiB - 10 * MiB, 'long runs are given back')
   })
-  const options = { runDirectory, checkpointDirectory: root, dialect: 'descriptor' } as const
-  await createClientIn({ ...realSurroundings, pool: () => pool }, options).createCheckpoint('vm1', {
-    digest: false,
-  })
-  t.equal(sha256(fs.readFileSync(memory)), all.content)
-  // Single pages are in every other MiB, runs of 512 KiB in those between.
-  t.ok(stored(memory) > all.stored + 10 * MiB, 'single pages stay')
-  t.ok(stored(memory) < 96 * MiB - 10 * MiB, 'long runs are given back')
-})
+}
 
 t.test('a file system of large blocks', async (t) => {
   const directory = fs.realpathSync(scratch(t))

@@ -123,7 +123,7 @@ t.test('the README takes a newcomer to a verified checkpoint', async (t) => {
   t.match(stdout, /^vm1\/before-upgrade: whole \(content/m)
   t.match(stdout, /^vm1 +before-upgrade +complete/m)
   t.match(stdout, /^suspended vm1\/suspend/m)
-  t.match(stdout, /^the simulated bhyve ended with status 5$/m)
+  t.match(stdout, /^the simulated bhyve ended with status 5: its VM was suspended$/m)
 })
 
 const typed = `
@@ -197,11 +197,19 @@ t.test("works under Node's permission model", async (t) => {
 t.test('says what is missing where no prebuild fits, and how to build it', async (t) => {
   const bare = install(t, packed)
   fs.rmSync(path.join(bare.installed, 'prebuilds'), { recursive: true })
-  const text = `const error = await import('bhyve-checkpoint').catch((error) => error)
-    console.log(JSON.stringify({ code: error.code, message: error.message, cause: error.cause?.message }))`
+  const text = `import { createCheckpoint, createClient } from 'bhyve-checkpoint'
+    import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
+    const client = createClient()
+    const calls = [createCheckpoint('vm1'), client.listCheckpoints('vm1'), client.listVirtualMachines(),
+      client.restore('vm1', 'c', { args: ['vm1'] }), SimulatedBhyve.start({ vm: 'vm1' }), createCheckpoint('../vm1')]
+    const errors = (await Promise.allSettled(calls)).map(({ reason }) => reason)
+    const [{ message, cause }] = errors
+    console.log(JSON.stringify({ codes: errors.map(({ code }) => code), message, cause: cause?.message }))`
   const { stdout, stderr } = runIn(bare, 'bare.mjs', text)
-  const { code, message, cause } = JSON.parse(stdout || '{}') as Record<string, string>
-  t.equal(code, 'ERR_NATIVE_UNAVAILABLE', stderr)
+  const said = JSON.parse(stdout || '{}') as { codes?: string[]; message: string; cause: string }
+  const everyCall = Array<string>(5).fill('ERR_NATIVE_UNAVAILABLE')
+  t.strictSame(said.codes, [...everyCall, 'ERR_INVALID_VM_NAME'], `the import itself succeeds ${stderr}`)
+  const { message, cause } = said
   const builder = path.join(bare.installed, 'scripts/build-addon.mjs')
   for (const part of [
     `${process.platform}-${process.arch}`,
@@ -213,6 +221,12 @@ t.test('says what is missing where no prebuild fits, and how to build it', async
     t.match(message, part)
   }
   t.match(cause, 'No native build was found')
+  const program = path.join(bare.directory, 'node_modules/.bin/bhyve-checkpoint')
+  const run = (...words: string[]) => spawnSync(program, words, { env: childEnvironment(), encoding: 'utf8' })
+  t.equal(run('create', '--help').status, 0)
+  const list = run('list', 'vm1')
+  t.equal(list.status, 1)
+  t.match(list.stderr, /ERR_NATIVE_UNAVAILABLE|no native addon can be loaded/)
   buildsItself(t, bare, builder)
 })
 

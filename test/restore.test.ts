@@ -229,7 +229,7 @@ t.test('a suspended VM is resumed once, and again only when told', async (t) => 
     world.client.restore('vm1', 'suspend', { args: world.args, bhyve: world.script() }),
   )
   t.strictSame(codesOf(refused), ['already-restored'])
-  t.match(refused.message, /again: true/)
+  t.match(refused.message, /option 'again'/)
   t.strictSame(contents(world.directory), before, 'nothing was changed')
   const again = await world.client.restore('vm1', 'suspend', {
     args: world.args,
@@ -642,7 +642,7 @@ t.test('a mark that cannot be taken back is told of', async (t) => {
     client.restore('vm1', 'a', { args: world.args, bhyve: world.script({ instead: 'exit 1' }) }),
   )
   t.match(error, { code: 'ERR_RESTORE_FAILED', vmState: 'off' })
-  t.match(error.message, /status 1.*stays marked as restored \(the disk is gone\).*again: true/s)
+  t.match(error.message, /status 1.*stays marked as restored \(the disk is gone\).*option 'again'/s)
 })
 
 t.test('looks that fail say nothing about a bhyve that runs', async (t) => {

@@ -55,7 +55,8 @@ function parseStrictly(
     return parseArgs({ args, options, allowPositionals: true, strict: true })
   } catch (error) {
     // What follows the first sentence is advice that does not fit here.
-    throw new UsageError((error instanceof Error ? error.message : String(error)).split('. ')[0] ?? '')
+    const [said = ''] = (error instanceof Error ? error.message : String(error)).split('. ')
+    throw new UsageError(said.charAt(0).toLowerCase() + said.slice(1))
   }
 }
 

@@ -10,8 +10,6 @@ import { isFailure, loadNative } from '../native.js'
 import type { OpenFile } from '../store/open_file.js'
 import { ChunkDigest, digestBytes, pieceBuffer, pieceBytes } from './digest.js'
 
-const native = loadNative()
-
 /** The least that is looked at for zeros: a page, and no file system in use has smaller blocks that matter. */
 const pageBytes = 4096
 /** Parts of this size take a few milliseconds. */
@@ -42,9 +40,14 @@ export interface Passed {
 
 export interface HolesMade {
   count: number
+  bytes: number
+  /** How long the file system took to make them. */
+  ms: number
   /** The file system would make none: no need to ask it again. */
   refused: boolean
 }
+
+export const noHoles: HolesMade = { count: 0, bytes: 0, ms: 0, refused: false }
 
 /** What is wanted of holes. */
 export interface HoleWishes {
@@ -68,7 +71,7 @@ export function passOver(
       if (isStopped(slice.stop)) return { digests: Buffer.concat(digests), holes: holes.made }
       const bytes = pieceBuffer.subarray(0, piece.to - piece.from)
       if (file.readAt(bytes, piece.from) < bytes.length) throw changed(file.path)
-      const runs = native.zeroRuns(bytes, holes.wanted ? pageBytes : bytes.length)
+      const runs = loadNative().zeroRuns(bytes, holes.wanted ? pageBytes : bytes.length)
       holes.note(piece.from, runs)
       if (!digest) continue
       if (isAll(runs, bytes.length)) chunkDigest.addZeros(bytes.length)
@@ -110,7 +113,7 @@ const refusals = new Set([EOPNOTSUPP, ENOTSUP, ENOSYS, EINVAL, ENOSPC, EDQUOT])
 
 /** Zeros, as they are found, joined across pieces and cut to the file system's blocks. */
 class Holes {
-  readonly made: HolesMade = { count: 0, refused: false }
+  readonly made: HolesMade = { ...noHoles }
   readonly #file: OpenFile
   readonly #blockBytes: number
   readonly #leastBytes: number
@@ -145,9 +148,12 @@ class Holes {
     const to = Math.floor(this.#to / this.#blockBytes) * this.#blockBytes
     this.#from = this.#to
     if (to - from < this.#leastBytes) return
-    const result = native.punchHole(this.#file.descriptor, from, to - from)
+    const start = performance.now()
+    const result = loadNative().punchHole(this.#file.descriptor, from, to - from)
     if (!isFailure(result)) {
       this.made.count++
+      this.made.bytes += to - from
+      this.made.ms += performance.now() - start
       return
     }
     if (!refusals.has(result.errno)) throw systemError(result, 'giving back zero pages', this.#file.path)
@@ -190,7 +196,7 @@ function digestOf(reader: AroundHoles, chunk: Range, stop: Int32Array): Buffer |
     }
     const bytes = reader.read(piece)
     if (bytes.length < length) return undefined
-    if (isAll(native.zeroRuns(bytes, length), length)) digest.addZeros(length)
+    if (isAll(loadNative().zeroRuns(bytes, length), length)) digest.addZeros(length)
     else digest.add(bytes)
   }
   return digest.digest()
@@ -213,7 +219,7 @@ class AroundHoles {
   isHole({ from, to }: Range): boolean {
     if (to > this.#size) return false
     if (from >= this.#data.end) {
-      const found = native.dataRange(this.#file.descriptor, from)
+      const found = loadNative().dataRange(this.#file.descriptor, from)
       this.#data = isFailure(found) ? { start: from, end: Infinity } : found
     }
     return this.#data.start >= to

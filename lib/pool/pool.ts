@@ -196,6 +196,7 @@ export interface JobRunner {
 export class Pool implements JobRunner {
   readonly #workers = new Set<PoolWorker>()
   readonly #waiting: Job[] = []
+  #start: NodeJS.Timeout | undefined
 
   run<N extends JobName>(name: N, ...args: Parameters<Jobs[N]>): Promise<ReturnType<Jobs[N]>> {
     return this.runFrom(undefined, name, ...args)
@@ -207,6 +208,8 @@ export class Pool implements JobRunner {
     ...args: Parameters<Jobs[N]>
   ): Promise<ReturnType<Jobs[N]>> {
     return new Promise((resolve, reject) => {
+      // Where the addon cannot be had, the caller learns it in the loader's own words, and no thread is started.
+      loadNative()
       this.#waiting.push({ name, onStart, args, resolve: resolve as (value: unknown) => void, reject })
       this.#assign()
     })
@@ -219,16 +222,13 @@ export class Pool implements JobRunner {
       const index = this.#waiting.findIndex(({ name }) => longMayStart || !longJobs.has(name))
       const job = this.#waiting[index]
       if (job === undefined) return
-      try {
-        const worker = this.#idleWorker()
-        if (worker === undefined) return
-        this.#waiting.splice(index, 1)
-        worker.run(job)
-      } catch (cause) {
-        // No thread can be had: a job that is told so must not be done later.
-        this.#waiting.splice(index, 1)
-        job.reject(new CheckpointError('ERR_SYSTEM', 'the library could start no thread', { cause }))
+      const worker = this.#idleWorker()
+      if (worker === undefined) {
+        this.#startSoon()
+        return
       }
+      this.#waiting.splice(index, 1)
+      worker.run(job)
     }
   }
 
@@ -241,21 +241,43 @@ export class Pool implements JobRunner {
     return [...this.#workers].filter(({ job }) => job !== undefined && longJobs.has(job.name)).length
   }
 
-  /**
-   * Threads are started one after the other: starting one takes the caller's thread a moment, and what one can do
-   * needs no second.
-   */
   #idleWorker(): PoolWorker | undefined {
-    const workers = [...this.#workers]
-    const idle = workers.find((worker) => worker.job === undefined)
-    if (idle !== undefined || workers.length >= poolSize) return idle
-    if (workers.some((worker) => !worker.isUp)) return undefined
-    const started = new PoolWorker(
-      () => this.#assign(),
-      (worker) => this.#workers.delete(worker),
-    )
-    this.#workers.add(started)
-    return started
+    return [...this.#workers].find(({ job }) => job === undefined)
+  }
+
+  /**
+   * Threads are started one after the other, each in a turn of the loop of its own: starting one takes the caller's
+   * thread a moment, and what one can do needs no second.
+   */
+  #startSoon(): void {
+    const isStarting = [...this.#workers].some((worker) => !worker.isUp)
+    if (isStarting || this.#workers.size >= poolSize || this.#start !== undefined) return
+    this.#start = setTimeout(() => {
+      this.#start = undefined
+      if (this.#waiting.length > 0 && this.#idleWorker() === undefined) this.#startWorker()
+      else this.#assign()
+    })
+  }
+
+  #startWorker(): void {
+    try {
+      const worker = new PoolWorker(
+        () => this.#assign(),
+        (gone) => this.#workers.delete(gone),
+      )
+      this.#workers.add(worker)
+    } catch (cause) {
+      this.#refuseAll(cause)
+      return
+    }
+    this.#assign()
+  }
+
+  /** No thread can be had: what is told so must not be done later. Where there are others, they do it. */
+  #refuseAll(cause: unknown): void {
+    if (this.#workers.size > 0) return
+    for (const job of this.#waiting.splice(0))
+      job.reject(new CheckpointError('ERR_SYSTEM', 'the library could start no thread', { cause }))
   }
 }
 

@@ -6,8 +6,6 @@ import { beginHolding, takeHeld } from '../store/held.js'
 import { jobs, type JobName } from './jobs.js'
 import { type FromWorker, type Outcome, toPortable, type ToWorker } from './messages.js'
 
-const native = loadNative()
-
 function run(job: string, args: readonly unknown[]): Outcome {
   try {
     const call = jobs[job as JobName] as (...args: readonly unknown[]) => unknown
@@ -20,7 +18,7 @@ function run(job: string, args: readonly unknown[]): Outcome {
 
 parentPort?.on('message', (message: ToWorker) => {
   if (message.kind === 'run') tell(run(message.job, message.args))
-  else for (const descriptor of message.descriptors) native.close(descriptor)
+  else for (const descriptor of message.descriptors) loadNative().close(descriptor)
 })
 
 beginHolding()

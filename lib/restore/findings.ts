@@ -81,7 +81,7 @@ export function againBlockers({ listed }: SetReport, { again }: RestoreSettings)
   return [
     blocker(
       'already-restored',
-      `it was restored at ${at}: its VM may have gone on since (again: true overrides)`,
+      `it was restored at ${at}: its VM may have gone on since (the option 'again' overrides)`,
     ),
   ]
 }
@@ -111,7 +111,7 @@ export function diskFindings(set: SetReport, disks: readonly SeenDisk[], again: 
 function newerDisk({ path, device, modifiedMs = 0 }: SeenDisk, { disksQuietMs }: SetReport): Blocker {
   const [changed, saved] = [modifiedMs, disksQuietMs].map((time) => new Date(time).toISOString())
   const message = `'${path}' (${device}) was changed at ${changed ?? ''}, after the VM was powered off at ${saved ?? ''}`
-  return blocker('disk-newer', `${message} (again: true overrides)`)
+  return blocker('disk-newer', `${message} (the option 'again' overrides)`)
 }
 
 function unverifiedDisk({ path, device, why = '' }: SeenDisk): Warning {

@@ -160,7 +160,7 @@ async function takeBack({ store, settings, mark }: Starting, reason: unknown): P
     if (error instanceof CheckpointError && error.code === 'ERR_CHECKPOINT_NOT_FOUND') return
     const known = toCheckpointError(reason, 'restoring')
     const why = error instanceof Error ? error.message : String(error)
-    const message = `${known.message}. The checkpoint stays marked as restored (${why}): 'again: true' overrides that`
+    const message = `${known.message}. The checkpoint stays marked as restored (${why}): the option 'again' overrides that`
     throw withDetails(new CheckpointError(known.code, message, { cause: error }), known)
   }
 }

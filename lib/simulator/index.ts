@@ -39,7 +39,8 @@ export class SimulatedBhyve {
 
   /**
    * Resolves once the socket listens. Rejects with a TypeError or a RangeError for options that make no
-   * sense, with the simulator's own words where it cannot listen.
+   * sense, with the simulator's own words where it cannot listen, with `ERR_NATIVE_UNAVAILABLE` where no addon can be
+   * loaded.
    */
   static async start(options: SimulatorOptions): Promise<SimulatedBhyve> {
     const settings = settingsOf([options.vm], false, options)

@@ -7,8 +7,6 @@ import type { Directory } from './directory.js'
 import { guestFile, inName, spaceReserve } from './paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 
-const native = loadNative()
-
 const guestFiles: readonly (readonly [string, string])[] = [
   [guestFile, memorySuffix],
   [`${guestFile}.kern`, kernelSuffix],
@@ -59,8 +57,8 @@ function takeBack(stage: Directory, inFolder: Directory): void {
   const ours = process.geteuid?.()
   if (ours === undefined || inFolder.ownStatus().uid === ours) return
   // Its owner may have put flags on it that keep even root from moving a file.
-  native.clearFlagsAt?.(stage.descriptor, inName)
-  for (const [file] of guestFiles) native.clearFlagsAt?.(inFolder.descriptor, file)
+  loadNative().clearFlagsAt?.(stage.descriptor, inName)
+  for (const [file] of guestFiles) loadNative().clearFlagsAt?.(inFolder.descriptor, file)
   inFolder.giveTo(ours)
   inFolder.setMode(0o700)
 }

@@ -12,6 +12,7 @@ import { kernelMaxBytes } from '../inspect/metadata.js'
 import {
   changed,
   type HolesMade,
+  noHoles,
   type HoleWishes,
   isStopped,
   passOver,
@@ -25,7 +26,6 @@ import { digestList } from './paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 
 const { O_RDONLY, O_RDWR, O_WRONLY } = fs.constants
-const native = loadNative()
 
 export interface ContentRequest {
   name: string
@@ -58,7 +58,7 @@ export function beginPass(handle: StageHandle, request: ContentRequest): Pass {
   stage.unlink(digestList)
   if (request.digest) stage.writeNew(digestList, '', false)
   const holeBlockBytes = request.sparsify
-    ? memory.succeed(native.holeBlockBytes(memory.descriptor), 'asking for the size of a block')
+    ? memory.succeed(loadNative().holeBlockBytes(memory.descriptor), 'asking for the size of a block')
     : 0
   const chunkBytes = chunkBytesFor(request.memoryBytes)
   return { ...request, identity, modifiedNs: mtimeNs, chunkBytes, holeBlockBytes, leastHoleBytes: 0 }
@@ -66,14 +66,14 @@ export function beginPass(handle: StageHandle, request: ContentRequest): Pass {
 
 /** One slice of it. */
 export function passSlice(handle: StageHandle, pass: Pass, slice: Slice): HolesMade {
-  if (!pass.digest && pass.holeBlockBytes === 0) return { count: 0, refused: false }
+  if (!pass.digest && pass.holeBlockBytes === 0) return noHoles
   const stage = borrowStage(handle)
   // Opened by every slice: a descriptor that threads share could be closed, and its number given to another file,
   // while one of them still writes to it.
   using memory = openMemory(stage, pass, pass.holeBlockBytes > 0 ? O_RDWR : O_RDONLY)
   const { digests, holes } = passOver(memory, slice, pass)
   // What has been looked at is written while the rest is. A hint: whether it reaches the disk, the sync says.
-  if (pass.durable) native.beginWriting(memory.descriptor, slice.from, slice.to - slice.from)
+  if (pass.durable) loadNative().beginWriting(memory.descriptor, slice.from, slice.to - slice.from)
   if (digests.length > 0) {
     using list = stage.openFile(digestList, O_WRONLY)
     list.writeAt(digests, (slice.from / slice.chunkBytes) * digestBytes)
@@ -87,7 +87,7 @@ export function endPass(handle: StageHandle, pass: Pass, stop: Int32Array): Cont
   const digests = pass.digest ? digestsOf(stage, pass, stop) : undefined
   using memory = openMemory(stage, pass, O_RDONLY)
   // Where the system does not allow it, the manifest tells the time that the file has now.
-  if (pass.sparsify) native.setModifiedAt(memory.descriptor, pass.modifiedNs)
+  if (pass.sparsify) loadNative().setModifiedAt(memory.descriptor, pass.modifiedNs)
   const { mtimeMs } = memory.status()
   return { modifiedMs: mtimeMs, ...(digests === undefined ? {} : { digests }) }
 }

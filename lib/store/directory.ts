@@ -14,8 +14,6 @@ import { OpenFile } from './open_file.js'
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK } = fs.constants
 const { ENOENT, EEXIST, ENOTEMPTY } = os.errno
 
-const native = loadNative()
-
 /** One for each thread. What is read whole fits, but for manifests with much in them. */
 const startBuffer = Buffer.allocUnsafeSlow(64 * 1024)
 
@@ -33,12 +31,16 @@ export class Directory implements Disposable {
 
   /** A path the administrator configured: links in it are followed. */
   static openPath(where: string): Directory {
-    const descriptor = succeed(native.openPath(where, O_RDONLY | O_DIRECTORY), 'opening a directory', where)
+    const descriptor = succeed(
+      loadNative().openPath(where, O_RDONLY | O_DIRECTORY),
+      'opening a directory',
+      where,
+    )
     return new Directory(descriptor, where, true)
   }
 
   static openPathIfAny(where: string): Directory | undefined {
-    const result = native.openPath(where, O_RDONLY | O_DIRECTORY)
+    const result = loadNative().openPath(where, O_RDONLY | O_DIRECTORY)
     return ifAny(result, 'opening a directory', where, (descriptor) => new Directory(descriptor, where, true))
   }
 
@@ -66,25 +68,25 @@ export class Directory implements Disposable {
 
   /** The same folder by a descriptor of its own: a lock belongs to the descriptor it was taken with. */
   reopen(): Directory {
-    const result = native.openAt(this.descriptor, '.', O_RDONLY | O_DIRECTORY, 0)
+    const result = loadNative().openAt(this.descriptor, '.', O_RDONLY | O_DIRECTORY, 0)
     return new Directory(succeed(result, 'opening a directory', this.path), this.path, true)
   }
 
   /** Makes it where it is not; says whether it did. */
   make(name: string, mode = 0o700): boolean {
-    const result = native.makeDirectoryAt(this.descriptor, name, mode)
+    const result = loadNative().makeDirectoryAt(this.descriptor, name, mode)
     if (isFailure(result) && result.errno === EEXIST) return false
     succeed(result, 'making a directory', this.pathOf(name))
     return true
   }
 
   status(name: string): FileStatus {
-    return succeed(native.statusAt(this.descriptor, name), 'looking at a file', this.pathOf(name))
+    return succeed(loadNative().statusAt(this.descriptor, name), 'looking at a file', this.pathOf(name))
   }
 
   statusIfAny(name: Name): FileStatus | undefined {
     return ifAny(
-      native.statusAt(this.descriptor, name),
+      loadNative().statusAt(this.descriptor, name),
       'looking at a file',
       this.pathOf(name),
       (status) => status,
@@ -92,7 +94,7 @@ export class Directory implements Disposable {
   }
 
   ownStatus(): FileStatus {
-    return succeed(native.statusOf(this.descriptor), 'looking at a directory', this.path)
+    return succeed(loadNative().statusOf(this.descriptor), 'looking at a directory', this.path)
   }
 
   /** Names that are valid UTF-8; no order. Others cannot be ours, nor any checkpoint a caller could name. */
@@ -102,42 +104,46 @@ export class Directory implements Disposable {
 
   /** All names; those that are not valid UTF-8 as bytes. */
   rawEntries(): Name[] {
-    return splitNames(succeed(native.readDirectory(this.descriptor), 'reading a directory', this.path))
+    return splitNames(succeed(loadNative().readDirectory(this.descriptor), 'reading a directory', this.path))
   }
 
   rename(from: Name, to: Directory, toName: string): void {
-    succeed(native.renameAt(this.descriptor, from, to.descriptor, toName), 'renaming', this.pathOf(from))
+    succeed(
+      loadNative().renameAt(this.descriptor, from, to.descriptor, toName),
+      'renaming',
+      this.pathOf(from),
+    )
   }
 
   renameIfAny(from: Name, to: Directory, toName: string): boolean {
-    const result = native.renameAt(this.descriptor, from, to.descriptor, toName)
+    const result = loadNative().renameAt(this.descriptor, from, to.descriptor, toName)
     return ifAny(result, 'renaming', this.pathOf(from), () => true) ?? false
   }
 
   /** Removes a file or link; false where there is none. */
   unlink(name: Name): boolean {
-    const result = native.unlinkAt(this.descriptor, name)
+    const result = loadNative().unlinkAt(this.descriptor, name)
     return ifAny(result, 'removing a file', this.pathOf(name), () => true) ?? false
   }
 
   /** Removes an empty directory; false where it is not there or not empty. */
   removeEmpty(name: Name): boolean {
-    const result = native.removeDirectoryAt(this.descriptor, name)
+    const result = loadNative().removeDirectoryAt(this.descriptor, name)
     if (isFailure(result) && [ENOENT, ENOTEMPTY, EEXIST].includes(result.errno)) return false
     succeed(result, 'removing a directory', this.pathOf(name))
     return true
   }
 
   sync(): void {
-    succeed(native.sync(this.descriptor), 'forcing a directory to the disk', this.path)
+    succeed(loadNative().sync(this.descriptor), 'forcing a directory to the disk', this.path)
   }
 
   syncFile(name: string): void {
     const descriptor = this.#openFile(name, O_RDONLY | O_NONBLOCK)
     try {
-      succeed(native.sync(descriptor), 'forcing a file to the disk', this.pathOf(name))
+      succeed(loadNative().sync(descriptor), 'forcing a file to the disk', this.pathOf(name))
     } finally {
-      native.close(descriptor)
+      loadNative().close(descriptor)
     }
   }
 
@@ -159,7 +165,11 @@ export class Directory implements Disposable {
   }
 
   #fill(bytes: Buffer, name: string): number {
-    return succeed(native.readStartAt(this.descriptor, name, bytes), 'reading a file', this.pathOf(name))
+    return succeed(
+      loadNative().readStartAt(this.descriptor, name, bytes),
+      'reading a file',
+      this.pathOf(name),
+    )
   }
 
   /** A file that stays open: with `flags`, never through a link, never waiting for a FIFO's other end. */
@@ -169,7 +179,7 @@ export class Directory implements Disposable {
 
   openFileIfAny(name: string, flags: number): OpenFile | undefined {
     const where = this.pathOf(name)
-    const result = native.openAt(this.descriptor, name, flags | O_NOFOLLOW | O_NONBLOCK, 0)
+    const result = loadNative().openAt(this.descriptor, name, flags | O_NOFOLLOW | O_NONBLOCK, 0)
     return ifAny(result, 'opening a file', where, (descriptor) => OpenFile.own(descriptor, where))
   }
 
@@ -178,18 +188,18 @@ export class Directory implements Disposable {
     const descriptor = this.#openFile(name, O_WRONLY | O_CREAT | O_EXCL)
     try {
       writeFully(descriptor, Buffer.from(text))
-      if (durable) succeed(native.sync(descriptor), 'forcing a file to the disk', this.pathOf(name))
+      if (durable) succeed(loadNative().sync(descriptor), 'forcing a file to the disk', this.pathOf(name))
     } finally {
-      native.close(descriptor)
+      loadNative().close(descriptor)
     }
   }
 
   lock(mode: 'shared' | 'exclusive'): boolean {
-    return succeed(native.lock(this.descriptor, mode), 'locking', this.path) === 1
+    return succeed(loadNative().lock(this.descriptor, mode), 'locking', this.path) === 1
   }
 
   freeSpace(): number {
-    return succeed(native.freeSpace(this.descriptor), 'asking for free space', this.path)
+    return succeed(loadNative().freeSpace(this.descriptor), 'asking for free space', this.path)
   }
 
   giveTo(uid: number): void {
@@ -214,15 +224,15 @@ export class Directory implements Disposable {
   [Symbol.dispose](): void {
     if (!this.#owned) return
     this.#owned = false
-    native.close(this.descriptor)
+    loadNative().close(this.descriptor)
   }
 
   #openDirectory(name: Name): number | Failure {
-    return native.openAt(this.descriptor, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0)
+    return loadNative().openAt(this.descriptor, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0)
   }
 
   #openFile(name: string, flags: number): number {
-    const result = native.openAt(this.descriptor, name, flags | O_NOFOLLOW, 0o600)
+    const result = loadNative().openAt(this.descriptor, name, flags | O_NOFOLLOW, 0o600)
     return succeed(result, 'opening a file', this.pathOf(name))
   }
 }

@@ -4,8 +4,6 @@
  */
 import { isFailure, loadNative } from '../native.js'
 
-const native = loadNative()
-
 let held: number[] | undefined
 
 /** From now on folders are held, and somebody takes them. Elsewhere than in a thread of the pool nobody would. */
@@ -19,7 +17,7 @@ export function beginHolding(): void {
  */
 export function holdOpen(descriptor: number): void {
   if (held === undefined) return
-  const own = native.adopt(descriptor)
+  const own = loadNative().adopt(descriptor)
   if (!isFailure(own)) held.push(own)
 }
 

@@ -4,8 +4,6 @@ import fs from 'node:fs'
 import { isNodeSystemError, systemError } from '../errors.js'
 import { type Failure, type FileStatus, isFailure, loadNative } from '../native.js'
 
-const native = loadNative()
-
 export class OpenFile implements Disposable {
   readonly descriptor: number
   /** For messages only. */
@@ -28,7 +26,7 @@ export class OpenFile implements Disposable {
   }
 
   status(): FileStatus {
-    return this.succeed(native.statusOf(this.descriptor), 'looking at a file')
+    return this.succeed(loadNative().statusOf(this.descriptor), 'looking at a file')
   }
 
   /** Fills `buffer` from `position` on; says how much there was, less than asked only at the end of the file. */
@@ -48,7 +46,7 @@ export class OpenFile implements Disposable {
   }
 
   sync(): void {
-    this.succeed(native.sync(this.descriptor), 'forcing a file to the disk')
+    this.succeed(loadNative().sync(this.descriptor), 'forcing a file to the disk')
   }
 
   /** Gives the descriptor to the caller, who closes it. */
@@ -60,7 +58,7 @@ export class OpenFile implements Disposable {
   [Symbol.dispose](): void {
     if (!this.#owned) return
     this.#owned = false
-    native.close(this.descriptor)
+    loadNative().close(this.descriptor)
   }
 
   succeed<T>(result: T | Failure, doing: string): T {

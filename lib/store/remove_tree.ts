@@ -8,7 +8,6 @@ import { isFailure, loadNative, type Name } from '../native.js'
 import type { Directory } from './directory.js'
 
 const { ENOENT, EPERM, EISDIR } = os.errno
-const native = loadNative()
 
 /** More rounds than the deepest tree needs; whoever fills faster than we empty must not hold us for ever. */
 const mostRounds = 100_000
@@ -74,19 +73,19 @@ function freshName(directory: Directory, wanted: string): string {
 
 function removeFolder(parent: Directory, name: Name): boolean {
   if (parent.statusIfAny(name)?.kind !== 'directory') return parent.statusIfAny(name) === undefined
-  native.clearFlagsAt?.(parent.descriptor, name)
+  loadNative().clearFlagsAt?.(parent.descriptor, name)
   return parent.removeEmpty(name)
 }
 
 /** True where nothing of that name is left. unlink() of a folder fails with EISDIR, or EPERM on BSD. */
 function unlinkUnlessFolder(parent: Directory, name: Name): boolean {
-  const first = native.unlinkAt(parent.descriptor, name)
+  const first = loadNative().unlinkAt(parent.descriptor, name)
   if (!isFailure(first) || first.errno === ENOENT) return true
   if (first.errno !== EISDIR && first.errno !== EPERM)
     throw systemError(first, 'removing a file', parent.pathOf(name))
   if (parent.statusIfAny(name)?.kind === 'directory') return false
-  native.clearFlagsAt?.(parent.descriptor, name)
-  const second = native.unlinkAt(parent.descriptor, name)
+  loadNative().clearFlagsAt?.(parent.descriptor, name)
+  const second = loadNative().unlinkAt(parent.descriptor, name)
   if (!isFailure(second) || second.errno === ENOENT) return true
   throw systemError(second, 'removing a file', parent.pathOf(name))
 }

@@ -1,11 +1,14 @@
 /** simulate: a bhyve without a guest, to try everything else with. */
 import path from 'node:path'
 import type { Fault, SimulatedDialect } from '../../simulator/index.js'
-import { SimulatedBhyve, SimulatedFleet } from '../../simulator/index.js'
+import { type Exit, SimulatedBhyve, SimulatedFleet } from '../../simulator/index.js'
 import type { Command, Context } from '../command.js'
 import { exitStatus } from '../exit_status.js'
 import { UsageError } from '../usage_error.js'
 import { parseSize } from '../values.js'
+
+/** bhyve's own since late 2025, and nothing else ends the simulated one with it. */
+const suspendExitCode = 5
 
 export const simulate: Command = {
   name: 'simulate',
@@ -29,7 +32,7 @@ export const simulate: Command = {
     })
     const { pid, runDirectory } = simulated
     const said = names.length === 1 ? `VM '${names[0] ?? ''}' is` : `${String(names.length)} VMs are`
-    const hint = `  bhyve-checkpoint create ${names[0] ?? ''} --run-directory ${runDirectory} --checkpoint-directory /tmp/checkpoints`
+    const hint = `  bhyve-checkpoint create ${names[0] ?? ''} --run-directory ${runDirectory} --checkpoint-directory checkpoints`
     output.result({ type: 'simulating', vms: names, pid, runDirectory }, [
       `${said} simulated by process ${String(pid)}, sockets in ${runDirectory}`,
       hint,
@@ -45,6 +48,7 @@ async function start({ names, values }: Context): Promise<SimulatedBhyve | Simul
     memoryBytes: values.parsed('memory', parseSize),
     writeRate: values.parsed('write-rate', parseSize),
     fault: values.parsed('fault', parseFault),
+    suspendExitCode,
   }
   try {
     const [vm = ''] = names
@@ -74,7 +78,12 @@ async function untilOver(
   clearInterval(stayAlive)
   await simulated.stop()
   if (exit === undefined) return exitStatus.done
-  const how = exit.signal === null ? `with status ${String(exit.code)}` : `by ${exit.signal}`
-  output.result({ type: 'ended', ...exit }, [`the simulated bhyve ended ${how}`])
+  output.result({ type: 'ended', ...exit }, [`the simulated bhyve ended ${howItEnded(exit)}`])
   return exitStatus.done
+}
+
+function howItEnded({ code, signal }: Exit): string {
+  if (signal !== null) return `by ${signal}`
+  const why = code === suspendExitCode ? ': its VM was suspended' : ''
+  return `with status ${String(code)}${why}`
 }

@@ -15,12 +15,23 @@ export const list: Command = {
   run: async ({ client, names, output }) => {
     const vms = names.length > 0 ? names : await client.listStored()
     const found: ListedCheckpoint[] = []
-    for (const vm of vms) found.push(...(await client.listCheckpoints(vm)))
+    const without: string[] = []
+    for (const vm of vms) {
+      const checkpoints = await client.listCheckpoints(vm)
+      found.push(...checkpoints)
+      if (checkpoints.length === 0) without.push(vm)
+    }
     if (output.json) for (const one of found) output.result(checkpointMessage(one), [])
     else if (found.length > 0) output.result({ type: 'list' }, checkpointTable(found, output))
-    else output.notice('no checkpoints')
+    for (const vm of without) output.notice(noneOf(vm))
+    if (vms.length === 0) output.notice('no checkpoints')
     return exitStatus.done
   },
+}
+
+/** Said for each VM that was named: a misspelt one looks like one without checkpoints. */
+function noneOf(vm: string): string {
+  return `VM '${vm}' has no checkpoints`
 }
 
 async function find({ client, api }: Context, vm: string, name: string): Promise<ListedCheckpoint> {
@@ -64,7 +75,7 @@ export const verify: Command = {
 async function verifyAll(context: Context, signal: AbortSignal): Promise<boolean> {
   const [vm = '', ...named] = context.names
   const names = named.length > 0 ? named : await ours(context, vm)
-  if (names.length === 0) context.output.notice('no checkpoints')
+  if (names.length === 0) context.output.notice(noneOf(vm))
   let allWhole = true
   for (const name of names) allWhole = (await verifyOne(context, vm, name, signal)) && allWhole
   return allWhole
@@ -114,7 +125,7 @@ export const destroyAll: Command = {
     const [vm = ''] = names
     const removed = await client.destroyAll(vm)
     for (const name of removed) output.result({ type: 'destroyed', vm, name }, [`destroyed ${vm}/${name}`])
-    if (removed.length === 0) output.notice('no checkpoints')
+    if (removed.length === 0) output.notice(noneOf(vm))
     return exitStatus.done
   },
 }
