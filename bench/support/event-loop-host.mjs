@@ -2,10 +2,11 @@
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { createClient } from 'bhyve-checkpoint'
+import { askBare } from './bare_socket.mjs'
 import { inParallel, MiB, percentile } from './harness.mjs'
 import { rivals } from './rivals.mjs'
 
-const { way, rssMiB, vms, runDirectory, directory, bhyvectl } = JSON.parse(process.argv[2])
+const { way, rssMiB, vms, runDirectory, bareDirectory, directory, bhyvectl } = JSON.parse(process.argv[2])
 const atOnce = 25
 const tickMs = 1
 // What the loop does in a second without work; the sleeps of the rivals hold no loop and are shortened to it.
@@ -17,16 +18,15 @@ while (rss() < rssMiB * MiB) ballast.push(Buffer.allocUnsafeSlow(256 * 1024).fil
 
 const checkpoint = waysOf()[way]
 const late = []
-let last = performance.now()
-const ticking = setInterval(() => {
-  const now = performance.now()
-  late.push(Math.max(0, now - last - tickMs))
-  last = now
-}, tickMs)
+// Between two ticks, the loop's thread is at work, or ready and waiting for a processor, or idle.
+const working = []
+const waiting = []
+let last = clocks()
+const ticking = setInterval(tick, tickMs)
 
 await inParallel(vms, atOnce, checkpoint)
 clearInterval(ticking)
-late.push(Math.max(0, performance.now() - last - tickMs))
+tick()
 const long = late.filter((ms) => ms > 1)
 console.log(
   JSON.stringify({
@@ -34,10 +34,26 @@ console.log(
     p99: percentile(late, 99),
     max: Math.max(...late),
     sum: long.reduce((sum, ms) => sum + ms, 0),
+    workingMax: Math.max(...working),
+    waitingMax: Math.max(...waiting),
     ticks: late.length,
     measuredRssMiB: rss() / MiB,
   }),
 )
+
+/** Linux counts for each thread what it ran and how long it was ready and did not run, in ns. */
+function clocks() {
+  const [ran, waited] = readFileSync('/proc/thread-self/schedstat', 'latin1').split(' ')
+  return { now: performance.now(), ran: Number(ran) / 1e6, waited: Number(waited) / 1e6 }
+}
+
+function tick() {
+  const next = clocks()
+  late.push(Math.max(0, next.now - last.now - tickMs))
+  working.push(next.ran - last.ran)
+  waiting.push(next.waited - last.waited)
+  last = next
+}
 
 function waysOf() {
   const client = createClient({ runDirectory, checkpointDirectory: directory, dialect: 'descriptor' })
@@ -46,6 +62,7 @@ function waysOf() {
   })
   return {
     nothing: () => new Promise((resolve) => setTimeout(resolve, 100)),
+    'bare sockets': (vm) => askBare(path.join(bareDirectory, vm), path.join(directory, vm, 'checkpoint.ckp')),
     'bhyve-checkpoint': (vm) => client.createCheckpoint(vm),
     ...Object.fromEntries(others),
   }

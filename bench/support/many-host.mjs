@@ -5,6 +5,7 @@ import { readFile } from 'node:fs/promises'
 import net from 'node:net'
 import path from 'node:path'
 import { createClient } from 'bhyve-checkpoint'
+import { askBare } from './bare_socket.mjs'
 import { percentile } from './harness.mjs'
 
 const { way, reads, vms, runDirectory, directory } = JSON.parse(process.argv[2])
@@ -13,7 +14,8 @@ const read = []
 let most = 0
 let isRunning = reads
 
-const ask = way === 'ours' ? library() : bareSocket
+const bare = (vm) => askBare(path.join(runDirectory, vm), path.join(directory, vm, 'checkpoint.ckp'))
+const ask = way === 'ours' ? library() : bare
 // What this file's own reading needs is there before it is counted.
 await readFile(process.argv[1])
 // libuv keeps a descriptor in reserve from the first socket on.
@@ -64,32 +66,4 @@ async function untilBack() {
 function library() {
   const client = createClient({ runDirectory, checkpointDirectory: directory, dialect: 'path' })
   return (vm) => client.createCheckpoint(vm)
-}
-
-/** The request of a bhyve that takes a whole path, and the wait for its end: what any way needs at least. */
-async function bareSocket(vm) {
-  const folder = path.join(directory, vm)
-  fs.mkdirSync(folder, { recursive: true })
-  const socket = net.connect(path.join(runDirectory, vm))
-  socket.end(request(path.join(folder, 'checkpoint.ckp')))
-  await new Promise((resolve, reject) => {
-    socket.once('close', resolve).once('error', reject).resume()
-  })
-}
-
-function request(file) {
-  const pairs = [pair(4, 'cmd', 'checkpoint\0'), pair(4, 'filename', `${file}\0`), pair(2, 'suspend', '\0')]
-  const body = Buffer.concat(pairs)
-  const head = Buffer.alloc(19)
-  head.writeUInt8(0x6c)
-  head.writeBigUInt64LE(BigInt(body.length), 11)
-  return Buffer.concat([head, body])
-}
-
-function pair(type, name, data) {
-  const head = Buffer.alloc(19)
-  head.writeUInt8(type)
-  head.writeUInt16LE(name.length + 1, 1)
-  head.writeBigUInt64LE(BigInt(Buffer.byteLength(data)), 3)
-  return Buffer.concat([head, Buffer.from(`${name}\0${data}`)])
 }

@@ -1,0 +1,31 @@
+// Asks a bhyve with nothing but a socket and checks nothing: what the VMs' own writing does to the machine.
+import fs from 'node:fs'
+import net from 'node:net'
+import path from 'node:path'
+
+/** The request of a bhyve that takes a whole path, and the wait for its end: what any way needs at least. */
+export async function askBare(socketPath, file) {
+  fs.mkdirSync(path.dirname(file), { recursive: true })
+  const socket = net.connect(socketPath)
+  socket.end(request(file))
+  await new Promise((resolve, reject) => {
+    socket.once('close', resolve).once('error', reject).resume()
+  })
+}
+
+function request(file) {
+  const pairs = [pair(4, 'cmd', 'checkpoint\0'), pair(4, 'filename', `${file}\0`), pair(2, 'suspend', '\0')]
+  const body = Buffer.concat(pairs)
+  const head = Buffer.alloc(19)
+  head.writeUInt8(0x6c)
+  head.writeBigUInt64LE(BigInt(body.length), 11)
+  return Buffer.concat([head, body])
+}
+
+function pair(type, name, data) {
+  const head = Buffer.alloc(19)
+  head.writeUInt8(type)
+  head.writeUInt16LE(name.length + 1, 1)
+  head.writeBigUInt64LE(BigInt(Buffer.byteLength(data)), 3)
+  return Buffer.concat([head, Buffer.from(`${name}\0${data}`)])
+}
