@@ -18,8 +18,7 @@ while (rss() < rssMiB * MiB) ballast.push(Buffer.allocUnsafeSlow(256 * 1024).fil
 
 const checkpoint = waysOf()[way]
 const late = []
-// Between two ticks, the loop's thread is at work, or ready and waiting for a processor, or idle.
-const working = []
+// How much of that the loop's thread was ready and waited for a processor.
 const waiting = []
 let last = clocks()
 const ticking = setInterval(tick, tickMs)
@@ -34,23 +33,21 @@ console.log(
     p99: percentile(late, 99),
     max: Math.max(...late),
     sum: long.reduce((sum, ms) => sum + ms, 0),
-    workingMax: Math.max(...working),
     waitingMax: Math.max(...waiting),
     ticks: late.length,
     measuredRssMiB: rss() / MiB,
   }),
 )
 
-/** Linux counts for each thread what it ran and how long it was ready and did not run, in ns. */
+/** Linux counts for each thread how long it was ready and did not run, in ns. */
 function clocks() {
-  const [ran, waited] = readFileSync('/proc/thread-self/schedstat', 'latin1').split(' ')
-  return { now: performance.now(), ran: Number(ran) / 1e6, waited: Number(waited) / 1e6 }
+  const [, waited] = readFileSync('/proc/thread-self/schedstat', 'latin1').split(' ')
+  return { now: performance.now(), waited: Number(waited) / 1e6 }
 }
 
 function tick() {
   const next = clocks()
   late.push(Math.max(0, next.now - last.now - tickMs))
-  working.push(next.ran - last.ran)
   waiting.push(next.waited - last.waited)
   last = next
 }
