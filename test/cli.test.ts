@@ -380,14 +380,20 @@ t.test('a reader that goes away costs nobody a checkpoint', async (t) => {
   ])
 })
 
-t.test('a shell completes commands, options and names', async (t) => {
-  const world = new CliWorld(t)
-  await saved(world)
-  await world.run({ args: ['create', 'vm1', 'with space'] }, 'pipe')
+/** A folder for PATH with the program of this checkout in it. */
+function programFolder(t: Test): string {
   const program = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
   const bin = scratch(t)
   const wrapper = `#!/bin/sh\nexec '${process.execPath}' '${program}' "$@"\n`
   fs.writeFileSync(path.join(bin, 'bhyve-checkpoint'), wrapper, { mode: 0o755 })
+  return bin
+}
+
+t.test('bash completes commands, options and names', async (t) => {
+  const world = new CliWorld(t)
+  await saved(world)
+  await world.run({ args: ['create', 'vm1', 'with space'] }, 'pipe')
+  const bin = programFolder(t)
   const complete = (...typed: string[]): string[] => {
     const words = ['bhyve-checkpoint', ...typed].map((word) => `'${word}'`).join(' ')
     const script = `eval "$(bhyve-checkpoint completion)"; COMP_WORDS=(${words}); COMP_CWORD=${typed.length}
@@ -404,6 +410,37 @@ t.test('a shell completes commands, options and names', async (t) => {
   t.same(complete('destroy', ...world.places, 'vm1', 'w'), ['with\\ space'])
   t.same(complete('restore', 'vm1', '--', ''), [])
   t.same(complete('list', '--run-directory', '/nowhere', '--checkpoint-directory', '/nowhere', ''), [])
+})
+
+/** A zsh at a terminal: what is typed, Tab, and what has to show then. Without it the test would hang, and is ended. */
+const zshTypes = `zmodload zsh/zpty
+  zpty -b shell zsh -f -i
+  zpty -w shell 'PS1=; unsetopt beep; bindkey -e; eval "$(bhyve-checkpoint completion zsh)"; print rea""dy'
+  zpty -r -m shell out '*ready*'
+  zpty -w -n shell "bhyve-checkpoint $1"$'\\t'
+  zpty -r -m shell out "*$2*" && print -r shown
+  zpty -d shell`
+
+const hasZsh = spawnSync('zsh', ['--version']).status === 0
+
+t.test('zsh completes the same', { skip: hasZsh ? false : 'zsh is not installed' }, async (t) => {
+  const world = new CliWorld(t)
+  await saved(world)
+  await world.run({ args: ['create', 'vm1', 'with space'] }, 'pipe')
+  const env = childEnvironment({ PATH: `${programFolder(t)}:${process.env.PATH ?? ''}` })
+  for (const [typed, shows] of [
+    ['verif', 'verify'],
+    ['prune --keep-l', '--keep-last'],
+    [`show ${world.places.join(' ')} v`, ' vm1'],
+    [`destroy ${world.places.join(' ')} vm1 w`, 'vm1 with\\\\ space'],
+  ] as const) {
+    const { stdout, stderr } = spawnSync('zsh', ['-f', '-c', zshTypes, 'zsh', typed, shows], {
+      env,
+      encoding: 'utf8',
+      timeout: 60_000,
+    })
+    t.equal(stdout, 'shown\n', `${typed} ${stderr}`)
+  }
 })
 
 t.test('the documented exit statuses are the real ones', async (t) => {

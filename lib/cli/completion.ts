@@ -19,7 +19,7 @@ _bhyve_checkpoint() {
   COMPREPLY=()
   while read -r word; do
     case $word in "\${COMP_WORDS[COMP_CWORD]}"*) COMPREPLY+=("$(printf %q "$word")") ;; esac
-  done < <(bhyve-checkpoint completion words "\${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
+  done < <(bhyve-checkpoint completion words "\${COMP_WORDS[@]:1:$COMP_CWORD}" 2>/dev/null)
 }
 complete -o default -F _bhyve_checkpoint bhyve-checkpoint
 `
