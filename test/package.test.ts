@@ -23,7 +23,7 @@ t.test('has what it needs, and nothing else', async (t) => {
     'dist/pool/worker.js',
     'dist/simulator/index.js',
     'dist/simulator/index.d.ts',
-    'native/addon.cc',
+    'native/addon/addon.cc',
     'CMakeLists.txt',
     'scripts/build-addon.mjs',
     'docs/errors.md',

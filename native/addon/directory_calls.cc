@@ -1,0 +1,99 @@
+// Directories and the files in them.
+
+#include "../directory.h"
+#include "../file_status.h"
+#include "calls.h"
+#include "values.h"
+
+namespace bhyve::addon {
+
+namespace {
+
+using Napi::CallbackInfo;
+using Napi::Env;
+using Napi::Value;
+
+Value openPath(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::openPath(textArgument(info, 0), intArgument(info, 1)));
+}
+Value openAt(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::openAt(intArgument(info, 0), nameArgument(info, 1), intArgument(info, 2),
+                                           intArgument(info, 3)));
+}
+Value readStartAt(const CallbackInfo &info) {
+  auto bytes = bytesArgument(info, 2);
+  return toValue(info.Env(), bhyve::readStartAt(intArgument(info, 0), nameArgument(info, 1), bytes.Data(),
+                                                bytes.ByteLength()));
+}
+Value makeDirectoryAt(const CallbackInfo &info) {
+  return toValue(info.Env(),
+                 bhyve::makeDirectoryAt(intArgument(info, 0), nameArgument(info, 1), intArgument(info, 2)));
+}
+Value statusAt(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::statusAt(intArgument(info, 0), nameArgument(info, 1)));
+}
+Value statusOf(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::statusOf(intArgument(info, 0)));
+}
+Value renameAt(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::renameAt(intArgument(info, 0), nameArgument(info, 1),
+                                             intArgument(info, 2), nameArgument(info, 3)));
+}
+Value unlinkAt(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::unlinkAt(intArgument(info, 0), nameArgument(info, 1)));
+}
+Value removeDirectoryAt(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::removeDirectoryAt(intArgument(info, 0), nameArgument(info, 1)));
+}
+#if defined(__FreeBSD__) || defined(__APPLE__)
+Value clearFlagsAt(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::clearFlagsAt(intArgument(info, 0), nameArgument(info, 1)));
+}
+#endif
+
+Value readDirectory(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::readDirectory(intArgument(info, 0)));
+}
+Value syncDescriptor(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::syncDescriptor(intArgument(info, 0)));
+}
+
+Value lockDescriptor(const CallbackInfo &info) {
+  const std::string mode = textArgument(info, 1);
+  if (mode != "shared" && mode != "exclusive")
+    refuse(info.Env(), "a lock mode is expected: shared or exclusive");
+  return toValue(info.Env(),
+                 bhyve::lockDescriptor(intArgument(info, 0), mode == "shared" ? bhyve::LockMode::Shared
+                                                                              : bhyve::LockMode::Exclusive));
+}
+
+Value unlockDescriptor(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::unlockDescriptor(intArgument(info, 0)));
+}
+Value freeSpace(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::freeSpace(intArgument(info, 0)));
+}
+
+} // namespace
+
+void addDirectoryCalls(Napi::Object exports) {
+  add(exports, "openPath", openPath);
+  add(exports, "openAt", openAt);
+  add(exports, "readStartAt", readStartAt);
+  add(exports, "makeDirectoryAt", makeDirectoryAt);
+  add(exports, "statusAt", statusAt);
+  add(exports, "statusOf", statusOf);
+  add(exports, "renameAt", renameAt);
+  add(exports, "unlinkAt", unlinkAt);
+  add(exports, "removeDirectoryAt", removeDirectoryAt);
+#if defined(__FreeBSD__) || defined(__APPLE__)
+  add(exports, "clearFlagsAt", clearFlagsAt);
+#endif
+  add(exports, "readDirectory", readDirectory);
+  add(exports, "sync", syncDescriptor);
+  add(exports, "lock", lockDescriptor);
+  add(exports, "unlock", unlockDescriptor);
+  add(exports, "freeSpace", freeSpace);
+}
+
+} // namespace bhyve::addon

@@ -1,0 +1,165 @@
+// Requests and answers as bytes.
+
+#include "../checkpoint_request.h"
+#include "../nvlist.h"
+#include "calls.h"
+#include "values.h"
+
+namespace bhyve::addon {
+
+namespace {
+
+using Napi::CallbackInfo;
+using Napi::Env;
+using Napi::Value;
+
+const char *nameOf(bhyve::nvlist::Type type) {
+  using bhyve::nvlist::Type;
+  switch (type) {
+  case Type::Null:
+    return "null";
+  case Type::Bool:
+    return "bool";
+  case Type::Number:
+    return "number";
+  case Type::String:
+    return "string";
+  case Type::Descriptor:
+    return "descriptor";
+  case Type::Binary:
+    return "binary";
+  }
+  return "null";
+}
+
+Value valueOf(const Env &env, const bhyve::nvlist::Pair &pair) {
+  using bhyve::nvlist::Type;
+  switch (pair.type) {
+  case Type::Null:
+    return env.Null();
+  case Type::Bool:
+    return Napi::Boolean::New(env, pair.scalar == 1);
+  case Type::Number:
+  case Type::Descriptor:
+    return Napi::BigInt::New(env, pair.scalar);
+  case Type::String:
+    return Napi::String::New(env, pair.bytes);
+  case Type::Binary:
+    return toValue(env, pair.bytes);
+  }
+  return env.Null();
+}
+
+std::uint64_t scalarFrom(const Env &env, const Value &value) {
+  bool lossless = false;
+  if (!value.IsBigInt())
+    refuse(env, "a bigint is expected");
+  const std::uint64_t scalar = value.As<Napi::BigInt>().Uint64Value(&lossless);
+  if (!lossless)
+    refuse(env, "a bigint of 64 bits without sign is expected");
+  return scalar;
+}
+
+std::string stringFrom(const Env &env, const Value &value, bool nulAllowed) {
+  if (!value.IsString())
+    refuse(env, "a string is expected");
+  std::string text = value.As<Napi::String>().Utf8Value();
+  if (!nulAllowed && text.find('\0') != std::string::npos)
+    refuse(env, "a string without NUL is expected");
+  return text;
+}
+
+bhyve::nvlist::Pair pairFrom(const Env &env, const Napi::Object &object) {
+  using bhyve::nvlist::Pair;
+  const std::string name = stringFrom(env, object.Get("name"), false);
+  const std::string type = stringFrom(env, object.Get("type"), false);
+  const Value value = object.Get("value");
+  if (name.size() >= 2048)
+    refuse(env, "a name of at most 2047 bytes is expected");
+  if (type == "null")
+    return Pair::null(name);
+  if (type == "bool" && value.IsBoolean())
+    return Pair::boolean(name, value.As<Napi::Boolean>());
+  if (type == "number")
+    return Pair::number(name, scalarFrom(env, value));
+  if (type == "descriptor")
+    return Pair::descriptor(name, scalarFrom(env, value));
+  if (type == "string")
+    return Pair::string(name, stringFrom(env, value, false));
+  if (type == "binary" && value.IsBuffer() && value.As<Napi::Buffer<char>>().Length() > 0) {
+    const auto buffer = value.As<Napi::Buffer<char>>();
+    return Pair::binary(name, std::string(buffer.Data(), buffer.Length()));
+  }
+  refuse(env, "type and value of a pair do not fit");
+}
+
+Value encodeNvlist(const CallbackInfo &info) {
+  if (!info[0].IsArray())
+    refuse(info.Env(), "an array of pairs is expected");
+  const auto array = info[0].As<Napi::Array>();
+  bhyve::nvlist::List pairs;
+  for (std::uint32_t i = 0; i < array.Length(); i++) {
+    const Value pair = array[i];
+    if (!pair.IsObject())
+      refuse(info.Env(), "a pair is expected");
+    pairs.push_back(pairFrom(info.Env(), pair.As<Napi::Object>()));
+  }
+  return toValue(info.Env(), bhyve::nvlist::encode(pairs));
+}
+
+Value decodeNvlist(const CallbackInfo &info) {
+  const auto bytes = bytesArgument(info, 0);
+  const int descriptors = intArgument(info, 1);
+  const auto pairs =
+      bhyve::nvlist::decode(bytes.Data(), bytes.ByteLength(), static_cast<std::uint64_t>(descriptors));
+  if (!pairs)
+    return info.Env().Undefined();
+  auto array = Napi::Array::New(info.Env(), pairs->size());
+  for (std::uint32_t i = 0; i < pairs->size(); i++) {
+    auto object = Napi::Object::New(info.Env());
+    object.Set("name", (*pairs)[i].name);
+    object.Set("type", nameOf((*pairs)[i].type));
+    object.Set("value", valueOf(info.Env(), (*pairs)[i]));
+    array.Set(i, object);
+  }
+  return array;
+}
+
+bhyve::Dialect dialectFrom(const Env &env, const std::string &name) {
+  if (name == "struct")
+    return bhyve::Dialect::Struct;
+  if (name == "path")
+    return bhyve::Dialect::Path;
+  if (name == "descriptor")
+    return bhyve::Dialect::Descriptor;
+  refuse(env, "a dialect is expected: struct, path or descriptor");
+}
+
+bhyve::Operation operationFrom(const Env &env, const std::string &name) {
+  if (name == "checkpoint")
+    return bhyve::Operation::Checkpoint;
+  if (name == "suspend")
+    return bhyve::Operation::Suspend;
+  if (name == "refused")
+    return bhyve::Operation::Refused;
+  refuse(env, "an operation is expected: checkpoint, suspend or refused");
+}
+
+Value encodeRequest(const CallbackInfo &info) {
+  const auto request =
+      bhyve::encodeRequest(dialectFrom(info.Env(), textArgument(info, 0)),
+                           operationFrom(info.Env(), textArgument(info, 1)), textArgument(info, 2));
+  if (!request)
+    refuse(info.Env(), "this dialect has no room for that request");
+  return toValue(info.Env(), *request);
+}
+
+} // namespace
+
+void addNvlistCalls(Napi::Object exports) {
+  add(exports, "encodeNvlist", encodeNvlist);
+  add(exports, "decodeNvlist", decodeNvlist);
+  add(exports, "encodeRequest", encodeRequest);
+}
+
+} // namespace bhyve::addon

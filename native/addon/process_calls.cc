@@ -1,0 +1,68 @@
+// Processes, and who owns which descriptor.
+
+#include "../directory.h"
+#include "../process.h"
+#include "../process_exit.h"
+#include "calls.h"
+#include "values.h"
+
+namespace bhyve::addon {
+
+namespace {
+
+using Napi::CallbackInfo;
+using Napi::Env;
+using Napi::Value;
+
+Value processStatus(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::processStatus(static_cast<pid_t>(intArgument(info, 0))));
+}
+Value signalProcess(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::signalProcess(static_cast<pid_t>(intArgument(info, 0)),
+                                                  textArgument(info, 1), intArgument(info, 2)));
+}
+Value watchProcess(const CallbackInfo &info) {
+  return toValue(info.Env(),
+                 bhyve::watchProcess(static_cast<pid_t>(intArgument(info, 0)), textArgument(info, 1)));
+}
+Value hasEnded(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::hasEnded(intArgument(info, 0)));
+}
+Value dieBy(const CallbackInfo &info) {
+  bhyve::dieBy(intArgument(info, 0));
+}
+
+Value adopt(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::duplicate(intArgument(info, 0)));
+}
+
+Value disown(const CallbackInfo &info) {
+  tableOf(info.Env()).disown(intArgument(info, 0));
+  return info.Env().Undefined();
+}
+
+Value closeOwned(const CallbackInfo &info) {
+  if (!tableOf(info.Env()).close(intArgument(info, 0)))
+    refuse(info.Env(), "this descriptor is not open, or somebody else's");
+  return info.Env().Undefined();
+}
+
+Value ownedDescriptors(const CallbackInfo &info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(tableOf(info.Env()).size()));
+}
+
+} // namespace
+
+void addProcessCalls(Napi::Object exports) {
+  add(exports, "processStatus", processStatus);
+  add(exports, "signalProcess", signalProcess);
+  add(exports, "watchProcess", watchProcess);
+  add(exports, "hasEnded", hasEnded);
+  add(exports, "dieBy", dieBy);
+  add(exports, "adopt", adopt);
+  add(exports, "disown", disown);
+  add(exports, "close", closeOwned);
+  add(exports, "ownedDescriptors", ownedDescriptors);
+}
+
+} // namespace bhyve::addon

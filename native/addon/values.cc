@@ -1,0 +1,164 @@
+#include "values.h"
+
+namespace bhyve::addon {
+
+using Napi::CallbackInfo;
+using Napi::Env;
+using Napi::Value;
+
+[[noreturn]] void refuse(const Env &env, const char *message) {
+  throw Napi::TypeError::New(env, message);
+}
+
+int intArgument(const CallbackInfo &info, size_t index) {
+  if (!info[index].IsNumber())
+    refuse(info.Env(), "an integer is expected");
+  return info[index].As<Napi::Number>().Int32Value();
+}
+
+std::int64_t offsetArgument(const CallbackInfo &info, size_t index) {
+  constexpr double kMost = 9007199254740991;
+  const double number = info[index].IsNumber() ? info[index].As<Napi::Number>().DoubleValue() : -1;
+  const bool isOffset = number >= 0 && number <= kMost; // not so for what is no number
+  if (!isOffset)
+    refuse(info.Env(), "an offset is expected");
+  return static_cast<std::int64_t>(number);
+}
+
+std::string textArgument(const CallbackInfo &info, size_t index) {
+  if (!info[index].IsString())
+    refuse(info.Env(), "a string is expected");
+  std::string text = info[index].As<Napi::String>().Utf8Value();
+  // The systems' calls would take the part before the NUL for the whole.
+  if (text.find('\0') != std::string::npos)
+    refuse(info.Env(), "a string without NUL is expected");
+  return text;
+}
+
+std::string nameArgument(const CallbackInfo &info, size_t index) {
+  if (!info[index].IsTypedArray())
+    return textArgument(info, index);
+  const auto bytes = info[index].As<Napi::TypedArray>();
+  if (bytes.TypedArrayType() != napi_uint8_array)
+    refuse(info.Env(), "a name is expected");
+  const auto octets = bytes.As<Napi::Uint8Array>();
+  return {reinterpret_cast<const char *>(octets.Data()), octets.ByteLength()};
+}
+
+Napi::Uint8Array bytesArgument(const CallbackInfo &info, size_t index) {
+  if (!info[index].IsTypedArray() || info[index].As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array)
+    refuse(info.Env(), "a Uint8Array is expected");
+  return info[index].As<Napi::Uint8Array>();
+}
+
+Value toValue(const Env &env, const Failure &failure) {
+  auto object = Napi::Object::New(env);
+  object.Set("errno", failure.error);
+  object.Set("syscall", failure.syscall);
+  return object;
+}
+
+Value toValue(const Env &env, std::int64_t number) {
+  return Napi::Number::New(env, static_cast<double>(number));
+}
+Value toValue(const Env &env, double number) {
+  return Napi::Number::New(env, number);
+}
+Value toValue(const Env &env, const std::string &bytes) {
+  return {env, Napi::Buffer<char>::Copy(env, bytes.data(), bytes.size())};
+}
+Value toValue(const Env &env, const std::vector<std::uint8_t> &bytes) {
+  return {env, Napi::Buffer<std::uint8_t>::Copy(env, bytes.data(), bytes.size())};
+}
+
+Value toValue(const Env &env, const DataRange &range) {
+  auto object = Napi::Object::New(env);
+  object.Set("start", range.start);
+  object.Set("end", range.end);
+  return object;
+}
+
+DescriptorTable &tableOf(const Env &env) {
+  return *env.GetInstanceData<DescriptorTable>();
+}
+
+Value toValue(const Env &env, UniqueFd &descriptor) {
+  return Napi::Number::New(env, tableOf(env).own(std::move(descriptor)));
+}
+
+const char *nameOf(FileKind kind) {
+  switch (kind) {
+  case FileKind::File:
+    return "file";
+  case FileKind::Directory:
+    return "directory";
+  case FileKind::Symlink:
+    return "symlink";
+  case FileKind::Socket:
+    return "socket";
+  case FileKind::Fifo:
+    return "fifo";
+  case FileKind::Other:
+    return "other";
+  }
+  return "other";
+}
+
+Value toValue(const Env &env, const FileStatus &status) {
+  auto object = Napi::Object::New(env);
+  object.Set("kind", nameOf(status.kind));
+  object.Set("size", status.size);
+  object.Set("allocatedBytes", status.allocatedBytes);
+  object.Set("mtimeMs", status.mtimeMs);
+  object.Set("identity", status.identity);
+  object.Set("links", status.links);
+  object.Set("uid", status.uid);
+  object.Set("mode", status.mode);
+  return object;
+}
+
+Value toValue(const Env &env, const Peer &peer) {
+  auto object = Napi::Object::New(env);
+  object.Set("uid", static_cast<double>(peer.uid));
+  object.Set("pid", static_cast<double>(peer.pid));
+  return object;
+}
+
+const char *nameOf(ProcessState state) {
+  switch (state) {
+  case ProcessState::Running:
+    return "running";
+  case ProcessState::Stopped:
+    return "stopped";
+  case ProcessState::Zombie:
+    return "zombie";
+  }
+  return "running";
+}
+
+Value toValue(const Env &env, const ProcessStatus &status) {
+  auto object = Napi::Object::New(env);
+  object.Set("state", nameOf(status.state));
+  object.Set("startedAt", status.startedAt);
+  return object;
+}
+
+Value toValue(const Env &env, const std::vector<int> &numbers) {
+  auto array = Napi::Array::New(env, numbers.size());
+  for (std::uint32_t i = 0; i < numbers.size(); i++)
+    array.Set(i, numbers[i]);
+  return array;
+}
+
+Value toValue(const Env &env, ReceivedDescriptors &received) {
+  auto descriptors = Napi::Array::New(env, received.descriptors.size());
+  for (std::uint32_t i = 0; i < received.descriptors.size(); i++)
+    descriptors.Set(i, toValue(env, received.descriptors[i]));
+  auto object = Napi::Object::New(env);
+  object.Set("bytes", static_cast<double>(received.bytes));
+  object.Set("descriptors", descriptors);
+  object.Set("truncated", received.truncated);
+  return object;
+}
+
+} // namespace bhyve::addon

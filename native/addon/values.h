@@ -1,0 +1,54 @@
+// Arguments into C++ values, results into JavaScript ones. What does not fit is
+// refused with a TypeError.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include <napi.h>
+
+#include "../descriptor_table.h"
+#include "../file_status.h"
+#include "../memory_image.h"
+#include "../process.h"
+#include "../result.h"
+#include "../server_socket.h"
+#include "../unix_socket.h"
+
+namespace bhyve::addon {
+
+[[noreturn]] void refuse(const Napi::Env &env, const char *message);
+
+int intArgument(const Napi::CallbackInfo &info, size_t index);
+// A place in a file: what a double holds exactly.
+std::int64_t offsetArgument(const Napi::CallbackInfo &info, size_t index);
+// Without NUL.
+std::string textArgument(const Napi::CallbackInfo &info, size_t index);
+// A file's name: text, or bytes where it is no valid UTF-8.
+std::string nameArgument(const Napi::CallbackInfo &info, size_t index);
+Napi::Uint8Array bytesArgument(const Napi::CallbackInfo &info, size_t index);
+
+// Of this environment.
+DescriptorTable &tableOf(const Napi::Env &env);
+
+Napi::Value toValue(const Napi::Env &env, const Failure &failure);
+Napi::Value toValue(const Napi::Env &env, std::int64_t number);
+Napi::Value toValue(const Napi::Env &env, double number);
+Napi::Value toValue(const Napi::Env &env, const std::string &bytes);
+Napi::Value toValue(const Napi::Env &env, const std::vector<std::uint8_t> &bytes);
+Napi::Value toValue(const Napi::Env &env, const std::vector<int> &numbers);
+Napi::Value toValue(const Napi::Env &env, const DataRange &range);
+Napi::Value toValue(const Napi::Env &env, const FileStatus &status);
+Napi::Value toValue(const Napi::Env &env, const Peer &peer);
+Napi::Value toValue(const Napi::Env &env, const ProcessStatus &status);
+// Both give what they hold to the environment.
+Napi::Value toValue(const Napi::Env &env, UniqueFd &descriptor);
+Napi::Value toValue(const Napi::Env &env, ReceivedDescriptors &received);
+
+template <typename T> Napi::Value toValue(const Napi::Env &env, Result<T> result) {
+  return std::visit([&](auto &alternative) { return toValue(env, alternative); }, result);
+}
+
+} // namespace bhyve::addon
