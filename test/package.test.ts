@@ -222,7 +222,7 @@ t.test('says what is missing where no prebuild fits, and how to build it', async
   }
   t.match(cause, 'No native build was found')
   const program = path.join(bare.directory, 'node_modules/.bin/bhyve-checkpoint')
-  const run = (...words: string[]) => spawnSync(program, words, { env: childEnvironment(), encoding: 'utf8' })
+  const run = (...words: string[]) => spawnSync(program, words, { env: bare.env, encoding: 'utf8' })
   t.equal(run('create', '--help').status, 0)
   const list = run('list', 'vm1')
   t.equal(list.status, 1)

@@ -76,7 +76,8 @@ export function install(t: Test, packed: Packed): Project {
   for (const folder of [project, tools]) fs.mkdirSync(folder)
   fs.symlinkSync(process.execPath, path.join(tools, 'node'))
   fs.symlinkSync('/bin/sh', path.join(tools, 'sh'))
-  const env = childEnvironment({ PATH: tools })
+  // What is installed is tested with the addon that came with it, whichever the other tests are to load.
+  const env = childEnvironment({ PATH: tools, BHYVE_CHECKPOINT_PREBUILD: '' })
   const dependencies = runtimeDependencies().map(
     (name) => packFolder(path.join(root, 'node_modules', name), directory).tarball,
   )
