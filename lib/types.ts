@@ -28,7 +28,10 @@ export interface ClientOptions {
 export interface Layout {
   /** Absolute directory of this VM's checkpoints. */
   directoryOf(vm: string): string
-  /** VMs that have such a directory. */
+  /**
+   * VMs that have such a directory. Asked before each checkpoint too, to count the space that others are going to need:
+   * all calls of a client that are about to ask their bhyve wait for one answer.
+   */
   vms(): Promise<string[]>
 }
 
