@@ -154,10 +154,21 @@ function operationOf({ poweroff }: CreateSettings): 'checkpoint' | 'suspend' {
   return poweroff ? 'suspend' : 'checkpoint'
 }
 
+/** bhyve's files are its user's alone: powered off by anybody else, the VM would be in files that nobody here can read. */
+function assertStateReadable({ uid }: Peer, vm: string): void {
+  const ours = process.geteuid?.() ?? 0
+  if (ours === 0 || uid === ours) return
+  const message =
+    `VM '${vm}' runs as uid ${String(uid)}, and only root or that user can read the state it would leave; ` +
+    `we are uid ${String(ours)}. It was told nothing`
+  throw new CheckpointError('ERR_PERMISSION', message, { vm })
+}
+
 /** Whoever finds the stage later must know whose writing it waits for, and we whose end. */
 async function prepareSuspend(asking: Asking, dialect: Dialect, peer: Peer): Promise<void> {
   const { stage, settings, asked, cancellation } = asking
   if (!settings.poweroff) return
+  assertStateReadable(peer, settings.vm)
   const { pid, startedAt } = peer
   await stage.recordWriter({ pid, startedAt, dialect })
   cancellation.throwIfCancelled()

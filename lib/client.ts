@@ -233,11 +233,14 @@ class Client implements CheckpointClient {
 
   async pause(vm: string, options: { pid?: number | undefined } = {}): Promise<void> {
     assertVmName(vm)
-    if (this.#requests.has(vm)) {
-      const message = `VM '${vm}' is being asked for a checkpoint: stopped now, it would never end`
-      throw new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm, holderPid: process.pid })
-    }
+    this.#assertNotAsked(vm)
     return this.#explained(`pausing VM '${vm}'`, () => ({ vm }), this.#setPaused(vm, true, options))
+  }
+
+  #assertNotAsked(vm: string): void {
+    if (!this.#requests.has(vm)) return
+    const message = `VM '${vm}' is being asked for a checkpoint: stopped now, it would never end`
+    throw new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm, holderPid: process.pid })
   }
 
   async resume(vm: string, options: { pid?: number | undefined } = {}): Promise<void> {
@@ -255,6 +258,8 @@ class Client implements CheckpointClient {
     const sockets = await this.#store.run('locateSocket', place)
     const { peer, located } = findPeer(sockets, place, this.#surroundings.peers)
     assertTrusted(peer, located, place)
+    // A request may have been made meanwhile. One that comes after the stop finds the VM paused.
+    if (paused) this.#assertNotAsked(vm)
     return setPaused(peer, paused, place)
   }
 

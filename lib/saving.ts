@@ -25,7 +25,7 @@ export function watchSaving(
   timer.unref()
   return () => {
     clearInterval(timer)
-    return watch.settled
+    return watch.stop()
   }
 }
 
@@ -36,8 +36,9 @@ function intervalOf({ stallTimeout }: CreateSettings, progress: ProgressReporter
 }
 
 class Watch {
-  settled: Promise<void> = Promise.resolve()
+  #settled: Promise<void> = Promise.resolve()
   #looking = false
+  #stopped = false
   #lastSeen = ''
   #lastChange = performance.now()
   readonly #stage: Stage
@@ -60,7 +61,13 @@ class Watch {
   look(): void {
     if (this.#looking || this.#cancellation.cancelled) return
     this.#looking = true
-    this.settled = this.#lookOnce().finally(() => (this.#looking = false))
+    this.#settled = this.#lookOnce().finally(() => (this.#looking = false))
+  }
+
+  /** A look that is under way must not cancel what has ended well. */
+  stop(): Promise<void> {
+    this.#stopped = true
+    return this.#settled
   }
 
   async #lookOnce(): Promise<void> {
@@ -83,7 +90,7 @@ class Watch {
   #checkStall(): void {
     const { stallTimeout, vm, name, poweroff } = this.#settings
     const still = performance.now() - this.#lastChange
-    if (stallTimeout === 0 || still < stallTimeout) return
+    if (this.#stopped || stallTimeout === 0 || still < stallTimeout) return
     const message =
       `bhyve wrote nothing of checkpoint '${name}' of VM '${vm}' for ${String(stallTimeout)} ms; it is left ` +
       'alone, and its connection is held until it ends. ' +

@@ -115,11 +115,11 @@ async function failure(asking: Asking, ended: Ended, collected: Collected): Prom
   const { stage, asked } = asking
   const before = vmStateOf(ended.sent.peer)
   if (before === 'unknown') return failed(asking, ended, collected.problems, before, leftIn(stage.path))
-  if (before !== 'off' && (await runsOn(asking, ended, collected))) {
-    asked.holdsState = false
-    return failed(asking, ended, collected.problems, vmStateOf(ended.sent.peer), nothingKept)
-  }
-  return lost(asking, ended, collected)
+  const fate = before === 'off' ? 'gone' : await fateOf(asking, ended, collected)
+  if (fate === 'gone') return lost(asking, ended, collected)
+  if (fate === 'unknown') return failed(asking, ended, collected.problems, fate, leftIn(stage.path))
+  asked.holdsState = false
+  return failed(asking, ended, collected.problems, vmStateOf(ended.sent.peer), nothingKept)
 }
 
 async function lost(asking: Asking, ended: Ended, { problems }: Collected): Promise<CheckpointError> {
@@ -147,15 +147,29 @@ async function lost(asking: Asking, ended: Ended, { problems }: Collected): Prom
   }
 }
 
-/** Where only the metadata are bad, or nothing was written, bhyve may be gone all the same. */
-async function runsOn(asking: Asking, ended: Ended, { problems, untouched }: Collected): Promise<boolean> {
+/**
+ * bhyve resumes a VM whose RAM or kernel state it could not write. Where only the metadata are bad, or nothing was
+ * written, it may be gone all the same. Where they are whole it took its work for done, whatever we think of the rest.
+ */
+async function fateOf(
+  asking: Asking,
+  ended: Ended,
+  { problems, untouched, inspection }: Collected,
+): Promise<'runs on' | 'gone' | 'unknown'> {
   const { asked, place, system, exitPatienceMs } = asking
-  const isNoticed = !untouched && problems.some(({ code }) => !code.startsWith('metadata-'))
   // One that answers with an error has thought better of it.
-  if (isNoticed || ended.replyError !== undefined || asked.end === undefined) return true
+  if (ended.replyError !== undefined || asked.end === undefined) return 'runs on'
+  const tookItForDone = inspection?.metadata !== undefined
+  if (!tookItForDone && !untouched && problems.some(isNoticed)) return 'runs on'
   const isDestroyed = system.platform === 'freebsd' && !isKnownToKernel(place)
-  const isGone = await asked.end.within(isDestroyed ? exitPatienceMs : lastWordsMs)
-  return !isGone && !isDestroyed
+  const isGone = await asked.end.within(isDestroyed || tookItForDone ? exitPatienceMs : lastWordsMs)
+  if (isGone || isDestroyed) return 'gone'
+  return tookItForDone ? 'unknown' : 'runs on'
+}
+
+/** What the first bytes of guest RAM look like is the guest's doing, and nothing that bhyve notices. */
+function isNoticed({ code }: Problem): boolean {
+  return !code.startsWith('metadata-') && code !== 'foreign-format'
 }
 
 const nothingKept = 'The VM was not suspended; nothing was published, and an older checkpoint is as it was'

@@ -84,6 +84,11 @@ Result<std::int64_t> removeDirectoryAt(int directory, const std::string &name) {
 Result<std::int64_t> clearFlagsAt(int directory, const std::string &name) {
   if (!isComponent(name))
     return Failure{EINVAL, "chflagsat"};
+  // A file with other names may be somebody else's under one of them.
+  struct stat status{};
+  if (::fstatat(directory, name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(status.st_mode) &&
+      status.st_nlink > 1)
+    return 0;
   return done(::chflagsat(directory, name.c_str(), 0, AT_SYMLINK_NOFOLLOW), "chflagsat");
 }
 #elif defined(__APPLE__)

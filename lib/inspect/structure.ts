@@ -70,9 +70,10 @@ export function inspectFiles(directory: Directory, base: string): Inspection | u
     hasManifest: manifestPart !== undefined,
     bytesRead: foreignMagic.length,
   }
-  if (memory.problem === undefined && isForeignFile(directory, base))
-    return foreignInspection(inspection, base)
+  const looksForeign = memory.problem === undefined && isForeignFile(directory, base)
   const metadata = readMetadata(directory, base, metadataPart, inspection)
+  // A guest may have that text in its RAM. bhyve's own metadata beside it say what it is.
+  if (looksForeign && metadata === undefined) return foreignInspection(inspection, base)
   checkMemory(base, memory, metadata, inspection)
   checkKernel(base, kernel, metadata, inspection)
   readManifest(directory, base, manifestPart, inspection)
@@ -102,9 +103,9 @@ function storedBytes(parts: readonly Part[]): number {
   return parts.reduce((sum, part) => sum + (part?.status.allocatedBytes ?? 0), 0)
 }
 
-/** Whether a RAM file is the text with which another tool's format begins. */
+/** Whether a set is of another tool's format. */
 export function isForeignFormat(directory: Directory, name: string): boolean {
-  return isForeignFile(directory, name + memorySuffix)
+  return isForeignFile(directory, name + memorySuffix) && inspectSet(directory, name)?.foreign === true
 }
 
 function isForeignFile(directory: Directory, base: string): boolean {

@@ -47,7 +47,8 @@ function readConfiguration(path: string): string {
 function seen(disk: Disk): SeenDisk {
   try {
     const status = fs.statSync(disk.path)
-    if (status.isFile()) return { ...disk, modifiedMs: status.mtimeMs }
+    // As the set's own time is kept: whole milliseconds.
+    if (status.isFile()) return { ...disk, modifiedMs: Math.floor(status.mtimeMs) }
     return { ...disk, why: 'it is no plain file, so that its time of change says nothing' }
   } catch (error) {
     if (!isNodeSystemError(error)) throw error

@@ -86,6 +86,12 @@ export function againBlockers({ listed }: SetReport, { again }: RestoreSettings)
   ]
 }
 
+/**
+ * UFS puts the time on a file at the next look at it, or when it is closed: bhyve closes the disks of a VM a little
+ * after its last file (`ufs_itimes` in sys/ufs/ufs/ufs_vnops.c).
+ */
+const lateTimeMs = process.platform === 'freebsd' ? 2_000 : 0
+
 export interface Findings {
   blockers: Blocker[]
   warnings: Warning[]
@@ -96,7 +102,9 @@ export interface Findings {
  * warning unless they show that they have not (put back from a snapshot of theirs, with their times).
  */
 export function diskFindings(set: SetReport, disks: readonly SeenDisk[], again: boolean): Findings {
-  const newer = disks.filter(({ modifiedMs }) => modifiedMs !== undefined && modifiedMs > set.disksQuietMs)
+  const newer = disks.filter(
+    ({ modifiedMs }) => modifiedMs !== undefined && modifiedMs > set.disksQuietMs + lateTimeMs,
+  )
   const unknown = disks.filter(({ modifiedMs }) => modifiedMs === undefined)
   if (set.listed.poweredOff === true && !again) {
     return { blockers: newer.map((disk) => newerDisk(disk, set)), warnings: unknown.map(unverifiedDisk) }

@@ -7,7 +7,7 @@ import type { Mark } from '../store/restoring.js'
 import type { OpenedLog } from './log_file.js'
 import { planRestore, type Planned, type RestoreContext } from './plan.js'
 import { socketsOf } from './running.js'
-import { type Bhyve, type Ending, startBhyve, untilServed } from './start.js'
+import { type Bhyve, type Ended, type Ending, startBhyve, untilServed } from './start.js'
 
 /** A bhyve that came up from a checkpoint. */
 export class Restored {
@@ -68,7 +68,7 @@ async function restoreLogged(
     const restoring = { at: new Date().toISOString(), again }
     const mark = await store.markRestored(vm, name, planned.set.identity, restoring)
     if (mark === undefined) throw changed(settings)
-    return await restoreMarked({ ...context, settings, planned, log, mark }, cancellation)
+    return await restoreMarked({ ...context, settings, planned, log, mark, mayHaveRun: false }, cancellation)
   } finally {
     loadNative().close(log.descriptors.log)
   }
@@ -80,12 +80,15 @@ interface Starting extends RestoreContext {
   planned: Planned
   log: OpenedLog
   mark: Mark
+  /** The guest, from this set, although bhyve has ended. */
+  mayHaveRun: boolean
 }
 
-/** From here on the set is marked: every way out that is no running bhyve takes the mark back. */
+/** From here on the set is marked: every way out without a guest that ran takes the mark back. */
 async function restoreMarked(starting: Starting, cancellation: Cancellation): Promise<Restored> {
   const restored = await restoreHeld(starting, cancellation).catch(async (error: unknown) => {
-    await takeBack(starting, error)
+    if (starting.mayHaveRun) await confirm(starting)
+    else await takeBack(starting, error)
     throw error
   })
   await confirm(starting)
@@ -108,8 +111,9 @@ async function restoreHeld(starting: Starting, cancellation: Cancellation): Prom
     const stale = new Set(before.map(({ identity }) => identity))
     cancellation.throwIfCancelled()
     const bhyve = startBhyve(planned.plan.command, planned.plan.args, log.descriptors.log)
-    const ending = await untilServed(bhyve, { store, place, peers, stale, bound: new Set() })
-    if (ending !== undefined || bhyve.pid === undefined) throw await failed(starting, ending)
+    const ended = await untilServed(bhyve, { store, place, peers, stale, bound: new Set() })
+    starting.mayHaveRun = ended?.mayHaveRun === true
+    if (ended !== undefined || bhyve.pid === undefined) throw await failed(starting, ended)
     return new Restored(bhyve, bhyve.pid, log.path)
   } finally {
     loadNative().close(held.descriptors.staging)
@@ -128,14 +132,19 @@ function placeOfNew({ place }: Planned): Planned['place'] {
 
 async function failed(
   { store, settings, log }: Starting,
-  ending: Ending | undefined,
+  ended: Ended | undefined,
 ): Promise<CheckpointError> {
+  const { ending, mayHaveRun = false } = ended ?? {}
   const { vm, name, bhyve } = settings
   const output = await store.run('readLogEnd', log.descriptors.log, log.start).catch(() => '')
   const said = output === '' ? 'It said nothing' : `Its last words:\n${output}\n`
+  const what = mayHaveRun ? 'came up and ended at once' : 'did not come up'
+  const mark = mayHaveRun
+    ? ". The guest may have run: the checkpoint stays marked as restored (the option 'again' overrides)"
+    : ''
   const message =
-    `bhyve did not come up from checkpoint '${name}' of VM '${vm}': ${inWords(bhyve, ending)}. ${said} ` +
-    `(all of it is in '${log.path}')`
+    `bhyve ${what} from checkpoint '${name}' of VM '${vm}': ${inWords(bhyve, ending)}. ${said} ` +
+    `(all of it is in '${log.path}')${mark}`
   return new CheckpointError('ERR_RESTORE_FAILED', message, {
     vm,
     checkpoint: name,

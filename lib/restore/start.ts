@@ -65,13 +65,29 @@ export interface Awaited {
   bound: Set<string>
 }
 
-/** Undefined once the process serves its socket; its ending where that comes first. Never rejects. */
-export async function untilServed(bhyve: Bhyve, awaited: Awaited): Promise<Ending | undefined> {
+export interface Ended {
+  ending: Ending
+  /** Its socket is there, which bhyve makes right before the guest runs: the guest may have run. */
+  mayHaveRun: boolean
+}
+
+/** Undefined once the process serves its socket; how it ended where that comes first. Never rejects. */
+export async function untilServed(bhyve: Bhyve, awaited: Awaited): Promise<Ended | undefined> {
   while (bhyve.ending === undefined) {
     if (await serves(bhyve, awaited)) return undefined
     await new Promise((resolve) => setTimeout(resolve, lookMs))
   }
-  return bhyve.ending
+  const ran = bhyve.ending.error === undefined
+  return { ending: bhyve.ending, mayHaveRun: ran && (await hasNewSocket(awaited)) }
+}
+
+/** bhyve leaves its socket's file behind. Where nobody can look, the worse is assumed. */
+async function hasNewSocket({ store, place, stale }: Awaited): Promise<boolean> {
+  try {
+    return (await socketsOf(store, place)).some(({ identity }) => !stale.has(identity))
+  } catch {
+    return true
+  }
 }
 
 /** A look that fails is no news: bhyve runs, and what it is marked with must not be taken back. */

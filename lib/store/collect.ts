@@ -58,9 +58,10 @@ function takeBack(stage: Directory, inFolder: Directory): void {
   if (ours === undefined || inFolder.ownStatus().uid === ours) return
   // Its owner may have put flags on it that keep even root from moving a file.
   loadNative().clearFlagsAt?.(stage.descriptor, inName)
-  for (const [file] of guestFiles) loadNative().clearFlagsAt?.(inFolder.descriptor, file)
   inFolder.giveTo(ours)
   inFolder.setMode(0o700)
+  // Now that nobody else can put other files into their places.
+  for (const [file] of guestFiles) loadNative().clearFlagsAt?.(inFolder.descriptor, file)
 }
 
 function absentProblems(name: string): Problem[] {

@@ -53,7 +53,10 @@ function attempt(staging: Directory, entry: string, stuck: Stuck, finish: () => 
     finish()
   } catch (error) {
     const known = toCheckpointError(error, 'finishing what was begun')
-    for (const name of namesIn(staging, entry)) stuck.set(name, known)
+    const names = namesIn(staging, entry)
+    for (const name of names) stuck.set(name, known)
+    // No checkpoint has that name: it stops nobody, and the reason is not lost.
+    if (names.length === 0) stuck.set(`\0${entry}`, known)
   }
 }
 

@@ -36,7 +36,11 @@ export interface Saved {
 export function assertNotOlder(directory: Directory, saved: Saved): void {
   const { vm, name, savedMs, poweredOff } = saved
   const [standing] = listedSet(directory, vm, name)
-  if (standing?.createdAt === undefined) return
+  if (standing === undefined || standing.state === 'foreign') return
+  if (standing.createdAt === undefined) {
+    const why = standing.problems.map(({ message }) => message).join('; ')
+    throw exists(directory.pathOf(name + memorySuffix), `may be the state of a suspended VM, and ${why}`)
+  }
   const isState = standing.poweredOff === true && standing.restoredAt === undefined
   if (!isState && !poweredOff) return
   // Both are times of files. In the same tick the VM's end came last.

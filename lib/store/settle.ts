@@ -8,7 +8,13 @@ import { CheckpointError } from '../errors.js'
 import { formatManifest, type Manifest, newManifest } from '../inspect/manifest.js'
 import { rewriteManifest } from '../inspect/manifest_file.js'
 import { inspectFiles, type Inspection, inspectSet, missingMemory } from '../inspect/structure.js'
-import { checkpointNameBytes, manifestSuffix, memorySuffix, restorablePathBytes } from '../names.js'
+import {
+  checkpointNameBytes,
+  manifestSuffix,
+  memorySuffix,
+  restorablePathBytes,
+  structPathBytes,
+} from '../names.js'
 import type { Problem } from '../types.js'
 import { lastChangeOf, moveOut } from './collect.js'
 import { commitStaged } from './commit.js'
@@ -155,17 +161,19 @@ function isFresh({ directory }: Places, { name, wanted }: Intent): boolean {
 }
 
 /** The record first: whoever comes after a crash brings the files under its name. */
-function moveToFreshName({ directory, staging, stage }: Places, intent: Intent): Intent {
-  const renamed = renameIntent(stage, intent, freshName(directory, staging, intent.wanted ?? intent.name))
+function moveToFreshName(places: Places, intent: Intent): Intent {
+  const { stage } = places
+  const renamed = renameIntent(stage, intent, freshName(places, intent.wanted ?? intent.name))
   gather(stage, renamed.name)
   return renamed
 }
 
 /** `<name>-<id>`, the name cut where a file name, or a path that `bhyve -r` can open, would get too long. */
-function freshName(directory: Directory, staging: Directory, name: string): string {
+function freshName({ directory, staging, stage }: Places, name: string): string {
+  const pathBytes = writerOf(stage)?.dialect === 'struct' ? structPathBytes : restorablePathBytes
   for (;;) {
     const ending = `-${freshId(staging)}`
-    const inPath = restorablePathBytes - Buffer.byteLength(directory.pathOf(memorySuffix))
+    const inPath = pathBytes - Buffer.byteLength(directory.pathOf(memorySuffix))
     const fresh = cut(name, Math.min(checkpointNameBytes, inPath) - ending.length) + ending
     if (directory.statusIfAny(fresh + memorySuffix) === undefined) return fresh
   }

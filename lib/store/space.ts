@@ -1,4 +1,5 @@
 /** Does the checkpoint fit? Asked before bhyve is, since a full disk costs a suspended VM its state. */
+import { constants as os } from 'node:os'
 import { CheckpointError, type ErrorDetails } from '../errors.js'
 import { memorySuffix } from '../names.js'
 import { Directory } from './directory.js'
@@ -62,9 +63,18 @@ function promisedIn(directoryPath: string): Promised[] {
       .entries()
       .filter((id) => isStageId(id) && maybeWritten(staging, id))
       .map((id) => ({ path: staging.pathOf(id), device, bytes: stillToWrite(staging, id) }))
-  } catch {
-    return [] // gone, or not ours to read: nothing is promised there
+  } catch (error) {
+    if (isNotOurs(error)) return []
+    throw error
   }
+}
+
+const { ENOENT, ENOTDIR, ELOOP, EMLINK, EACCES, EPERM } = os.errno
+
+/** Gone, or not for us to read: nothing is promised there. What failed otherwise may hold promises. */
+function isNotOurs(error: unknown): boolean {
+  if (!(error instanceof CheckpointError)) return false
+  return [ENOENT, ENOTDIR, ELOOP, EMLINK, EACCES, EPERM].includes(error.errno ?? 0)
 }
 
 export type Reservation =

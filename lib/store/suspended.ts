@@ -1,8 +1,11 @@
 /** VMs that were suspended, or are just being: what a stage's intent tells those who did not write it. */
-import type { Checkpoint } from '../types.js'
+import { CheckpointError } from '../errors.js'
+import type { Checkpoint, ListedCheckpoint } from '../types.js'
+import { memorySuffix } from '../names.js'
+import { describe } from './describe.js'
 import { Directory } from './directory.js'
 import { intentRecord, isOfThisBoot, readIntent, writerOf } from './intent.js'
-import { byAge, listedSet, setNames } from './list.js'
+import { byAge, inspectStill, setNames } from './list.js'
 import { lockStagingIfAny } from './lock.js'
 import { holdsUnpublished, isLeftByWriter, recover, type Stuck } from './recover.js'
 import { removeRubbish } from './remove_tree.js'
@@ -27,7 +30,7 @@ export function suspendedState(directoryPath: string, vm: string, sinceMs: numbe
     assertSettled(staging, stuck)
   }
   const states = setNames(directory)
-    .flatMap((name) => listedSet(directory, vm, name))
+    .flatMap((name) => readableSet(directory, vm, name, sinceMs))
     .sort(byAge)
     .flatMap((set) => {
       if (set.state !== 'complete' || !isUnrestored(directory, set)) return []
@@ -38,14 +41,27 @@ export function suspendedState(directoryPath: string, vm: string, sinceMs: numbe
   return newest === undefined ? { kind: 'known' } : { kind: 'known', checkpoint: newest }
 }
 
+/** One that cannot be read may be the state; unless it is too old to count. */
+function readableSet(directory: Directory, vm: string, name: string, sinceMs: number): ListedCheckpoint[] {
+  try {
+    const inspection = inspectStill(directory, name)
+    return inspection === undefined ? [] : [describe(directory.path, vm, name, inspection)]
+  } catch (error) {
+    if ((directory.statusIfAny(name + memorySuffix)?.mtimeMs ?? 0) < sinceMs) return []
+    throw error
+  }
+}
+
 /** By a process that lives, from a bhyve that does not. */
 function isBeingPublished(staging: Directory): boolean {
   return staging.entries().some((id) => isStageId(id) && isAlive(staging, id) && isLeftByWriter(staging, id))
 }
 
 function assertSettled(staging: Directory, stuck: Stuck): void {
+  if (!holdsUnpublished(staging)) return
   const [error] = stuck.values()
-  if (error !== undefined && holdsUnpublished(staging)) throw error
+  const message = `what is left of a suspended VM in '${staging.path}' could not be published`
+  throw error ?? new CheckpointError('ERR_SYSTEM', message, { path: staging.path })
 }
 
 /** Suspends' stages whose makers are dead. Asked under the lock, after recovery: their bhyves may write yet. */

@@ -18,7 +18,7 @@ import { inspectStill, lockForReading, notFound } from './list.js'
 import { OpenFile } from './open_file.js'
 
 const { O_RDONLY } = fs.constants
-const { ELOOP, ENXIO, EMLINK } = os.errno
+const { ELOOP, ENXIO, EMLINK, EOPNOTSUPP } = os.errno
 const mostAttempts = 10
 
 export type SetPart = 'memory' | 'kernel' | 'metadata' | 'manifest'
@@ -108,7 +108,7 @@ function openPlain(directory: Directory, name: string): OpenFile | undefined {
     return undefined
   } catch (error) {
     const isLinkOrSocket =
-      error instanceof CheckpointError && [ELOOP, EMLINK, ENXIO].includes(error.errno ?? 0)
+      error instanceof CheckpointError && [ELOOP, EMLINK, ENXIO, EOPNOTSUPP].includes(error.errno ?? 0)
     if (isLinkOrSocket) return undefined
     throw error
   }
