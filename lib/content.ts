@@ -1,6 +1,6 @@
 /** The one pass over a guest's RAM before it is published. */
 import type { Cancellation } from './cancellation.js'
-import { type HolesMade, usualSliceBytes } from './inspect/slice.js'
+import { type HolesMade, noHoles, usualSliceBytes } from './inspect/slice.js'
 import type { CreateSettings } from './options.js'
 import type { ProgressReporter } from './progress.js'
 import { forEachSlice, StopFlag } from './slices.js'
@@ -16,11 +16,27 @@ const worthwhileHoleBytes = 64 * 1024
 
 /** As fast as a disk writes zeros, about. */
 const leastFreedBytesPerMs = 128 * 1024
-const enoughToJudge = 64
+/** A thread that is kept waiting for a processor must not decide it. */
+const enoughToJudge = 2_048
 
-/** Where zeros have reached the disk before they are looked at, as with a large guest, each hole costs a piece of journal. */
-function areDear({ count, bytes, ms }: HolesMade): boolean {
-  return count >= enoughToJudge && bytes < ms * leastFreedBytesPerMs
+/**
+ * How many holes a file has, and what the latest have cost: where zeros have reached the disk before they are looked
+ * at, as with a large guest, each hole costs a piece of journal.
+ */
+class HoleCount {
+  #count = 0
+  #latest: HolesMade = noHoles
+
+  add({ count, bytes, ms }: HolesMade): void {
+    this.#count += count
+    const before = this.#latest.count >= enoughToJudge ? noHoles : this.#latest
+    this.#latest = { ...before, count: before.count + count, bytes: before.bytes + bytes, ms: before.ms + ms }
+  }
+
+  get isEnough(): boolean {
+    const { count, bytes, ms } = this.#latest
+    return this.#count >= enoughHoles || (count >= enoughToJudge && bytes < ms * leastFreedBytesPerMs)
+  }
 }
 
 /**
@@ -66,16 +82,16 @@ async function inSlices(
   progress: ProgressReporter,
 ): Promise<Content> {
   const pass = await stage.beginPass(request)
-  let holes = 0
+  const holes = new HoleCount()
   if (pass.digest || pass.holeBlockBytes > 0) {
     const slicing = { bytes: request.memoryBytes, chunkBytes: pass.chunkBytes, stop, cancellation, progress }
     await forEachSlice(
       slicing,
       (slice) => stage.passSlice(pass, slice, cancellation),
       (made) => {
-        holes += made.count
+        holes.add(made)
         if (made.refused) pass.holeBlockBytes = 0
-        if (holes >= enoughHoles || areDear(made)) pass.leastHoleBytes = worthwhileHoleBytes
+        if (holes.isEnough) pass.leastHoleBytes = worthwhileHoleBytes
       },
     )
   }

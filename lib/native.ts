@@ -158,42 +158,41 @@ export interface Native {
   ownedDescriptors(): number
 }
 
-let loaded = addonIfAny()
-
-/** Now, so that no call has to wait for it. Where there is none, an import must not end the program: calls say so. */
-function addonIfAny(): Native | undefined {
-  try {
-    return requireAddon()
-  } catch {
-    return undefined
-  }
-}
+/** At the import, so that no call has to wait for it. What goes wrong is for the calls to say: an import would end the program. */
+const { loaded, cause } = tryLoading()
+let failure: CheckpointError | undefined
 
 /**
  * The addon of this environment: `build/Release` in a checkout, else the prebuild in the package. Throws
  * `ERR_NATIVE_UNAVAILABLE` with the loader's own error as `cause`.
  */
 export function loadNative(): Native {
-  loaded ??= requireAddon()
-  return loaded
+  if (loaded !== undefined) return loaded
+  // Once: finding out which libc this is takes long, and looks up the names of whoever is connected to this process.
+  failure ??= unavailable(cause)
+  throw failure
 }
 
 export function isFailure(result: unknown): result is Failure {
   return typeof result === 'object' && result !== null && 'errno' in result && 'syscall' in result
 }
 
-function requireAddon(): Native {
+function rootFolder(): string {
+  return fileURLToPath(new URL('..', import.meta.url))
+}
+
+function tryLoading(): { loaded?: Native; cause?: unknown } {
   const require = createRequire(import.meta.url)
-  const root = fileURLToPath(new URL('..', import.meta.url))
   try {
     const load = require('node-gyp-build') as (directory: string) => unknown
-    return load(root) as Native
+    return { loaded: load(rootFolder()) as Native }
   } catch (cause) {
-    throw unavailable(root, cause)
+    return { cause }
   }
 }
 
-function unavailable(root: string, cause: unknown): CheckpointError {
+function unavailable(cause: unknown): CheckpointError {
+  const root = rootFolder()
   const said = (cause instanceof Error ? cause.message : String(cause)).trim().replace(/\s+/g, ' ')
   const builder = path.join(root, 'scripts', 'build-addon.mjs')
   const message =

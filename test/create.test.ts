@@ -297,6 +297,30 @@ t.test('a user without the right to connect', { skip: isRoot ? false : 'needs ro
 })
 
 t.test(
+  "root's VM is not powered off for who cannot read it",
+  { skip: !isRoot && 'needs root' },
+  async (t) => {
+    const directory = scratch(t)
+    fs.chmodSync(directory, 0o755)
+    const bhyve = await start(t, { runDirectory: path.join(directory, 'run') })
+    fs.chmodSync(bhyve.runDirectory, 0o755)
+    fs.chmodSync(bhyve.socketPath, 0o777)
+    const script = new URL('support/as-user.mjs', import.meta.url).pathname
+    const own = path.join(directory, 'own')
+    fs.mkdirSync(own)
+    fs.chownSync(own, 65534, 65534)
+    const answer = execFileSync(process.execPath, [script, bhyve.runDirectory, own, '65534', 'suspend'], {
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+      env: childEnvironment(),
+    })
+    t.equal(answer.trim(), 'ERR_PERMISSION')
+    t.strictSame(tree(own), [], 'nothing is left')
+    t.match(native.processStatus(bhyve.pid), { state: 'running' })
+  },
+)
+
+t.test(
   'a bhyve of another user gets the folder it writes into',
   { skip: isRoot ? false : 'needs root' },
   async (t) => {

@@ -583,7 +583,7 @@ t.test('what takes long leaves a thread to what does not', async (t) => {
   // Threads are started one by one: all of them have to be there.
   await until(async () => {
     started.length = 0
-    const jobs = Array.from({ length: poolSize }, () => short('warm'))
+    const jobs = Array.from({ length: 100 }, () => short('warm'))
     const atOnce = started.length
     await Promise.all(jobs)
     return atOnce === poolSize

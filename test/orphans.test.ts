@@ -1,6 +1,7 @@
 /** Suspends' stages whose managers died, made by the store's own jobs: what recovery makes of them. */
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
 import t, { type Test } from 'tap'
 import { createClient } from 'bhyve-checkpoint'
@@ -235,4 +236,32 @@ t.test('a state that cannot be published now is never taken for none', async (t)
   t.equal(await client.suspendedCheckpoint('vm1', { since }), undefined)
   const bad = { since: 5 as never }
   t.match(await rejection(client.suspendedCheckpoint('vm1', bad)), { code: 'ERR_INVALID_OPTION' })
+})
+
+t.test('a state that cannot be moved out of where bhyve wrote it is not overlooked', async (t) => {
+  const directory = store(t)
+  orphan(directory, 'suspend')
+  const target = native as { renameAt: typeof native.renameAt }
+  const renameAt = native.renameAt.bind(native)
+  t.teardown(() => (target.renameAt = renameAt))
+  target.renameAt = (from, name, to, toName) =>
+    name === 'ckp' ? { errno: os.constants.errno.EIO, syscall: 'renameat' } : renameAt(from, name, to, toName)
+  t.throws(() => jobs.suspendedState(directory, 'vm1', 0), { code: 'ERR_SYSTEM', message: /renameat.*EIO/ })
+  target.renameAt = renameAt
+  t.match(jobs.suspendedState(directory, 'vm1', 0), { kind: 'known', checkpoint: { name: 'suspend' } })
+})
+
+t.test('promises that cannot be read are not none', async (t) => {
+  const directory = store(t)
+  fs.mkdirSync(path.join(directory, '.staging'), { recursive: true })
+  const target = native as { readDirectory: typeof native.readDirectory }
+  const readDirectory = native.readDirectory.bind(native)
+  t.teardown(() => (target.readDirectory = readDirectory))
+  const failing = (errno: number) => () => ({ errno, syscall: 'getdents' })
+  target.readDirectory = failing(os.constants.errno.EIO)
+  t.throws(() => jobs.promisedSpace([directory]), { code: 'ERR_SYSTEM' })
+  target.readDirectory = failing(os.constants.errno.EACCES)
+  t.strictSame(jobs.promisedSpace([directory]), [], 'not ours to read')
+  target.readDirectory = readDirectory
+  t.strictSame(jobs.promisedSpace([directory, '/nonexistent']), [])
 })

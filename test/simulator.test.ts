@@ -1073,6 +1073,7 @@ t.test('a fleet serves its VMs side by side, and outlives the suspend of one', a
 t.test('start: options that make no sense are refused by name', async (t) => {
   const refused: [string, Record<string, unknown>, typeof TypeError | typeof RangeError][] = [
     ['VM name', { vm: '' }, TypeError],
+    ["no option 'memory'", { memory: '4G' }, TypeError],
     ['VM name', { vm: '..' }, TypeError],
     ['VM name', { vm: 'a/b' }, TypeError],
     ['VM name', { vm: 'a\0b' }, TypeError],

@@ -18,6 +18,7 @@ import {
   checkpointFiles,
   childEnvironment,
   contents,
+  inlinePool,
   openDescriptors,
   rejection,
   scratch,
@@ -554,4 +555,106 @@ t.test('descriptors come back', async (t) => {
   const before = openDescriptors()
   for (let round = 0; round < 5; round++) await rejection(client.suspend('vm1'))
   await until(() => openDescriptors() <= before, 'the descriptors to come back')
+})
+
+/** A client whose jobs run here, and what is done to the stage's `in/` before the set is looked at. */
+function spoiling({ bhyve, root, directory }: World, spoil: (inFolder: string) => void): CheckpointClient {
+  const pool = inlinePool((job) => {
+    if (job !== 'collectStage') return undefined
+    const staging = path.join(directory, '.staging')
+    spoil(path.join(staging, fs.readdirSync(staging)[0]!, 'in'))
+    return undefined
+  })
+  const options = { runDirectory: bhyve.runDirectory, checkpointDirectory: root }
+  return createClientIn({ ...realSurroundings, pool: () => pool }, options)
+}
+
+t.test('what bhyve took for done is never thrown away, whatever we think of it', async (t) => {
+  const world = await start(t, { suspendExitDelayMs: 300 })
+  const client = spoiling(world, (inFolder) => fs.appendFileSync(path.join(inFolder, 'ckp.kern'), 'x'))
+  const error = await rejection(client.suspend('vm1'))
+  t.match(error, {
+    code: 'ERR_SUSPEND_FAILED',
+    vmState: 'off',
+    problems: [{ code: 'kernel-size-mismatch' }],
+  })
+  t.match(await client.listCheckpoints('vm1'), [{ state: 'damaged', poweredOff: true }])
+  t.ok(isGone(world.bhyve.pid))
+  t.equal(fs.statSync(error.path!).size, MiB, 'its RAM is kept')
+})
+
+t.test('a bhyve that took it for done and does not end', async (t) => {
+  const world = await start(t, { suspendExitDelayMs: 60_000 })
+  const pool = inlinePool((job) => {
+    if (job !== 'collectStage') return undefined
+    const staging = path.join(world.directory, '.staging')
+    fs.appendFileSync(path.join(staging, fs.readdirSync(staging)[0]!, 'in', 'ckp.kern'), 'x')
+    return undefined
+  })
+  const options = { runDirectory: world.bhyve.runDirectory, checkpointDirectory: world.root }
+  const client = createClientIn({ ...realSurroundings, pool: () => pool, exitPatienceMs: 50 }, options)
+  const error = await rejection(client.suspend('vm1'))
+  t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'unknown' })
+  t.match(error.message, 'the next call looks at it again')
+  await world.bhyve.stop()
+  t.match(await client.listCheckpoints('vm1'), [{ state: 'damaged', poweredOff: true }])
+})
+
+t.test("a guest whose RAM begins like another tool's checkpoint", async (t) => {
+  const world = await start(t)
+  const client = spoiling(world, (inFolder) => {
+    const memory = fs.openSync(path.join(inFolder, 'ckp'), 'r+')
+    fs.writeSync(memory, 'BHYVE-CHECKPOINT-MANIFEST-1', 0)
+    fs.closeSync(memory)
+  })
+  const { path: file } = await client.suspend('vm1')
+  t.equal(fs.readFileSync(file).toString('latin1', 0, 15), 'BHYVE-CHECKPOIN')
+  t.match(await client.listCheckpoints('vm1'), [{ state: 'complete', poweredOff: true }])
+  t.match(await client.suspendedCheckpoint('vm1'), { name: 'suspend' })
+  await client.destroyCheckpoint('vm1', 'suspend')
+  t.strictSame(checkpointFiles(world.directory), [])
+})
+
+t.test('a set that cannot be read may be the state', async (t) => {
+  const { bhyve, root, client } = await start(t)
+  await client.suspend('vm1')
+  const target = native as { readStartAt: typeof native.readStartAt }
+  const readStartAt = native.readStartAt.bind(native)
+  t.teardown(() => (target.readStartAt = readStartAt))
+  target.readStartAt = (directory, name, bytes) =>
+    name === 'suspend.ckp.manifest'
+      ? { errno: os.constants.errno.EIO, syscall: 'read' }
+      : readStartAt(directory, name, bytes)
+  const pool = inlinePool()
+  const options = { runDirectory: bhyve.runDirectory, checkpointDirectory: root }
+  const here = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  t.match(await here.listCheckpoints('vm1'), [{ state: 'damaged' }])
+  t.match(await rejection(here.suspendedCheckpoint('vm1')), { code: 'ERR_SYSTEM', vm: 'vm1' })
+  const since = new Date(Date.now() + 10_000)
+  t.equal(await here.suspendedCheckpoint('vm1', { since }), undefined, 'too old to count')
+  const second = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: MiB })
+  t.teardown(() => second.stop())
+  const surroundings = { ...realSurroundings, pool: () => pool }
+  const again = createClientIn(surroundings, { ...options, runDirectory: second.runDirectory })
+  const file = path.join(root, 'vm1', 'suspend.ckp')
+  fs.utimesSync(file, 4e9, 4e9)
+  t.match(await rejection(again.createCheckpoint('vm1', { name: 'suspend' })), {
+    code: 'ERR_CHECKPOINT_EXISTS',
+    path: file,
+  })
+})
+
+t.test('struct: a state whose name was taken gets one that this bhyve can open', async (t) => {
+  const { bhyve, root, directory } = await start(t, { dialect: 'struct' })
+  const name = 'n'.repeat(95 - Buffer.byteLength(`${directory}/.ckp`))
+  const pool = inlinePool((job) => {
+    if (job === 'collectStage') fs.writeFileSync(path.join(directory, `${name}.ckp`), 'taken')
+    return undefined
+  })
+  const options = { runDirectory: bhyve.runDirectory, checkpointDirectory: root, dialect: 'struct' } as const
+  const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  const error = await rejection(client.createCheckpoint('vm1', { name, poweroff: true, ifExists: 'fail' }))
+  t.match(error, { code: 'ERR_CHECKPOINT_EXISTS', vmState: 'off' })
+  t.ok(Buffer.byteLength(error.path!) <= 95, error.path!)
+  t.match(await client.suspendedCheckpoint('vm1'), { path: error.path })
 })

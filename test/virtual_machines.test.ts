@@ -9,6 +9,7 @@ import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../dist/client.js'
 import { isFailure, loadNative } from '../dist/native.js'
 import { realSurroundings } from '../dist/options.js'
+import { sharedPool } from '../dist/pool/pool.js'
 import { rejection, runScript, scratch, tree, until } from './support/index.js'
 
 const native = loadNative()
@@ -198,4 +199,30 @@ t.test('the test for real VMs passes on a simulated one, and cleans up', async (
 t.test('the test for real VMs refuses where no VM is named', async (t) => {
   const ended = await runScript('../bhyve/run.mjs', [], { BHYVE_CHECKPOINT_TEST_VM: '' })
   t.match(ended, { code: 2, signal: null, stdout: '', stderr: 'BHYVE_CHECKPOINT_TEST_VM is not set' })
+})
+
+t.test('a VM is not stopped under a request that was made while it was looked for', async (t) => {
+  const bhyve = await start(t, { memoryBytes: 2 ** 20, writeRate: 2 ** 20 })
+  const shared = sharedPool()
+  let go: (() => void) | undefined
+  const gate = new Promise<void>((resolve) => (go = resolve))
+  let looks = 0
+  const pool = {
+    run: async (...[name, ...args]: Parameters<typeof shared.run>) => {
+      if (name === 'locateSocket' && ++looks === 1) await gate
+      return shared.run(name, ...args)
+    },
+    runFrom: shared.runFrom.bind(shared),
+  } as unknown as typeof shared
+  const options = { runDirectory: bhyve.runDirectory, checkpointDirectory: scratch(t) }
+  const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  const pausing = rejection(client.pause('vm1'))
+  let isSaving = false
+  const onProgress = ({ phase }: { phase: string }) => (isSaving ||= phase === 'saving')
+  const creating = client.createCheckpoint('vm1', { onProgress })
+  await until(() => isSaving, 'the request')
+  go?.()
+  t.match(await pausing, { code: 'ERR_CHECKPOINT_BUSY', vm: 'vm1' })
+  t.equal(stateOf(bhyve.pid), 'running')
+  t.match(await creating, { name: 'checkpoint' })
 })

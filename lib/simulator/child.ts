@@ -7,7 +7,6 @@ import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
-import { loadNative } from '../native.js'
 import type { ServerSettings } from './options.js'
 import type { ProcessReport, ProcessSettings } from './process.js'
 
@@ -61,7 +60,9 @@ export class SimulatorProcess {
  * directory. What is found there has strayed.
  */
 export async function startProcess(settings: ServerSettings): Promise<SimulatorProcess> {
-  // The process would need it: where there is none, this one says so in the loader's own words.
+  // The process would need it: where there is none, this one says so in the loader's own words. Not loaded before, so
+  // that the help of the command line needs none.
+  const { loadNative } = await import('../native.js')
   loadNative()
   const temporaryDirectory = await mkdtemp(join(tmpdir(), 'bhyve-'))
   try {

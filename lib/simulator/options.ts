@@ -81,8 +81,16 @@ export function shapeOf(dialect: SimulatedDialect): MetadataShape {
   return dialect === 'struct' || dialect === 'path' ? 'old' : 'current'
 }
 
+const optionNames: readonly string[] = [
+  ...['vm', 'vms', 'runDirectory', 'dialect', 'memoryBytes', 'cpus', 'devices', 'zeroFraction', 'writeRate'],
+  ...['suspendExitCode', 'suspendExitDelayMs', 'fault'],
+]
+
 /** Throws TypeError or RangeError, naming the option. `runDirectory` stays empty where none was given. */
 export function settingsOf(vms: readonly string[], fleet: boolean, options: GuestOptions): ServerSettings {
+  const unknown = Object.keys(options).find((name) => !optionNames.includes(name))
+  if (unknown !== undefined)
+    throw new TypeError(`there is no option '${unknown}'; there are ${optionNames.join(', ')}`)
   return {
     vms: checkedVms(vms),
     fleet,

@@ -37,19 +37,21 @@ export function assertNotOlder(directory: Directory, saved: Saved): void {
   const { vm, name, savedMs, poweredOff } = saved
   const [standing] = listedSet(directory, vm, name)
   if (standing === undefined || standing.state === 'foreign') return
-  if (standing.createdAt === undefined) {
-    const why = standing.problems.map(({ message }) => message).join('; ')
-    throw exists(directory.pathOf(name + memorySuffix), `may be the state of a suspended VM, and ${why}`)
-  }
-  const isState = standing.poweredOff === true && standing.restoredAt === undefined
+  // One that cannot be read may be such a state; its file still tells how old it is.
+  const isKnown = standing.createdAt !== undefined
+  const isState = !isKnown || (standing.poweredOff === true && standing.restoredAt === undefined)
   if (!isState && !poweredOff) return
   // Both are times of files. In the same tick the VM's end came last.
-  const standingMs = standing.createdAt.getTime()
+  const standingMs = standing.createdAt?.getTime() ?? memoryModifiedMs(directory, name)
   if (isState ? standingMs < savedMs : standingMs <= savedMs) return
   const what = isState
     ? 'is the state of a VM that was suspended since, and was not restored'
     : 'was saved later'
   throw exists(directory.pathOf(name + memorySuffix), what)
+}
+
+function memoryModifiedMs(directory: Directory, name: string): number {
+  return directory.statusIfAny(name + memorySuffix)?.mtimeMs ?? 0
 }
 
 function exists(path: string, why: string): CheckpointError {

@@ -1,11 +1,12 @@
-// Asks for a checkpoint as another user and prints the code of the rejection.
+// Asks for a checkpoint, or a suspend, as another user and prints the code of the rejection.
 import { createClient } from 'bhyve-checkpoint'
 
-const [runDirectory, checkpointDirectory, uid] = process.argv.slice(2)
+const [runDirectory, checkpointDirectory, uid, what] = process.argv.slice(2)
 process.setgid(Number(uid))
 process.setuid(Number(uid))
 try {
-  await createClient({ runDirectory, checkpointDirectory }).createCheckpoint('vm1')
+  const client = createClient({ runDirectory, checkpointDirectory })
+  await client.createCheckpoint('vm1', { poweroff: what === 'suspend' })
   console.log('resolved')
 } catch (error) {
   console.log(error.code)

@@ -83,7 +83,7 @@ export class CliWorld {
       .replace(/kill -9 \d+/g, 'kill -9 <pid>')
       .replace(/[\d.]+ [KMG]?i?B on the disk/g, '<size> on the disk')
       .replace(/(on the disk +)[\d.]+ [KMG]?i?B/g, '$1<size>')
-      .replace(/[\d.]+ [KMG]?i?B (removed|would remove)$/gm, '<size> $1')
+      .replace(/[\d.]+ [KMG]?i?B (freed|would be freed)$/gm, '<size> $1')
       .replace(/RAM +DISK/g, 'RAM  DISK')
       .replace(/(\d [KMG]iB|-) +[\d.]+ [KMG]iB/g, '$1  <size>')
       .replace(/PID {2}SOCKET/g, 'PID  SOCKET')

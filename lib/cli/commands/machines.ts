@@ -4,6 +4,7 @@ import type { RestoreOptions } from '../../index.js'
 import type { Command, Context, OptionSpec } from '../command.js'
 import { exitStatus } from '../exit_status.js'
 import { table } from '../table.js'
+import { clientOptions } from '../parse.js'
 import { UsageError } from '../usage_error.js'
 import { parseCount, parseDuration } from '../values.js'
 import { interruptible } from '../waiting.js'
@@ -67,6 +68,8 @@ export const resume: Command = {
   },
 }
 
+const waitingNoticeMs = 30_000
+
 export const restore: Command = {
   name: 'restore',
   usage: '<vm> [name] -- <bhyve arguments>',
@@ -79,7 +82,7 @@ export const restore: Command = {
     'log-file': { value: 'file', help: "where bhyve's output goes (restore.log beside the checkpoints)" },
     verify: { help: 'compare digests before' },
     again: { help: 'although it was restored before, or disks are newer: old RAM over newer disks' },
-    timeout: { value: 'time', help: 'give up waiting after so long: 10m' },
+    timeout: { value: 'time', help: 'give up waiting after so long, e.g. 10m; without it never' },
   },
   positionals: [1, 2],
   takesRest: true,
@@ -87,9 +90,18 @@ export const restore: Command = {
     const { names, rest, values } = context
     const [vm = ''] = names
     if (rest.length === 0) throw new UsageError("restore needs the VM's bhyve arguments after '--'")
+    assertBhyveArguments(rest)
     const name = names[1] ?? (await suspendedName(context, vm))
     return values.has('plan') ? plan(context, vm, name) : start(context, vm, name)
   },
+}
+
+/** bhyve has no option of this kind: what stands there was meant for us, and another directory would be looked at. */
+function assertBhyveArguments(rest: readonly string[]): void {
+  const own = rest.find((word) =>
+    Object.keys(clientOptions).some((name) => word.split('=')[0] === `--${name}`),
+  )
+  if (own !== undefined) throw new UsageError(`${own} comes before '--': what follows that is for bhyve`)
 }
 
 async function suspendedName({ client, api }: Context, vm: string): Promise<string> {
@@ -131,7 +143,15 @@ function quoted(word: string): string {
 function start(context: Context, vm: string, name: string): Promise<number> {
   const { client, output } = context
   return interruptible(context, {
-    start: (signal) => client.restore(vm, name, restoreOptions(context, signal)),
+    start: async (signal) => {
+      const notice = `still waiting until VM '${vm}' serves its socket; what bhyve says is in its log`
+      const timer = setInterval(() => output.notice(notice), waitingNoticeMs)
+      try {
+        return await client.restore(vm, name, restoreOptions(context, signal))
+      } finally {
+        clearInterval(timer)
+      }
+    },
     done: ({ pid, logFile }) => {
       const line = `restored ${vm}/${name}: bhyve runs as process ${String(pid)}, its output goes to ${logFile}`
       output.result({ type: 'restored', vm, name, pid, logFile }, [line])

@@ -8,7 +8,7 @@ import { interruptible } from '../waiting.js'
 
 const options: Readonly<Record<string, OptionSpec>> = {
   'keep-existing': { help: 'fail where there is one of that name already' },
-  timeout: { value: 'time', help: 'give up waiting after so long: 10m' },
+  timeout: { value: 'time', help: 'give up waiting after so long, e.g. 10m; without it never' },
   'stall-timeout': { value: 'time', help: 'give up when bhyve writes nothing for so long (1m; 0: never)' },
   memory: { value: 'size', help: "the guest's RAM, where it is known: 4G" },
   'no-fsync': { help: 'do not force it to the disk' },

@@ -3,6 +3,7 @@ import type { ListedCheckpoint, PrunePolicy } from '../../index.js'
 import type { Command, Context } from '../command.js'
 import { checkpointLines, checkpointMessage, checkpointTable } from '../describe.js'
 import { exitStatus } from '../exit_status.js'
+import { UsageError } from '../usage_error.js'
 import { formatSize, parseCount, parseDuration, parseSize } from '../values.js'
 import { interruptible } from '../waiting.js'
 
@@ -21,8 +22,11 @@ export const list: Command = {
       found.push(...checkpoints)
       if (checkpoints.length === 0) without.push(vm)
     }
-    if (output.json) for (const one of found) output.result(checkpointMessage(one), [])
-    else if (found.length > 0) output.result({ type: 'list' }, checkpointTable(found, output))
+    if (output.json) {
+      for (const one of found) output.result(checkpointMessage(one), [])
+      return exitStatus.done
+    }
+    if (found.length > 0) output.result({ type: 'list' }, checkpointTable(found, output))
     for (const vm of without) output.notice(noneOf(vm))
     if (vms.length === 0) output.notice('no checkpoints')
     return exitStatus.done
@@ -150,10 +154,14 @@ export const prune: Command = {
       maxBytes: values.parsed('max-size', parseSize),
       dryRun: values.has('dry-run'),
     }
+    const { keepLast, keepWithinMs, maxBytes } = policy
+    if (keepLast === undefined && keepWithinMs === undefined && maxBytes === undefined)
+      throw new UsageError('prune needs --keep-last, --keep-within or --max-size')
     const result = await client.pruneCheckpoints(vm, policy)
     const verb = values.has('dry-run') ? 'would remove' : 'removed'
     const removed = result.removed.map((name) => `${verb} ${vm}/${name}`)
-    const sum = `${String(result.kept.length)} kept, ${formatSize(result.freedBytes)} ${verb}`
+    const freed = values.has('dry-run') ? 'would be freed' : 'freed'
+    const sum = `${String(result.kept.length)} kept, ${formatSize(result.freedBytes)} ${freed}`
     output.result({ type: 'pruned', vm, dryRun: values.has('dry-run'), ...result }, [...removed, sum])
     return exitStatus.done
   },
