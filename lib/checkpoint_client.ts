@@ -99,7 +99,8 @@ export interface CheckpointClient extends AsyncDisposable {
    * at the VM, and destroy it or restore it `again`); undefined where there is none, and the VM may be started anew. One that somebody is just
    * publishing is waited for (ten minutes, then `ERR_CHECKPOINT_BUSY`), so that whoever runs the VM can ask as soon as
    * its process has ended. `since`: older states do not count, as for a VM that was started anew on purpose. Rejects,
-   * rather than overlook it, where a state cannot be published now (`ERR_NO_SPACE`, `ERR_SYSTEM`).
+   * rather than overlook it, where a state cannot be published now, or a set that may be one cannot be read
+   * (`ERR_NO_SPACE`, `ERR_SYSTEM`, `ERR_PERMISSION`).
    */
   suspendedCheckpoint(vm: string, options?: { since?: Date | undefined }): Promise<Checkpoint | undefined>
   /**
@@ -130,7 +131,7 @@ export interface CheckpointClient extends AsyncDisposable {
   /**
    * Starts bhyve from the checkpoint; resolves once its new checkpoint socket is there. bhyve runs detached: it
    * outlives this process, and its output goes into `logFile`. The set's `restoredAt` is on the disk before bhyve is
-   * started, and taken back if bhyve ends before its socket is there. Until then nobody replaces or removes the set,
+   * started, and taken back if bhyve ends before its socket is there (right before the guest runs). Until then nobody replaces or removes the set,
    * and no other restore of this VM begins.
    *
    * Rejects with `ERR_RESTORE_BLOCKED` (`blockers` say why; nothing was changed), `ERR_RESTORE_FAILED` (bhyve ended:
