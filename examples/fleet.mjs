@@ -22,7 +22,9 @@ const idOf = (...parts) => parts.map(encodeURIComponent).join('_')
 
 async function enqueue() {
   const queue = new Queue(`checkpoints-${host}`, { connection })
-  const retries = { attempts: 5, backoff: { type: 'exponential', delay: 10_000 } }
+  // A job that is kept would keep its id, and the same night could not be asked for again.
+  const kept = { removeOnFail: true, removeOnComplete: { age: 7 * 86_400 } }
+  const retries = { attempts: 5, backoff: { type: 'exponential', delay: 10_000 }, ...kept }
   const job = await queue.add('checkpoint', { vm, night }, { jobId: idOf(host, vm, night), ...retries })
   console.log(job.id)
   await queue.close()

@@ -8,7 +8,7 @@ import pLimit from 'p-limit'
 
 const atOnce = 2
 const oneNight = { timeout: 2 * 60 * 60 * 1000, stallTimeout: 5 * 60 * 1000 }
-const retention = { keepLast: 7 }
+const nightsKept = 7
 
 const client = createClient({
   runDirectory: process.env.RUN_DIRECTORY,
@@ -26,12 +26,20 @@ function alert(vm, error) {
   )
 }
 
+async function removeOldNights(vm) {
+  const listed = await client.listCheckpoints(vm)
+  const nights = listed.filter((one) => one.name.startsWith('nightly-') && one.pinned !== true)
+  const old = nights.slice(0, Math.max(0, nights.length - nightsKept))
+  for (const one of old) await client.destroyCheckpoint(vm, one.name)
+  return old.length
+}
+
 async function night(vm) {
   try {
     const { storedBytes } = await client.createCheckpoint(vm, { name, ...oneNight })
-    // Only now: as long as nothing new is there, nothing old goes.
-    const { removed } = await client.pruneCheckpoints(vm, retention)
-    console.log(`${vm}: ${name}, ${storedBytes} bytes; ${removed.length} pruned`)
+    // Only now: as long as nothing new is there, nothing old goes. What others made is theirs.
+    const removed = await removeOldNights(vm)
+    console.log(`${vm}: ${name}, ${storedBytes} bytes; ${removed} pruned`)
   } catch (error) {
     alert(vm, error)
   }

@@ -4,6 +4,7 @@
 //
 //   node examples/run-loop.mjs /zroot/checkpoints /usr/sbin/bhyve -c 2 -m 4G ... vm1
 import { spawn } from 'node:child_process'
+import { realpathSync } from 'node:fs'
 import { pathToFileURL } from 'node:url'
 import { createClient } from 'bhyve-checkpoint'
 
@@ -44,7 +45,7 @@ function endOf(child) {
   })
 }
 
-if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+if (process.argv[1] !== undefined && import.meta.url === pathToFileURL(realpathSync(process.argv[1])).href) {
   const [checkpointDirectory, bhyve, ...args] = process.argv.slice(2)
   const client = createClient({ checkpointDirectory })
   const reason = await runVm(client, { vm: args.at(-1), bhyve, args, say: console.log })

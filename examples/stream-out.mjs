@@ -6,6 +6,7 @@
 // --sparse), where the archive libraries of npm would read and send every zero.
 import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { realpathSync } from 'node:fs'
 import path from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { fileURLToPath } from 'node:url'
@@ -38,7 +39,7 @@ export async function streamOut(client, vm, name, writable, { end = true } = {})
     throw new Error(`'${name}' was replaced meanwhile`)
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) {
+if (process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
   const [vm, name] = process.argv.slice(2)
   const client = createClient({ checkpointDirectory: process.env.CHECKPOINT_DIRECTORY })
   await streamOut(client, vm, name, process.stdout, { end: false })

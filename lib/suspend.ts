@@ -159,7 +159,9 @@ async function fateOf(
   const { asked, place, system, exitPatienceMs } = asking
   // One that answers with an error has thought better of it.
   if (ended.replyError !== undefined || asked.end === undefined) return 'runs on'
-  const tookItForDone = inspection?.metadata !== undefined
+  // Of links and folders, which bhyve never makes, nothing can be the state.
+  const isPlain = !problems.some(({ code }) => code === 'not-a-regular-file')
+  const tookItForDone = isPlain && inspection?.metadata !== undefined
   if (!tookItForDone && !untouched && problems.some(isNoticed)) return 'runs on'
   const isDestroyed = system.platform === 'freebsd' && !isKnownToKernel(place)
   const isGone = await asked.end.within(isDestroyed || tookItForDone ? exitPatienceMs : lastWordsMs)

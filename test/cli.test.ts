@@ -390,6 +390,23 @@ function programFolder(t: Test): string {
   return bin
 }
 
+t.test('a trusted user is one more', async (t) => {
+  const world = new CliWorld(t)
+  await running(world)
+  const { status, stderr } = await world.run({ args: ['create', 'vm1', '--trusted-uid', '12345'] }, 'pipe')
+  t.equal(status, 0, stderr)
+})
+
+t.test('a timeout is told at once, and what came of it afterwards', async (t) => {
+  const world = new CliWorld(t)
+  await world.start({ vm: 'vm1', memoryBytes: 4 * 2 ** 20, writeRate: 4 * 2 ** 20 })
+  const step = { args: ['suspend', 'vm1', '--timeout', '300ms'] }
+  const { status, stdout, stderr } = await world.run(step, 'pipe')
+  t.equal(status, 10)
+  t.match(stderr, /not done after 300 ms.*Waiting until bhyve has ended its work[^]*ERR_TIMEOUT/)
+  t.match(stdout, /^suspended all the same: vm1\/suspend/m)
+})
+
 t.test('bash completes commands, options and names', async (t) => {
   const world = new CliWorld(t)
   await saved(world)

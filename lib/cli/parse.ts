@@ -87,7 +87,7 @@ export function clientFrom(api: typeof Api, values: Values): Api.CheckpointClien
   const runDirectory = values.parsed('run-directory', (text) => path.resolve(text))
   const dialect = values.text('dialect') as Dialect | undefined
   const uids = values.list('trusted-uid').map((uid) => parseCount(uid, '--trusted-uid'))
-  const trustedUids = uids.length === 0 ? undefined : uids
+  const trustedUids = uids.length === 0 ? undefined : [0, process.geteuid?.() ?? 0, ...uids]
   const options: ClientOptions = { runDirectory, checkpointDirectory, dialect, trustedUids }
   return api.createClient(options)
 }

@@ -12,14 +12,20 @@ export interface InterruptibleCall<T> {
 export async function interruptible<T>(context: Context, call: InterruptibleCall<T>): Promise<number> {
   const { interrupt, client, output } = context
   const pid = String(process.pid)
-  const signal = interrupt.listen(() => {
+  const stillWaiting = (): void => {
     output.notice(`still waiting: leaving now could end the VM (kill -9 ${pid} if it has to be)`)
-  })
+  }
+  const signal = interrupt.listen(stillWaiting)
   try {
     return call.done(await call.start(signal))
   } catch (error) {
     if (!(error instanceof context.api.AbortError)) {
-      await client.idle()
+      if (goesOn(error)) {
+        output.notice(`${error.message}. Waiting until bhyve has ended its work`)
+        signal.addEventListener('abort', stillWaiting)
+        await client.idle()
+        await call.afterwards()
+      } else await client.idle()
       throw error
     }
     const message = `${error.message}. Waiting until bhyve has ended its work`
@@ -28,4 +34,11 @@ export async function interruptible<T>(context: Context, call: InterruptibleCall
     await call.afterwards()
     return interrupt.exitStatus
   }
+}
+
+/** We gave up; bhyve did not. */
+function goesOn(error: unknown): error is Error {
+  return (
+    error instanceof Error && 'code' in error && ['ERR_TIMEOUT', 'ERR_STALLED'].includes(String(error.code))
+  )
 }

@@ -12,7 +12,6 @@ namespace bhyve::addon {
 namespace {
 
 using Napi::CallbackInfo;
-using Napi::Env;
 using Napi::Value;
 
 Value zeroRuns(const CallbackInfo &info) {

@@ -11,7 +11,6 @@ namespace bhyve::addon {
 namespace {
 
 using Napi::CallbackInfo;
-using Napi::Env;
 using Napi::Value;
 
 Value processStatus(const CallbackInfo &info) {

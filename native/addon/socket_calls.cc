@@ -10,7 +10,6 @@ namespace bhyve::addon {
 namespace {
 
 using Napi::CallbackInfo;
-using Napi::Env;
 using Napi::Value;
 
 Value connectStream(const CallbackInfo &info) {

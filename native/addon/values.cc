@@ -86,6 +86,8 @@ Value toValue(const Env &env, UniqueFd &descriptor) {
   return Napi::Number::New(env, tableOf(env).own(std::move(descriptor)));
 }
 
+namespace {
+
 const char *nameOf(FileKind kind) {
   switch (kind) {
   case FileKind::File:
@@ -103,6 +105,8 @@ const char *nameOf(FileKind kind) {
   }
   return "other";
 }
+
+} // namespace
 
 Value toValue(const Env &env, const FileStatus &status) {
   auto object = Napi::Object::New(env);
@@ -124,6 +128,8 @@ Value toValue(const Env &env, const Peer &peer) {
   return object;
 }
 
+namespace {
+
 const char *nameOf(ProcessState state) {
   switch (state) {
   case ProcessState::Running:
@@ -135,6 +141,8 @@ const char *nameOf(ProcessState state) {
   }
   return "running";
 }
+
+} // namespace
 
 Value toValue(const Env &env, const ProcessStatus &status) {
   auto object = Napi::Object::New(env);

@@ -67,17 +67,19 @@ export const suspend: Command = {
   positionals: [1, 2],
   run: (context) => {
     const [vm = ''] = context.names
+    const since = new Date()
     return interruptible(context, {
       start: (signal) => context.client.suspend(vm, createOptions(context, signal)),
       done: (checkpoint) => saved(context, checkpoint, 'suspended'),
-      afterwards: () => sayWhatWasSaved(context, vm),
+      afterwards: () => sayWhatWasSaved(context, vm, since),
     })
   },
 }
 
 /** The state of a suspended VM is published whatever became of the call. */
-async function sayWhatWasSaved({ client, output }: Context, vm: string): Promise<void> {
-  const checkpoint = await client.suspendedCheckpoint(vm)
+async function sayWhatWasSaved({ client, output }: Context, vm: string, since: Date): Promise<void> {
+  // An older state is of another suspend.
+  const checkpoint = await client.suspendedCheckpoint(vm, { since })
   if (checkpoint === undefined) output.notice(`VM '${vm}' was not suspended: there is no state to restore`)
   else output.result(checkpointMessage(checkpoint), savedLines(checkpoint, 'suspended all the same:'))
 }
