@@ -117,7 +117,6 @@ async function failure(asking: Asking, ended: Ended, collected: Collected): Prom
   if (before === 'unknown') return failed(asking, ended, collected.problems, before, leftIn(stage.path))
   const fate = before === 'off' ? 'gone' : await fateOf(asking, ended, collected)
   if (fate === 'gone') return lost(asking, ended, collected)
-  if (fate === 'unknown') return failed(asking, ended, collected.problems, fate, leftIn(stage.path))
   asked.holdsState = false
   return failed(asking, ended, collected.problems, vmStateOf(ended.sent.peer), nothingKept)
 }
@@ -155,7 +154,7 @@ async function fateOf(
   asking: Asking,
   ended: Ended,
   { problems, untouched, inspection }: Collected,
-): Promise<'runs on' | 'gone' | 'unknown'> {
+): Promise<'runs on' | 'gone'> {
   const { asked, place, system, exitPatienceMs } = asking
   // One that answers with an error has thought better of it.
   if (ended.replyError !== undefined || asked.end === undefined) return 'runs on'
@@ -164,9 +163,8 @@ async function fateOf(
   const tookItForDone = isPlain && inspection?.metadata !== undefined
   if (!tookItForDone && !untouched && problems.some(isNoticed)) return 'runs on'
   const isDestroyed = system.platform === 'freebsd' && !isKnownToKernel(place)
-  const isGone = await asked.end.within(isDestroyed || tookItForDone ? exitPatienceMs : lastWordsMs)
-  if (isGone || isDestroyed) return 'gone'
-  return tookItForDone ? 'unknown' : 'runs on'
+  const isGone = await asked.end.within(isDestroyed ? exitPatienceMs : lastWordsMs)
+  return isGone || isDestroyed ? 'gone' : 'runs on'
 }
 
 /** What the first bytes of guest RAM look like is the guest's doing, and nothing that bhyve notices. */

@@ -583,23 +583,6 @@ t.test('what bhyve took for done is never thrown away, whatever we think of it',
   t.equal(fs.statSync(error.path!).size, MiB, 'its RAM is kept')
 })
 
-t.test('a bhyve that took it for done and does not end', async (t) => {
-  const world = await start(t, { suspendExitDelayMs: 60_000 })
-  const pool = inlinePool((job) => {
-    if (job !== 'collectStage') return undefined
-    const staging = path.join(world.directory, '.staging')
-    fs.appendFileSync(path.join(staging, fs.readdirSync(staging)[0]!, 'in', 'ckp.kern'), 'x')
-    return undefined
-  })
-  const options = { runDirectory: world.bhyve.runDirectory, checkpointDirectory: world.root }
-  const client = createClientIn({ ...realSurroundings, pool: () => pool, exitPatienceMs: 50 }, options)
-  const error = await rejection(client.suspend('vm1'))
-  t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'unknown' })
-  t.match(error.message, 'the next call looks at it again')
-  await world.bhyve.stop()
-  t.match(await client.listCheckpoints('vm1'), [{ state: 'damaged', poweredOff: true }])
-})
-
 t.test("a guest whose RAM begins like another tool's checkpoint", async (t) => {
   const world = await start(t)
   const client = spoiling(world, (inFolder) => {
