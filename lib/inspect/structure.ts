@@ -72,8 +72,8 @@ export function inspectFiles(directory: Directory, base: string): Inspection | u
   }
   const looksForeign = memory.problem === undefined && isForeignFile(directory, base)
   const metadata = readMetadata(directory, base, metadataPart, inspection)
-  // A guest may have that text in its RAM. bhyve's own metadata beside it say what it is.
-  if (looksForeign && metadata === undefined) return foreignInspection(inspection, base)
+  // A guest may have that text in its RAM. bhyve's own metadata, with that file's size in them, say what it is.
+  if (looksForeign && metadata?.memoryBytes !== memory.status.size) return foreignInspection(inspection, base)
   checkMemory(base, memory, metadata, inspection)
   checkKernel(base, kernel, metadata, inspection)
   readManifest(directory, base, manifestPart, inspection)
