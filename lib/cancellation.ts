@@ -16,7 +16,7 @@ export interface CancellationOptions {
 }
 
 /** What a cancel does not stop. */
-const goesOn = 'what was begun goes on to its end, and client.idle() waits for that'
+const goesOn = 'what was begun goes on to its end (client.idle() waits for that)'
 
 /** Where a call tells that a cancel comes too late from now on, and that it does not yet after all. */
 export interface CommitPoint {

@@ -115,8 +115,12 @@ export interface CheckpointClient extends AsyncDisposable {
   /**
    * Every VM with a checkpoint socket in the run directory, by name. Each process is asked once who it is; nothing
    * is sent. `state` is `off` for the socket of a dead VM, `unknown` where it cannot be told without harm.
+   *
+   * The question is a connection, once in the life of this process. A VM that stands still takes none, and bhyve's
+   * backlog holds ten: many short-lived programs that ask while it is paused shut everybody out until it is resumed
+   * by its `pid`. `connect: false` asks nobody; what is not known yet is `unknown` then.
    */
-  listVirtualMachines(): Promise<VirtualMachine[]>
+  listVirtualMachines(options?: { connect?: boolean | undefined }): Promise<VirtualMachine[]>
   /**
    * What `restore` would do, and why it would fail or harm: command and arguments with `-r` put in, `blockers`
    * (empty: go) and `warnings`, whose codes `RestoreBlocker` and `RestoreWarning` explain. Nothing is changed, and

@@ -64,7 +64,7 @@ export function createClientIn(surroundings: Surroundings, options: ClientOption
 
 const suspendOptions = createOptions.filter((option) => option !== 'poweroff')
 const suspendGoesOn =
-  'if bhyve was asked, it goes on, and the state of the VM is published once it is saved; client.idle() waits for that'
+  'if bhyve was asked, it goes on, and the state of the VM is published once it is saved (client.idle() waits for that)'
 
 /** What is wrong with the arguments of a call for a VM says so. */
 function about<T>(vm: string, check: () => T): T {
@@ -263,14 +263,17 @@ class Client implements CheckpointClient {
     return setPaused(peer, paused, place)
   }
 
-  async listVirtualMachines(): Promise<VirtualMachine[]> {
+  async listVirtualMachines(options: { connect?: boolean | undefined } = {}): Promise<VirtualMachine[]> {
+    assertOptions(options, 'the options', ['connect'])
+    const { connect = true } = options
+    assertBoolean(connect, 'connect')
     const { place } = this.#settings
     const found = this.#explained(
       'listing virtual machines',
       () => ({}),
       this.#store.run('findSockets', place),
     )
-    return (await found).map((one) => describeVm(one, place, this.#surroundings.peers))
+    return (await found).map((one) => describeVm(one, place, this.#surroundings.peers, connect))
   }
 
   async planRestore(vm: string, name: string, options: RestoreOptions): Promise<RestorePlan> {

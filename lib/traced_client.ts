@@ -56,8 +56,8 @@ export function tracedClient(client: CheckpointClient): CheckpointClient {
       ),
     pause: (vm, options) => traced(eventOf('pause', vm), () => client.pause(vm, options), nothing),
     resume: (vm, options) => traced(eventOf('resume', vm), () => client.resume(vm, options), nothing),
-    listVirtualMachines: () =>
-      traced(eventOf('listVirtualMachines'), () => client.listVirtualMachines(), countOf),
+    listVirtualMachines: (options) =>
+      traced(eventOf('listVirtualMachines'), () => client.listVirtualMachines(options), countOf),
     planRestore: (vm, name, options) =>
       traced(
         eventOf('planRestore', vm, name),

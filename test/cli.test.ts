@@ -5,11 +5,18 @@
 import { execFileSync, spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
+import { Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
-import { createClient } from 'bhyve-checkpoint'
+import * as api from 'bhyve-checkpoint'
+import { type CheckpointClient, createClient } from 'bhyve-checkpoint'
 import { simulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { Values } from '../dist/cli/command.js'
+import { verify } from '../dist/cli/commands/stored.js'
 import { statusOf } from '../dist/cli/exit_status.js'
+import { Interrupt } from '../dist/cli/interrupt.js'
+import { Output } from '../dist/cli/output.js'
+import { isFailure, loadNative } from '../dist/native.js'
 import { CliWorld, matchesKept, type Mode, type Step, transcript, withoutColours } from './support/cli.js'
 import { childEnvironment, checkpointFiles, scratch } from './support/index.js'
 
@@ -77,6 +84,9 @@ const stories: Story[] = [
       { args: ['create'] },
       { args: ['create', 'vm1', '--timeout', '10'] },
       { args: ['create', 'vm1', '--no-such-option'] },
+      { args: ['create', 'vm1', '-dash'] },
+      { args: ['create', 'vm1', '--', '-dash'] },
+      { args: ['list', 'vm1'] },
     ],
   },
   {
@@ -330,6 +340,7 @@ for (const mode of ['pipe', 'terminal'] satisfies Mode[]) {
     t.equal(created.status, 130)
     t.match(created.stdout + created.stderr, /aborted;.*Waiting until bhyve has ended its work/)
     t.match(created.stdout + created.stderr, 'nothing was published')
+    t.notMatch(created.stdout + created.stderr, 'client.', 'no advice for programs')
     t.same(filesOf(world), [])
     const suspend: Step = { args: ['suspend', 'vm1'], interruptAt }
     const suspended = await world.run(suspend, mode)
@@ -405,6 +416,77 @@ t.test('a timeout is told at once, and what came of it afterwards', async (t) =>
   t.equal(status, 10)
   t.match(stderr, /not done after 300 ms.*Waiting until bhyve has ended its work[^]*ERR_TIMEOUT/)
   t.match(stdout, /^suspended all the same: vm1\/suspend/m)
+})
+
+t.test('a checkpoint that goes while all are verified ends nothing', async (t) => {
+  const world = new CliWorld(t)
+  await saved(world)
+  const { runDirectory, checkpointDirectory } = world
+  const client = createClient({ runDirectory, checkpointDirectory })
+  const going: CheckpointClient = {
+    ...client,
+    verifyCheckpoint: async (vm, name, options) => {
+      if (name === 'a') await client.destroyCheckpoint(vm, name)
+      return client.verifyCheckpoint(vm, name, options)
+    },
+  }
+  const said: string[] = []
+  const output = new Output(true, sinkInto(said), sinkInto(said))
+  using interrupt = new Interrupt()
+  const context = { api, client: going, names: ['vm1'], rest: [], values: new Values({}), output, interrupt }
+  t.equal(await verify.run(context), 0)
+  const objects = said.map((line) => JSON.parse(line) as Record<string, unknown>)
+  t.match(
+    objects.filter(({ type }) => type !== 'progress'),
+    [
+      { type: 'notice', message: 'vm1/a was removed meanwhile' },
+      { type: 'verification', name: 'b', ok: true },
+    ],
+  )
+})
+
+function sinkInto(lines: string[]): Writable {
+  return new Writable({
+    decodeStrings: false,
+    write: (line: string, _encoding, done) => {
+      lines.push(line)
+      done()
+    },
+  })
+}
+
+/** What the completion in a shell asks. */
+function askForWords(world: CliWorld, ...typed: string[]): { status: number | null; words: string[] } {
+  const program = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
+  const words = [program, 'completion', 'words', typed[0]!, ...world.places, ...typed.slice(1)]
+  const { status, stdout } = spawnSync(process.execPath, words, {
+    env: childEnvironment(),
+    encoding: 'utf8',
+    timeout: 60_000,
+  })
+  return { status, words: stdout.split('\n').slice(0, -1) }
+}
+
+t.test('Tab leaves no connection with a VM that takes none', async (t) => {
+  const world = new CliWorld(t)
+  await running(world)
+  await world.run({ args: ['pause', 'vm1'] }, 'pipe')
+  for (let press = 0; press < 15; press++)
+    t.same(askForWords(world, 'resume', ''), { status: 0, words: ['vm1'] })
+  const { status, stderr } = await world.run({ args: ['resume', 'vm1'] }, 'pipe')
+  t.equal(status, 0, stderr)
+})
+
+t.test('Tab does not wait for a lock', async (t) => {
+  const world = new CliWorld(t)
+  await saved(world)
+  const native = loadNative()
+  const staging = native.openPath(setFile(world, '.staging'), fs.constants.O_DIRECTORY)
+  if (isFailure(staging)) throw new Error('open')
+  t.equal(native.lock(staging, 'exclusive'), 1)
+  t.same(askForWords(world, 'show', 'vm1', ''), { status: 0, words: [] })
+  native.close(staging)
+  t.same(askForWords(world, 'show', 'vm1', ''), { status: 0, words: ['a', 'b'] })
 })
 
 t.test('bash completes commands, options and names', async (t) => {

@@ -76,8 +76,11 @@ const shellBlocks: Readonly<Record<string, (t: Test, block: string) => Promise<v
     const { folder, environment } = await commandLine(t)
     const disk = path.join(folder, 'vm1.img')
     fs.writeFileSync(disk, '')
+    // As in a project that has installed the package.
+    fs.mkdirSync(path.join(folder, 'node_modules'))
+    fs.symlinkSync(root, path.join(folder, 'node_modules/bhyve-checkpoint'))
     const { stdout } = await shell(block.replace('/vms/vm1.img', disk), folder, environment)
-    t.match(stdout, /before-upgrade/)
+    t.match(stdout, /suspended vm1.suspend[^]*restored vm1.suspend/)
     const [machine] = await createClient({ runDirectory: path.join(folder, 'run') }).listVirtualMachines()
     t.match(machine, { vm: 'vm1', state: 'running' }, 'restored')
     process.kill(machine!.pid!, 'SIGKILL')

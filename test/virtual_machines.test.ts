@@ -125,6 +125,42 @@ t.test('polled for an hour, a paused VM can still be resumed', async (t) => {
   t.equal(stateOf(bhyve.pid), 'running')
 })
 
+t.test('listed without a connection, as often as one likes', async (t) => {
+  const bhyve = await start(t)
+  const { runDirectory, socketPath } = bhyve
+  const stranger = () => createClientIn({ ...realSurroundings, peers: new PeerMemory() }, { runDirectory })
+  const client = stranger()
+  await client.pause('vm1')
+  const unknown = [{ vm: 'vm1', socket: socketPath, state: 'unknown' }]
+  for (let look = 0; look < 30; look++)
+    t.strictSame(await stranger().listVirtualMachines({ connect: false }), unknown)
+  const known = [{ vm: 'vm1', socket: socketPath, pid: bhyve.pid, state: 'paused' }]
+  t.strictSame(await client.listVirtualMachines({ connect: false }), known, 'what is known is said')
+  await stranger().resume('vm1')
+  t.equal(stateOf(bhyve.pid), 'running')
+  for (const options of [{ connect: 1 }, { ask: false }, null])
+    t.match(await rejection(client.listVirtualMachines(options as object)), { code: 'ERR_INVALID_OPTION' })
+})
+
+t.test('a VM that the kernel knows and that takes no connection may stand still', async (t) => {
+  const bhyve = await start(t, { runDirectory: scratch(t) })
+  const { runDirectory } = bhyve
+  await bhyve.stop()
+  const vmmDirectory = scratch(t)
+  fs.writeFileSync(path.join(vmmDirectory, 'vm1'), '')
+  const client = createClientIn(
+    { ...realSurroundings, peers: new PeerMemory(), vmmDirectory },
+    { runDirectory },
+  )
+  for (const call of [client.pause('vm1'), client.resume('vm1')]) {
+    t.match(await rejection(call), {
+      code: 'ERR_VM_NOT_RUNNING',
+      vmState: 'unknown',
+      message: /stands still.*'pid'.*bhyvectl --vm=vm1 --destroy/,
+    })
+  }
+})
+
 t.test('a pid that was given to another process is never signalled', async (t) => {
   const stranger = spawn('sleep', ['60'])
   t.teardown(() => stranger.kill('SIGKILL'))

@@ -7,7 +7,7 @@ import os from 'node:os'
 import { CheckpointError, errnoName } from '../errors.js'
 import { isFailure, loadNative } from '../native.js'
 import { peerOf, type Peer } from './connect.js'
-import type { Located, Place } from './locate.js'
+import { isKnownToKernel, type Located, type Place } from './locate.js'
 import type { PeerMemory } from './peer_memory.js'
 
 export type Probe =
@@ -19,9 +19,15 @@ export type Probe =
 
 const { ECONNREFUSED, ENOENT } = os.constants.errno
 
+/** What is known already: nobody is asked. */
+export function recall(located: Located, peers: PeerMemory): Probe {
+  const peer = peers.peerAt(located)
+  return peer === undefined ? { kind: 'silent', why: 'it was not asked' } : { kind: 'peer', peer }
+}
+
 export function probe(located: Located, peers: PeerMemory): Probe {
-  const known = peers.peerAt(located)
-  if (known !== undefined) return { kind: 'peer', peer: known }
+  const known = recall(located, peers)
+  if (known.kind === 'peer') return known
   if (located.kind === 'struct') {
     return {
       kind: 'silent',
@@ -60,8 +66,16 @@ export function findPeer(
       vmState: 'unknown',
     })
   }
-  throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${vm}' is not running: nobody listens at its socket`, {
-    vm,
-    vmState: 'off',
-  })
+  throw nobodyListens(place)
+}
+
+/** FreeBSD refuses a connection to a full backlog as if nobody listened, and that of a VM that stands still fills up. */
+function nobodyListens(place: Place): CheckpointError {
+  const { vm } = place
+  const isKnown = isKnownToKernel(place)
+  const message = isKnown
+    ? `nobody takes a connection at the socket of VM '${vm}', but the kernel still has it: either its process stands ` +
+      `still (name it by the option 'pid'), or it is dead (bhyvectl --vm=${vm} --destroy)`
+    : `VM '${vm}' is not running: nobody listens at its socket`
+  return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, vmState: isKnown ? 'unknown' : 'off' })
 }

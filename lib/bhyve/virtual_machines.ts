@@ -6,7 +6,7 @@ import type { VirtualMachine } from '../types.js'
 import { isKnownToKernel, type Located, locateSocket, type Place } from './locate.js'
 import { vmStateOf } from './peer.js'
 import type { PeerMemory } from './peer_memory.js'
-import { probe } from './probe.js'
+import { probe, type Probe, recall } from './probe.js'
 
 /** Of one VM: its sockets, or where the one is that we do not touch. */
 export interface Found {
@@ -48,18 +48,25 @@ function socketsIn(directory: string): string[] {
   }
 }
 
-/** Asks each process once; sends nothing. */
-export function describeVm(found: Found, place: AnyPlace, peers: PeerMemory): VirtualMachine {
+/** Asks each process once, if it may connect; sends nothing. */
+export function describeVm(
+  found: Found,
+  place: AnyPlace,
+  peers: PeerMemory,
+  mayConnect: boolean,
+): VirtualMachine {
   const { vm, sockets, untouched } = found
-  const seen = sockets.map((located) => machineAt(located, { ...place, vm }, peers))
+  const seen = sockets.map((located) => {
+    const result = mayConnect ? probe(located, peers) : recall(located, peers)
+    return machineAt(located, { ...place, vm }, result)
+  })
   const alive = seen.find(({ state }) => state === 'running' || state === 'paused')
   const open = seen.find(({ state }) => state === 'unknown')
   return alive ?? open ?? seen[0] ?? { vm, socket: untouched ?? '', state: 'unknown' }
 }
 
-function machineAt(located: Located, place: Place, peers: PeerMemory): VirtualMachine {
+function machineAt(located: Located, place: Place, result: Probe): VirtualMachine {
   const base = { vm: place.vm, socket: located.socketPath }
-  const result = probe(located, peers)
   if (result.kind === 'silent') return { ...base, state: 'unknown' }
   if (result.kind === 'dead') return { ...base, state: isKnownToKernel(place) ? 'unknown' : 'off' }
   const state = vmStateOf(result.peer)

@@ -65,6 +65,6 @@ async function namesFor({ positionals, name }: Command, open: () => Promise<Cont
 
 async function vmNames(client: Context['client']): Promise<string[]> {
   const stored = await client.listStored().catch(() => [])
-  const running = await client.listVirtualMachines().catch(() => [])
+  const running = await client.listVirtualMachines({ connect: false }).catch(() => [])
   return [...new Set([...stored, ...running.map(({ vm }) => vm)])]
 }

@@ -71,7 +71,7 @@ async function contextOf(
   return { api, client, ...parsed, output, interrupt }
 }
 
-async function complete(typed: readonly string[]): Promise<number> {
+async function complete(typed: readonly string[]): Promise<never> {
   const output = new Output(false, process.stdout, process.stderr)
   const open = async (): Promise<Context> => {
     const command = commands.find(({ name }) => name === typed[0])
@@ -80,7 +80,8 @@ async function complete(typed: readonly string[]): Promise<number> {
     return contextOf(command, parsed, output, new Interrupt())
   }
   output.result({ type: 'words' }, await wordsFor(typed, open))
-  return exitStatus.done
+  // A question may still wait for a lock, and the shell waits for our end.
+  process.exit(exitStatus.done)
 }
 
 function version(): string {

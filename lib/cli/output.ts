@@ -2,11 +2,8 @@
  * Where everything that is said goes: results to standard output, the rest to standard error; with `--json`
  * one object per line to standard output. A reader that went away must not cost anybody a checkpoint.
  */
-import type { WriteStream } from 'node:tty'
 import type { Progress } from '../index.js'
-import { ProgressDisplay } from './progress_display.js'
-
-type Stream = NodeJS.WritableStream & Partial<WriteStream>
+import { ProgressDisplay, type Stream } from './progress_display.js'
 
 /** Every object that `--json` prints has a type (docs/cli.md). */
 export interface Message {

@@ -7,11 +7,14 @@ import { Values, type Command, type OptionSpec } from './command.js'
 import { UsageError } from './usage_error.js'
 import { parseCount } from './values.js'
 
+/** The library's own. */
+const defaults = { runs: '/var/run/bhyve', checkpoints: '/var/db/bhyve-checkpoint', workdir: '/usr/jails' }
+
 /** Of every command that has to do with VMs. */
 export const clientOptions: Readonly<Record<string, OptionSpec>> = {
-  'run-directory': { value: 'dir', help: "where bhyve's sockets are (/var/run/bhyve)" },
-  'checkpoint-directory': { value: 'dir', help: 'where checkpoints are (/var/db/bhyve-checkpoint)' },
-  cbsd: { value: '[workdir]', help: "CBSD's checkpoints instead (/usr/jails)" },
+  'run-directory': { value: 'dir', help: `where bhyve's sockets are (${defaults.runs})` },
+  'checkpoint-directory': { value: 'dir', help: `where checkpoints are (${defaults.checkpoints})` },
+  cbsd: { value: '[workdir]', help: `CBSD's checkpoints instead (${defaults.workdir})` },
   dialect: { value: 'name', help: 'struct, path or descriptor; found out otherwise' },
   'trusted-uid': { value: 'uid', multiple: true, help: 'a user that bhyve may run as; may be repeated' },
 }
@@ -37,8 +40,14 @@ export function parseWords(words: readonly string[], command: Command): Parsed {
   const own = end === -1 ? words : words.slice(0, end)
   const rest = end === -1 ? [] : words.slice(end + 1)
   const { values, positionals } = parseStrictly(withWorkdir(own), optionsOf(command))
-  const parsed = { values: new Values(values), names: positionals, rest }
-  if (!parsed.values.has('help')) assertCounts(command, parsed, end !== -1)
+  const isForBhyve = command.takesRest === true
+  const parsed = {
+    values: new Values(values),
+    // Elsewhere `--` ends the options, and a name may begin with a dash.
+    names: isForBhyve ? positionals : [...positionals, ...rest],
+    rest: isForBhyve ? rest : [],
+  }
+  if (!parsed.values.has('help')) assertCounts(command, parsed)
   return parsed
 }
 
@@ -69,14 +78,9 @@ function withWorkdir(words: readonly string[]): string[] {
   })
 }
 
-function assertCounts(
-  { name, positionals, takesRest = false }: Command,
-  parsed: Parsed,
-  hasRest: boolean,
-): void {
+function assertCounts({ name, positionals }: Command, parsed: Parsed): void {
   const [least, most] = positionals
   const count = parsed.names.length
-  if (hasRest && !takesRest) throw new UsageError(`${name} takes nothing after '--'`)
   if (count < least)
     throw new UsageError(`${name} needs ${least === 1 ? 'the name of a VM' : 'a VM and a checkpoint'}`)
   if (count > most) throw new UsageError(`${name} does not take '${parsed.names[most] ?? ''}'`)
@@ -90,6 +94,13 @@ export function clientFrom(api: typeof Api, values: Values): Api.CheckpointClien
   const trustedUids = uids.length === 0 ? undefined : [0, process.geteuid?.() ?? 0, ...uids]
   const options: ClientOptions = { runDirectory, checkpointDirectory, dialect, trustedUids }
   return api.createClient(options)
+}
+
+/** Where checkpoints are looked for, in words. */
+export function placeFrom(values: Values): string {
+  const workdir = values.text('cbsd')
+  if (workdir !== undefined) return `CBSD's workdir ${workdir === '' ? defaults.workdir : workdir}`
+  return values.parsed('checkpoint-directory', (text) => path.resolve(text)) ?? defaults.checkpoints
 }
 
 function directoryFrom(api: typeof Api, values: Values): ClientOptions['checkpointDirectory'] {

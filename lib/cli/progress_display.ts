@@ -9,7 +9,9 @@ const eraseLine = '\r\u001b[K'
 const shortestBar = 10
 const longestBar = 30
 
-type Stream = NodeJS.WritableStream & Partial<WriteStream>
+/** Standard output or error: a terminal, or not. */
+export type Stream = Pick<NodeJS.WritableStream, 'write' | 'on'> &
+  Pick<Partial<WriteStream>, 'isTTY' | 'columns' | 'hasColors'>
 
 export class ProgressDisplay {
   readonly #stream: Stream

@@ -21,19 +21,24 @@ export async function interruptible<T>(context: Context, call: InterruptibleCall
   } catch (error) {
     if (!(error instanceof context.api.AbortError)) {
       if (goesOn(error)) {
-        output.notice(`${error.message}. Waiting until bhyve has ended its work`)
+        output.notice(`${forPeople(error.message)}. Waiting until bhyve has ended its work`)
         signal.addEventListener('abort', stillWaiting)
         await client.idle()
         await call.afterwards()
       } else await client.idle()
       throw error
     }
-    const message = `${error.message}. Waiting until bhyve has ended its work`
+    const message = `${forPeople(error.message)}. Waiting until bhyve has ended its work`
     output.failure({ type: 'cancelled', signal: interrupt.received, message }, [message])
     await client.idle()
     await call.afterwards()
     return interrupt.exitStatus
   }
+}
+
+/** Without what programs would call next: this one does it. */
+function forPeople(message: string): string {
+  return message.replace(/ \(client\.idle\(\)[^)]*\)/, '')
 }
 
 /** We gave up; bhyve did not. */

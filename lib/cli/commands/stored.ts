@@ -1,8 +1,9 @@
 /** list, show, verify, destroy, destroyall, prune, pin. */
 import type { ListedCheckpoint, PrunePolicy } from '../../index.js'
-import type { Command, Context } from '../command.js'
+import type { Command, Context, Values } from '../command.js'
 import { checkpointLines, checkpointMessage, checkpointTable } from '../describe.js'
 import { exitStatus } from '../exit_status.js'
+import { placeFrom } from '../parse.js'
 import { UsageError } from '../usage_error.js'
 import { formatSize, parseCount, parseDuration, parseSize } from '../values.js'
 import { interruptible } from '../waiting.js'
@@ -13,7 +14,7 @@ export const list: Command = {
   summary: 'checkpoints of these VMs, or of all; oldest first',
   example: 'bhyve-checkpoint list vm1',
   positionals: [0, Infinity],
-  run: async ({ client, names, output }) => {
+  run: async ({ client, names, values, output }) => {
     const vms = names.length > 0 ? names : await client.listStored()
     const found: ListedCheckpoint[] = []
     const without: string[] = []
@@ -27,24 +28,26 @@ export const list: Command = {
       return exitStatus.done
     }
     if (found.length > 0) output.result({ type: 'list' }, checkpointTable(found, output))
-    for (const vm of without) output.notice(noneOf(vm))
-    if (vms.length === 0) output.notice('no checkpoints')
+    for (const vm of without) output.notice(noneOf(vm, values))
+    if (vms.length === 0) output.notice(`no checkpoints in ${placeFrom(values)}`)
     return exitStatus.done
   },
 }
 
 /** Said for each VM that was named: a misspelt one looks like one without checkpoints. */
-function noneOf(vm: string): string {
-  return `VM '${vm}' has no checkpoints`
+function noneOf(vm: string, values: Values): string {
+  return `VM '${vm}' has no checkpoints in ${placeFrom(values)}`
 }
 
-async function find({ client, api }: Context, vm: string, name: string): Promise<ListedCheckpoint> {
-  const found = (await client.listCheckpoints(vm)).find((one) => one.name === name)
+function notFound({ api }: Context, message: string, vm: string, checkpoint?: string): Error {
+  const details = { vm, ...(checkpoint === undefined ? {} : { checkpoint }) }
+  return new api.CheckpointError('ERR_CHECKPOINT_NOT_FOUND', message, details)
+}
+
+async function find(context: Context, vm: string, name: string): Promise<ListedCheckpoint> {
+  const found = (await context.client.listCheckpoints(vm)).find((one) => one.name === name)
   if (found !== undefined) return found
-  throw new api.CheckpointError('ERR_CHECKPOINT_NOT_FOUND', `VM '${vm}' has no checkpoint '${name}'`, {
-    vm,
-    checkpoint: name,
-  })
+  throw notFound(context, `VM '${vm}' has no checkpoint '${name}'`, vm, name)
 }
 
 export const show: Command = {
@@ -78,10 +81,26 @@ export const verify: Command = {
 
 async function verifyAll(context: Context, signal: AbortSignal): Promise<boolean> {
   const [vm = '', ...named] = context.names
-  const names = named.length > 0 ? named : await ours(context, vm)
-  if (names.length === 0) context.output.notice(noneOf(vm))
+  if (named.length === 0) return verifyListed(context, vm, signal)
   let allWhole = true
-  for (const name of names) allWhole = (await verifyOne(context, vm, name, signal)) && allWhole
+  for (const name of named) allWhole = (await verifyOne(context, vm, name, signal)) && allWhole
+  return allWhole
+}
+
+/** Nothing found is no success: whoever checks a misspelt VM every night believes to have checkpoints. */
+async function verifyListed(context: Context, vm: string, signal: AbortSignal): Promise<boolean> {
+  const names = await ours(context, vm)
+  if (names.length === 0) throw notFound(context, noneOf(vm, context.values), vm)
+  let allWhole = true
+  for (const name of names) {
+    try {
+      allWhole = (await verifyOne(context, vm, name, signal)) && allWhole
+    } catch (error) {
+      if (!(error instanceof context.api.CheckpointError) || error.code !== 'ERR_CHECKPOINT_NOT_FOUND')
+        throw error
+      context.output.notice(`${vm}/${name} was removed meanwhile`)
+    }
+  }
   return allWhole
 }
 
@@ -125,11 +144,11 @@ export const destroyAll: Command = {
   summary: 'remove all checkpoints of a VM, pinned ones and its suspended state too',
   example: 'bhyve-checkpoint destroyall vm1',
   positionals: [1, 1],
-  run: async ({ client, names, output }) => {
+  run: async ({ client, names, values, output }) => {
     const [vm = ''] = names
     const removed = await client.destroyAll(vm)
     for (const name of removed) output.result({ type: 'destroyed', vm, name }, [`destroyed ${vm}/${name}`])
-    if (removed.length === 0) output.notice(noneOf(vm))
+    if (removed.length === 0) output.notice(noneOf(vm, values))
     return exitStatus.done
   },
 }
