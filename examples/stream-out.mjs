@@ -1,6 +1,17 @@
 // A checkpoint as a tar archive into any Writable, as fast as that takes it. Holes stay holes, on the way too.
 //
-//   node stream-out.mjs vm1 before-upgrade | ssh other-host 'tar -xf - -C /zroot/checkpoints/vm1'
+//   set -o pipefail
+//   node stream-out.mjs vm1 before-upgrade | ssh other-host "$(cat receive.sh)"
+//
+// with receive.sh, which puts it under a name that is free there, and only once all of it has arrived: half a checkpoint
+// would be listed as damaged, and pruned. What stopped half-way stays in `.arriving`, to be removed by hand.
+//
+//   set -e
+//   cd /zroot/checkpoints/vm1 && mkdir .arriving
+//   tar -xf - -C .arriving
+//   mv .arriving/*.ckp.* . && mv .arriving/*.ckp . && rmdir .arriving
+//
+// Look at the status of the pipe here, and `bhyve-checkpoint verify vm1 before-upgrade --content` there.
 //
 // The system's own tar does it: it finds holes by asking the file system (FreeBSD's does so by itself, GNU tar with
 // --sparse), where the archive libraries of npm would read and send every zero.

@@ -44,8 +44,10 @@ function build(cmakeJs, modules) {
 }
 
 function npm(folder, ...args) {
-  const script = process.env.npm_execpath
-  const [command, first] = script?.endsWith('.js') ? [process.execPath, [script]] : ['npm', []]
+  // Other package managers set the same variable to their own program, which takes other options.
+  const script = process.env.npm_execpath ?? ''
+  const isNpm = path.basename(script) === 'npm-cli.js'
+  const [command, first] = isNpm ? [process.execPath, [script]] : ['npm', []]
   run(command, [...first, '--prefix', folder, ...args])
 }
 

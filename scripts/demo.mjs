@@ -1,4 +1,5 @@
 // `npm run demo`: the whole life of a checkpoint, on a simulated VM.
+import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import fs from 'node:fs/promises'
 import os from 'node:os'
@@ -8,6 +9,8 @@ import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, simulatedBhyve } from 'bhyve-checkpoint/simulator'
 
 const MiB = 1024 * 1024
+/** Whatever takes longer has gone wrong. */
+const patience = AbortSignal.timeout(120_000)
 const scratch = await fs.mkdtemp(path.join(os.tmpdir(), 'bhyve-checkpoint-demo-'))
 const checkpointDirectory = path.join(scratch, 'checkpoints')
 
@@ -55,6 +58,7 @@ try {
   await show(client)
   const report = await client.verifyCheckpoint('ubuntu', 'before-upgrade', { depth: 'content' })
   console.log(`  verified: ${report.ok ? 'whole' : 'damaged'} (${report.depth})`)
+  assert(report.ok)
 
   title('Created again under the same name: the old one is there until the new one is')
   await client.createCheckpoint('ubuntu', { name: 'before-upgrade', onProgress: showProgress })
@@ -66,10 +70,12 @@ try {
   const failing = await SimulatedBhyve.start({ vm: 'ubuntu', memoryBytes: 256 * MiB, fault })
   const second = createClient({ runDirectory: failing.runDirectory, checkpointDirectory })
   const error = await second.createCheckpoint('ubuntu', { name: 'before-upgrade' }).catch((reason) => reason)
+  assert.equal(error.code, 'ERR_CHECKPOINT_FAILED')
   console.log(`  rejected with ${error.code}; the VM is ${error.vmState}`)
   for (const { code, message } of error.problems) console.log(`    ${code}: ${message}`)
   console.log('  The old one is still there, and whole:')
   await show(second)
+  assert((await second.verifyCheckpoint('ubuntu', 'before-upgrade', { depth: 'content' })).ok)
   await failing.stop()
 
   title('suspend: the VM is saved and off; then restored, and not twice')
@@ -92,7 +98,9 @@ try {
     env: { ...process.env, NODE_OPTIONS: '' },
   }).unref()
   const third = createClient({ runDirectory: scratch, checkpointDirectory })
-  while ((await third.listVirtualMachines())[0]?.state !== 'running') await setTimeout(20)
+  while ((await third.listVirtualMachines())[0]?.state !== 'running') {
+    await setTimeout(20, undefined, { signal: patience })
+  }
   const state = await third.suspend('ubuntu', { onProgress: showProgress })
   console.log(`  saved as '${state.name}', powered off: ${state.poweredOff}`)
   const restored = await third.restore('ubuntu', 'suspend', { args, bhyve: simulatedBhyve })
@@ -102,12 +110,15 @@ try {
   const refusal = await third
     .restore('ubuntu', 'suspend', { args, bhyve: simulatedBhyve })
     .catch((reason) => reason)
+  assert.equal(refusal.code, 'ERR_RESTORE_BLOCKED')
   console.log(`  once more: ${refusal.code}`)
   for (const { code, message } of refusal.blockers) console.log(`    ${code}: ${message}`)
 
   title('destroyAll')
   console.log(`  removed: ${(await second.destroyAll('ubuntu')).join(', ')}`)
-  console.log(`  left: ${(await second.listCheckpoints('ubuntu')).length} checkpoints`)
+  const left = await second.listCheckpoints('ubuntu')
+  console.log(`  left: ${left.length} checkpoints`)
+  assert.equal(left.length, 0)
 } finally {
   await fs.rm(scratch, { recursive: true, force: true })
 }

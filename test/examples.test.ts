@@ -137,6 +137,7 @@ t.test('the rc.d script calls it for start and stop', async (t) => {
   const folder = scratch(t)
   // What /etc/rc.subr does with the script, as far as it goes here.
   const subr = 'load_rc_config() { :; }\nrun_rc_command() { eval "\\$${1}_cmd"; }\n'
+  t.ok(fs.statSync(example('bhyve_checkpoint')).mode & 0o100, 'rc(8) passes over what is not executable')
   const text = fs.readFileSync(example('bhyve_checkpoint'), 'utf8')
   fs.writeFileSync(path.join(folder, 'rc.subr'), subr)
   fs.writeFileSync(path.join(folder, 'script'), text.replace('. /etc/rc.subr', `. '${folder}/rc.subr'`))
@@ -224,8 +225,14 @@ t.test('stream-out: a set as tar, with its holes, as fast as it is taken', async
   t.ok(archive.length < storedBytes + MiB, `${archive.length} bytes for ${storedBytes} on the disk`)
   const copy = path.join(world.root, 'copy', 'vm1')
   fs.mkdirSync(copy, { recursive: true })
-  t.equal(spawnSync('tar', ['-xf', '-', '-C', copy], { input: archive }).status, 0)
   const there = createClient({ checkpointDirectory: path.dirname(copy) })
+  const receive = (input: Buffer) =>
+    spawnSync('sh', ['-c', receiver().replace('/zroot/checkpoints/vm1', copy)], { input })
+  t.not(receive(archive.subarray(0, archive.length / 2)).status, 0, 'the line breaks down')
+  t.strictSame(await there.listCheckpoints('vm1'), [], 'half of it is nothing')
+  t.not(receive(archive).status, 0, 'what arrived in part is not mixed with another')
+  fs.rmSync(path.join(copy, '.arriving'), { recursive: true })
+  t.equal(receive(archive).status, 0)
   t.match(await there.verifyCheckpoint('vm1', '-first', { depth: 'content' }), { ok: true, depth: 'content' })
   const { size, blocks } = fs.statSync(path.join(copy, '-first.ckp'))
   t.ok(blocks * 512 < size / 2, 'holes are holes there too')
@@ -234,6 +241,14 @@ t.test('stream-out: a set as tar, with its holes, as fast as it is taken', async
   await t.rejects(streamOut(client, 'vm1', '-first', broken), { message: 'the line is dead' })
   t.equal(fs.existsSync(path.join(checkpointDirectory, 'vm1', '-first.ckp')), true)
 })
+
+/** The script of the receiving end, as the example's head has it. */
+function receiver(): string {
+  const [, script = ''] = /receive\.sh[^]*?(\/\/ {3}set -e\n(?:\/\/ {3}.*\n)+)/.exec(
+    fs.readFileSync(example('stream-out.mjs'), 'utf8'),
+  )!
+  return script.replaceAll(/^\/\/ {3}/gm, '')
+}
 
 async function startRedis(t: Test, folder: string): Promise<string> {
   const socket = path.join(folder, 'redis.sock')

@@ -227,8 +227,20 @@ t.test('says what is missing where no prebuild fits, and how to build it', async
   const list = run('list', 'vm1')
   t.equal(list.status, 1)
   t.match(list.stderr, /ERR_NATIVE_UNAVAILABLE|no native addon can be loaded/)
+  asksNpm(t, builder)
   buildsItself(t, bare, builder)
 })
+
+/** Whatever package manager runs it: others name their own program where npm names itself. */
+function asksNpm(t: Test, builder: string): void {
+  const bin = scratch(t)
+  fs.writeFileSync(path.join(bin, 'npm'), '#!/bin/sh\necho "npm was given $3"\nexit 3\n', { mode: 0o755 })
+  const PATH = `${bin}:${process.env.PATH ?? ''}`
+  const env = childEnvironment({ PATH, npm_execpath: '/usr/lib/yarn/bin/yarn.js' })
+  const { status, stdout } = spawnSync(process.execPath, [builder], { env, encoding: 'utf8' })
+  t.equal(status, 1)
+  t.equal(stdout, 'npm was given install\n')
+}
 
 /** The command of the message, with what it would download at hand. */
 function buildsItself(t: Test, bare: Project, builder: string): void {
