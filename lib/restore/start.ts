@@ -1,6 +1,7 @@
 /** Starting bhyve so that it outlives us, and waiting until it serves its socket or has ended. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import type { Located, Place } from '../bhyve/locate.js'
+import { vmStateOf } from '../bhyve/peer.js'
 import type { PeerMemory } from '../bhyve/peer_memory.js'
 import { probe } from '../bhyve/probe.js'
 import { isFailure, loadNative } from '../native.js'
@@ -104,7 +105,9 @@ async function serves({ pid }: Bhyve, { store, place, peers, stale, bound }: Awa
 /** A socket is asked once: who waits must not fill its backlog. `struct` is never asked; a new file is its sign. */
 function isServedBy(pid: number, located: Located, peers: PeerMemory, bound: Set<string>): boolean {
   const found = probe(located, peers)
-  if (found.kind === 'peer') return found.peer.pid === pid || found.peer.pid === -1
+  // One that ends still holds its socket for a moment, and serves nobody any more.
+  if (found.kind === 'peer')
+    return (found.peer.pid === pid && vmStateOf(found.peer) !== 'off') || found.peer.pid === -1
   if (located.kind !== 'struct') return false
   // A socket has a file before anybody listens: it has to be there at two looks.
   if (!bound.has(located.identity)) {
