@@ -34,6 +34,11 @@ t.test('has what it needs, and nothing else', async (t) => {
     /^(lib|test|build|node_modules|native\/fuzz)\/|\.map$|\/\.[^/]*$/.test(file),
   )
   t.same(unwanted, [])
+  t.equal(
+    [...files].filter((file) => file.endsWith('.node')).length,
+    1,
+    'one prebuild, which the size is for',
+  )
   t.ok(packed.size < 400_000, `${packed.size} bytes are under 400 kB`)
 })
 
