@@ -4,8 +4,8 @@ import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { childEnvironment, scratch } from './support/index.js'
-import { install, pack, type Project, root, runIn } from './support/package.js'
+import { scratch } from './support/index.js'
+import { install, ownEnvironment, pack, type Project, root, runIn } from './support/package.js'
 
 const packed = pack(t)
 const project = install(t, packed)
@@ -163,7 +163,7 @@ for (const [module, resolution, file] of [
     ]
     const args = [...strict, '--module', module, '--moduleResolution', resolution, ...types, file]
     const compiler = path.join(root, 'node_modules/typescript/bin/tsc')
-    const options = { cwd: project.directory, env: childEnvironment(), encoding: 'utf8' } as const
+    const options = { cwd: project.directory, env: ownEnvironment(), encoding: 'utf8' } as const
     const { status, stdout } = spawnSync(process.execPath, [compiler, ...args], options)
     t.equal(stdout, '')
     t.equal(status, 0)
@@ -241,7 +241,7 @@ function asksNpm(t: Test, builder: string): void {
   const bin = scratch(t)
   fs.writeFileSync(path.join(bin, 'npm'), '#!/bin/sh\necho "npm was given $3"\nexit 3\n', { mode: 0o755 })
   const PATH = `${bin}:${process.env.PATH ?? ''}`
-  const env = childEnvironment({ PATH, npm_execpath: '/usr/lib/yarn/bin/yarn.js' })
+  const env = ownEnvironment({ PATH, npm_execpath: '/usr/lib/yarn/bin/yarn.js' })
   const { status, stdout } = spawnSync(process.execPath, [builder], { env, encoding: 'utf8' })
   t.equal(status, 1)
   t.equal(stdout, 'npm was given install\n')
@@ -251,7 +251,7 @@ function asksNpm(t: Test, builder: string): void {
 function buildsItself(t: Test, bare: Project, builder: string): void {
   const modules = path.join(bare.installed, 'node_modules')
   fs.symlinkSync(path.join(root, 'node_modules'), modules)
-  const built = spawnSync(process.execPath, [builder], { env: childEnvironment(), encoding: 'utf8' })
+  const built = spawnSync(process.execPath, [builder], { env: ownEnvironment(), encoding: 'utf8' })
   t.equal(built.status, 0, built.stderr)
   fs.rmSync(modules)
   const env = { ...bare.env, CHECKPOINTS: path.join(scratch(t), 'checkpoints') }

@@ -62,10 +62,18 @@ export function runtimeDependencies(): string[] {
 
 export function packFolder(folder: string, destination: string): Packed {
   const args = ['pack', folder, '--json', '--ignore-scripts', '--pack-destination', destination]
-  const output = npm(destination, childEnvironment(), ...args)
+  const output = npm(destination, ownEnvironment(), ...args)
   const [packed] = JSON.parse(output) as { filename: string; size: number; files: PackedFile[] }[]
   if (packed === undefined) throw new Error('npm packed nothing')
   return { tarball: path.join(destination, packed.filename), size: packed.size, files: packed.files }
+}
+
+/**
+ * What is installed is tested with the addon that came with it, whichever the other tests are to load; and compilers
+ * are not to run under the sanitizer that such an addon needs.
+ */
+export function ownEnvironment(extra: Record<string, string> = {}): NodeJS.ProcessEnv {
+  return childEnvironment({ BHYVE_CHECKPOINT_PREBUILD: '', LD_PRELOAD: '', ...extra })
 }
 
 /** A project in which nothing is but what was packed, on a PATH with node and sh alone. */
@@ -76,8 +84,7 @@ export function install(t: Test, packed: Packed): Project {
   for (const folder of [project, tools]) fs.mkdirSync(folder)
   fs.symlinkSync(process.execPath, path.join(tools, 'node'))
   fs.symlinkSync('/bin/sh', path.join(tools, 'sh'))
-  // What is installed is tested with the addon that came with it, whichever the other tests are to load.
-  const env = childEnvironment({ PATH: tools, BHYVE_CHECKPOINT_PREBUILD: '' })
+  const env = ownEnvironment({ PATH: tools })
   const dependencies = runtimeDependencies().map(
     (name) => packFolder(path.join(root, 'node_modules', name), directory).tarball,
   )
