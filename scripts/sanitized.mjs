@@ -56,7 +56,8 @@ fs.rmSync(reports, { recursive: true, force: true })
 fs.mkdirSync(reports, { mode: 0o777 })
 fs.chmodSync(reports, 0o777)
 // Everything takes several times as long.
-const [command, ...words] = [...placement(), bin('tap'), '--timeout=1800', ...tapArguments]
+const preload = `LD_PRELOAD=${flavour.libraries.map(runtimeOf).join(' ')}`
+const [command, ...words] = [...placement(), 'env', preload, bin('tap'), '--timeout=1800', ...tapArguments]
 const status = run(command, words, environment(), () => undefined)
 const faults = judge(fs.readdirSync(reports).map((file) => fs.readFileSync(path.join(reports, file), 'utf8')))
 process.exit(status === 0 && faults.length === 0 ? 0 : 1)
@@ -109,11 +110,13 @@ function environment() {
     ...process.env,
     ...Object.fromEntries(options),
     BHYVE_CHECKPOINT_PREBUILD: folder,
-    LD_PRELOAD: flavour.libraries.map(runtimeOf).join(' '),
   }
 }
 
-/** Before version 14 gcc's TSan cannot start where the system spreads the memory of programs wider than this. */
+/**
+ * Before version 14 gcc's TSan cannot start where the system spreads the memory of programs wider than this; what
+ * keeps the system from it must not have the library in itself.
+ */
 function placement() {
   const file = '/proc/sys/vm/mmap_rnd_bits'
   const bits = fs.existsSync(file) ? Number(fs.readFileSync(file, 'utf8')) : 0
