@@ -162,6 +162,7 @@ const stories: Story[] = [
       { args: ['prune', 'vm1', '--keep-last', '1'] },
       { args: ['prune', 'vm1', '--keep-within', '7d', '--max-size', '1G', '--json'] },
       { args: ['prune', 'vm1'] },
+      { args: ['prune', 'vm2', '--keep-last', '1'] },
       { args: ['prune', 'vm1', '--keep-last', 'some'] },
     ],
   },

@@ -87,6 +87,26 @@ t.test('struct cannot be asked without harm', async (t) => {
   await client.resume('vm1')
 })
 
+t.test('a VM whose socket is where another dialect has it is not said to be off', async (t) => {
+  for (const [speaks, named] of [
+    ['descriptor', 'struct'],
+    ['struct', 'path'],
+  ] as const) {
+    const { runDirectory, socketPath } = await start(t, { dialect: speaks })
+    const client = createClient({ runDirectory, checkpointDirectory: scratch(t), dialect: named })
+    for (const call of [() => client.createCheckpoint('vm1'), () => client.pause('vm1')])
+      t.match(await rejection(call()), {
+        code: 'ERR_VM_NOT_RUNNING',
+        vmState: 'unknown',
+        path: socketPath,
+        message: `no bhyve of dialect '${named}' serves VM 'vm1': its socket is '${socketPath}'`,
+      })
+    t.strictSame(await client.listVirtualMachines(), [])
+  }
+  const missing = createClient({ runDirectory: scratch(t), dialect: 'struct' })
+  t.match(await rejection(missing.createCheckpoint('vm1')), { vmState: 'off', path: /\/checkpoint\/vm1$/ })
+})
+
 t.test('not while we wait for a checkpoint of it', async (t) => {
   const bhyve = await start(t, { memoryBytes: 4 << 20, writeRate: 8 << 20 })
   const client = createClient({

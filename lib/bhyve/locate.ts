@@ -153,11 +153,29 @@ function noSocket(place: Place): CheckpointError {
     const message = `no VM can be asked: there is no run directory '${runDirectory}' (the option runDirectory)`
     return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, path, vmState: 'unknown' })
   }
-  return new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${vm}' is not running: no socket '${path}'`, {
-    vm,
-    path,
-    vmState: 'off',
-  })
+  return socketElsewhere(place) ?? nothingThere(place)
+}
+
+function nothingThere(place: Place): CheckpointError {
+  const { vm } = place
+  // Of two places the one that later bhyves use.
+  const path = candidates(place).at(-1)?.socketPath ?? ''
+  const message = `VM '${vm}' is not running: no socket '${path}'`
+  return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, path, vmState: 'off' })
+}
+
+/** The dialect that was named has its sockets in one place, and this VM's is in the other. */
+function socketElsewhere(place: Place): CheckpointError | undefined {
+  const { vm, dialect } = place
+  const other = candidates({ ...place, dialect: 'auto' }).find(({ socketPath }) =>
+    statusIfAny(socketPath, place)?.isSocket(),
+  )
+  if (other === undefined) return undefined
+  const path = other.socketPath
+  const message =
+    `no bhyve of dialect '${dialect}' serves VM '${vm}': its socket is '${path}', where that dialect has none. ` +
+    "Leave the option 'dialect' out"
+  return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, path, vmState: 'unknown' })
 }
 
 /** FreeBSD's kernel lists the VMs it has. Elsewhere there is nothing to ask. */

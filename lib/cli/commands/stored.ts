@@ -182,6 +182,7 @@ export const prune: Command = {
     const freed = values.has('dry-run') ? 'would be freed' : 'freed'
     const sum = `${String(result.kept.length)} kept, ${formatSize(result.freedBytes)} ${freed}`
     output.result({ type: 'pruned', vm, dryRun: values.has('dry-run'), ...result }, [...removed, sum])
+    if (result.removed.length + result.kept.length === 0) output.notice(noneOf(vm, values))
     return exitStatus.done
   },
 }
