@@ -1,6 +1,6 @@
 /** vms, pause, resume, restore. */
 import path from 'node:path'
-import type { RestoreOptions } from '../../index.js'
+import type { RestoreOptions, RestorePlan } from '../../index.js'
 import type { Command, Context, OptionSpec } from '../command.js'
 import { exitStatus } from '../exit_status.js'
 import { table } from '../table.js'
@@ -126,13 +126,27 @@ function restoreOptions({ rest, values }: Context, signal?: AbortSignal): Restor
 
 async function plan(context: Context, vm: string, name: string): Promise<number> {
   const found = await context.client.planRestore(vm, name, restoreOptions(context))
-  const reasons = [
-    ...found.blockers.map(({ code, message }) => `blocked: ${code}: ${message}`),
-    ...found.warnings.map(({ code, message }) => `warning: ${code}: ${message}`),
-  ]
+  const blocked = found.blockers.map(({ code, message }) => `blocked: ${code}: ${message}`)
+  const reasons = [...blocked, ...found.warnings.map(warningLine)]
   const command = [found.command, ...found.args].map(quoted).join(' ')
   context.output.result({ type: 'plan', vm, name, ...found }, [command, ...reasons])
   return found.blockers.length === 0 ? exitStatus.done : exitStatus.restoreBlocked
+}
+
+function warningLine({ code, message }: RestorePlan['warnings'][number]): string {
+  return `warning: ${code}: ${message}`
+}
+
+/** What speaks against it and does not stop it: said before the VM runs, not after. */
+async function warn(
+  { client, output }: Context,
+  vm: string,
+  name: string,
+  options: RestoreOptions,
+): Promise<void> {
+  // Digests are compared once, by the restore itself.
+  const { blockers, warnings } = await client.planRestore(vm, name, { ...options, verify: false })
+  if (blockers.length === 0) for (const one of warnings) output.notice(warningLine(one))
 }
 
 /** A word as a shell reads it. */
@@ -144,6 +158,7 @@ function start(context: Context, vm: string, name: string): Promise<number> {
   const { client, output } = context
   return interruptible(context, {
     start: async (signal) => {
+      await warn(context, vm, name, restoreOptions(context, signal))
       const notice = `still waiting until VM '${vm}' serves its socket; what bhyve says is in its log`
       const timer = setInterval(() => output.notice(notice), waitingNoticeMs)
       try {
