@@ -103,7 +103,7 @@ async function askAt(asking: Asking, located: Located, isLast: boolean): Promise
   if (last === undefined)
     throw new CheckpointError('ERR_DIALECT_UNSUPPORTED', 'no dialect is known for this socket')
   const { sent, dialect } = last
-  if (!(await asking.stage.isUntouched())) {
+  if (!(await isUntouched(asking.stage))) {
     asking.peers.rememberDialect(located, sent.peer, dialect)
     // A tidying-up that fails must not cost a checkpoint.
     await asking.stage.wasServedBy(sent.peer).catch(() => undefined)
@@ -111,11 +111,16 @@ async function askAt(asking: Asking, located: Located, isLast: boolean): Promise
   return last
 }
 
+/** A look that fails costs no checkpoint: what is there is looked at again. */
+function isUntouched(stage: Stage): Promise<boolean> {
+  return stage.isUntouched().catch(() => false)
+}
+
 /** Only a bhyve that lives and made no file may be one of the other dialect. */
 async function mayTryNext({ sent }: Ended, asking: Asking): Promise<boolean> {
   const { stage, settings, system, cancellation, asked } = asking
   if (cancellation.cancelled || !mayFallBack(operationOf(settings), system)) return false
-  if (vmStateOf(sent.peer) !== 'running' || !(await stage.isUntouched())) return false
+  if (vmStateOf(sent.peer) !== 'running' || !(await isUntouched(stage))) return false
   asked.holdsState = false
   traceDecision(settings.vm, 'nothing was made: it may be of another dialect')
   return true
@@ -139,15 +144,26 @@ async function askIn(
   }
   traceDecision(settings.vm, 'dialect', { dialect, operation, socket: located.socketPath })
   const target = { located, place, peers, patience, expected, beforeSending }
-  const sent = await sendRequest(request, target, cancellation)
-  asking.asked.peer = sent.peer
-  stage.closeIn()
-  const stopWatching = watchSaving(stage, settings, cancellation, progress)
-  const { replyError } = await sent.ended
-  traceDecision(settings.vm, 'EOF', { vmState: vmStateOf(sent.peer), replyError })
-  await stopWatching()
-  await reportEnd(stage, progress)
-  return { sent, dialect, replyError }
+  // From here on: a bhyve that takes no connection stands as still as one that writes nothing.
+  const stopWatching = watchSaving(
+    stage,
+    settings,
+    cancellation,
+    progress,
+    () => asking.asked.peer !== undefined,
+  )
+  try {
+    const sent = await sendRequest(request, target, cancellation)
+    asking.asked.peer = sent.peer
+    stage.closeIn()
+    const { replyError } = await sent.ended
+    traceDecision(settings.vm, 'EOF', { vmState: vmStateOf(sent.peer), replyError })
+    await stopWatching()
+    await reportEnd(stage, progress)
+    return { sent, dialect, replyError }
+  } finally {
+    await stopWatching()
+  }
 }
 
 function operationOf({ poweroff }: CreateSettings): 'checkpoint' | 'suspend' {
@@ -164,11 +180,21 @@ function assertStateReadable({ uid }: Peer, vm: string): void {
   throw new CheckpointError('ERR_PERMISSION', message, { vm })
 }
 
+/** Of a process that we may not see, nobody could say whether it has ended: its VM may run on, or be gone. */
+function assertVisible({ pid, startedAt }: Peer, vm: string): void {
+  if (pid === -1 || startedAt !== undefined) return
+  const message =
+    `the process ${String(pid)} of VM '${vm}' cannot be seen from here (another jail, or ` +
+    'security.bsd.see_other_uids=0), so that its end could not be told. It was told nothing'
+  throw new CheckpointError('ERR_PERMISSION', message, { vm })
+}
+
 /** Whoever finds the stage later must know whose writing it waits for, and we whose end. */
 async function prepareSuspend(asking: Asking, dialect: Dialect, peer: Peer): Promise<void> {
   const { stage, settings, asked, cancellation } = asking
   if (!settings.poweroff) return
   assertStateReadable(peer, settings.vm)
+  assertVisible(peer, settings.vm)
   const { pid, startedAt } = peer
   await stage.recordWriter({ pid, startedAt, dialect })
   cancellation.throwIfCancelled()

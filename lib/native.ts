@@ -109,7 +109,7 @@ export interface Native {
   /** FreeBSD and macOS: takes off the flags with which an owner keeps even root from removing a file. */
   clearFlagsAt?(directory: number, name: Name): number | Failure
   /** Names, each followed by a NUL byte, without `.` and `..`; no order. */
-  readDirectory(directory: number): Buffer | Failure
+  readDirectory(directory: number, limit: number): Buffer | Failure
   sync(descriptor: number): number | Failure
   /** 1 when taken, 0 when somebody else holds it. Never waits. */
   lock(descriptor: number, mode: 'shared' | 'exclusive'): number | Failure

@@ -17,10 +17,11 @@ export function watchSaving(
   settings: CreateSettings,
   cancellation: Cancellation,
   progress: ProgressReporter,
+  isAsked: () => boolean,
 ): () => Promise<void> {
   const interval = intervalOf(settings, progress)
   if (interval === undefined) return () => Promise.resolve()
-  const watch = new Watch(stage, settings, cancellation, progress)
+  const watch = new Watch(stage, settings, cancellation, progress, isAsked)
   const timer = setInterval(() => watch.look(), interval)
   timer.unref()
   return () => {
@@ -45,17 +46,20 @@ class Watch {
   readonly #settings: CreateSettings
   readonly #cancellation: Cancellation
   readonly #progress: ProgressReporter
+  readonly #isAsked: () => boolean
 
   constructor(
     stage: Stage,
     settings: CreateSettings,
     cancellation: Cancellation,
     progress: ProgressReporter,
+    isAsked: () => boolean,
   ) {
     this.#stage = stage
     this.#settings = settings
     this.#cancellation = cancellation
     this.#progress = progress
+    this.#isAsked = isAsked
   }
 
   look(): void {
@@ -72,14 +76,17 @@ class Watch {
 
   async #lookOnce(): Promise<void> {
     try {
-      const { begun, bytes, othersProgress } = await this.#stage.saved()
-      this.#note(begun ? String(bytes) : othersProgress)
+      const { begun, bytes, written, othersProgress } = await this.#stage.saved()
+      this.#note(begun ? String(written) : othersProgress)
       if (!this.#cancellation.cancelled) this.#progress.report(begun ? 'saving' : 'queued', bytes)
     } catch {
       // A look that fails is no news: neither good ones nor bad ones.
       this.#lastChange = performance.now()
     }
-    this.#checkStall()
+    if (!this.#isStalled()) return
+    this.#cancellation.cancel(this.#stalled())
+    // What stands still must not keep room from others; a stage that is gone meanwhile keeps none.
+    await this.#stage.dropPromise().catch(() => undefined)
   }
 
   #note(seen: string): void {
@@ -87,14 +94,24 @@ class Watch {
     this.#lastSeen = seen
   }
 
-  #checkStall(): void {
-    const { stallTimeout, vm, name, poweroff } = this.#settings
+  #isStalled(): boolean {
+    const { stallTimeout } = this.#settings
     const still = performance.now() - this.#lastChange
-    if (this.#stopped || stallTimeout === 0 || still < stallTimeout) return
+    return !this.#stopped && stallTimeout !== 0 && still >= stallTimeout
+  }
+
+  #stalled(): CheckpointError {
+    const { stallTimeout, vm, name, poweroff } = this.#settings
+    const details = { vm, checkpoint: name }
+    const forSoLong = `for ${String(stallTimeout)} ms`
+    if (!this.#isAsked()) {
+      const message = `the bhyve of VM '${vm}' took no request for checkpoint '${name}' ${forSoLong}: it was told nothing`
+      return new CheckpointError('ERR_STALLED', message, details)
+    }
     const message =
-      `bhyve wrote nothing of checkpoint '${name}' of VM '${vm}' for ${String(stallTimeout)} ms; it is left ` +
+      `bhyve wrote nothing of checkpoint '${name}' of VM '${vm}' ${forSoLong}; it is left ` +
       'alone, and its connection is held until it ends. ' +
       (poweroff ? 'If it suspends the VM after all, the state is published' : 'Nothing is published')
-    this.#cancellation.cancel(new CheckpointError('ERR_STALLED', message, { vm, checkpoint: name }))
+    return new CheckpointError('ERR_STALLED', message, details)
   }
 }

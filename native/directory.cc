@@ -84,10 +84,11 @@ Result<std::int64_t> removeDirectoryAt(int directory, const std::string &name) {
 Result<std::int64_t> clearFlagsAt(int directory, const std::string &name) {
   if (!isComponent(name))
     return Failure{EINVAL, "chflagsat"};
-  // A file with other names may be somebody else's under one of them.
+  // A file with other names may be one of the system's, or ours, under one of them. What its owner has
+  // flagged is no such thing.
   struct stat status{};
   if (::fstatat(directory, name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(status.st_mode) &&
-      status.st_nlink > 1)
+      status.st_nlink > 1 && (status.st_uid == 0 || status.st_uid == ::geteuid()))
     return 0;
   return done(::chflagsat(directory, name.c_str(), 0, AT_SYMLINK_NOFOLLOW), "chflagsat");
 }
@@ -122,7 +123,7 @@ Result<std::int64_t> readStartAt(int directory, const std::string &name, std::ui
   return static_cast<std::int64_t>(filled);
 }
 
-Result<std::string> readDirectory(int directory) {
+Result<std::string> readDirectory(int directory, std::size_t limit) {
   // A descriptor of its own: the stream owns what it is given, and shares its position with duplicates.
   UniqueFd own(
       retryInterrupted([&] { return ::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
@@ -133,10 +134,14 @@ Result<std::string> readDirectory(int directory) {
     return failureOf("fdopendir");
   static_cast<void>(own.release());
   std::string names;
+  std::size_t count = 0;
   errno = 0;
   while (const dirent *entry = ::readdir(stream.get())) {
-    if (!isDots(entry->d_name))
+    if (!isDots(entry->d_name)) {
       names.append(entry->d_name).push_back('\0');
+      if (++count == limit)
+        return names;
+    }
     errno = 0;
   }
   if (errno != 0)

@@ -29,7 +29,7 @@ Result<std::int64_t> clearFlagsAt(int directory, const std::string &name);
 Result<std::int64_t> readStartAt(int directory, const std::string &name, std::uint8_t *bytes,
                                  std::size_t length);
 // Every name followed by a NUL byte.
-Result<std::string> readDirectory(int directory);
+Result<std::string> readDirectory(int directory, std::size_t limit);
 Result<std::int64_t> syncDescriptor(int descriptor);
 // 1: taken. 0: somebody else holds it. Never waits.
 Result<std::int64_t> lockDescriptor(int descriptor, LockMode mode);

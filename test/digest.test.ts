@@ -613,12 +613,13 @@ t.test('a look at the growing file that ends after bhyve has cancels nothing', a
   let answer: ((saved: object) => void) | undefined
   const stage = { saved: () => new Promise((resolve) => (answer = resolve)) } as unknown as Stage
   const start = performance.now()
-  const stop = watchSaving(stage, settings as unknown as CreateSettings, cancellation, progress)
+  const asked = settings as unknown as CreateSettings
+  const stop = watchSaving(stage, asked, cancellation, progress, () => true)
   // Its timer keeps nothing alive.
   const alive = setInterval(() => undefined, 1)
   await until(() => answer !== undefined && performance.now() - start > 10, 'a look that takes longer')
   const stopped = stop()
-  answer?.({ begun: false, bytes: 0, othersProgress: '' })
+  answer?.({ begun: false, bytes: 0, written: 0, othersProgress: '' })
   await stopped
   clearInterval(alive)
   t.notOk(cancellation.cancelled)

@@ -1,7 +1,6 @@
 /** Peers, users and neighbours that mean ill, or are unlucky: each was a bug before it was a test. */
 import { execFileSync, type ExecFileSyncOptionsWithStringEncoding, spawn } from 'node:child_process'
 import fs from 'node:fs'
-import os from 'node:os'
 import path from 'node:path'
 import t, { type Test } from 'tap'
 import { createCheckpoint, createClient } from 'bhyve-checkpoint'
@@ -17,8 +16,10 @@ import { writeSet as writeAnySet } from './crash/sets.mjs'
 import {
   checkpointFiles,
   childEnvironment,
+  failure,
   firstWarning,
   inlinePool,
+  intercept,
   pathOfFolder,
   rejection,
   scratch,
@@ -361,23 +362,6 @@ t.test('a root that leads nowhere', async (t) => {
   })
   t.match(await rejection(client.createCheckpoint('vm1')), { code: 'ERR_SYSTEM', vm: 'vm1' })
   t.strictSame(await client.listCheckpoints('vm1'), [])
-})
-
-/** Replaces a native call for the length of a test: `instead` answers, or returns undefined. */
-function intercept(t: Test, name: keyof typeof native, instead: (...args: unknown[]) => unknown): () => void {
-  const target = native as unknown as Record<string, (...args: unknown[]) => unknown>
-  const original = target[name]!
-  target[name] = (...args) => instead(...args) ?? original(...args)
-  const restore = (): void => {
-    target[name] = original
-  }
-  t.teardown(restore)
-  return restore
-}
-
-const failure = (code: 'EPERM' | 'EACCES' | 'ENOENT', syscall: string) => ({
-  errno: os.constants.errno[code],
-  syscall,
 })
 
 function putSet(root: string, name: string, tag = 1): void {

@@ -447,8 +447,8 @@ t.test('a dead stage that a bhyve of another user still fills', needsRoot, async
   const readDirectory = native.readDirectory.bind(native)
   let reads = 0
   let filled = 0
-  native.readDirectory = (descriptor) => {
-    const names = readDirectory(descriptor)
+  native.readDirectory = (descriptor, limit) => {
+    const names = readDirectory(descriptor, limit)
     reads++
     if (fs.fstatSync(descriptor).uid === stranger) filled++
     return names

@@ -42,8 +42,8 @@ export function assertSame(peer: Peer, expected: Peer, { vm }: Place): void {
 export function vmStateOf(peer: Peer): VmState {
   if (peer.pid === -1) return 'unknown'
   const status = loadNative().processStatus(peer.pid)
-  // A look that failed is no news of a death.
-  if (isFailure(status)) return status.errno === ESRCH ? 'off' : 'unknown'
+  // A look that failed is no news of a death, nor is one that never showed anything: a jail hides processes.
+  if (isFailure(status)) return status.errno === ESRCH && peer.startedAt !== undefined ? 'off' : 'unknown'
   if (status.state === 'zombie') return 'off'
   if (peer.startedAt !== undefined && status.startedAt !== peer.startedAt) return 'off'
   return status.state === 'stopped' ? 'paused' : 'running'

@@ -22,7 +22,7 @@ import {
   takeBackMark,
 } from '../store/restoring.js'
 import { recordWriter } from '../store/intent.js'
-import { promisedSpace, promiseSpace, reserveSpace } from '../store/space.js'
+import { dropPromise, promisedSpace, promiseSpace, reserveSpace } from '../store/space.js'
 import { collectStage, isUntouched } from '../store/collect.js'
 import { beginPass, endPass, passSlice, passWhole } from '../store/content.js'
 import { savedSoFar } from '../store/saved.js'
@@ -35,6 +35,7 @@ export const jobs = {
   findSockets,
   createStage,
   promiseSpace,
+  dropPromise,
   promisedSpace,
   reserveSpace,
   recordWriter,

@@ -1,17 +1,11 @@
 /** What bhyve has left in a stage. Runs in the pool. */
 import { type Inspection, inspectSet, missingMemory } from '../inspect/structure.js'
-import { kernelSuffix, memorySuffix, metadataSuffix } from '../names.js'
+import { kernelSuffix, metadataSuffix } from '../names.js'
 import { loadNative } from '../native.js'
 import type { Problem } from '../types.js'
 import type { Directory } from './directory.js'
-import { guestFile, inName, spaceReserve } from './paths.js'
+import { guestFiles, inName, spaceReserve } from './paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
-
-const guestFiles: readonly (readonly [string, string])[] = [
-  [guestFile, memorySuffix],
-  [`${guestFile}.kern`, kernelSuffix],
-  [`${guestFile}.meta`, metadataSuffix],
-]
 
 export interface Collected {
   /** bhyve made no file at all. */
@@ -79,5 +73,5 @@ function absentProblems(name: string): Problem[] {
 /** Whether bhyve left `in/` as it got it. */
 export function isUntouched(handle: StageHandle): boolean {
   using inFolder = borrowStage(handle).open(inName)
-  return inFolder.rawEntries().length === 0
+  return inFolder.rawEntries(1).length === 0
 }

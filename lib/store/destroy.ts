@@ -3,7 +3,7 @@
  * exist. Whatever dies afterwards, recovery finishes. Runs in the pool.
  */
 import path from 'node:path'
-import { CheckpointError } from '../errors.js'
+import { CheckpointError, detailsOf, toCheckpointError } from '../errors.js'
 import { isForeignFormat } from '../inspect/structure.js'
 import { memorySuffix } from '../names.js'
 import { Directory } from './directory.js'
@@ -54,20 +54,39 @@ function finishOthers(directory: Directory): void {
   if (staging !== undefined) recover(directory, staging)
 }
 
-/** Under the lock. */
+/** Under the lock. One that cannot be moved stands in no other's way: it is told of once they are gone. */
 export function discard(directory: Directory, staging: Directory, names: readonly string[]): void {
   if (names.length === 0) return
+  const failures = new Map<string, CheckpointError>()
   const trashName = freshId(staging) + trashSuffix
   staging.make(trashName)
   staging.sync()
   using trash = staging.open(trashName)
-  for (const name of names) directory.renameIfAny(name + memorySuffix, trash, name + memorySuffix)
+  for (const name of names) {
+    try {
+      directory.renameIfAny(name + memorySuffix, trash, name + memorySuffix)
+    } catch (error) {
+      failures.set(name, toCheckpointError(error, 'removing a checkpoint'))
+    }
+  }
   // The RAM files must be gone for good before a companion goes: half a set must never look like a damaged one.
   trash.sync()
   directory.sync()
   for (const name of names) moveCompanions(directory, trash, name)
   directory.sync()
   removeRubbish(staging, trashName)
+  throwFirst(failures, names)
+}
+
+function throwFirst(failures: ReadonlyMap<string, CheckpointError>, names: readonly string[]): void {
+  const [first] = failures.values()
+  if (first === undefined) return
+  const went = names.filter((name) => !failures.has(name))
+  if (went.length === 0) throw first
+  const stay = [...failures.keys()].map((name) => `'${name}'`).join(', ')
+  const gone = went.map((name) => `'${name}'`).join(', ')
+  const message = `${first.message}. ${stay} could not be removed; ${gone} went`
+  throw new CheckpointError(first.code, message, detailsOf(first))
 }
 
 /** Undefined where the file cannot be read: who names it may destroy it, who means all of them should not. */

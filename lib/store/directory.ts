@@ -7,7 +7,7 @@ import fs from 'node:fs'
 import { constants as os } from 'node:os'
 import path from 'node:path'
 import { TextDecoder } from 'node:util'
-import { systemError } from '../errors.js'
+import { systemError, toCheckpointError, withDetails } from '../errors.js'
 import { type Failure, type FileStatus, isFailure, loadNative, type Name } from '../native.js'
 import { OpenFile } from './open_file.js'
 
@@ -102,9 +102,10 @@ export class Directory implements Disposable {
     return this.rawEntries().filter((name) => typeof name === 'string')
   }
 
-  /** All names; those that are not valid UTF-8 as bytes. */
-  rawEntries(): Name[] {
-    return splitNames(succeed(loadNative().readDirectory(this.descriptor), 'reading a directory', this.path))
+  /** All names, or so many of them; those that are not valid UTF-8 as bytes. */
+  rawEntries(limit = 0): Name[] {
+    const names = loadNative().readDirectory(this.descriptor, limit)
+    return splitNames(succeed(names, 'reading a directory', this.path))
   }
 
   rename(from: Name, to: Directory, toName: string): void {
@@ -203,11 +204,19 @@ export class Directory implements Disposable {
   }
 
   giveTo(uid: number): void {
-    fs.fchownSync(this.descriptor, uid, -1)
+    this.#change('giving a directory to its user', () => fs.fchownSync(this.descriptor, uid, -1))
   }
 
   setMode(mode: number): void {
-    fs.fchmodSync(this.descriptor, mode)
+    this.#change("setting a directory's mode", () => fs.fchmodSync(this.descriptor, mode))
+  }
+
+  #change(doing: string, change: () => void): void {
+    try {
+      change()
+    } catch (error) {
+      throw withDetails(toCheckpointError(error, doing), { path: this.path })
+    }
   }
 
   pathOf(name: Name): string {

@@ -8,8 +8,7 @@ import { describe } from './describe.js'
 import { Directory } from './directory.js'
 import { lockStagingIfAny } from './lock.js'
 import { stagingName } from './paths.js'
-import { holdsUnpublished, needsRecovery, recover } from './recover.js'
-import { readySuffix } from './staging_entries.js'
+import { holdsUnpublished, isCommitted, needsRecovery, recover } from './recover.js'
 
 const mostAttempts = 10
 
@@ -54,7 +53,7 @@ function hasCommitted(directory: Directory): boolean {
   if (directory.statusIfAny(stagingName)?.kind !== 'directory') return false
   try {
     using staging = directory.openIfAny(stagingName)
-    return staging?.entries().some((entry) => entry.endsWith(readySuffix)) ?? false
+    return staging?.entries().some((entry) => isCommitted(staging, entry)) ?? false
   } catch {
     return false // another user's store: what is published there is all that shows
   }

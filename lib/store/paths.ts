@@ -1,7 +1,14 @@
 /** The names inside `.staging`, for who must know how long they get. */
+import { kernelSuffix, memorySuffix, metadataSuffix } from '../names.js'
 
 /** What bhyve writes in `in/`; it appends `.kern` and `.meta`. Short: `struct` has 95 bytes for the path. */
 export const guestFile = 'ckp'
+/** Its three files, and what each one's name ends in once it is a checkpoint's. */
+export const guestFiles: readonly (readonly [string, string])[] = [
+  [guestFile, memorySuffix],
+  [`${guestFile}.kern`, kernelSuffix],
+  [`${guestFile}.meta`, metadataSuffix],
+]
 export const stagingName = '.staging'
 export const inName = 'in'
 /** In a stage: how much RAM is going to be written, where that is known. */

@@ -73,8 +73,15 @@ function namesIn(staging: Directory, entry: string): string[] {
 /** Whether something that is a checkpoint waits there to be put into place. Asked under the lock, after recovery. */
 export function holdsUnpublished(staging: Directory): boolean {
   return staging.entries().some((entry) => {
-    return entry.endsWith(readySuffix) || (isStageId(entry) && isLeftByWriter(staging, entry))
+    return isCommitted(staging, entry) || (isStageId(entry) && isLeftByWriter(staging, entry))
   })
+}
+
+/** A committed stage that still holds what has to be put into place; an empty one may have been left by a removal. */
+export function isCommitted(staging: Directory, entry: string): boolean {
+  if (!entry.endsWith(readySuffix) || staging.statusIfAny(entry)?.kind !== 'directory') return false
+  using folder = staging.openIfAny(entry)
+  return folder?.entries().some((file) => publicationOrder.some((suffix) => file.endsWith(suffix))) ?? false
 }
 
 /** A suspend's stage whose bhyve was asked and has ended. */

@@ -11,6 +11,8 @@ const { ENOENT, EPERM, EISDIR } = os.errno
 
 /** More rounds than the deepest tree needs; whoever fills faster than we empty must not hold us for ever. */
 const mostRounds = 100_000
+/** Names in memory: there may be millions. */
+const mostAtOnce = 10_000
 
 /** Removes whatever stands under a name. Throws where something of it stays. */
 export function removeTree(parent: Directory, name: Name): void {
@@ -36,8 +38,9 @@ export function removeRubbish(parent: Directory, name: Name): void {
  */
 function empty(top: Directory): void {
   for (let round = 0; round < mostRounds; round++) {
-    const folders = top.rawEntries().filter((entry) => !unlinkUnlessFolder(top, entry))
-    if (folders.length === 0) return
+    const entries = top.rawEntries(mostAtOnce)
+    if (entries.length === 0) return
+    const folders = entries.filter((entry) => !unlinkUnlessFolder(top, entry))
     for (const folder of folders) dissolve(top, folder, round)
   }
   throw stays(top)
@@ -48,7 +51,7 @@ function dissolve(top: Directory, folder: Name, round: number): void {
   using inner = top.openIfAny(folder)
   if (inner === undefined) return
   claim(inner)
-  const entries = inner.rawEntries()
+  const entries = inner.rawEntries(mostAtOnce)
   for (const [index, entry] of entries.entries()) {
     if (unlinkUnlessFolder(inner, entry) || removeFolder(inner, entry)) continue
     inner.renameIfAny(entry, top, freshName(top, `moved-${String(round)}-${String(index)}`))

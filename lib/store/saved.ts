@@ -1,6 +1,6 @@
 /** How far bhyve is with a stage. Runs in the pool. */
 import { Directory } from './directory.js'
-import { guestFile, inName, stagingName } from './paths.js'
+import { guestFile, guestFiles, inName, stagingName } from './paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 import { isStageId } from './staging_entries.js'
 
@@ -9,6 +9,8 @@ export interface Saved {
   begun: boolean
   /** Guest RAM written so far. */
   bytes: number
+  /** Of all its files: changes for as long as it writes any. */
+  written: number
   /** What bhyve has written for other requests to the same VM; changes while it works for one of them. */
   othersProgress: string
 }
@@ -17,9 +19,17 @@ export interface Saved {
 export function savedSoFar(handle: StageHandle): Saved {
   const stage = borrowStage(handle)
   using inFolder = stage.open(inName)
-  const memory = inFolder.statusIfAny(guestFile)
-  const begun = memory !== undefined || inFolder.statusIfAny(`${guestFile}.kern`) !== undefined
-  return { begun, bytes: memory?.size ?? 0, othersProgress: begun ? '' : othersProgress(handle) }
+  const written = writtenIn(inFolder)
+  const begun = written !== undefined
+  const bytes = inFolder.statusIfAny(guestFile)?.size ?? 0
+  return { begun, bytes, written: written ?? 0, othersProgress: begun ? '' : othersProgress(handle) }
+}
+
+/** Undefined before bhyve has begun. */
+function writtenIn(inFolder: Directory): number | undefined {
+  const sizes = guestFiles.map(([file]) => inFolder.statusIfAny(file)?.size)
+  const known = sizes.filter((size) => size !== undefined)
+  return known.length === 0 ? undefined : known.reduce((sum, size) => sum + size, 0)
 }
 
 /** bhyve serves one request after the other: while it writes for another one, ours has not stalled. */
@@ -27,13 +37,13 @@ function othersProgress(handle: StageHandle): string {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
   using staging = directory.openIfAny(stagingName)
   const others = staging?.entries().filter((entry) => entry !== handle.id && isStageId(entry)) ?? []
-  const written = others.map((id) => [id, staging && writtenIn(staging, id)] as const)
+  const written = others.map((id) => [id, staging && writtenByOther(staging, id)] as const)
   return JSON.stringify(written.filter(([, bytes]) => bytes !== undefined))
 }
 
 /** Undefined before bhyve has begun, and for what is being removed. */
-function writtenIn(staging: Directory, id: string): number | undefined {
+function writtenByOther(staging: Directory, id: string): number | undefined {
   using stage = staging.openIfAny(id)
   using inFolder = stage?.openIfAny(inName)
-  return inFolder?.statusIfAny(guestFile)?.size
+  return inFolder && writtenIn(inFolder)
 }

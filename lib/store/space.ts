@@ -1,5 +1,5 @@
 /** Does the checkpoint fit? Asked before bhyve is, since a full disk costs a suspended VM its state. */
-import { constants as os } from 'node:os'
+import { constants as os, totalmem } from 'node:os'
 import { CheckpointError, type ErrorDetails } from '../errors.js'
 import { memorySuffix } from '../names.js'
 import { Directory } from './directory.js'
@@ -23,7 +23,8 @@ export function lastMemoryBytes(directory: Directory): number | undefined {
   const newest = dated.sort((one, other) => other.mtimeMs - one.mtimeMs).slice(0, mostLooks)
   for (const { name } of newest) {
     const [listed] = listedSet(directory, '', name)
-    if (listed?.state === 'complete') return listed.memoryBytes
+    // The metadata are bhyve's words, and its guest's maybe: no guest has more than the host.
+    if (listed?.state === 'complete') return Math.min(listed.memoryBytes, totalmem())
   }
   return undefined
 }
@@ -45,6 +46,11 @@ export function promiseSpace(handle: StageHandle, memoryBytes: number): string {
   stage.unlink(sizeRecord)
   stage.writeNew(sizeRecord, String(memoryBytes), false)
   return deviceOf(Directory.borrow(handle.directory, handle.directoryPath))
+}
+
+/** Nothing more is going to be written, as far as anybody can see. */
+export function dropPromise(handle: StageHandle): void {
+  borrowStage(handle).unlink(sizeRecord)
 }
 
 /** What all live stages in these directories still have to write. */

@@ -274,6 +274,11 @@ export class Stage {
     }
   }
 
+  /** What bhyve does not write any more stands in nobody's way. */
+  dropPromise(): Promise<void> {
+    return this.#store.run('dropPromise', this.#handle)
+  }
+
   /** Who is going to write: before it is asked. */
   recordWriter(writer: Writer): Promise<void> {
     return this.#store.run('recordWriter', this.#handle, writer)

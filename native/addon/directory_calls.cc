@@ -51,7 +51,8 @@ Value clearFlagsAt(const CallbackInfo &info) {
 #endif
 
 Value readDirectory(const CallbackInfo &info) {
-  return toValue(info.Env(), bhyve::readDirectory(intArgument(info, 0)));
+  return toValue(info.Env(), bhyve::readDirectory(intArgument(info, 0),
+                                                  static_cast<std::size_t>(offsetArgument(info, 1))));
 }
 Value syncDescriptor(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::syncDescriptor(intArgument(info, 0)));

@@ -60,8 +60,8 @@ void testDirectories(int folder) {
   failsWith(bhyve::openAt(folder, "none", O_RDONLY, 0), ENOENT, "a file that is not there");
   valueOf(bhyve::renameAt(folder, "file", sub.get(), "moved"), "renameat");
   failsWith(bhyve::renameAt(folder, "file", sub.get(), "moved"), ENOENT, "moved twice");
-  require(valueOf(bhyve::readDirectory(sub.get()), "readdir") == std::string("moved\0", 6), "one name");
-  failsWith(bhyve::readDirectory(-1), EBADF, "no descriptor");
+  require(valueOf(bhyve::readDirectory(sub.get(), 0), "readdir") == std::string("moved\0", 6), "one name");
+  failsWith(bhyve::readDirectory(-1, 0), EBADF, "no descriptor");
   const auto status = valueOf(bhyve::statusAt(sub.get(), "moved"), "fstatat");
   require(status.kind == bhyve::FileKind::File && status.size == 4, "what was written");
   failsWith(bhyve::statusAt(sub.get(), "none"), ENOENT, "no status of nothing");

@@ -188,3 +188,27 @@ export function inlinePool(instead?: (name: JobName) => Promise<unknown> | undef
     run: (name: JobName, ...args: never[]) => runFrom(undefined, name, ...args),
   } as unknown as JobRunner
 }
+
+/** Replaces a native call for the length of a test: `instead` answers, or returns undefined. */
+export function intercept(
+  t: Test,
+  name: keyof typeof native,
+  instead: (...args: unknown[]) => unknown,
+): () => void {
+  const target = native as unknown as Record<string, (...args: unknown[]) => unknown>
+  const original = target[name]!
+  target[name] = (...args) => instead(...args) ?? original(...args)
+  const restore = (): void => {
+    target[name] = original
+  }
+  t.teardown(restore)
+  return restore
+}
+
+/** What a native call says that has failed. */
+export function failure(
+  code: keyof typeof os.constants.errno,
+  syscall: string,
+): { errno: number; syscall: string } {
+  return { errno: os.constants.errno[code], syscall }
+}

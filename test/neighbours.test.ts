@@ -1,0 +1,240 @@
+/** What one VM, or one file that nobody can move, must not do to the others. */
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import t, { type Test } from 'tap'
+import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
+import { PeerMemory } from '../dist/bhyve/peer_memory.js'
+import { Cancellation } from '../dist/cancellation.js'
+import type { CheckpointClient } from '../dist/checkpoint_client.js'
+import { createClientIn } from '../dist/client.js'
+import { isFailure, loadNative } from '../dist/native.js'
+import { type CreateSettings, realSurroundings } from '../dist/options.js'
+import { ProgressReporter } from '../dist/progress.js'
+import { watchSaving } from '../dist/saving.js'
+import { Directory } from '../dist/store/directory.js'
+import { removeTree } from '../dist/store/remove_tree.js'
+import { lastMemoryBytes, promisedSpace } from '../dist/store/space.js'
+import type { Stage } from '../dist/store/store.js'
+import { failure, inlinePool, intercept, rejection, scratch, until } from './support/index.js'
+import { putSet } from './support/sets.js'
+
+const native = loadNative()
+const isRoot = process.geteuid?.() === 0
+
+async function start(t: Test, options: Partial<SimulatorOptions> = {}): Promise<SimulatedBhyve> {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 65536, ...options })
+  t.teardown(() => bhyve.stop())
+  return bhyve
+}
+
+/** Calls of the pool on this thread, where those of the system can be made to fail. */
+function clientIn(checkpointDirectory: string, runDirectory = '/nonexistent'): CheckpointClient {
+  const surroundings = { ...realSurroundings, peers: new PeerMemory(), pool: () => inlinePool() }
+  return createClientIn(surroundings, { runDirectory, checkpointDirectory, dialect: 'descriptor' })
+}
+
+t.test('a guest that says it is huge reserves no more than the host has', (t) => {
+  const where = scratch(t)
+  putSet(where, 'said')
+  const metadata = JSON.parse(fs.readFileSync(path.join(where, 'said.ckp.meta'), 'utf8')) as Record<
+    string,
+    Record<string, unknown>
+  >
+  const said = 2 ** 43
+  metadata['basic metadata']!.memsize = said
+  fs.writeFileSync(path.join(where, 'said.ckp.meta'), JSON.stringify(metadata))
+  fs.truncateSync(path.join(where, 'said.ckp'), said)
+  using directory = Directory.openPath(where)
+  t.equal(lastMemoryBytes(directory), os.totalmem())
+  t.end()
+})
+
+t.test('a bhyve that stands still keeps no room from others', async (t) => {
+  const bhyve = await start(t, { fault: { at: 'memory', kind: 'hang' } })
+  const root = scratch(t)
+  const client = clientIn(root, bhyve.runDirectory)
+  const memoryBytes = 4096 * 1024
+  const promises: number[] = []
+  const created = client.createCheckpoint('vm1', {
+    memoryBytes,
+    stallTimeout: 400,
+    onProgress: () => promises.push(promised(root)),
+  })
+  t.match(await rejection(created), { code: 'ERR_STALLED', message: 'bhyve wrote nothing of checkpoint' })
+  t.ok(Math.max(...promises) > 0, 'while it was at work')
+  await until(() => promised(root) === 0, 'the promise to go')
+  await bhyve.stop()
+  await client.idle()
+})
+
+function promised(root: string): number {
+  return promisedSpace([path.join(root, 'vm1')]).reduce((sum, { bytes }) => sum + bytes, 0)
+}
+
+t.test('a bhyve that takes no connection is not waited for without end', async (t) => {
+  const run = scratch(t)
+  const listener = native.listenStream(path.join(run, 'vm1'), 0)
+  if (isFailure(listener)) throw new Error('listen')
+  t.teardown(() => native.close(listener))
+  for (;;) {
+    const filling = native.connectStream(path.join(run, 'vm1'))
+    if (isFailure(filling)) break
+    t.teardown(() => native.close(filling))
+  }
+  const root = scratch(t)
+  const phases = new Set<string>()
+  const error = await rejection(
+    clientIn(root, run).createCheckpoint('vm1', {
+      stallTimeout: 300,
+      onProgress: ({ phase }) => phases.add(phase),
+    }),
+  )
+  t.match(error, { code: 'ERR_STALLED', message: /took no request.*it was told nothing/, vm: 'vm1' })
+  t.strictSame([...phases], ['queued'])
+})
+
+t.test('writing of any file is work', async (t) => {
+  const cancellation = new Cancellation({ doing: 'testing', vm: 'vm1' })
+  const settings = { vm: 'vm1', name: 'n', onProgress: undefined, memoryBytes: 1, stallTimeout: 40 }
+  const progress = new ProgressReporter(settings, cancellation)
+  let looks = 0
+  let isWriting = true
+  let dropped = 0
+  const stage = {
+    saved: () => {
+      looks += 1
+      return Promise.resolve({ begun: true, bytes: 1, written: isWriting ? looks : 0, othersProgress: '' })
+    },
+    dropPromise: () => Promise.resolve(void (dropped += 1)),
+  } as unknown as Stage
+  const asked = settings as unknown as CreateSettings
+  const stop = watchSaving(stage, asked, cancellation, progress, () => true)
+  const alive = setInterval(() => undefined, 1)
+  await until(() => looks >= 15, 'looks for longer than the patience')
+  t.notOk(cancellation.cancelled, 'its RAM stood still, the rest did not')
+  isWriting = false
+  await until(() => cancellation.cancelled, 'the stall')
+  await stop()
+  clearInterval(alive)
+  t.equal(dropped, 1)
+  t.throws(() => cancellation.throwIfCancelled(), { code: 'ERR_STALLED' })
+})
+
+t.test('a set that cannot be moved stops no other from going', async (t) => {
+  const root = scratch(t)
+  for (const name of ['a', 'b', 'c', 'd']) {
+    putSet(path.join(root, 'vm1'), name, { manifest: { createdAt: `2026-01-0${'abcd'.indexOf(name) + 1}` } })
+  }
+  const client = clientIn(root)
+  const release = intercept(t, 'renameAt', (_, from) =>
+    from === 'a.ckp' ? failure('EPERM', 'renameat') : undefined,
+  )
+  const names = async () => (await client.listCheckpoints('vm1')).map(({ name }) => name).sort()
+  t.match(await rejection(client.pruneCheckpoints('vm1', { keepLast: 2 })), {
+    code: 'ERR_PERMISSION',
+    message: /'a' could not be removed; 'b' went/,
+  })
+  t.strictSame(await names(), ['a', 'c', 'd'])
+  t.match(await rejection(client.destroyAll('vm1')), { message: /'a' could not be removed; .*'d' went/ })
+  t.strictSame(await names(), ['a'])
+  t.match(await rejection(client.destroyCheckpoint('vm1', 'a')), { code: 'ERR_PERMISSION' })
+  t.match(
+    (await client.listCheckpoints('vm1')).map(({ name, state }) => [name, state].join()),
+    ['a,complete'],
+    'whole as ever',
+  )
+  release()
+  t.strictSame(await client.destroyAll('vm1'), ['a'])
+})
+
+t.test('what is left of a publication that is done is no state that waits', async (t) => {
+  const root = scratch(t)
+  const left = path.join(root, 'vm1/.staging/abc.ready/in/kept')
+  fs.mkdirSync(left, { recursive: true, mode: 0o700 })
+  const release = intercept(t, 'removeDirectoryAt', (_, name) =>
+    name === 'kept' ? failure('EPERM', 'unlinkat') : undefined,
+  )
+  const client = clientIn(root)
+  t.equal(await client.suspendedCheckpoint('vm1'), undefined)
+  t.strictSame(await client.listStored(), [])
+  t.ok(fs.existsSync(path.dirname(left)) || fs.existsSync(left), 'it could not be removed')
+  release()
+  await client.listCheckpoints('vm1')
+  t.strictSame(fs.readdirSync(path.join(root, 'vm1/.staging')), [])
+})
+
+t.test(
+  'a folder of somebody else that cannot be taken back stops nobody',
+  { skip: isRoot ? false : 'needs root' },
+  async (t) => {
+    const root = scratch(t)
+    putSet(path.join(root, 'vm1'), 'a')
+    const folder = path.join(root, 'vm1/.staging/abc/in/theirs')
+    fs.mkdirSync(path.join(folder, 'inner'), { recursive: true, mode: 0o700 })
+    fs.chownSync(folder, 65534, 65534)
+    const fchown = fs.fchownSync
+    t.teardown(() => (fs.fchownSync = fchown))
+    fs.fchownSync = () => {
+      throw Object.assign(new Error('EPERM: fchown'), {
+        errno: -os.constants.errno.EPERM,
+        code: 'EPERM',
+        syscall: 'fchown',
+      })
+    }
+    const client = clientIn(root)
+    t.strictSame(
+      (await client.listCheckpoints('vm1')).map(({ name }) => name),
+      ['a'],
+    )
+    fs.fchownSync = fchown
+    await client.listCheckpoints('vm1')
+    t.strictSame(fs.readdirSync(path.join(root, 'vm1/.staging')), [])
+  },
+)
+
+t.test('of a bhyve that cannot be seen nobody says that it is gone', async (t) => {
+  const bhyve = await start(t)
+  const root = scratch(t)
+  const client = clientIn(root, bhyve.runDirectory)
+  const show = intercept(t, 'processStatus', (pid) =>
+    pid === bhyve.pid ? failure('ESRCH', 'sysctl') : undefined,
+  )
+  t.match(await rejection(client.suspend('vm1')), {
+    code: 'ERR_PERMISSION',
+    message: /cannot be seen from here.*told nothing/,
+  })
+  t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' }, 'a checkpoint needs no such look')
+  show()
+  t.match(native.processStatus(bhyve.pid), { state: 'running' })
+  t.strictSame(fs.readdirSync(path.join(root, 'vm1/.staging')), [])
+})
+
+t.test('a look that fails after the end costs no checkpoint', async (t) => {
+  const bhyve = await start(t)
+  const root = scratch(t)
+  intercept(t, 'readDirectory', (_, limit) => (limit === 1 ? failure('EMFILE', 'openat') : undefined))
+  t.match(await clientIn(root, bhyve.runDirectory).createCheckpoint('vm1'), { name: 'checkpoint' })
+})
+
+t.test('names are read so many at a time, and all of them removed', (t) => {
+  const where = scratch(t)
+  const top = path.join(where, 'top')
+  fs.mkdirSync(path.join(top, 'inner/deeper'), { recursive: true })
+  for (let file = 0; file < 25_000; file++) fs.writeFileSync(path.join(top, String(file)), '')
+  for (let file = 0; file < 12_000; file++) fs.writeFileSync(path.join(top, 'inner', String(file)), '')
+  const limits = new Set<unknown>()
+  intercept(t, 'readDirectory', (_, limit) => void limits.add(limit))
+  using directory = Directory.openPath(where)
+  {
+    using inner = directory.open('top')
+    t.equal(inner.rawEntries(1).length, 1)
+    t.equal(inner.rawEntries(10_000).length, 10_000)
+    t.equal(inner.rawEntries().length, 25_001)
+  }
+  limits.clear()
+  removeTree(directory, 'top')
+  t.strictSame([...limits], [10_000])
+  t.strictSame(fs.readdirSync(where), [])
+  t.end()
+})
