@@ -82,6 +82,7 @@ function dialectsAt({ peers, system }: CreateContext, located: Located, settings
 export async function ask(asking: Asking, sockets: readonly Located[]): Promise<Ended> {
   for (const [index, located] of sockets.entries()) {
     const isLast = index === sockets.length - 1
+    if (located.ownerUid !== sockets[0]?.ownerUid) await asking.stage.giveIn(located.ownerUid)
     try {
       return await askAt(asking, located, isLast)
     } catch (error) {

@@ -27,13 +27,14 @@ import { collectStage, isUntouched } from '../store/collect.js'
 import { beginPass, endPass, passSlice, passWhole } from '../store/content.js'
 import { savedSoFar } from '../store/saved.js'
 import { dropOutrun, suspendedState } from '../store/suspended.js'
-import { abandonStage, createStage, reopenIn } from '../store/stage.js'
+import { abandonStage, createStage, giveIn, reopenIn } from '../store/stage.js'
 import { compareSlice, digestWhole, isListWhole, openSet } from '../store/verify.js'
 
 export const jobs = {
   locateSocket,
   findSockets,
   createStage,
+  giveIn,
   promiseSpace,
   dropPromise,
   promisedSpace,

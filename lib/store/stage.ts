@@ -101,6 +101,13 @@ export function reopenIn(handle: StageHandle): { descriptors: { in: number } } {
   return { descriptors: { in: inFolder.release() } }
 }
 
+/** To the user of the bhyve that is asked next: a dead socket may have been another one's. */
+export function giveIn(handle: StageHandle, writerUid: number): void {
+  using inFolder = borrowStage(handle).open(inName)
+  const uid = needsGiving(writerUid) ? writerUid : (process.geteuid?.() ?? 0)
+  if (inFolder.ownStatus().uid !== uid) inFolder.giveTo(uid)
+}
+
 /** Throws the stage away, a suspend's too: only for a VM that runs on. And the directories made for it where nothing else lives in them. */
 export function abandonStage(handle: StageHandle, made: readonly string[]): void {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)

@@ -274,6 +274,11 @@ export class Stage {
     }
   }
 
+  /** bhyve runs as this user: `in/` has to be its own. */
+  giveIn(writerUid: number): Promise<void> {
+    return this.#store.run('giveIn', this.#handle, writerUid)
+  }
+
   /** What bhyve does not write any more stands in nobody's way. */
   dropPromise(): Promise<void> {
     return this.#store.run('dropPromise', this.#handle)
