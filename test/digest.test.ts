@@ -203,7 +203,8 @@ t.test('digests are those of the plain file, and zeros are given back', async (t
     t.match(error, { code: 'ENOENT' }, 'no openssl here')
   }
   const report = await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })
-  t.match(report, { ok: true, depth: 'content', problems: [] })
+  t.match(report, { ok: true, depth: 'content' })
+  t.strictSame(report.problems, [])
   t.ok(report.bytesRead < bytes.length, 'holes are not read')
   t.match(await client.verifyCheckpoint('vm1', 'checkpoint'), { ok: true, depth: 'structure' })
 })

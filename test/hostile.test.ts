@@ -395,7 +395,7 @@ t.test("a set that cannot be replaced or destroyed stands in nobody else's way",
   await client.createCheckpoint('vm1', { name: 'new' })
   await client.pinCheckpoint('vm1', 'other')
   await client.destroyCheckpoint('vm1', 'more')
-  t.match(await client.pruneCheckpoints('vm1', { keepLast: 1 }), { removed: [] })
+  t.strictSame((await client.pruneCheckpoints('vm1', { keepLast: 1 })).removed, [])
   t.match(await rejection(client.destroyCheckpoint('vm1', 'golden')), { code: 'ERR_PERMISSION' })
   t.match(await rejection(client.createCheckpoint('vm1', { name: 'golden' })), { code: 'ERR_PERMISSION' })
   t.strictSame(await client.destroyAll('vm1'), ['new', 'other'])

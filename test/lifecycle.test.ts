@@ -128,7 +128,8 @@ t.test('two hundred VMs at once on one libuv thread', async (t) => {
   const ended = await runScript('two-hundred.mjs', [scratch(t), '200'], { UV_THREADPOOL_SIZE: '1' })
   t.match(ended, { code: 0, signal: null, stderr: '' })
   const outcome = JSON.parse(ended.stdout) as Record<string, unknown>
-  t.match(outcome, { fulfilled: 200, complete: 200, leaked: 0, reasons: [] })
+  t.match(outcome, { fulfilled: 200, complete: 200, leaked: 0 })
+  t.strictSame(outcome.reasons, [])
   t.ok((outcome.served as number) > 20, 'the host program was served meanwhile')
 })
 

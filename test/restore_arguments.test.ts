@@ -578,7 +578,7 @@ t.test('the host: too little memory, and a VM that the kernel has', async (t) =>
   })
   const vmmDirectory = scratch(t)
   const busy = clientFor(root, { vmmDirectory })
-  t.match(await busy.planRestore('vm1', 'x', { args }), { blockers: [] })
+  t.strictSame((await busy.planRestore('vm1', 'x', { args })).blockers, [])
   fs.writeFileSync(path.join(vmmDirectory, 'vm2'), '')
   t.strictSame((await busy.planRestore('vm1', 'x', { args })).blockers, [])
   const renamed = await busy.planRestore('vm1', 'x', { args: [...small, 'vm2'] })
