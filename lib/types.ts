@@ -57,8 +57,8 @@ export interface CreateOptions {
   /** The whole call, in milliseconds, as an abort with `ERR_TIMEOUT`. Default: none. */
   timeout?: number | undefined
   /**
-   * No byte written and no end for this many milliseconds: `ERR_STALLED`. Waiting behind another request of
-   * this library for the same VM does not count. Default 60 000; 0: off.
+   * No byte written and no end for this many milliseconds, or no connection taken: `ERR_STALLED`. Waiting behind
+   * another request of this library for the same VM does not count. Default 60 000; 0: off.
    */
   stallTimeout?: number | undefined
   /** What it throws becomes a process warning, and it is not called again: the checkpoint goes on. */
