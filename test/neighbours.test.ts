@@ -123,8 +123,10 @@ t.test('writing of any file is work', async (t) => {
 
 t.test('a set that cannot be moved stops no other from going', async (t) => {
   const root = scratch(t)
-  for (const name of ['a', 'b', 'c', 'd']) {
-    putSet(path.join(root, 'vm1'), name, { manifest: { createdAt: `2026-01-0${'abcd'.indexOf(name) + 1}` } })
+  for (const [day, name] of ['a', 'b', 'c', 'd'].entries()) {
+    const memoryModifiedMs = Date.UTC(2026, 0, 1 + day)
+    const createdAt = new Date(memoryModifiedMs).toISOString()
+    putSet(path.join(root, 'vm1'), name, { manifest: { createdAt, memoryModifiedMs } })
   }
   const client = clientIn(root)
   const release = intercept(t, 'renameAt', (_, from) =>
