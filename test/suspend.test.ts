@@ -18,7 +18,9 @@ import {
   checkpointFiles,
   childEnvironment,
   contents,
+  failure,
   inlinePool,
+  intercept,
   openDescriptors,
   rejection,
   scratch,
@@ -544,8 +546,12 @@ t.test('the end of a process is told by what no other process can be taken for',
   t.equal(native.hasEnded(watch), 1)
   native.close(watch)
   t.ok(isFailure(native.watchProcess(pid, status.startedAt)) || isGone(pid))
-  using unwatched = new ProcessEnd({ uid: 0, pid, startedAt: undefined })
+  intercept(t, 'watchProcess', () => failure('ENOSYS', 'watch'))
+  using unwatched = new ProcessEnd({ uid: 0, pid, startedAt: status.startedAt })
   t.equal(await unwatched.within(20_000), true, 'a plain look does where there is no watch')
+  await until(() => isFailure(native.processStatus(pid)), 'nothing is left of it')
+  using unseen = new ProcessEnd({ uid: 0, pid, startedAt: undefined })
+  t.equal(await unseen.within(50), false, 'what was never seen may be hidden, not gone')
 })
 
 t.test('descriptors come back', async (t) => {
