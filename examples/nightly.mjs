@@ -47,6 +47,10 @@ async function night(vm) {
 
 const limit = pLimit(atOnce)
 const machines = await client.listVirtualMachines()
+if (machines.length === 0) {
+  alerts += 1
+  console.error('ALERT: no VM has a socket there: is RUN_DIRECTORY the right one?')
+}
 const running = machines.filter(({ state }) => state === 'running' || state === 'unknown')
 await Promise.all(running.map(({ vm }) => limit(() => night(vm))))
 // A call that timed out still holds its connection: some versions of bhyve die when it closes early.

@@ -9,6 +9,7 @@
 //   set -e
 //   cd /zroot/checkpoints/vm1 && mkdir .arriving
 //   tar -xf - -C .arriving
+//   for file in .arriving/*; do [ ! -e "${file##*/}" ]; done
 //   mv .arriving/*.ckp.* . && mv .arriving/*.ckp . && rmdir .arriving
 //
 // Look at the status of the pipe here, and `bhyve-checkpoint verify vm1 before-upgrade --content` there.

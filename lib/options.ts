@@ -25,7 +25,6 @@ import type {
   RestoreOptions,
 } from './types.js'
 
-const defaultRunDirectory = '/var/run/bhyve'
 const defaultStallTimeoutMs = 60_000
 export const clientOptions = ['runDirectory', 'checkpointDirectory', 'dialect', 'trustedUids']
 export const createOptions = [
@@ -47,6 +46,8 @@ const dialects: readonly string[] = ['auto', 'struct', 'path', 'descriptor']
 
 /** What tests replace: the rest of the world as this library sees it. */
 export interface Surroundings {
+  /** Where a bhyve puts its socket that is told nothing else. */
+  defaultRunDirectory: string
   /** Where what blocks is done. */
   pool: () => JobRunner
   /** Where the kernel shows the VMs it has. */
@@ -60,6 +61,7 @@ export interface Surroundings {
 }
 
 export const realSurroundings: Surroundings = {
+  defaultRunDirectory: '/var/run/bhyve',
   pool: sharedPool,
   vmmDirectory: '/dev/vmm',
   peers: sharedPeers,
@@ -78,7 +80,8 @@ export interface ClientSettings {
 
 export function clientSettings(options: ClientOptions, surroundings: Surroundings): ClientSettings {
   assertOptions(options, 'ClientOptions', clientOptions)
-  const { runDirectory = defaultRunDirectory, checkpointDirectory = defaultRoot, dialect = 'auto' } = options
+  const { runDirectory = surroundings.defaultRunDirectory } = options
+  const { checkpointDirectory = defaultRoot, dialect = 'auto' } = options
   const { trustedUids = [0, process.geteuid?.() ?? 0] } = options
   if (typeof runDirectory !== 'string' || !runDirectory.startsWith('/') || runDirectory.includes('\0')) {
     throw invalid('runDirectory must be an absolute path', runDirectory)

@@ -367,6 +367,36 @@ t.test('a bar is drawn over within the width of the terminal', async (t) => {
   )
 })
 
+const hasFull = fs.existsSync('/dev/full')
+
+t.test('what could not be written is no success', { skip: !hasFull && 'no /dev/full' }, async (t) => {
+  const world = new CliWorld(t)
+  await saved(world)
+  const program = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
+  const full = fs.openSync('/dev/full', 'w')
+  t.teardown(() => fs.closeSync(full))
+  const words = [program, 'list', '--json', ...world.places]
+  const { status } = spawnSync(process.execPath, words, {
+    env: childEnvironment(),
+    stdio: ['ignore', full, 2],
+  })
+  t.equal(status, 1)
+})
+
+t.test('a restored VM that is not seen to come up is left to itself', async (t) => {
+  const world = new CliWorld(t)
+  await saved(world)
+  await world.run({ args: ['suspend', 'vm1'] }, 'pipe')
+  const bhyve = path.join(world.root, 'bhyve')
+  fs.writeFileSync(bhyve, '#!/bin/sh\necho $$ >"$0.pid"\nexec sleep 300\n', { mode: 0o755 })
+  t.teardown(() => process.kill(Number(fs.readFileSync(`${bhyve}.pid`, 'utf8')), 'SIGKILL'))
+  const args = ['restore', 'vm1', '--bhyve', bhyve, '--timeout', '1s', '--', ...bhyveArguments]
+  const { status, stderr } = await world.run({ args }, 'pipe')
+  t.equal(status, 10, stderr)
+  t.match(stderr, /not done after 1000 ms.*It is left to itself[^]*ERR_TIMEOUT/)
+  t.notMatch(stderr, 'client.')
+})
+
 t.test('names in any script keep the columns of the table', async (t) => {
   const world = new CliWorld(t)
   await running(world)

@@ -687,6 +687,30 @@ t.test('every descriptor comes back', async (t) => {
   await until(() => openDescriptors() <= open, 'those of the threads')
 })
 
+t.test('a bhyve that is told no run directory is looked for where it goes by itself', async (t) => {
+  const world = new World(t)
+  await world.suspended()
+  const defaultRunDirectory = scratch(t)
+  const surroundings = { ...realSurroundings, peers: new PeerMemory(), defaultRunDirectory }
+  const { runDirectory, checkpointDirectory } = world
+  const client = createClientIn(surroundings, { runDirectory, checkpointDirectory })
+  const args = world.args.filter((word) => word !== '-o' && !word.startsWith('rundir='))
+  const run = `export SIMULATED_BHYVE_RUN_DIRECTORY='${defaultRunDirectory}'; exec '${process.execPath}' '${simulatedBhyve}' "$@"`
+  const bhyve = world.script({ instead: run })
+  const { pid } = await client.restore('vm1', 'suspend', { args, bhyve })
+  t.ok(fs.existsSync(path.join(defaultRunDirectory, 'vm1')))
+  t.match(
+    (await client.planRestore('vm1', 'suspend', { args, again: true })).blockers,
+    [{ code: 'already-running' }],
+    'it is known there',
+  )
+  await world.kill(pid)
+  t.type(world.manifest('suspend').restoredAt, 'string')
+  t.equal(await client.suspendedCheckpoint('vm1'), undefined)
+  const refused = await rejection(client.restore('vm1', 'suspend', { args, bhyve: world.script() }))
+  t.match(refused, { code: 'ERR_RESTORE_BLOCKED', blockers: [{ code: 'already-restored' }] })
+})
+
 t.test('a guest that came up and ended between two looks has run', async (t) => {
   const world = new World(t)
   await world.suspended()

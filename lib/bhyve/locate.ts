@@ -74,7 +74,8 @@ function assertFits({ vm, dialect, runDirectory }: Place, socketPath: string): v
  * others from renaming; a second name of a socket is refused by itself (`checkedOwner`).
  */
 function assertGuarded(directory: string, socketPath: string, place: Place): void {
-  const status = fs.statSync(directory, { throwIfNoEntry: false })
+  // Where a part of the way is no folder either.
+  const status = fs.existsSync(directory) ? fs.statSync(directory, { throwIfNoEntry: false }) : undefined
   if (status?.isDirectory() !== true) return
   const { vm, trustedUids } = place
   const isTrusted = [0, process.geteuid?.(), ...trustedUids].includes(status.uid)

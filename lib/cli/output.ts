@@ -3,6 +3,7 @@
  * one object per line to standard output. A reader that went away must not cost anybody a checkpoint.
  */
 import type { Progress } from '../index.js'
+import { exitStatus } from './exit_status.js'
 import { ProgressDisplay, type Stream } from './progress_display.js'
 
 /** Every object that `--json` prints has a type (docs/cli.md). */
@@ -25,7 +26,7 @@ export class Output {
     this.#out = out
     this.#err = err
     this.#display = json ? undefined : new ProgressDisplay(err)
-    for (const stream of [out, err]) stream.on('error', () => undefined)
+    for (const stream of [out, err]) stream.on('error', failAtTheEnd)
   }
 
   /** The same result for programs and for people. */
@@ -64,4 +65,12 @@ export class Output {
   #print(message: Message): void {
     this.#out.write(`${JSON.stringify(message)}\n`)
   }
+}
+
+/** A reader that went away has heard enough; a result that could not be written is no success. */
+function failAtTheEnd(error: NodeJS.ErrnoException): void {
+  if (error.code === 'EPIPE') return
+  process.once('exit', (status) => {
+    if (status === exitStatus.done) process.exitCode = exitStatus.failed
+  })
 }

@@ -14,7 +14,7 @@ const defaults = { runs: '/var/run/bhyve', checkpoints: '/var/db/bhyve-checkpoin
 export const clientOptions: Readonly<Record<string, OptionSpec>> = {
   'run-directory': { value: 'dir', help: `where bhyve's sockets are (${defaults.runs})` },
   'checkpoint-directory': { value: 'dir', help: `where checkpoints are (${defaults.checkpoints})` },
-  cbsd: { value: '[workdir]', help: `CBSD's checkpoints instead (${defaults.workdir})` },
+  cbsd: { value: '[/workdir]', help: `CBSD's checkpoints instead (${defaults.workdir})` },
   dialect: { value: 'name', help: 'struct, path or descriptor; found out otherwise' },
   'trusted-uid': { value: 'uid', multiple: true, help: 'a user that bhyve may run as; may be repeated' },
 }
@@ -94,6 +94,10 @@ export function clientFrom(api: typeof Api, values: Values): Api.CheckpointClien
   const trustedUids = uids.length === 0 ? undefined : [0, process.geteuid?.() ?? 0, ...uids]
   const options: ClientOptions = { runDirectory, checkpointDirectory, dialect, trustedUids }
   return api.createClient(options)
+}
+
+export function runDirectoryFrom(values: Values): string {
+  return values.parsed('run-directory', (text) => path.resolve(text)) ?? defaults.runs
 }
 
 /** Where checkpoints are looked for, in words. */

@@ -6,38 +6,46 @@ export interface InterruptibleCall<T> {
   done(result: T): number
   /** What has come of what was begun, once that has ended. */
   afterwards(): Promise<void>
+  /** What was begun needs nobody, and may never end: it is left alone. */
+  isLeft?: boolean
 }
 
 /** Resolves with the exit status. */
 export async function interruptible<T>(context: Context, call: InterruptibleCall<T>): Promise<number> {
-  const { interrupt, client, output } = context
+  const { interrupt, output } = context
   const pid = String(process.pid)
   const stillWaiting = (): void => {
     output.notice(`still waiting: leaving now could end the VM (kill -9 ${pid} if it has to be)`)
   }
   const signal = interrupt.listen(stillWaiting)
+  const whatFollows = call.isLeft === true ? 'It is left to itself' : 'Waiting until bhyve has ended its work'
   try {
     return call.done(await call.start(signal))
   } catch (error) {
     if (!(error instanceof context.api.AbortError)) {
       if (goesOn(error)) {
-        output.notice(`${forPeople(error.message)}. Waiting until bhyve has ended its work`)
+        output.notice(`${forPeople(error.message)}. ${whatFollows}`)
         signal.addEventListener('abort', stillWaiting)
-        await client.idle()
-        await call.afterwards()
-      } else await client.idle()
+        await conclude(context, call)
+      } else await context.client.idle()
       throw error
     }
-    const message = `${forPeople(error.message)}. Waiting until bhyve has ended its work`
+    const message = `${forPeople(error.message)}. ${whatFollows}`
     output.failure({ type: 'cancelled', signal: interrupt.received, message }, [message])
-    await client.idle()
-    await call.afterwards()
+    await conclude(context, call)
     return interrupt.exitStatus
   }
 }
 
+async function conclude<T>({ client }: Context, call: InterruptibleCall<T>): Promise<void> {
+  if (call.isLeft !== true) await client.idle()
+  await call.afterwards()
+  // The library goes on looking at it, maybe for ever; what is still to be said is said before.
+  if (call.isLeft === true) setImmediate(() => process.exit())
+}
+
 /** Without what programs would call next: this one does it. */
-function forPeople(message: string): string {
+export function forPeople(message: string): string {
   return message.replace(/ \(client\.idle\(\)[^)]*\)/, '')
 }
 

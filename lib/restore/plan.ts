@@ -33,6 +33,8 @@ export interface RestoreContext {
   /** Of the VM that was asked for. */
   place: Place
   peers: PeerMemory
+  /** Where bhyve's socket is if the arguments say nothing. */
+  defaultRunDirectory: string
   host: () => Host
   cancellation: Cancellation
 }
@@ -41,8 +43,8 @@ export interface RestoreContext {
 export interface Planned {
   plan: RestorePlan
   set: SetReport
-  /** Where the new bhyve's socket is going to be. */
-  place: Place
+  /** Where the new bhyve's socket is going to be: the first, or where arguments say nothing and bhyve is told otherwise, another. */
+  places: Place[]
 }
 
 export async function planRestore(context: RestoreContext, settings: RestoreSettings): Promise<Planned> {
@@ -50,10 +52,10 @@ export async function planRestore(context: RestoreContext, settings: RestoreSett
   const { vm, name } = settings
   const set = await store.lookAtSet(vm, name)
   const report = await store.run('readArguments', settings.args, set.metadataVm)
-  const place = placeOf(context.place, report)
+  const places = placesOf(context, report)
   const host = context.host()
   const content = await contentFindings(context, settings, set)
-  const running = await runningBlockers(context, place)
+  const running = await runningBlockers(context, places)
   const disks = diskFindings(set, report.disks, settings.again)
   const { machine } = report
   const blockers = [
@@ -74,13 +76,20 @@ export async function planRestore(context: RestoreContext, settings: RestoreSett
     ...content.warnings,
   ]
   const args = settings.args.toSpliced(report.insertAt, 0, '-r', set.listed.path)
-  return { plan: { command: settings.bhyve, args, blockers, warnings }, set, place }
+  return { plan: { command: settings.bhyve, args, blockers, warnings }, set, places }
 }
 
-/** The arguments may name the VM and its run directory otherwise than the call. */
-function placeOf(place: Place, { name, runDirectory }: ArgumentsReport): Place {
+/**
+ * The arguments may name the VM and its run directory otherwise than the call. Where they name no directory, bhyve takes
+ * its default, unless it is one that was built for another: so both are looked at.
+ */
+function placesOf(
+  { place, defaultRunDirectory }: RestoreContext,
+  { name, runDirectory }: ArgumentsReport,
+): Place[] {
   const vm = name !== undefined && isVmName(name) ? name : place.vm
-  return { ...place, vm, runDirectory: runDirectory ?? place.runDirectory }
+  const directories = runDirectory === undefined ? [place.runDirectory, defaultRunDirectory] : [runDirectory]
+  return [...new Set(directories)].map((directory) => ({ ...place, vm, runDirectory: directory }))
 }
 
 function argumentBlockers({ fault, name }: ArgumentsReport): Blocker[] {
@@ -92,12 +101,14 @@ function argumentBlockers({ fault, name }: ArgumentsReport): Blocker[] {
 /** Under the name that was asked for, and under the one that bhyve is going to use. */
 async function runningBlockers(
   { store, place, peers }: RestoreContext,
-  effective: Place,
+  effective: readonly Place[],
 ): Promise<Blocker[]> {
-  const isSame = effective.vm === place.vm && effective.runDirectory === place.runDirectory
-  const places = isSame ? [place] : [place, effective]
-  const found = await Promise.all(places.map((one) => runningBlocker(store, one, peers)))
-  return found.flat()
+  const [first = place, ...guesses] = effective
+  const isSame = first.vm === place.vm && first.runDirectory === place.runDirectory
+  const places = isSame ? [place] : [place, first]
+  const found = places.map((one) => runningBlocker(store, one, peers))
+  const guessed = guesses.map((one) => runningBlocker(store, one, peers).catch(() => []))
+  return (await Promise.all([...found, ...guessed])).flat()
 }
 
 async function runningBlocker(store: Store, place: Place, peers: PeerMemory): Promise<Blocker[]> {

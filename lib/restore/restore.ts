@@ -6,7 +6,7 @@ import type { RestoreSettings } from '../options.js'
 import type { Mark } from '../store/restoring.js'
 import type { OpenedLog } from './log_file.js'
 import { planRestore, type Planned, type RestoreContext } from './plan.js'
-import { socketsOf } from './running.js'
+import { socketsIn } from './running.js'
 import { type Bhyve, type Ended, type Ending, startBhyve, untilServed } from './start.js'
 
 /** A bhyve that came up from a checkpoint. */
@@ -106,12 +106,12 @@ async function restoreHeld(starting: Starting, cancellation: Cancellation): Prom
   const held = await store.holdSet(settings.vm, settings.name, planned.set.identity, mark)
   if (held === undefined) throw changed(settings)
   try {
-    const place = placeOfNew(planned)
-    const before = await socketsOf(store, place)
+    const places = placesOfNew(planned)
+    const before = await socketsIn(store, places)
     const stale = new Set(before.map(({ identity }) => identity))
     cancellation.throwIfCancelled()
     const bhyve = startBhyve(planned.plan.command, planned.plan.args, log.descriptors.log)
-    const ended = await untilServed(bhyve, { store, place, peers, stale, bound: new Set() })
+    const ended = await untilServed(bhyve, { store, places, peers, stale, bound: new Set() })
     starting.mayHaveRun = ended?.mayHaveRun === true
     if (ended !== undefined || bhyve.pid === undefined) throw await failed(starting, ended)
     return new Restored(bhyve, bhyve.pid, log.path)
@@ -126,8 +126,9 @@ function changed({ vm, name }: RestoreSettings): CheckpointError {
 }
 
 /** The new bhyve runs as we do. */
-function placeOfNew({ place }: Planned): Planned['place'] {
-  return { ...place, trustedUids: [...place.trustedUids, process.geteuid?.() ?? 0] }
+function placesOfNew({ places }: Planned): Planned['places'] {
+  const ours = process.geteuid?.() ?? 0
+  return places.map((place) => ({ ...place, trustedUids: [...place.trustedUids, ours] }))
 }
 
 async function failed(

@@ -30,7 +30,7 @@ function signAt(located: Located, peers: PeerMemory): string | undefined {
 }
 
 /** The sockets that the VM may have, dead or alive. */
-export async function socketsOf(store: Store, place: Place): Promise<Located[]> {
+async function socketsOf(store: Store, place: Place): Promise<Located[]> {
   try {
     return await store.run('locateSocket', place)
   } catch (error) {
@@ -40,4 +40,13 @@ export async function socketsOf(store: Store, place: Place): Promise<Located[]> 
     if (isNone) return []
     throw error
   }
+}
+
+/** The same of several places. After the first they are guesses: one that cannot be looked at is not the one. */
+export async function socketsIn(store: Store, places: readonly Place[]): Promise<Located[]> {
+  const found = places.map((place, index) => {
+    const sockets = socketsOf(store, place)
+    return index === 0 ? sockets : sockets.catch(() => [])
+  })
+  return (await Promise.all(found)).flat()
 }

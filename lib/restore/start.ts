@@ -6,7 +6,7 @@ import type { PeerMemory } from '../bhyve/peer_memory.js'
 import { probe } from '../bhyve/probe.js'
 import { isFailure, loadNative } from '../native.js'
 import type { Store } from '../store/store.js'
-import { socketsOf } from './running.js'
+import { socketsIn } from './running.js'
 
 const lookMs = 25
 
@@ -58,7 +58,8 @@ function endOf(child: ChildProcess): Promise<Ending> {
 
 export interface Awaited {
   store: Store
-  place: Place
+  /** Where its socket may come to be. */
+  places: readonly Place[]
   peers: PeerMemory
   /** Socket files that were there before it was started: dead ones. */
   stale: ReadonlySet<string>
@@ -83,19 +84,19 @@ export async function untilServed(bhyve: Bhyve, awaited: Awaited): Promise<Ended
 }
 
 /** bhyve leaves its socket's file behind. Where nobody can look, the worse is assumed. */
-async function hasNewSocket({ store, place, stale }: Awaited): Promise<boolean> {
+async function hasNewSocket({ store, places, stale }: Awaited): Promise<boolean> {
   try {
-    return (await socketsOf(store, place)).some(({ identity }) => !stale.has(identity))
+    return (await socketsIn(store, places)).some(({ identity }) => !stale.has(identity))
   } catch {
     return true
   }
 }
 
 /** A look that fails is no news: bhyve runs, and what it is marked with must not be taken back. */
-async function serves({ pid }: Bhyve, { store, place, peers, stale, bound }: Awaited): Promise<boolean> {
+async function serves({ pid }: Bhyve, { store, places, peers, stale, bound }: Awaited): Promise<boolean> {
   if (pid === undefined) return false
   try {
-    const fresh = (await socketsOf(store, place)).filter(({ identity }) => !stale.has(identity))
+    const fresh = (await socketsIn(store, places)).filter(({ identity }) => !stale.has(identity))
     return fresh.some((located) => isServedBy(pid, located, peers, bound))
   } catch {
     return false

@@ -4,7 +4,7 @@ import type { RestoreOptions, RestorePlan } from '../../index.js'
 import type { Command, Context, OptionSpec } from '../command.js'
 import { exitStatus } from '../exit_status.js'
 import { table } from '../table.js'
-import { clientOptions } from '../parse.js'
+import { clientOptions, runDirectoryFrom } from '../parse.js'
 import { UsageError } from '../usage_error.js'
 import { parseCount, parseDuration } from '../values.js'
 import { interruptible } from '../waiting.js'
@@ -15,10 +15,10 @@ export const vms: Command = {
   summary: 'VMs with a checkpoint socket, running, paused or dead',
   example: 'bhyve-checkpoint vms',
   positionals: [0, 0],
-  run: async ({ client, output }) => {
+  run: async ({ client, values, output }) => {
     const found = await client.listVirtualMachines()
     if (output.json) for (const one of found) output.result({ type: 'vm', ...one }, [])
-    else if (found.length === 0) output.notice('no VMs')
+    else if (found.length === 0) output.notice(`no VMs in ${runDirectoryFrom(values)}`)
     else {
       const rows = found.map(({ vm, state, pid, socket }) => [vm, state, String(pid ?? '-'), socket])
       const columns = [
@@ -172,6 +172,7 @@ function start(context: Context, vm: string, name: string): Promise<number> {
       output.result({ type: 'restored', vm, name, pid, logFile }, [line])
       return exitStatus.done
     },
+    isLeft: true,
     afterwards: async () => {
       const machine = (await client.listVirtualMachines()).find((one) => one.vm === vm)
       output.notice(`VM '${vm}' is ${machine?.state ?? 'off'}`)
