@@ -104,7 +104,7 @@ async function askAt(asking: Asking, located: Located, isLast: boolean): Promise
   if (last === undefined)
     throw new CheckpointError('ERR_DIALECT_UNSUPPORTED', 'no dialect is known for this socket')
   const { sent, dialect } = last
-  if (!(await isUntouched(asking.stage))) {
+  if ((await isUntouched(asking.stage)) === false) {
     asking.peers.rememberDialect(located, sent.peer, dialect)
     // A tidying-up that fails must not cost a checkpoint.
     await asking.stage.wasServedBy(sent.peer).catch(() => undefined)
@@ -112,16 +112,16 @@ async function askAt(asking: Asking, located: Located, isLast: boolean): Promise
   return last
 }
 
-/** A look that fails costs no checkpoint: what is there is looked at again. */
-function isUntouched(stage: Stage): Promise<boolean> {
-  return stage.isUntouched().catch(() => false)
+/** Undefined where the look fails: that costs no checkpoint, and what is there is looked at again. */
+function isUntouched(stage: Stage): Promise<boolean | undefined> {
+  return stage.isUntouched().catch(() => undefined)
 }
 
 /** Only a bhyve that lives and made no file may be one of the other dialect. */
 async function mayTryNext({ sent }: Ended, asking: Asking): Promise<boolean> {
   const { stage, settings, system, cancellation, asked } = asking
   if (cancellation.cancelled || !mayFallBack(operationOf(settings), system)) return false
-  if (vmStateOf(sent.peer) !== 'running' || !(await isUntouched(stage))) return false
+  if (vmStateOf(sent.peer) !== 'running' || (await isUntouched(stage)) !== true) return false
   asked.holdsState = false
   traceDecision(settings.vm, 'nothing was made: it may be of another dialect')
   return true
