@@ -31,6 +31,15 @@ function isAlive(pid: number): boolean {
   return !isFailure(status) && status.state !== 'zombie'
 }
 
+/** Without a connection, which a `struct` bhyve would answer by its last request. A socket has a file before anybody listens. */
+function isListenedAt(socket: string): boolean {
+  const sockets = '/proc/net/unix'
+  if (!fs.existsSync(sockets)) return fs.existsSync(socket)
+  const acceptsConnections = '00010000'
+  const lines = fs.readFileSync(sockets, 'utf8').split('\n')
+  return lines.some((line) => line.endsWith(` ${socket}`) && line.split(' ')[3] === acceptsConnections)
+}
+
 interface ScriptOptions {
   dialect?: SimulatedDialect
   /** It comes up only once this file is there. */
@@ -108,7 +117,7 @@ class World {
     const pid = await this.started(script)
     const isStruct = this.dialect === 'struct'
     const socket = path.join(this.runDirectory, isStruct ? 'checkpoint/vm1' : 'vm1')
-    await until(() => (isStruct ? fs.existsSync(socket) : this.isServed()), 'the socket')
+    await until(() => (isStruct ? isListenedAt(socket) : this.isServed()), 'the socket')
     return pid
   }
 
