@@ -139,9 +139,12 @@ async function askIn(
   const operation = operationOf(settings)
   const request = { dialect, operation, filename, directory: await stage.inDescriptor() }
   const patience = { isLast, refusalMs: settings.stallTimeout, onFull: () => progress.report('queued') }
-  const beforeSending = (peer: Peer): Promise<void> => {
+  let isSending = false
+  const beforeSending = async (peer: Peer): Promise<void> => {
     traceDecision(settings.vm, 'peer is welcome', { pid: peer.pid, uid: peer.uid })
-    return prepareSuspend(asking, dialect, peer)
+    if (settings.poweroff) await prepareSuspend(asking, dialect, peer)
+    else cancellation.throwIfCancelled()
+    isSending = true
   }
   traceDecision(settings.vm, 'dialect', { dialect, operation, socket: located.socketPath })
   const target = { located, place, peers, patience, expected, beforeSending }
@@ -151,7 +154,7 @@ async function askIn(
     settings,
     cancellation,
     progress,
-    () => asking.asked.peer !== undefined,
+    () => isSending || asking.asked.peer !== undefined,
   )
   try {
     const sent = await sendRequest(request, target, cancellation)
@@ -193,7 +196,6 @@ function assertVisible({ pid, startedAt }: Peer, vm: string): void {
 /** Whoever finds the stage later must know whose writing it waits for, and we whose end. */
 async function prepareSuspend(asking: Asking, dialect: Dialect, peer: Peer): Promise<void> {
   const { stage, settings, asked, cancellation } = asking
-  if (!settings.poweroff) return
   assertStateReadable(peer, settings.vm)
   assertVisible(peer, settings.vm)
   const { pid, startedAt } = peer

@@ -94,6 +94,33 @@ t.test('a bhyve that takes no connection is not waited for without end', async (
   t.strictSame([...phases], ['queued'])
 })
 
+t.test('a call that was given up before its turn came says nothing to bhyve', async (t) => {
+  const run = scratch(t)
+  const listener = native.listenStream(path.join(run, 'vm1'), 5)
+  if (isFailure(listener)) throw new Error('listen')
+  t.teardown(() => native.close(listener))
+  const controller = new AbortController()
+  class Meanwhile extends PeerMemory {
+    override rememberPeer(...known: Parameters<PeerMemory['rememberPeer']>): void {
+      super.rememberPeer(...known)
+      controller.abort(new Error('enough'))
+    }
+  }
+  const root = scratch(t)
+  const client = createClientIn(
+    { ...realSurroundings, peers: new Meanwhile() },
+    { runDirectory: run, checkpointDirectory: root, dialect: 'descriptor' },
+  )
+  await t.rejects(client.createCheckpoint('vm1', { signal: controller.signal }), { name: 'AbortError' })
+  await client.idle()
+  const accepted = native.accept(listener)
+  if (isFailure(accepted)) throw new Error('nobody connected')
+  t.teardown(() => native.close(accepted))
+  const said = native.receive(accepted, 4096)
+  t.equal(isFailure(said) ? said.errno : said.length, 0, 'left without a word')
+  t.strictSame(fs.readdirSync(root), [])
+})
+
 t.test('writing of any file is work', async (t) => {
   const cancellation = new Cancellation({ doing: 'testing', vm: 'vm1' })
   const settings = { vm: 'vm1', name: 'n', onProgress: undefined, memoryBytes: 1, stallTimeout: 40 }
