@@ -134,8 +134,13 @@ export interface Native {
    * open file's position. EINVAL or ENOTTY where the file system does not know.
    */
   dataRange(descriptor: number, offset: number): { start: number; end: number } | Failure
+  /** Makes the empty file `to` share the blocks of `from`. Fails where the file system cannot. */
+  cloneFile(from: number, to: number): number | Failure
   /** Nanoseconds since 1970. */
   setModifiedAt(descriptor: number, nanoseconds: bigint): number | Failure
+
+  /** Which boot of the system this is, as text (native/boot_identity.*). Fails where the system has no such identity. */
+  bootIdentity(): Buffer | Failure
 
   // processes (native/process.*, native/process_exit.*)
   processStatus(pid: number): ProcessStatus | Failure

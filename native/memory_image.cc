@@ -7,6 +7,10 @@
 #include <sys/stat.h>
 #if defined(__FreeBSD__)
 #include <dlfcn.h>
+#include <limits.h>
+#elif defined(__linux__)
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #endif
 #include <unistd.h>
 
@@ -125,6 +129,34 @@ Result<std::int64_t> punchHole(int, std::int64_t, std::int64_t) {
 #if !defined(__linux__)
 Result<std::int64_t> beginWriting(int, std::int64_t, std::int64_t) {
   return 0;
+}
+#endif
+
+#if defined(__linux__)
+Result<std::int64_t> cloneFile(int from, int to) {
+  if (::ioctl(to, FICLONE, from) == -1)
+    return failureOf("ioctl");
+  return 0;
+}
+#elif defined(__FreeBSD__) && defined(COPY_FILE_RANGE_CLONE)
+Result<std::int64_t> cloneFile(int from, int to) {
+  struct stat status{};
+  if (::fstat(from, &status) == -1)
+    return failureOf("fstat");
+  off_t source = 0;
+  off_t target = 0;
+  while (source < status.st_size) {
+    const ssize_t cloned = ::copy_file_range(from, &source, to, &target, SSIZE_MAX, COPY_FILE_RANGE_CLONE);
+    if (cloned == -1 && errno != EINTR)
+      return failureOf("copy_file_range");
+    if (cloned == 0)
+      return Failure{EIO, "copy_file_range"};
+  }
+  return 0;
+}
+#else
+Result<std::int64_t> cloneFile(int, int) {
+  return Failure{ENOSYS, "cloneFile"};
 }
 #endif
 

@@ -34,6 +34,10 @@ struct DataRange {
 // Moves the position of the open file. Fails with EINVAL or ENOTTY where the file system keeps no such map.
 Result<DataRange> dataRange(int descriptor, std::int64_t offset);
 
+// Makes `to`, an empty file, share the blocks of `from`. Fails with EOPNOTSUPP, EXDEV, EINVAL, ENOTTY or
+// ENOSYS where the file system cannot: copy the bytes then.
+Result<std::int64_t> cloneFile(int from, int to);
+
 // Nanoseconds since 1970 into the file's modification time.
 Result<std::int64_t> setModifiedAt(int descriptor, std::int64_t nanoseconds);
 

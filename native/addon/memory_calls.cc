@@ -36,6 +36,9 @@ Value beginWriting(const CallbackInfo &info) {
   return toValue(info.Env(),
                  bhyve::beginWriting(intArgument(info, 0), offsetArgument(info, 1), offsetArgument(info, 2)));
 }
+Value cloneFile(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::cloneFile(intArgument(info, 0), intArgument(info, 1)));
+}
 Value dataRange(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::dataRange(intArgument(info, 0), offsetArgument(info, 1)));
 }
@@ -57,6 +60,7 @@ void addMemoryCalls(Napi::Object exports) {
   add(exports, "holeBlockBytes", holeBlockBytes);
   add(exports, "punchHole", punchHole);
   add(exports, "beginWriting", beginWriting);
+  add(exports, "cloneFile", cloneFile);
   add(exports, "dataRange", dataRange);
   add(exports, "setModifiedAt", setModifiedAt);
 }

@@ -1,5 +1,6 @@
 // Processes, and who owns which descriptor.
 
+#include "../boot_identity.h"
 #include "../directory.h"
 #include "../process.h"
 #include "../process_exit.h"
@@ -31,6 +32,10 @@ Value dieBy(const CallbackInfo &info) {
   bhyve::dieBy(intArgument(info, 0));
 }
 
+Value bootIdentity(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::bootIdentity());
+}
+
 Value adopt(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::duplicate(intArgument(info, 0)));
 }
@@ -58,6 +63,7 @@ void addProcessCalls(Napi::Object exports) {
   add(exports, "watchProcess", watchProcess);
   add(exports, "hasEnded", hasEnded);
   add(exports, "dieBy", dieBy);
+  add(exports, "bootIdentity", bootIdentity);
   add(exports, "adopt", adopt);
   add(exports, "disown", disown);
   add(exports, "close", closeOwned);

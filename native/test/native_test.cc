@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "../boot_identity.h"
 #include "../descriptor_table.h"
 #include "../directory.h"
 #include "../file_status.h"
@@ -112,6 +113,10 @@ void testProcesses() {
   valueOf(bhyve::signalProcess(::getpid(), status.startedAt, 0), "signal");
   failsWith(bhyve::signalProcess(::getpid(), "another time", 0), ESRCH, "another process of that pid");
   failsWith(bhyve::processStatus(1 << 30), ESRCH, "no such process");
+#if defined(__linux__)
+  const auto boot = valueOf(bhyve::bootIdentity(), "boot identity");
+  require(boot.size() == 36 && boot == valueOf(bhyve::bootIdentity(), "boot identity"), "the same boot");
+#endif
 }
 
 void testOwnership(int folder) {
