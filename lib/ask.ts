@@ -143,7 +143,7 @@ async function askIn(
   const beforeSending = async (peer: Peer): Promise<void> => {
     traceDecision(settings.vm, 'peer is welcome', { pid: peer.pid, uid: peer.uid })
     if (settings.poweroff) await prepareSuspend(asking, dialect, peer)
-    else cancellation.throwIfCancelled()
+    else await recordWriter(asking, dialect, peer)
     isSending = true
   }
   traceDecision(settings.vm, 'dialect', { dialect, operation, socket: located.socketPath })
@@ -193,14 +193,18 @@ function assertVisible({ pid, startedAt }: Peer, vm: string): void {
   throw new CheckpointError('ERR_PERMISSION', message, { vm })
 }
 
-/** Whoever finds the stage later must know whose writing it waits for, and we whose end. */
+/** Whoever finds the stage later must know whose writing it waits for. */
+async function recordWriter({ stage, cancellation }: Asking, dialect: Dialect, peer: Peer): Promise<void> {
+  await stage.recordWriter({ ...peer, dialect })
+  cancellation.throwIfCancelled()
+}
+
+/** We must know whose end we wait for. */
 async function prepareSuspend(asking: Asking, dialect: Dialect, peer: Peer): Promise<void> {
-  const { stage, settings, asked, cancellation } = asking
+  const { settings, asked } = asking
   assertStateReadable(peer, settings.vm)
   assertVisible(peer, settings.vm)
-  const { pid, startedAt } = peer
-  await stage.recordWriter({ pid, startedAt, dialect })
-  cancellation.throwIfCancelled()
+  await recordWriter(asking, dialect, peer)
   asked.end ??= new ProcessEnd(peer)
   asked.holdsState = true
 }

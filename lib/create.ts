@@ -54,7 +54,7 @@ export async function create(
 
 function stageRequest(settings: CreateSettings, writerUid: number): Parameters<Store['stage']>[1] {
   const { vm, name, ifExists, durable, memoryBytes, poweroff } = settings
-  const intent = poweroff ? { vm, name, ifExists, host: hostFacts() } : undefined
+  const intent = { vm, name, ifExists, poweroff, host: hostFacts() }
   return { name, ifExists, durable, memoryBytes, writerUid, intent }
 }
 

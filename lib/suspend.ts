@@ -34,6 +34,8 @@ export async function concludeSuspend(asking: Asking, ended: Ended): Promise<Che
   traceVerdict(settings.vm, problems)
   if (problems.length > 0 || inspection?.metadata === undefined) throw await failure(asking, ended, collected)
   progress.saved(inspection.metadata.memoryBytes)
+  // Before the scan, which takes long: a power failure must not cost the only copy.
+  if (settings.durable) await explained(asking, stage.secure(settings.name))
   const checkpoint = await publishState(asking, ended, inspection, collected.savedMs)
   traceDecision(settings.vm, 'published', { path: checkpoint.path })
   await untilGone(asking, checkpoint)
@@ -158,18 +160,19 @@ async function fateOf(
   const { asked, place, system, exitPatienceMs } = asking
   // One that answers with an error has thought better of it.
   if (ended.replyError !== undefined || asked.end === undefined) return 'runs on'
-  // Of links and folders, which bhyve never makes, nothing can be the state.
-  const isPlain = !problems.some(({ code }) => code === 'not-a-regular-file')
-  const tookItForDone = isPlain && inspection?.metadata !== undefined
+  const tookItForDone = inspection?.metadata !== undefined
   if (!tookItForDone && !untouched && problems.some(isNoticed)) return 'runs on'
   const isDestroyed = system.platform === 'freebsd' && !isKnownToKernel(place)
   const isGone = await asked.end.within(isDestroyed ? exitPatienceMs : lastWordsMs)
   return isGone || isDestroyed ? 'gone' : 'runs on'
 }
 
-/** What the first bytes of guest RAM look like is the guest's doing, and nothing that bhyve notices. */
+/**
+ * bhyve notices neither what the first bytes of guest RAM look like, which is the guest's doing, nor what others do to the
+ * names of its files.
+ */
 function isNoticed({ code }: Problem): boolean {
-  return !code.startsWith('metadata-') && code !== 'foreign-format'
+  return !code.startsWith('metadata-') && code !== 'foreign-format' && code !== 'not-a-regular-file'
 }
 
 const nothingKept = 'The VM was not suspended; nothing was published, and an older checkpoint is as it was'

@@ -136,6 +136,11 @@ export interface Problem {
     | 'metadata-incomplete'
     | 'metadata-digest-mismatch'
     | 'manifest-invalid'
+    /**
+     * A suspended VM's files that were not fsynced when the host went down, and that no digests prove: it may be a good
+     * only copy. `restore` takes it with `again: true`.
+     */
+    | 'durability-unproven'
     | 'not-a-regular-file'
     | 'foreign-format'
   message: string

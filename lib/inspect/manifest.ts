@@ -3,6 +3,7 @@
  * format version. bhyve and CBSD ignore it; a set without one is a checkpoint all the same. What is here is all of
  * it but the list of chunk digests (`manifest_file.ts`).
  */
+import { randomUUID } from 'node:crypto'
 import { chunkCount, isChunkBytes } from './digest.js'
 import type { Inspection } from './structure.js'
 
@@ -30,6 +31,8 @@ export interface Digests {
 
 export interface Manifest {
   version: number
+  /** Of this checkpoint and no other: stays when the manifest is changed, and is new when the name is replaced. */
+  id?: string
   vm: string
   name: string
   /** ISO 8601, UTC. */
@@ -50,6 +53,8 @@ export interface Manifest {
   /** The latest ones, oldest first. */
   restores?: Restore[]
   digests?: Digests
+  /** The host went down before the files were fsynced, and nothing proves their content. */
+  durability?: 'unproven'
 }
 
 /** One restore of a set, as the manifest's `restores` lists the latest of them. */
@@ -89,6 +94,7 @@ export function newManifest(
   const sizes = metadata && { memory: metadata.memoryBytes, kernel: metadata.kernelBytes }
   return {
     version: manifestVersion,
+    id: randomUUID(),
     vm,
     name,
     createdAt: createdAt.toISOString(),
@@ -125,7 +131,9 @@ export function parseManifest(text: string): Manifest | undefined {
     createdAt,
     poweredOff: root.poweredOff === true,
     pinned: root.pinned === true,
-    ...optional('dialect', typeof root.dialect === 'string' ? root.dialect : undefined),
+    ...optional('id', textFrom(root.id)),
+    ...(root.durability === 'unproven' ? { durability: root.durability } : {}),
+    ...optional('dialect', textFrom(root.dialect)),
     ...optional('restoredAt', isDate(root.restoredAt) ? root.restoredAt : undefined),
     ...optional('host', hostFrom(root.host)),
     ...optional('memoryModifiedMs', isCount(root.memoryModifiedMs) ? root.memoryModifiedMs : undefined),
@@ -232,6 +240,10 @@ function isDigest(value: unknown): value is string {
 
 function optional<K extends string, V>(key: K, value: V | undefined): Partial<Record<K, V>> {
   return (value === undefined ? {} : { [key]: value }) as Partial<Record<K, V>>
+}
+
+function textFrom(value: unknown): string | undefined {
+  return typeof value === 'string' ? value : undefined
 }
 
 function isObject(value: unknown): value is JsonObject {

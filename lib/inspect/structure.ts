@@ -46,6 +46,10 @@ const endings = {
   manifest: manifestSuffix.slice(memorySuffix.length),
 }
 
+const unproven =
+  'the host went down before the files were fsynced, and nothing proves that they are what bhyve wrote ' +
+  '(restore takes them with again: true)'
+
 type Part = { status: FileStatus; problem?: Problem } | undefined
 
 /** Looks at `<name>.ckp` and its companions in `directory`. Undefined where there is no `<name>.ckp`. */
@@ -200,6 +204,8 @@ function readManifest(directory: Directory, base: string, part: Part, into: Insp
   else {
     into.manifest = stored.manifest
     if (stored.listAt !== undefined) into.listAt = stored.listAt
+    if (stored.manifest.durability === 'unproven')
+      into.problems.push(problem('durability-unproven', unproven, base))
   }
 }
 

@@ -12,7 +12,7 @@ import { foldersIn, foldersWith } from '../store/folders.js'
 import { getSet, hasSets, listSets, verifySet } from '../store/list.js'
 import { pinSet } from '../store/pin.js'
 import { pruneSets } from '../store/prune.js'
-import { commitStage, prepareStage, settleStage } from '../store/publish.js'
+import { commitStage, prepareStage, secureStage, settleStage } from '../store/publish.js'
 import {
   beginRestore,
   confirmRestore,
@@ -48,6 +48,7 @@ export const jobs = {
   passSlice,
   endPass,
   passWhole,
+  secureStage,
   prepareStage,
   commitStage,
   abandonStage,
@@ -91,6 +92,7 @@ export const longJobs: ReadonlySet<JobName> = new Set<JobName>([
   'passWhole',
   'isListWhole',
   'digestWhole',
+  'secureStage',
   'prepareStage',
   'abandonStage',
   'settleStage',

@@ -20,15 +20,22 @@ export function warning(code: RestoreWarning, message: string): Warning {
   return { code, message }
 }
 
-export function setBlockers({ listed, isOfNewerRelease }: SetReport): Blocker[] {
-  const { state, problems } = listed
+export function setBlockers({ listed, isOfNewerRelease }: SetReport, again: boolean): Blocker[] {
+  const { state } = listed
+  const problems = listed.problems.filter(({ code }) => !again || code !== 'durability-unproven')
   const reasons = problems.map(({ message, file }) => (file === undefined ? message : `${file}: ${message}`))
   if (state === 'foreign') return [blocker('foreign', reasons.join('; '))]
-  if (state === 'damaged') return [blocker('damaged', reasons.join('; '))]
+  if (state === 'damaged' && problems.length > 0) return [blocker('damaged', reasons.join('; '))]
   if (!isOfNewerRelease) return []
   return [
     blocker('damaged', 'its manifest was written by a newer release of this library: restore with that one'),
   ]
+}
+
+/** Damaged for want of proof only: with `again` it is restored all the same. */
+export function durabilityWarnings({ listed }: SetReport): Warning[] {
+  const unproven = listed.problems.filter(({ code }) => code === 'durability-unproven')
+  return unproven.map(({ message }) => warning('not-verified', message))
 }
 
 export function pathBlockers({ listed, dialect }: SetReport): Blocker[] {

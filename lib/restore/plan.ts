@@ -18,6 +18,7 @@ import {
   type Blocker,
   deviceBlockers,
   diskFindings,
+  durabilityWarnings,
   type Findings,
   hostWarnings,
   machineWarnings,
@@ -59,7 +60,7 @@ export async function planRestore(context: RestoreContext, settings: RestoreSett
   const disks = diskFindings(set, report.disks, settings.again)
   const { machine } = report
   const blockers = [
-    ...setBlockers(set),
+    ...setBlockers(set, settings.again),
     ...content.blockers,
     ...pathBlockers(set),
     ...running,
@@ -74,6 +75,7 @@ export async function planRestore(context: RestoreContext, settings: RestoreSett
     ...hostWarnings(set, host),
     ...disks.warnings,
     ...content.warnings,
+    ...durabilityWarnings(set),
   ]
   const args = settings.args.toSpliced(report.insertAt, 0, '-r', set.listed.path)
   return { plan: { command: settings.bhyve, args, blockers, warnings }, set, places }

@@ -4,6 +4,8 @@ import { kernelSuffix, metadataSuffix } from '../names.js'
 import { loadNative } from '../native.js'
 import type { Problem } from '../types.js'
 import type { Directory } from './directory.js'
+import { readIntent } from './intent.js'
+import { copyLinked } from './own_files.js'
 import { guestFiles, inName, spaceReserve } from './paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 
@@ -24,6 +26,7 @@ export function collectStage(handle: StageHandle, name: string): Collected {
   const stage = borrowStage(handle)
   stage.unlink(spaceReserve)
   const moved = moveOut(stage, name)
+  if (readIntent(stage)?.poweroff === true) copyLinked(stage, name)
   if (moved === 0) return { untouched: true, problems: absentProblems(name), savedMs: 0 }
   const savedMs = lastChangeOf(stage, name)
   const inspection = inspectSet(stage, name)
@@ -36,7 +39,7 @@ export function moveOut(stage: Directory, name: string): number {
   using inFolder = stage.openIfAny(inName)
   if (inFolder === undefined) return 0
   takeBack(stage, inFolder)
-  const moved = guestFiles.filter(([from, suffix]) => inFolder.renameIfAny(from, stage, name + suffix))
+  const moved = guestFiles.filter(([from, suffix]) => inFolder.moveIfAny(from, stage, name + suffix))
   return moved.length
 }
 

@@ -51,7 +51,10 @@ export interface Content {
 }
 
 export function beginPass(handle: StageHandle, request: ContentRequest): Pass {
-  const stage = borrowStage(handle)
+  return beginPassIn(borrowStage(handle), request)
+}
+
+function beginPassIn(stage: Directory, request: ContentRequest): Pass {
   using memory = stage.openFile(request.name + memorySuffix, O_RDONLY)
   const { identity } = assertPlain(memory)
   const { mtimeNs } = fs.fstatSync(memory.descriptor, { bigint: true })
@@ -67,7 +70,10 @@ export function beginPass(handle: StageHandle, request: ContentRequest): Pass {
 /** One slice of it. */
 export function passSlice(handle: StageHandle, pass: Pass, slice: Slice): HolesMade {
   if (!pass.digest && pass.holeBlockBytes === 0) return noHoles
-  const stage = borrowStage(handle)
+  return passSliceIn(borrowStage(handle), pass, slice)
+}
+
+function passSliceIn(stage: Directory, pass: Pass, slice: Slice): HolesMade {
   // Opened by every slice: a descriptor that threads share could be closed, and its number given to another file,
   // while one of them still writes to it.
   using memory = openMemory(stage, pass, pass.holeBlockBytes > 0 ? O_RDWR : O_RDONLY)
@@ -101,6 +107,15 @@ export function passWhole(
   const pass = beginPass(handle, request)
   passSlice(handle, pass, { from: 0, to: pass.memoryBytes, chunkBytes: pass.chunkBytes, stop })
   return isStopped(stop) ? undefined : endPass(handle, pass, stop)
+}
+
+/** The digests of a checkpoint in a stage, read whole; the list of chunk digests stays in the stage. */
+export function digestStaged(stage: Directory, name: string, memoryBytes: number): Digests {
+  const request = { name, memoryBytes, digest: true, sparsify: false, durable: false }
+  const pass = beginPassIn(stage, request)
+  const stop = new Int32Array(1)
+  passSliceIn(stage, pass, { from: 0, to: memoryBytes, chunkBytes: pass.chunkBytes, stop })
+  return digestsOf(stage, pass, stop)
 }
 
 function digestsOf(stage: Directory, { name, memoryBytes, chunkBytes }: Pass, stop: Int32Array): Digests {

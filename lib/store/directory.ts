@@ -121,6 +121,21 @@ export class Directory implements Disposable {
     return ifAny(result, 'renaming', this.pathOf(from), () => true) ?? false
   }
 
+  /**
+   * Moves a file to another directory; false where there is none. After a crash on UFS with soft updates both names may
+   * lead to the same file, and rename() then does nothing: the old name is removed.
+   */
+  moveIfAny(from: string, to: Directory, toName: string): boolean {
+    const hasTwoNames = (this.statusIfAny(from)?.links ?? 0) > 1
+    if (hasTwoNames && this.isSameFile(from, to, toName)) return this.unlink(from)
+    return this.renameIfAny(from, to, toName)
+  }
+
+  isSameFile(name: string, other: Directory, otherName: string): boolean {
+    const identity = other.statusIfAny(otherName)?.identity
+    return identity !== undefined && this.statusIfAny(name)?.identity === identity
+  }
+
   /** Removes a file or link; false where there is none. */
   unlink(name: Name): boolean {
     const result = loadNative().unlinkAt(this.descriptor, name)

@@ -1,32 +1,34 @@
 /**
- * What a stage says that is going to hold a suspended VM: the set in it is the VM, so it is never thrown away as long
- * as it may hold anything. Written, and on the disk, before bhyve is asked. Runs in the pool.
+ * The records of a stage: what it is for (`intent`) and which process writes into it (`peer`). Whoever finds the stage
+ * after its maker died decides by them. Runs in the pool.
  */
-import fs from 'node:fs'
 import os from 'node:os'
 import type { ManifestHost } from '../inspect/manifest.js'
 import { isFailure, loadNative } from '../native.js'
 import { isCheckpointName } from '../names.js'
+import { type Boot, bootIdentity, compareBoot } from './boot.js'
 import type { Directory } from './directory.js'
 import { spaceReserve } from './paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 
 const { ESRCH } = os.constants.errno
 
-/** In a stage: that it is a suspend's, and under which name it belongs. */
+/** In a stage: what it is for, and under which name it belongs. */
 export const intentRecord = 'intent'
 /** In a stage: the process that was asked. Without it nobody was. */
 const peerRecord = 'peer'
 const recordMaxBytes = 4096
 /** A manifest without digests, the folders' own blocks, and the records. */
 const reservedBytes = 64 * 1024
-/** Where a record cannot be read: nothing is ever replaced by such a set. */
-const unknownIntent: Intent = { vm: '', name: 'suspend', ifExists: 'fail' }
+/** Where the record cannot be read: such a stage may hold a VM, and never replaces anything. */
+const unknownIntent: Intent = { vm: '', name: 'suspend', ifExists: 'fail', poweroff: true }
 
 export interface Intent {
   vm: string
   name: string
   ifExists: 'replace' | 'fail'
+  /** The VM is powered off with it: the stage is going to be all there is of the VM. Otherwise the VM runs on. */
+  poweroff: boolean
   host?: ManifestHost | undefined
   /** The name that was asked for, where the set goes under another one. */
   wanted?: string | undefined
@@ -36,6 +38,7 @@ export interface Intent {
 export interface Writer {
   pid: number
   startedAt: string | undefined
+  uid: number
   dialect: string
 }
 
@@ -43,21 +46,31 @@ export interface Writer {
 interface WriterRecord {
   pid: unknown
   startedAt: unknown
+  uid: unknown
   dialect: string | undefined
 }
 
-/** Forced to the disk whatever the caller's settings: after a power failure it is what the stage is known by. */
+/**
+ * A suspend's is fsynced whatever the caller's settings: after a power failure it is what the stage is known by. A live
+ * checkpoint's stage is removed after a power failure.
+ */
 export function writeIntent(stage: Directory, intent: Intent): void {
-  stage.writeNew(spaceReserve, ' '.repeat(reservedBytes), false)
-  stage.writeNew(intentRecord, JSON.stringify({ ...intent, boot: bootId() }), true)
+  if (intent.poweroff) stage.writeNew(spaceReserve, ' '.repeat(reservedBytes), false)
+  stage.writeNew(intentRecord, formatIntent(intent, bootIdentity()), intent.poweroff)
 }
 
-/** Undefined where the stage is not a suspend's. */
+function formatIntent(intent: Intent, boot: unknown): string {
+  return JSON.stringify({ ...intent, boot })
+}
+
+/** Undefined where there is none: bhyve was never asked to write there. */
 export function readIntent(stage: Directory): Intent | undefined {
   if (stage.statusIfAny(intentRecord) === undefined) return undefined
-  const { vm, name, ifExists, host, wanted } = (readRecord(stage, intentRecord) ?? {}) as Partial<Intent>
+  const record = (readRecord(stage, intentRecord) ?? {}) as Partial<Intent>
+  const { vm, name, ifExists, host, wanted } = record
   if (typeof vm !== 'string' || typeof name !== 'string' || !isCheckpointName(name)) return unknownIntent
-  const known = { vm, name, ifExists: ifExists === 'replace' ? ifExists : ('fail' as const), host }
+  const poweroff = record.poweroff !== false
+  const known = { vm, name, ifExists: ifExists === 'replace' ? ifExists : ('fail' as const), poweroff, host }
   return typeof wanted === 'string' && isCheckpointName(wanted) ? { ...known, wanted } : known
 }
 
@@ -67,7 +80,7 @@ export function renameIntent(stage: Directory, intent: Intent, name: string): In
   const renamed: Intent = { ...intent, name, ifExists: 'fail', wanted }
   const fresh = `${intentRecord}.new`
   stage.unlink(fresh)
-  stage.writeNew(fresh, JSON.stringify({ ...renamed, boot: bootOf(stage) }), true)
+  stage.writeNew(fresh, formatIntent(renamed, recordedBoot(stage)), true)
   stage.rename(fresh, stage, intentRecord)
   stage.sync()
   return renamed
@@ -89,14 +102,14 @@ export function recordWriter(handle: StageHandle, writer: Writer): void {
 /** Undefined where nobody was asked. */
 export function writerOf(stage: Directory): WriterRecord | undefined {
   if (stage.statusIfAny(peerRecord) === undefined) return undefined
-  const { pid, startedAt, dialect } = (readRecord(stage, peerRecord) ?? {}) as Record<string, unknown>
-  return { pid, startedAt, dialect: typeof dialect === 'string' ? dialect : undefined }
+  const { pid, startedAt, uid, dialect } = (readRecord(stage, peerRecord) ?? {}) as Record<string, unknown>
+  return { pid, startedAt, uid, dialect: typeof dialect === 'string' ? dialect : undefined }
 }
 
 /** Whether the process that was asked still lives, or may: then it may yet write. */
 export function isWriterAlive(stage: Directory): boolean {
   const writer = writerOf(stage)
-  if (writer === undefined || !isOfThisBoot(stage)) return false
+  if (writer === undefined || bootOf(stage) === 'another') return false
   const { pid, startedAt } = writer
   if (typeof pid !== 'number' || !Number.isInteger(pid) || pid < 1) return true
   const status = loadNative().processStatus(pid)
@@ -115,21 +128,11 @@ function readRecord(stage: Directory, name: string): object | undefined {
   }
 }
 
-/** Otherwise every process that the stage speaks of is gone. */
-export function isOfThisBoot(stage: Directory): boolean {
-  return bootOf(stage) === bootId()
+/** In which boot the stage was made. */
+export function bootOf(stage: Directory): Boot {
+  return compareBoot(recordedBoot(stage))
 }
 
-function bootOf(stage: Directory): unknown {
+function recordedBoot(stage: Directory): unknown {
   return (readRecord(stage, intentRecord) as { boot?: unknown } | undefined)?.boot
-}
-
-/** Linux counts a process's start in hundredths of a second since the boot; elsewhere it tells boots apart by itself. */
-function bootId(): string {
-  if (process.platform !== 'linux') return ''
-  try {
-    return fs.readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').trim()
-  } catch {
-    return ''
-  }
 }

@@ -7,6 +7,7 @@ import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../n
 import type { Checkpoint } from '../types.js'
 import { commitStaged, type Publication } from './commit.js'
 import { Directory } from './directory.js'
+import { makeDurable, recordingFailure } from './durability.js'
 import { holdOpen } from './held.js'
 import { lockStaging } from './lock.js'
 import { digestList, inName, sizeRecord, stagingName } from './paths.js'
@@ -19,6 +20,11 @@ import { borrowStage, isSameStage, type StageHandle } from './stage_handle.js'
 
 const { O_RDONLY } = fs.constants
 
+/** Makes a suspended VM's files durable before anything else is done to them. */
+export function secureStage(handle: StageHandle, name: string): void {
+  makeDurable(borrowStage(handle), name)
+}
+
 /**
  * Everything before the lock: whatever bhyve left besides the set is removed, the manifest written, and all of it on the
  * disk.
@@ -30,8 +36,12 @@ export function prepareStage(handle: StageHandle, publication: Publication): voi
   const { name, manifest, durable } = publication
   writeManifestIn(stage, name + manifestSuffix, manifest, durable)
   if (!durable) return
-  for (const suffix of [memorySuffix, kernelSuffix, metadataSuffix]) stage.syncFile(name + suffix)
-  stage.sync()
+  const sync = (): void => {
+    for (const suffix of [memorySuffix, kernelSuffix, metadataSuffix]) stage.syncFile(name + suffix)
+    stage.sync()
+  }
+  if (manifest.poweredOff) recordingFailure(stage, sync)
+  else sync()
 }
 
 /** The digests of the RAM go from the file in which they were collected into the manifest. */

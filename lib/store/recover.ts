@@ -2,13 +2,15 @@
  * Finishes what a process left when it died. Always under the exclusive lock of `.staging`; doing it twice, or
  * dying in it, changes nothing. Runs in the pool.
  */
-import { type CheckpointError, toCheckpointError } from '../errors.js'
+import { CheckpointError, toCheckpointError } from '../errors.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import type { Directory } from './directory.js'
-import { intentRecord, isWriterAlive, readIntent, writerOf } from './intent.js'
+import { isWriterAlive, readIntent, writerOf } from './intent.js'
+import { settleLive } from './live_stage.js'
 import { removeRubbish } from './remove_tree.js'
-import { openFolder, publicationOrder, rollForward } from './roll_forward.js'
+import { openFolder, publicationOrder, restSuffix, rollForward } from './roll_forward.js'
 import { settleSuspend } from './settle.js'
+import { holdsAnything } from './stage_files.js'
 import { isAlive, isStageId, readySuffix, trashSuffix } from './staging_entries.js'
 
 /** Names whose committed or destroyed sets could not be finished, and why. */
@@ -29,18 +31,31 @@ export function recover(directory: Directory, staging: Directory): Stuck {
     attempt(staging, entry, stuck, () => finishDestroying(directory, staging, entry))
   }
   for (const entry of entries.filter((name) => isStageId(name) && !isAlive(staging, name))) {
-    if (hasIntent(staging, entry))
-      attempt(staging, entry, stuck, () => settleSuspend(directory, staging, entry, stuck))
-    else removeRubbish(staging, entry)
+    attempt(staging, entry, stuck, () => recoverStage(directory, staging, entry, stuck))
   }
   return stuck
 }
 
-/** What cannot be looked into may hold one. */
-function hasIntent(staging: Directory, id: string): boolean {
-  if (staging.statusIfAny(id)?.kind !== 'directory') return false
+function recoverStage(directory: Directory, staging: Directory, id: string, stuck: Stuck): void {
+  const intent = intentIn(staging, id)
+  if (intent === undefined) removeRubbish(staging, id)
+  else if (intent.poweroff) settleSuspend(directory, staging, id, stuck)
+  else settleLiveNowOrLater(directory, staging, id)
+}
+
+/** A live checkpoint that cannot be kept now stops nobody, not even a new one of its name. */
+function settleLiveNowOrLater(directory: Directory, staging: Directory, id: string): void {
+  try {
+    settleLive(directory, staging, id)
+  } catch (error) {
+    if (!(error instanceof CheckpointError)) throw error
+  }
+}
+
+function intentIn(staging: Directory, id: string): ReturnType<typeof readIntent> {
+  if (staging.statusIfAny(id)?.kind !== 'directory') return undefined
   using stage = staging.openIfAny(id)
-  return stage?.statusIfAny(intentRecord) !== undefined
+  return stage && readIntent(stage)
 }
 
 export function assertNotStuck(stuck: Stuck, name: string): void {
@@ -84,12 +99,13 @@ export function isCommitted(staging: Directory, entry: string): boolean {
   return folder?.entries().some((file) => publicationOrder.some((suffix) => file.endsWith(suffix))) ?? false
 }
 
-/** A suspend's stage whose bhyve was asked and has ended. */
+/** A suspend's stage whose bhyve has ended, and may have written the VM's state. */
 export function isLeftByWriter(staging: Directory, id: string): boolean {
   if (staging.statusIfAny(id)?.kind !== 'directory') return false
   using stage = staging.openIfAny(id)
-  if (stage === undefined || readIntent(stage) === undefined) return false
-  return writerOf(stage) !== undefined && !isWriterAlive(stage)
+  if (stage === undefined || readIntent(stage)?.poweroff !== true || isWriterAlive(stage)) return false
+  // After a power failure the record of the writer may be missing.
+  return writerOf(stage) !== undefined || holdsAnything(stage)
 }
 
 /** Whether `.staging` holds anything that recovery could be about. */
@@ -108,6 +124,8 @@ export function finishDestroying(directory: Directory, staging: Directory, trash
   folder.sync()
   directory.sync()
   for (const memory of folder.entries().filter((entry) => entry.endsWith(memorySuffix))) {
+    // After a crash on UFS both names may be there: the checkpoint was on its way out.
+    if (folder.isSameFile(memory, directory, memory)) directory.unlink(memory)
     moveCompanions(directory, folder, memory.slice(0, -memorySuffix.length))
   }
   directory.sync()
@@ -119,6 +137,8 @@ export function moveCompanions(directory: Directory, trash: Directory, name: str
   if (directory.statusIfAny(name + memorySuffix) !== undefined) return
   for (const suffix of [kernelSuffix, metadataSuffix, manifestSuffix]) {
     const file = name + suffix
-    if (directory.statusIfAny(file)?.kind !== 'directory') directory.renameIfAny(file, trash, file)
+    if (directory.statusIfAny(file)?.kind !== 'directory') directory.moveIfAny(file, trash, file)
   }
+  const rest = name + restSuffix
+  if (directory.statusIfAny(rest)?.kind === 'directory') directory.renameIfAny(rest, trash, rest)
 }

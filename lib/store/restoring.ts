@@ -119,7 +119,8 @@ export function holdSet(
   using staging = lockStagingIfAny(directory, 'shared')
   const inspection = inspectSet(directory, name)
   if (staging === undefined || inspection?.identity !== identity) return undefined
-  if (inspection.problems.length > 0 || inspection.manifest?.restoredAt !== mark.at) return undefined
+  const isDamaged = inspection.problems.some(({ code }) => code !== 'durability-unproven')
+  if (isDamaged || inspection.manifest?.restoredAt !== mark.at) return undefined
   return { descriptors: { staging: staging.release() } }
 }
 

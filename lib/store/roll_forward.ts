@@ -1,24 +1,54 @@
 /** From a committed stage into place. Doing it twice, or dying in it, changes nothing. Runs in the pool. */
+import { parseManifest } from '../inspect/manifest.js'
+import { readHead } from '../inspect/manifest_file.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import type { Directory } from './directory.js'
 import { removeRubbish } from './remove_tree.js'
 
+/** A directory of what a VM that is gone has left besides its files: kept, and removed with the checkpoint. */
+export const restSuffix = '.ckp.rest'
+
 /** A set's files in the order in which they come into place: the last makes the checkpoint exist. */
 export const publicationOrder = [kernelSuffix, metadataSuffix, manifestSuffix, memorySuffix]
 
-/** Moves what a committed stage still holds into place. */
+/**
+ * Moves what a committed stage still holds into place. The stage and `.staging` are fsynced as well: on UFS with soft
+ * updates a rename across directories reaches the disk in two steps, and the old names may come back after a crash.
+ */
 export function rollForward(directory: Directory, staging: Directory, ready: string): void {
   using folder = openFolder(staging, ready)
   if (folder === undefined) return
   const entries = folder.entries()
   const memory = entries.find((entry) => entry.endsWith(memorySuffix))
-  if (memory !== undefined) directory.unlink(memory)
-  for (const suffix of publicationOrder) {
+  dropOutdated(directory, folder, entries)
+  if (memory !== undefined && !folder.isSameFile(memory, directory, memory)) directory.unlink(memory)
+  for (const suffix of [restSuffix, ...publicationOrder]) {
     for (const entry of entries.filter((name) => name.endsWith(suffix)))
-      folder.renameIfAny(entry, directory, entry)
+      folder.moveIfAny(entry, directory, entry)
   }
   directory.sync()
+  folder.sync()
   removeRubbish(staging, ready)
+  staging.sync()
+}
+
+/**
+ * A commit that a crash brought back, long after it was finished: the manifest in place is the same checkpoint's, with the
+ * pins and restores that came later.
+ */
+function dropOutdated(directory: Directory, folder: Directory, entries: readonly string[]): void {
+  for (const entry of entries.filter((name) => name.endsWith(manifestSuffix))) {
+    const id = idIn(folder, entry)
+    if (id === undefined || folder.isSameFile(entry, directory, entry)) continue
+    if (idIn(directory, entry) === id) folder.unlink(entry)
+  }
+}
+
+function idIn(directory: Directory, file: string): string | undefined {
+  const status = directory.statusIfAny(file)
+  if (status?.kind !== 'file') return undefined
+  const head = readHead(directory, file, status.size)
+  return head && parseManifest(head.text)?.id
 }
 
 /** Something that is no folder cannot be ours: it is removed. */

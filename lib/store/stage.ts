@@ -26,7 +26,7 @@ export interface StageRequest {
   writerUid: number
   /** Guest RAM, where the caller knows it. */
   memoryBytes: number | undefined
-  /** Of a suspend: what makes the stage one that is never thrown away. */
+  /** What the stage is for; without it nobody is asked to write there. */
   intent?: Intent | undefined
 }
 
@@ -70,7 +70,7 @@ function openStage(
     using inFolder = makeFolder(stage, inName)
     if (needsGiving(request.writerUid)) inFolder.giveTo(request.writerUid)
     if (request.intent !== undefined) writeIntent(stage, request.intent)
-    if (request.durable || request.intent !== undefined) {
+    if (request.durable || request.intent?.poweroff === true) {
       stage.sync()
       staging.sync()
     }

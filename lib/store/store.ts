@@ -332,6 +332,11 @@ export class Stage {
     return this.#store.runFrom(onStart, 'passWhole', this.#handle, request, stop)
   }
 
+  /** Fsyncs a suspended VM's files and records that they are on the disk. */
+  secure(name: string): Promise<void> {
+    return this.#store.run('secureStage', this.#handle, name)
+  }
+
   prepare(publication: Publication): Promise<void> {
     return this.#store.run('prepareStage', this.#handle, publication)
   }

@@ -4,12 +4,12 @@ import type { Checkpoint, ListedCheckpoint } from '../types.js'
 import { memorySuffix } from '../names.js'
 import { describe } from './describe.js'
 import { Directory } from './directory.js'
-import { intentRecord, isOfThisBoot, readIntent, writerOf } from './intent.js'
+import { bootOf, intentRecord, readIntent, writerOf } from './intent.js'
 import { byAge, inspectStill, setNames } from './list.js'
 import { lockStagingIfAny } from './lock.js'
 import { holdsUnpublished, isLeftByWriter, recover, type Stuck } from './recover.js'
 import { removeRubbish } from './remove_tree.js'
-import { holdsWholeSet } from './settle.js'
+import { holdsWholeSet } from './stage_files.js'
 import { isAlive, isStageId } from './staging_entries.js'
 import { isUnrestored } from './unrestored.js'
 
@@ -64,7 +64,7 @@ function assertSettled(staging: Directory, stuck: Stuck): void {
   throw error ?? new CheckpointError('ERR_SYSTEM', message, { path: staging.path })
 }
 
-/** Suspends' stages whose makers are dead. Asked under the lock, after recovery: their bhyves may write yet. */
+/** Stages whose makers are dead. Asked under the lock, after recovery: their bhyves may write yet. */
 export function orphansIn(staging: Directory): string[] {
   return staging.entries().filter((id) => {
     if (!isStageId(id) || isAlive(staging, id)) return false
@@ -74,8 +74,8 @@ export function orphansIn(staging: Directory): string[] {
 }
 
 /**
- * bhyve serves one request after the other: once it has served one that came later, a suspend that did not end in a
- * whole set has failed, and its VM runs on.
+ * bhyve serves one request after the other. Once it has served a later one, it runs on: an earlier live checkpoint is not
+ * needed, and an earlier suspend that left no complete checkpoint has failed.
  */
 export function dropOutrun(
   directoryPath: string,
@@ -99,8 +99,8 @@ function isOutrun(
   const intent = stage && readIntent(stage)
   if (stage === undefined || intent === undefined || startedAt === undefined) return false
   const writer = writerOf(stage)
-  if (writer?.pid !== pid || writer.startedAt !== startedAt || !isOfThisBoot(stage)) return false
-  if (holdsWholeSet(stage, intent.name)) return false
+  if (writer?.pid !== pid || writer.startedAt !== startedAt || bootOf(stage) === 'another') return false
+  if (intent.poweroff && holdsWholeSet(stage, intent.name)) return false
   stage.unlink(intentRecord)
   return true
 }

@@ -1,4 +1,4 @@
-// Suspends a VM and says what it is doing, a line each; waits to be told to go on where the phase is `hold`.
+// Suspends a VM, or checkpoints it with `poweroff: false`, and says what it is doing, a line each; waits to be told to go on where the phase is `hold`.
 import { createClient } from 'bhyve-checkpoint'
 
 const [runDirectory, checkpointDirectory, hold, options = '{}'] = process.argv.slice(2)
@@ -11,7 +11,8 @@ function onProgress({ phase }) {
 }
 
 try {
-  const { name } = await client.suspend('vm1', { onProgress, ...JSON.parse(options) })
+  const { poweroff = true, ...others } = JSON.parse(options)
+  const { name } = await client.createCheckpoint('vm1', { name: 'suspend', onProgress, poweroff, ...others })
   console.log(`resolved ${name}`)
 } catch (error) {
   console.log(`rejected ${error.code} ${error.vmState}`)

@@ -1,0 +1,59 @@
+/**
+ * The files of a suspended VM as regular files with one name each. A backup tool that makes hard links, or a crash on UFS,
+ * gives them a second name; then the VM is copied, never removed. Runs in the pool.
+ */
+import { Buffer } from 'node:buffer'
+import fs from 'node:fs'
+import { pieceBuffer, pieceBytes } from '../inspect/digest.js'
+import { kernelSuffix, memorySuffix, metadataSuffix } from '../names.js'
+import { isFailure, loadNative } from '../native.js'
+import type { Directory } from './directory.js'
+import { writerOf } from './intent.js'
+import type { OpenFile } from './open_file.js'
+import { removeTree } from './remove_tree.js'
+
+const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL } = fs.constants
+const copyName = 'copy'
+
+/**
+ * Gives each of bhyve's files with other names an inode of its own. Only files of the user bhyve runs as: that user may
+ * have linked somebody else's file, whose content must not become guest RAM.
+ */
+export function copyLinked(stage: Directory, name: string): void {
+  const { uid } = writerOf(stage) ?? {}
+  for (const suffix of [kernelSuffix, metadataSuffix, memorySuffix]) {
+    const status = stage.statusIfAny(name + suffix)
+    if (status?.kind === 'file' && status.links > 1 && status.uid === uid)
+      copyInPlace(stage, name + suffix, { clone: true })
+  }
+}
+
+/** Replaces a file by an fsynced copy of it. The old file's other names keep the old file. */
+export function copyInPlace(stage: Directory, file: string, { clone }: { clone: boolean }): void {
+  removeTree(stage, copyName)
+  {
+    using from = stage.openFile(file, O_RDONLY)
+    using to = stage.openFile(copyName, O_WRONLY | O_CREAT | O_EXCL)
+    if (!clone || isFailure(loadNative().cloneFile(from.descriptor, to.descriptor))) copyBytes(from, to)
+    const { mtimeNs } = fs.fstatSync(from.descriptor, { bigint: true })
+    loadNative().setModifiedAt(to.descriptor, mtimeNs)
+    to.sync()
+  }
+  stage.rename(copyName, stage, file)
+}
+
+/** Zeros become holes. Holes are read too: file systems have reported holes where there was fresh data. */
+function copyBytes(from: OpenFile, to: OpenFile): void {
+  const { size } = from.status()
+  for (let position = 0; position < size; position += pieceBytes) {
+    const piece = pieceBuffer.subarray(0, Math.min(pieceBytes, size - position))
+    const read = piece.subarray(0, from.readAt(piece, position))
+    if (!isZero(read)) to.writeAt(read, position)
+  }
+  fs.ftruncateSync(to.descriptor, size)
+}
+
+function isZero(bytes: Buffer): boolean {
+  const runs = loadNative().zeroRuns(bytes, bytes.length)
+  return bytes.length === 0 || (runs[0] === 0 && runs[1] === bytes.length)
+}

@@ -1,0 +1,51 @@
+/** bhyve's files in a stage that nobody works at any more. Runs in the pool. */
+import { inspectFiles, type Inspection, inspectSet } from '../inspect/structure.js'
+import { manifestSuffix } from '../names.js'
+import { moveOut } from './collect.js'
+import type { Directory } from './directory.js'
+import { guestFile, guestFiles, inName, spaceReserve } from './paths.js'
+import { publicationOrder } from './roll_forward.js'
+
+/** All the files under one name, wherever an earlier attempt has left them. From here on bhyve can add nothing. */
+export function gather(stage: Directory, name: string): void {
+  stage.unlink(spaceReserve)
+  moveOut(stage, name)
+  for (const entry of stage.entries()) {
+    const suffix = suffixOf(entry)
+    if (suffix !== undefined && entry !== name + suffix) stage.moveIfAny(entry, stage, name + suffix)
+  }
+}
+
+function suffixOf(entry: string): string | undefined {
+  return publicationOrder.find((suffix) => entry.endsWith(suffix))
+}
+
+/** Anything of bhyve's, in the stage or still in the inbox. */
+export function holdsAnything(stage: Directory): boolean {
+  if (stage.entries().some((entry) => suffixOf(entry) !== undefined && !entry.endsWith(manifestSuffix)))
+    return true
+  using inbox = stage.openIfAny(inName)
+  return inbox !== undefined && inbox.rawEntries(1).length > 0
+}
+
+/** In the stage, or still in the inbox. A bhyve that has not ended keeps its inbox as it is. */
+export function holdsWholeSet(stage: Directory, name: string): boolean {
+  using inbox = stage.openIfAny(inName)
+  const inspections = [inspectSet(stage, name), inbox && inspectFiles(inbox, guestFile)]
+  return inspections.some((inspection) => inspection !== undefined && isWhole(inspection))
+}
+
+/** A manifest that was not written to its end is written anew. */
+export function isWhole({ problems }: Inspection): boolean {
+  return problems.every(({ code }) => code === 'manifest-invalid')
+}
+
+/** When bhyve last wrote, in milliseconds; whoever wrote may have set any time. */
+export function lastWriteMs(stage: Directory, name: string): number {
+  using inbox = stage.openIfAny(inName)
+  const times = guestFiles.map(([file, suffix]) => {
+    const status = stage.statusIfAny(name + suffix) ?? inbox?.statusIfAny(file)
+    return status?.mtimeMs ?? 0
+  })
+  return Math.max(...times)
+}

@@ -1,0 +1,40 @@
+/** The manifest of a stage that recovery publishes. Runs in the pool. */
+import fs from 'node:fs'
+import { formatManifest, type Manifest, newManifest } from '../inspect/manifest.js'
+import { rewriteManifest, writeManifest } from '../inspect/manifest_file.js'
+import type { Inspection } from '../inspect/structure.js'
+import { manifestSuffix } from '../names.js'
+import type { Directory } from './directory.js'
+import { type Intent, writerOf } from './intent.js'
+import { digestList } from './paths.js'
+import { removeTree } from './remove_tree.js'
+
+const { O_RDONLY } = fs.constants
+
+/** The one that was written before the maker died, where it can be read; else what is known. */
+export function manifestFor(
+  stage: Directory,
+  { vm, name, host, poweroff }: Intent,
+  savedMs: number,
+  inspection: Inspection | undefined,
+): Manifest {
+  const written = inspection?.manifest
+  if (written !== undefined) return { ...written, name }
+  const { dialect } = writerOf(stage) ?? {}
+  const facts = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff: poweroff, host }
+  return newManifest(facts, inspection)
+}
+
+/** Over what an earlier attempt may have left; its digests, where it had any, stay. */
+export function storeManifest(stage: Directory, manifest: Manifest): void {
+  const file = manifest.name + manifestSuffix
+  const fresh = 'manifest.new'
+  removeTree(stage, fresh)
+  // The list that recovery has just made of the files themselves is better than one that was found.
+  using list = stage.openFileIfAny(digestList, O_RDONLY)
+  if (manifest.digests === undefined) stage.writeNew(fresh, formatManifest(manifest), true)
+  else if (list !== undefined && list.status().size > 0) writeManifest(stage, fresh, manifest, list, true)
+  else
+    rewriteManifest(stage, file, formatManifest(manifest), { directory: stage, file: fresh, durable: true })
+  stage.rename(fresh, stage, file)
+}
