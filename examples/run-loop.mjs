@@ -30,12 +30,23 @@ export async function runVm(client, { vm, bhyve, args, say = () => undefined }) 
 async function startOrRestore(client, { vm, bhyve, args, say }) {
   const state = await client.suspendedCheckpoint(vm)
   if (state === undefined) {
+    await assertNothingUnproven(client, vm)
     say('starting')
     return endOf(spawn(bhyve, args, { stdio: ['ignore', 'inherit', 'inherit'] }))
   }
   say(`restoring ${state.name}`)
   const restored = await client.restore(vm, state.name, { bhyve, args })
   return restored.exited
+}
+
+/** A power failure may leave a state that nobody can vouch for. Starting the VM from its disks would decide the matter. */
+async function assertNothingUnproven(client, vm) {
+  for (const { name, restoredAt, problems } of await client.listCheckpoints(vm)) {
+    if (restoredAt !== undefined || !problems.some(({ code }) => code === 'durability-unproven')) continue
+    throw new Error(
+      `checkpoint '${name}' may be the only copy of VM '${vm}': restore it with again, or destroy it`,
+    )
+  }
 }
 
 function endOf(child) {

@@ -98,7 +98,7 @@ export interface CheckpointClient extends AsyncDisposable {
    * restored since (one whose restore was begun and never seen to come up counts, and `restore` then refuses it: look
    * at the VM, and destroy it or restore it `again`); undefined where there is none, and the VM may be started anew. One that somebody is just
    * publishing is waited for (ten minutes, then `ERR_CHECKPOINT_BUSY`), so that whoever runs the VM can ask as soon as
-   * its process has ended. `since`: older states do not count, as for a VM that was started anew on purpose. Rejects,
+   * its process has ended. Damaged ones are never named, `durability-unproven` ones neither. `since`: older states do not count, as for a VM that was started anew on purpose. Rejects,
    * rather than overlook it, where a state cannot be published now, or a set that may be one cannot be read
    * (`ERR_NO_SPACE`, `ERR_SYSTEM`, `ERR_PERMISSION`).
    */

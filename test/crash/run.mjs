@@ -44,6 +44,8 @@ class World {
     this.legal = new Map()
     this.nextTag = 1
     this.mostPieces = 0
+    /** Of live checkpoints whose manager died, and their bhyve with it: each may be kept under a name of its own. */
+    this.keptTags = new Set()
     fs.mkdirSync(this.directory, { mode: 0o700 })
     fs.writeFileSync(path.join(this.directory, 'notes.txt'), 'of somebody else')
     for (const name of ['one', 'two.old', 'three']) {
@@ -77,6 +79,7 @@ class World {
     const isSuspended = op === 'suspend' && fs.existsSync(saved)
     // One that died while it was saved leaves its pieces, under a fresh name, to whoever wants to see them.
     if (op === 'suspend' && !isSuspended) this.mostPieces++
+    if (op === 'create' && finished === undefined) this.keptTags.add(tag)
     this.note(op, name, tag, isSuspended ? 0 : finished)
     return { op, at, how, finished }
   }
@@ -133,6 +136,14 @@ class World {
       const found = set === undefined ? undefined : tagOf(this.directory, name)
       if (!outcomes.has(found)) throw new Error(`'${name}' is ${found}; legal: ${[...outcomes].join(', ')}`)
       this.legal.set(name, new Set([found]))
+    }
+    for (const [name, { state, poweredOff }] of seen) {
+      if (state !== 'complete' || poweredOff || !/-[0-9a-z]+$/.test(name)) continue
+      this.verify(name)
+      const tag = tagOf(this.directory, name)
+      if (!this.keptTags.delete(tag)) throw new Error(`'${name}' is ${tag}, which nobody lost`)
+      seen.delete(name)
+      this.legal.set(name, new Set([tag]))
     }
     for (const [name, { state, poweredOff, files }] of seen) {
       if (state !== 'damaged' || !poweredOff || !/-[0-9a-z]+$/.test(name) || piecesLeft-- === 0) continue

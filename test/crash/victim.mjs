@@ -47,8 +47,9 @@ struck(fs, 'writeSync')
 struck(fs, 'readSync')
 
 const { directory, name, tag } = strike
-/** A stage with a set in it, as bhyve leaves it. */
-function savedStage(intent) {
+/** A stage with a set in it, as bhyve leaves it: a bhyve that dies with its manager, this process. */
+function savedStage(poweroff) {
+  const intent = { vm: 'vm1', name, ifExists: 'replace', poweroff }
   const request = {
     directory,
     name,
@@ -60,10 +61,13 @@ function savedStage(intent) {
   const made = jobs.createStage(request)
   const { directory: descriptor, stage } = made.descriptors
   const handle = { directoryPath: directory, directory: descriptor, stage, id: made.id }
-  if (intent !== undefined) {
-    const { startedAt } = native.processStatus(process.pid)
-    jobs.recordWriter(handle, { pid: process.pid, startedAt, dialect: `tag ${tag}` })
-  }
+  const { startedAt } = native.processStatus(process.pid)
+  jobs.recordWriter(handle, {
+    pid: process.pid,
+    startedAt,
+    uid: process.geteuid(),
+    dialect: `tag ${tag}`,
+  })
   writeSet(path.join(path.dirname(made.requestPath), 'ckp'), tag)
   return handle
 }
@@ -71,6 +75,7 @@ function savedStage(intent) {
 function publish(handle, poweredOff) {
   const { problems, inspection, savedMs } = jobs.collectStage(handle, name)
   if (problems.length > 0) throw new Error(JSON.stringify(problems))
+  if (poweredOff) jobs.secureStage(handle, name)
   const { memoryBytes, kernelBytes } = inspection.metadata
   const pass = jobs.beginPass(handle, { name, memoryBytes, digest: true, sparsify: true })
   const stop = new Int32Array(1)
@@ -94,9 +99,9 @@ function publish(handle, poweredOff) {
 }
 
 const operations = {
-  create: () => publish(savedStage(undefined), false),
+  create: () => publish(savedStage(false), false),
   suspend() {
-    const handle = savedStage({ vm: 'vm1', name, ifExists: 'replace' })
+    const handle = savedStage(true)
     // From here on the VM is in these files and nowhere else.
     fs.writeFileSync(strike.saved, '')
     publish(handle, true)
