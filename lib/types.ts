@@ -72,8 +72,8 @@ export interface CreateOptions {
   digest?: boolean | undefined
   /**
    * Give zero pages of guest RAM back to the file system. Default true. The file's content and size stay the same;
-   * a file system that cannot make holes is left as it is, and nothing is said. Single pages are left where holes have
-   * become many or slow (docs/storage.md).
+   * a file system that cannot make holes is left as it is, and nothing is said. Runs of zeros under 64 KiB stay as they
+   * are (docs/storage.md).
    */
   sparsify?: boolean | undefined
   /** Guest RAM in bytes, if the caller knows it: gives progress a total and space a check. */

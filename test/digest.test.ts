@@ -11,10 +11,9 @@ import { Cancellation } from '../dist/cancellation.js'
 import { createClientIn } from '../dist/client.js'
 import { chunkBytesFor, chunkCount, pieceBytes } from '../dist/inspect/digest.js'
 import { manifestMaxBytes } from '../dist/inspect/manifest.js'
-import { type HolesMade, noHoles } from '../dist/inspect/slice.js'
 import { isFailure, loadNative } from '../dist/native.js'
 import { type CreateSettings, realSurroundings } from '../dist/options.js'
-import { type JobRunner, poolSize, sharedPool } from '../dist/pool/pool.js'
+import { poolSize, sharedPool } from '../dist/pool/pool.js'
 import { ProgressReporter } from '../dist/progress.js'
 import { watchSaving } from '../dist/saving.js'
 import { forEachSlice, StopFlag } from '../dist/slices.js'
@@ -717,7 +716,7 @@ t.test('a timeout in the middle', async (t) => {
   // The third slice takes until the timeout has struck.
   const pool = inlinePool((name) => {
     if (name !== 'passSlice' || ++slices !== 3) return undefined
-    return new Promise((resolve) => setTimeout(() => resolve(noHoles), 600))
+    return new Promise((resolve) => setTimeout(() => resolve({ holesRefused: false }), 600))
   })
   const options = { runDirectory, checkpointDirectory: root, dialect: 'descriptor' } as const
   const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
@@ -754,42 +753,26 @@ t.test('verifying holds no lock, and reads what it opened', async (t) => {
   t.ok(report.bytesRead > 4 * MiB, 'the rest of it was read after it was destroyed')
 })
 
-/** Holes cost nothing, whatever else this machine does meanwhile. */
-function costlessPool(): JobRunner {
-  const shared = sharedPool()
-  const runFrom = async (
-    ...[onStart, name, ...args]: Parameters<typeof shared.runFrom>
-  ): Promise<unknown> => {
-    const result: unknown = await shared.runFrom(onStart, name, ...args)
-    return name === 'passSlice' ? { ...(result as HolesMade), ms: 0 } : result
-  }
-  return { run: shared.run.bind(shared), runFrom } as unknown as JobRunner
-}
-
-for (const { what, made } of [
-  { what: 'very many holes', made: { count: 70_000, bytes: 70_000 * 4096, ms: 1 } },
-  { what: 'holes that take longer than zeros would', made: { count: 2_048, bytes: 2_048 * 4096, ms: 100 } },
-]) {
-  t.test(`a file with ${what} gets only those that are worth it`, async (t) => {
-    const { runDirectory, root, memory } = await world(t, { memoryBytes: 96 * MiB })
-    const options = { runDirectory, checkpointDirectory: root, dialect: 'descriptor' } as const
-    const costless = { ...realSurroundings, pool: costlessPool }
-    await createClientIn(costless, options).createCheckpoint('vm1', { digest: false })
-    const all = { stored: stored(memory), content: sha256(fs.readFileSync(memory)) }
-    let slices = 0
-    const pool = inlinePool((name) => {
-      if (name !== 'passSlice' || ++slices > 1) return undefined
-      return Promise.resolve({ ...made, refused: false })
-    })
-    await createClientIn({ ...realSurroundings, pool: () => pool }, options).createCheckpoint('vm1', {
-      digest: false,
-    })
-    t.equal(sha256(fs.readFileSync(memory)), all.content)
-    // Single pages are in every other MiB, runs of 512 KiB in those between.
-    t.ok(stored(memory) > all.stored + 10 * MiB, 'single pages stay')
-    t.ok(stored(memory) < 96 * MiB - 10 * MiB, 'long runs are given back')
+t.test('only runs of 64 KiB and more become holes', async (t) => {
+  const directory = fs.realpathSync(scratch(t))
+  const { serve } = serveByHand(t, directory)
+  const KiB = 1024
+  const bytes = randomBytes(8 * MiB)
+  bytes.fill(0, MiB, MiB + 64 * KiB)
+  bytes.fill(0, 2 * MiB, 2 * MiB + 60 * KiB)
+  for (let at = 3 * MiB; at < 4 * MiB; at += 8 * KiB) bytes.fill(0, at, at + 4 * KiB)
+  bytes.fill(0, 5 * MiB - 32 * KiB, 5 * MiB + 32 * KiB)
+  const client = createClient({
+    runDirectory: directory,
+    checkpointDirectory: path.join(directory, 'stored'),
+    dialect: 'path',
   })
-}
+  const call = client.createCheckpoint('vm1')
+  await serve((folder) => writeGuest(path.join(folder, 'ckp'), bytes))
+  const { path: file } = await call
+  t.ok(fs.readFileSync(file).equals(bytes))
+  t.equal(stored(file), 8 * MiB - 2 * 64 * KiB)
+})
 
 t.test('a file system of large blocks', async (t) => {
   const directory = fs.realpathSync(scratch(t))
@@ -824,16 +807,34 @@ t.test('a file system of large blocks', async (t) => {
       holes.every((at) => at % block === 0),
       `${block}: whole blocks`,
     )
-    // Every block of zeros that does not reach over the border of two parts of the file.
-    const parts = [8 * MiB, 16 * MiB, bytes.length]
+    // Every block of zeros in a run of 64 KiB and more, within a part of the file.
+    const expected = new Set(longRuns(bytes, [0, 8 * MiB, 16 * MiB, bytes.length], block))
     for (let at = 0; at + block <= bytes.length; at += block) {
-      const isZero = native.zeroRuns(bytes.subarray(at, at + block), block).length > 0
-      const isWithin = !parts.some((border) => at < border && border < at + block)
       const isHole = holes.some((from, i) => i % 2 === 0 && from <= at && at + block <= holes[i + 1]!)
-      if (isHole !== (isZero && isWithin)) t.fail(`${block}: the block at ${at}`)
+      if (isHole !== expected.has(at)) t.fail(`${block}: the block at ${at}`)
     }
   }
 })
+
+/** The blocks that holes of 64 KiB and more are made of. */
+function longRuns(bytes: Buffer, borders: readonly number[], block: number): number[] {
+  const isZero = (at: number): boolean =>
+    native.zeroRuns(bytes.subarray(at, at + block), block).length > 0 && at + block <= bytes.length
+  const isWithin = (at: number): boolean => !borders.some((border) => at < border && border < at + block)
+  const found: number[] = []
+  let run: number[] = []
+  const end = (): void => {
+    if (run.length * block >= 64 * 1024) found.push(...run)
+    run = []
+  }
+  for (let at = 0; at + block <= bytes.length; at += block) {
+    if (borders.includes(at)) end()
+    if (isZero(at) && isWithin(at)) run.push(at)
+    else end()
+  }
+  end()
+  return found
+}
 
 t.test('a file system that makes no holes', async (t) => {
   await t.test('each way of saying so', async (t) => {

@@ -10,6 +10,6 @@ const opened = OpenFile.own(fs.openSync(file, 'r'), file)
 const stop = new Int32Array(new SharedArrayBuffer(4))
 parentPort.postMessage('ready')
 parentPort.once('message', () => {
-  passOver(opened, { from, to, chunkBytes, stop }, { digest: true, holeBlockBytes: 0, leastHoleBytes: 0 })
+  passOver(opened, { from, to, chunkBytes, stop }, { digest: true, holeBlockBytes: 0 })
   parentPort.postMessage('done')
 })

@@ -35,40 +35,28 @@ export function isStopped(stop: Int32Array): boolean {
 export interface Passed {
   /** Of whole chunks, one after the other; short where it was stopped. */
   digests: Buffer
-  holes: HolesMade
+  /** The file system makes no holes: no need to ask it again. */
+  holesRefused: boolean
 }
 
-export interface HolesMade {
-  count: number
-  bytes: number
-  /** How long the file system took to make them. */
-  ms: number
-  /** The file system would make none: no need to ask it again. */
-  refused: boolean
-}
+/**
+ * Shorter runs of zeros stay as they are. Thousands of small holes make the scan, the fsync, and above all the removal of
+ * a file slow (docs/performance.md).
+ */
+const leastHoleBytes = 64 * 1024
 
-export const noHoles: HolesMade = { count: 0, bytes: 0, ms: 0, refused: false }
-
-/** What is wanted of holes. */
-export interface HoleWishes {
-  /** Of the file system; 0: no holes are made. */
-  holeBlockBytes: number
-  /** Shorter ones are left as zeros. */
-  leastHoleBytes: number
-}
-
-/** Digests where `digest`; makes holes where `holeBlockBytes` is not 0. */
+/** Digests where `digest`; makes holes of the file system's blocks where `holeBlockBytes` is not 0. */
 export function passOver(
   file: OpenFile,
   slice: Slice,
-  { digest, ...wishes }: { digest: boolean } & HoleWishes,
+  { digest, holeBlockBytes }: { digest: boolean; holeBlockBytes: number },
 ): Passed {
-  const holes = new Holes(file, wishes)
+  const holes = new Holes(file, holeBlockBytes)
   const digests: Buffer[] = []
   for (const chunk of chunksOf(slice)) {
     const chunkDigest = new ChunkDigest()
     for (const piece of piecesOf(chunk)) {
-      if (isStopped(slice.stop)) return { digests: Buffer.concat(digests), holes: holes.made }
+      if (isStopped(slice.stop)) return { digests: Buffer.concat(digests), holesRefused: holes.refused }
       const bytes = pieceBuffer.subarray(0, piece.to - piece.from)
       if (file.readAt(bytes, piece.from) < bytes.length) throw changed(file.path)
       const runs = loadNative().zeroRuns(bytes, holes.wanted ? pageBytes : bytes.length)
@@ -80,7 +68,7 @@ export function passOver(
     if (digest) digests.push(chunkDigest.digest())
   }
   holes.flush()
-  return { digests: Buffer.concat(digests), holes: holes.made }
+  return { digests: Buffer.concat(digests), holesRefused: holes.refused }
 }
 
 /** Somebody is still at a file that is about to be published. */
@@ -113,21 +101,19 @@ const refusals = new Set([EOPNOTSUPP, ENOTSUP, ENOSYS, EINVAL, ENOSPC, EDQUOT])
 
 /** Zeros, as they are found, joined across pieces and cut to the file system's blocks. */
 class Holes {
-  readonly made: HolesMade = { ...noHoles }
+  refused = false
   readonly #file: OpenFile
   readonly #blockBytes: number
-  readonly #leastBytes: number
   #from = 0
   #to = 0
 
-  constructor(file: OpenFile, { holeBlockBytes, leastHoleBytes }: HoleWishes) {
+  constructor(file: OpenFile, blockBytes: number) {
     this.#file = file
-    this.#blockBytes = holeBlockBytes
-    this.#leastBytes = Math.max(1, leastHoleBytes)
+    this.#blockBytes = blockBytes
   }
 
   get wanted(): boolean {
-    return this.#blockBytes > 0 && !this.made.refused
+    return this.#blockBytes > 0 && !this.refused
   }
 
   note(position: number, runs: Uint32Array): void {
@@ -147,17 +133,11 @@ class Holes {
     const from = Math.ceil(this.#from / this.#blockBytes) * this.#blockBytes
     const to = Math.floor(this.#to / this.#blockBytes) * this.#blockBytes
     this.#from = this.#to
-    if (to - from < this.#leastBytes) return
-    const start = performance.now()
+    if (to - from < leastHoleBytes) return
     const result = loadNative().punchHole(this.#file.descriptor, from, to - from)
-    if (!isFailure(result)) {
-      this.made.count++
-      this.made.bytes += to - from
-      this.made.ms += performance.now() - start
-      return
-    }
+    if (!isFailure(result)) return
     if (!refusals.has(result.errno)) throw systemError(result, 'giving back zero pages', this.#file.path)
-    this.made.refused = true
+    this.refused = true
   }
 }
 

@@ -9,15 +9,7 @@ import { chunkBytesFor, chunkCount, digestBytes, pieceBuffer } from '../inspect/
 import type { Digests } from '../inspect/manifest.js'
 import { rootOf } from '../inspect/manifest_file.js'
 import { kernelMaxBytes } from '../inspect/metadata.js'
-import {
-  changed,
-  type HolesMade,
-  noHoles,
-  type HoleWishes,
-  isStopped,
-  passOver,
-  type Slice,
-} from '../inspect/slice.js'
+import { changed, isStopped, passOver, type Slice } from '../inspect/slice.js'
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import { loadNative } from '../native.js'
 import type { Directory } from './directory.js'
@@ -37,7 +29,9 @@ export interface ContentRequest {
 }
 
 /** A pass that was begun. */
-export interface Pass extends ContentRequest, HoleWishes {
+export interface Pass extends ContentRequest {
+  /** The file system's block; 0: no holes are made. */
+  holeBlockBytes: number
   /** Of the RAM file, which must stay the same one. */
   identity: string
   /** When bhyve wrote it: holes must not make it look younger. */
@@ -64,27 +58,32 @@ function beginPassIn(stage: Directory, request: ContentRequest): Pass {
     ? memory.succeed(loadNative().holeBlockBytes(memory.descriptor), 'asking for the size of a block')
     : 0
   const chunkBytes = chunkBytesFor(request.memoryBytes)
-  return { ...request, identity, modifiedNs: mtimeNs, chunkBytes, holeBlockBytes, leastHoleBytes: 0 }
+  return { ...request, identity, modifiedNs: mtimeNs, chunkBytes, holeBlockBytes }
+}
+
+/** What came of a slice. */
+export interface PassedSlice {
+  holesRefused: boolean
 }
 
 /** One slice of it. */
-export function passSlice(handle: StageHandle, pass: Pass, slice: Slice): HolesMade {
-  if (!pass.digest && pass.holeBlockBytes === 0) return noHoles
+export function passSlice(handle: StageHandle, pass: Pass, slice: Slice): PassedSlice {
+  if (!pass.digest && pass.holeBlockBytes === 0) return { holesRefused: false }
   return passSliceIn(borrowStage(handle), pass, slice)
 }
 
-function passSliceIn(stage: Directory, pass: Pass, slice: Slice): HolesMade {
+function passSliceIn(stage: Directory, pass: Pass, slice: Slice): PassedSlice {
   // Opened by every slice: a descriptor that threads share could be closed, and its number given to another file,
   // while one of them still writes to it.
   using memory = openMemory(stage, pass, pass.holeBlockBytes > 0 ? O_RDWR : O_RDONLY)
-  const { digests, holes } = passOver(memory, slice, pass)
+  const { digests, holesRefused } = passOver(memory, slice, pass)
   // What has been looked at is written while the rest is. A hint: whether it reaches the disk, the sync says.
   if (pass.durable) loadNative().beginWriting(memory.descriptor, slice.from, slice.to - slice.from)
   if (digests.length > 0) {
     using list = stage.openFile(digestList, O_WRONLY)
     list.writeAt(digests, (slice.from / slice.chunkBytes) * digestBytes)
   }
-  return holes
+  return { holesRefused }
 }
 
 /** Once every slice is done. */

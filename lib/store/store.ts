@@ -12,7 +12,7 @@ import type { Checkpoint, Layout, ListedCheckpoint, PrunePolicy, VerificationRep
 import type { Pruned } from './prune.js'
 import type { Publication } from './commit.js'
 import type { Collected } from './collect.js'
-import type { Content, ContentRequest, Pass } from './content.js'
+import type { Content, ContentRequest, Pass, PassedSlice } from './content.js'
 import type { Writer } from './intent.js'
 import { stagingName } from './paths.js'
 import type { Mark, SetReport } from './restoring.js'
@@ -21,7 +21,7 @@ import type { Settled } from './settle.js'
 import { SharedLook } from './shared_look.js'
 import type { Promised } from './space.js'
 import type { SuspendedState } from './suspended.js'
-import type { HolesMade, Slice } from '../inspect/slice.js'
+import type { Slice } from '../inspect/slice.js'
 import type { StageRequest } from './stage.js'
 import type { StageHandle } from './stage_handle.js'
 import type { OpenedSet } from './verify.js'
@@ -313,7 +313,7 @@ export class Stage {
   }
 
   /** Rejects where it is cancelled before its turn comes. */
-  passSlice(pass: Pass, slice: Slice, cancellation: Cancellation): Promise<HolesMade> {
+  passSlice(pass: Pass, slice: Slice, cancellation: Cancellation): Promise<PassedSlice> {
     const onStart = (): void => cancellation.throwIfCancelled()
     return this.#store.runFrom(onStart, 'passSlice', this.#handle, pass, slice)
   }
