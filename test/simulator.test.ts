@@ -484,18 +484,36 @@ t.test('metadata: the golden bytes from the golden numbers', async (t) => {
 
 t.test('RAM: the asked fraction is zero, the rest does not compress, and it stays the same', async (t) => {
   const pages = (memoryBytes + 4096) / 4096
+  const ram = (zeroFraction: number, zeroLayout: 'runs' | 'pages' = 'runs') => {
+    return { memoryBytes, zeroFraction, zeroLayout }
+  }
   for (const fraction of [0, 0.25, 0.5, 0.9, 1]) {
-    const memory = new SyntheticMemory('vm0', memoryBytes + 4096, fraction)
+    const memory = new SyntheticMemory('vm0', { ...ram(fraction), memoryBytes: memoryBytes + 4096 })
     const whole = memory.read(0, memory.size)
     const zeros = Array.from({ length: pages }, (_, page) => whole.subarray(page * 4096, (page + 1) * 4096))
     t.equal(zeros.filter((page) => page.every((byte) => byte === 0)).length, Math.floor(pages * fraction))
     const slices = [0, 1, 2].map((i) => memory.read(i * mebibyte, mebibyte))
     t.ok(Buffer.concat(slices).equals(whole.subarray(0, 3 * mebibyte)), 'slices are parts of the whole')
   }
-  const dense = new SyntheticMemory('vm0', memoryBytes, 0).read(0, memoryBytes)
+  const dense = new SyntheticMemory('vm0', ram(0)).read(0, memoryBytes)
   t.ok(deflateRawSync(dense).length > memoryBytes * 0.99, 'incompressible')
-  const other = new SyntheticMemory('vm1', memoryBytes, 0).read(0, memoryBytes)
-  t.notOk(dense.equals(other), 'another VM has other RAM')
+  const other = new SyntheticMemory('vm1', ram(0)).read(0, memoryBytes)
+  const page = (bytes: Buffer, index: number) =>
+    bytes.subarray(index * 4096, (index + 1) * 4096).toString('base64')
+  const all = [dense, other].flatMap((bytes) =>
+    Array.from({ length: memoryBytes / 4096 }, (_, i) => page(bytes, i)),
+  )
+  t.equal(new Set(all).size, all.length, 'no page of any VM is like another')
+  const runs = new SyntheticMemory('vm0', ram(0.5)).read(0, mebibyte)
+  t.ok(
+    runs.subarray(mebibyte / 2).every((byte) => byte === 0),
+    'zeros are in runs',
+  )
+  const alternating = new SyntheticMemory('vm0', ram(0.5, 'pages')).read(0, 4 * 4096)
+  const isZero = [0, 1, 2, 3].map((i) =>
+    alternating.subarray(i * 4096, (i + 1) * 4096).every((byte) => byte === 0),
+  )
+  t.strictSame(isZero, [false, true, false, true], 'or single pages')
 })
 
 // ---- golden requests on the socket ----------------------------------------------------------------------
@@ -1086,6 +1104,7 @@ t.test('start: options that make no sense are refused by name', async (t) => {
     ['cpus', { cpus: 1.5 }, RangeError],
     ['zeroFraction', { zeroFraction: 1.1 }, RangeError],
     ['zeroFraction', { zeroFraction: NaN }, RangeError],
+    ['zeroLayout', { zeroLayout: 'some' as 'runs' }, TypeError],
     ['writeRate', { writeRate: 0 }, RangeError],
     ['writeRate', { writeRate: -1 }, RangeError],
     ['suspendExitCode', { suspendExitCode: 256 }, RangeError],

@@ -9,7 +9,7 @@
  * - `SIMULATED_BHYVE_RUN_DIRECTORY`: folder of the sockets, where no `-o rundir=` says otherwise;
  * - `SIMULATED_BHYVE_DIALECT`: `struct`, `path`, `descriptor` (default) or `reply`;
  * - `SIMULATED_BHYVE_OPTIONS`: JSON with `fault`, `suspendExitCode`, `suspendExitDelayMs`, `writeRate` and
- *   `zeroFraction`.
+ *   `zeroFraction`, `zeroLayout`.
  */
 import { writeSync } from 'node:fs'
 import { constants } from 'node:os'
@@ -42,6 +42,7 @@ const fromEnvironment: readonly string[] = [
   'suspendExitDelayMs',
   'writeRate',
   'zeroFraction',
+  'zeroLayout',
 ]
 
 function main(): void {
@@ -102,9 +103,9 @@ function checkedSettings(
 type Say = (line: string) => void
 
 function freshGuest(vm: string, settings: ServerSettings, say: Say): Guest {
-  const { cpus, devices, dialect, memoryBytes, zeroFraction, writeRate, fault } = settings
-  say(`${vm}: ${String(cpus)} vCPUs, ${String(memoryBytes)} bytes of memory`)
-  const memory = new SyntheticMemory(vm, memoryBytes, zeroFraction)
+  const { cpus, devices, dialect, writeRate, fault } = settings
+  say(`${vm}: ${String(cpus)} vCPUs, ${String(settings.memoryBytes)} bytes of memory`)
+  const memory = new SyntheticMemory(vm, settings)
   const state = freshState({ vm, shape: shapeOf(dialect), cpus, devices })
   return { vm, cpus, state, memory, dialect, writeRate, fault, say }
 }

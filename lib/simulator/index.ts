@@ -17,7 +17,7 @@ export type { Exit } from './child.js'
  * Path of a stand-in for the bhyve executable: it takes bhyve's arguments, `-r` included, and serves the
  * socket. Where the installation cannot be made executable, start it with `process.execPath`. Its surplus
  * settings come from the environment: `SIMULATED_BHYVE_RUN_DIRECTORY`, `SIMULATED_BHYVE_DIALECT` and
- * `SIMULATED_BHYVE_OPTIONS` (JSON with `fault`, `suspendExitCode`, `suspendExitDelayMs`, `writeRate`, `zeroFraction`).
+ * `SIMULATED_BHYVE_OPTIONS` (JSON with `fault`, `suspendExitCode`, `suspendExitDelayMs`, `writeRate`, `zeroFraction`, `zeroLayout`).
  */
 export const simulatedBhyve: string = executablePath()
 

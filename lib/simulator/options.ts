@@ -1,6 +1,7 @@
 /** What a simulated bhyve can be told, its defaults, and the checks made before a process is started. */
 import { constants } from 'node:os'
 import { parseFault, type Fault } from './fault.js'
+import type { ZeroLayout } from './guest.js'
 import type { MetadataShape } from './metadata.js'
 
 /** The generations of bhyve's socket; `'reply'` is a `'descriptor'` bhyve that answers. */
@@ -23,6 +24,11 @@ export interface GuestOptions {
   devices?: readonly string[] | undefined
   /** Fraction of the guest's pages that are zero, 0 to 1. Default 0.5. */
   zeroFraction?: number | undefined
+  /**
+   * Where these pages are. Default `'runs'`: half a MiB and so, as most of a real guest's are longer than that, and one
+   * in 64 by itself. `'pages'`: each by itself, the worst for whoever makes holes of them.
+   */
+  zeroLayout?: ZeroLayout | undefined
   /** Throttle on the RAM copy, bytes per second. Default: none. */
   writeRate?: number | undefined
   /** Exit status after a suspend. Default 5. */
@@ -57,6 +63,7 @@ export interface ServerSettings {
   cpus: number
   devices: string[]
   zeroFraction: number
+  zeroLayout: ZeroLayout
   writeRate: number | undefined
   suspendExitCode: number
   suspendExitDelayMs: number
@@ -82,7 +89,18 @@ export function shapeOf(dialect: SimulatedDialect): MetadataShape {
 }
 
 const optionNames: readonly string[] = [
-  ...['vm', 'vms', 'runDirectory', 'dialect', 'memoryBytes', 'cpus', 'devices', 'zeroFraction', 'writeRate'],
+  ...[
+    'vm',
+    'vms',
+    'runDirectory',
+    'dialect',
+    'memoryBytes',
+    'cpus',
+    'devices',
+    'zeroFraction',
+    'zeroLayout',
+    'writeRate',
+  ],
   ...['suspendExitCode', 'suspendExitDelayMs', 'fault'],
 ]
 
@@ -100,6 +118,7 @@ export function settingsOf(vms: readonly string[], fleet: boolean, options: Gues
     cpus: integer('cpus', options.cpus ?? 2, 1, 1024),
     devices: checkedDevices(options.devices ?? defaultDevices),
     zeroFraction: numberWithin('zeroFraction', options.zeroFraction ?? 0.5, 0, 1),
+    zeroLayout: checkedLayout(options.zeroLayout ?? 'runs'),
     writeRate: options.writeRate === undefined ? undefined : checkedRate(options.writeRate),
     suspendExitCode: integer('suspendExitCode', options.suspendExitCode ?? 5, 0, 255),
     suspendExitDelayMs: numberWithin('suspendExitDelayMs', options.suspendExitDelayMs ?? 20, 0, 2 ** 31 - 1),
@@ -126,6 +145,11 @@ function checkName(vm: unknown): void {
 function checkedDialect(dialect: unknown): SimulatedDialect {
   if (typeof dialect === 'string' && dialects.includes(dialect)) return dialect as SimulatedDialect
   throw new TypeError(`dialect must be one of ${dialects.join(', ')}, not ${String(dialect)}`)
+}
+
+function checkedLayout(layout: unknown): ZeroLayout {
+  if (layout === 'runs' || layout === 'pages') return layout
+  throw new TypeError(`zeroLayout must be 'runs' or 'pages', not ${String(layout)}`)
 }
 
 function checkedMemory(bytes: number): number {

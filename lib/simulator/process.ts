@@ -48,7 +48,7 @@ function startServing(settings: ProcessSettings): Reactor {
 
 function serveVm(native: Native, settings: ProcessSettings, vm: string): Coroutine {
   const { cpus, devices, dialect, writeRate, fault } = settings
-  const memory = new SyntheticMemory(vm, settings.memoryBytes, settings.zeroFraction)
+  const memory = new SyntheticMemory(vm, settings)
   const state = freshState({ vm, shape: shapeOf(dialect), cpus, devices })
   const guest = { vm, cpus, state, memory, dialect, writeRate, fault, say: () => undefined }
   return serve(native, listenFor(native, settings, vm), guest, function* () {
