@@ -1,0 +1,119 @@
+// The operations to record. `setup` runs before the recording and is on the disk; `traced` is recorded. `c` is the
+// Operator of operator.mjs, and each of its methods makes one call of the public API.
+
+const two = async (c) => {
+  await c.create('checkpoint')
+  await c.create('other')
+}
+const withForeignFile = async (c) => {
+  await two(c)
+  c.putForeignFile()
+}
+const suspended = (c) => c.suspend('suspend')
+
+/** A manager is killed during a suspend (`strike` says where: strike.mjs). Another process recovers. */
+const killedSuspend = (strike) => ({
+  traced: async (c) => {
+    await c.killed('suspend', 'suspend', strike)
+    await c.list()
+  },
+})
+
+/** A manager is killed during an operation on the existing `checkpoint`. Another process recovers. */
+const killed = (call, strike) => ({
+  setup: two,
+  traced: async (c) => {
+    await c.killed(call, 'checkpoint', strike)
+    await c.list()
+  },
+})
+
+/** The recovery after a power failure. */
+export const recover = { traced: (c) => c.list() }
+
+export const operations = {
+  create: { traced: (c) => c.create('checkpoint') },
+  replace: { setup: withForeignFile, traced: (c) => c.create('checkpoint') },
+  'replace-pinned': {
+    setup: async (c) => {
+      await c.create('checkpoint')
+      await c.pin('checkpoint', true)
+    },
+    traced: (c) => c.create('checkpoint'),
+  },
+  destroy: { setup: withForeignFile, traced: (c) => c.destroy('checkpoint') },
+  'destroy-all': { setup: two, traced: (c) => c.destroyAll() },
+  'destroy-all-but-foreign': { setup: withForeignFile, traced: (c) => c.destroyAll() },
+  prune: {
+    setup: async (c) => {
+      for (const name of ['first', 'second', 'third']) await c.create(name)
+      await c.pin('first', true)
+    },
+    traced: (c) => c.prune({ keepLast: 1 }, ['second']),
+  },
+  pin: { setup: two, traced: (c) => c.pin('checkpoint', true) },
+  unpin: {
+    setup: async (c) => {
+      await c.create('checkpoint')
+      await c.pin('checkpoint', true)
+    },
+    traced: (c) => c.pin('checkpoint', false),
+  },
+  suspend: { traced: suspended },
+  'suspend-over-older': { setup: (c) => c.create('suspend'), traced: suspended },
+  'suspend-over-suspended': {
+    setup: async (c) => {
+      await c.suspend('suspend')
+      await c.restore('suspend')
+    },
+    traced: suspended,
+  },
+  restore: { setup: suspended, traced: (c) => c.restore('suspend') },
+  // Two calls in a row: soft updates may still hold back changes of the first one.
+  'create-replace': {
+    traced: async (c) => {
+      await c.create('checkpoint')
+      await c.create('checkpoint')
+    },
+  },
+  'create-pin': {
+    traced: async (c) => {
+      await c.create('checkpoint')
+      await c.pin('checkpoint', true)
+    },
+  },
+  'create-destroy': {
+    traced: async (c) => {
+      await c.create('checkpoint')
+      await c.destroy('checkpoint')
+    },
+  },
+  'suspend-restore': {
+    traced: async (c) => {
+      await c.suspend('suspend')
+      await c.restore('suspend')
+    },
+  },
+  'pin-unpin': {
+    setup: (c) => c.create('checkpoint'),
+    traced: async (c) => {
+      await c.pin('checkpoint', true)
+      await c.pin('checkpoint', false)
+    },
+  },
+  'killed-suspend-ended': killedSuspend({ phase: 'checking' }),
+  'killed-suspend-scan': killedSuspend({ after: 'punchHole' }),
+  'killed-suspend-manifest': killedSuspend({ before: 'sync', since: 'punchHole' }),
+  'killed-suspend-publishing': killedSuspend({ phase: 'publishing' }),
+  'killed-suspend-renames': killedSuspend({ after: 'renameAt', to: '.ckp.manifest' }),
+  'killed-create-early': killed('create', { phase: 'syncing' }),
+  'killed-create-renames': killed('create', { after: 'renameAt', to: '.ckp.manifest' }),
+  'killed-destroy': killed('destroy', { after: 'renameAt', to: '.ckp' }),
+  'killed-restore': {
+    setup: suspended,
+    traced: async (c) => {
+      await c.killed('restore', 'suspend', { after: 'spawn' })
+      await c.list()
+    },
+  },
+}

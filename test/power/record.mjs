@@ -1,0 +1,157 @@
+// Records each operation with strace, with all its threads and the simulated bhyve, and loads recordings. A recording
+// is a directory with the trace, and with facts.json: the store before the operation, and the boot id.
+import { spawn } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import fs from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { History } from './history.mjs'
+import { operations } from './operations.mjs'
+import { eventsIn } from './trace.mjs'
+
+const operator = fileURLToPath(new URL('operator.mjs', import.meta.url))
+const calls =
+  'openat,open,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,unlink,unlinkat,rmdir,write,pwrite64,writev,' +
+  'pwritev,pwritev2,ftruncate,truncate,fallocate,fsync,fdatasync,sync,syncfs,utimensat,execve,copy_file_range,sendfile'
+const straceOptions = [
+  '-f',
+  '-y',
+  '-xx',
+  '-ttt',
+  '-qqq',
+  '-s',
+  '1048576',
+  '--seccomp-bpf',
+  '-e',
+  'signal=none',
+]
+
+/** Records the operations that have no recording yet. */
+export async function recordAll(directory, names, say) {
+  const missing = names.filter((name) => !fs.existsSync(path.join(directory, name, 'facts.json')))
+  const lane = async () => {
+    for (let name = missing.shift(); name !== undefined; name = missing.shift()) {
+      say(`recording ${name}`)
+      await record(path.join(directory, name), name)
+    }
+  }
+  // Each lane waits most of the time.
+  await Promise.all([lane(), lane(), lane()])
+}
+
+async function record(directory, name) {
+  makeDirectories(directory)
+  fs.mkdirSync(path.join(directory, 'store'))
+  if (operations[name].setup !== undefined) await run([process.execPath, operator, name, directory, 'setup'])
+  await trace(directory, name)
+}
+
+/** Records the recovery from the state `base`, which `fill` puts into a directory. */
+export async function recordRecovery(directory, base, fill) {
+  makeDirectories(directory)
+  fill(path.join(directory, 'store'))
+  await trace(directory, 'recover', base)
+}
+
+function makeDirectories(directory) {
+  fs.rmSync(directory, { recursive: true, force: true })
+  for (const part of ['run', 'guests']) fs.mkdirSync(path.join(directory, part), { recursive: true })
+}
+
+async function trace(directory, name, base) {
+  const store = path.join(directory, 'store')
+  const initial = treeOf(store)
+  const output = path.join(directory, 'trace')
+  const traced = [process.execPath, operator, name, directory, 'traced']
+  await run(['strace', ...straceOptions, '-e', `trace=${calls}`, '-o', output, ...traced])
+  const bootId = fs.readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').trim()
+  fs.writeFileSync(path.join(directory, 'facts.json'), JSON.stringify({ store, bootId, initial, base }))
+}
+
+async function run([command, ...args]) {
+  const environment = { ...process.env, NODE_OPTIONS: '' }
+  const child = spawn(command, args, { stdio: ['ignore', 'inherit', 'inherit'], env: environment })
+  const status = await new Promise((resolve, reject) => {
+    child.once('error', reject)
+    child.once('exit', (code, signal) => resolve(signal ?? code))
+  })
+  if (status !== 0) throw new Error(`'${args.join(' ')}' ended with ${status}`)
+}
+
+function treeOf(top, below = '') {
+  return fs.readdirSync(path.join(top, below)).flatMap((name) => {
+    const shown = path.join(below, name)
+    const full = path.join(top, shown)
+    const status = fs.statSync(full, { bigint: true })
+    const isDirectory = status.isDirectory()
+    const mode = Number(status.mode) & 0o777
+    const facts = { path: shown, ino: Number(status.ino), isDirectory, mtime: String(status.mtimeNs), mode }
+    if (isDirectory) return [facts, ...treeOf(top, shown)]
+    return [{ ...facts, data: fs.readFileSync(full).toString('base64') }]
+  })
+}
+
+/** A recorded operation: its history, and the digests of each generation. A recovery has those of its `base`. */
+export function load(directory, name) {
+  const { store, bootId, initial, base } = JSON.parse(
+    fs.readFileSync(path.join(directory, name, 'facts.json'), 'utf8'),
+  )
+  const decoded = initial.map(({ data, mtime, ...facts }) => {
+    const file = { ...facts, mtime: BigInt(mtime) }
+    return data === undefined ? file : { ...file, data: Buffer.from(data, 'base64') }
+  })
+  const history = new History(store, decoded)
+  for (const event of eventsIn(fs.readFileSync(path.join(directory, name, 'trace'), 'latin1')))
+    history.apply(event)
+  if (base !== undefined) return { name, bootId, history, base }
+  const standing = standingBefore(decoded)
+  const generations = { ...standing.generations, ...savedIn(history) }
+  return { name, bootId, history, generations, standing: standing.names, foreign: standing.foreign }
+}
+
+export function digestOf(data) {
+  return createHash('sha256').update(data).digest('hex')
+}
+
+/** A checkpoint that the setup made is the generation `setup:NAME`. */
+function standingBefore(tree) {
+  const files = new Map(tree.map((file) => [file.path, file]))
+  const names = {}
+  const generations = {}
+  for (const { path: file } of tree.filter((one) => one.path.endsWith('.ckp'))) {
+    const name = path.basename(file, '.ckp')
+    const { pinned, poweredOff, restores = [] } = JSON.parse(files.get(`${file}.manifest`).data)
+    const id = `setup:${name}`
+    const [memory, kernel, metadata] = ['', '.kern', '.meta'].map((ending) =>
+      digestOf(files.get(file + ending).data),
+    )
+    generations[id] = { memory, kernel, metadata, poweredOff }
+    names[name] = { generation: id, pinned, restored: restores.length > 0 }
+  }
+  const notes = tree.find((file) => path.basename(file.path) === 'notes.txt')
+  return { names, generations, foreign: notes && { path: notes.path, digest: digestOf(notes.data) } }
+}
+
+/** What each simulated bhyve wrote, and the step of its last write. */
+function savedIn(history) {
+  const generations = {}
+  const suspends = new Set(
+    history.steps.filter(({ mark }) => mark?.call === 'suspend').map(({ mark }) => mark.generation),
+  )
+  for (const { mark } of history.steps.filter((step) => step.mark?.event === 'bhyve')) {
+    const mine = history.steps.flatMap((step, at) => (step.pid === mark.pid ? [{ ...step, at }] : []))
+    const made = mine.filter(({ isCreation }) => isCreation)
+    if (made.length === 0) continue
+    const inodeOf = (ending) => made.find(({ said }) => endingOf(said) === ending).inode
+    const inodes = { memory: inodeOf(''), kernel: inodeOf('.kern'), metadata: inodeOf('.meta') }
+    const endedAt = mine.filter(({ isWrite }) => isWrite).at(-1).at
+    const contents = Object.entries(inodes).map(([part, id]) => [part, digestOf(history.inodes[id].data)])
+    const poweredOff = suspends.has(mark.generation)
+    generations[mark.generation] = { ...Object.fromEntries(contents), inodes, endedAt, poweredOff }
+  }
+  return generations
+}
+
+function endingOf(said) {
+  return /\.(kern|meta)$/.exec(said)?.[0] ?? ''
+}
