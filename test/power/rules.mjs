@@ -1,0 +1,257 @@
+// What may be found after a power failure at a cut. The marks before the cut tell what a caller knew by then. Each
+// broken rule is `{ rule, why }`.
+const suffixes = { memory: '.ckp', kernel: '.ckp.kern', metadata: '.ckp.meta' }
+const none = 'none'
+
+/** What a caller knew at a cut: for each name the generations that it may legally have, its pin, its restore record. */
+export class Known {
+  constructor({ history, standing, generations }, cut) {
+    this.names = new Map()
+    this.restored = new Map()
+    this.generations = generations
+    this.suspend = undefined
+    for (const [name, { generation, pinned, restored }] of Object.entries(standing)) {
+      this.names.set(name, { outcomes: new Set([generation]), pinned: new Set([pinned]) })
+      if (generations[generation].poweredOff) this.restored.set(generation, new Set([restored]))
+      if (generations[generation].poweredOff && !restored)
+        this.suspend = { name, generation, isResolved: true }
+    }
+    for (const { mark } of history.steps.slice(0, cut)) if (mark !== undefined) this.learn(mark)
+    const { suspend } = this
+    if (suspend !== undefined)
+      suspend.hasEnded = suspend.isResolved || cut > generations[suspend.generation].endedAt
+  }
+
+  learn(mark) {
+    if (mark.event === 'shown') this.#shown(mark)
+    if (mark.event === 'listed') this.#listed(mark)
+    if (mark.event === 'started' && this.suspend !== undefined) this.#restoring(new Set([true]))
+    if (mark.event !== 'begin' && mark.event !== 'resolved') return
+    const isDone = mark.event === 'resolved'
+    const { call, name, generation } = mark
+    if (call === 'create' || call === 'suspend') this.#outcome(name, String(generation), isDone)
+    if (call === 'destroy' || call === 'prune') for (const one of mark.names) this.#outcome(one, none, isDone)
+    if (call === 'destroyAll') for (const one of this.names.keys()) this.#outcome(one, none, isDone)
+    if (call === 'pin') this.#pinned(name, mark.pinned, isDone)
+    if (call === 'suspend') this.#suspending({ name, generation: String(generation), isResolved: isDone })
+    if (call === 'restore') this.#restoring(new Set(isDone ? [true] : [false, true]), isDone)
+  }
+
+  of(name) {
+    if (!this.names.has(name)) this.names.set(name, { outcomes: new Set([none]), pinned: new Set([false]) })
+    return this.names.get(name)
+  }
+
+  #outcome(name, outcome, isDone) {
+    const known = this.of(name)
+    known.outcomes = new Set([...(isDone ? [] : known.outcomes), outcome])
+  }
+
+  #pinned(name, pinned, isDone) {
+    const known = this.of(name)
+    known.pinned = new Set([...(isDone ? [] : known.pinned), pinned])
+  }
+
+  #suspending(suspend) {
+    this.suspend = suspend
+    this.restored.set(suspend.generation, new Set([false]))
+  }
+
+  #restoring(possible, isDone = false) {
+    this.restored.set(this.suspend.generation, possible)
+    this.suspend.isServed = isDone
+    this.suspend.isRestoring = true
+  }
+
+  /** What a call returned stays true. */
+  #shown({ name, state, digest }) {
+    if (state !== 'complete' || !this.names.has(name)) return
+    const [generation] = Object.entries(this.generations).find(([, { memory }]) => memory === digest)
+    this.names.get(name).outcomes = new Set([generation])
+    if (this.suspend?.generation === generation) this.suspend.isResolved = true
+  }
+
+  #listed({ names }) {
+    for (const [name, known] of this.names) {
+      if (!names.includes(name) && known.outcomes.has(none)) known.outcomes = new Set([none])
+    }
+  }
+}
+
+/** `tree`: the state before the first call. */
+export function brokenRules(recorded, cut, tree, observed) {
+  const known = recorded.knownAt(cut)
+  const context = { ...recorded, known, cut, tree, observed, broken: [] }
+  context.fail = (rule, why) => context.broken.push({ rule, why })
+  checkCalls(context)
+  if (observed.listed.value !== undefined) {
+    checkListed(context)
+    checkAbsent(context)
+    checkSuspended(context)
+  }
+  checkSurvivors(context)
+  checkStrays(context)
+  return context.broken
+}
+
+function checkCalls({ observed, fail }) {
+  const { listed, suspended, early, isSame, second } = observed
+  if (listed.code !== undefined) fail('call-fails', `listCheckpoints: ${listed.code} ${listed.message}`)
+  if (suspended.code !== undefined)
+    fail('call-fails', `suspendedCheckpoint: ${suspended.code} ${suspended.message}`)
+  if (early?.code !== undefined)
+    fail('call-fails', `suspendedCheckpoint, first: ${early.code} ${early.message}`)
+  if (early !== undefined && early.value?.name !== suspended.value)
+    fail('not-idempotent', `suspendedCheckpoint was ${early.value?.name}, then ${suspended.value}`)
+  if (!isSame) fail('not-idempotent', `the second answer is another one: ${JSON.stringify(second)}`)
+}
+
+function digestAt({ observed }, file) {
+  return observed.files.find((one) => one.file === `vm1/${file}`)?.digest
+}
+
+/** The generation of which all three files are; undefined if there is none. */
+function generationOf(context, name) {
+  const parts = Object.entries(suffixes).map(([part, suffix]) => [part, digestAt(context, name + suffix)])
+  const isOf = (generation) => parts.every(([part, digest]) => digest === generation[part])
+  return Object.entries(context.generations).find(([, generation]) => isOf(generation))?.[0]
+}
+
+/** The name of the suspend, or one that recovery derived from it. */
+function isStateName({ known: { suspend } }, name) {
+  return (
+    suspend !== undefined && (name === suspend.name || new RegExp(`^${suspend.name}-[0-9a-z]+$`).test(name))
+  )
+}
+
+function checkListed(context) {
+  const { known, observed, fail } = context
+  for (const set of observed.listed.value) {
+    const { name, state, problems } = set
+    const { got, verified } = observed.details.get(name)
+    const expected = known.names.get(name)
+    const generation = generationOf(context, name)
+    if (state === 'complete') {
+      if (generation === undefined) fail('complete-but-wrong', `'${name}' is complete and of no generation`)
+      else if (
+        expected !== undefined ? !expected.outcomes.has(generation) : generation !== known.suspend?.generation
+      )
+        fail(
+          'illegal-generation',
+          `'${name}' is ${generation}; legal: ${[...(expected?.outcomes ?? [])].join(', ')}`,
+        )
+      else checkMarks(context, set, expected, generation)
+      if (got !== 'resolved') fail('get-differs', `getCheckpoint of complete '${name}': ${got}`)
+      if (generation !== undefined && !verified.ok)
+        fail('verify-differs', `'${name}' is right and does not verify`)
+    } else {
+      if (got !== 'ERR_CHECKPOINT_DAMAGED') fail('get-differs', `getCheckpoint of ${state} '${name}': ${got}`)
+      if (!mayBeDamaged(context, name)) fail('damaged', `'${name}' is ${state}: ${problems.join(', ')}`)
+    }
+  }
+}
+
+/**
+ * Only a suspended VM's state may be damaged, before the suspend resolved, and never in place of an older checkpoint.
+ */
+function mayBeDamaged(context, name) {
+  const { known } = context
+  if (!isStateName(context, name) || known.suspend.isResolved) return false
+  const outcomes = [...known.of(known.suspend.name).outcomes]
+  return (
+    name !== known.suspend.name || outcomes.every((one) => one === none || one === known.suspend.generation)
+  )
+}
+
+function checkMarks(
+  { known, observed, generations, fail },
+  { name, pinned, poweredOff },
+  expected,
+  generation,
+) {
+  if (expected !== undefined && !expected.pinned.has(pinned)) fail('pin', `'${name}' has pinned: ${pinned}`)
+  if (poweredOff !== generations[generation].poweredOff)
+    fail('powered-off', `'${name}' has poweredOff: ${poweredOff}`)
+  const possible = known.restored.get(generation) ?? new Set([false])
+  const isBlocked = observed.details.get(name).blockers.includes('already-restored')
+  if (!possible.has(isBlocked)) fail('restore-record', `'${name}': already-restored is ${isBlocked}`)
+  const others = observed.details.get(name).blockers.filter((code) => code !== 'already-restored')
+  if (others.length > 0) fail('plan-blocked', `'${name}' is complete and blocked by ${others.join(', ')}`)
+}
+
+function checkAbsent({ known, observed, fail }) {
+  const listed = new Set(observed.listed.value.map(({ name }) => name))
+  for (const [name, { outcomes }] of known.names) {
+    if (listed.has(name) || outcomes.has(none)) continue
+    fail('lost', `'${name}' is not there; legal: ${[...outcomes].join(', ')}`)
+  }
+}
+
+function checkSuspended(context) {
+  const { known, observed, fail } = context
+  const { suspend } = known
+  const named = observed.suspended.value
+  if (named === undefined) {
+    const isThere = observed.listed.value.find(
+      (set) => set.state === 'complete' && isOfSuspend(context, set.name),
+    )
+    if (isThere !== undefined && suspend.isRestoring !== true)
+      fail(
+        'suspended-not-named',
+        `'${isThere.name}' is the state of the VM and suspendedCheckpoint does not name it`,
+      )
+    return
+  }
+  if (suspend === undefined)
+    fail('suspended-wrong', `suspendedCheckpoint names '${named}', and no VM was suspended`)
+  else if (!isOfSuspend(context, named))
+    fail('suspended-wrong', `suspendedCheckpoint names '${named}', which is not what was saved`)
+  else if (suspend.isServed === true) fail('suspended-wrong', `'${named}' was restored and is named`)
+}
+
+function isOfSuspend(context, name) {
+  const { suspend } = context.known
+  return suspend !== undefined && generationOf(context, name) === suspend.generation
+}
+
+/**
+ * The files of a suspended VM, after its bhyve has ended, that have any of its bytes; all three once they were
+ * flushed.
+ */
+export function survivorsIn({ known: { suspend }, generations, cut, tree, digest }) {
+  const { inodes, durableFrom, ...parts } = generations[suspend?.generation] ?? {}
+  if (inodes === undefined || !suspend.hasEnded) return []
+  return Object.entries(inodes).flatMap(([part, id]) => {
+    const file = tree.find((one) => one.id === id)
+    if (file?.data.some((byte) => byte !== 0)) return [{ part, where: file.path, digest: digest(file.data) }]
+    return cut < durableFrom ? [] : [{ part, where: 'on the disk', digest: parts[part] }]
+  })
+}
+
+/** Each survivor must be found under a listed name, unchanged. */
+function checkSurvivors(context) {
+  const { observed, fail } = context
+  const listed = (observed.listed.value ?? []).map(({ name }) => name)
+  for (const { part, where, digest } of context.survivors ?? survivorsIn(context)) {
+    if (listed.some((name) => digestAt(context, name + suffixes[part]) === digest)) continue
+    fail('state-gone', `the ${part} of the suspended VM was at '${where}' and is nowhere`)
+  }
+}
+
+function checkStrays({ observed, foreign, fail }) {
+  const names = new Set((observed.listed.value ?? []).map(({ name }) => name))
+  for (const { file, isDirectory, nlink } of observed.files) {
+    const name = file.slice('vm1/'.length)
+    if (file === 'vm1' || (isDirectory && name === '.staging')) continue
+    if (name.startsWith('.staging/')) {
+      if (name !== '.staging/restore.lock') fail('left-in-staging', name)
+      continue
+    }
+    if (nlink > 1) fail('two-names', `'${name}' has ${nlink} links`)
+    const companion = /^(.*)\.ckp(\.kern|\.meta|\.manifest)?$/.exec(name)
+    if (companion !== null && !names.has(companion[1])) fail('companion-alone', name)
+    if (companion === null && !['notes.txt', 'restore.log'].includes(name)) fail('stray', name)
+  }
+  const kept = observed.files.find(({ file }) => file === foreign?.path)?.digest
+  if (foreign !== undefined && kept !== foreign.digest) fail('foreign-touched', foreign.path)
+}
