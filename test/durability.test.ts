@@ -199,6 +199,32 @@ t.test('digests prove what no record of an fsync does', async (t) => {
   }
 })
 
+t.test('what was not fsynced of the digests does not get into the manifest', async (t) => {
+  const directory = store(t)
+  const torn = new MadeStage(directory)
+  torn.prepare(() => jobs.secureStage(torn.handle, 'suspend'))
+  const manifest = torn.file('suspend.ckp.manifest')
+  const text = fs.readFileSync(manifest)
+  fs.writeFileSync(manifest, text.fill(0, text.length - 100, text.length - 50))
+  torn.reboot()
+  t.match(list(directory), [{ name: 'suspend', state: 'complete' }])
+  const client = createClient({ checkpointDirectory: path.dirname(directory) })
+  t.match(await client.verifyCheckpoint('vm1', 'suspend', { depth: 'content' }), {
+    ok: true,
+    depth: 'structure',
+  })
+
+  const stale = new MadeStage(directory)
+  stale.prepare(() => jobs.secureStage(stale.handle, 'suspend'))
+  fs.writeFileSync(stale.file('digests'), Buffer.alloc(512))
+  stale.reboot()
+  list(directory)
+  t.match(await client.verifyCheckpoint('vm1', 'suspend', { depth: 'content' }), {
+    ok: true,
+    depth: 'content',
+  })
+})
+
 t.test('in the same boot a dead manager leaves a complete checkpoint, which recovery fsyncs', async (t) => {
   const directory = store(t)
   const stage = new MadeStage(directory)

@@ -2,16 +2,14 @@
  * Removing checkpoints. The RAM file goes first, into a trash folder: from then on the checkpoint does not
  * exist. Whatever dies afterwards, recovery finishes. Runs in the pool.
  */
-import path from 'node:path'
 import { CheckpointError, detailsOf, toCheckpointError } from '../errors.js'
 import { isForeignFormat } from '../inspect/structure.js'
 import { memorySuffix } from '../names.js'
 import { Directory } from './directory.js'
 import { notFound, setNames } from './list.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'
-import { restoreLogName, stagingName } from './paths.js'
 import { assertNotStuck, moveCompanions, recover } from './recover.js'
-import { removeRubbish } from './remove_tree.js'
+import { removeDirectoryLater, removeEntry } from './removed.js'
 import { freshId, trashSuffix } from './staging_entries.js'
 
 export function destroySet(directoryPath: string, name: string): void {
@@ -34,7 +32,7 @@ export function destroySets(directoryPath: string, isOurs: boolean): string[] {
   if (directory === undefined) return []
   finishOthers(directory)
   const removed = discardAll(directory)
-  if (isOurs) removeIfEmpty(directory)
+  if (isOurs) removeDirectoryLater(directory)
   return removed
 }
 
@@ -74,7 +72,7 @@ export function discard(directory: Directory, staging: Directory, names: readonl
   directory.sync()
   for (const name of names) moveCompanions(directory, trash, name)
   directory.sync()
-  removeRubbish(staging, trashName)
+  removeEntry(staging, trashName)
   throwFirst(failures, names)
 }
 
@@ -104,20 +102,4 @@ function foreign(directory: Directory, name: string): CheckpointError {
   const message = `'${file}' is another tool's checkpoint and is left alone`
   const problems = [{ code: 'foreign-format', message, file }] as const
   return new CheckpointError('ERR_CHECKPOINT_DAMAGED', message, { path: file, problems })
-}
-
-/**
- * The directory and its `.staging` go if nothing else is in them: no stage that lives, no file of anybody. The last
- * restore's log goes with them; a VM that still writes into it keeps it open.
- */
-function removeIfEmpty(directory: Directory): void {
-  {
-    using staging = lockStagingIfAny(directory, 'exclusive')
-    if (directory.rawEntries().some((entry) => entry !== stagingName && entry !== restoreLogName)) return
-    if (staging !== undefined && !directory.removeEmpty(stagingName)) return
-    if (directory.statusIfAny(restoreLogName)?.kind === 'file') directory.unlink(restoreLogName)
-  }
-  using parent = Directory.openPath(path.dirname(directory.path))
-  const name = path.basename(directory.path)
-  if (parent.statusIfAny(name)?.identity === directory.ownStatus().identity) parent.removeEmpty(name)
 }

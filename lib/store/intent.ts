@@ -13,14 +13,16 @@ import { borrowStage, type StageHandle } from './stage_handle.js'
 
 const { ESRCH } = os.constants.errno
 
-/** In a stage: what it is for, and under which name it belongs. */
-export const intentRecord = 'intent'
+/** In a suspend's stage: under which name its files belong. Fsynced: wherever it is, the stage may hold a VM. */
+const intentRecord = 'intent'
+/** The same in a live checkpoint's stage. Not fsynced: nothing is concluded from it after a power failure. */
+const liveRecord = 'live'
 /** In a stage: the process that was asked. Without it nobody was. */
 const peerRecord = 'peer'
 const recordMaxBytes = 4096
 /** A manifest without digests, the folders' own blocks, and the records. */
 const reservedBytes = 64 * 1024
-/** Where the record cannot be read: such a stage may hold a VM, and never replaces anything. */
+/** Where a suspend's record cannot be read: such a stage may hold a VM, and never replaces anything. */
 const unknownIntent: Intent = { vm: '', name: 'suspend', ifExists: 'fail', poweroff: true }
 
 export interface Intent {
@@ -56,7 +58,17 @@ interface WriterRecord {
  */
 export function writeIntent(stage: Directory, intent: Intent): void {
   if (intent.poweroff) stage.writeNew(spaceReserve, ' '.repeat(reservedBytes), false)
-  stage.writeNew(intentRecord, formatIntent(intent, bootIdentity()), intent.poweroff)
+  stage.writeNew(recordOf(intent), formatIntent(intent, bootIdentity()), intent.poweroff)
+}
+
+function recordOf({ poweroff }: Intent): string {
+  return poweroff ? intentRecord : liveRecord
+}
+
+/** The VM runs on: nothing in the stage is needed any more. */
+export function removeIntent(stage: Directory): void {
+  stage.unlink(intentRecord)
+  stage.unlink(liveRecord)
 }
 
 function formatIntent(intent: Intent, boot: unknown): string {
@@ -65,11 +77,11 @@ function formatIntent(intent: Intent, boot: unknown): string {
 
 /** Undefined where there is none: bhyve was never asked to write there. */
 export function readIntent(stage: Directory): Intent | undefined {
-  if (stage.statusIfAny(intentRecord) === undefined) return undefined
-  const record = (readRecord(stage, intentRecord) ?? {}) as Partial<Intent>
-  const { vm, name, ifExists, host, wanted } = record
-  if (typeof vm !== 'string' || typeof name !== 'string' || !isCheckpointName(name)) return unknownIntent
-  const poweroff = record.poweroff !== false
+  const poweroff = stage.statusIfAny(intentRecord) !== undefined
+  const record = readRecord(stage, poweroff ? intentRecord : liveRecord)
+  const { vm, name, ifExists, host, wanted } = (record ?? {}) as Partial<Intent>
+  if (typeof vm !== 'string' || typeof name !== 'string' || !isCheckpointName(name))
+    return poweroff ? unknownIntent : undefined
   const known = { vm, name, ifExists: ifExists === 'replace' ? ifExists : ('fail' as const), poweroff, host }
   return typeof wanted === 'string' && isCheckpointName(wanted) ? { ...known, wanted } : known
 }
@@ -78,23 +90,24 @@ export function readIntent(stage: Directory): Intent | undefined {
 export function renameIntent(stage: Directory, intent: Intent, name: string): Intent {
   const wanted = intent.wanted ?? intent.name
   const renamed: Intent = { ...intent, name, ifExists: 'fail', wanted }
-  const fresh = `${intentRecord}.new`
+  const record = recordOf(intent)
+  const fresh = `${record}.new`
   stage.unlink(fresh)
   stage.writeNew(fresh, formatIntent(renamed, recordedBoot(stage)), true)
-  stage.rename(fresh, stage, intentRecord)
+  stage.rename(fresh, stage, record)
   stage.sync()
   return renamed
 }
 
 /**
- * Before the first byte is sent. Not forced to the disk: it matters only for as long as the process lives, and
- * nothing that is lost with the power leaves a process behind.
+ * Before the first byte is sent. A suspend's is fsynced: a record that a power failure has torn would be taken for one of
+ * a process that lives, where the system cannot tell one boot from another.
  */
 export function recordWriter(handle: StageHandle, writer: Writer): void {
   const stage = borrowStage(handle)
   const fresh = `${peerRecord}.new`
   stage.unlink(fresh)
-  stage.writeNew(fresh, JSON.stringify(writer), false)
+  stage.writeNew(fresh, JSON.stringify(writer), stage.statusIfAny(intentRecord) !== undefined)
   // Whole or not at all: of a writer that cannot be read nobody knows whether it lives.
   stage.rename(fresh, stage, peerRecord)
 }
@@ -134,5 +147,6 @@ export function bootOf(stage: Directory): Boot {
 }
 
 function recordedBoot(stage: Directory): unknown {
-  return (readRecord(stage, intentRecord) as { boot?: unknown } | undefined)?.boot
+  const record = readRecord(stage, intentRecord) ?? readRecord(stage, liveRecord)
+  return (record as { boot?: unknown } | undefined)?.boot
 }

@@ -8,6 +8,7 @@ import { describe } from './describe.js'
 import { Directory } from './directory.js'
 import { lockStagingIfAny } from './lock.js'
 import { stagingName } from './paths.js'
+import { holdsRemovals, noteRemovals } from './removed.js'
 import { holdsUnpublished, isCommitted, needsRecovery, recover } from './recover.js'
 
 const mostAttempts = 10
@@ -177,7 +178,9 @@ function reasons(listed: ListedCheckpoint): string {
 export function lockForReading(directory: Directory): Directory | undefined {
   try {
     const reading = lockStagingIfAny(directory, 'shared')
-    if (reading === undefined || leavesNothing(reading)) return reading
+    if (reading === undefined) return undefined
+    if (holdsRemovals(reading)) noteRemovals(reading)
+    if (leavesNothing(reading)) return reading
     finishOthers(directory)
     return lockStagingIfAny(directory, 'shared')
   } catch (error) {

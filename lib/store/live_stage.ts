@@ -11,7 +11,7 @@ import type { Directory } from './directory.js'
 import { moveToFreshName, type StagePlaces } from './fresh_name.js'
 import { bootOf, type Intent, isWriterAlive, readIntent, writerOf } from './intent.js'
 import { copyLinked } from './own_files.js'
-import { removeRubbish } from './remove_tree.js'
+import { removeEntry } from './removed.js'
 import { publicationOrder } from './roll_forward.js'
 import { gather, holdsWholeSet, isWhole, lastWriteMs } from './stage_files.js'
 import { manifestFor, storeManifest } from './staged_manifest.js'
@@ -28,7 +28,7 @@ export function settleLive(directory: Directory, staging: Directory, id: string)
   if (intent === undefined) return
   const fate = fateOf(stage, intent)
   if (fate === 'pending') return
-  if (fate === 'removable' || !keep({ directory, staging, stage, id }, intent)) removeRubbish(staging, id)
+  if (fate === 'removable' || !keep({ directory, staging, stage, id }, intent)) removeEntry(staging, id)
 }
 
 function fateOf(stage: Directory, intent: Intent): 'pending' | 'removable' | 'ended' {

@@ -10,10 +10,10 @@ import { isFailure, loadNative } from '../native.js'
 import type { Directory } from './directory.js'
 import { writerOf } from './intent.js'
 import type { OpenFile } from './open_file.js'
+import { copyName } from './paths.js'
 import { removeTree } from './remove_tree.js'
 
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL } = fs.constants
-const copyName = 'copy'
 
 /**
  * Gives each of bhyve's files with other names an inode of its own. Only files of the user bhyve runs as: that user may

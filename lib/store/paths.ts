@@ -17,6 +17,9 @@ export const sizeRecord = 'size'
 export const digestList = 'digests'
 /** In a suspend's stage: room for what has to be written about it on a disk that bhyve has filled. */
 export const spaceReserve = 'reserve'
+/** In a stage: files that recovery makes, until they are renamed. */
+export const copyName = 'copy'
+export const freshManifest = 'manifest.new'
 const longestId = 12
 
 /** As long as the path of a stage's RAM file can get. */

@@ -11,7 +11,6 @@ import { makeDurable, recordingFailure } from './durability.js'
 import { holdOpen } from './held.js'
 import { lockStaging } from './lock.js'
 import { digestList, inName, sizeRecord, stagingName } from './paths.js'
-import type { OpenFile } from './open_file.js'
 import { assertNotOlder, assertReplaceable } from './replaceable.js'
 import { assertNotStuck, recover } from './recover.js'
 import { removeTree } from './remove_tree.js'
@@ -53,8 +52,6 @@ function writeManifestIn(stage: Directory, file: string, manifest: Manifest, dur
 
 export function commitStage(handle: StageHandle, publication: Publication): Checkpoint {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
-  // Let go of after the lock: only then are the old file's blocks freed, which takes long where it has many holes.
-  using old = new Kept()
   using staging = lockStaging(directory)
   assertNotStuck(recover(directory, staging), publication.name)
   if (!isSameStage(staging, handle)) throw vanished(handle)
@@ -62,28 +59,9 @@ export function commitStage(handle: StageHandle, publication: Publication): Chec
   assertReplaceable(directory, name, ifExists)
   const { vm, createdAt, poweredOff } = publication.manifest
   assertNotOlder(directory, { vm, name, savedMs: Date.parse(createdAt), poweredOff })
-  old.keep(directory, name + memorySuffix)
   const checkpoint = commitStaged(directory, staging, borrowStage(handle), handle.id, publication)
   holdOpen(handle.stage)
   return checkpoint
-}
-
-/** A file that stays open, and so on the disk, whoever removes it meanwhile. */
-class Kept implements Disposable {
-  #file: OpenFile | undefined
-
-  /** A file that cannot be opened is removed all the same. */
-  keep(directory: Directory, name: string): void {
-    try {
-      if (directory.statusIfAny(name)?.kind === 'file') this.#file = directory.openFileIfAny(name, O_RDONLY)
-    } catch (error) {
-      if (!(error instanceof CheckpointError)) throw error
-    }
-  }
-
-  [Symbol.dispose](): void {
-    this.#file?.[Symbol.dispose]()
-  }
 }
 
 /** A suspend's stage that cannot go its way, once bhyve has ended. */

@@ -7,11 +7,11 @@ import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../n
 import type { Directory } from './directory.js'
 import { isWriterAlive, readIntent, writerOf } from './intent.js'
 import { settleLive } from './live_stage.js'
-import { removeRubbish } from './remove_tree.js'
+import { holdsRemovals, noteRemovals, removeEntry } from './removed.js'
 import { openFolder, publicationOrder, restSuffix, rollForward } from './roll_forward.js'
 import { settleSuspend } from './settle.js'
 import { holdsAnything } from './stage_files.js'
-import { isAlive, isStageId, readySuffix, trashSuffix } from './staging_entries.js'
+import { isAlive, isStageId, readySuffix, removedSuffix, trashSuffix } from './staging_entries.js'
 
 /** Names whose committed or destroyed sets could not be finished, and why. */
 export type Stuck = Map<string, CheckpointError>
@@ -33,12 +33,13 @@ export function recover(directory: Directory, staging: Directory): Stuck {
   for (const entry of entries.filter((name) => isStageId(name) && !isAlive(staging, name))) {
     attempt(staging, entry, stuck, () => recoverStage(directory, staging, entry, stuck))
   }
+  if (holdsRemovals(staging)) noteRemovals(staging)
   return stuck
 }
 
 function recoverStage(directory: Directory, staging: Directory, id: string, stuck: Stuck): void {
   const intent = intentIn(staging, id)
-  if (intent === undefined) removeRubbish(staging, id)
+  if (intent === undefined) removeEntry(staging, id)
   else if (intent.poweroff) settleSuspend(directory, staging, id, stuck)
   else settleLiveNowOrLater(directory, staging, id)
 }
@@ -110,7 +111,9 @@ export function isLeftByWriter(staging: Directory, id: string): boolean {
 
 /** Whether `.staging` holds anything that recovery could be about. */
 export function needsRecovery(staging: Directory): boolean {
-  return staging.entries().some((name) => !isStageId(name) || !isAlive(staging, name))
+  return staging
+    .entries()
+    .some((name) => !name.endsWith(removedSuffix) && (!isStageId(name) || !isAlive(staging, name)))
 }
 
 /**
@@ -129,7 +132,7 @@ export function finishDestroying(directory: Directory, staging: Directory, trash
     moveCompanions(directory, folder, memory.slice(0, -memorySuffix.length))
   }
   directory.sync()
-  removeRubbish(staging, trash)
+  removeEntry(staging, trash)
 }
 
 /** Moves kernel, metadata and manifest after a RAM file that is in the trash already. */

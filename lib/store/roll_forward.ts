@@ -3,7 +3,9 @@ import { parseManifest } from '../inspect/manifest.js'
 import { readHead } from '../inspect/manifest_file.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import type { Directory } from './directory.js'
-import { removeRubbish } from './remove_tree.js'
+import { readIntent } from './intent.js'
+import { removeEntry } from './removed.js'
+import { replacedName } from './staging_entries.js'
 
 /** A directory of what a VM that is gone has left besides its files: kept, and removed with the checkpoint. */
 export const restSuffix = '.ckp.rest'
@@ -18,18 +20,34 @@ export const publicationOrder = [kernelSuffix, metadataSuffix, manifestSuffix, m
 export function rollForward(directory: Directory, staging: Directory, ready: string): void {
   using folder = openFolder(staging, ready)
   if (folder === undefined) return
-  const entries = folder.entries()
+  const entries = entriesOfOne(folder)
   const memory = entries.find((entry) => entry.endsWith(memorySuffix))
   dropOutdated(directory, folder, entries)
-  if (memory !== undefined && !folder.isSameFile(memory, directory, memory)) directory.unlink(memory)
+  if (memory !== undefined && !folder.isSameFile(memory, directory, memory))
+    setReplacedAside(directory, memory, folder)
   for (const suffix of [restSuffix, ...publicationOrder]) {
     for (const entry of entries.filter((name) => name.endsWith(suffix)))
       folder.moveIfAny(entry, directory, entry)
   }
   directory.sync()
   folder.sync()
-  removeRubbish(staging, ready)
+  removeEntry(staging, ready)
   staging.sync()
+}
+
+/** A crash may have left the files under an earlier name as well, which somebody else's checkpoint may have by now. */
+function entriesOfOne(folder: Directory): string[] {
+  const entries = folder.entries()
+  const name = readIntent(folder)?.name
+  if (name === undefined || !entries.includes(name + memorySuffix)) return entries
+  const files = new Set([restSuffix, ...publicationOrder].map((suffix) => name + suffix))
+  return entries.filter((entry) => files.has(entry))
+}
+
+/** Not removed here: freeing the blocks of a large file takes long, and the lock is held. */
+function setReplacedAside(directory: Directory, memory: string, folder: Directory): void {
+  if (directory.statusIfAny(memory)?.kind === 'file') directory.moveIfAny(memory, folder, replacedName)
+  else directory.unlink(memory)
 }
 
 /**

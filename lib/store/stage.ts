@@ -6,12 +6,13 @@
 import { Directory } from './directory.js'
 import { holdOpen } from './held.js'
 import { lockStagingIfAny } from './lock.js'
-import { type Intent, intentRecord, writeIntent } from './intent.js'
+import { type Intent, removeIntent, writeIntent } from './intent.js'
 import { openLocked, removeMade } from './opening.js'
 import { guestFile, inName, stagingName } from './paths.js'
 import { assertReplaceable } from './replaceable.js'
 import { assertNotStuck, recover } from './recover.js'
 import { removeRubbish } from './remove_tree.js'
+import { removeEntry } from './removed.js'
 import { lastMemoryBytes } from './space.js'
 import { borrowStage, isSameStage, type StageHandle } from './stage_handle.js'
 import { orphansIn } from './suspended.js'
@@ -114,8 +115,8 @@ export function abandonStage(handle: StageHandle, made: readonly string[]): void
   using staging = lockStagingIfAny(directory, 'exclusive')
   if (staging === undefined) return
   if (isSameStage(staging, handle)) {
-    borrowStage(handle).unlink(intentRecord)
-    removeRubbish(staging, handle.id)
+    removeIntent(borrowStage(handle))
+    removeEntry(staging, handle.id)
     holdOpen(handle.stage)
   }
   if (made.includes(handle.directoryPath) && staging.entries().length === 0)

@@ -3,12 +3,16 @@ import { inspectFiles, type Inspection, inspectSet } from '../inspect/structure.
 import { manifestSuffix } from '../names.js'
 import { moveOut } from './collect.js'
 import type { Directory } from './directory.js'
-import { guestFile, guestFiles, inName, spaceReserve } from './paths.js'
+import { copyName, digestList, freshManifest, guestFile, guestFiles, inName, spaceReserve } from './paths.js'
 import { publicationOrder } from './roll_forward.js'
 
 /** All the files under one name, wherever an earlier attempt has left them. From here on bhyve can add nothing. */
 export function gather(stage: Directory, name: string): void {
   stage.unlink(spaceReserve)
+  // It was never fsynced: what recovery needs of it, it makes anew.
+  stage.unlink(digestList)
+  // What an earlier recovery was about to rename: a crash on UFS may have left both names.
+  for (const leftover of [copyName, freshManifest]) stage.unlink(leftover)
   moveOut(stage, name)
   for (const entry of stage.entries()) {
     const suffix = suffixOf(entry)

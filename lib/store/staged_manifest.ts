@@ -1,12 +1,12 @@
 /** The manifest of a stage that recovery publishes. Runs in the pool. */
 import fs from 'node:fs'
 import { formatManifest, type Manifest, newManifest } from '../inspect/manifest.js'
-import { rewriteManifest, writeManifest } from '../inspect/manifest_file.js'
+import { rewriteManifest, rootOfListed, writeManifest } from '../inspect/manifest_file.js'
 import type { Inspection } from '../inspect/structure.js'
 import { manifestSuffix } from '../names.js'
 import type { Directory } from './directory.js'
 import { type Intent, writerOf } from './intent.js'
-import { digestList } from './paths.js'
+import { digestList, freshManifest } from './paths.js'
 import { removeTree } from './remove_tree.js'
 
 const { O_RDONLY } = fs.constants
@@ -19,22 +19,38 @@ export function manifestFor(
   inspection: Inspection | undefined,
 ): Manifest {
   const written = inspection?.manifest
-  if (written !== undefined) return { ...written, name }
+  if (written !== undefined && hasWholeList(stage, name, inspection)) return { ...written, name }
   const { dialect } = writerOf(stage) ?? {}
   const facts = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff: poweroff, host }
   return newManifest(facts, inspection)
 }
 
+/** A power failure may have torn a manifest that was not fsynced: its list of digests has a digest of its own. */
+function hasWholeList(
+  stage: Directory,
+  name: string,
+  { manifest, listAt }: Partial<Inspection> = {},
+): boolean {
+  if (manifest?.digests === undefined || listAt === undefined) return true
+  using file = stage.openFile(name + manifestSuffix, O_RDONLY)
+  const { chunks, root } = manifest.digests.memory
+  return rootOfListed(file, listAt, chunks, new Int32Array(1)) === root
+}
+
 /** Over what an earlier attempt may have left; its digests, where it had any, stay. */
 export function storeManifest(stage: Directory, manifest: Manifest): void {
   const file = manifest.name + manifestSuffix
-  const fresh = 'manifest.new'
-  removeTree(stage, fresh)
+  removeTree(stage, freshManifest)
   // The list that recovery has just made of the files themselves is better than one that was found.
   using list = stage.openFileIfAny(digestList, O_RDONLY)
-  if (manifest.digests === undefined) stage.writeNew(fresh, formatManifest(manifest), true)
-  else if (list !== undefined && list.status().size > 0) writeManifest(stage, fresh, manifest, list, true)
+  if (manifest.digests === undefined) stage.writeNew(freshManifest, formatManifest(manifest), true)
+  else if (list !== undefined && list.status().size > 0)
+    writeManifest(stage, freshManifest, manifest, list, true)
   else
-    rewriteManifest(stage, file, formatManifest(manifest), { directory: stage, file: fresh, durable: true })
-  stage.rename(fresh, stage, file)
+    rewriteManifest(stage, file, formatManifest(manifest), {
+      directory: stage,
+      file: freshManifest,
+      durable: true,
+    })
+  stage.rename(freshManifest, stage, file)
 }

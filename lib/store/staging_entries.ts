@@ -1,4 +1,4 @@
-/** What may stand in `.staging`: stages, committed ones, and destroyed checkpoints on their way out. */
+/** What may stand in `.staging`: stages, committed ones, destroyed checkpoints, and what only the disk still has. */
 import { randomBytes } from 'node:crypto'
 import type { Directory } from './directory.js'
 
@@ -6,6 +6,10 @@ import type { Directory } from './directory.js'
 export const readySuffix = '.ready'
 /** A folder into which a destroyed checkpoint was moved. */
 export const trashSuffix = '.trash'
+/** A folder that is no longer needed and waits to be emptied (`removed.ts`). */
+export const removedSuffix = '.removed'
+/** In a committed stage: the RAM file that it has replaced. */
+export const replacedName = 'replaced'
 
 export function isStageId(entry: string): boolean {
   return /^[0-9a-z]{1,12}$/.test(entry)

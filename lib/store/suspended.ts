@@ -4,11 +4,11 @@ import type { Checkpoint, ListedCheckpoint } from '../types.js'
 import { memorySuffix } from '../names.js'
 import { describe } from './describe.js'
 import { Directory } from './directory.js'
-import { bootOf, intentRecord, readIntent, writerOf } from './intent.js'
+import { bootOf, readIntent, removeIntent, writerOf } from './intent.js'
 import { byAge, inspectStill, setNames } from './list.js'
 import { lockStagingIfAny } from './lock.js'
 import { holdsUnpublished, isLeftByWriter, recover, type Stuck } from './recover.js'
-import { removeRubbish } from './remove_tree.js'
+import { removeEntry } from './removed.js'
 import { holdsWholeSet } from './stage_files.js'
 import { isAlive, isStageId } from './staging_entries.js'
 import { isUnrestored } from './unrestored.js'
@@ -69,7 +69,7 @@ export function orphansIn(staging: Directory): string[] {
   return staging.entries().filter((id) => {
     if (!isStageId(id) || isAlive(staging, id)) return false
     using stage = staging.openIfAny(id)
-    return stage?.statusIfAny(intentRecord) !== undefined
+    return stage !== undefined && readIntent(stage) !== undefined
   })
 }
 
@@ -86,7 +86,7 @@ export function dropOutrun(
   using staging = directory && lockStagingIfAny(directory, 'exclusive')
   if (staging === undefined) return
   for (const id of orphans.filter((orphan) => staging.statusIfAny(orphan)?.kind === 'directory')) {
-    if (!isAlive(staging, id) && isOutrun(staging, id, server)) removeRubbish(staging, id)
+    if (!isAlive(staging, id) && isOutrun(staging, id, server)) removeEntry(staging, id)
   }
 }
 
@@ -101,6 +101,6 @@ function isOutrun(
   const writer = writerOf(stage)
   if (writer?.pid !== pid || writer.startedAt !== startedAt || bootOf(stage) === 'another') return false
   if (intent.poweroff && holdsWholeSet(stage, intent.name)) return false
-  stage.unlink(intentRecord)
+  removeIntent(stage)
   return true
 }

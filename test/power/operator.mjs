@@ -56,7 +56,8 @@ export class Operator {
   async #saving(call, name, work) {
     const generation = fs.readdirSync(this.#guests).length + 1
     fs.writeFileSync(path.join(this.#guests, String(generation)), '')
-    const memoryBytes = 49152 + 16384 * generation
+    // Half of it is one run of zeros, long enough to become a hole.
+    const memoryBytes = 163840 + 16384 * generation
     const guest = { vm, runDirectory: this.#run, memoryBytes, cpus: generation, suspendExitDelayMs: 0 }
     const bhyve = await SimulatedBhyve.start(guest)
     mark({ event: 'bhyve', pid: bhyve.pid, generation })

@@ -124,6 +124,12 @@ function isStateName({ known: { suspend } }, name) {
   )
 }
 
+/** Under a name of its own: a suspended VM, or a live checkpoint that bhyve ended with before it was published. */
+function mayBeKept({ known, generations }, name, generation) {
+  if (generation === known.suspend?.generation) return true
+  return !generations[generation].poweredOff && known.names.has(/^(.*)-[0-9a-z]+$/.exec(name)?.[1])
+}
+
 function checkListed(context) {
   const { known, observed, fail } = context
   for (const set of observed.listed.value) {
@@ -134,7 +140,7 @@ function checkListed(context) {
     if (state === 'complete') {
       if (generation === undefined) fail('complete-but-wrong', `'${name}' is complete and of no generation`)
       else if (
-        expected !== undefined ? !expected.outcomes.has(generation) : generation !== known.suspend?.generation
+        expected !== undefined ? !expected.outcomes.has(generation) : !mayBeKept(context, name, generation)
       )
         fail(
           'illegal-generation',
@@ -247,6 +253,8 @@ function checkStrays({ observed, foreign, fail }) {
       if (name !== '.staging/restore.lock') fail('left-in-staging', name)
       continue
     }
+    // What a VM that is gone has left besides its files.
+    if (names.has(/^(.*)\.ckp\.rest(\/|$)/.exec(name)?.[1])) continue
     if (nlink > 1) fail('two-names', `'${name}' has ${nlink} links`)
     const companion = /^(.*)\.ckp(\.kern|\.meta|\.manifest)?$/.exec(name)
     if (companion !== null && !names.has(companion[1])) fail('companion-alone', name)

@@ -1,0 +1,131 @@
+/**
+ * Files that are gone for everybody but the disk. Freeing the blocks of a large file takes seconds, and nobody should wait
+ * for that: the directory they are in is renamed to `<id>.removed`, and emptied by a job of its own, without the lock.
+ * What a process that dies leaves, the next one empties. Runs in the pool.
+ */
+import path from 'node:path'
+import { memorySuffix } from '../names.js'
+import { CheckpointError } from '../errors.js'
+import { Directory } from './directory.js'
+import { lockStagingIfAny } from './lock.js'
+import { guestFile, inName, restoreLogName, stagingName } from './paths.js'
+import { removeRubbish } from './remove_tree.js'
+import { removedSuffix, replacedName } from './staging_entries.js'
+
+/** Less than that is removed at once. */
+const usualDeferredBytes = 16 * 1024 * 1024
+
+/** A VM's directory in which something waits to be removed. */
+export interface Removal {
+  directoryPath: string
+  /** The directory goes too once it is empty. */
+  withDirectory: boolean
+}
+
+let deferral: { fromBytes: number; noted: Map<string, Removal> } | undefined
+
+/** From now on somebody takes what is noted. Elsewhere than in a thread of the pool nobody would. */
+export function beginDeferring(fromBytes = usualDeferredBytes): void {
+  deferral = { fromBytes, noted: new Map() }
+}
+
+/** What the job that has just ended leaves to be removed. */
+export function takeRemovals(): Removal[] {
+  const removals = [...(deferral?.noted.values() ?? [])]
+  deferral?.noted.clear()
+  return removals
+}
+
+/** Removes an entry of `.staging` that nobody needs any more: at once where it is small, later where it is not. */
+export function removeEntry(staging: Directory, entry: string): void {
+  if (deferral === undefined || storedIn(staging, entry) < deferral.fromBytes) {
+    removeRubbish(staging, entry)
+    return
+  }
+  staging.renameIfAny(entry, staging, entry.replace(/\..*$/, '') + removedSuffix)
+  noteRemovals(staging)
+}
+
+/** Of guest RAM, which is nearly all there is. */
+function storedIn(staging: Directory, entry: string): number {
+  if (staging.statusIfAny(entry)?.kind !== 'directory') return 0
+  using folder = staging.openIfAny(entry)
+  using inbox = folder?.openIfAny(inName)
+  const names = folder?.entries().filter((name) => name === replacedName || name.endsWith(memorySuffix)) ?? []
+  const files = [...names.map((name) => folder?.statusIfAny(name)), inbox?.statusIfAny(guestFile)]
+  return files.reduce((sum, status) => sum + (status?.allocatedBytes ?? 0), 0)
+}
+
+/** Has whatever waits in `.staging` removed later; where nobody would do it, now. */
+export function noteRemovals(staging: Directory): void {
+  if (deferral === undefined) emptyIn(staging)
+  else {
+    const directoryPath = path.dirname(staging.path)
+    const withDirectory = deferral.noted.get(directoryPath)?.withDirectory ?? false
+    deferral.noted.set(directoryPath, { directoryPath, withDirectory })
+  }
+}
+
+/** Whether something waits to be removed. */
+export function holdsRemovals(staging: Directory): boolean {
+  return staging.entries().some((entry) => entry.endsWith(removedSuffix))
+}
+
+/** The directory of a VM whose checkpoints were all destroyed goes once nothing is left to remove in it. */
+export function removeDirectoryLater(directory: Directory): void {
+  const removal = { directoryPath: directory.path, withDirectory: true }
+  if (deferral?.noted.has(directory.path) === true) deferral.noted.set(directory.path, removal)
+  else removeIfEmpty(directory)
+}
+
+/** Frees the blocks. Others may do the same at the same time, and nobody is kept from working here. */
+export function emptyRemoved({ directoryPath, withDirectory }: Removal): void {
+  using directory = Directory.openFolderIfAny(directoryPath)
+  if (directory === undefined) return
+  {
+    using staging = directory.openIfAny(stagingName)
+    if (staging !== undefined) emptyIn(staging)
+  }
+  if (withDirectory) removeUnlessBusy(directory)
+}
+
+/** The same in many directories. What is not ours to remove stays. */
+export function emptyAllRemoved(directoryPaths: readonly string[]): void {
+  for (const directoryPath of directoryPaths) {
+    try {
+      emptyRemoved({ directoryPath, withDirectory: false })
+    } catch (error) {
+      if (!(error instanceof CheckpointError)) throw error
+    }
+  }
+}
+
+function emptyIn(staging: Directory): void {
+  for (const entry of staging.entries().filter((name) => name.endsWith(removedSuffix)))
+    removeRubbish(staging, entry)
+}
+
+/** Whoever works there needs it. */
+function removeUnlessBusy(directory: Directory): void {
+  try {
+    removeIfEmpty(directory)
+  } catch (error) {
+    if (!(error instanceof CheckpointError) || error.code !== 'ERR_CHECKPOINT_BUSY') throw error
+  }
+}
+
+/**
+ * The directory and its `.staging` go if nothing else is in them: no stage that lives, no file of anybody. The last
+ * restore's log goes with them; a VM that still writes into it keeps it open.
+ */
+function removeIfEmpty(directory: Directory): void {
+  {
+    using staging = lockStagingIfAny(directory, 'exclusive')
+    if (directory.rawEntries().some((entry) => entry !== stagingName && entry !== restoreLogName)) return
+    if (staging !== undefined && !directory.removeEmpty(stagingName)) return
+    if (directory.statusIfAny(restoreLogName)?.kind === 'file') directory.unlink(restoreLogName)
+  }
+  using parent = Directory.openPath(path.dirname(directory.path))
+  const name = path.basename(directory.path)
+  if (parent.statusIfAny(name)?.identity === directory.ownStatus().identity) parent.removeEmpty(name)
+}
