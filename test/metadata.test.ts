@@ -142,3 +142,355 @@ t.test('values that cannot be', async (t) => {
   const hostile = descriptor.replace('"basic metadata"', '"__proto__": {"structs": []}, "basic metadata"')
   t.equal(codeOf(hostile), 'good', 'a key of that name is nothing but a key')
 })
+
+// ---- what bhyve's reader makes of it ------------------------------------------------------------
+
+/** FreeBSD 13.0's: the same list, with the numbers that its kernel gave the structures. */
+const oldest = [10, 9, 8, 7].reduce(
+  (text, number) => text.replace(`"snapshot_req": ${number},`, `"snapshot_req": ${number + 1},`),
+  older,
+)
+
+interface Rule {
+  /** The change: in each golden file that has it, the first or a later place. */
+  change: [from: string | RegExp, to: string]
+  /** What bhyve does with it, and where: snapshot.c, bhyverun.c, or libucl's ucl_parser.c and ucl_util.c. */
+  bhyve: string
+  says: 'metadata-invalid' | 'metadata-incomplete' | 'good'
+  /** In the message. */
+  message?: RegExp
+  /** Default: every golden file. */
+  of?: readonly string[]
+}
+
+const both = [older, oldest]
+const current = [descriptor]
+
+const rules: Record<string, Rule> = {
+  'a key twice': {
+    change: ['"ncpus": 2', '"ncpus": 2, "ncpus": 3'],
+    bhyve: 'takes the first (ucl_object_lookup)',
+    says: 'metadata-invalid',
+    message: /'ncpus' is there twice \(line 3, column \d+\)$/,
+  },
+  'a key twice, once escaped': {
+    change: ['"ncpus": 2', '"ncpus": 2, "ncp\\u0075s": 3'],
+    bhyve: 'takes the first',
+    says: 'metadata-invalid',
+    message: /twice/,
+  },
+  'a section twice, the second one empty': {
+    change: ['"devices": [', '"devices": [], "devices": ['],
+    bhyve: 'takes the first: no device is found (lookup_dev)',
+    says: 'metadata-invalid',
+    message: /'devices' is there twice/,
+  },
+  'an empty key': {
+    change: ['"basic metadata"', '"": 1, "basic metadata"'],
+    bhyve: 'refuses: "empty keys are not allowed" (ucl_parse_key)',
+    says: 'metadata-invalid',
+    message: /a key is empty \(line 2, column 3\)$/,
+  },
+  'no vCPU': {
+    change: ['"ncpus": 2', '"ncpus": 0'],
+    bhyve: 'ends: "Invalid guest vCPUs" (bhyverun.c)',
+    says: 'metadata-invalid',
+    message: /'ncpus' is 0/,
+  },
+  'as many vCPUs as the largest kernel takes': {
+    change: ['"ncpus": 2', '"ncpus": 1024'],
+    bhyve: 'may take it (VM_MAXCPU)',
+    says: 'good',
+  },
+  'more vCPUs than any kernel takes': {
+    change: ['"ncpus": 2', '"ncpus": 1025'],
+    bhyve: 'ends: "vCPUs requested but only"',
+    says: 'metadata-invalid',
+    message: /'ncpus' is 1025: bhyve takes at most 1024/,
+  },
+  'vCPUs beyond 32 bits': {
+    change: ['"ncpus": 2', '"ncpus": 4294967298'],
+    bhyve: 'cuts it to 2 (lookup_guest_ncpus)',
+    says: 'metadata-invalid',
+  },
+  'a number with an exponent': {
+    change: ['"ncpus": 2', '"ncpus": 1e3'],
+    bhyve: 'reads a float',
+    says: 'metadata-invalid',
+    message: /whole numbers \(line 3, column 14\)$/,
+  },
+  'a number with a fraction': {
+    change: ['"ncpus": 2', '"ncpus": 1.0'],
+    bhyve: 'reads a float, and cuts it',
+    says: 'metadata-invalid',
+  },
+  'minus zero': {
+    change: ['"file_offset": 0', '"file_offset": -0'],
+    bhyve: 'reads 0',
+    says: 'metadata-invalid',
+  },
+  'leading zeros': {
+    change: ['"ncpus": 2', '"ncpus": 002'],
+    bhyve: 'reads 2; JSON does not know them',
+    says: 'metadata-invalid',
+  },
+  'a unit': {
+    change: ['"ncpus": 2', '"ncpus": 1k'],
+    bhyve: 'reads 1000 (ucl_maybe_parse_number)',
+    says: 'metadata-invalid',
+  },
+  'a number in another base': {
+    change: ['"ncpus": 2', '"ncpus": 0x2'],
+    bhyve: 'reads 2',
+    says: 'metadata-invalid',
+  },
+  'memory beyond 64 bits': {
+    change: ['"memsize": 4194304', '"memsize": 18446744073709551616'],
+    bhyve: 'refuses, or takes 0: out of range (ucl_lex_number)',
+    says: 'metadata-invalid',
+    message: /line 5/,
+  },
+  'a number out of range where nobody looks': {
+    change: ['"basic metadata"', '"x": 99999999999999999999, "basic metadata"'],
+    bhyve: 'of newer trees refuses the file',
+    says: 'metadata-invalid',
+  },
+  'no memory flags': {
+    change: [/,\s*"memflags": 0/, ''],
+    bhyve: 'takes 0 (lookup_memflags)',
+    says: 'good',
+  },
+  'memory flags beyond 32 bits': {
+    change: ['"memflags": 0', '"memflags": 4294967296'],
+    bhyve: 'cuts it',
+    says: 'metadata-invalid',
+  },
+  'a negative offset': {
+    change: [/"file_offset": ([1-9])/, '"file_offset": -$1'],
+    bhyve: 'aborts: assert(file_offset >= 0)',
+    says: 'metadata-invalid',
+    message: /'file_offset' is not a whole number \(line \d+, column \d+\)$/,
+  },
+  'an offset twice': {
+    change: ['"file_offset": 600', '"file_offset": 0'],
+    bhyve: 'loads one structure from the bytes of another',
+    says: 'metadata-invalid',
+    message: /starts at 0, not at 600/,
+  },
+  'a section beyond the end': {
+    change: [/"file_offset": \d+(?=\s*\}\s*\]\s*\}\s*$)/, '"file_offset": 99999999'],
+    bhyve: 'aborts: assert(file_offset + size <= kdata_len)',
+    says: 'metadata-invalid',
+  },
+  'a device twice, the first one empty': {
+    change: [
+      /"devices": \[\s*\{\s*"(device|snapshot_req)": "([^"]*)"/,
+      '"devices": [{"$1": "$2", "size": 0, "file_offset": 0}, {"$1": "$2"',
+    ],
+    bhyve: 'takes the first: refused, or in old trees not restored (lookup_dev)',
+    says: 'metadata-invalid',
+    message: /is listed twice/,
+  },
+  'a device without a state': {
+    change: [/"size": 1104/, '"size": 0'],
+    bhyve: 'ends: "Restore device size is 0" (vm_restore_device)',
+    says: 'metadata-incomplete',
+    message: /device 'lpc@pci.0.31.0' is empty/,
+    of: current,
+  },
+  'a structure twice': {
+    change: ['"device": "vm"', '"device": "vhpet"'],
+    bhyve: 'takes the first, and ends without the other: "Cannot find kern struct"',
+    says: 'metadata-invalid',
+    message: /'vhpet' is listed twice/,
+    of: current,
+  },
+  'no number of a structure': {
+    change: [/\s*"snapshot_req": 5,/, ''],
+    bhyve: 'ends: "Missing key" (lookup_struct)',
+    says: 'metadata-incomplete',
+    message: /'structs' entry 0 has no 'snapshot_req'/,
+    of: both,
+  },
+  'a number of a structure that is a text': {
+    change: ['"snapshot_req": 5', '"snapshot_req": "5"'],
+    bhyve: 'ends: "Cannot convert"',
+    says: 'metadata-invalid',
+    of: both,
+  },
+  'a negative number of a structure': {
+    change: ['"snapshot_req": 5', '"snapshot_req": -1'],
+    bhyve: 'aborts: assert(snapshot_req >= 0)',
+    says: 'metadata-invalid',
+    of: both,
+  },
+  'another number of a structure': {
+    change: ['"snapshot_req": 5', '"snapshot_req": 4'],
+    bhyve: 'ends: "Failed to lookup struct vhpet"',
+    says: 'metadata-invalid',
+    message: /no bhyve numbers/,
+    of: both,
+  },
+  'a number of two structures': {
+    change: ['"snapshot_req": 2', '"snapshot_req": 5'],
+    bhyve: 'takes the first, and ends without the other',
+    says: 'metadata-invalid',
+    message: /'vm' has the number of another, 5/,
+    of: both,
+  },
+  'the numbers of two generations': {
+    change: [/"snapshot_req": (?:9|8),(?=\s*"size": 244)/, '"snapshot_req": 12,'],
+    bhyve: 'ends: "Failed to lookup struct vatpit"',
+    says: 'metadata-invalid',
+    of: both,
+  },
+  'two numbers exchanged': {
+    change: [
+      /"vioapic",\s*"snapshot_req": 1([^]*)"vlapic",\s*"snapshot_req": 3/,
+      '"vlapic", "snapshot_req": 1$1"vioapic", "snapshot_req": 3',
+    ],
+    bhyve: 'takes the numbers, whatever the names are: here one name is wrong',
+    says: 'metadata-invalid',
+    of: both,
+  },
+  'the lists of two generations': {
+    change: ['"devices": [', '"structs": [], "kern_structs": [], "devices": ['],
+    bhyve: 'of one generation finds an empty list',
+    says: 'metadata-invalid',
+  },
+  'structures nobody asks for': {
+    change: [/(\s*\{\s*"device": "vhpet")/, '{"device": "new", "size": 0, "file_offset": 0},$1'],
+    bhyve: 'ignores them',
+    says: 'good',
+    of: current,
+  },
+  'members nobody asks for': {
+    change: ['"basic metadata"', '"version": 3, "x": [true, {"y": null}], "basic metadata"'],
+    bhyve: 'ignores them',
+    says: 'good',
+  },
+  'a variable in braces': {
+    change: ['"ubuntu"', '"a${CURDIR}b"'],
+    bhyve: 'expands it: the directory of the file (ucl_expand_variable)',
+    says: 'metadata-invalid',
+    message: /variable/,
+  },
+  'a variable': {
+    change: ['"ubuntu"', '"a$$FILENAMEb"'],
+    bhyve: 'expands it: the path of the file',
+    says: 'metadata-invalid',
+  },
+  'a variable that bhyve does not know': {
+    change: ['"ubuntu"', '"a${HOME}$$b$"'],
+    bhyve: 'leaves it as it is',
+    says: 'good',
+  },
+  'half a surrogate pair': {
+    change: ['"ubuntu"', '"a\\ud83d\\ude00b"'],
+    bhyve: 'makes three bytes of each half (ucl_unescape_json_string)',
+    says: 'metadata-invalid',
+    message: /escape/,
+  },
+  'an escaped NUL': {
+    change: ['"ubuntu"', '"a\\u0000b"'],
+    bhyve: "takes it for the text's end",
+    says: 'metadata-invalid',
+  },
+  'an escape that JSON does not know': {
+    change: ['"ubuntu"', '"a\\qb"'],
+    bhyve: 'reads q',
+    says: 'metadata-invalid',
+  },
+  'other escapes': {
+    change: ['"ubuntu"', '"\\"\\\\\\/\\u00e9"'],
+    bhyve: 'reads the same',
+    says: 'good',
+  },
+  'a name beyond ASCII': { change: ['"ubuntu"', '"é😀"'], bhyve: 'reads the same', says: 'good' },
+  'no name': { change: ['"ubuntu"', '""'], bhyve: 'has no name for the VM', says: 'metadata-invalid' },
+  'a comment': {
+    change: ['"basic metadata"', '/* x */ "basic metadata"'],
+    bhyve: 'skips it',
+    says: 'metadata-invalid',
+  },
+  'a comment at the end of a line': {
+    change: ['"ncpus": 2,', '"ncpus": 2, # x'],
+    bhyve: 'skips it',
+    says: 'metadata-invalid',
+  },
+  'no comma': { change: ['"ncpus": 2,', '"ncpus": 2'], bhyve: 'needs none', says: 'metadata-invalid' },
+  'a comma too many': {
+    change: ['"memflags": 0', '"memflags": 0,'],
+    bhyve: 'takes it',
+    says: 'metadata-invalid',
+  },
+  'a line end before the colon': {
+    change: ['"ncpus":', '"ncpus"\n:'],
+    bhyve: 'takes key and value for something else (ucl_parse_key)',
+    says: 'metadata-invalid',
+    message: /a ':' is missing \(line 3, column 12\)$/,
+  },
+  'a byte order mark': { change: [/^/, '\ufeff'], bhyve: 'refuses', says: 'metadata-invalid' },
+  'something behind it': { change: [/$/, 'x'], bhyve: 'does not look at it', says: 'metadata-invalid' },
+}
+
+t.test('a table of changes: what bhyve does, and what we say', async (t) => {
+  const says = (text: string) => {
+    const result = parseMetadata(Buffer.from(text))
+    return 'problem' in result ? result.problem : { code: 'good', message: '' }
+  }
+  for (const text of [descriptor, older, oldest]) t.equal(says(text).code, 'good')
+  for (const [
+    what,
+    { change, bhyve, says: code, message = /(?:)/, of = [descriptor, older, oldest] },
+  ] of Object.entries(rules)) {
+    for (const golden of of) {
+      const text = golden.replace(...change)
+      t.not(text, golden, `${what}: a change`)
+      const said = says(text)
+      t.equal(said.code, code, `${what}: bhyve ${bhyve}`)
+      t.match(said.message, message, what)
+    }
+  }
+})
+
+t.test('whose bhyve it is for', async (t) => {
+  for (const [text, generation] of [
+    [descriptor, '14'],
+    [older, '13.1'],
+    [oldest, '13.0'],
+  ] as const) {
+    t.match(parseMetadata(text), { metadata: { generation } })
+  }
+})
+
+t.test('bytes that are not UTF-8', async (t) => {
+  const [before = '', after = ''] = descriptor.split('ubuntu')
+  const whole = Buffer.concat([Buffer.from(before), Buffer.from([0xff]), Buffer.from(after)])
+  t.match(parseMetadata(whole), { problem: { code: 'metadata-invalid', message: /UTF-8/ } })
+  const cut = Buffer.concat([Buffer.from(before), Buffer.from('é').subarray(0, 1)])
+  t.match(parseMetadata(cut), { problem: { code: 'metadata-incomplete' } }, 'cut in a character')
+})
+
+t.test('the work is bounded, and so is what is listed', async (t) => {
+  const device = (index: number) => ({ device: `d${index}`, size: 1, file_offset: 24472 + index })
+  const many = (count: number) =>
+    changed(descriptor, (root) =>
+      root.devices!.push(...Array.from({ length: count }, (_, index) => device(index))),
+    )
+  const most = 1024 - 6
+  t.equal(codeOf(many(most)), 'good')
+  t.match(parseMetadata(many(most + 1)), {
+    problem: {
+      code: 'metadata-invalid',
+      message: /more than 1024 entries in one place \(line 1, column \d+\)$/,
+    },
+  })
+  const nested = (depth: number) => descriptor.replace('{', `{"x": ${'['.repeat(depth)}${']'.repeat(depth)},`)
+  t.equal(codeOf(nested(16)), 'good')
+  t.match(parseMetadata(nested(17)), { problem: { message: /deeper than 16/ } })
+  const lists = `[${Array(1000)
+    .fill(`[${Array(100).fill('1').join()}]`)
+    .join()}]`
+  t.match(parseMetadata(descriptor.replace('{', `{"x": ${lists},`)), { problem: { message: /16384 values/ } })
+})

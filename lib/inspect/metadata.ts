@@ -1,9 +1,13 @@
 /**
  * bhyve's `.meta`: pretty-printed JSON that libxo writes in a fixed order (protocol.md section 6). Two shapes:
  * `descriptor` and `reply` name structures in `kern_structs` by `device`; `struct` and `path` in `structs` by
- * `debug_name`.
+ * `debug_name`, and find them by `snapshot_req`. Metadata count as complete only where bhyve's own loader takes them:
+ * `lookup_dev()` and `lookup_struct()` in usr.sbin/bhyve/snapshot.c.
  */
+import { type Buffer, isUtf8 } from 'node:buffer'
 import type { Problem } from '../types.js'
+import { type Generation, generationOfNumbers } from './generation.js'
+import { JsonFault, type JsonValue, lineAndColumn, readJson } from './strict_json.js'
 
 export interface Section {
   name: string
@@ -20,24 +24,37 @@ export interface Metadata {
   devices: readonly Section[]
   /** Devices are named with their places: the newer shape. */
   devicesHavePlaces: boolean
+  /** Whose bhyve takes it. */
+  generation: Generation
 }
 
 export type MetadataResult = { metadata: Metadata } | { problem: Problem }
 
 /** bhyve writes a few kilobytes; what is larger is not read. */
-export const metadataMaxBytes = 4 * 1024 * 1024
+export const metadataMaxBytes = 1024 * 1024
 /** Far more than the state of all devices of a VM: what claims more would only be slow to read. */
 export const kernelMaxBytes = 1024 * 1024 * 1024
 /** More RAM than any host has. Its digests still fit a manifest (`manifestMaxBytes`). */
 export const memoryMaxBytes = 2 ** 46
+/** `VM_MAXCPU` of sys/amd64/vmm/vmm.c on the kernel with the most, FreeBSD 14's. A host may take fewer. */
+const mostCpus = 1024
+/** bhyve keeps them in an int. */
+const mostFlags = 2 ** 31 - 1
 /** Of a VM or a device: what no command line could give would only mislead whoever reads it in a message. */
 const nameMaxLength = 255
 
-type JsonObject = Record<string, unknown>
+type JsonObject = JsonValue & { kind: 'object' }
+
+/** A section as it is listed: where, and by which number the older loaders find it. */
+interface Entry extends Section {
+  at: number
+  number: number | undefined
+}
 
 interface Shape {
   structuresKey: string
   structureNameKey: string
+  structureNumberKey?: string
   deviceNameKey: string
   devicesHavePlaces: boolean
   structures: readonly string[]
@@ -56,6 +73,7 @@ const shapes: readonly Shape[] = [
   {
     structuresKey: 'structs',
     structureNameKey: 'debug_name',
+    structureNumberKey: 'snapshot_req',
     deviceNameKey: 'snapshot_req',
     devicesHavePlaces: false,
     structures: [...commonStructures, 'vmx'],
@@ -64,24 +82,38 @@ const shapes: readonly Shape[] = [
 
 class MetadataFault extends Error {
   readonly code: 'metadata-invalid' | 'metadata-incomplete'
+  /** Where in the text, if it is one place. */
+  readonly at: number | undefined
 
-  constructor(code: 'metadata-invalid' | 'metadata-incomplete', message: string) {
+  constructor(code: 'metadata-invalid' | 'metadata-incomplete', message: string, at?: number) {
     super(message)
     this.code = code
+    this.at = at
   }
 }
 
-const invalid = (message: string): MetadataFault => new MetadataFault('metadata-invalid', message)
-const incomplete = (message: string): MetadataFault => new MetadataFault('metadata-incomplete', message)
+const invalid = (message: string, at?: number): MetadataFault =>
+  new MetadataFault('metadata-invalid', message, at)
+const incomplete = (message: string, at?: number): MetadataFault =>
+  new MetadataFault('metadata-incomplete', message, at)
 
 /** Never throws: what is wrong is a problem. */
-export function parseMetadata(text: string): MetadataResult {
+export function parseMetadata(content: string | Buffer): MetadataResult {
+  const text = typeof content === 'string' ? content : content.toString('utf8')
   try {
-    return { metadata: metadataFrom(parseJson(text)) }
+    const root = rootOf(text)
+    if (typeof content !== 'string' && !isUtf8(content)) throw invalid('the metadata are not UTF-8')
+    return { metadata: metadataFrom(root) }
   } catch (fault) {
     if (!(fault instanceof MetadataFault)) throw fault
-    return { problem: { code: fault.code, message: fault.message } }
+    return { problem: { code: fault.code, message: placed(fault, text) } }
   }
+}
+
+function placed({ message, at }: MetadataFault, text: string): string {
+  if (at === undefined) return message
+  const { line, column } = lineAndColumn(text, at)
+  return `${message} (line ${line}, column ${column})`
 }
 
 /** Devices the VM has; the older shape lists those it has not with size 0. */
@@ -91,24 +123,20 @@ export function deviceNames(metadata: Metadata): string[] {
 
 /** The sum of all sections: what `.kern` must hold. */
 export function kernelBytes(metadata: Metadata): number {
-  return sections(metadata).reduce((sum, section) => sum + section.size, 0)
+  const sections = [...metadata.kernelStructures, ...metadata.devices]
+  return sections.reduce((sum, section) => sum + section.size, 0)
 }
 
-function sections(metadata: Metadata): Section[] {
-  return [...metadata.kernelStructures, ...metadata.devices]
-}
-
-function parseJson(text: string): JsonObject {
+function rootOf(text: string): JsonObject {
   if (text === '') throw incomplete('the metadata are empty: bhyve failed before it wrote them')
-  let value: unknown
   try {
-    value = JSON.parse(text)
-  } catch {
+    return objectFrom(readJson(text), 'the metadata')
+  } catch (fault) {
+    if (!(fault instanceof JsonFault)) throw fault
     if (isOpenEnded(text))
       throw incomplete('the metadata end in the middle: bhyve failed while it saved the VM')
-    throw invalid('the metadata are not JSON')
+    throw invalid(`bhyve refuses the metadata, or reads them differently: ${fault.message}`, fault.at)
   }
-  return objectFrom(value, 'the metadata')
 }
 
 /** True where brackets or a string are still open at the end, as a run that failed half-way leaves it. */
@@ -126,79 +154,126 @@ function isOpenEnded(text: string): boolean {
 }
 
 function metadataFrom(root: JsonObject): Metadata {
-  const shape = shapes.find((candidate) => Object.hasOwn(root, candidate.structuresKey))
-  if (shape === undefined) throw incomplete('the metadata list no kernel structures')
+  const shape = shapeOf(root)
   const basic = objectFrom(property(root, 'basic metadata', 'the metadata'), "'basic metadata'")
-  const metadata = {
+  const structures = entriesFrom(root, shape.structuresKey, shape.structureNameKey, shape.structureNumberKey)
+  const devices = entriesFrom(root, 'devices', shape.deviceNameKey)
+  assertStructures(structures, shape)
+  if (shape.devicesHavePlaces) assertNotEmpty(devices)
+  assertContiguous([...structures, ...devices])
+  const memflags = basic.members.get('memflags')
+  if (memflags !== undefined) countFrom(memflags, "'memflags'", mostFlags)
+  return {
     vm: nameFrom(property(basic, 'vmname', "'basic metadata'"), "'vmname'"),
-    cpus: countFrom(property(basic, 'ncpus', "'basic metadata'"), "'ncpus'"),
-    memoryBytes: memoryFrom(property(basic, 'memsize', "'basic metadata'")),
-    kernelStructures: sectionsFrom(root, shape.structuresKey, shape.structureNameKey),
-    devices: sectionsFrom(root, 'devices', shape.deviceNameKey),
+    cpus: cpusFrom(property(basic, 'ncpus', "'basic metadata'")),
+    memoryBytes: countFrom(property(basic, 'memsize', "'basic metadata'"), "'memsize'", memoryMaxBytes),
+    kernelStructures: structures.map(sectionOf),
+    devices: devices.map(sectionOf),
     devicesHavePlaces: shape.devicesHavePlaces,
+    generation: shape.devicesHavePlaces ? '14' : generationFrom(structures),
   }
-  assertStructures(metadata, shape)
-  assertContiguous(metadata)
-  return metadata
 }
 
-function sectionsFrom(root: JsonObject, key: string, nameKey: string): Section[] {
+function shapeOf({ members }: JsonObject): Shape {
+  const [shape, other] = shapes.filter((candidate) => members.has(candidate.structuresKey))
+  if (shape === undefined) throw incomplete('the metadata list no kernel structures')
+  const where = members.get(other?.structuresKey ?? '')?.at
+  if (other !== undefined) throw invalid('the metadata have the lists of two generations of bhyve', where)
+  return shape
+}
+
+function entriesFrom(root: JsonObject, key: string, nameKey: string, numberKey?: string): Entry[] {
   const list = property(root, key, 'the metadata')
-  if (!Array.isArray(list)) throw invalid(`'${key}' is not a list`)
-  return list.map((entry: unknown, index) => {
+  if (list.kind !== 'list') throw invalid(`'${key}' is not a list`, list.at)
+  const entries = list.items.map((item, index) => {
     const where = `'${key}' entry ${String(index)}`
-    const section = objectFrom(entry, where)
+    const entry = objectFrom(item, where)
+    const count = (of: string) => countFrom(property(entry, of, where), `${where} '${of}'`)
     return {
-      name: nameFrom(property(section, nameKey, where), `${where} '${nameKey}'`),
-      size: countFrom(property(section, 'size', where), `${where} 'size'`),
-      offset: countFrom(property(section, 'file_offset', where), `${where} 'file_offset'`),
+      at: item.at,
+      name: nameFrom(property(entry, nameKey, where), `${where} '${nameKey}'`),
+      number: numberKey === undefined ? undefined : count(numberKey),
+      size: count('size'),
+      offset: count('file_offset'),
     }
   })
+  assertDistinct(entries)
+  return entries
 }
 
-function assertStructures(metadata: Metadata, shape: Shape): void {
-  for (const name of shape.structures) {
-    const structure = metadata.kernelStructures.find((section) => section.name === name)
-    if (structure === undefined) throw incomplete(`kernel structure '${name}' is missing`)
-    if (structure.size === 0) throw incomplete(`kernel structure '${name}' is empty`)
+/** bhyve takes the first of them, whatever is in it. */
+function assertDistinct(entries: readonly Entry[]): void {
+  const seen = new Set<string | number>()
+  for (const { name, number, at } of entries) {
+    if (seen.has(name)) throw invalid(`section '${name}' is listed twice`, at)
+    if (number !== undefined && seen.has(number))
+      throw invalid(`section '${name}' has the number of another, ${number}`, at)
+    seen.add(name)
+    if (number !== undefined) seen.add(number)
   }
 }
 
-function assertContiguous(metadata: Metadata): void {
+function assertStructures(structures: readonly Entry[], shape: Shape): void {
+  for (const name of shape.structures) {
+    const structure = structures.find((section) => section.name === name)
+    if (structure === undefined) throw incomplete(`kernel structure '${name}' is missing`)
+    if (structure.size === 0) throw incomplete(`kernel structure '${name}' is empty`, structure.at)
+  }
+}
+
+/** Since FreeBSD 14 bhyve ends at a device of the VM whose state is empty. */
+function assertNotEmpty(devices: readonly Entry[]): void {
+  const empty = devices.find(({ size }) => size === 0)
+  if (empty !== undefined) throw incomplete(`device '${empty.name}' is empty`, empty.at)
+}
+
+function generationFrom(structures: readonly Entry[]): Generation {
+  const numbers = new Map(structures.map(({ name, number }) => [name, number ?? -1]))
+  const generation = generationOfNumbers(numbers)
+  if (generation !== undefined) return generation
+  throw invalid("no bhyve numbers the kernel structures as 'snapshot_req' does here", structures[0]?.at)
+}
+
+function assertContiguous(entries: readonly Entry[]): void {
   let end = 0
-  for (const section of sections(metadata)) {
-    if (section.offset !== end) {
-      throw invalid(`section '${section.name}' starts at ${String(section.offset)}, not at ${String(end)}`)
-    }
-    end += section.size
+  for (const { name, offset, size, at } of entries) {
+    if (offset !== end) throw invalid(`section '${name}' starts at ${offset}, not at ${end}`, at)
+    end += size
   }
   if (end > kernelMaxBytes) throw invalid('the sections add up to more than bhyve ever writes')
 }
 
-function objectFrom(value: unknown, what: string): JsonObject {
-  if (typeof value !== 'object' || value === null || Array.isArray(value))
-    throw invalid(`${what} is not an object`)
-  return value as JsonObject
+function sectionOf({ name, size, offset }: Entry): Section {
+  return { name, size, offset }
 }
 
-function property(object: JsonObject, key: string, what: string): unknown {
-  if (!Object.hasOwn(object, key)) throw incomplete(`${what} has no '${key}'`)
-  return object[key]
-}
-
-function nameFrom(value: unknown, what: string): string {
-  if (typeof value !== 'string') throw invalid(`${what} is not a text`)
-  if (value.length > nameMaxLength || /\p{Cc}/u.test(value)) throw invalid(`${what} is no name`)
+function objectFrom(value: JsonValue, what: string): JsonObject {
+  if (value.kind !== 'object') throw invalid(`${what} is not an object`, value.at)
   return value
 }
 
-function memoryFrom(value: unknown): number {
-  const memoryBytes = countFrom(value, "'memsize'")
-  if (memoryBytes > memoryMaxBytes) throw invalid("'memsize' is more than any host has")
-  return memoryBytes
+function property({ members, at }: JsonObject, key: string, what: string): JsonValue {
+  const value = members.get(key)
+  if (value === undefined) throw incomplete(`${what} has no '${key}'`, at)
+  return value
 }
 
-function countFrom(value: unknown, what: string): number {
-  if (!Number.isSafeInteger(value) || (value as number) < 0) throw invalid(`${what} is not a whole number`)
-  return value as number
+function nameFrom(value: JsonValue, what: string): string {
+  if (value.kind !== 'string') throw invalid(`${what} is not a text`, value.at)
+  const { text, at } = value
+  if (text === '' || text.length > nameMaxLength || /\p{Cc}/u.test(text))
+    throw invalid(`${what} is not a name`, at)
+  return text
+}
+
+function cpusFrom(value: JsonValue): number {
+  const cpus = countFrom(value, "'ncpus'", mostCpus)
+  if (cpus === 0) throw invalid("'ncpus' is 0: bhyve does not start a VM without a vCPU", value.at)
+  return cpus
+}
+
+function countFrom(value: JsonValue, what: string, most = Number.MAX_SAFE_INTEGER): number {
+  if (value.kind !== 'number' || value.value < 0n) throw invalid(`${what} is not a whole number`, value.at)
+  if (value.value <= BigInt(most)) return Number(value.value)
+  throw invalid(`${what} is ${value.value}: bhyve takes at most ${most}`, value.at)
 }

@@ -141,9 +141,9 @@ function readMetadata(
     into.problems.push(problem('metadata-invalid', message, file))
     return undefined
   }
-  const text = directory.readText(file, metadataMaxBytes)
+  const content = directory.readStart(file, metadataMaxBytes)
   into.bytesRead += part.status.size
-  const result = parseMetadata(text)
+  const result = parseMetadata(content)
   if ('metadata' in result) return result.metadata
   into.problems.push({ ...result.problem, file })
   return undefined

@@ -17,6 +17,8 @@ export const savedDevices = [
   'atkbdc',
 ]
 const current = ['vhpet', 'vm', 'vioapic', 'vlapic', 'vmcx', 'vatpit', 'vatpic', 'vpmtmr', 'vrtc']
+/** By which FreeBSD 13.1 and later 13.x find them, in that order, and `vmx`. */
+const numbers = [5, 2, 1, 3, 6, 8, 7, 9, 10, 0]
 const oldDevices = [
   'atkbdc',
   'virtio-net',
@@ -66,8 +68,8 @@ function metadataOf(vm: string, devices: readonly string[], old: boolean) {
   const structures = old ? [...current, 'vmx'] : current
   return {
     'basic metadata': { ncpus: 2, vmname: vm, memsize: memoryBytes, memflags: 0 },
-    [old ? 'structs' : 'kern_structs']: structures.map((name) =>
-      section(old ? 'debug_name' : 'device', name),
+    [old ? 'structs' : 'kern_structs']: structures.map((name, index) =>
+      old ? { ...section('debug_name', name), snapshot_req: numbers[index] } : section('device', name),
     ),
     devices: devices.map((name) => section(old ? 'snapshot_req' : 'device', name)),
   }

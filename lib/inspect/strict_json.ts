@@ -1,0 +1,187 @@
+/**
+ * Reads JSON that libucl, which bhyve reads its metadata with, understands in the same way (protocol.md section 6).
+ * Each rule beyond JSON's own stands where the two differ: libucl takes the first of two equal keys, refuses an empty
+ * key, expands variables, and so on. What bhyve never writes and libucl may read otherwise is refused.
+ */
+
+/** `at`: where it begins in the text. */
+export type JsonValue = { readonly at: number } & (
+  | { readonly kind: 'object'; readonly members: ReadonlyMap<string, JsonValue> }
+  | { readonly kind: 'list'; readonly items: readonly JsonValue[] }
+  | { readonly kind: 'string'; readonly text: string }
+  | { readonly kind: 'number'; readonly value: bigint }
+  | { readonly kind: 'word' }
+)
+
+export class JsonFault extends Error {
+  readonly at: number
+
+  constructor(message: string, at: number) {
+    super(message)
+    this.at = at
+  }
+}
+
+/** Entries of one list or object. */
+export const mostEntries = 1024
+const mostValues = 16 * mostEntries
+const deepest = 16
+const shownKeyLength = 64
+
+const blanks = /[ \t\n\r]*/y
+const blanksInLine = /[ \t]*/y
+const word = /[-+.\w]*/y
+const wholeNumber = /^(?:0|-?[1-9]\d{0,18})$/
+const words: readonly string[] = ['true', 'false', 'null']
+/** bhyve's parser knows these two variables, and any text that begins like one of them. */
+const variable = /\$(?:\{(?:FILENAME|CURDIR)\}|FILENAME|CURDIR)/
+/** libucl makes bytes of each half of a surrogate pair, and ends the string at a NUL. */
+const halfOrNul = /^\\u(?:0000|d[89a-f])/i
+
+/** Throws a JsonFault. Work and depth are bounded, whatever the text is. */
+export function readJson(text: string): JsonValue {
+  return new Reader(text).whole()
+}
+
+/** Counted from 1. */
+export function lineAndColumn(text: string, at: number): { line: number; column: number } {
+  let line = 1
+  let start = 0
+  for (let end = text.indexOf('\n'); end !== -1 && end < at; end = text.indexOf('\n', start)) {
+    line++
+    start = end + 1
+  }
+  return { line, column: at - start + 1 }
+}
+
+class Reader {
+  readonly #text: string
+  #at = 0
+  #values = 0
+
+  constructor(text: string) {
+    this.#text = text
+  }
+
+  whole(): JsonValue {
+    const value = this.#value(0)
+    this.#skip(blanks)
+    if (this.#at < this.#text.length) throw this.#fault('something follows the end')
+    return value
+  }
+
+  #value(depth: number): JsonValue {
+    this.#skip(blanks)
+    const at = this.#at
+    this.#values++
+    if (this.#values > mostValues) throw this.#fault(`there are more than ${mostValues} values`)
+    if (depth > deepest) throw this.#fault(`the nesting is deeper than ${deepest}`)
+    const first = this.#text[at]
+    if (first === '{') return { at, kind: 'object', members: this.#members(depth) }
+    if (first === '[') return { at, kind: 'list', items: this.#items(depth) }
+    if (first === '"') return { at, kind: 'string', text: this.#stringValue() }
+    return { at, ...this.#scalar() }
+  }
+
+  #members(depth: number): Map<string, JsonValue> {
+    const members = new Map<string, JsonValue>()
+    this.#entries('}', () => {
+      const at = this.#at
+      const key = this.#string()
+      if (key === '') throw new JsonFault('a key is empty', at)
+      if (members.has(key)) throw new JsonFault(`the key ${shown(key)} is there twice`, at)
+      // libucl takes a key and a line end for something else.
+      this.#skip(blanksInLine)
+      this.#expect(':')
+      members.set(key, this.#value(depth + 1))
+      return members.size
+    })
+    return members
+  }
+
+  #items(depth: number): JsonValue[] {
+    const items: JsonValue[] = []
+    this.#entries(']', () => items.push(this.#value(depth + 1)))
+    return items
+  }
+
+  /** From the opening bracket to the closing one. `readOne` returns how many there are. */
+  #entries(close: string, readOne: () => number): void {
+    this.#at++
+    this.#skip(blanks)
+    if (this.#text[this.#at] === close) {
+      this.#at++
+      return
+    }
+    for (;;) {
+      if (readOne() > mostEntries)
+        throw this.#fault(`there are more than ${mostEntries} entries in one place`)
+      this.#skip(blanks)
+      if (this.#text[this.#at] !== ',') break
+      this.#at++
+      this.#skip(blanks)
+    }
+    this.#expect(close)
+  }
+
+  #stringValue(): string {
+    const at = this.#at
+    const text = this.#string()
+    if (variable.test(text)) throw new JsonFault('a text has a variable in it that bhyve would expand', at)
+    return text
+  }
+
+  #string(): string {
+    const start = this.#at
+    this.#expect('"')
+    while (this.#text[this.#at] !== '"') {
+      if (this.#text[this.#at] === '\\') this.#at++
+      if (this.#at >= this.#text.length) throw this.#fault('a text does not end')
+      this.#at++
+    }
+    this.#at++
+    return decoded(this.#text.slice(start, this.#at), start)
+  }
+
+  #scalar(): { kind: 'number'; value: bigint } | { kind: 'word' } {
+    const at = this.#at
+    this.#skip(word)
+    const text = this.#text.slice(at, this.#at)
+    if (words.includes(text)) return { kind: 'word' }
+    if (text === '') throw this.#fault('a value is missing')
+    if (!wholeNumber.test(text))
+      throw new JsonFault('a number is not written as bhyve writes whole numbers', at)
+    const value = BigInt(text)
+    if (BigInt.asIntN(64, value) !== value) throw new JsonFault('a number has more than 64 bits', at)
+    return { kind: 'number', value }
+  }
+
+  #skip(what: RegExp): void {
+    what.lastIndex = this.#at
+    this.#at += what.exec(this.#text)?.[0].length ?? 0
+  }
+
+  #expect(character: string): void {
+    if (this.#text[this.#at] !== character) throw this.#fault(`a '${character}' is missing`)
+    this.#at++
+  }
+
+  #fault(message: string): JsonFault {
+    return new JsonFault(message, this.#at)
+  }
+}
+
+function decoded(quoted: string, at: number): string {
+  for (const [escape] of quoted.matchAll(/\\(?:u[\da-f]{4}|[^])/gi)) {
+    if (halfOrNul.test(escape)) throw new JsonFault('a text has an escape that bhyve reads differently', at)
+  }
+  try {
+    return JSON.parse(quoted) as string
+  } catch {
+    throw new JsonFault('a text has a control character, or an escape that JSON does not know', at)
+  }
+}
+
+function shown(key: string): string {
+  return `'${key.slice(0, shownKeyLength).replace(/\p{C}/gu, '?')}'`
+}
