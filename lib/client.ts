@@ -304,9 +304,9 @@ class Client implements CheckpointClient {
     const doing = `${verb} checkpoint '${name}' of VM '${vm}'`
     const cancellation = new Cancellation({ signal, timeout, doing, vm })
     cancellation.throwIfCancelled()
-    const { peers, host, defaultRunDirectory } = this.#surroundings
+    const { peers, host, system, defaultRunDirectory } = this.#surroundings
     const place = { ...this.#settings.place, vm }
-    const context = { store: this.#store, place, peers, host, cancellation, defaultRunDirectory }
+    const context = { store: this.#store, place, peers, host, system, cancellation, defaultRunDirectory }
     const task = work(context, settings, cancellation).finally(() => cancellation[Symbol.dispose]())
     return this.#explained(doing, () => ({ vm, checkpoint: name }), cancellation.race(task))
   }

@@ -220,6 +220,8 @@ export interface RestorePlan {
 /**
  * - `damaged`: the set is not whole, or its manifest is a newer release's, which this one could not mark
  * - `foreign`: another tool's format
+ * - `generation-differs`: the checkpoint was made by a bhyve whose format the one that would read it refuses. There are
+ *   three: FreeBSD 13.0's, that of 13.1 and later 13.x, and that of 14 and later. `again` does not override it
  * - `path-too-long`: this bhyve could not open the set's path, or make its socket
  * - `already-running`: a process serves the VM's socket, or the kernel has a VM of that name (one that a dead bhyve
  *   left behind too: `bhyvectl --vm=<vm> --destroy`)
@@ -231,6 +233,7 @@ export interface RestorePlan {
 export type RestoreBlocker =
   | 'damaged'
   | 'foreign'
+  | 'generation-differs'
   | 'path-too-long'
   | 'already-running'
   | 'device-missing'

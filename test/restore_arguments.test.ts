@@ -2,7 +2,8 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
-import { createClient, type RestoreOptions } from 'bhyve-checkpoint'
+import { type ClientOptions, createClient, type RestoreOptions } from 'bhyve-checkpoint'
+import type { System } from '../dist/bhyve/dialects.js'
 import { createClientIn } from '../dist/client.js'
 import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { realSurroundings, type Surroundings } from '../dist/options.js'
@@ -10,7 +11,7 @@ import { type CommandLine, parseCommandLine } from '../dist/restore/command_line
 import { parseCommandLine as parseSimulated } from '../dist/simulator/arguments.js'
 import { machineOf as simulatedMachineOf } from '../dist/simulator/machine.js'
 import { rejection, scratch } from './support/index.js'
-import { host, memoryBytes, putSet, type SetOptions } from './support/sets.js'
+import { host, manifestOf, memoryBytes, putSet, type SetOptions } from './support/sets.js'
 
 const MiB = 1024 * 1024
 const noFile = (): string => ''
@@ -259,9 +260,9 @@ const quiet: Partial<Surroundings> = {
   vmmDirectory: '/nonexistent',
 }
 
-function clientFor(root: string, surroundings: Partial<Surroundings> = {}) {
+function clientFor(root: string, surroundings: Partial<Surroundings> = {}, options: ClientOptions = {}) {
   const all = { ...realSurroundings, ...quiet, peers: new PeerMemory(), ...surroundings }
-  return createClientIn(all, { checkpointDirectory: root, runDirectory: path.join(root, '.run') })
+  return createClientIn(all, { checkpointDirectory: root, runDirectory: path.join(root, '.run'), ...options })
 }
 
 /** Arguments whose disks are older than any set, newer than any, device nodes, or absent. */
@@ -544,6 +545,67 @@ t.test('what is wrong with the set', async (t) => {
   t.strictSame(await codes('other'), ['foreign'])
   t.match(await rejection(codes('none')), { code: 'ERR_CHECKPOINT_NOT_FOUND', vm: 'vm1', checkpoint: 'none' })
   t.match(await rejection(client.planRestore('vm9', 'x', { args: [] })), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
+})
+
+t.test('a checkpoint of another generation of bhyve', async (t) => {
+  const root = scratch(t)
+  const directory = path.join(root, 'vm1')
+  const made = { '13.0': '13.0', '13.1': true, '14': false } as const
+  for (const [generation, old] of Object.entries(made)) {
+    putSet(directory, `${generation} with`, { old })
+    putSet(directory, `${generation} without`, { old, manifest: false })
+  }
+  const readers: [ClientOptions['dialect'], Partial<System>, string | undefined][] = [
+    ['struct', {}, '13.0'],
+    ['path', {}, '13.1'],
+    ['descriptor', {}, '14'],
+    ['auto', { release: '12.4-RELEASE' }, undefined],
+    ['auto', { release: '13.0-RELEASE-p13' }, '13.0'],
+    ['auto', { release: '13.0-STABLE' }, undefined],
+    ['auto', { release: '13.1-RELEASE' }, '13.1'],
+    ['auto', { release: '13.5-STABLE' }, '13.1'],
+    ['auto', { release: '14.0-CURRENT' }, undefined],
+    ['auto', { release: '14.0-RELEASE' }, '14'],
+    ['auto', { release: '15.0-RELEASE' }, '14'],
+    ['auto', { release: 'unknown' }, undefined],
+    ['auto', { platform: 'linux', release: '14.2' }, undefined],
+    // What is named counts more than the host.
+    ['path', { release: '14.2-RELEASE' }, '13.1'],
+  ]
+  for (const [dialect, more, reader] of readers) {
+    const system = { platform: 'freebsd', release: '14.2-RELEASE', ...more } as const
+    const client = clientFor(root, { system }, { dialect })
+    for (const generation of Object.keys(made)) {
+      for (const manifest of ['with', 'without']) {
+        for (const again of [false, true]) {
+          const args = [...small, 'vm1']
+          const { blockers } = await client.planRestore('vm1', `${generation} ${manifest}`, { args, again })
+          const isOther = reader !== undefined && reader !== generation
+          const codes = blockers.map(({ code }) => code)
+          const what = `${generation} ${manifest} a manifest, read by ${reader ?? 'nobody knows whom'} (${dialect ?? ''})`
+          t.strictSame(codes, isOther ? ['generation-differs'] : [], what)
+        }
+      }
+    }
+  }
+})
+
+t.test('after an upgrade a suspended VM is not restored, and the error says what to do', async (t) => {
+  const root = scratch(t)
+  putSet(path.join(root, 'vm1'), 'suspend', { old: true, manifest: { poweredOff: true, dialect: 'path' } })
+  const system = { platform: 'freebsd', release: '14.2-RELEASE' } as const
+  const bhyve = path.join(root, 'bhyve')
+  const options = { args: [...small, 'vm1'], again: true, bhyve }
+  const error = await rejection(clientFor(root, { system }).restore('vm1', 'suspend', options))
+  t.match(error, { code: 'ERR_RESTORE_BLOCKED', blockers: [{ code: 'generation-differs' }] })
+  for (const part of [
+    /FreeBSD 13\.1 or a later 13\.x made it/,
+    /FreeBSD 14 or later/,
+    /14\.2-RELEASE/,
+    /before you upgrade/,
+  ])
+    t.match(error.message, part)
+  t.equal(manifestOf(path.join(root, 'vm1'), 'suspend').restoredAt, undefined, 'not marked')
 })
 
 t.test('a path that bhyve could not open', async (t) => {

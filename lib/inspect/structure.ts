@@ -7,6 +7,7 @@ import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../n
 import type { FileStatus } from '../native.js'
 import type { Directory } from '../store/directory.js'
 import type { Problem } from '../types.js'
+import type { Generation } from './generation.js'
 import type { Manifest } from './manifest.js'
 import { manifestOfHead, readHead } from './manifest_file.js'
 import { deviceNames, kernelBytes, type Metadata, metadataMaxBytes, parseMetadata } from './metadata.js'
@@ -28,6 +29,7 @@ export interface Inspection {
     memoryBytes: number
     devices: string[]
     devicesHavePlaces: boolean
+    generation: Generation
     kernelBytes: number
   }
   manifest?: Manifest
@@ -210,9 +212,9 @@ function readManifest(directory: Directory, base: string, part: Part, into: Insp
 }
 
 function summaryOf(metadata: Metadata): NonNullable<Inspection['metadata']> {
-  const { vm, cpus, memoryBytes, devicesHavePlaces } = metadata
+  const { vm, cpus, memoryBytes, devicesHavePlaces, generation } = metadata
   const devices = deviceNames(metadata)
-  return { vm, cpus, memoryBytes, devices, devicesHavePlaces, kernelBytes: kernelBytes(metadata) }
+  return { vm, cpus, memoryBytes, devices, devicesHavePlaces, generation, kernelBytes: kernelBytes(metadata) }
 }
 
 function problem(code: Problem['code'], message: string, file: string): Problem {

@@ -38,8 +38,8 @@ export function durabilityWarnings({ listed }: SetReport): Warning[] {
   return unproven.map(({ message }) => warning('not-verified', message))
 }
 
-export function pathBlockers({ listed, dialect }: SetReport): Blocker[] {
-  const limit = dialect === 'struct' ? structPathBytes : restorablePathBytes
+export function pathBlockers({ listed, dialect, generation }: SetReport): Blocker[] {
+  const limit = dialect === 'struct' || generation === '13.0' ? structPathBytes : restorablePathBytes
   const bytes = Buffer.byteLength(listed.path)
   if (bytes <= limit) return []
   return [blocker('path-too-long', `'${listed.path}' has ${bytes} bytes, bhyve -r opens at most ${limit}`)]

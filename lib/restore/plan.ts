@@ -1,4 +1,5 @@
 /** What a restore would do, and every reason not to: where the set, the arguments and the system are looked at. */
+import type { System } from '../bhyve/dialects.js'
 import type { Place } from '../bhyve/locate.js'
 import type { PeerMemory } from '../bhyve/peer_memory.js'
 import type { Cancellation } from '../cancellation.js'
@@ -27,6 +28,7 @@ import {
   setBlockers,
   warning,
 } from './findings.js'
+import { generationBlockers, readerOf } from './reader.js'
 import { signOfLife } from './running.js'
 
 export interface RestoreContext {
@@ -37,6 +39,7 @@ export interface RestoreContext {
   /** Where bhyve's socket is if the arguments say nothing. */
   defaultRunDirectory: string
   host: () => Host
+  system: System
   cancellation: Cancellation
 }
 
@@ -63,6 +66,7 @@ export async function planRestore(context: RestoreContext, settings: RestoreSett
     ...setBlockers(set, settings.again),
     ...content.blockers,
     ...pathBlockers(set),
+    ...generationBlockers(set, readerOf(context.place.dialect, context.system)),
     ...running,
     ...(machine === undefined ? [] : deviceBlockers(set, machine, host)),
     ...againBlockers(set, settings),

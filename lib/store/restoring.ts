@@ -1,5 +1,6 @@
 /** What a restore wants of a stored set: look at it, mark it, hold it, and take the mark back. Runs in the pool. */
 import { CheckpointError } from '../errors.js'
+import type { Generation } from '../inspect/generation.js'
 import {
   type ManifestHost,
   type Restore,
@@ -32,6 +33,8 @@ export interface SetReport {
   /** The VM's name in the metadata. */
   metadataVm: string | undefined
   devicesHavePlaces: boolean
+  /** Whose bhyve takes it; unknown of metadata that are damaged. */
+  generation: Generation | undefined
   /** From before this moment on bhyve wrote nothing to the disks until the set was complete, in milliseconds. */
   disksQuietMs: number
 }
@@ -48,6 +51,7 @@ export function lookAtSet(directoryPath: string, vm: string, name: string): SetR
     host: manifest?.host,
     metadataVm: metadata?.vm,
     devicesHavePlaces: metadata?.devicesHavePlaces ?? false,
+    generation: metadata?.generation,
     disksQuietMs: disksQuietMs(listed, inspection),
   }
 }

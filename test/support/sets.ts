@@ -17,8 +17,8 @@ export const savedDevices = [
   'atkbdc',
 ]
 const current = ['vhpet', 'vm', 'vioapic', 'vlapic', 'vmcx', 'vatpit', 'vatpic', 'vpmtmr', 'vrtc']
-/** By which FreeBSD 13.1 and later 13.x find them, in that order, and `vmx`. */
-const numbers = [5, 2, 1, 3, 6, 8, 7, 9, 10, 0]
+/** By which the older loaders find them, in that order, and `vmx`. */
+const numbers = { '13.0': [5, 2, 1, 3, 6, 9, 8, 10, 11, 0], '13.1': [5, 2, 1, 3, 6, 8, 7, 9, 10, 0] }
 const oldDevices = [
   'atkbdc',
   'virtio-net',
@@ -36,8 +36,8 @@ export const host = { os: 'FreeBSD', release: '14.2', machine: 'amd64', cpuModel
 export interface SetOptions {
   vm?: string
   devices?: readonly string[]
-  /** The older shape: one entry per type. */
-  old?: boolean
+  /** The older shape, one entry per type: FreeBSD 13.1's, unless it is said to be 13.0's. */
+  old?: boolean | '13.0'
   /** `false`: none. What is given is added to, or replaces, the default one's. */
   manifest?: false | Record<string, unknown>
 }
@@ -47,31 +47,34 @@ export function putSet(directory: string, name: string, options: SetOptions = {}
   const { vm = 'vm1', devices = savedDevices, old = false, manifest = {} } = options
   fs.mkdirSync(directory, { recursive: true })
   const base = path.join(directory, `${name}.ckp`)
-  const metadata = metadataOf(vm, old ? oldDevices : devices, old)
+  const metadata = metadataOf(vm, old === false ? devices : oldDevices, old)
   fs.writeFileSync(`${base}.meta`, JSON.stringify(metadata))
   fs.writeFileSync(
     `${base}.kern`,
-    Buffer.alloc(10 * (metadata.devices.length + current.length + (old ? 1 : 0))),
+    Buffer.alloc(10 * (metadata.devices.length + current.length + (old === false ? 0 : 1))),
   )
   fs.writeFileSync(base, '')
   fs.truncateSync(base, memoryBytes)
   if (manifest !== false) putManifest(base, vm, name, manifest)
 }
 
-function metadataOf(vm: string, devices: readonly string[], old: boolean) {
+function metadataOf(vm: string, devices: readonly string[], old: boolean | '13.0') {
+  const numbered = numbers[old === '13.0' ? '13.0' : '13.1']
   let offset = 0
   const section = (key: string, name: string) => {
     const entry = { [key]: name, size: 10, file_offset: offset }
     offset += 10
     return entry
   }
-  const structures = old ? [...current, 'vmx'] : current
+  const structures = old !== false ? [...current, 'vmx'] : current
   return {
     'basic metadata': { ncpus: 2, vmname: vm, memsize: memoryBytes, memflags: 0 },
-    [old ? 'structs' : 'kern_structs']: structures.map((name, index) =>
-      old ? { ...section('debug_name', name), snapshot_req: numbers[index] } : section('device', name),
+    [old !== false ? 'structs' : 'kern_structs']: structures.map((name, index) =>
+      old !== false
+        ? { ...section('debug_name', name), snapshot_req: numbered[index] }
+        : section('device', name),
     ),
-    devices: devices.map((name) => section(old ? 'snapshot_req' : 'device', name)),
+    devices: devices.map((name) => section(old !== false ? 'snapshot_req' : 'device', name)),
   }
 }
 
