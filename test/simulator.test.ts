@@ -476,6 +476,30 @@ t.test('metadata: the golden bytes from the golden numbers', async (t) => {
     writer.finish()
     t.equal(writer.text, text, file)
   }
+  const path = readFileSync(join(goldenFolder, 'meta', 'path.meta'), 'utf8')
+  const { structs } = JSON.parse(writeMetadata('oldest', JSON.parse(path) as GoldenMetadata).text + ']}') as {
+    structs: { debug_name: string; snapshot_req: number }[]
+  }
+  t.same(
+    structs.map(({ debug_name, snapshot_req }) => [debug_name, snapshot_req]),
+    [
+      ...[
+        ['vhpet', 5],
+        ['vm', 2],
+        ['vmx', 0],
+        ['vioapic', 1],
+        ['vlapic', 3],
+        ['vmcx', 6],
+      ],
+      ...[
+        ['vatpit', 9],
+        ['vatpic', 8],
+        ['vpmtmr', 10],
+        ['vrtc', 11],
+      ],
+    ],
+    "FreeBSD 13.0's numbers",
+  )
   const failed = readFileSync(join(goldenFolder, 'meta', 'failed-at-kernel-structure.meta'), 'utf8')
   const data = JSON.parse(`${failed}],"devices":[]}`) as GoldenMetadata
   t.equal(writeMetadata('current', data).text, failed, 'failed run')

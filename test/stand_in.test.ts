@@ -186,6 +186,12 @@ function changeMetadata(path: string, change: (metadata: Metadata) => void): voi
   fs.writeFileSync(`${path}.meta`, JSON.stringify(metadata))
 }
 
+function changeText(path: string, from: string, to: string): void {
+  const text = fs.readFileSync(`${path}.meta`, 'utf8')
+  if (!text.includes(from)) throw new Error(`there is no ${from}`)
+  fs.writeFileSync(`${path}.meta`, text.replace(from, to))
+}
+
 // ---- arguments ------------------------------------------------------------------------------------------
 
 const machines: [args: string[], cpus: number, memory: number, devices: string[]][] = [
@@ -470,6 +476,19 @@ t.test('devices of the old trees: one that was not saved starts afresh', async (
   t.ok(fs.statSync(join(folder, 'more.kern')).size > fs.statSync(`${path}.kern`).size)
 })
 
+t.test("generations: none takes another one's checkpoint", async (t) => {
+  for (const [saved, dialect] of [
+    ['struct', 'path'],
+    ['path', 'struct'],
+    ['path', 'descriptor'],
+  ] as const) {
+    const { run, path } = await savedVm(t, { dialect: saved })
+    const vm = new StandIn(t, run, [...machineArgs, '-r', path, 'vm0'], { dialect })
+    t.same(await vm.ended, { code: 1, signal: null }, `a ${dialect} bhyve, a checkpoint of a ${saved} one`)
+    t.match(vm.errors, /Cannot find kern struct|Failed to restore PCI device state/)
+  }
+})
+
 interface Broken {
   what: string
   spoil?: (path: string) => void
@@ -592,6 +611,24 @@ const broken: Broken[] = [
     what: 'a device of no size',
     spoil: (path) => changeMetadata(path, (metadata) => (metadata.devices[1]!.size = 0)),
     text: /size is 0: virtio-blk@pci\.0\.3\.0/,
+  },
+  {
+    what: 'more CPUs than any kernel takes',
+    spoil: (path) => changeMetadata(path, (metadata) => (metadata['basic metadata'].ncpus = 1025)),
+    status: 4,
+    text: /1025 vCPUs requested but only 1024 available/,
+  },
+  {
+    what: 'the first of two lists is the empty one',
+    spoil: (path) => changeText(path, '"devices": [', '"devices": [], "devices": ['),
+    text: /device state: no hostbridge@pci\.0\.0\.0/,
+  },
+  {
+    what: 'a negative number of a structure',
+    spoil: (path) => changeText(path, '"snapshot_req": 5', '"snapshot_req": -5'),
+    dialect: 'path',
+    signal: 'SIGABRT',
+    text: /Assertion failed: \(snapshot_req >= 0\)/,
   },
   {
     what: 'no keyboard controller',

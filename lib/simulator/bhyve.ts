@@ -21,6 +21,7 @@ import { SyntheticMemory } from './guest.js'
 import { listenFor } from './listener.js'
 import { machineOf, type Machine } from './machine.js'
 import {
+  mostCpus,
   settingsOf,
   shapeOf,
   type GuestOptions,
@@ -93,6 +94,10 @@ function checkedSettings(
   const { devices, memoryBytes } = machine
   const cpus = set === undefined ? machine.cpus : set.cpus
   if (cpus < 1) throw new Refusal(exitStatus.cannotRestore, `Invalid guest vCPUs (${String(cpus)})`)
+  if (cpus > mostCpus) {
+    const message = `${String(cpus)} vCPUs requested but only ${String(mostCpus)} available`
+    throw new Refusal(exitStatus.cannotStart, message)
+  }
   try {
     return settingsOf([vm], false, { ...options, devices, cpus, ...(set === undefined && { memoryBytes }) })
   } catch (error) {

@@ -165,7 +165,7 @@ class CheckpointRun {
   }
 
   get #metadataMode(): number {
-    return shapeOf(this.#guest.dialect) === 'old' ? 0o666 : 0o700
+    return shapeOf(this.#guest.dialect) === 'current' ? 0o700 : 0o666
   }
 
   #strikes(at: Fault['at']): Coroutine<boolean> {

@@ -3,8 +3,8 @@
  * after the last: so what a failed run leaves ends in the middle, and a whole document with a newline.
  */
 
-/** `'current'`: dialects `descriptor` and `reply`. `'old'`: `struct` and `path`. */
-export type MetadataShape = 'current' | 'old'
+/** `'current'`: dialects `descriptor` and `reply`. `'old'`: `path`. `'oldest'`: `struct`, which differs in its numbers only. */
+export type MetadataShape = 'current' | 'old' | 'oldest'
 
 export interface BasicMetadata {
   readonly cpus: number
@@ -22,18 +22,12 @@ export interface Section {
 
 type Field = readonly [key: string, value: string | number]
 
+const stableNumbers = { vmx: 0, vioapic: 1, vm: 2, vlapic: 3, vhpet: 5, vmcx: 6 }
+
 /** `enum snapshot_req` of the trees that wrote it. */
-const requestNumbers: Readonly<Record<string, number>> = {
-  vmx: 0,
-  vioapic: 1,
-  vm: 2,
-  vlapic: 3,
-  vhpet: 5,
-  vmcx: 6,
-  vatpic: 7,
-  vatpit: 8,
-  vpmtmr: 9,
-  vrtc: 10,
+const requestNumbers: Readonly<Record<'old' | 'oldest', Readonly<Record<string, number>>>> = {
+  old: { ...stableNumbers, vatpic: 7, vatpit: 8, vpmtmr: 9, vrtc: 10 },
+  oldest: { ...stableNumbers, vatpic: 8, vatpit: 9, vpmtmr: 10, vrtc: 11 },
 }
 
 /** Accumulates like libxo's buffer; `text` is what would be in the file if it were flushed now. */
@@ -71,7 +65,7 @@ export class MetadataWriter {
         ? [['device', section.name]]
         : [
             ['debug_name', section.name],
-            ['snapshot_req', requestNumberOf(section.name)],
+            ['snapshot_req', requestNumberOf(this.#shape, section.name)],
           ],
       section,
     )
@@ -127,8 +121,8 @@ export class MetadataWriter {
 }
 
 /** By which the old trees find a kernel structure; -1 where they know none of that name. */
-export function requestNumberOf(structure: string): number {
-  return requestNumbers[structure] ?? -1
+export function requestNumberOf(shape: 'old' | 'oldest', structure: string): number {
+  return requestNumbers[shape][structure] ?? -1
 }
 
 function valueOf(value: string | number): string {

@@ -71,6 +71,8 @@ export interface ServerSettings {
 }
 
 export const pageSize = 4096
+/** `VM_MAXCPU` of the kernel with the most, FreeBSD 14's. */
+export const mostCpus = 1024
 
 const dialects: readonly string[] = ['struct', 'path', 'descriptor', 'reply'] satisfies SimulatedDialect[]
 const keyboardController = 'atkbdc'
@@ -85,7 +87,8 @@ const defaultDevices = [
 
 /** How the metadata of this generation are laid out. */
 export function shapeOf(dialect: SimulatedDialect): MetadataShape {
-  return dialect === 'struct' || dialect === 'path' ? 'old' : 'current'
+  if (dialect === 'struct') return 'oldest'
+  return dialect === 'path' ? 'old' : 'current'
 }
 
 const optionNames: readonly string[] = [
@@ -115,7 +118,7 @@ export function settingsOf(vms: readonly string[], fleet: boolean, options: Gues
     runDirectory: optionalText('runDirectory', options.runDirectory) ?? '',
     dialect: checkedDialect(options.dialect ?? 'descriptor'),
     memoryBytes: checkedMemory(options.memoryBytes ?? defaultMemoryBytes),
-    cpus: integer('cpus', options.cpus ?? 2, 1, 1024),
+    cpus: integer('cpus', options.cpus ?? 2, 1, mostCpus),
     devices: checkedDevices(options.devices ?? defaultDevices),
     zeroFraction: numberWithin('zeroFraction', options.zeroFraction ?? 0.5, 0, 1),
     zeroLayout: checkedLayout(options.zeroLayout ?? 'runs'),

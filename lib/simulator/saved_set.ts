@@ -1,13 +1,13 @@
 /** The three files of a checkpoint as bhyve's loader reads them: the same checks, in the same order. */
-import { closeSync, fstatSync, openSync, readFileSync, readSync } from 'node:fs'
+import { closeSync, fstatSync, openSync, readFileSync, readSync, realpathSync } from 'node:fs'
 import { constants } from 'node:os'
+import { dirname } from 'node:path'
 import type { Native } from '../native.js'
 import type { GuestMemory } from './guest.js'
 import { requestNumberOf } from './metadata.js'
 import { shapeOf, type SimulatedDialect } from './options.js'
 import { complain, exitStatus, Refusal } from './refusal.js'
-
-type Json = Readonly<Record<string, unknown>>
+import { parseUcl, type Ucl, type UclObject } from './ucl.js'
 
 const extensionLength = '.kern'.length
 
@@ -35,6 +35,10 @@ export class SavedMemory implements GuestMemory {
   read(offset: number, length: number): Buffer {
     return readExactly(this.#descriptor, offset, length)
   }
+
+  close(): void {
+    closeSync(this.#descriptor)
+  }
 }
 
 /** An opened set. Throws a Refusal where bhyve refuses, and dies where bhyve fails an assertion. */
@@ -43,7 +47,7 @@ export class SavedSet {
   readonly #native: Native
   readonly #kernel: number
   readonly #kernelSize: number
-  readonly #metadata: Json
+  readonly #metadata: UclObject
   readonly #dialect: SimulatedDialect
 
   constructor(native: Native, path: string, dialect: SimulatedDialect) {
@@ -61,27 +65,28 @@ export class SavedSet {
 
   /** Undefined where it is missing: then the command line has to name the VM. */
   get vm(): string | undefined {
-    const name = this.#basic.vmname
+    const name = this.#basic?.get('vmname')
     return typeof name === 'string' && name !== '' ? name : undefined
   }
 
   get cpus(): number {
-    return integer(this.#basic.ncpus) ?? 0
+    // bhyve keeps it in an int.
+    return Number(BigInt.asIntN(32, this.#number('ncpus')))
   }
 
   get memoryBytes(): number {
-    return integer(this.#basic.memsize) ?? 0
+    return Math.max(0, Number(this.#number('memsize')))
   }
 
   /** The bytes of a kernel structure, undefined where it is not listed. */
   structure(name: string): Buffer | undefined {
-    return shapeOf(this.#dialect) === 'current'
-      ? this.#find('kern_structs', 'device', name)
-      : this.#find('structs', 'snapshot_req', requestNumberOf(name))
+    const shape = shapeOf(this.#dialect)
+    if (shape === 'current') return this.#named('kern_structs', 'device', name)
+    return this.#numbered(requestNumberOf(shape, name))
   }
 
   device(name: string): Buffer | undefined {
-    return this.#find('devices', shapeOf(this.#dialect) === 'current' ? 'device' : 'snapshot_req', name)
+    return this.#named('devices', shapeOf(this.#dialect) === 'current' ? 'device' : 'snapshot_req', name)
   }
 
   /** When every section has been read; the memory stays open. */
@@ -89,26 +94,50 @@ export class SavedSet {
     closeSync(this.#kernel)
   }
 
-  get #basic(): Json {
-    const basic = this.#metadata['basic metadata']
-    return isObject(basic) ? basic : {}
+  get #basic(): UclObject | undefined {
+    const basic = this.#metadata.get('basic metadata')
+    return isObject(basic) ? basic : undefined
   }
 
-  // Entries that nobody asks for are not looked at: they may be anything.
-  #find(list: string, key: string, wanted: string | number): Buffer | undefined {
-    const entries = this.#metadata[list]
-    if (!Array.isArray(entries)) return undefined
-    for (const entry of entries as unknown[]) {
-      if (!isObject(entry) || entry[key] !== wanted) continue
-      const size = integer(entry.size)
-      const offset = integer(entry.file_offset)
-      if (size === undefined || offset === undefined) continue
-      this.#assert(size >= 0, 'size >= 0')
-      this.#assert(offset >= 0, 'file_offset >= 0')
-      this.#assert(offset + size <= this.#kernelSize, 'file_offset + size <= rstate->kdata_len')
-      return readExactly(this.#kernel, offset, size)
+  #number(key: string): bigint {
+    return integer(this.#basic?.get(key)) ?? 0n
+  }
+
+  /** `lookup_dev()`: the first of that name that has a size and an offset. Others may be anything. */
+  #named(list: string, key: string, wanted: string): Buffer | undefined {
+    for (const entry of this.#entries(list)) {
+      if (!isObject(entry) || entry.get(key) !== wanted) continue
+      const bytes = this.#bytesOf(entry)
+      if (bytes !== undefined) return bytes
     }
     return undefined
+  }
+
+  /** `lookup_struct()`: one entry without a number, or the wanted one without a size, ends the search. */
+  #numbered(wanted: number): Buffer | undefined {
+    for (const entry of this.#entries('structs')) {
+      const number = isObject(entry) ? integer(entry.get('snapshot_req')) : undefined
+      if (!isObject(entry) || number === undefined) return undefined
+      this.#assert(number >= 0n, 'snapshot_req >= 0')
+      if (Number(BigInt.asUintN(32, number)) === wanted) return this.#bytesOf(entry)
+    }
+    return undefined
+  }
+
+  #entries(list: string): readonly Ucl[] {
+    const entries = this.#metadata.get(list)
+    return Array.isArray(entries) ? (entries as readonly Ucl[]) : []
+  }
+
+  #bytesOf(entry: UclObject): Buffer | undefined {
+    const size = integer(entry.get('size'))
+    if (size === undefined) return undefined
+    this.#assert(size >= 0n, 'size >= 0')
+    const offset = integer(entry.get('file_offset'))
+    if (offset === undefined) return undefined
+    this.#assert(offset >= 0n, 'file_offset >= 0')
+    this.#assert(offset + size <= this.#kernelSize, 'file_offset + size <= rstate->kdata_len')
+    return readExactly(this.#kernel, Number(offset), Number(size))
   }
 
   #assert(condition: boolean, text: string): void {
@@ -134,22 +163,24 @@ function open(path: string, failed: string, empty: string): { descriptor: number
   return { descriptor, size }
 }
 
-function parse(path: string): Json {
+function parse(path: string): UclObject {
   try {
-    const metadata: unknown = JSON.parse(readFileSync(path, 'utf8'))
-    if (isObject(metadata)) return metadata
+    const FILENAME = realpathSync(path)
+    return parseUcl(readFileSync(path, 'utf8'), { FILENAME, CURDIR: dirname(FILENAME) })
   } catch {
     // The same words for what is missing and for what is not whole: libucl's caller makes no difference.
+    throw refusal(`Failed to parse metadata file: '${path}'`)
   }
-  throw refusal(`Failed to parse metadata file: '${path}'`)
 }
 
-function isObject(value: unknown): value is Json {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
+function isObject(value: Ucl | undefined): value is UclObject {
+  return value instanceof Map
 }
 
-function integer(value: unknown): number | undefined {
-  return typeof value === 'number' ? Math.trunc(value) : undefined
+/** `ucl_object_toint_safe()`: of a float what is before the point. */
+function integer(value: Ucl | undefined): bigint | undefined {
+  if (typeof value === 'number') return BigInt(Math.trunc(value))
+  return typeof value === 'bigint' ? value : undefined
 }
 
 function readExactly(descriptor: number, offset: number, length: number): Buffer {

@@ -27,9 +27,23 @@ interface FreshGuest {
   readonly devices: readonly string[]
 }
 
+const oldStructures = [
+  'vhpet',
+  'vm',
+  'vmx',
+  'vioapic',
+  'vlapic',
+  'vmcx',
+  'vatpit',
+  'vatpic',
+  'vpmtmr',
+  'vrtc',
+]
+
 const structureOrder: Readonly<Record<MetadataShape, readonly string[]>> = {
   current: ['vhpet', 'vm', 'vioapic', 'vlapic', 'vmcx', 'vatpit', 'vatpic', 'vpmtmr', 'vrtc'],
-  old: ['vhpet', 'vm', 'vmx', 'vioapic', 'vlapic', 'vmcx', 'vatpit', 'vatpic', 'vpmtmr', 'vrtc'],
+  old: oldStructures,
+  oldest: oldStructures,
 }
 
 const structureSizes: Readonly<Record<string, number>> = {
