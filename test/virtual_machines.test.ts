@@ -210,6 +210,31 @@ t.test('a pid that was given to another process is never signalled', async (t) =
   t.equal(stateOf(pid), 'running')
 })
 
+t.test('a suspended VM of a fleet is off, though its process lives', async (t) => {
+  const fleet = await SimulatedFleet.start({ vms: ['one', 'two'], memoryBytes: 65536 })
+  t.teardown(() => fleet.stop())
+  const directory = scratch(t)
+  const { runDirectory } = fleet
+  const surroundings = { ...realSurroundings, peers: new PeerMemory(), exitPatienceMs: 1 }
+  const client = createClientIn(surroundings, {
+    runDirectory,
+    checkpointDirectory: directory,
+    dialect: 'descriptor',
+  })
+  const states = async (of = client) =>
+    (await of.listVirtualMachines()).map(({ vm, state }) => `${vm} ${state}`)
+  t.strictSame(await states(), ['one running', 'two running'], 'and that is remembered')
+  // The process behind the socket does not end: a suspend says so, but its state is published.
+  t.match(await rejection(client.suspend('one')), { code: 'ERR_SUSPEND_FAILED', vmState: 'unknown' })
+  t.strictSame(await states(), ['one off', 'two running'])
+  t.ok(fs.statSync(path.join(runDirectory, 'one')).isSocket(), "as with bhyve, the socket's file stays")
+  t.strictSame(await states(createClient({ runDirectory, checkpointDirectory: directory })), [
+    'one off',
+    'two running',
+  ])
+  t.match(await rejection(client.createCheckpoint('one')), { code: 'ERR_VM_NOT_RUNNING' })
+})
+
 t.test('every VM in the run directory', async (t) => {
   const runDirectory = scratch(t)
   const fleet = await SimulatedFleet.start({ vms: ['b', 'a'], runDirectory, memoryBytes: 65536 })

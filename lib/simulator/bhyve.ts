@@ -18,7 +18,7 @@ import { parseCommandLine, usage, UsageRequest, type CommandLine } from './argum
 import type { Guest } from './checkpoint.js'
 import { exitSoon } from './destroyed.js'
 import { SyntheticMemory } from './guest.js'
-import { listenFor } from './listener.js'
+import { listenFor, type Listener } from './listener.js'
 import { machineOf, type Machine } from './machine.js'
 import {
   mostCpus,
@@ -140,7 +140,7 @@ function serveUntilDestroyed(native: Native, vm: string, settings: ServerSetting
   reactor.run()
 }
 
-function listen(native: Native, settings: ServerSettings, vm: string): number {
+function listen(native: Native, settings: ServerSettings, vm: string): Listener {
   try {
     return listenFor(native, settings, vm)
   } catch (error) {

@@ -1,5 +1,5 @@
 /** The socket of a simulated VM: its place, and the claim to it. */
-import { lstatSync, mkdirSync, unlinkSync } from 'node:fs'
+import { lstatSync, mkdirSync, unlinkSync, utimesSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { isFailure, type Native } from '../native.js'
 import { errnoOf, type ServerSettings } from './options.js'
@@ -15,21 +15,44 @@ export function socketPathOf({ runDirectory, dialect }: SocketPlace, vm: string)
 
 export type SocketPlace = Pick<ServerSettings, 'runDirectory' | 'dialect'>
 
-/** A listening descriptor. Throws, in words, where the socket's place is taken or cannot be used. */
-export function listenFor(native: Native, place: SocketPlace, vm: string): number {
+export interface Listener {
+  readonly descriptor: number
+  /** Nobody listens from then on; the socket's file stays, as a dead VM's does. */
+  close(): void
+}
+
+/** Throws, in words, where the socket's place is taken or cannot be used. */
+export function listenFor(native: Native, place: SocketPlace, vm: string): Listener {
   const path = socketPathOf(place, vm)
   if (Buffer.byteLength(path) > native.socketPathCapacity) {
     throw new Error(`${path} is too long for a socket: at most ${String(native.socketPathCapacity)} bytes`)
   }
   mkdirSync(dirname(path), { recursive: true, mode: 0o755 })
   removeStale(native, place, path)
-  const listener = native.listenStream(path, backlog)
-  if (isFailure(listener)) {
+  const descriptor = native.listenStream(path, backlog)
+  if (isFailure(descriptor)) {
     throw new Error(
-      `cannot listen on ${path}: ${listener.syscall} failed with errno ${String(listener.errno)}`,
+      `cannot listen on ${path}: ${descriptor.syscall} failed with errno ${String(descriptor.errno)}`,
     )
   }
-  return listener
+  const close = (): void => {
+    native.close(descriptor)
+    renew(path)
+  }
+  return { descriptor, close }
+}
+
+/**
+ * Changes the file's time of change. A process of several VMs outlives one of them, and whoever has remembered by the
+ * file which process serves it must ask again.
+ */
+function renew(path: string): void {
+  try {
+    const now = new Date()
+    utimesSync(path, now, now)
+  } catch {
+    // Somebody has removed it: then nobody remembers it either.
+  }
 }
 
 // A dead VM leaves its socket behind, and bhyve unlinks it without looking. Here a live one is spared.

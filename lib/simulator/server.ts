@@ -3,6 +3,7 @@ import { constants } from 'node:os'
 import { isFailure, type Native } from '../native.js'
 import { saveCheckpoint, type Guest, type Outcome } from './checkpoint.js'
 import { strikes } from './fault.js'
+import type { Listener } from './listener.js'
 import { encodeNvlist, NvType, type NvPair } from './nvlist.js'
 import { errnoOf } from './options.js'
 import type { Coroutine } from './reactor.js'
@@ -11,21 +12,26 @@ import { newRequestState, receiveRequest, type Received } from './request.js'
 /** Called when a suspend has taken the VM away; its listener and connection are closed by then. */
 export type OnDestroyed = () => Coroutine
 
-/** Serves until the VM is destroyed. `listener` is closed then, its file stays. */
-export function* serve(native: Native, listener: number, guest: Guest, onDestroyed: OnDestroyed): Coroutine {
+/** Serves until the VM is destroyed. `listener` is closed then, before its connection ends. */
+export function* serve(
+  native: Native,
+  listener: Listener,
+  guest: Guest,
+  onDestroyed: OnDestroyed,
+): Coroutine {
   const state = newRequestState()
   for (;;) {
-    yield { readable: listener }
+    yield { readable: listener.descriptor }
     // A hang comes before accept: nothing is ever taken from the backlog.
     const closeAtOnce = yield* strikes(native, guest.fault, 'accept')
-    const socket = native.accept(listener)
+    const socket = native.accept(listener.descriptor)
     if (isFailure(socket)) continue
     if (!closeAtOnce) {
       const outcome = yield* serveRequest(native, socket, guest, state)
       for (const descriptor of state.descriptors.splice(0)) native.close(descriptor)
       if (outcome?.destroyed === true) {
         // Whoever is queued behind the suspend gets nothing but the end of the connection.
-        native.close(listener)
+        listener.close()
         native.close(socket)
         yield* onDestroyed()
         return
