@@ -150,6 +150,10 @@ export interface Native {
   watchProcess(pid: number, startedAt: string): number | Failure
   /** 1 once the process has ended and its memory is free, else 0. Never waits. */
   hasEnded(watch: number): number | Failure
+  /** How many descriptors this process may have open. */
+  descriptorLimit(): number | Failure
+  /** How many it has open. On Linux before 6.2 counting takes two more for a moment. */
+  openDescriptors(): number | Failure
   /** Ends this process by `signal` with its default action, whatever handlers are set. */
   dieBy(signal: number): never
 

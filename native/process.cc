@@ -4,11 +4,17 @@
 #include <csignal>
 #include <cstdlib>
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #if defined(__linux__)
+#include <algorithm>
+
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+
+#include "directory.h"
 
 #include "unique_fd.h"
 #elif defined(__FreeBSD__)
@@ -18,7 +24,11 @@
 #include <sys/time.h>
 #include <sys/user.h>
 #elif defined(__APPLE__)
+#include <vector>
+
+#include <libproc.h>
 #include <sys/proc.h>
+#include <sys/proc_info.h>
 #include <sys/sysctl.h>
 #endif
 
@@ -194,6 +204,69 @@ Result<std::int64_t> signalProcess(pid_t pid, const std::string &startedAt, int 
   if (::kill(pid, signal) == -1)
     return failureOf("kill");
   return 0;
+}
+#endif
+
+namespace {
+
+// RLIM_INFINITY, and what no double could hold, is more than any process opens.
+constexpr rlim_t kMostDescriptors = 1U << 30U;
+
+} // namespace
+
+Result<std::int64_t> descriptorLimit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) == -1)
+    return failureOf("getrlimit");
+  if (limit.rlim_cur > kMostDescriptors)
+    return static_cast<std::int64_t>(kMostDescriptors);
+#if defined(__FreeBSD__) || defined(__APPLE__)
+  // kern.maxfilesperproc may allow less.
+  const auto size = static_cast<rlim_t>(::getdtablesize());
+  if (size < limit.rlim_cur)
+    return static_cast<std::int64_t>(size);
+#endif
+  return static_cast<std::int64_t>(limit.rlim_cur);
+}
+
+#if defined(__linux__)
+Result<std::int64_t> openDescriptors() {
+  constexpr const char *kFolder = "/proc/self/fd";
+  struct stat status{};
+  // Since Linux 6.2 the folder's size is their number. Before it is 0.
+  if (::stat(kFolder, &status) == 0 && status.st_size > 0)
+    return static_cast<std::int64_t>(status.st_size);
+  const UniqueFd folder(
+      retryInterrupted([&] { return ::open(kFolder, O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+  if (!folder.valid())
+    return failureOf("open");
+  const auto names = readDirectory(folder.get(), 0);
+  if (const auto *failure = std::get_if<Failure>(&names))
+    return *failure;
+  const auto &text = std::get<std::string>(names);
+  // The folder's own, and the one that it is read by.
+  return static_cast<std::int64_t>(std::count(text.begin(), text.end(), '\0')) - 2;
+}
+#elif defined(__FreeBSD__)
+// /dev/fd shows 0 to 2 only, unless fdescfs is mounted there.
+Result<std::int64_t> openDescriptors() {
+  std::array<int, 4> name{CTL_KERN, KERN_PROC, KERN_PROC_NFDS, 0};
+  int count = 0;
+  size_t size = sizeof(count);
+  if (::sysctl(name.data(), static_cast<u_int>(name.size()), &count, &size, nullptr, 0) == -1)
+    return failureOf("sysctl");
+  return count;
+}
+#else
+Result<std::int64_t> openDescriptors() {
+  const int most = ::proc_pidinfo(::getpid(), PROC_PIDLISTFDS, 0, nullptr, 0);
+  if (most <= 0)
+    return failureOf("proc_pidinfo");
+  std::vector<char> descriptors(static_cast<size_t>(most));
+  const int filled = ::proc_pidinfo(::getpid(), PROC_PIDLISTFDS, 0, descriptors.data(), most);
+  if (filled <= 0)
+    return failureOf("proc_pidinfo");
+  return filled / static_cast<int>(PROC_PIDLISTFD_SIZE);
 }
 #endif
 

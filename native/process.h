@@ -26,6 +26,12 @@ Result<ProcessStatus> processStatus(pid_t pid);
 // signal.
 Result<std::int64_t> signalProcess(pid_t pid, const std::string &startedAt, int signal);
 
+// How many descriptors this process may have open (RLIMIT_NOFILE, and what else the system allows a process).
+Result<std::int64_t> descriptorLimit();
+
+// How many descriptors this process has open. Opens none itself where the system can count them.
+Result<std::int64_t> openDescriptors();
+
 // Ends this process by `signal` with its default action.
 [[noreturn]] void dieBy(int signal);
 

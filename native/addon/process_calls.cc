@@ -28,6 +28,12 @@ Value watchProcess(const CallbackInfo &info) {
 Value hasEnded(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::hasEnded(intArgument(info, 0)));
 }
+Value descriptorLimit(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::descriptorLimit());
+}
+Value openDescriptors(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::openDescriptors());
+}
 Value dieBy(const CallbackInfo &info) {
   bhyve::dieBy(intArgument(info, 0));
 }
@@ -62,6 +68,8 @@ void addProcessCalls(Napi::Object exports) {
   add(exports, "signalProcess", signalProcess);
   add(exports, "watchProcess", watchProcess);
   add(exports, "hasEnded", hasEnded);
+  add(exports, "descriptorLimit", descriptorLimit);
+  add(exports, "openDescriptors", openDescriptors);
   add(exports, "dieBy", dieBy);
   add(exports, "bootIdentity", bootIdentity);
   add(exports, "adopt", adopt);

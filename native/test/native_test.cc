@@ -72,6 +72,13 @@ void testDirectories(int folder) {
   valueOf(bhyve::removeDirectoryAt(folder, "sub"), "rmdir");
 }
 
+void testCounts() {
+  require(valueOf(bhyve::descriptorLimit(), "getrlimit") >= 16, "a limit");
+  const auto before = valueOf(bhyve::openDescriptors(), "open descriptors");
+  const UniqueFd one = valueOf(bhyve::openPath("/dev/null", O_RDONLY), "open");
+  require(valueOf(bhyve::openDescriptors(), "open descriptors") == before + 1, "one more");
+}
+
 void testLocks(int folder, const std::string &path) {
   const UniqueFd other = valueOf(bhyve::openPath(path, O_RDONLY | O_DIRECTORY), "open");
   require(valueOf(bhyve::lockDescriptor(folder, bhyve::LockMode::Exclusive), "flock") == 1, "taken");
@@ -147,6 +154,7 @@ int main(int count, char **arguments) {
     testOwnership(folder.get());
   }
   testProcesses();
+  testCounts();
   require(lowestFree() == before, "no descriptor is left");
   static_cast<void>(std::printf("native_test: ok\n"));
   return 0;
