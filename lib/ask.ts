@@ -8,12 +8,12 @@ import {
 } from './bhyve/dialects.js'
 import type { Located, Place } from './bhyve/locate.js'
 import type { Peer } from './bhyve/connect.js'
-import { vmStateOf } from './bhyve/peer.js'
+import { knownStateOf, vmStateOf } from './bhyve/peer.js'
 import type { PeerMemory } from './bhyve/peer_memory.js'
 import { ProcessEnd } from './bhyve/process_end.js'
 import { sendRequest, type Sent } from './bhyve/request.js'
 import type { Cancellation } from './cancellation.js'
-import { CheckpointError } from './errors.js'
+import { CheckpointError, isExhausted } from './errors.js'
 import { assertRestorablePath, structPathBytes } from './names.js'
 import type { CreateSettings } from './options.js'
 import type { ProgressReporter } from './progress.js'
@@ -121,7 +121,12 @@ function isUntouched(stage: Stage): Promise<boolean | undefined> {
 async function mayTryNext({ sent }: Ended, asking: Asking): Promise<boolean> {
   const { stage, settings, system, cancellation, asked } = asking
   if (cancellation.cancelled || !mayFallBack(operationOf(settings), system)) return false
-  if (vmStateOf(sent.peer) !== 'running' || (await isUntouched(stage)) !== true) return false
+  if (knownStateOf(sent.peer) !== 'running') return false
+  const untouched = await stage.isUntouched().catch((error: unknown) => {
+    // What this bhyve left cannot be judged: the request was neither refused nor has it failed.
+    if (isExhausted(error)) throw error
+  })
+  if (untouched !== true) return false
   asked.holdsState = false
   traceDecision(settings.vm, 'nothing was made: it may be of another dialect')
   return true

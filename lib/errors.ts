@@ -120,9 +120,23 @@ export function isNodeSystemError(error: unknown): error is NodeJS.ErrnoExceptio
   return error instanceof Error && 'syscall' in error && 'errno' in error && typeof error.errno === 'number'
 }
 
-const { EACCES, EPERM, EROFS, ENOSPC, EDQUOT, EFBIG } = constants.errno
+const { EACCES, EPERM, EROFS, ENOSPC, EDQUOT, EFBIG, EMFILE, ENFILE } = constants.errno
 const permissionErrors = new Set<number>([EACCES, EPERM, EROFS])
 const spaceErrors = new Set<number>([ENOSPC, EDQUOT, EFBIG])
+/** What to do where no descriptor is left. */
+const exhaustion = new Map<number, string>([
+  [EMFILE, 'This process has no descriptor left: raise its limit (ulimit -n), or run fewer calls at once'],
+  [ENFILE, 'The system has no descriptor left: raise its limit (kern.maxfiles, or fs.file-max on Linux)'],
+])
+
+/**
+ * Whether a call failed for want of a descriptor. That says nothing about what the call was for: no process has ended,
+ * no file is damaged.
+ */
+export function isExhausted(error: unknown): boolean {
+  if (typeof error !== 'object' || error === null || !('errno' in error)) return false
+  return typeof error.errno === 'number' && exhaustion.has(Math.abs(error.errno))
+}
 
 /** The error of a failed system call: `ERR_PERMISSION`, `ERR_NO_SPACE`, or `ERR_SYSTEM`. */
 export function systemError(
@@ -138,7 +152,8 @@ export function systemError(
     : spaceErrors.has(errno)
       ? 'ERR_NO_SPACE'
       : 'ERR_SYSTEM'
-  const message = `${doing}: ${syscall}${where} failed with ${errnoName(errno)}`
+  const advice = exhaustion.has(errno) ? `. ${String(exhaustion.get(errno))}` : ''
+  const message = `${doing}: ${syscall}${where} failed with ${errnoName(errno)}${advice}`
   const origin =
     cause ??
     Object.assign(new Error(`${syscall} ${errnoName(errno)}`), {

@@ -1,7 +1,15 @@
 /** A process with few descriptors: what it may open is counted, calls wait for each other, and errors name the cause. */
 import fs from 'node:fs'
-import t from 'tap'
+import os from 'node:os'
+import path from 'node:path'
+import t, { type Test } from 'tap'
+import { CheckpointError, type CheckpointClient } from 'bhyve-checkpoint'
+import { SimulatedBhyve, simulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { PeerMemory } from '../dist/bhyve/peer_memory.js'
+import { createClientIn } from '../dist/client.js'
 import { loadNative } from '../dist/native.js'
+import { realSurroundings } from '../dist/options.js'
+import { failure, inlinePool, intercept, rejection, scratch, until } from './support/index.js'
 
 const native = loadNative()
 
@@ -14,3 +22,194 @@ t.test('the limit and what is open are counted', async (t) => {
   fs.closeSync(one)
   t.equal(native.openDescriptors(), before)
 })
+
+/** Native calls that need a descriptor, for as long as they last or longer. */
+const opening = [
+  'openPath',
+  'openAt',
+  'readStartAt',
+  'readDirectory',
+  'connectStream',
+  'processStatus',
+  'watchProcess',
+  'signalProcess',
+] as const
+
+/** Of these calls the one with number `at` fails. */
+class Exhaustion {
+  at = 0
+  count = 0
+  struck = ''
+
+  constructor(t: Test) {
+    for (const name of opening) {
+      intercept(t, name, () => {
+        if (++this.count !== this.at) return undefined
+        this.struck = name
+        return failure('EMFILE', name)
+      })
+    }
+  }
+
+  async during(at: number, call: () => Promise<unknown>): Promise<CheckpointError | undefined> {
+    Object.assign(this, { at, count: 0, struck: '' })
+    try {
+      await call()
+      return undefined
+    } catch (error) {
+      if (error instanceof CheckpointError) return error
+      throw error
+    } finally {
+      this.at = 0
+    }
+  }
+}
+
+/** All in this thread, where native calls can be made to fail, and with a memory of its own. */
+function clientHere(options: Parameters<typeof createClientIn>[1]): CheckpointClient {
+  const pool = inlinePool()
+  return createClientIn({ ...realSurroundings, pool: () => pool, peers: new PeerMemory() }, options)
+}
+
+function assertNamed(t: Test, error: CheckpointError, what: string): void {
+  const { code, message, vm, cause } = error
+  if (code !== 'ERR_SYSTEM' || error.errno !== os.constants.errno.EMFILE)
+    t.fail(`${what}: ${code} ${String(error.errno)}: ${message}`)
+  if (!message.includes('ulimit -n')) t.fail(`${what}: does not say what to do: ${message}`)
+  if (vm !== 'vm1' && what !== 'listVirtualMachines') t.fail(`${what}: no VM`)
+  if (!(cause instanceof Error)) t.fail(`${what}: no cause`)
+}
+
+t.test('where no descriptor is left, every call says so, whatever it was about to open', async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 64 * 1024 })
+  t.teardown(() => bhyve.stop())
+  const checkpointDirectory = scratch(t)
+  const options = { runDirectory: bhyve.runDirectory, checkpointDirectory }
+  const steady = clientHere({ ...options, dialect: 'descriptor' })
+  await steady.createCheckpoint('vm1', { name: 'kept' })
+  const exhaustion = new Exhaustion(t)
+  const args = ['-c2', '-m4M', '-s0,hostbridge', '-s31,lpc', '-o', `rundir=${bhyve.runDirectory}`, 'vm1']
+  const operations: Record<string, (client: CheckpointClient) => Promise<unknown>> = {
+    createCheckpoint: (client) => client.createCheckpoint('vm1', { name: 'new', fsync: false }),
+    listCheckpoints: (client) => client.listCheckpoints('vm1'),
+    getCheckpoint: (client) => client.getCheckpoint('vm1', 'kept'),
+    verifyCheckpoint: (client) => client.verifyCheckpoint('vm1', 'kept', { depth: 'content' }),
+    pinCheckpoint: (client) => client.pinCheckpoint('vm1', 'kept'),
+    planRestore: (client) => client.planRestore('vm1', 'kept', { args }),
+    pause: (client) => client.pause('vm1').finally(() => process.kill(bhyve.pid, 'SIGCONT')),
+    'pause by pid': (client) => client.pause('vm1', { pid: bhyve.pid }),
+    resume: (client) => client.resume('vm1', { pid: bhyve.pid }),
+    listVirtualMachines: (client) => client.listVirtualMachines(),
+    destroyAll: (client) => client.destroyAll('vm1'),
+  }
+  const owned = native.ownedDescriptors()
+  for (const [name, operation] of Object.entries(operations)) {
+    let failures = 0
+    for (let at = 1; ; at++) {
+      const client = clientHere(options)
+      const error = await exhaustion.during(at, () => operation(client))
+      await client.idle()
+      if (exhaustion.struck === '') break
+      if (error !== undefined) assertNamed(t, error, name)
+      if (error !== undefined) failures++
+      if (native.ownedDescriptors() !== owned) t.fail(`${name}: descriptors leaked`)
+      if (name === 'destroyAll') continue
+      const listed = await steady.listCheckpoints('vm1')
+      if (listed.some(({ state }) => state !== 'complete')) t.fail(`${name}: ${JSON.stringify(listed)}`)
+    }
+    t.ok(failures > 0, `${name}: ${failures} failures`)
+  }
+})
+
+t.test('a suspend without descriptors loses nothing', { timeout: 120_000 }, async (t) => {
+  const checkpointDirectory = scratch(t)
+  const exhaustion = new Exhaustion(t)
+  const outcomes = { running: 0, saved: 0 }
+  let bhyve: SimulatedBhyve | undefined
+  t.teardown(() => bhyve?.stop())
+  for (let at = 1; ;) {
+    bhyve ??= await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 64 * 1024 })
+    const client = clientHere({
+      runDirectory: bhyve.runDirectory,
+      checkpointDirectory,
+      dialect: 'descriptor',
+    })
+    const error = await exhaustion.during(at, () => client.suspend('vm1', { fsync: false }))
+    const what = `suspend, call ${at} (${exhaustion.struck})`
+    if (error !== undefined) assertNamed(t, error, what)
+    const [saved] = await client.listCheckpoints('vm1')
+    if (error !== undefined) outcomes[saved === undefined ? 'running' : 'saved']++
+    if (saved === undefined) await client.createCheckpoint('vm1', { fsync: false })
+    else {
+      if (saved.state !== 'complete' || !saved.poweredOff) t.fail(`${what}: ${JSON.stringify(saved)}`)
+      await bhyve.exited
+      await bhyve.stop()
+      bhyve = undefined
+    }
+    await client.destroyAll('vm1')
+    if (exhaustion.struck === '') break
+    // Each VM that is gone costs the start of another one.
+    at += saved === undefined ? 1 : 4
+  }
+  t.ok(outcomes.running > 5 && outcomes.saved > 3, JSON.stringify(outcomes))
+})
+
+t.test('a struct bhyve is not left without a request', async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 64 * 1024, dialect: 'struct' })
+  t.teardown(() => bhyve.stop())
+  const client = clientHere({ runDirectory: bhyve.runDirectory, checkpointDirectory: scratch(t) })
+  await client.createCheckpoint('vm1', { name: 'before' })
+  const listed = await client.listCheckpoints('vm1')
+  const other = clientHere({ runDirectory: bhyve.runDirectory, checkpointDirectory: scratch(t) })
+  const release = intercept(t, 'processStatus', () => failure('EMFILE', 'open'))
+  assertNamed(t, await rejection(other.createCheckpoint('vm1')), 'struct')
+  release()
+  // It would have repeated the request before, whose folder is gone: the next one is served all the same.
+  t.match(await other.createCheckpoint('vm1'), { name: 'checkpoint' })
+  t.strictSame(await client.listCheckpoints('vm1'), listed)
+})
+
+t.test('a bhyve that cannot be started for want of a descriptor is not blamed', async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 4 * 1024 * 1024 })
+  const runDirectory = path.join(scratch(t), 'run')
+  fs.mkdirSync(runDirectory)
+  const checkpointDirectory = scratch(t)
+  await clientHere({ runDirectory: bhyve.runDirectory, checkpointDirectory }).createCheckpoint('vm1')
+  await bhyve.stop()
+  const args = ['-c2', '-m4M', '-s0,hostbridge', '-s31,lpc', '-o', `rundir=${runDirectory}`, 'vm1']
+  const taken: number[] = []
+  const pool = inlinePool()
+  const client = createClientIn(
+    {
+      ...realSurroundings,
+      peers: new PeerMemory(),
+      pool: () => ({
+        ...pool,
+        run: async (name: string, ...args: never[]) => {
+          const result: unknown = await (pool.run as (...call: unknown[]) => Promise<unknown>)(name, ...args)
+          // The last job before the start.
+          if (name === 'holdSet') queueMicrotask(() => takeAll(taken))
+          return result
+        },
+      }),
+    } as unknown as typeof realSurroundings,
+    { runDirectory, checkpointDirectory },
+  )
+  const restoring = rejection(client.restore('vm1', 'checkpoint', { args, bhyve: simulatedBhyve }))
+  await until(() => taken.length > 0, 'the descriptors to be taken')
+  await new Promise((resolve) => setImmediate(resolve))
+  for (const descriptor of taken) fs.closeSync(descriptor)
+  const error = await restoring
+  assertNamed(t, error, 'restore')
+  t.match(error, { vmState: 'off', checkpoint: 'checkpoint' })
+  t.equal((await client.getCheckpoint('vm1', 'checkpoint')).restoredAt, undefined)
+})
+
+/** As many descriptors as this process may have. */
+function takeAll(taken: number[]): void {
+  try {
+    for (;;) taken.push(fs.openSync('/dev/null', 'r'))
+  } catch {
+    return
+  }
+}

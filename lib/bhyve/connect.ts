@@ -1,7 +1,7 @@
 /** A connection to a VM's socket, by a peer that is trusted, or the reason why there is none. */
 import os from 'node:os'
 import type { Cancellation } from '../cancellation.js'
-import { CheckpointError, errnoName, systemError } from '../errors.js'
+import { CheckpointError, errnoName, isExhausted, systemError } from '../errors.js'
 import { type Failure, isFailure, loadNative } from '../native.js'
 import { isKnownToKernel, type Located, type Place } from './locate.js'
 import { assertNotPaused, vmStateOf } from './peer.js'
@@ -13,12 +13,6 @@ export interface Peer {
   pid: number
   /** Tells two processes with the same pid apart; undefined where it cannot be known. */
   startedAt: string | undefined
-}
-
-export interface Connection {
-  /** Connected, non-blocking, ours to close. */
-  descriptor: number
-  peer: Peer
 }
 
 /** How long to wait before knocking again at a full backlog. */
@@ -35,7 +29,7 @@ export interface Patience {
 }
 
 /**
- * Connects. A full backlog is waited for until the call is cancelled: EAGAIN on Linux; on FreeBSD ECONNREFUSED,
+ * Connects: a non-blocking descriptor, the caller's to close. A full backlog is waited for until the call is cancelled: EAGAIN on Linux; on FreeBSD ECONNREFUSED,
  * which a dead bhyve gives too, also while its VM is still in the kernel.
  */
 export async function connect(
@@ -44,7 +38,7 @@ export async function connect(
   peers: PeerMemory,
   cancellation: Cancellation,
   patience: Patience,
-): Promise<Connection> {
+): Promise<number> {
   const native = loadNative()
   const startedAt = performance.now()
   for (;;) {
@@ -52,7 +46,7 @@ export async function connect(
     const known = peers.peerAt(located)
     if (known !== undefined) assertNotPaused(known, place)
     const descriptor = native.connectStream(located.socketPath)
-    if (!isFailure(descriptor)) return connected(descriptor, located, peers)
+    if (!isFailure(descriptor)) return descriptor
     const waitedMs = performance.now() - startedAt
     if (!mayBeFull(descriptor, known, place, patience, waitedMs))
       throw connectError(descriptor, located, place)
@@ -74,22 +68,17 @@ function mayBeFull(
   return refusalMs === 0 || waitedMs < refusalMs
 }
 
-function connected(descriptor: number, located: Located, peers: PeerMemory): Connection {
-  const peer = peerOf(descriptor)
-  peers.rememberPeer(located, peer)
-  return { descriptor, peer }
-}
-
-/** Closes the connection where it fails. */
+/** The process at the other end of a connection. */
 export function peerOf(descriptor: number): Peer {
   const native = loadNative()
   const peer = native.peerOf(descriptor)
-  if (isFailure(peer)) {
-    native.close(descriptor)
-    throw systemError(peer, "asking for the peer's credentials")
-  }
-  const status = peer.pid === -1 ? undefined : native.processStatus(peer.pid)
-  return { ...peer, startedAt: status === undefined || isFailure(status) ? undefined : status.startedAt }
+  if (isFailure(peer)) throw systemError(peer, "asking for the peer's credentials")
+  if (peer.pid === -1) return { ...peer, startedAt: undefined }
+  const status = native.processStatus(peer.pid)
+  if (!isFailure(status)) return { ...peer, startedAt: status.startedAt }
+  // Without a start time it would be taken for another process, or for one that we may not see.
+  if (isExhausted(status)) throw systemError(status, `looking at process ${String(peer.pid)}`)
+  return { ...peer, startedAt: undefined }
 }
 
 function connectError(failure: Failure, { socketPath }: Located, place: Place): CheckpointError {

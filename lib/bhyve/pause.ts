@@ -1,6 +1,6 @@
 /** Stopping and continuing a VM's process, as CBSD's bpause: SIGSTOP, SIGCONT, and a look at what came of it. */
 import os from 'node:os'
-import { CheckpointError, systemError } from '../errors.js'
+import { CheckpointError, isExhausted, systemError } from '../errors.js'
 import { isFailure, loadNative } from '../native.js'
 import type { Peer } from './connect.js'
 import type { Place } from './locate.js'
@@ -29,7 +29,10 @@ export async function setPaused(peer: Peer, paused: boolean, place: Place): Prom
 /** The process a caller names by its pid, as it is now. */
 export function peerWithPid(pid: number, place: Place): Peer {
   const status = loadNative().processStatus(pid)
-  if (isFailure(status)) throw gone(pid, place)
+  if (isFailure(status)) {
+    if (isExhausted(status)) throw systemError(status, `looking at process ${String(pid)}`)
+    throw gone(pid, place)
+  }
   return { uid: -1, pid, startedAt: status.startedAt }
 }
 

@@ -1,7 +1,7 @@
 /** The bhyve process behind a socket: may it be given our folder, does it live, does it stand still? */
 import os from 'node:os'
-import { CheckpointError, type VmState } from '../errors.js'
-import { isFailure, loadNative } from '../native.js'
+import { CheckpointError, isExhausted, systemError, type VmState } from '../errors.js'
+import { type Failure, isFailure, loadNative, type ProcessStatus } from '../native.js'
 import type { Peer } from './connect.js'
 import type { Located, Place } from './locate.js'
 
@@ -24,7 +24,7 @@ export function assertTrusted(peer: Peer, located: Located, place: Place): void 
 
 /** A stopped bhyve cannot serve its socket: the request would wait for ever. */
 export function assertNotPaused(peer: Peer, place: Place): void {
-  if (vmStateOf(peer) !== 'paused') return
+  if (knownStateOf(peer) !== 'paused') return
   throw new CheckpointError('ERR_VM_PAUSED', `VM '${place.vm}' is paused: resume it first`, {
     vm: place.vm,
     vmState: 'paused',
@@ -40,8 +40,18 @@ export function assertSame(peer: Peer, expected: Peer, { vm }: Place): void {
 
 /** What the process that we were connected to does now. */
 export function vmStateOf(peer: Peer): VmState {
+  return peer.pid === -1 ? 'unknown' : stateFrom(loadNative().processStatus(peer.pid), peer)
+}
+
+/** The same for a decision: rejects where no descriptor was left for the look. */
+export function knownStateOf(peer: Peer): VmState {
   if (peer.pid === -1) return 'unknown'
   const status = loadNative().processStatus(peer.pid)
+  if (isExhausted(status)) throw systemError(status as Failure, `looking at process ${String(peer.pid)}`)
+  return stateFrom(status, peer)
+}
+
+function stateFrom(status: ProcessStatus | Failure, peer: Peer): VmState {
   // A look that failed is no news of a death, nor is one that never showed anything: a jail hides processes.
   if (isFailure(status)) return status.errno === ESRCH && peer.startedAt !== undefined ? 'off' : 'unknown'
   if (status.state === 'zombie') return 'off'

@@ -6,7 +6,7 @@
 import type { Dialect } from '../types.js'
 import type { Peer } from './connect.js'
 import type { Located } from './locate.js'
-import { vmStateOf } from './peer.js'
+import { knownStateOf } from './peer.js'
 
 interface Remembered {
   /** Of the socket's file: a bhyve that starts makes a new one. */
@@ -26,7 +26,7 @@ export class PeerMemory {
   /** The dialect it was found to speak, while it lives. */
   dialectAt(located: Located): Dialect | undefined {
     const known = this.#at(located)
-    return known !== undefined && vmStateOf(known.peer) === 'running' ? known.dialect : undefined
+    return known !== undefined && knownStateOf(known.peer) === 'running' ? known.dialect : undefined
   }
 
   rememberPeer(located: Located, peer: Peer): void {

@@ -4,7 +4,7 @@
  * would repeat its previous request (protocol.md section 2).
  */
 import os from 'node:os'
-import { CheckpointError, errnoName } from '../errors.js'
+import { CheckpointError, errnoName, isExhausted, systemError } from '../errors.js'
 import { isFailure, loadNative } from '../native.js'
 import { peerOf, type Peer } from './connect.js'
 import { isKnownToKernel, type Located, type Place } from './locate.js'
@@ -38,12 +38,16 @@ export function probe(located: Located, peers: PeerMemory): Probe {
   const descriptor = native.connectStream(located.socketPath)
   if (isFailure(descriptor)) {
     if (descriptor.errno === ECONNREFUSED || descriptor.errno === ENOENT) return { kind: 'dead' }
+    if (isExhausted(descriptor)) throw systemError(descriptor, 'connecting to a VM', located.socketPath)
     return { kind: 'silent', why: `its socket answers ${errnoName(descriptor.errno)}` }
   }
-  const peer = peerOf(descriptor)
-  native.close(descriptor)
-  peers.rememberPeer(located, peer)
-  return { kind: 'peer', peer }
+  try {
+    const peer = peerOf(descriptor)
+    peers.rememberPeer(located, peer)
+    return { kind: 'peer', peer }
+  } finally {
+    native.close(descriptor)
+  }
 }
 
 /** The process behind one of the VM's sockets; rejects where there is none, or none that can be asked. */

@@ -3,6 +3,7 @@
  * process where the system has such (pidfd, kqueue), else by looking at the pid and the time it was started; a pid
  * that was given to another process is never waited for.
  */
+import { isExhausted, systemError } from '../errors.js'
 import { isFailure, loadNative } from '../native.js'
 import type { Peer } from './connect.js'
 import { vmStateOf } from './peer.js'
@@ -21,6 +22,7 @@ export class ProcessEnd implements Disposable {
     if (peer.pid === -1 || peer.startedAt === undefined) return
     const watch = loadNative().watchProcess(peer.pid, peer.startedAt)
     if (!isFailure(watch)) this.#watch = watch
+    else if (isExhausted(watch)) throw systemError(watch, `watching process ${String(peer.pid)}`)
   }
 
   get isReached(): boolean {

@@ -8,7 +8,7 @@ import type { Cancellation } from '../cancellation.js'
 import { systemError } from '../errors.js'
 import { type Failure, isFailure, loadNative } from '../native.js'
 import type { Dialect } from '../types.js'
-import { connect, type Connection, type Patience, type Peer } from './connect.js'
+import { connect, type Patience, type Peer, peerOf } from './connect.js'
 import type { Located, Place } from './locate.js'
 import { assertNotPaused, assertSame, assertTrusted } from './peer.js'
 import type { PeerMemory } from './peer_memory.js'
@@ -55,28 +55,27 @@ export async function sendRequest(
   const native = loadNative()
   const { located, place, peers, patience } = target
   const payload = native.encodeRequest(request.dialect, request.operation, request.filename)
-  const connection = await connect(located, place, peers, cancellation, patience)
+  const descriptor = await connect(located, place, peers, cancellation, patience)
   try {
-    await assertWelcome(connection, request.dialect, target)
-    await sendAll(connection.descriptor, payload, request)
-    return { peer: connection.peer, ended: hold(connection.descriptor) }
+    const peer = await welcomePeer(descriptor, request.dialect, target)
+    await sendAll(descriptor, payload, request)
+    return { peer, ended: hold(descriptor) }
   } catch (error) {
-    native.close(connection.descriptor)
+    native.close(descriptor)
     throw error
   }
 }
 
-async function assertWelcome(
-  { descriptor, peer }: Connection,
-  dialect: Dialect,
-  target: Target,
-): Promise<void> {
-  const { located, place, expected, beforeSending } = target
+async function welcomePeer(descriptor: number, dialect: Dialect, target: Target): Promise<Peer> {
+  const { located, place, peers, expected, beforeSending } = target
   try {
+    const peer = peerOf(descriptor)
+    peers.rememberPeer(located, peer)
     assertTrusted(peer, located, place)
     assertNotPaused(peer, place)
     if (expected !== undefined) assertSame(peer, expected, place)
     await beforeSending?.(peer)
+    return peer
   } catch (error) {
     if (dialect === 'struct') await sendRefused(descriptor)
     throw error

@@ -4,7 +4,7 @@ import { CheckpointError, isNodeSystemError } from '../errors.js'
 import { isVmName } from '../names.js'
 import type { VirtualMachine } from '../types.js'
 import { isKnownToKernel, type Located, locateSocket, type Place } from './locate.js'
-import { vmStateOf } from './peer.js'
+import { knownStateOf } from './peer.js'
 import type { PeerMemory } from './peer_memory.js'
 import { probe, type Probe, recall } from './probe.js'
 
@@ -69,7 +69,7 @@ function machineAt(located: Located, place: Place, result: Probe): VirtualMachin
   const base = { vm: place.vm, socket: located.socketPath }
   if (result.kind === 'silent') return { ...base, state: 'unknown' }
   if (result.kind === 'dead') return { ...base, state: isKnownToKernel(place) ? 'unknown' : 'off' }
-  const state = vmStateOf(result.peer)
+  const state = knownStateOf(result.peer)
   const isAlive = state === 'running' || state === 'paused'
   return isAlive && result.peer.pid !== -1 ? { ...base, pid: result.peer.pid, state } : { ...base, state }
 }

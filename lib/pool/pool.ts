@@ -7,7 +7,7 @@
 import os from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
-import { CheckpointError } from '../errors.js'
+import { CheckpointError, systemError } from '../errors.js'
 import { isFailure, loadNative } from '../native.js'
 import { type JobName, type Jobs, longJobs } from './jobs.js'
 import { type FromWorker, fromPortable, type Outcome, type ToWorker } from './messages.js'
@@ -177,7 +177,7 @@ function adoptAll(lent: Record<string, number>): Record<string, number> {
     const own = native.adopt(descriptor)
     if (isFailure(own)) {
       for (const [, taken] of adopted) native.close(taken)
-      throw new CheckpointError('ERR_SYSTEM', 'no descriptor is left in this process', own)
+      throw systemError(own, "taking over a thread's descriptor")
     }
     adopted.push([key, own])
   }

@@ -1,6 +1,6 @@
 /** The VM's own arguments and the files they name. Runs in the pool. */
 import fs from 'node:fs'
-import { isNodeSystemError } from '../errors.js'
+import { isExhausted, isNodeSystemError } from '../errors.js'
 import { type CommandLine, parseCommandLine } from './command_line.js'
 import { ArgumentsFault } from './fault.js'
 import type { Disk } from './machine.js'
@@ -38,7 +38,7 @@ function readConfiguration(path: string): string {
       fs.closeSync(descriptor)
     }
   } catch (error) {
-    if (!isNodeSystemError(error)) throw error
+    if (!isNodeSystemError(error) || isExhausted(error)) throw error
     throw new ArgumentsFault(`-k ${path} cannot be read: ${error.code ?? error.message}`)
   }
 }

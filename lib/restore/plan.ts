@@ -29,7 +29,7 @@ import {
   warning,
 } from './findings.js'
 import { generationBlockers, readerOf } from './reader.js'
-import { signOfLife } from './running.js'
+import { noneUnlessExhausted, signOfLife } from './running.js'
 
 export interface RestoreContext {
   store: Store
@@ -113,7 +113,7 @@ async function runningBlockers(
   const isSame = first.vm === place.vm && first.runDirectory === place.runDirectory
   const places = isSame ? [place] : [place, first]
   const found = places.map((one) => runningBlocker(store, one, peers))
-  const guessed = guesses.map((one) => runningBlocker(store, one, peers).catch(() => []))
+  const guessed = guesses.map((one) => runningBlocker(store, one, peers).catch(noneUnlessExhausted))
   return (await Promise.all([...found, ...guessed])).flat()
 }
 

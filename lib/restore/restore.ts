@@ -1,5 +1,5 @@
 /** One restore, from the plan to the new bhyve's socket. `docs/storage.md` says what a crash leaves at each step. */
-import { CheckpointError, toCheckpointError, withDetails } from '../errors.js'
+import { CheckpointError, detailsOf, isExhausted, toCheckpointError, withDetails } from '../errors.js'
 import type { Cancellation } from '../cancellation.js'
 import { loadNative } from '../native.js'
 import type { RestoreSettings } from '../options.js'
@@ -137,6 +137,10 @@ async function failed(
 ): Promise<CheckpointError> {
   const { ending, mayHaveRun = false } = ended ?? {}
   const { vm, name, bhyve } = settings
+  if (isExhausted(ending?.error)) {
+    const known = toCheckpointError(ending?.error, `starting '${bhyve}'`)
+    return new CheckpointError(known.code, known.message, { ...detailsOf(known), vmState: 'off' })
+  }
   const output = await store.run('readLogEnd', log.descriptors.log, log.start).catch(() => '')
   const said = output === '' ? 'It said nothing' : `Its last words:\n${output}\n`
   const what = mayHaveRun ? 'came up and ended at once' : 'did not come up'

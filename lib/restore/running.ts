@@ -1,9 +1,9 @@
 /** Is a VM running under that name? Nothing harmful is sent, and each process is asked once (protocol.md section 2). */
 import { isKnownToKernel, type Located, type Place } from '../bhyve/locate.js'
-import { vmStateOf } from '../bhyve/peer.js'
+import { knownStateOf } from '../bhyve/peer.js'
 import type { PeerMemory } from '../bhyve/peer_memory.js'
 import { probe } from '../bhyve/probe.js'
-import { CheckpointError } from '../errors.js'
+import { CheckpointError, isExhausted } from '../errors.js'
 import type { Store } from '../store/store.js'
 
 /** Why the VM must be taken for running; undefined where nothing says so. */
@@ -24,7 +24,7 @@ function signAt(located: Located, peers: PeerMemory): string | undefined {
     // A dead `struct` socket looks the same as a live one; everywhere else somebody refuses to answer.
     return located.kind === 'struct' ? undefined : `somebody may serve '${located.socketPath}': ${found.why}`
   }
-  const state = vmStateOf(found.peer)
+  const state = knownStateOf(found.peer)
   if (state === 'off') return undefined
   return `process ${String(found.peer.pid)} serves '${located.socketPath}'`
 }
@@ -46,7 +46,13 @@ async function socketsOf(store: Store, place: Place): Promise<Located[]> {
 export async function socketsIn(store: Store, places: readonly Place[]): Promise<Located[]> {
   const found = places.map((place, index) => {
     const sockets = socketsOf(store, place)
-    return index === 0 ? sockets : sockets.catch(() => [])
+    return index === 0 ? sockets : sockets.catch(noneUnlessExhausted)
   })
   return (await Promise.all(found)).flat()
+}
+
+/** A guess that cannot be looked at is dropped; one that no descriptor was left for may be right. */
+export function noneUnlessExhausted(error: unknown): [] {
+  if (isExhausted(error)) throw error
+  return []
 }

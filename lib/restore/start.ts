@@ -1,7 +1,7 @@
 /** Starting bhyve so that it outlives us, and waiting until it serves its socket or has ended. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import type { Located, Place } from '../bhyve/locate.js'
-import { vmStateOf } from '../bhyve/peer.js'
+import { knownStateOf } from '../bhyve/peer.js'
 import type { PeerMemory } from '../bhyve/peer_memory.js'
 import { probe } from '../bhyve/probe.js'
 import { isFailure, loadNative } from '../native.js'
@@ -108,7 +108,7 @@ function isServedBy(pid: number, located: Located, peers: PeerMemory, bound: Set
   const found = probe(located, peers)
   // One that ends still holds its socket for a moment, and serves nobody any more.
   if (found.kind === 'peer')
-    return (found.peer.pid === pid && vmStateOf(found.peer) !== 'off') || found.peer.pid === -1
+    return (found.peer.pid === pid && knownStateOf(found.peer) !== 'off') || found.peer.pid === -1
   if (located.kind !== 'struct') return false
   // A socket has a file before anybody listens: it has to be there at two looks.
   if (!bound.has(located.identity)) {

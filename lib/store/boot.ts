@@ -1,9 +1,13 @@
 /** Which boot of the system a record on the disk is of. Runs in the pool. */
+import { isExhausted, systemError } from '../errors.js'
 import { isFailure, loadNative } from '../native.js'
 
 /** Undefined where the system has none (FreeBSD 13), or has none yet. */
 export function bootIdentity(): string | undefined {
   const identity = loadNative().bootIdentity()
+  // Otherwise a stage of this boot would be treated as one of another.
+  if (isFailure(identity) && isExhausted(identity))
+    throw systemError(identity, 'reading the identity of the boot')
   return isFailure(identity) || identity.length === 0 ? undefined : identity.toString('latin1')
 }
 

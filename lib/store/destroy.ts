@@ -2,7 +2,7 @@
  * Removing checkpoints. The RAM file goes first, into a trash folder: from then on the checkpoint does not
  * exist. Whatever dies afterwards, recovery finishes. Runs in the pool.
  */
-import { CheckpointError, detailsOf, toCheckpointError } from '../errors.js'
+import { CheckpointError, detailsOf, isExhausted, toCheckpointError } from '../errors.js'
 import { isForeignFormat } from '../inspect/structure.js'
 import { memorySuffix } from '../names.js'
 import { Directory } from './directory.js'
@@ -92,7 +92,8 @@ function isForeign(directory: Directory, name: string): boolean | undefined {
   if (directory.statusIfAny(name + memorySuffix)?.kind !== 'file') return false
   try {
     return isForeignFormat(directory, name)
-  } catch {
+  } catch (error) {
+    if (isExhausted(error)) throw error
     return undefined
   }
 }

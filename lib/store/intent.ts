@@ -3,6 +3,7 @@
  * after its maker died decides by them. Runs in the pool.
  */
 import os from 'node:os'
+import { isExhausted } from '../errors.js'
 import type { ManifestHost } from '../inspect/manifest.js'
 import { isFailure, loadNative } from '../native.js'
 import { isCheckpointName } from '../names.js'
@@ -136,7 +137,9 @@ function readRecord(stage: Directory, name: string): object | undefined {
   try {
     const record: unknown = JSON.parse(stage.readText(name, recordMaxBytes))
     return typeof record === 'object' && record !== null ? record : undefined
-  } catch {
+  } catch (error) {
+    // A record that was not read must not be taken for one that says nothing: that would settle a live suspend.
+    if (isExhausted(error)) throw error
     return undefined
   }
 }

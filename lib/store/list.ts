@@ -1,6 +1,6 @@
 /** Which checkpoints does a VM have? Runs in the pool. */
 import os from 'node:os'
-import { CheckpointError } from '../errors.js'
+import { CheckpointError, isExhausted } from '../errors.js'
 import { type Inspection, inspectSet, stateOf } from '../inspect/structure.js'
 import { isCheckpointName, memorySuffix } from '../names.js'
 import type { Checkpoint, ListedCheckpoint, VerificationReport } from '../types.js'
@@ -55,7 +55,8 @@ function hasCommitted(directory: Directory): boolean {
   try {
     using staging = directory.openIfAny(stagingName)
     return staging?.entries().some((entry) => isCommitted(staging, entry)) ?? false
-  } catch {
+  } catch (error) {
+    if (isExhausted(error)) throw error
     return false // another user's store: what is published there is all that shows
   }
 }
@@ -88,6 +89,7 @@ export function listedSet(
     if (inspection === undefined || (wanted === 'unless a folder' && inspection.isFolder)) return []
     return [describe(directory.path, vm, name, inspection)]
   } catch (error) {
+    if (isExhausted(error)) throw error
     const file = name + memorySuffix
     const message = `cannot be read: ${error instanceof Error ? error.message : String(error)}`
     const problems = [{ code: 'metadata-missing', message, file }] as const
