@@ -8,6 +8,7 @@ import {
   invalid,
 } from './arguments.js'
 import { Cancellation } from './cancellation.js'
+import { descriptorsOf } from './descriptor_budget.js'
 import { peerWithPid, setPaused } from './bhyve/pause.js'
 import { assertTrusted, vmStateOf } from './bhyve/peer.js'
 import { findPeer } from './bhyve/probe.js'
@@ -27,6 +28,7 @@ import {
   type Surroundings,
 } from './options.js'
 import { ProgressReporter } from './progress.js'
+import { sharedPool } from './pool/pool.js'
 import { planRestore, type RestoreContext } from './restore/plan.js'
 import { restore, type Restored } from './restore/restore.js'
 import { Store } from './store/store.js'
@@ -126,17 +128,21 @@ class Client implements CheckpointClient {
     cancellation.onCancel(endTurn)
     try {
       const place = { ...this.#settings.place, vm }
-      const { system, peers, exitPatienceMs } = this.#surroundings
-      return await create(
-        { store: this.#store, place, system, peers, exitPatienceMs, asked },
-        settings,
-        cancellation,
-        progress,
+      const { system, peers, exitPatienceMs, descriptors } = this.#surroundings
+      const context = { store: this.#store, place, system, peers, exitPatienceMs, asked }
+      const count = settings.poweroff ? descriptorsOf.suspend : descriptorsOf.checkpoint
+      return await descriptors().during(count, cancellation, () =>
+        this.#keepingThread(settings.poweroff, () => create(context, settings, cancellation, progress)),
       )
     } finally {
       endTurn()
       this.#endRequest(vm)
     }
+  }
+
+  /** A suspend that was asked for must find a thread, whatever the host program opens meanwhile. */
+  #keepingThread<T>(isNeeded: boolean, work: () => Promise<T>): Promise<T> {
+    return isNeeded ? sharedPool().keepingThread(work) : work()
   }
 
   async suspend(vm: string, options: Omit<CreateOptions, 'poweroff'> = {}): Promise<Checkpoint> {
@@ -206,7 +212,11 @@ class Client implements CheckpointClient {
     const task = this.#onStored('verifying', vm, name, () =>
       depth === 'structure'
         ? this.#store.verify(vm, name)
-        : verifyContent({ store: this.#store, vm, name, cancellation, progress }),
+        : this.#surroundings
+            .descriptors()
+            .during(descriptorsOf.verify, cancellation, () =>
+              verifyContent({ store: this.#store, vm, name, cancellation, progress }),
+            ),
     ).finally(() => cancellation[Symbol.dispose]())
     const report = await cancellation.race(this.#tracked(task))
     return { ...report, elapsedMs: performance.now() - startedAt }
@@ -277,14 +287,24 @@ class Client implements CheckpointClient {
   }
 
   async planRestore(vm: string, name: string, options: RestoreOptions): Promise<RestorePlan> {
-    return this.#restoring('planning to restore', vm, name, options, async (context, settings) => {
-      return (await planRestore(context, settings)).plan
-    })
+    return this.#restoring(
+      'planning to restore',
+      vm,
+      name,
+      options,
+      async (context, settings, cancellation) => {
+        const plan = () => planRestore(context, settings)
+        const count = settings.verify ? descriptorsOf.verify : 0
+        return (await this.#surroundings.descriptors().during(count, cancellation, plan)).plan
+      },
+    )
   }
 
   async restore(vm: string, name: string, options: RestoreOptions): Promise<Restored> {
     return this.#restoring('restoring', vm, name, options, (context, settings, cancellation) => {
-      return this.#tracked(restore(context, settings, cancellation))
+      const count = descriptorsOf.restore + (settings.verify ? descriptorsOf.verify : 0)
+      const begin = () => restore(context, settings, cancellation)
+      return this.#tracked(this.#surroundings.descriptors().during(count, cancellation, begin))
     })
   }
 

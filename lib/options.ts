@@ -8,10 +8,12 @@ import {
   assertSignal,
   invalid,
 } from './arguments.js'
+import { DescriptorBudget, systemCounts } from './descriptor_budget.js'
 import { type Host, hostNow } from './host.js'
 import { assertCheckpointName, assertVmName } from './names.js'
 import type { Place } from './bhyve/locate.js'
 import type { System } from './bhyve/dialects.js'
+import { connectionsHeld } from './bhyve/request.js'
 import { type PeerMemory, sharedPeers } from './bhyve/peer_memory.js'
 import { type JobRunner, sharedPool } from './pool/pool.js'
 import { defaultRoot, rootLayout } from './store/layout.js'
@@ -50,6 +52,8 @@ export interface Surroundings {
   defaultRunDirectory: string
   /** Where what blocks is done. */
   pool: () => JobRunner
+  /** What the calls may open. */
+  descriptors: () => DescriptorBudget
   /** Where the kernel shows the VMs it has. */
   vmmDirectory: string
   system: System
@@ -60,9 +64,18 @@ export interface Surroundings {
   host: () => Host
 }
 
+let budget: DescriptorBudget | undefined
+
+/** One for all clients of this environment: the limit is the process's. */
+function sharedBudget(): DescriptorBudget {
+  budget ??= new DescriptorBudget(systemCounts(() => sharedPool().descriptorsToCome, connectionsHeld))
+  return budget
+}
+
 export const realSurroundings: Surroundings = {
   defaultRunDirectory: '/var/run/bhyve',
   pool: sharedPool,
+  descriptors: sharedBudget,
   vmmDirectory: '/dev/vmm',
   peers: sharedPeers,
   // Giving back hundreds of gigabytes takes a while.

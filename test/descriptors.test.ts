@@ -1,15 +1,28 @@
 /** A process with few descriptors: what it may open is counted, calls wait for each other, and errors name the cause. */
+import { execFile } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
 import { CheckpointError, type CheckpointClient } from 'bhyve-checkpoint'
-import { SimulatedBhyve, simulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { SimulatedBhyve, simulatedBhyve, SimulatedFleet } from 'bhyve-checkpoint/simulator'
 import { PeerMemory } from '../dist/bhyve/peer_memory.js'
+import { Cancellation } from '../dist/cancellation.js'
 import { createClientIn } from '../dist/client.js'
+import { DescriptorBudget } from '../dist/descriptor_budget.js'
 import { loadNative } from '../dist/native.js'
 import { realSurroundings } from '../dist/options.js'
-import { failure, inlinePool, intercept, rejection, scratch, until } from './support/index.js'
+import {
+  childEnvironment,
+  failure,
+  inlinePool,
+  intercept,
+  rejection,
+  scratch,
+  until,
+} from './support/index.js'
 
 const native = loadNative()
 
@@ -203,6 +216,135 @@ t.test('a bhyve that cannot be started for want of a descriptor is not blamed', 
   assertNamed(t, error, 'restore')
   t.match(error, { vmState: 'off', checkpoint: 'checkpoint' })
   t.equal((await client.getCheckpoint('vm1', 'checkpoint')).restoredAt, undefined)
+})
+
+interface Outcome {
+  failed: string[]
+  complete: number
+}
+
+/** What comes of it in a process of its own, which may open so many. */
+async function withLimit(
+  limit: number,
+  runDirectory: string,
+  folder: string,
+  ...more: string[]
+): Promise<Outcome> {
+  const script = fileURLToPath(new URL('support/few-descriptors.mjs', import.meta.url))
+  const command = `ulimit -n ${limit}; exec "$@"`
+  const words = ['-c', command, 'sh', process.execPath, script, runDirectory, folder, ...more]
+  const { stdout } = await promisify(execFile)('sh', words, { env: childEnvironment(), timeout: 280_000 })
+  return JSON.parse(stdout) as Outcome
+}
+
+t.test('a fleet larger than the limit waits', { timeout: 600_000 }, async (t) => {
+  for (const { limit, count, what } of [
+    { limit: 256, count: 300, what: 'create' },
+    { limit: 64, count: 100, what: 'mix' },
+  ]) {
+    const vms = Array.from({ length: count }, (_, index) => `vm${index}`)
+    const fleet = await SimulatedFleet.start({ vms, memoryBytes: 64 * 1024, writeRate: 256 * 1024 })
+    const outcome = await withLimit(limit, fleet.runDirectory, scratch(t), String(count), what)
+    await fleet.stop()
+    t.strictSame(outcome, { failed: [], complete: count }, `${count} VMs, ${limit} descriptors, ${what}`)
+  }
+})
+
+t.test('a suspend that was asked for is published, although the host takes every descriptor', async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm0', memoryBytes: 2 ** 20, writeRate: 2 ** 20 })
+  t.teardown(() => bhyve.stop())
+  const outcome = await withLimit(64, bhyve.runDirectory, scratch(t), '1', 'hungry')
+  t.strictSame(outcome, { failed: [], complete: 1 })
+})
+
+/** A budget whose process has `limit` descriptors, of which the host program has opened `host`. */
+function budgetOf(limit: number, host: () => number): DescriptorBudget {
+  return new DescriptorBudget({ limit: () => limit, open: host, held: () => 0, toCome: () => 0 })
+}
+
+function cancellationOf(options: { signal?: AbortSignal; timeout?: number } = {}): Cancellation {
+  return new Cancellation({ doing: 'waiting', vm: 'vm1', ...options })
+}
+
+/** Work that goes on until it is ended from outside. */
+class Work {
+  readonly begun: string[] = []
+  readonly #ends = new Map<string, () => void>()
+
+  readonly run = (name: string) => (): Promise<void> => {
+    this.begun.push(name)
+    return new Promise((resolve) => this.#ends.set(name, resolve))
+  }
+
+  end(name: string): void {
+    this.#ends.get(name)!()
+  }
+}
+
+t.test('calls come in their order, also a large one behind small ones', async (t) => {
+  const work = new Work()
+  // Eight are left to the host.
+  const budget = budgetOf(18, () => 0)
+  const take = (name: string, count: number) => budget.during(count, cancellationOf(), work.run(name))
+  const all = [take('a', 4), take('b', 4), take('large', 9), take('c', 1)]
+  await until(() => work.begun.length === 2, 'two')
+  t.strictSame(work.begun, ['a', 'b'])
+  work.end('a')
+  await all[0]
+  t.strictSame(work.begun, ['a', 'b'], 'the small one waits behind the large one')
+  work.end('b')
+  await until(() => work.begun.length === 4, 'the rest')
+  t.strictSame(work.begun, ['a', 'b', 'large', 'c'])
+  work.end('large')
+  work.end('c')
+  await Promise.all(all)
+})
+
+t.test('who waits for descriptors can be cancelled, and keeps nobody waiting', async (t) => {
+  // A timeout does not keep this process alive.
+  const alive = setInterval(() => undefined, 1000)
+  t.teardown(() => clearInterval(alive))
+  const work = new Work()
+  const budget = budgetOf(18, () => 0)
+  const first = budget.during(10, cancellationOf(), work.run('first'))
+  const controller = new AbortController()
+  const aborted = budget.during(10, cancellationOf({ signal: controller.signal }), work.run('aborted'))
+  const late = budget.during(1, cancellationOf({ timeout: 1 }), work.run('late'))
+  await t.rejects(late, { code: 'ERR_TIMEOUT' })
+  const next = budget.during(10, cancellationOf(), work.run('next'))
+  controller.abort()
+  await t.rejects(aborted, { code: 'ABORT_ERR' })
+  work.end('first')
+  await first
+  await until(() => work.begun.includes('next'), 'the next one')
+  t.strictSame(work.begun, ['first', 'next'])
+  work.end('next')
+  await next
+})
+
+t.test('where the host has taken everything, calls wait for ours and for nothing else', async (t) => {
+  const work = new Work()
+  let host = 0
+  const budget = budgetOf(18, () => host)
+  const first = budget.during(10, cancellationOf(), work.run('first'))
+  const second = rejection(budget.during(4, cancellationOf(), work.run('second')))
+  await until(() => work.begun.length === 1, 'the first')
+  host = 18
+  work.end('first')
+  await first
+  const { errno } = os.constants
+  t.match(await second, {
+    code: 'ERR_SYSTEM',
+    errno: errno.EMFILE,
+    message: /18 of the 18.*Nothing was begun.*ulimit -n/,
+  })
+  t.match(await rejection(budget.during(1, cancellationOf(), work.run('third'))), { errno: errno.EMFILE })
+  host = 6
+  const fourth = budget.during(4, cancellationOf(), work.run('fourth'))
+  await until(() => work.begun.includes('fourth'), 'the fourth')
+  work.end('fourth')
+  await fourth
+  t.strictSame(work.begun, ['first', 'fourth'])
 })
 
 /** As many descriptors as this process may have. */

@@ -119,15 +119,27 @@ async function untilAccepted(send: () => number | Failure): Promise<number | und
   }
 }
 
+/** Of this environment: libuv owns them, and nobody else counts them. */
+let heldConnections = 0
+
+/** How many connections to a bhyve are held. */
+export function connectionsHeld(): number {
+  return heldConnections
+}
+
 /** Gives the connection to libuv, which owns it from then on, and waits for its end. */
 function hold(descriptor: number): Sent['ended'] {
   const socket = new net.Socket({ fd: descriptor, readable: true, writable: false })
   loadNative().disown(descriptor)
+  heldConnections++
   const reply = new ReplyBuffer()
   return new Promise((resolve) => {
     socket.on('data', (chunk: Uint8Array) => reply.add(chunk))
     // ECONNRESET at the end means the same as EOF.
     socket.on('error', () => undefined)
-    socket.on('close', () => resolve({ replyError: reply.errorText }))
+    socket.on('close', () => {
+      heldConnections--
+      resolve({ replyError: reply.errorText })
+    })
   })
 }

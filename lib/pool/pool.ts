@@ -7,10 +7,11 @@
 import os from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
-import { CheckpointError, systemError } from '../errors.js'
+import { CheckpointError, isNodeSystemError, systemError, toCheckpointError } from '../errors.js'
 import { isFailure, loadNative } from '../native.js'
 import { type JobName, type Jobs, longJobs } from './jobs.js'
 import { type FromWorker, fromPortable, type Outcome, type ToWorker } from './messages.js'
+import { reserveSize } from './reserve.js'
 
 /**
  * Two at least: one stays free for what is short. Not more than there are processors, which the host program's own
@@ -24,6 +25,8 @@ export const poolSize = Math.min(3, Math.max(2, os.availableParallelism()))
 const maxYoungGenerationSizeMb = 3
 /** Taken now: a host's tests that put another clock into its place must not keep threads from starting. */
 const { setTimeout: startLater } = globalThis
+/** What a thread opens by itself: for its event loop, and for a moment to load its code. */
+const threadDescriptors = 6
 /** A thread that has had nothing to do for so long ends, and gives back its memory and descriptors. */
 const idleMs = 2_000
 
@@ -48,11 +51,13 @@ class PoolWorker {
   readonly #worker: Worker
   readonly #done: () => void
   readonly #gone: (worker: PoolWorker) => void
+  readonly #mayEnd: () => boolean
   #retirement: NodeJS.Timeout | undefined
 
-  constructor(done: () => void, gone: (worker: PoolWorker) => void) {
+  constructor(done: () => void, gone: (worker: PoolWorker) => void, mayEnd: () => boolean) {
     this.#done = done
     this.#gone = gone
+    this.#mayEnd = mayEnd
     this.#worker = new Worker(loadSynchronously, {
       eval: true,
       workerData: fileURLToPath(new URL('./worker.js', import.meta.url)),
@@ -107,9 +112,7 @@ class PoolWorker {
     this.#gone(this)
     const job = this.#free()
     clearTimeout(this.#retirement)
-    job?.reject(
-      new CheckpointError('ERR_SYSTEM', `a thread of the library died: ${cause.message}`, { cause }),
-    )
+    job?.reject(deathOf(cause))
     this.#done()
   }
 
@@ -124,8 +127,11 @@ class PoolWorker {
   #retireLater(): void {
     clearTimeout(this.#retirement)
     this.#retirement = setTimeout(() => {
-      this.#gone(this)
-      void this.#worker.terminate()
+      if (!this.#mayEnd()) this.#retireLater()
+      else {
+        this.#gone(this)
+        void this.#worker.terminate()
+      }
     }, idleMs)
     this.#retirement.unref()
   }
@@ -199,6 +205,26 @@ export class Pool implements JobRunner {
   readonly #workers = new Set<PoolWorker>()
   readonly #waiting: Job[] = []
   #start: NodeJS.Timeout | undefined
+  /** How many calls rely on a thread that runs. */
+  #keepers = 0
+
+  /** What threads that may yet be started are going to open. */
+  get descriptorsToCome(): number {
+    return (poolSize - this.#workers.size) * (threadDescriptors + reserveSize)
+  }
+
+  /**
+   * While `work` lasts, one thread stays with its reserve of descriptors: a new one might not be had when a suspended
+   * VM's state has to be published.
+   */
+  async keepingThread<T>(work: () => Promise<T>): Promise<T> {
+    this.#keepers++
+    try {
+      return await work()
+    } finally {
+      this.#keepers--
+    }
+  }
 
   run<N extends JobName>(name: N, ...args: Parameters<Jobs[N]>): Promise<ReturnType<Jobs[N]>> {
     return this.runFrom(undefined, name, ...args)
@@ -263,9 +289,11 @@ export class Pool implements JobRunner {
 
   #startWorker(): void {
     try {
+      assertRoomForThread()
       const worker = new PoolWorker(
         () => this.#assign(),
         (gone) => this.#workers.delete(gone),
+        () => this.#keepers === 0 || this.#workers.size > 1,
       )
       this.#workers.add(worker)
     } catch (cause) {
@@ -279,7 +307,33 @@ export class Pool implements JobRunner {
   #refuseAll(cause: unknown): void {
     if (this.#workers.size > 0) return
     for (const job of this.#waiting.splice(0))
-      job.reject(new CheckpointError('ERR_SYSTEM', 'the library could start no thread', { cause }))
+      job.reject(toCheckpointError(cause, 'starting a thread of the library'))
+  }
+}
+
+function deathOf(cause: Error): CheckpointError {
+  const died = 'a thread of the library died'
+  if (isNodeSystemError(cause)) return toCheckpointError(cause, died)
+  // Of an event loop that could not be made, Node names the errno in the message only.
+  const isUnstarted = 'code' in cause && cause.code === 'ERR_WORKER_INIT_FAILED'
+  const name = isUnstarted ? cause.message.split(': ').at(-1) : undefined
+  const errno = new Map(Object.entries(os.constants.errno)).get(name ?? '')
+  if (errno !== undefined) return systemError({ errno, syscall: 'open' }, died, undefined, cause)
+  return new CheckpointError('ERR_SYSTEM', `${died}: ${cause.message}`, { cause })
+}
+
+/** Looked at before: a thread that finds too few descriptors is a thread that dies. */
+function assertRoomForThread(): void {
+  const native = loadNative()
+  const taken: number[] = []
+  try {
+    while (taken.length < threadDescriptors) {
+      const one = native.openPath('/dev/null', 0)
+      if (isFailure(one)) throw systemError(one, 'starting a thread of the library')
+      taken.push(one)
+    }
+  } finally {
+    for (const one of taken) native.close(one)
   }
 }
 

@@ -5,6 +5,7 @@ import { loadNative } from '../native.js'
 import { beginHolding, takeHeld } from '../store/held.js'
 import { jobs, type JobName } from './jobs.js'
 import { type FromWorker, type Outcome, toPortable, type ToWorker } from './messages.js'
+import { keepReserve } from './reserve.js'
 
 function run(job: string, args: readonly unknown[]): Outcome {
   try {
@@ -21,6 +22,7 @@ parentPort?.on('message', (message: ToWorker) => {
   else for (const descriptor of message.descriptors) loadNative().close(descriptor)
 })
 
+keepReserve(loadNative())
 beginHolding()
 tell('up')
 
