@@ -201,7 +201,7 @@ function assertVisible({ pid, startedAt }: Peer, vm: string): void {
 /** Whoever finds the stage later must know whose writing it waits for. */
 async function recordWriter({ stage, cancellation }: Asking, dialect: Dialect, peer: Peer): Promise<void> {
   await stage.recordWriter({ ...peer, dialect })
-  cancellation.throwIfCancelled()
+  cancellation.begin()
 }
 
 /** We must know whose end we wait for. */

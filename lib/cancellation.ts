@@ -11,12 +11,48 @@ export interface CancellationOptions {
   /** For messages: what the call does, and on which VM. */
   doing: string
   vm: string
-  /** What becomes of what was begun. */
+  /** What a cancel leaves until `begin`. */
+  before?: string | undefined
+  /** What a cancel does not stop from then on. */
   meanwhile?: string | undefined
 }
 
-/** What a cancel does not stop. */
+const nothingBegun = 'nothing was begun'
 const goesOn = 'what was begun goes on to its end (client.idle() waits for that)'
+
+interface Listening {
+  callbacks: Set<() => void>
+  listener: () => void
+}
+
+/**
+ * One listener for each signal, however many calls share it: of more than ten, Node warns of a leak. A process has each
+ * signal once.
+ */
+const listening = new WeakMap<AbortSignal, Listening>()
+
+/** Calls back when the signal is aborted. Returns what takes the callback back. */
+function onAbort(signal: AbortSignal, callback: () => void): () => void {
+  const { callbacks, listener } = listening.get(signal) ?? listenTo(signal)
+  callbacks.add(callback)
+  return () => {
+    callbacks.delete(callback)
+    if (callbacks.size > 0 || listening.get(signal)?.callbacks !== callbacks) return
+    listening.delete(signal)
+    signal.removeEventListener('abort', listener)
+  }
+}
+
+function listenTo(signal: AbortSignal): Listening {
+  const callbacks = new Set<() => void>()
+  const listener = (): void => {
+    for (const callback of [...callbacks]) callback()
+  }
+  signal.addEventListener('abort', listener, { once: true })
+  const started = { callbacks, listener }
+  listening.set(signal, started)
+  return started
+}
 
 /** Where a call tells that a cancel comes too late from now on, and that it does not yet after all. */
 export interface CommitPoint {
@@ -31,22 +67,29 @@ export class Cancellation implements CommitPoint, Disposable {
   /** A cancel that came while committed. */
   #late: Error | undefined
   readonly #listeners = new Set<(error: Error) => void>()
-  readonly #signal: AbortSignal | undefined
-  readonly #onAbort: () => void
+  /** What is true of a cancel that comes now. */
+  #outcome: string
+  readonly #meanwhile: string
+  readonly #stopListening: (() => void) | undefined
   readonly #timer: NodeJS.Timeout | undefined
   readonly #deadline: number
 
-  constructor({ signal, timeout, doing, vm, meanwhile = goesOn }: CancellationOptions) {
-    this.#signal = signal
+  constructor({ signal, timeout, doing, vm, before, meanwhile }: CancellationOptions) {
     this.#deadline = timeout === undefined ? Infinity : performance.now() + timeout
-    this.#onAbort = () => this.cancel(new AbortError(`${doing}: aborted; ${meanwhile}`, signal?.reason))
-    if (signal?.aborted === true) this.#onAbort()
-    else signal?.addEventListener('abort', this.#onAbort, { once: true })
-    if (timeout !== undefined) {
-      const error = () =>
-        new CheckpointError('ERR_TIMEOUT', `${doing}: not done after ${String(timeout)} ms; ${meanwhile}`, {
-          vm,
-        })
+    this.#outcome = nothingBegun
+    this.#meanwhile = meanwhile ?? goesOn
+    if (signal !== undefined) {
+      const abort = (): void =>
+        this.cancel(new AbortError(`${doing}: aborted; ${this.#outcome}`, signal.reason))
+      if (signal.aborted) abort()
+      else this.#stopListening = onAbort(signal, abort)
+    }
+    this.#outcome = before ?? nothingBegun
+    if (timeout !== undefined && !this.cancelled) {
+      const error = (): CheckpointError => {
+        const message = `${doing}: not done after ${String(timeout)} ms; ${this.#outcome}`
+        return new CheckpointError('ERR_TIMEOUT', message, { vm })
+      }
       this.#timer = setTimeout(() => this.cancel(error()), timeout)
       this.#timer.unref()
     }
@@ -71,6 +114,12 @@ export class Cancellation implements CommitPoint, Disposable {
 
   throwIfCancelled(): void {
     if (this.#error !== undefined) throw this.#error
+  }
+
+  /** From here on a cancel stops the waiting only, and says so. Throws where one came before. */
+  begin(): void {
+    this.throwIfCancelled()
+    this.#outcome = this.#meanwhile
   }
 
   /** From here on a cancel comes too late. Throws where one came before. */
@@ -123,7 +172,7 @@ export class Cancellation implements CommitPoint, Disposable {
 
   [Symbol.dispose](): void {
     clearTimeout(this.#timer)
-    this.#signal?.removeEventListener('abort', this.#onAbort)
+    this.#stopListening?.()
     this.#listeners.clear()
   }
 }

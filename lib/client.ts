@@ -65,8 +65,24 @@ export function createClientIn(surroundings: Surroundings, options: ClientOption
 }
 
 const suspendOptions = createOptions.filter((option) => option !== 'poweroff')
-const suspendGoesOn =
-  'if bhyve was asked, it goes on, and the state of the VM is published once it is saved (client.idle() waits for that)'
+/** What a cancel leaves: before bhyve is asked or started, and after. */
+const outcomes = {
+  checkpoint: {
+    before: 'nothing was sent to bhyve',
+    meanwhile:
+      'bhyve was asked and goes on to the end of its work; nothing is published (client.idle() waits for that)',
+  },
+  suspend: {
+    before: 'nothing was sent to bhyve',
+    meanwhile:
+      'bhyve was asked and goes on; the state of the VM is published once it is saved (client.idle() waits for that)',
+  },
+  verify: { before: 'nothing was read', meanwhile: 'the reading stops (client.idle() waits for that)' },
+  restore: {
+    before: 'nothing was started',
+    meanwhile: 'bhyve was started and goes on (client.idle() waits until it serves or has ended)',
+  },
+} as const
 
 /** What is wrong with the arguments of a call for a VM says so. */
 function about<T>(vm: string, check: () => T): T {
@@ -98,8 +114,8 @@ class Client implements CheckpointClient {
     const doing = settings.poweroff
       ? `suspending VM '${vm}' as checkpoint '${name}'`
       : `creating checkpoint '${name}' of VM '${vm}'`
-    const meanwhile = settings.poweroff ? suspendGoesOn : undefined
-    const cancellation = new Cancellation({ signal, timeout, doing, vm, meanwhile })
+    const outcome = settings.poweroff ? outcomes.suspend : outcomes.checkpoint
+    const cancellation = new Cancellation({ signal, timeout, doing, vm, ...outcome })
     cancellation.throwIfCancelled()
     const asked: Asked = {}
     const task = this.#create(settings, cancellation, asked).finally(() => cancellation[Symbol.dispose]())
@@ -205,18 +221,17 @@ class Client implements CheckpointClient {
     assertVmName(vm)
     assertCheckpointName(name, vm)
     const doing = `verifying checkpoint '${name}' of VM '${vm}'`
-    const cancellation = new Cancellation({ signal, doing, vm })
+    const cancellation = new Cancellation({ signal, doing, vm, ...outcomes.verify })
     cancellation.throwIfCancelled()
     const startedAt = performance.now()
     const progress = new ProgressReporter({ vm, name, onProgress, memoryBytes: undefined }, cancellation)
     const task = this.#onStored('verifying', vm, name, () =>
       depth === 'structure'
         ? this.#store.verify(vm, name)
-        : this.#surroundings
-            .descriptors()
-            .during(descriptorsOf.verify, cancellation, () =>
-              verifyContent({ store: this.#store, vm, name, cancellation, progress }),
-            ),
+        : this.#surroundings.descriptors().during(descriptorsOf.verify, cancellation, () => {
+            cancellation.begin()
+            return verifyContent({ store: this.#store, vm, name, cancellation, progress })
+          }),
     ).finally(() => cancellation[Symbol.dispose]())
     const report = await cancellation.race(this.#tracked(task))
     return { ...report, elapsedMs: performance.now() - startedAt }
@@ -322,7 +337,7 @@ class Client implements CheckpointClient {
     const settings = about(vm, () => restoreSettings(vm, name, options))
     const { signal, timeout } = settings
     const doing = `${verb} checkpoint '${name}' of VM '${vm}'`
-    const cancellation = new Cancellation({ signal, timeout, doing, vm })
+    const cancellation = new Cancellation({ signal, timeout, doing, vm, ...outcomes.restore })
     cancellation.throwIfCancelled()
     const { peers, host, system, defaultRunDirectory } = this.#surroundings
     const place = { ...this.#settings.place, vm }

@@ -1,4 +1,5 @@
 /** Cancels, ends of programs and of Workers, and many VMs at once: seen from other processes. */
+import events from 'node:events'
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
@@ -52,7 +53,53 @@ t.test('a signal that was aborted before', async (t) => {
   const error: unknown = await client
     .createCheckpoint('vm1', { signal: AbortSignal.abort() })
     .catch((e: unknown) => e)
-  t.match(error, { name: 'AbortError', code: 'ABORT_ERR' })
+  t.match(error, { name: 'AbortError', code: 'ABORT_ERR', message: /aborted; nothing was begun$/ })
+  const late: unknown = await client
+    .restore('vm1', 'a', { args: ['vm1'], signal: AbortSignal.abort(), timeout: 1 })
+    .catch((e: unknown) => e)
+  t.match(late, { name: 'AbortError', message: /nothing was begun$/ })
+})
+
+t.test('what a cancel leaves is said as it is at that moment', async (t) => {
+  for (const poweroff of [false, true]) {
+    const { runDirectory } = await start(t, { writeRate: 2 * MiB })
+    const client = createClient({ runDirectory, checkpointDirectory: scratch(t) })
+    const cancelAt = async (wanted: string): Promise<string> => {
+      const controller = new AbortController()
+      const onProgress = ({ phase }: { phase: string }) => phase === wanted && controller.abort()
+      const call = client.createCheckpoint('vm1', { poweroff, signal: controller.signal, onProgress })
+      const error: unknown = await call.catch((reason: unknown) => reason)
+      return error instanceof AbortError ? error.message : `no AbortError: ${String(error)}`
+    }
+    t.match(await cancelAt('queued'), /aborted; nothing was sent to bhyve$/)
+    const outcome = poweroff ? /asked and goes on; the state of the VM is published/ : /nothing is published/
+    t.match(await cancelAt('saving'), outcome)
+    await client.idle()
+  }
+})
+
+t.test('one signal for a thousand calls', async (t) => {
+  const warnings: Error[] = []
+  const warned = (warning: Error) => warnings.push(warning)
+  process.on('warning', warned)
+  t.teardown(() => process.off('warning', warned))
+  const { runDirectory } = await start(t, { writeRate: MiB })
+  const client = createClient({ runDirectory, checkpointDirectory: scratch(t) })
+  const controller = new AbortController()
+  const { signal } = controller
+  const listening = () => events.getEventListeners(signal, 'abort').length
+  await t.rejects(client.verifyCheckpoint('vm1', 'none', { signal }))
+  t.equal(listening(), 0, 'a call that has ended leaves no listener')
+  const calls = Array.from({ length: 1000 }, () => client.createCheckpoint('vm1', { signal }))
+  const ends = Promise.allSettled(calls)
+  t.equal(listening(), 1)
+  controller.abort()
+  const reasons = (await ends).map((end) => (end.status === 'rejected' ? (end.reason as Error).name : 'none'))
+  t.strictSame([...new Set(reasons)], ['AbortError'])
+  await client.idle()
+  await new Promise((resolve) => setImmediate(resolve))
+  t.equal(listening(), 0)
+  t.strictSame(warnings, [])
 })
 
 t.test('a cancel while waiting for the turn sends nothing', async (t) => {
@@ -61,7 +108,7 @@ t.test('a cancel while waiting for the turn sends nothing', async (t) => {
   const client = createClient({ runDirectory, checkpointDirectory })
   const first = client.createCheckpoint('vm1', { name: 'first' })
   const second = rejection(client.createCheckpoint('vm1', { name: 'second', timeout: 50 }))
-  t.match(await second, { code: 'ERR_TIMEOUT' })
+  t.match(await second, { code: 'ERR_TIMEOUT', message: /not done after 50 ms; nothing was sent to bhyve/ })
   t.match(await first, { name: 'first' })
   await client.idle()
   t.match(await client.listCheckpoints('vm1'), [{ name: 'first' }])

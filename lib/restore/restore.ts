@@ -109,7 +109,7 @@ async function restoreHeld(starting: Starting, cancellation: Cancellation): Prom
     const places = placesOfNew(planned)
     const before = await socketsIn(store, places)
     const stale = new Set(before.map(({ identity }) => identity))
-    cancellation.throwIfCancelled()
+    cancellation.begin()
     const bhyve = startBhyve(planned.plan.command, planned.plan.args, log.descriptors.log)
     const ended = await untilServed(bhyve, { store, places, peers, stale, bound: new Set() })
     starting.mayHaveRun = ended?.mayHaveRun === true
