@@ -154,6 +154,10 @@ export interface Native {
   descriptorLimit(): number | Failure
   /** How many it has open. On Linux before 6.2 counting takes two more for a moment. */
   openDescriptors(): number | Failure
+  /** 1 where the working directory is still there, 0 where somebody has removed it. */
+  hasWorkingDirectory(): number | Failure
+  /** Makes an open directory the process's working directory, one that was removed too. */
+  enterDirectory(descriptor: number): number | Failure
   /** Ends this process by `signal` with its default action, whatever handlers are set. */
   dieBy(signal: number): never
 

@@ -181,7 +181,7 @@ export interface PrunePolicy {
 export interface RestoreOptions {
   /**
    * The VM's own bhyve arguments as it is started with them, without `-r`, VM name last. Relative paths in them are
-   * taken from this process's working directory, which bhyve gets too.
+   * taken from this process's working directory, which bhyve gets too. Where that was removed, they lead nowhere.
    */
   args: readonly string[]
   /** Absolute path of the executable: bhyve itself, or a script that ends in `exec`. Default `/usr/sbin/bhyve`. */

@@ -270,6 +270,20 @@ Result<std::int64_t> openDescriptors() {
 }
 #endif
 
+Result<std::int64_t> hasWorkingDirectory() {
+  char *path = ::getcwd(nullptr, 0);
+  if (path == nullptr)
+    return errno == ENOENT ? Result<std::int64_t>(0) : failureOf("getcwd");
+  std::free(path);
+  return 1;
+}
+
+Result<std::int64_t> enterDirectory(int directory) {
+  if (::fchdir(directory) == -1)
+    return failureOf("fchdir");
+  return 0;
+}
+
 void dieBy(int signal) {
   static_cast<void>(std::signal(signal, SIG_DFL));
   sigset_t only;

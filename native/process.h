@@ -32,6 +32,12 @@ Result<std::int64_t> descriptorLimit();
 // How many descriptors this process has open. Opens none itself where the system can count them.
 Result<std::int64_t> openDescriptors();
 
+// 1 where the working directory is still there, 0 where somebody has removed it.
+Result<std::int64_t> hasWorkingDirectory();
+
+// Makes an open directory the working directory, one that was removed too.
+Result<std::int64_t> enterDirectory(int directory);
+
 // Ends this process by `signal` with its default action.
 [[noreturn]] void dieBy(int signal);
 

@@ -4,7 +4,7 @@ import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
 import { AbortError, createClient } from 'bhyve-checkpoint'
-import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
+import { SimulatedBhyve, simulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
 import { loadNative } from '../dist/native.js'
 import {
   checkpointFiles,
@@ -100,6 +100,25 @@ t.test('one signal for a thousand calls', async (t) => {
   await new Promise((resolve) => setImmediate(resolve))
   t.equal(listening(), 0)
   t.strictSame(warnings, [])
+})
+
+t.test('a program whose working directory is removed', async (t) => {
+  const script = path.join(scratch(t), 'bhyve')
+  const stand = `exec env NODE_OPTIONS= '${process.execPath}' '${simulatedBhyve}' "$@"`
+  // Node's own programs cannot start there; bhyve can.
+  fs.writeFileSync(script, `#!/bin/sh\necho $$ >'${script}.pid'\ncd / && ${stand}\n`, { mode: 0o755 })
+  for (const when of ['before', 'after']) {
+    const { runDirectory } = await start(t, { memoryBytes: 4 * MiB })
+    const ended = await runScript('without-cwd.mjs', [runDirectory, scratch(t), when, script])
+    process.kill(Number(fs.readFileSync(`${script}.pid`, 'utf8')), 'SIGKILL')
+    const outcomes = Object.entries(JSON.parse(ended.stdout) as Record<string, string>)
+    t.strictSame(
+      outcomes.filter(([, outcome]) => outcome !== 'resolved'),
+      [],
+      `removed ${when} the first call`,
+    )
+    t.equal(outcomes.length, 10)
+  }
 })
 
 t.test('a cancel while waiting for the turn sends nothing', async (t) => {

@@ -12,6 +12,7 @@ import { isFailure, loadNative } from '../native.js'
 import { type JobName, type Jobs, longJobs } from './jobs.js'
 import { type FromWorker, fromPortable, type Outcome, type ToWorker } from './messages.js'
 import { reserveSize } from './reserve.js'
+import { startInDirectory } from './working_directory.js'
 
 /**
  * Two at least: one stays free for what is short. Not more than there are processors, which the host program's own
@@ -34,7 +35,14 @@ const idleMs = 2_000
  * By require(), which reads files on the worker's own thread. An import would read them in libuv's pool: the host
  * program may have that busy, and a worker that is terminated meanwhile would leave the file open.
  */
-const loadSynchronously = "require(require('node:worker_threads').workerData)"
+const loadSynchronously = `
+const { file, loaded } = require('node:worker_threads').workerData
+try {
+  require(file)
+} finally {
+  Atomics.store(loaded, 0, 1)
+  Atomics.notify(loaded, 0)
+}`
 
 interface Job {
   name: JobName
@@ -58,14 +66,7 @@ class PoolWorker {
     this.#done = done
     this.#gone = gone
     this.#mayEnd = mayEnd
-    this.#worker = new Worker(loadSynchronously, {
-      eval: true,
-      workerData: fileURLToPath(new URL('./worker.js', import.meta.url)),
-      name: 'bhyve-checkpoint',
-      execArgv: workerFlags(),
-      env: workerEnvironment(),
-      resourceLimits: { maxYoungGenerationSizeMb },
-    })
+    this.#worker = startThread()
     this.#worker.unref()
     this.#worker.on('message', (message: FromWorker) => {
       if (message === 'up') this.#rise()
@@ -155,6 +156,21 @@ class PoolWorker {
   #post(message: ToWorker): void {
     this.#worker.postMessage(message)
   }
+}
+
+function startThread(): Worker {
+  const file = fileURLToPath(new URL('./worker.js', import.meta.url))
+  const loaded = new Int32Array(new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT))
+  const start = (): Worker =>
+    new Worker(loadSynchronously, {
+      eval: true,
+      workerData: { file, loaded },
+      name: 'bhyve-checkpoint',
+      execArgv: workerFlags(),
+      env: workerEnvironment(),
+      resourceLimits: { maxYoungGenerationSizeMb },
+    })
+  return startInDirectory(start, loaded)
 }
 
 /**

@@ -34,6 +34,12 @@ Value descriptorLimit(const CallbackInfo &info) {
 Value openDescriptors(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::openDescriptors());
 }
+Value hasWorkingDirectory(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::hasWorkingDirectory());
+}
+Value enterDirectory(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::enterDirectory(intArgument(info, 0)));
+}
 Value dieBy(const CallbackInfo &info) {
   bhyve::dieBy(intArgument(info, 0));
 }
@@ -70,6 +76,8 @@ void addProcessCalls(Napi::Object exports) {
   add(exports, "hasEnded", hasEnded);
   add(exports, "descriptorLimit", descriptorLimit);
   add(exports, "openDescriptors", openDescriptors);
+  add(exports, "hasWorkingDirectory", hasWorkingDirectory);
+  add(exports, "enterDirectory", enterDirectory);
   add(exports, "dieBy", dieBy);
   add(exports, "bootIdentity", bootIdentity);
   add(exports, "adopt", adopt);

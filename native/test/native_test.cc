@@ -8,6 +8,7 @@
 #include <string>
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "../boot_identity.h"
@@ -138,6 +139,19 @@ void testOwnership(int folder) {
   require(table.size() == 1, "the table closes what is left");
 }
 
+void testWorkingDirectory(const std::string &path) {
+  const UniqueFd before = valueOf(bhyve::openPath(".", O_RDONLY | O_DIRECTORY), "open");
+  require(valueOf(bhyve::hasWorkingDirectory(), "getcwd") == 1, "a working directory");
+  const std::string gone = path + "/gone";
+  require(::mkdir(gone.c_str(), 0700) == 0, "mkdir");
+  const UniqueFd folder = valueOf(bhyve::openPath(gone, O_RDONLY | O_DIRECTORY), "open");
+  require(::rmdir(gone.c_str()) == 0, "rmdir");
+  valueOf(bhyve::enterDirectory(folder.get()), "fchdir");
+  require(valueOf(bhyve::hasWorkingDirectory(), "getcwd") == 0, "it was removed");
+  valueOf(bhyve::enterDirectory(before.get()), "fchdir");
+  failsWith(bhyve::enterDirectory(-1), EBADF, "no descriptor");
+}
+
 } // namespace
 
 int main(int count, char **arguments) {
@@ -152,6 +166,7 @@ int main(int count, char **arguments) {
     testLocks(folder.get(), path);
     testSockets(folder.get(), path);
     testOwnership(folder.get());
+    testWorkingDirectory(path);
   }
   testProcesses();
   testCounts();
