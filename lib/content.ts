@@ -8,8 +8,8 @@ import type { Content, ContentRequest } from './store/content.js'
 import type { Stage } from './store/store.js'
 
 /**
- * Digests the set in the stage and gives its zeros back, as far as the settings want it. Undefined where they want
- * neither. Rejects at a cancel, and has then let go of the file.
+ * Digests the set in the stage and gives its zeros back, as far as the settings want it. Where they want neither, only
+ * the two small files are read. Rejects at a cancel, and has then let go of the file.
  */
 export async function recordContent(
   stage: Stage,
@@ -18,9 +18,9 @@ export async function recordContent(
   cancellation: Cancellation,
   progress: ProgressReporter,
 ): Promise<Content | undefined> {
-  if (!digest && !sparsify) return undefined
   using stop = new StopFlag(cancellation)
   const request = { name, memoryBytes, digest, sparsify, durable }
+  if (!digest && !sparsify) return await stage.passWhole(request, stop.array, cancellation)
   const content =
     memoryBytes <= usualSliceBytes
       ? await atOnce(stage, request, stop, cancellation, progress)

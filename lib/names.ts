@@ -8,6 +8,13 @@ export const kernelSuffix = '.ckp.kern'
 export const metadataSuffix = '.ckp.meta'
 export const manifestSuffix = '.ckp.manifest'
 
+/** What the other files have behind the name of the RAM file. */
+export const endings = {
+  kernel: kernelSuffix.slice(memorySuffix.length),
+  metadata: metadataSuffix.slice(memorySuffix.length),
+  manifest: manifestSuffix.slice(memorySuffix.length),
+}
+
 /** What file systems allow for one component. */
 const componentBytes = 255
 /** A checkpoint's name, so that the longest file of its set still has one. */

@@ -112,7 +112,7 @@ class Comparison {
 
   #told(what: string, where: string): string {
     const since = this.#recorded.writtenSince
-      ? '; the RAM file was written to since, maybe by another tool'
+      ? '; the RAM file was copied or written to since, maybe by another tool'
       : ''
     return `${what} differs from what was published, ${where}${since}`
   }

@@ -75,6 +75,10 @@ t.test('a whole set is published, whoever calls', async (t) => {
       what,
     )
     t.match(jobs.listSets(directory, 'vm1'), [{ state: 'complete', poweredOff: true, pinned: false }])
+    const { createdAt } = jobs.getSet(directory, 'vm1', 'suspend')
+    const later = new Date(createdAt.getTime() + 60_000)
+    fs.utimesSync(path.join(directory, 'suspend.ckp'), later, later)
+    t.strictSame(jobs.getSet(directory, 'vm1', 'suspend').createdAt, createdAt, 'also once it was copied')
   }
 })
 

@@ -20,11 +20,15 @@ export interface ManifestHost {
   cpuModel: string
 }
 
-/** SHA-256 of what was published, hexadecimal. */
-export interface Digests {
+/** SHA-256 of the two small files, hexadecimal: they tell a copy of a checkpoint from another one under its name. */
+export interface Fingerprint {
   algorithm: 'sha256'
   kernel: string
   metadata: string
+}
+
+/** SHA-256 of what was published, hexadecimal. */
+export interface Digests extends Fingerprint {
   /** `root` is the digest of the chunks' digests, one after the other; these stand behind everything else. */
   memory: { chunkBytes: number; chunks: number; root: string }
 }
@@ -55,6 +59,8 @@ export interface Manifest {
   digests?: Digests
   /** The host went down before the files were fsynced, and nothing proves their content. */
   durability?: 'unproven'
+  /** Where there are no `digests`. */
+  fingerprint?: Fingerprint
 }
 
 /** One restore of a set, as the manifest's `restores` lists the latest of them. */
@@ -87,10 +93,12 @@ export interface ManifestFacts {
 /** Of a set of this release, from what is known and what its files say. */
 export function newManifest(
   facts: ManifestFacts,
-  files: Partial<Pick<Inspection, 'metadata' | 'modifiedMs'> & Pick<Manifest, 'digests'>> = {},
+  files: Partial<
+    Pick<Inspection, 'metadata' | 'modifiedMs'> & Pick<Manifest, 'digests' | 'fingerprint'>
+  > = {},
 ): Manifest {
   const { vm, name, createdAt, dialect, poweredOff, host } = facts
-  const { metadata, modifiedMs, digests } = files
+  const { metadata, modifiedMs, digests, fingerprint } = files
   const sizes = metadata && { memory: metadata.memoryBytes, kernel: metadata.kernelBytes }
   return {
     version: manifestVersion,
@@ -105,6 +113,7 @@ export function newManifest(
     ...optional('memoryModifiedMs', modifiedMs),
     ...optional('sizes', sizes),
     ...optional('digests', digests),
+    ...optional('fingerprint', fingerprint),
   }
 }
 
@@ -139,6 +148,7 @@ export function parseManifest(text: string): Manifest | undefined {
     ...optional('memoryModifiedMs', isCount(root.memoryModifiedMs) ? root.memoryModifiedMs : undefined),
     ...optional('sizes', sizes),
     ...optional('digests', digests === 'malformed' ? undefined : digests),
+    ...optional('fingerprint', fingerprintFrom(root.fingerprint)),
     ...optional('restores', restoresFrom(root.restores)),
   }
 }
@@ -232,6 +242,14 @@ function digestsFrom(value: unknown, sizes: Manifest['sizes']): Digests | undefi
   if (!isCount(chunkBytes) || !isChunkBytes(chunkBytes)) return 'malformed'
   if (!isCount(chunks) || chunks !== chunkCount(sizes.memory, chunkBytes)) return 'malformed'
   return { algorithm, kernel, metadata, memory: { chunkBytes, chunks, root } }
+}
+
+/** One that is malformed vouches for nothing. */
+function fingerprintFrom(value: unknown): Fingerprint | undefined {
+  if (!isObject(value)) return undefined
+  const { algorithm, kernel, metadata } = value
+  if (algorithm !== 'sha256' || !isDigest(kernel) || !isDigest(metadata)) return undefined
+  return { algorithm, kernel, metadata }
 }
 
 function isDigest(value: unknown): value is string {

@@ -3,11 +3,12 @@
  * (protocol.md sections 4 and 6). Runs in the pool: every call here blocks.
  */
 import { Buffer } from 'node:buffer'
-import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
+import { endings, memorySuffix } from '../names.js'
 import type { FileStatus } from '../native.js'
 import type { Directory } from '../store/directory.js'
 import type { Problem } from '../types.js'
 import type { Generation } from './generation.js'
+import { fingerprintOf, isSame } from './fingerprint.js'
 import type { Manifest } from './manifest.js'
 import { manifestOfHead, readHead } from './manifest_file.js'
 import { deviceNames, kernelBytes, type Metadata, metadataMaxBytes, parseMetadata } from './metadata.js'
@@ -20,7 +21,15 @@ export interface Inspection {
   isFolder: boolean
   /** Changes when another set takes the name, or this one is written anew. */
   identity: string
+  /** Of the RAM file, as it is now. */
   modifiedMs: number
+  /**
+   * When bhyve wrote the RAM file: recorded where the manifest is of these files, so that a copy made by hand is as old
+   * as the original; else `modifiedMs`.
+   */
+  writtenMs: number
+  /** The manifest is there and of these files; false where another tool has written them since. */
+  isManifestOf: boolean
   storedBytes: number
   hasManifest: boolean
   metadata?: {
@@ -40,13 +49,6 @@ export interface Inspection {
 
 /** The first bytes of 5BSD's base file, which is a text and not guest RAM (protocol.md section 1). */
 const foreignMagic = Buffer.from('BHYVE-CHECKPOINT-MANIFEST-')
-
-/** What a set's other files have behind the name of its RAM file. */
-const endings = {
-  kernel: kernelSuffix.slice(memorySuffix.length),
-  metadata: metadataSuffix.slice(memorySuffix.length),
-  manifest: manifestSuffix.slice(memorySuffix.length),
-}
 
 const unproven =
   'the host went down before the files were fsynced, and nothing proves that they are what bhyve wrote ' +
@@ -72,6 +74,8 @@ export function inspectFiles(directory: Directory, base: string): Inspection | u
     isFolder: memory.status.kind === 'directory',
     identity: stateOf(memory.status),
     modifiedMs: memory.status.mtimeMs,
+    writtenMs: memory.status.mtimeMs,
+    isManifestOf: false,
     storedBytes: storedBytes([memory, kernel, metadataPart, manifestPart]),
     hasManifest: manifestPart !== undefined,
     bytesRead: foreignMagic.length,
@@ -83,6 +87,7 @@ export function inspectFiles(directory: Directory, base: string): Inspection | u
   checkMemory(base, memory, metadata, inspection)
   checkKernel(base, kernel, metadata, inspection)
   readManifest(directory, base, manifestPart, inspection)
+  attributeManifest(directory, base, kernel, inspection)
   if (metadata !== undefined) inspection.metadata = summaryOf(metadata)
   return inspection
 }
@@ -206,9 +211,27 @@ function readManifest(directory: Directory, base: string, part: Part, into: Insp
   else {
     into.manifest = stored.manifest
     if (stored.listAt !== undefined) into.listAt = stored.listAt
-    if (stored.manifest.durability === 'unproven')
-      into.problems.push(problem('durability-unproven', unproven, base))
   }
+}
+
+/**
+ * The one place that decides whether the manifest is of these files. The RAM file's time tells it for nothing. A copy made
+ * by hand has another one: then the digests of the two small files tell it.
+ */
+function attributeManifest(directory: Directory, base: string, kernel: Part, into: Inspection): void {
+  const { manifest, modifiedMs } = into
+  if (manifest === undefined) return
+  const { memoryModifiedMs = modifiedMs, digests, fingerprint, sizes } = manifest
+  into.isManifestOf = memoryModifiedMs === modifiedMs
+  const recorded = digests ?? fingerprint
+  const mayBeCopy = into.problems.length === 0 && sizes?.kernel === kernel?.status.size
+  if (!into.isManifestOf && mayBeCopy && recorded !== undefined) {
+    into.bytesRead += sizes?.kernel ?? 0
+    into.isManifestOf = isSame(recorded, fingerprintOf(directory, base))
+  }
+  if (!into.isManifestOf) return
+  into.writtenMs = memoryModifiedMs
+  if (manifest.durability === 'unproven') into.problems.push(problem('durability-unproven', unproven, base))
 }
 
 function summaryOf(metadata: Metadata): NonNullable<Inspection['metadata']> {

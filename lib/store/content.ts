@@ -6,7 +6,8 @@
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
 import { chunkBytesFor, chunkCount, digestBytes, pieceBuffer } from '../inspect/digest.js'
-import type { Digests } from '../inspect/manifest.js'
+import { fingerprintOf } from '../inspect/fingerprint.js'
+import type { Digests, Fingerprint } from '../inspect/manifest.js'
 import { rootOf } from '../inspect/manifest_file.js'
 import { kernelMaxBytes } from '../inspect/metadata.js'
 import { changed, isStopped, passOver, type Slice } from '../inspect/slice.js'
@@ -42,6 +43,8 @@ export interface Pass extends ContentRequest {
 export interface Content {
   modifiedMs: number
   digests?: Digests
+  /** Instead of `digests`, where these are not wanted. */
+  fingerprint?: Fingerprint
 }
 
 export function beginPass(handle: StageHandle, request: ContentRequest): Pass {
@@ -90,11 +93,12 @@ function passSliceIn(stage: Directory, pass: Pass, slice: Slice): PassedSlice {
 export function endPass(handle: StageHandle, pass: Pass, stop: Int32Array): Content {
   const stage = borrowStage(handle)
   const digests = pass.digest ? digestsOf(stage, pass, stop) : undefined
+  const fingerprint = pass.digest ? undefined : fingerprintOf(stage, pass.name + memorySuffix)
   using memory = openMemory(stage, pass, O_RDONLY)
   // Where the system does not allow it, the manifest tells the time that the file has now.
   if (pass.sparsify) loadNative().setModifiedAt(memory.descriptor, pass.modifiedNs)
   const { mtimeMs } = memory.status()
-  return { modifiedMs: mtimeMs, ...(digests === undefined ? {} : { digests }) }
+  return { modifiedMs: mtimeMs, ...(digests && { digests }), ...(fingerprint && { fingerprint }) }
 }
 
 /** All three for a file that is no longer than a slice. Undefined where it was stopped. */

@@ -33,9 +33,8 @@ export function describe(
 }
 
 /** What another tool has written since the manifest was made is as old as its file. */
-function createdAt({ manifest, modifiedMs }: Inspection): Date {
-  const isOf = manifest?.memoryModifiedMs === undefined || manifest.memoryModifiedMs === modifiedMs
-  return new Date(isOf && manifest !== undefined ? manifest.createdAt : modifiedMs)
+function createdAt({ manifest, isManifestOf, modifiedMs }: Inspection): Date {
+  return new Date(isManifestOf && manifest !== undefined ? manifest.createdAt : modifiedMs)
 }
 
 function filesOf(directory: string, name: string, hasManifest: boolean): Checkpoint['files'] {

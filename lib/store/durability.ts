@@ -4,7 +4,8 @@
  */
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import { CheckpointError } from '../errors.js'
-import type { Digests, Manifest } from '../inspect/manifest.js'
+import { isSame } from '../inspect/fingerprint.js'
+import type { Manifest } from '../inspect/manifest.js'
 import type { Inspection } from '../inspect/structure.js'
 import { bootOf } from './intent.js'
 import { digestStaged } from './content.js'
@@ -81,11 +82,6 @@ function copyAll(stage: Directory, name: string): void {
 
 function hasDigests(stage: Directory, { digests }: Manifest, name: string, memoryBytes: number): boolean {
   const found = digestStaged(stage, name, memoryBytes)
-  return digests !== undefined && isSame(found, digests)
-}
-
-function isSame(one: Digests, other: Digests): boolean {
-  const isSameMemory =
-    one.memory.root === other.memory.root && one.memory.chunkBytes === other.memory.chunkBytes
-  return isSameMemory && one.kernel === other.kernel && one.metadata === other.metadata
+  if (digests?.memory.root !== found.memory.root) return false
+  return digests.memory.chunkBytes === found.memory.chunkBytes && isSame(digests, found)
 }

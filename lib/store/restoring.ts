@@ -57,9 +57,9 @@ export function lookAtSet(directoryPath: string, vm: string, name: string): SetR
 }
 
 /** A VM that ran on may have written to its disks before its checkpoint was published, but not before its RAM was. */
-function disksQuietMs({ createdAt, poweredOff }: ListedCheckpoint, { modifiedMs }: Inspection): number {
-  const createdMs = createdAt?.getTime() ?? modifiedMs
-  return poweredOff === true ? createdMs : Math.min(createdMs, modifiedMs)
+function disksQuietMs({ createdAt, poweredOff }: ListedCheckpoint, { writtenMs }: Inspection): number {
+  const createdMs = createdAt?.getTime() ?? writtenMs
+  return poweredOff === true ? createdMs : Math.min(createdMs, writtenMs)
 }
 
 /**

@@ -1,9 +1,10 @@
 /** The manifest of a stage that recovery publishes. Runs in the pool. */
 import fs from 'node:fs'
+import { fingerprintOf } from '../inspect/fingerprint.js'
 import { formatManifest, type Manifest, newManifest } from '../inspect/manifest.js'
 import { rewriteManifest, rootOfListed, writeManifest } from '../inspect/manifest_file.js'
 import type { Inspection } from '../inspect/structure.js'
-import { manifestSuffix } from '../names.js'
+import { manifestSuffix, memorySuffix } from '../names.js'
 import type { Directory } from './directory.js'
 import { type Intent, writerOf } from './intent.js'
 import { digestList, freshManifest } from './paths.js'
@@ -22,7 +23,8 @@ export function manifestFor(
   if (written !== undefined && hasWholeList(stage, name, inspection)) return { ...written, name }
   const { dialect } = writerOf(stage) ?? {}
   const facts = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff: poweroff, host }
-  return newManifest(facts, inspection)
+  const fingerprint = inspection && fingerprintOf(stage, name + memorySuffix)
+  return newManifest(facts, inspection && { ...inspection, ...(fingerprint && { fingerprint }) })
 }
 
 /** A power failure may have torn a manifest that was not fsynced: its list of digests has a digest of its own. */

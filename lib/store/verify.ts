@@ -36,7 +36,7 @@ export interface Recorded {
   memoryBytes: number
   /** Where in the manifest's file the chunks' digests begin. */
   listAt: number
-  /** The RAM file has another time than it was published with. */
+  /** The RAM file has another time than it was published with: it was copied, or somebody wrote to it. */
   writtenSince: boolean
 }
 

@@ -1,0 +1,176 @@
+/** A VM's directory that was copied by hand: everything that keeps its owner from a mistake must survive. */
+import { execFileSync, spawnSync } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+import t, { type Test } from 'tap'
+import { type CheckpointClient, createClient, type ListedCheckpoint } from 'bhyve-checkpoint'
+import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { jobs } from '../dist/pool/jobs.js'
+import { Directory } from '../dist/store/directory.js'
+import { assertNotOlder } from '../dist/store/replaceable.js'
+import { scratch, until } from './support/index.js'
+import { changeManifest, manifestOf } from './support/sets.js'
+
+const names = ['live', 'pinned', 'restored', 'suspend'] as const
+/** As long as a disk may seem to change after its VM is off. */
+const lateMs = process.platform === 'freebsd' ? 2_000 : 0
+
+interface Original {
+  root: string
+  runDirectory: string
+  disk: string
+  client: CheckpointClient
+}
+
+let original: Original
+
+t.before(async () => {
+  const root = fs.mkdtempSync(path.join(scratch(t), 'original'))
+  const [runDirectory, disk] = [path.join(root, 'run'), path.join(root, 'disk')]
+  fs.mkdirSync(runDirectory)
+  const client = clientAt(root, runDirectory)
+  original = { root, runDirectory, disk, client }
+  await whileItRuns(() => client.createCheckpoint('vm1', { name: 'live' }))
+  await whileItRuns(() => client.createCheckpoint('vm1', { name: 'pinned', digest: false, sparsify: false }))
+  await client.pinCheckpoint('vm1', 'pinned')
+  await whileItRuns(() => client.suspend('vm1', { name: 'restored', digest: false }))
+  markAsRestored(path.join(root, 'c', 'vm1'), 'restored')
+  const { createdAt } = await whileItRuns(() => client.suspend('vm1'))
+  // The VM's disk is changed after the VM was off, and before anything is copied.
+  const changed = createdAt.getTime() + lateMs + 5
+  fs.writeFileSync(disk, '')
+  fs.utimesSync(disk, new Date(changed), new Date(changed))
+  await until(() => Date.now() > changed + 5, 'later than the disk')
+})
+
+function clientAt(root: string, runDirectory: string): CheckpointClient {
+  return createClient({ runDirectory, checkpointDirectory: path.join(root, 'c'), dialect: 'descriptor' })
+}
+
+async function whileItRuns<T>(work: () => Promise<T>): Promise<T> {
+  const { runDirectory } = original
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024, runDirectory })
+  try {
+    return await work()
+  } finally {
+    await bhyve.stop()
+  }
+}
+
+function markAsRestored(directory: string, name: string): void {
+  const { identity } = jobs.lookAtSet(directory, 'vm1', name)
+  const restore = { at: new Date().toISOString(), again: false }
+  const mark = jobs.markRestored(directory, 'vm1', name, identity, restore)
+  if (mark !== undefined) jobs.confirmRestore(directory, name, mark)
+}
+
+/** What a program gets to know of the store, without what a copy may change: the place, and the room it takes. */
+async function knownOf(
+  client: CheckpointClient,
+  { disk, runDirectory }: Original,
+): Promise<Record<string, unknown> & { plans: Map<string, string[]> }> {
+  const args = ['-c2', '-m1M', '-s0,hostbridge', '-s', `3,virtio-blk,${disk}`, '-s31,lpc']
+  const options = { args: [...args, '-o', `rundir=${runDirectory}`, 'vm1'] }
+  const plans = await Promise.all(
+    names.map(async (name) => {
+      const { blockers, warnings } = await client.planRestore('vm1', name, options)
+      return [name, [...blockers, ...warnings].map(({ code }) => code).sort()] as const
+    }),
+  )
+  const { createdAt } = await client.getCheckpoint('vm1', 'suspend')
+  const state = (await client.suspendedCheckpoint('vm1'))?.name
+  const since = new Date(createdAt.getTime() + 1)
+  const stateSince = (await client.suspendedCheckpoint('vm1', { since }))?.name
+  const { removed, kept } = await client.pruneCheckpoints('vm1', { keepLast: 1, dryRun: true })
+  const listed = (await client.listCheckpoints('vm1')).map(withoutPlace)
+  return { listed, plans: new Map<string, string[]>(plans), state, stateSince, removed, kept }
+}
+
+function withoutPlace(listed: ListedCheckpoint): object {
+  const { path: _path, files: _files, storedBytes: _storedBytes, ...others } = listed
+  return others
+}
+
+function shell(script: string): (from: string, to: string) => void {
+  return (from, to) => void execFileSync('/bin/sh', ['-c', script, 'sh', from, to])
+}
+
+const isInstalled = (program: string): boolean => spawnSync(program, ['--version']).error === undefined
+
+const ways: [string, (from: string, to: string) => void, string?][] = [
+  ['cp -r', shell('cp -r "$1" "$2"')],
+  ['cp -a', shell('cp -a "$1" "$2"')],
+  ['tar', shell('mkdir "$2" && tar -C "$1" -cf - . | tar -C "$2" -xf -')],
+  ['rsync -r', shell('rsync -r "$1/" "$2/"'), 'rsync'],
+  ['rsync -a', shell('rsync -a "$1/" "$2/"'), 'rsync'],
+  ['rsync -a -S', shell('rsync -a -S "$1/" "$2/"'), 'rsync'],
+]
+
+for (const [way, copy, program] of ways) {
+  const isMissing = program !== undefined && !isInstalled(program)
+  const skip = isMissing && `${program} is not installed: apt-get install ${program}`
+  t.test(`copied with ${way}`, { skip }, async (t) => {
+    const root = scratch(t)
+    copy(path.join(original.root, 'c'), path.join(root, 'c'))
+    const client = clientAt(root, original.runDirectory)
+    const known = await knownOf(original.client, original)
+    t.strictSame(await knownOf(client, original), known)
+    t.match(known, { state: 'suspend', stateSince: undefined, removed: ['live', 'restored'] })
+    t.ok(known.plans.get('live')?.includes('disks-moved-on'))
+    t.ok(known.plans.get('restored')?.includes('already-restored'))
+    t.ok(known.plans.get('suspend')?.includes('disk-newer'))
+    for (const name of names)
+      t.match(await client.verifyCheckpoint('vm1', name, { depth: 'content' }), { ok: true, problems: [] })
+  })
+}
+
+function copied(t: Test): { directory: string; client: CheckpointClient } {
+  const root = scratch(t)
+  shell('cp -r "$1" "$2"')(path.join(original.root, 'c'), path.join(root, 'c'))
+  return { directory: path.join(root, 'c', 'vm1'), client: clientAt(root, original.runDirectory) }
+}
+
+t.test('what was saved between a state and its copy may replace the copy', async (t) => {
+  const { directory: where } = copied(t)
+  const { createdAt } = await original.client.getCheckpoint('vm1', 'suspend')
+  using directory = Directory.openPath(where)
+  const saved = { vm: 'vm1', name: 'suspend', poweredOff: false }
+  t.doesNotThrow(() => assertNotOlder(directory, { ...saved, savedMs: createdAt.getTime() + 1 }))
+  t.throws(() => assertNotOlder(directory, { ...saved, savedMs: createdAt.getTime() - 1 }))
+})
+
+for (const [what, change] of [
+  ['no digests, as of an older release', { fingerprint: undefined }],
+  ['digests that are none', { fingerprint: { algorithm: 'sha256', kernel: 'x', metadata: 'y' } }],
+  [
+    'digests of other files',
+    { fingerprint: { algorithm: 'sha256', kernel: '0'.repeat(64), metadata: '0'.repeat(64) } },
+  ],
+  ['another size of the kernel file', { sizes: { memory: 1024 * 1024, kernel: 1 } }],
+] as const) {
+  t.test(`a copy with ${what} is as old as its RAM file`, async (t) => {
+    const { directory, client } = copied(t)
+    t.ok('fingerprint' in manifestOf(directory, 'pinned'))
+    changeManifest(directory, 'pinned', change)
+    const { createdAt, pinned, path: file } = await client.getCheckpoint('vm1', 'pinned')
+    t.equal(createdAt.getTime(), Math.trunc(fs.statSync(file).mtimeMs))
+    t.equal(pinned, true, 'its marks hold all the same')
+  })
+}
+
+t.test('a new set under the name is not taken for a copy', async (t) => {
+  const { directory, client } = copied(t)
+  const file = path.join(directory, 'suspend.ckp')
+  const kernel = fs.readFileSync(`${file}.kern`)
+  kernel[0]! ^= 1
+  fs.writeFileSync(`${file}.kern`, kernel)
+  const { createdAt } = await client.getCheckpoint('vm1', 'suspend')
+  t.equal(createdAt.getTime(), Math.trunc(fs.statSync(file).mtimeMs))
+})
+
+t.test('only the copy costs reading', async (t) => {
+  const bytesOf = async (client: CheckpointClient): Promise<number> =>
+    (await client.verifyCheckpoint('vm1', 'live')).bytesRead
+  const { client } = copied(t)
+  t.ok((await bytesOf(client)) > (await bytesOf(original.client)))
+})
