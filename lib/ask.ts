@@ -1,11 +1,5 @@
 /** The question to a VM's bhyve, at each socket and in each dialect that may be the right one. */
-import {
-  assertReachable,
-  assertRequestFits,
-  dialectsFor,
-  mayFallBack,
-  type System,
-} from './bhyve/dialects.js'
+import { assertReachable, assertRequestFits, dialectsFor, type System } from './bhyve/dialects.js'
 import type { Located, Place } from './bhyve/locate.js'
 import type { Peer } from './bhyve/connect.js'
 import { knownStateOf, vmStateOf } from './bhyve/peer.js'
@@ -119,8 +113,8 @@ function isUntouched(stage: Stage): Promise<boolean | undefined> {
 
 /** Only a bhyve that lives and made no file may be one of the other dialect. */
 async function mayTryNext({ sent }: Ended, asking: Asking): Promise<boolean> {
-  const { stage, settings, system, cancellation, asked } = asking
-  if (cancellation.cancelled || !mayFallBack(operationOf(settings), system)) return false
+  const { stage, settings, cancellation, asked } = asking
+  if (cancellation.cancelled) return false
   if (knownStateOf(sent.peer) !== 'running') return false
   const untouched = await stage.isUntouched().catch((error: unknown) => {
     // What this bhyve left cannot be judged: the request was neither refused nor has it failed.

@@ -165,6 +165,48 @@ t.test('ifExists', async (t) => {
   t.equal((await client.listCheckpoints('vm1')).length, 1)
 })
 
+/** A bhyve that reads its requests, as with a full inode table makes no file, and lives on. */
+async function refusing(t: Test): Promise<{ directory: string; requests: Buffer[] }> {
+  const directory = scratch(t)
+  const requests: Buffer[] = []
+  const server = net.createServer((connection) => {
+    const parts: Buffer[] = []
+    connection.on('data', (bytes) => parts.push(bytes)).on('error', () => undefined)
+    connection.on('end', () => requests.push(Buffer.concat(parts)))
+  })
+  await new Promise<void>((resolve) => server.listen(path.join(directory, 'vm1'), resolve))
+  t.teardown(() => server.close())
+  fs.mkdirSync(path.join(directory, 'vmm'))
+  fs.writeFileSync(path.join(directory, 'vmm/vm1'), '')
+  return { directory, requests }
+}
+
+t.test('a FreeBSD bhyve that makes no file gets one request, and no descriptor before 14', async (t) => {
+  const older = ['13.0-RELEASE', '13.2-RELEASE', '13.5-STABLE', '12.4', '14.0-CURRENT', '', 'unknown', '-15']
+  const newer = ['14.0-RELEASE', '14.0-BETA1', '14.2-RELEASE-p3', '14.3-STABLE', '15.0-CURRENT', '16']
+  const cases = [...older, ...newer].flatMap((release) => {
+    // A suspend waits some seconds for what has refused it.
+    const operations = release === '13.2-RELEASE' ? ['create', 'suspend'] : ['create']
+    return operations.map((operation) => [release, operation] as const)
+  })
+  for (const [release, operation] of cases) {
+    const { directory, requests } = await refusing(t)
+    const client = createClientIn(
+      {
+        ...realSurroundings,
+        vmmDirectory: path.join(directory, 'vmm'),
+        system: { platform: 'freebsd', release },
+      },
+      { runDirectory: directory, checkpointDirectory: path.join(directory, 'c') },
+    )
+    const isSuspend = operation === 'suspend'
+    const error = await rejection(isSuspend ? client.suspend('vm1') : client.createCheckpoint('vm1'))
+    t.equal(error.code, isSuspend ? 'ERR_SUSPEND_FAILED' : 'ERR_CHECKPOINT_FAILED', error.message)
+    t.equal(requests.length, 1, `${operation} on '${release}'`)
+    t.equal(requests[0]?.includes('fddir'), newer.includes(release), `${operation} on '${release}': its form`)
+  }
+})
+
 t.test('where there is nobody to ask: each its own code, and nothing on the disk', async (t) => {
   const directory = scratch(t)
   const checkpointDirectory = path.join(directory, 'checkpoints')

@@ -11,7 +11,11 @@ export interface System {
   release: string
 }
 
-/** The dialects to try at this socket, in order. A second one only after `mayTryNext`. */
+/**
+ * The dialects to try at this socket, in order. On FreeBSD there is only one: a `path` bhyve that could make no file, as
+ * with a full inode table, looks like one of another dialect, and would then write the guest's RAM into its own working
+ * directory. Elsewhere there are only simulators; a second dialect follows after `mayTryNext`.
+ */
 export function dialectsFor(
   located: Located,
   wanted: Dialect | 'auto',
@@ -21,19 +25,16 @@ export function dialectsFor(
   if (located.kind === 'struct') return ['struct']
   if (wanted !== 'auto') return [wanted]
   if (known !== undefined) return [known]
-  return isFreeBSD(system, 14) ? ['descriptor'] : ['path', 'descriptor']
-}
-
-function isFreeBSD({ platform, release }: System, major: number): boolean {
-  return platform === 'freebsd' && Number.parseInt(release, 10) >= major
+  if (system.platform !== 'freebsd') return ['path', 'descriptor']
+  return takesDescriptors(system.release) ? ['descriptor'] : ['path']
 }
 
 /**
- * A suspend on an older FreeBSD is never asked twice: a `path` bhyve that had just failed would write the VM's
- * state into its own working directory.
+ * False where it is not certain: a `descriptor` bhyve refuses a `path` request and is left as it was, a `path` bhyve
+ * would serve a `descriptor` request in the wrong place. 14.0-CURRENT was every tree between 13.0 and 14.0.
  */
-export function mayFallBack(operation: 'checkpoint' | 'suspend', system: System): boolean {
-  return operation === 'checkpoint' || system.platform !== 'freebsd'
+function takesDescriptors(release: string): boolean {
+  return Number.parseInt(release, 10) >= 14 && !release.startsWith('14.0-CURRENT')
 }
 
 /**
