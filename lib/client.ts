@@ -1,4 +1,5 @@
 /** `createClient`: options in, calls out. Here the rooms meet; none of them knows another. */
+import { types } from 'node:util'
 import {
   assertBoolean,
   assertCallback,
@@ -13,6 +14,7 @@ import { peerWithPid, setPaused } from './bhyve/pause.js'
 import { assertTrusted, vmStateOf } from './bhyve/peer.js'
 import { findPeer } from './bhyve/probe.js'
 import { describeVm } from './bhyve/virtual_machines.js'
+import { type Ability, assertRuntimeCan } from './runtime.js'
 import type { Asked } from './ask.js'
 import type { CheckpointClient } from './checkpoint_client.js'
 import { create } from './create.js'
@@ -114,6 +116,7 @@ class Client implements CheckpointClient {
     const doing = settings.poweroff
       ? `suspending VM '${vm}' as checkpoint '${name}'`
       : `creating checkpoint '${name}' of VM '${vm}'`
+    this.#assertCan('create', doing, vm, name)
     const outcome = settings.poweroff ? outcomes.suspend : outcomes.checkpoint
     const cancellation = new Cancellation({ signal, timeout, doing, vm, ...outcome })
     cancellation.throwIfCancelled()
@@ -174,8 +177,8 @@ class Client implements CheckpointClient {
     assertVmName(vm)
     assertOptions(options, 'the options', ['since'])
     const { since = new Date(0) } = options
-    if (!(since instanceof Date) || Number.isNaN(since.getTime()))
-      throw invalid('since must be a Date', since)
+    // A date of a context of `node:vm` too, as what this library resolves with is of the main one.
+    if (!types.isDate(since) || Number.isNaN(since.getTime())) throw invalid('since must be a Date', since)
     return this.#explained(
       `looking for the state of suspended VM '${vm}'`,
       () => ({ vm }),
@@ -221,6 +224,7 @@ class Client implements CheckpointClient {
     assertVmName(vm)
     assertCheckpointName(name, vm)
     const doing = `verifying checkpoint '${name}' of VM '${vm}'`
+    if (depth === 'content') this.#assertCan('verify content', doing, vm, name)
     const cancellation = new Cancellation({ signal, doing, vm, ...outcomes.verify })
     cancellation.throwIfCancelled()
     const startedAt = performance.now()
@@ -239,6 +243,9 @@ class Client implements CheckpointClient {
 
   async pinCheckpoint(vm: string, name: string, pinned = true): Promise<void> {
     assertBoolean(pinned, 'pinned')
+    assertVmName(vm)
+    assertCheckpointName(name, vm)
+    this.#assertCan('pin', `pinning checkpoint '${name}' of VM '${vm}'`, vm, name)
     return this.#onStored('pinning', vm, name, () => this.#store.pin(vm, name, pinned))
   }
 
@@ -317,6 +324,7 @@ class Client implements CheckpointClient {
 
   async restore(vm: string, name: string, options: RestoreOptions): Promise<Restored> {
     return this.#restoring('restoring', vm, name, options, (context, settings, cancellation) => {
+      this.#assertCan('restore', `restoring checkpoint '${name}' of VM '${vm}'`, vm, name)
       const count = descriptorsOf.restore + (settings.verify ? descriptorsOf.verify : 0)
       const begin = () => restore(context, settings, cancellation)
       return this.#tracked(this.#surroundings.descriptors().during(count, cancellation, begin))
@@ -344,6 +352,10 @@ class Client implements CheckpointClient {
     const context = { store: this.#store, place, peers, host, system, cancellation, defaultRunDirectory }
     const task = work(context, settings, cancellation).finally(() => cancellation[Symbol.dispose]())
     return this.#explained(doing, () => ({ vm, checkpoint: name }), cancellation.race(task))
+  }
+
+  #assertCan(ability: Ability, doing: string, vm: string, checkpoint: string): void {
+    assertRuntimeCan(this.#surroundings.runtime, ability, { doing, vm, checkpoint })
   }
 
   async idle(): Promise<void> {

@@ -1,5 +1,6 @@
 /** What the library rejects with. */
 import { constants } from 'node:os'
+import { types } from 'node:util'
 import type { Problem, RestorePlan } from './types.js'
 
 export type ErrorCode =
@@ -25,6 +26,7 @@ export type ErrorCode =
   | 'ERR_STALLED'
   | 'ERR_TIMEOUT'
   | 'ERR_NATIVE_UNAVAILABLE'
+  | 'ERR_RUNTIME_UNSUPPORTED'
   | 'ERR_SYSTEM'
 
 export type VmState = 'running' | 'paused' | 'off' | 'unknown'
@@ -117,7 +119,10 @@ export function errnoName(errno: number): string {
 
 /** What Node's own calls throw has its number negative and its name as `code`. */
 export function isNodeSystemError(error: unknown): error is NodeJS.ErrnoException {
-  return error instanceof Error && 'syscall' in error && 'errno' in error && typeof error.errno === 'number'
+  // Not by its class: in a context of `node:vm` that is another one.
+  return (
+    types.isNativeError(error) && 'syscall' in error && 'errno' in error && typeof error.errno === 'number'
+  )
 }
 
 const { EACCES, EPERM, EROFS, ENOSPC, EDQUOT, EFBIG, EMFILE, ENFILE } = constants.errno

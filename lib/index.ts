@@ -3,6 +3,7 @@
  *
  * @module bhyve-checkpoint
  */
+import './symbols.js'
 import { assertObject } from './arguments.js'
 import { createClient } from './client.js'
 import { clientOptions } from './options.js'

@@ -16,6 +16,7 @@ import type { System } from './bhyve/dialects.js'
 import { connectionsHeld } from './bhyve/request.js'
 import { type PeerMemory, sharedPeers } from './bhyve/peer_memory.js'
 import { type JobRunner, sharedPool } from './pool/pool.js'
+import { type Runtime, thisRuntime } from './runtime.js'
 import { defaultRoot, rootLayout } from './store/layout.js'
 import type {
   ClientOptions,
@@ -57,6 +58,8 @@ export interface Surroundings {
   /** Where the kernel shows the VMs it has. */
   vmmDirectory: string
   system: System
+  /** Other than Node, some cannot do everything. */
+  runtime: Runtime
   peers: PeerMemory
   /** How long a suspended VM's process may take to be gone, in milliseconds. */
   exitPatienceMs: number
@@ -81,6 +84,7 @@ export const realSurroundings: Surroundings = {
   // Giving back hundreds of gigabytes takes a while.
   exitPatienceMs: 120_000,
   system: { platform: process.platform, release: os.release() },
+  runtime: thisRuntime,
   host: hostNow,
 }
 

@@ -13,7 +13,9 @@ const isSmoke = process.argv.includes('--smoke')
 const platform = `${process.platform}-${process.arch}`
 const nodes = ['20', '22', '24', '26']
 
-const all = ['stored VMs', 'list', 'verify', 'pin', 'destroy', 'machines', 'pause and resume', 'create']
+const stored = ['stored VMs', 'list', 'verify', 'verify content', 'suspended state', 'plan', 'pin', 'destroy']
+const all = [...stored, 'machines', 'pause and resume', 'create', 'suspend', 'restore']
+const unsupported = 'ERR_RUNTIME_UNSUPPORTED'
 /** As in the README: a runtime that does more or less than this has outgrown the table. */
 const others = [
   {
@@ -21,7 +23,7 @@ const others = [
     install: `@oven/bun-${process.platform}-${process.arch === 'arm64' ? 'aarch64' : 'x64'}`,
     find: (directory, name) => path.join(directory, name, 'bin/bun'),
     args: [],
-    fails: { create: 'ERR_TIMEOUT' },
+    fails: { create: unsupported, suspend: unsupported },
   },
   {
     runtime: 'deno',
@@ -32,9 +34,11 @@ const others = [
     },
     args: ['run', '-A'],
     fails: {
-      pin: 'ERR_SYSTEM',
-      machines: 'Error',
-      create: 'ERR_SYSTEM',
+      'verify content': unsupported,
+      pin: unsupported,
+      create: unsupported,
+      suspend: unsupported,
+      restore: unsupported,
     },
   },
 ]
@@ -74,7 +78,7 @@ function failedIn(stdout) {
     .join('\n')
 }
 
-/** A store with two checkpoints and a running VM, both made by Node: then the runtime is asked. */
+/** A store with two checkpoints of a running VM and the state of a suspended one, made by Node: then the runtime is asked. */
 async function smoke({ runtime, install: name, find, args, fails }) {
   const executable = find(install(runtime, name), name)
   const { createClient } = await import('bhyve-checkpoint')
@@ -84,6 +88,10 @@ async function smoke({ runtime, install: name, find, args, fails }) {
   try {
     const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: store })
     for (const one of ['one', 'two']) await client.createCheckpoint('vm1', { name: one })
+    const { runDirectory } = bhyve
+    const off = await SimulatedBhyve.start({ vm: 'vm2', memoryBytes: 1024 * 1024, runDirectory })
+    await client.suspend('vm2')
+    await off.stop()
     const script = path.join(root, 'test/support/runtime.mjs')
     const output = await outputOf(executable, [...args, script, bhyve.runDirectory, store])
     for (const what of all) {

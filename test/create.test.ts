@@ -165,6 +165,30 @@ t.test('ifExists', async (t) => {
   t.equal((await client.listCheckpoints('vm1')).length, 1)
 })
 
+t.test('a runtime that cannot do a call says so before anything is sent or touched', async (t) => {
+  const { directory, requests } = await refusing(t)
+  const checkpointDirectory = path.join(directory, 'c')
+  const clientOn = (runtime: 'bun' | 'deno') =>
+    createClientIn({ ...realSurroundings, runtime }, { runDirectory: directory, checkpointDirectory })
+  const [bun, deno] = [clientOn('bun'), clientOn('deno')]
+  for (const [what, call] of [
+    ['Bun: create', bun.createCheckpoint('vm1')],
+    ['Bun: suspend', bun.suspend('vm1')],
+    ['Deno: create', deno.createCheckpoint('vm1')],
+    ['Deno: suspend', deno.suspend('vm1')],
+    ['Deno: pin', deno.pinCheckpoint('vm1', 'x')],
+    ['Deno: restore', deno.restore('vm1', 'x', { args: ['vm1'] })],
+    ['Deno: verify', deno.verifyCheckpoint('vm1', 'x', { depth: 'content' })],
+  ] as const) {
+    const error = await rejection(call)
+    t.equal(error.code, 'ERR_RUNTIME_UNSUPPORTED', what)
+    t.match(error, { vm: 'vm1', message: /Nothing was sent or changed/ }, what)
+  }
+  for (const client of [bun, deno]) t.strictSame(await client.listCheckpoints('vm1'), [])
+  t.equal(requests.length, 0)
+  t.notOk(fs.existsSync(checkpointDirectory))
+})
+
 /** A bhyve that reads its requests, as with a full inode table makes no file, and lives on. */
 async function refusing(t: Test): Promise<{ directory: string; requests: Buffer[] }> {
   const directory = scratch(t)

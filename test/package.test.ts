@@ -90,6 +90,66 @@ t.test('works by require', async (t) => {
   lives(t, 'life.cjs', `${life}\nlife(require('bhyve-checkpoint'), require('bhyve-checkpoint/simulator'))`)
 })
 
+/** As test runners do it (vitest's vmThreads): every module in a context of node:vm, which has no Symbol.dispose. */
+const inContext = `
+import fs from 'node:fs'
+import { builtinModules } from 'node:module'
+import vm from 'node:vm'
+const globals = { console, process, Buffer, URL, performance, AbortController, AbortSignal, queueMicrotask,
+  setTimeout, clearTimeout, setInterval, clearInterval, setImmediate, clearImmediate }
+const context = vm.createContext({ ...globals })
+const modules = new Map()
+async function load(url) {
+  if (!modules.has(url)) modules.set(url, builtinModules.includes(url.replace('node:', '')) ? await builtin(url) : text(url))
+  return modules.get(url)
+}
+async function builtin(url) {
+  const names = await import(url)
+  const exports = Object.keys(names)
+  return new vm.SyntheticModule(exports, function () {
+    for (const name of exports) this.setExport(name, names[name])
+  }, { context })
+}
+function text(url) {
+  const initializeImportMeta = (meta) => void (meta.url = url)
+  const options = { identifier: url, context, initializeImportMeta, importModuleDynamically: evaluated }
+  return new vm.SourceTextModule(fs.readFileSync(new URL(url), 'utf8'), options)
+}
+const link = (specifier, { identifier }) =>
+  load(specifier.startsWith('.') ? new URL(specifier, identifier).href : specifier)
+async function evaluated(specifier, from = { identifier: import.meta.url }) {
+  const module = await link(specifier, from)
+  if (module.status === 'unlinked') await module.link(link)
+  await module.evaluate()
+  return module
+}
+const { namespace: main } = await evaluated(import.meta.resolve('bhyve-checkpoint'))
+const { namespace: simulator } = await evaluated(import.meta.resolve('bhyve-checkpoint/simulator'))
+`
+
+t.test('works in a context of node:vm', async (t) => {
+  const directory = scratch(t)
+  const env = { ...project.env, CHECKPOINTS: path.join(directory, 'checkpoints') }
+  // What the library resolves with is of the main context, and is to be taken back.
+  const since = `
+    const bhyve = await simulator.SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1048576 })
+    const { runDirectory } = bhyve
+    const client = main.createClient({ runDirectory, checkpointDirectory: process.env.CHECKPOINTS })
+    const { createdAt } = await client.suspend('vm1')
+    console.log((await client.suspendedCheckpoint('vm1', { since: createdAt })).name)
+    await bhyve.stop()`
+  const program = `${inContext}${life}await life(main, simulator)\n${since}`
+  const { status, stdout, stderr } = runIn(
+    { ...project, env },
+    'context.mjs',
+    program,
+    [],
+    ['--experimental-vm-modules', '--disable-warning=ExperimentalWarning'],
+  )
+  t.equal(stdout, `${lifesOutput}suspend\n`, stderr)
+  t.equal(status, 0)
+})
+
 t.test('has a command line that works', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
   t.teardown(() => bhyve.stop())

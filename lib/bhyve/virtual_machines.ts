@@ -40,12 +40,16 @@ function found(place: Place): Found[] {
 
 function socketsIn(directory: string): string[] {
   try {
-    const entries = fs.readdirSync(directory, { withFileTypes: true })
-    return entries.filter((entry) => entry.isSocket()).map((entry) => entry.name)
+    // By a look at each: Deno's entries know no sockets.
+    return fs.readdirSync(directory).filter((name) => isSocket(`${directory}/${name}`))
   } catch (error) {
     if (isNodeSystemError(error) && ['ENOENT', 'ENOTDIR'].includes(error.code ?? '')) return []
     throw error
   }
+}
+
+function isSocket(path: string): boolean {
+  return fs.lstatSync(path, { throwIfNoEntry: false })?.isSocket() === true
 }
 
 /** Asks each process once, if it may connect; sends nothing. */

@@ -38,6 +38,7 @@ const families: Record<ErrorCode, number> = {
   ERR_STALLED: exitStatus.tryLater,
   ERR_TIMEOUT: exitStatus.tryLater,
   ERR_NATIVE_UNAVAILABLE: exitStatus.failed,
+  ERR_RUNTIME_UNSUPPORTED: exitStatus.failed,
   ERR_SYSTEM: exitStatus.failed,
 }
 

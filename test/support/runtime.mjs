@@ -1,5 +1,6 @@
 // What of the library works on this runtime? Prints one line for each, `<what>: works` or what came in its place.
 import { createClient } from 'bhyve-checkpoint'
+import { simulatedBhyve } from 'bhyve-checkpoint/simulator'
 
 const [runDirectory, checkpointDirectory] = process.argv.slice(2)
 const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
@@ -20,6 +21,17 @@ await attempt('list', async () => {
 await attempt('verify', async () => {
   if (!(await client.verifyCheckpoint('vm1', 'one')).ok) throw new Error('wrong')
 })
+await attempt('verify content', async () => {
+  if (!(await client.verifyCheckpoint('vm1', 'one', { depth: 'content' })).ok) throw new Error('wrong')
+})
+await attempt('suspended state', async () => {
+  if ((await client.suspendedCheckpoint('vm2'))?.name !== 'suspend') throw new Error('wrong')
+})
+const args = ['-c2', '-m1M', '-s0,hostbridge', '-s31,lpc', '-o', `rundir=${runDirectory}`, 'vm2']
+await attempt('plan', async () => {
+  const { blockers } = await client.planRestore('vm2', 'suspend', { args, bhyve: simulatedBhyve })
+  if (blockers.length > 0) throw new Error('wrong')
+})
 await attempt('pin', () => client.pinCheckpoint('vm1', 'one'))
 await attempt('destroy', () => client.destroyCheckpoint('vm1', 'two'))
 await attempt('machines', async () => {
@@ -31,4 +43,9 @@ await attempt('pause and resume', async () => {
   await client.resume('vm1')
 })
 await attempt('create', () => client.createCheckpoint('vm1', { name: 'three', timeout: 3000 }))
+await attempt('suspend', () => client.suspend('vm1', { timeout: 3000 }))
+await attempt('restore', async () => {
+  const { pid } = await client.restore('vm2', 'suspend', { args, bhyve: simulatedBhyve, timeout: 10_000 })
+  process.kill(pid, 'SIGKILL')
+})
 process.exit(0)
