@@ -8,8 +8,8 @@
  */
 import { createRequire } from 'node:module'
 import path from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { CheckpointError } from './errors.js'
+import { packageFile } from './package_files.js'
 
 /** One component of a path; bytes where it is no valid UTF-8. */
 export type Name = string | Uint8Array
@@ -182,7 +182,7 @@ let failure: CheckpointError | undefined
 export function loadNative(): Native {
   if (loaded !== undefined) return loaded
   // Once: finding out which libc this is takes long, and looks up the names of whoever is connected to this process.
-  failure ??= unavailable(cause)
+  failure ??= cause instanceof CheckpointError ? cause : unavailable(cause)
   throw failure
 }
 
@@ -191,14 +191,24 @@ export function isFailure(result: unknown): result is Failure {
 }
 
 function rootFolder(): string {
-  return fileURLToPath(new URL('..', import.meta.url))
+  // The threads' file, which a bundle lacks.
+  return path.resolve(packageFile('pool/worker.js'), '../../..')
+}
+
+/** Exactly this file, and no search. */
+function namedAddon(): string | undefined {
+  const { BHYVE_CHECKPOINT_ADDON: named = '' } = process.env
+  return named === '' ? undefined : path.resolve(named)
 }
 
 function tryLoading(): { loaded?: Native; cause?: unknown } {
-  const require = createRequire(import.meta.url)
   try {
+    const root = rootFolder()
+    const require = createRequire(import.meta.url)
+    const named = namedAddon()
+    if (named !== undefined) return { loaded: require(named) as Native }
     const load = require('node-gyp-build') as (directory: string) => unknown
-    return { loaded: load(rootFolder()) as Native }
+    return { loaded: load(root) as Native }
   } catch (cause) {
     return { cause }
   }
@@ -217,6 +227,8 @@ function unavailable(cause: unknown): CheckpointError {
 
 /** As node-gyp-build does, in its order. */
 function placesTried(root: string): string[] {
+  const addon = namedAddon()
+  if (addon !== undefined) return [`${addon} (BHYVE_CHECKPOINT_ADDON)`]
   const prebuilds = path.join('prebuilds', `${process.platform}-${process.arch}`)
   const { BHYVE_CHECKPOINT_PREBUILD: named = '', PREBUILDS_ONLY: prebuildsOnly = '' } = process.env
   const built = prebuildsOnly === '' ? ['build/Release', 'build/Debug'] : []

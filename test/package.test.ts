@@ -1,6 +1,7 @@
 /** What npm packs, tried as its users get it: installed into an empty project, without compiler and network. */
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
+import { createRequire } from 'node:module'
 import path from 'node:path'
 import t, { type Test } from 'tap'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
@@ -295,6 +296,86 @@ t.test('says what is missing where no prebuild fits, and how to build it', async
   asksNpm(t, builder)
   buildsItself(t, bare, builder)
 })
+
+t.test('an addon that is named is loaded, and no other', async (t) => {
+  const directory = scratch(t)
+  const addon = path.join(directory, 'own.node')
+  fs.copyFileSync(path.join(root, 'build/Release/bhyve_checkpoint.node'), addon)
+  const text = `import { createClient } from 'bhyve-checkpoint'
+    const listed = await createClient({ checkpointDirectory: '/nonexistent' }).listCheckpoints('vm1').catch((error) => error)
+    console.log(Array.isArray(listed), listed.code, listed.message)`
+  const run = (named: string) => {
+    const env = { ...project.env, BHYVE_CHECKPOINT_ADDON: named }
+    return runIn({ ...project, env }, 'named.mjs', text).stdout
+  }
+  t.match(run(addon), /^true/)
+  fs.writeFileSync(addon, 'no addon')
+  const said = run(addon)
+  t.match(said, /^false ERR_NATIVE_UNAVAILABLE/)
+  t.ok(said.includes(`Looked in ${addon} (BHYVE_CHECKPOINT_ADDON).`), said)
+})
+
+/** Beside the checkout, or where NODE_PATH says. */
+function esbuildProgram(): string | undefined {
+  try {
+    return createRequire(import.meta.url).resolve('esbuild/bin/esbuild')
+  } catch {
+    return undefined
+  }
+}
+
+const esbuild = esbuildProgram()
+const bundled = `
+import { createClient } from 'bhyve-checkpoint'
+import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
+const calls = [createClient().listCheckpoints('vm1'), SimulatedBhyve.start({ vm: 'vm1' })]
+Promise.allSettled(calls).then((results) =>
+  console.log(JSON.stringify(results.map(({ reason }) => [reason.code, reason.message]))))
+`
+
+function bundle(name: string, text: string, ...flags: string[]): string {
+  fs.writeFileSync(path.join(project.directory, 'entry.mjs'), text)
+  const args = [
+    'entry.mjs',
+    '--bundle',
+    '--platform=node',
+    '--log-level=error',
+    ...flags,
+    `--outfile=${name}`,
+  ]
+  const options = { cwd: project.directory, env: ownEnvironment(), encoding: 'utf8' } as const
+  const { status, stdout, stderr } = spawnSync(esbuild!, args, options)
+  if (status !== 0) throw new Error(`${stdout}${stderr}`)
+  return fs.readFileSync(path.join(project.directory, name), 'utf8')
+}
+
+const skip = esbuild === undefined && 'esbuild is not installed: npm install --no-save esbuild'
+
+for (const [format, ending] of [
+  ['esm', 'mjs'],
+  ['cjs', 'cjs'],
+] as const) {
+  t.test(
+    `a bundle (${format}) works with the package beside it, and says so without it`,
+    { skip },
+    async (t) => {
+      const name = `bundle.${ending}`
+      const program = `import * as main from 'bhyve-checkpoint'\nimport * as simulator from 'bhyve-checkpoint/simulator'
+      ${life}life(main, simulator)`
+      lives(t, name, bundle(name, program, `--format=${format}`, '--external:bhyve-checkpoint'))
+      const { status, stdout, stderr } = runIn(project, name, bundle(name, bundled, `--format=${format}`))
+      t.equal(status, 0, stderr)
+      const errors = JSON.parse(stdout) as [string, string][]
+      t.equal(errors.length, 2)
+      for (const [code, message] of errors) {
+        t.equal(code, 'ERR_NATIVE_UNAVAILABLE')
+        t.ok(message.includes('was bundled into'), message)
+        t.ok(message.includes('--external:bhyve-checkpoint'), message)
+        if (format === 'esm') t.ok(message.includes(path.join(project.directory, name)), message)
+      }
+    },
+  )
+}
 
 /** Whatever package manager runs it: others name their own program where npm names itself. */
 function asksNpm(t: Test, builder: string): void {

@@ -5,10 +5,10 @@
  * `poolSize`, and an idle one does not keep the process alive.
  */
 import os from 'node:os'
-import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import { CheckpointError, isNodeSystemError, systemError, toCheckpointError } from '../errors.js'
 import { isFailure, loadNative } from '../native.js'
+import { packageFile } from '../package_files.js'
 import { type JobName, type Jobs, longJobs } from './jobs.js'
 import { type FromWorker, fromPortable, type Outcome, type ToWorker } from './messages.js'
 import { reserveSize } from './reserve.js'

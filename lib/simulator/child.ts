@@ -6,7 +6,7 @@ import { Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { createInterface } from 'node:readline'
-import { fileURLToPath } from 'node:url'
+import { packageFile } from '../package_files.js'
 import type { ServerSettings } from './options.js'
 import type { ProcessReport, ProcessSettings } from './process.js'
 
@@ -15,8 +15,6 @@ export interface Exit {
   readonly code: number | null
   readonly signal: string | null
 }
-
-const entryPoint = fileURLToPath(new URL('./process.js', import.meta.url))
 
 /**
  * A running simulation. Neither the process nor its pipes keep this one's event loop alive, until somebody
@@ -86,7 +84,7 @@ function workingDirectoryOf(temporaryDirectory: string): string {
 }
 
 async function launch(settings: ProcessSettings): Promise<SimulatorProcess> {
-  const child = spawn(process.execPath, [entryPoint], {
+  const child = spawn(process.execPath, [packageFile('simulator/process.js')], {
     cwd: workingDirectoryOf(settings.temporaryDirectory),
     // What the parent was told to load is nothing to bhyve.
     env: { ...process.env, NODE_OPTIONS: undefined },

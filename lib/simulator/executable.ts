@@ -1,21 +1,29 @@
 /** Where the stand-in lies, ready to be executed. */
 import { accessSync, chmodSync, constants } from 'node:fs'
-import { fileURLToPath } from 'node:url'
+import { packageFile } from '../package_files.js'
 
-const entryPoint = fileURLToPath(new URL('./bhyve.js', import.meta.url))
-
-/** The compiler and some package managers leave the file without its executable bit. */
+/** The compiler and some package managers leave the file without its executable bit. In a bundle there is none: empty. */
 export function executablePath(): string {
   try {
-    accessSync(entryPoint, constants.X_OK)
+    const entryPoint = packageFile('simulator/bhyve.js')
+    if (!isExecutable(entryPoint)) makeExecutable(entryPoint)
+    return entryPoint
   } catch {
-    makeExecutable()
+    return ''
   }
-  return entryPoint
+}
+
+function isExecutable(entryPoint: string): boolean {
+  try {
+    accessSync(entryPoint, constants.X_OK)
+    return true
+  } catch {
+    return false
+  }
 }
 
 // An installation that belongs to somebody else stays as it is: `node <path>` works there all the same.
-function makeExecutable(): void {
+function makeExecutable(entryPoint: string): void {
   try {
     chmodSync(entryPoint, 0o755)
   } catch {
