@@ -2,6 +2,7 @@
 import { constants } from 'node:os'
 import { types } from 'node:util'
 import type { Problem, RestorePlan } from './types.js'
+import { visible } from './visible.js'
 
 export type ErrorCode =
   | 'ERR_INVALID_VM_NAME'
@@ -74,7 +75,7 @@ export class CheckpointError extends Error {
 
   constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
     const { cause, ...known } = details
-    super(message, cause === undefined ? undefined : { cause })
+    super(visible(message), cause === undefined ? undefined : { cause })
     this.name = 'CheckpointError'
     this.code = code
     for (const [key, value] of Object.entries(known)) {
@@ -89,7 +90,7 @@ export class AbortError extends Error {
   readonly code = 'ABORT_ERR'
 
   constructor(message: string, reason: unknown) {
-    super(message, { cause: reason })
+    super(visible(message), { cause: reason })
     this.name = 'AbortError'
   }
 }

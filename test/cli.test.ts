@@ -18,7 +18,9 @@ import { Interrupt } from '../dist/cli/interrupt.js'
 import { Output } from '../dist/cli/output.js'
 import { isFailure, loadNative } from '../dist/native.js'
 import { CliWorld, matchesKept, type Mode, type Step, transcript, withoutColours } from './support/cli.js'
+import { visible } from '../dist/visible.js'
 import { childEnvironment, checkpointFiles, scratch } from './support/index.js'
+import { putSet } from './support/sets.js'
 
 interface Story {
   name: string
@@ -590,4 +592,46 @@ t.test('the documented exit statuses are the real ones', async (t) => {
   const source = fs.readFileSync(fileURLToPath(new URL('../lib/errors.ts', import.meta.url)), 'utf8')
   for (const code of new Set(source.match(/ERR_[A-Z_]+/g)))
     t.equal(documented.get(code), statusOf(code), code)
+})
+
+t.test('a name that hides something is shown with what it hides', (t) => {
+  const root = fs.realpathSync(scratch(t))
+  const main = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
+  const run = (...words: string[]) => {
+    const args = [main, ...words, '--checkpoint-directory', root, '--run-directory', root]
+    return spawnSync(process.execPath, args, { encoding: 'utf8', env: childEnvironment() })
+  }
+  const codes = [0x202a, 0x202b, 0x202c, 0x202d, 0x202e, 0x2066, 0x2067, 0x2068, 0x2069, 0x200e, 0x200f]
+  const others = [0x061c, 0x00ad, 0x034f, 0x115f, 0x180e, 0x200b, 0x200c, 0x200d, 0x2028, 0x2060, 0x3164]
+  const hiders = [...codes, ...others, 0xfe0f, 0xfeff, 0xfff9, 0xe0041].map((code) =>
+    String.fromCodePoint(code),
+  )
+  const hidden = /[\p{Cf}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]/u
+  for (const one of hiders) {
+    t.notMatch(visible(`a${one}b`), hidden)
+    t.match(visible(`a${one}b`), /^a\\u(\{[0-9a-f]+\}|[0-9a-f]{4})b$/)
+  }
+  t.equal(visible('größer 日本 עברית'), 'größer 日本 עברית', 'what can be seen stays')
+  const [vm, name] = ['vm\u202e1', 'nightly\u200b\u2066'] as const
+  putSet(path.join(root, vm), name, { vm })
+  putSet(path.join(root, vm), 'nightly', { vm })
+  const list = run('list')
+  const [title = '', ...rows] = list.stdout.trimEnd().split('\n')
+  t.equal(rows.length, 2)
+  for (const row of rows)
+    t.equal(row.indexOf('complete'), title.indexOf('STATE'), 'columns stand below each other')
+  const shown = String.raw`vm\u202e1/nightly\u200b\u2066`
+  t.ok(run('show', vm, name).stdout.includes(shown))
+  t.ok(run('verify', vm, name).stdout.startsWith(`${shown}: whole`))
+  t.ok(run('verify', vm, `${name}x`).stderr.includes(String.raw`vm\u202e1`), 'in errors too')
+  for (const words of [['list'], ['list', vm], ['show', vm, name], ['verify', vm], ['pin', vm, name]]) {
+    const { stdout, stderr } = run(...words)
+    t.notMatch(stdout + stderr, hidden, words[0]!)
+    const objects = run(...words, '--json')
+      .stdout.trimEnd()
+      .split('\n')
+    const [first] = objects.map((line) => JSON.parse(line) as { vm: string })
+    t.equal(first?.vm, vm, `${words[0]!}: as data it is what it is`)
+  }
+  t.end()
 })

@@ -3,6 +3,7 @@
  * one object per line to standard output. A reader that went away must not cost anybody a checkpoint.
  */
 import type { Progress } from '../index.js'
+import { visible } from '../visible.js'
 import { exitStatus } from './exit_status.js'
 import { ProgressDisplay, type Stream } from './progress_display.js'
 
@@ -33,26 +34,26 @@ export class Output {
   result(message: Message, lines: readonly string[]): void {
     this.#display?.clear()
     if (this.json) this.#print(message)
-    else for (const line of lines) this.#out.write(`${line}\n`)
+    else for (const line of lines) this.#out.write(`${visible(line)}\n`)
   }
 
   /** What goes on, for people. */
   notice(text: string): void {
     this.#display?.clear()
     if (this.json) this.#print({ type: 'notice', message: text })
-    else this.#err.write(`${text}\n`)
+    else this.#err.write(`${visible(text)}\n`)
   }
 
   failure(message: Message, lines: readonly string[]): void {
     this.#display?.clear()
     if (this.json) this.#print(message)
-    else for (const line of lines) this.#err.write(`${line}\n`)
+    else for (const line of lines) this.#err.write(`${visible(line)}\n`)
   }
 
   get onProgress(): (progress: Progress) => void {
     return (progress) => {
       if (this.json) this.#print({ type: 'progress', ...progress })
-      else this.#display?.show(progress)
+      else this.#display?.show({ ...progress, vm: visible(progress.vm) })
     }
   }
 

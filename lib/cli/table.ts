@@ -1,5 +1,6 @@
 /** Columns that stand below each other, whatever script the names are in. */
 import { eastAsianWidth } from 'get-east-asian-width'
+import { visible } from '../visible.js'
 
 const segmenter = new Intl.Segmenter()
 const gap = '  '
@@ -17,9 +18,9 @@ export interface Column {
   right?: boolean
 }
 
-/** Nothing is cut off: a name that cannot be read in full cannot be used. */
+/** Nothing is cut off: a name that cannot be read in full cannot be used. Escaped before it is measured. */
 export function table(columns: readonly Column[], rows: readonly (readonly string[])[]): string[] {
-  const lines = [columns.map(({ title }) => title), ...rows]
+  const lines = [columns.map(({ title }) => title), ...rows.map((row) => row.map(visible))]
   const widths = columns.map((_, index) => Math.max(...lines.map((line) => widthOf(line[index] ?? ''))))
   return lines.map((line) =>
     line
