@@ -44,7 +44,7 @@ export const createOptions = [
   'memoryBytes',
 ]
 const restoreOptions = ['args', 'bhyve', 'again', 'verify', 'logFile', 'signal', 'timeout']
-const defaultBhyve = '/usr/sbin/bhyve'
+export const defaultBhyve = '/usr/sbin/bhyve'
 const dialects: readonly string[] = ['auto', 'struct', 'path', 'descriptor']
 
 /** What tests replace: the rest of the world as this library sees it. */

@@ -228,7 +228,8 @@ export interface RestorePlan {
  * - `device-missing`, `device-moved`: bhyve would end, since the checkpoint has no state for that device, or has it in
  *   another slot. Never from a bhyve older than FreeBSD 14: that one starts such a device afresh
  * - `already-restored`, `disk-newer`: old RAM over newer disks, unless `again`. `disk-newer` is for powered-off VMs
- * - `arguments-invalid`: bhyve would not take the arguments, or they hold `-r`
+ * - `arguments-invalid`: bhyve would not take the arguments, or they hold `-r`; or `bhyve` is not an executable file (its
+ *   default is looked at on FreeBSD, and elsewhere only by `restore`)
  */
 export type RestoreBlocker =
   | 'damaged'

@@ -9,7 +9,7 @@ import fs from 'node:fs'
 import path from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
-import { kernelBytes, type Metadata, parseMetadata } from '../dist/inspect/metadata.js'
+import { deviceNames, kernelBytes, type Metadata, parseMetadata } from '../dist/inspect/metadata.js'
 import { loadNative, type Native, type NvPair as NativePair } from '../dist/native.js'
 import { decodeNvlist, encodeNvlist, type NvPair, NvType } from '../dist/simulator/nvlist.js'
 import { mostCpus, type SimulatedDialect } from '../dist/simulator/options.js'
@@ -401,7 +401,7 @@ function load(base: string, dialect: SimulatedDialect, metadata: Metadata): void
       { vm: metadata.vm, cpus: metadata.cpus, memoryBytes: metadata.memoryBytes },
     )
     const shape = { struct: 'oldest', path: 'old', descriptor: 'current', reply: 'current' } as const
-    const devices = dialect === 'descriptor' ? metadata.devices.map(({ name }) => name) : []
+    const devices = dialect === 'descriptor' ? deviceNames(metadata) : []
     restoredState(set, shape[dialect], { vm: metadata.vm, cpus, devices })
     for (const { name, size, offset } of metadata.devices)
       assert.equal(shown(set.device(name)), expected(offset, size))

@@ -354,10 +354,9 @@ t.test('a bhyve that ends before it serves', async (t) => {
     message: /ended by SIGKILL.*said nothing/,
   })
   t.match(await restoring(world.script({ instead: 'exit 0' })), { message: /ended with status 0/ })
-  t.match(await restoring('/nonexistent/bhyve'), { code: 'ERR_RESTORE_FAILED', cause: { code: 'ENOENT' } })
-  const plain = path.join(world.root, 'plain')
-  fs.writeFileSync(plain, '')
-  t.match(await restoring(plain), { code: 'ERR_RESTORE_FAILED', cause: { code: 'EACCES' } })
+  const broken = path.join(world.root, 'broken')
+  fs.writeFileSync(broken, '#!/nonexistent/sh\n', { mode: 0o755 })
+  t.match(await restoring(broken), { code: 'ERR_RESTORE_FAILED', cause: { code: 'ENOENT' } })
   t.strictSame(world.manifest('a'), before)
   t.match(await restoring(world.script({ instead: 'exit 1' }), 'bare'), { code: 'ERR_RESTORE_FAILED' })
   t.equal((await world.client.getCheckpoint('vm1', 'bare')).restoredAt, undefined)
@@ -672,6 +671,54 @@ t.test('looks that fail say nothing about a bhyve that runs', async (t) => {
   t.equal((await client.restore('vm1', 'a', { args: world.args, bhyve })).pid, world.pidOf(bhyve))
   t.equal(failures, 3)
 })
+
+t.test('a bhyve that is no executable file is seen by the plan, and nothing is marked', async (t) => {
+  const world = new World(t)
+  await world.saved('a')
+  const before = contents(world.directory)
+  const plain = path.join(world.root, 'plain')
+  fs.writeFileSync(plain, '', { mode: 0o644 })
+  for (const [bhyve, why] of [
+    ['/nonexistent/bhyve', 'does not exist'],
+    [plain, 'is not executable'],
+    [world.root, 'is not a regular file'],
+    [path.join(plain, 'bhyve'), 'does not exist'],
+  ] as const) {
+    const { blockers } = await world.client.planRestore('vm1', 'a', { args: world.args, bhyve })
+    t.strictSame(codesOf({ blockers }), ['arguments-invalid'], why)
+    for (const part of [`'${bhyve}' ${why}`, "the option 'bhyve' (--bhyve)"])
+      t.ok(blockers[0]?.message.includes(part), part)
+    const refused = await rejection(world.client.restore('vm1', 'a', { args: world.args, bhyve }))
+    t.match(refused, {
+      code: 'ERR_RESTORE_BLOCKED',
+      vm: 'vm1',
+      checkpoint: 'a',
+      blockers: [{ code: 'arguments-invalid' }],
+    })
+  }
+  const both = { args: [...world.args, '-r', '/x'], bhyve: plain }
+  t.strictSame(codesOf(await world.client.planRestore('vm1', 'a', both)), [
+    'arguments-invalid',
+    'arguments-invalid',
+  ])
+  t.strictSame(contents(world.directory), before, 'not even a log')
+})
+
+t.test(
+  'where there is no bhyve a plan may leave it out, and a restore may not',
+  {
+    skip: fs.existsSync('/usr/sbin/bhyve') && 'this host has a bhyve',
+  },
+  async (t) => {
+    const world = new World(t)
+    await world.saved('a')
+    t.strictSame((await world.client.planRestore('vm1', 'a', { args: world.args })).blockers, [])
+    const before = contents(world.directory)
+    const refused = await rejection(world.client.restore('vm1', 'a', { args: world.args }))
+    t.strictSame(codesOf(refused), ['arguments-invalid'])
+    t.strictSame(contents(world.directory), before)
+  },
+)
 
 t.test('every descriptor comes back', async (t) => {
   const world = new World(t)

@@ -159,7 +159,7 @@ class PoolWorker {
 }
 
 function startThread(): Worker {
-  const file = fileURLToPath(new URL('./worker.js', import.meta.url))
+  const file = packageFile('pool/worker.js')
   const loaded = new Int32Array(new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT))
   const start = (): Worker =>
     new Worker(loadSynchronously, {

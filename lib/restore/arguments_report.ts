@@ -7,6 +7,8 @@ import type { Disk } from './machine.js'
 
 export interface ArgumentsReport extends CommandLine {
   disks: SeenDisk[]
+  /** Why bhyve's executable cannot be started. */
+  executableFault?: string
 }
 
 export interface SeenDisk extends Disk {
@@ -18,10 +20,35 @@ export interface SeenDisk extends Disk {
 
 const configurationMaxBytes = 4 * 1024 * 1024
 
-/** `checkpointVm`: the name in the metadata, for a command line without one. */
-export function readArguments(args: readonly string[], checkpointVm: string | undefined): ArgumentsReport {
+/**
+ * `checkpointVm`: the name in the metadata, for a command line without one. `bhyve`: the executable, where it is to be
+ * looked at.
+ */
+export function readArguments(
+  args: readonly string[],
+  checkpointVm: string | undefined,
+  bhyve?: string,
+): ArgumentsReport {
   const commandLine = parseCommandLine(args, checkpointVm, readConfiguration)
-  return { ...commandLine, disks: (commandLine.machine?.disks ?? []).map(seen) }
+  const executableFault = bhyve === undefined ? undefined : faultOfExecutable(bhyve)
+  const disks = (commandLine.machine?.disks ?? []).map(seen)
+  return { ...commandLine, disks, ...(executableFault === undefined ? {} : { executableFault }) }
+}
+
+/** Why it cannot be started; undefined where nothing is known against it. */
+function faultOfExecutable(bhyve: string): string | undefined {
+  const advice = "name bhyve's executable with the option 'bhyve' (--bhyve)"
+  try {
+    if (!fs.statSync(bhyve).isFile()) return `'${bhyve}' is not a regular file: ${advice}`
+    fs.accessSync(bhyve, fs.constants.X_OK)
+    return undefined
+  } catch (error) {
+    if (!isNodeSystemError(error)) throw error
+    if (error.syscall === 'access') return `'${bhyve}' is not executable: make it so, or ${advice}`
+    const isAbsent = error.code === 'ENOENT' || error.code === 'ENOTDIR'
+    const why = isAbsent ? 'does not exist' : `cannot be looked at (${error.code ?? error.message})`
+    return `'${bhyve}' ${why}: ${advice}`
+  }
 }
 
 /** Only a plain file reads the same for us and for bhyve, and never makes anybody wait. */

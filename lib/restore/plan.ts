@@ -6,7 +6,7 @@ import type { Cancellation } from '../cancellation.js'
 import { CheckpointError } from '../errors.js'
 import { isVmName } from '../names.js'
 import type { Host } from '../host.js'
-import type { RestoreSettings } from '../options.js'
+import { defaultBhyve, type RestoreSettings } from '../options.js'
 import type { SetReport } from '../store/restoring.js'
 import type { Store } from '../store/store.js'
 import { ProgressReporter } from '../progress.js'
@@ -51,11 +51,17 @@ export interface Planned {
   places: Place[]
 }
 
-export async function planRestore(context: RestoreContext, settings: RestoreSettings): Promise<Planned> {
+/** `starts`: it is going to be carried out, here and now. */
+export async function planRestore(
+  context: RestoreContext,
+  settings: RestoreSettings,
+  starts = false,
+): Promise<Planned> {
   const { store } = context
   const { vm, name } = settings
   const set = await store.lookAtSet(vm, name)
-  const report = await store.run('readArguments', settings.args, set.metadataVm)
+  const executable = mayLackBhyve(settings) && !starts ? undefined : settings.bhyve
+  const report = await store.run('readArguments', settings.args, set.metadataVm, executable)
   const places = placesOf(context, report)
   const host = context.host()
   const content = await contentFindings(context, settings, set)
@@ -98,10 +104,16 @@ function placesOf(
   return [...new Set(directories)].map((directory) => ({ ...place, vm, runDirectory: directory }))
 }
 
-function argumentBlockers({ fault, name }: ArgumentsReport): Blocker[] {
-  if (fault !== undefined) return [blocker('arguments-invalid', fault)]
-  if (name === undefined || isVmName(name)) return []
-  return [blocker('arguments-invalid', `${JSON.stringify(name)} is no VM name`)]
+/** Where there is no bhyve at all, a plan that names none is for another host. */
+function mayLackBhyve({ bhyve }: RestoreSettings): boolean {
+  return bhyve === defaultBhyve && process.platform !== 'freebsd'
+}
+
+function argumentBlockers({ fault, name, executableFault }: ArgumentsReport): Blocker[] {
+  const executable = executableFault === undefined ? [] : [blocker('arguments-invalid', executableFault)]
+  if (fault !== undefined) return [blocker('arguments-invalid', fault), ...executable]
+  if (name === undefined || isVmName(name)) return executable
+  return [blocker('arguments-invalid', `${JSON.stringify(name)} is no VM name`), ...executable]
 }
 
 /** Under the name that was asked for, and under the one that bhyve is going to use. */

@@ -39,7 +39,7 @@ export async function restore(
 ): Promise<Restored> {
   const { descriptors } = await context.store.beginRestore(settings.vm, settings.name)
   try {
-    const planned = await planRestore(context, settings)
+    const planned = await planRestore(context, settings, true)
     assertUnblocked(planned, settings)
     cancellation.throwIfCancelled()
     return await restoreLogged(context, settings, planned, cancellation)
