@@ -29,6 +29,21 @@ export function assertBoolean(value: unknown, option: string): void {
   if (typeof value !== 'boolean') throw invalid(`${option} must be true or false`, value)
 }
 
+/** What execve() can pass on. */
+export function assertEnvironment(env: unknown): void {
+  assertObject(env, 'env')
+  for (const [name, value] of Object.entries(env as object)) {
+    if (name === '' || /[=\0]/.test(name))
+      throw invalid("env: a name is not empty, and has no '=' and no NUL", name)
+    // Not the value: it may be a secret.
+    if (typeof value !== 'string' || value.includes('\0'))
+      throw new CheckpointError(
+        'ERR_INVALID_OPTION',
+        `env: the value of '${name}' must be a string without NUL`,
+      )
+  }
+}
+
 export function assertObject(value: unknown, what: string): void {
   if (typeof value !== 'object' || value === null) throw invalid(`${what} must be an object`, value)
 }

@@ -3,6 +3,7 @@ import os from 'node:os'
 import {
   assertBoolean,
   assertCallback,
+  assertEnvironment,
   assertMilliseconds,
   assertOptions,
   assertSignal,
@@ -43,7 +44,9 @@ export const createOptions = [
   'sparsify',
   'memoryBytes',
 ]
-const restoreOptions = ['args', 'bhyve', 'again', 'verify', 'logFile', 'signal', 'timeout']
+/** Of this process's environment, what bhyve gets where the caller names nothing. */
+const inherited = ['PATH', 'HOME', 'LANG', 'TZ']
+const restoreOptions = ['args', 'bhyve', 'env', 'again', 'verify', 'logFile', 'signal', 'timeout']
 export const defaultBhyve = '/usr/sbin/bhyve'
 const dialects: readonly string[] = ['auto', 'struct', 'path', 'descriptor']
 
@@ -177,6 +180,7 @@ export interface RestoreSettings {
   name: string
   args: readonly string[]
   bhyve: string
+  env: Readonly<Record<string, string>>
   again: boolean
   verify: boolean
   logFile: string | undefined
@@ -189,16 +193,24 @@ export function restoreSettings(vm: unknown, name: unknown, options: RestoreOpti
   assertCheckpointName(name, vm)
   assertOptions(options, 'RestoreOptions', restoreOptions)
   const { args, bhyve = defaultBhyve, again = false, verify = false, logFile, signal, timeout } = options
+  const { env = inheritedEnvironment() } = options
   if (!Array.isArray(args) || !args.every((word) => typeof word === 'string' && !word.includes('\0'))) {
     throw invalid('args must be a list of strings without NUL', args)
   }
   assertAbsolute(bhyve, 'bhyve')
+  assertEnvironment(env)
   assertBoolean(again, 'again')
   assertBoolean(verify, 'verify')
   if (logFile !== undefined) assertAbsolute(logFile, 'logFile')
   assertSignal(signal)
   if (timeout !== undefined) assertMilliseconds(timeout, 'timeout', 1)
-  return { vm, name, args: [...(args as string[])], bhyve, again, verify, logFile, signal, timeout }
+  const command = { args: [...(args as string[])], bhyve, env: { ...env } }
+  return { vm, name, ...command, again, verify, logFile, signal, timeout }
+}
+
+function inheritedEnvironment(): Record<string, string> {
+  const entries = inherited.map((name) => [name, process.env[name]] as const)
+  return Object.fromEntries(entries.filter((entry): entry is [string, string] => entry[1] !== undefined))
 }
 
 function assertAbsolute(file: unknown, option: string): void {

@@ -186,6 +186,11 @@ export interface RestoreOptions {
   args: readonly string[]
   /** Absolute path of the executable: bhyve itself, or a script that ends in `exec`. Default `/usr/sbin/bhyve`. */
   bhyve?: string | undefined
+  /**
+   * The environment that bhyve gets, and nothing besides. Default: `PATH`, `HOME`, `LANG` and `TZ` of this process: bhyve
+   * outlives it, and its secrets are not for bhyve.
+   */
+  env?: Readonly<Record<string, string>> | undefined
   /** Overrides `already-restored` and `disk-newer`: old RAM over newer disks. Recorded. Default false. */
   again?: boolean | undefined
   /**

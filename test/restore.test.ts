@@ -336,6 +336,31 @@ t.test('a session of its own, nothing of ours but the log, and no zombie', async
   await until(() => isFailure(native.processStatus(pid)), 'no zombie')
 })
 
+t.test('bhyve gets a small environment, or the one that is named', async (t) => {
+  const world = new World(t)
+  await world.saved('a')
+  const bhyve = path.join(world.root, 'env')
+  fs.writeFileSync(bhyve, '#!/bin/sh\nenv\nexit 3\n', { mode: 0o755 })
+  // The shell adds some, and the test runner to every child.
+  const added = /^(PWD|OLDPWD|SHLVL|_.*|NODE_OPTIONS)$/
+  const namesOf = async (...more: string[]): Promise<string[]> => {
+    const words = [world.runDirectory, world.checkpointDirectory, 'a', bhyve, 'once', ...more]
+    const { stdout } = await runScript('restoring.mjs', words, { DATABASE_PASSWORD: 'secret', TZ: 'UTC' })
+    const { reply } = JSON.parse(stdout) as { reply: string }
+    const names = reply.split('\n').map((line) => line.split('=')[0]!)
+    return names.filter((name) => !added.test(name)).sort()
+  }
+  const allowed = ['HOME', 'LANG', 'PATH', 'TZ']
+  t.strictSame(
+    await namesOf(),
+    allowed.filter((name) => name === 'TZ' || process.env[name] !== undefined),
+  )
+  t.strictSame(await namesOf(JSON.stringify({ PATH: '/usr/bin:/bin', MALLOC_CONF: 'junk:true' })), [
+    'MALLOC_CONF',
+    'PATH',
+  ])
+})
+
 t.test('a bhyve that ends before it serves', async (t) => {
   const world = new World(t)
   await world.saved('a', 'bare')

@@ -115,6 +115,7 @@ t.test('undefined may be passed on for every option, and a wrong type may not', 
   await t.rejects(client.suspend('vm1', { poweroff: true }), { code: 'ERR_INVALID_OPTION' })
   // @ts-expect-error: a policy has rules of these names
   await t.rejects(client.pruneCheckpoints('vm1', { keepAll: true }), { code: 'ERR_INVALID_OPTION' })
+  expectTypeOf<RestoreOptions['env']>().toEqualTypeOf<Readonly<Record<string, string>> | undefined>()
   // @ts-expect-error: bhyve needs its arguments
   await t.rejects(client.restore('vm1', 'suspend', {}), { code: 'ERR_INVALID_OPTION' })
   t.throws(() => {

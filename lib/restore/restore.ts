@@ -110,7 +110,8 @@ async function restoreHeld(starting: Starting, cancellation: Cancellation): Prom
     const before = await socketsIn(store, places)
     const stale = new Set(before.map(({ identity }) => identity))
     cancellation.begin()
-    const bhyve = startBhyve(planned.plan.command, planned.plan.args, log.descriptors.log)
+    const { command, args } = planned.plan
+    const bhyve = startBhyve(command, args, log.descriptors.log, settings.env)
     const ended = await untilServed(bhyve, { store, places, peers, stale, bound: new Set() })
     starting.mayHaveRun = ended?.mayHaveRun === true
     if (ended !== undefined || bhyve.pid === undefined) throw await failed(starting, ended)

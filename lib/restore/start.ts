@@ -30,9 +30,14 @@ export interface Bhyve {
  * In a session of its own, with nothing of ours but the file for its output: every other descriptor of this library is
  * close-on-exec. It does not keep this process alive, and Node reaps it when it ends.
  */
-export function startBhyve(command: string, args: readonly string[], log: number): Bhyve {
+export function startBhyve(
+  command: string,
+  args: readonly string[],
+  log: number,
+  env: Readonly<Record<string, string>>,
+): Bhyve {
   try {
-    const child = spawn(command, args, { detached: true, stdio: ['ignore', log, log] })
+    const child = spawn(command, args, { detached: true, stdio: ['ignore', log, log], env })
     child.unref()
     const ended = endOf(child)
     const whenEnded = (): Promise<Ending> => {

@@ -1,7 +1,8 @@
 // Restores a checkpoint and ends by itself: restoring.mjs <run directory> <checkpoint directory> <name> <bhyve> [again]
+// [<environment as JSON>]
 import { createClient } from 'bhyve-checkpoint'
 
-const [runDirectory, checkpointDirectory, name, bhyve, again] = process.argv.slice(2)
+const [runDirectory, checkpointDirectory, name, bhyve, again, env] = process.argv.slice(2)
 const args = [
   '-c2',
   '-m4M',
@@ -18,8 +19,10 @@ try {
     args: [...args, 'vm1'],
     bhyve,
     again: again === 'again',
+    env: env === undefined ? undefined : JSON.parse(env),
   })
   console.log(JSON.stringify(restored))
 } catch (error) {
-  console.log(JSON.stringify({ code: error.code, blockers: error.blockers?.map(({ code }) => code) }))
+  const { code, reply, blockers } = error
+  console.log(JSON.stringify({ code, reply, blockers: blockers?.map((one) => one.code) }))
 }

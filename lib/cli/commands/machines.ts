@@ -79,6 +79,7 @@ export const restore: Command = {
   options: {
     plan: { help: 'say what would be started, and what speaks against it; start nothing' },
     bhyve: { value: 'file', help: 'the executable (/usr/sbin/bhyve)' },
+    env: { value: 'name=value', multiple: true, help: 'instead of PATH, HOME, LANG, TZ; may be repeated' },
     'log-file': { value: 'file', help: "where bhyve's output goes (restore.log beside the checkpoints)" },
     verify: { help: 'compare digests before' },
     again: { help: 'although it was restored before, or disks are newer: old RAM over newer disks' },
@@ -116,12 +117,24 @@ function restoreOptions({ rest, values }: Context, signal?: AbortSignal): Restor
   return {
     args: rest,
     bhyve: values.parsed('bhyve', absolute),
+    env: environmentFrom(values.list('env')),
     logFile: values.parsed('log-file', absolute),
     verify: values.has('verify'),
     again: values.has('again'),
     timeout: values.parsed('timeout', parseDuration),
     signal,
   }
+}
+
+function environmentFrom(words: readonly string[]): Record<string, string> | undefined {
+  if (words.length === 0) return undefined
+  const entries = words.map((word) => {
+    const [, name, value] = /^([^=]+)=(.*)$/s.exec(word) ?? []
+    if (name === undefined || value === undefined)
+      throw new UsageError(`--env takes a variable like TZ=UTC, not '${word}'`)
+    return [name, value]
+  })
+  return Object.fromEntries(entries) as Record<string, string>
 }
 
 async function plan(context: Context, vm: string, name: string): Promise<number> {
