@@ -360,6 +360,7 @@ class Client implements CheckpointClient {
 
   async idle(): Promise<void> {
     while (this.#inFlight.size > 0) await Promise.allSettled(this.#inFlight)
+    await this.#surroundings.pool().emptied()
   }
 
   [Symbol.asyncDispose](): Promise<void> {

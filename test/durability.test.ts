@@ -73,7 +73,7 @@ class MadeStage {
   /** And the host goes down. */
   reboot(): void {
     this.release()
-    const intent = this.file('intent')
+    const intent = this.file(fs.existsSync(this.file('live')) ? 'live' : 'intent')
     const text = fs.readFileSync(intent, 'utf8')
     fs.writeFileSync(intent, JSON.stringify({ ...(JSON.parse(text) as object), boot: 'another' }))
   }

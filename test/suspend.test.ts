@@ -242,7 +242,8 @@ function watchedPool(
     after(name)
     return result
   }
-  return () => ({ run, runFrom: (onStart, name, ...args) => real.runFrom(onStart, name, ...args) })
+  const { emptied, runFrom } = real
+  return () => ({ run, emptied: emptied.bind(real), runFrom: runFrom.bind(real) })
 }
 
 t.test('cancelled just before the first byte is sent: nothing happens', async (t) => {

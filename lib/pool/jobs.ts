@@ -10,6 +10,7 @@ import { openLog, readLogEnd } from '../restore/log_file.js'
 import { destroySet, destroySets } from '../store/destroy.js'
 import { foldersIn, foldersWith } from '../store/folders.js'
 import { getSet, hasSets, listSets, verifySet } from '../store/list.js'
+import { emptyAllRemoved, emptyRemoved } from '../store/removed.js'
 import { pinSet } from '../store/pin.js'
 import { pruneSets } from '../store/prune.js'
 import { commitStage, prepareStage, secureStage, settleStage } from '../store/publish.js'
@@ -69,6 +70,8 @@ export const jobs = {
   destroySets,
   pinSet,
   pruneSets,
+  emptyRemoved,
+  emptyAllRemoved,
   lookAtSet,
   readArguments,
   beginRestore,
@@ -99,4 +102,6 @@ export const longJobs: ReadonlySet<JobName> = new Set<JobName>([
   'destroySet',
   'destroySets',
   'pruneSets',
+  'emptyRemoved',
+  'emptyAllRemoved',
 ])

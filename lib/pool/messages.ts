@@ -1,13 +1,21 @@
 /** What the pool and its workers say to each other. */
 import { CheckpointError, detailsOf, type ErrorCode, type ErrorDetails } from '../errors.js'
 
+import type { Removal } from '../store/removed.js'
+
 export type ToWorker =
   | { kind: 'run'; job: string; args: readonly unknown[] }
   /** The main side has its own copies now, or has let go of them. */
   | { kind: 'close'; descriptors: readonly number[] }
 
-/** What came of a job. `held`: descriptors to be closed once the caller has closed its own (store/held.ts). */
-export type Outcome = ({ value: unknown } | { error: PortableError }) & { held: readonly number[] }
+/**
+ * What came of a job. `held`: descriptors to be closed once the caller has closed its own (store/held.ts). `removals`: what
+ * it leaves to be removed by a job of its own (store/removed.ts).
+ */
+export type Outcome = ({ value: unknown } | { error: PortableError }) & {
+  held: readonly number[]
+  removals: readonly Removal[]
+}
 
 /** `up`: it has loaded what it needs. */
 export type FromWorker = 'up' | Outcome

@@ -12,6 +12,7 @@ import { packageFile } from '../package_files.js'
 import { type JobName, type Jobs, longJobs } from './jobs.js'
 import { type FromWorker, fromPortable, type Outcome, type ToWorker } from './messages.js'
 import { reserveSize } from './reserve.js'
+import type { Removal } from '../store/removed.js'
 import { startInDirectory } from './working_directory.js'
 
 /**
@@ -52,6 +53,14 @@ interface Job {
   reject: (error: unknown) => void
 }
 
+/** What a worker tells the pool, and asks it. */
+interface PoolOfWorker {
+  done: () => void
+  gone: (worker: PoolWorker) => void
+  mayEnd: () => boolean
+  remove: (removals: readonly Removal[]) => void
+}
+
 class PoolWorker {
   job: Job | undefined
   /** It runs: another one may be started. */
@@ -60,12 +69,14 @@ class PoolWorker {
   readonly #done: () => void
   readonly #gone: (worker: PoolWorker) => void
   readonly #mayEnd: () => boolean
+  readonly #remove: (removals: readonly Removal[]) => void
   #retirement: NodeJS.Timeout | undefined
 
-  constructor(done: () => void, gone: (worker: PoolWorker) => void, mayEnd: () => boolean) {
+  constructor({ done, gone, mayEnd, remove }: PoolOfWorker) {
     this.#done = done
     this.#gone = gone
     this.#mayEnd = mayEnd
+    this.#remove = remove
     this.#worker = startThread()
     this.#worker.unref()
     this.#worker.on('message', (message: FromWorker) => {
@@ -106,6 +117,7 @@ class PoolWorker {
     } catch (error) {
       job.reject(error)
     }
+    this.#remove(message.removals)
     this.#done()
   }
 
@@ -208,6 +220,8 @@ function adoptAll(lent: Record<string, number>): Record<string, number> {
 
 /** What runs jobs. */
 export interface JobRunner {
+  /** Resolves once what earlier jobs left to be removed is removed. */
+  emptied(): Promise<void>
   run<N extends JobName>(name: N, ...args: Parameters<Jobs[N]>): Promise<ReturnType<Jobs[N]>>
   /** `onStart` is called when a thread takes the job; what it throws rejects the job instead. */
   runFrom<N extends JobName>(
@@ -220,6 +234,7 @@ export interface JobRunner {
 export class Pool implements JobRunner {
   readonly #workers = new Set<PoolWorker>()
   readonly #waiting: Job[] = []
+  readonly #removing = new Set<Promise<void>>()
   #start: NodeJS.Timeout | undefined
   /** How many calls rely on a thread that runs. */
   #keepers = 0
@@ -257,6 +272,19 @@ export class Pool implements JobRunner {
       this.#waiting.push({ name, onStart, args, resolve: resolve as (value: unknown) => void, reject })
       this.#assign()
     })
+  }
+
+  async emptied(): Promise<void> {
+    while (this.#removing.size > 0) await Promise.all(this.#removing)
+  }
+
+  /** Nobody waits for it but `idle()`. What fails stays for the next call of any process. */
+  #removeLater(removals: readonly Removal[]): void {
+    for (const removal of removals) {
+      const removed = this.run('emptyRemoved', removal).catch(() => undefined)
+      this.#removing.add(removed)
+      void removed.then(() => this.#removing.delete(removed))
+    }
   }
 
   #assign(): void {
@@ -306,11 +334,12 @@ export class Pool implements JobRunner {
   #startWorker(): void {
     try {
       assertRoomForThread()
-      const worker = new PoolWorker(
-        () => this.#assign(),
-        (gone) => this.#workers.delete(gone),
-        () => this.#keepers === 0 || this.#workers.size > 1,
-      )
+      const worker = new PoolWorker({
+        done: () => this.#assign(),
+        gone: (gone) => this.#workers.delete(gone),
+        mayEnd: () => this.#keepers === 0 || this.#workers.size > 1,
+        remove: (removals) => this.#removeLater(removals),
+      })
       this.#workers.add(worker)
     } catch (cause) {
       this.#refuseAll(cause)

@@ -3,6 +3,7 @@ import { parentPort } from 'node:worker_threads'
 import { toCheckpointError } from '../errors.js'
 import { loadNative } from '../native.js'
 import { beginHolding, takeHeld } from '../store/held.js'
+import { beginDeferring, takeRemovals } from '../store/removed.js'
 import { jobs, type JobName } from './jobs.js'
 import { type FromWorker, type Outcome, toPortable, type ToWorker } from './messages.js'
 import { keepReserve } from './reserve.js'
@@ -11,9 +12,9 @@ function run(job: string, args: readonly unknown[]): Outcome {
   try {
     const call = jobs[job as JobName] as (...args: readonly unknown[]) => unknown
     const value = call(...args)
-    return { value, held: takeHeld() }
+    return { value, held: takeHeld(), removals: takeRemovals() }
   } catch (error) {
-    return { error: toPortable(toCheckpointError(error, job)), held: takeHeld() }
+    return { error: toPortable(toCheckpointError(error, job)), held: takeHeld(), removals: takeRemovals() }
   }
 }
 
@@ -24,6 +25,7 @@ parentPort?.on('message', (message: ToWorker) => {
 
 keepReserve(loadNative())
 beginHolding()
+beginDeferring()
 tell('up')
 
 function tell(message: FromWorker): void {

@@ -85,12 +85,15 @@ function isNotOurs(error: unknown): boolean {
 
 export type Reservation =
   | { kind: 'granted' }
-  /** It would fit, but for what others are going to write; one of them may yet be refused. */
-  | { kind: 'crowded'; refusal: ErrorDetails & { message: string } }
+  /**
+   * `crowded`: it would fit, but for what others are going to write; one of them may yet be refused. `full`: it does not
+   * fit, unless removed files are about to be freed.
+   */
+  | { kind: 'crowded' | 'full'; refusal: ErrorDetails & { message: string } }
 
 /**
- * Rejects with ERR_NO_SPACE where what this stage has promised does not fit; where it does not fit beside `reserved`,
- * what others still have to write, the promise is taken back, and the caller may ask again.
+ * Whether what this stage has promised fits beside `reserved`, which is what others still have to write. Where it does
+ * not, the promise is taken back, and the caller may ask again.
  */
 export function reserveSpace(handle: StageHandle, memoryBytes: number, reserved: number): Reservation {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
@@ -104,8 +107,7 @@ export function reserveSpace(handle: StageHandle, memoryBytes: number, reserved:
     `the checkpoint needs ${String(requiredBytes)} bytes in '${path}'; ${String(availableBytes)} are free ` +
     `(${String(reserved)} are promised to checkpoints that are being written). bhyve was not asked`
   const details = { requiredBytes, availableBytes, path }
-  if (requiredBytes <= free) return { kind: 'crowded', refusal: { message, ...details } }
-  throw new CheckpointError('ERR_NO_SPACE', message, details)
+  return { kind: requiredBytes <= free ? 'crowded' : 'full', refusal: { message, ...details } }
 }
 
 /** Asked under the lock of its `.staging`; where somebody works there now, it may well be alive. */

@@ -79,6 +79,16 @@ export class Store {
     )
   }
 
+  /** Frees what was removed and still occupies the disk, in every VM's directory. */
+  async freeRemoved(vm: string): Promise<void> {
+    const vms = new Set([vm, ...(await this.#layout.vms())])
+    await this.#pool.run(
+      'emptyAllRemoved',
+      [...vms].map((one) => this.directoryOf(one)),
+    )
+    await this.#pool.emptied()
+  }
+
   list(vm: string): Promise<ListedCheckpoint[]> {
     return this.#locked('listSets', this.directoryOf(vm), vm)
   }
@@ -268,7 +278,10 @@ export class Stage {
       const result = await this.#store.run('reserveSpace', this.#handle, bytes, reserved)
       if (result.kind === 'granted') return
       const { message, ...details } = result.refusal
-      if (attempt === mostReservations) throw new CheckpointError('ERR_NO_SPACE', message, details)
+      const isHopeless = result.kind === 'full' && attempt > 1
+      if (isHopeless || attempt === mostReservations)
+        throw new CheckpointError('ERR_NO_SPACE', message, details)
+      if (attempt === 1) await this.#store.freeRemoved(vm)
       // Two that refuse each other must not meet again.
       await pause(lockRetryMs * (0.5 + Math.random() * 4))
     }

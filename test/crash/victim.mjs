@@ -4,6 +4,7 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { loadNative } from '../../dist/native.js'
 import { jobs } from '../../dist/pool/jobs.js'
+import { beginDeferring, takeRemovals } from '../../dist/store/removed.js'
 import { writeSet } from './sets.mjs'
 
 const strike = JSON.parse(process.argv[2])
@@ -112,8 +113,11 @@ const operations = {
   pin: () => jobs.pinSet(directory, 'vm1', name, true),
   list: () => jobs.listSets(directory, 'vm1'),
 }
+// As a thread of the pool does, for files of any size.
+beginDeferring(0)
 try {
   operations[strike.op]()
+  for (const removal of takeRemovals()) jobs.emptyRemoved(removal)
 } catch (error) {
   if (error.code !== 'ERR_CHECKPOINT_NOT_FOUND') throw error
 }

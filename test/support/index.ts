@@ -184,6 +184,7 @@ export function inlinePool(instead?: (name: JobName) => Promise<unknown> | undef
     return answer ?? (jobs[name] as Call)(...args)
   }
   return {
+    emptied: () => Promise.resolve(),
     runFrom,
     run: (name: JobName, ...args: never[]) => runFrom(undefined, name, ...args),
   } as unknown as JobRunner

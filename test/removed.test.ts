@@ -1,0 +1,123 @@
+/** Removed files whose blocks are freed later: nobody waits for that, nothing is lost, and nothing stays. */
+import fs from 'node:fs'
+import path from 'node:path'
+import t, { type Test } from 'tap'
+import { createClient } from 'bhyve-checkpoint'
+import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { loadNative } from '../dist/native.js'
+import { jobs } from '../dist/pool/jobs.js'
+import { beginDeferring, takeRemovals } from '../dist/store/removed.js'
+import { checkpointFiles, intercept, rejection, scratch, tree } from './support/index.js'
+import { putSet } from './support/sets.js'
+
+const MiB = 1024 * 1024
+const native = loadNative()
+// As a thread of the pool does, for files of any size.
+beginDeferring(0)
+
+function store(t: Test, ...names: string[]): string {
+  const directory = path.join(scratch(t), 'vm1')
+  fs.mkdirSync(directory)
+  for (const name of names) putSet(directory, name)
+  return directory
+}
+
+function removedIn(directory: string): string[] {
+  return tree(path.join(directory, '.staging')).filter((entry) => /^[^/]*\.removed\/$/.test(entry))
+}
+
+t.test('what is destroyed is gone at once, and its blocks later', async (t) => {
+  const directory = store(t, 'one', 'two')
+  jobs.destroySet(directory, 'one')
+  t.equal(removedIn(directory).length, 1)
+  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'two' }])
+  t.ok(tree(directory).some((entry) => entry.endsWith('.removed/one.ckp')))
+  const removals = takeRemovals()
+  t.strictSame(removals, [{ directoryPath: directory, withDirectory: false }], 'listing asks for it too')
+  for (const removal of removals) jobs.emptyRemoved(removal)
+  t.strictSame(tree(path.join(directory, '.staging')), [])
+  t.strictSame(takeRemovals(), [])
+})
+
+t.test('the lock is free meanwhile, and readers need not take it alone', async (t) => {
+  const directory = store(t, 'one', 'two')
+  jobs.destroySet(directory, 'one')
+  let exclusive = 0
+  intercept(t, 'lock', (_, mode) => {
+    if (mode === 'exclusive') exclusive++
+    return undefined
+  })
+  jobs.listSets(directory, 'vm1')
+  t.equal(exclusive, 0, 'what waits to be removed is no reason to recover')
+  for (const removal of takeRemovals()) jobs.emptyRemoved(removal)
+  t.equal(exclusive, 0)
+})
+
+t.test('the directory goes with the last of it', async (t) => {
+  const directory = store(t, 'one')
+  t.strictSame(jobs.destroySets(directory, true), ['one'])
+  t.ok(fs.existsSync(directory))
+  for (const removal of takeRemovals()) jobs.emptyRemoved(removal)
+  t.notOk(fs.existsSync(directory))
+
+  const used = store(t, 'one')
+  jobs.destroySets(used, true)
+  const removals = takeRemovals()
+  putSet(used, 'new')
+  for (const removal of removals) jobs.emptyRemoved(removal)
+  t.match(jobs.listSets(used, 'vm1'), [{ name: 'new', state: 'complete' }])
+  t.strictSame(removedIn(used), [])
+})
+
+t.test('what a process that died has left is removed by the next one', async (t) => {
+  const directory = store(t, 'one')
+  const left = path.join(directory, '.staging', 'abc.removed')
+  fs.mkdirSync(left, { recursive: true })
+  putSet(left, 'old')
+  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'one' }])
+  for (const removal of takeRemovals()) jobs.emptyRemoved(removal)
+  t.notOk(fs.existsSync(left))
+})
+
+t.test('a second name of what is removed keeps its content', async (t) => {
+  const directory = store(t, 'one')
+  const other = path.join(scratch(t), 'other')
+  fs.writeFileSync(path.join(directory, 'one.ckp'), Buffer.alloc(4 * MiB, 'backup'))
+  const content = fs.readFileSync(path.join(directory, 'one.ckp'))
+  fs.linkSync(path.join(directory, 'one.ckp'), other)
+  jobs.destroySets(directory, false)
+  for (const removal of takeRemovals()) jobs.emptyRemoved(removal)
+  t.ok(fs.readFileSync(other).equals(content))
+})
+
+t.test('a client that replaces and destroys large checkpoints leaves nothing once it is idle', async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 24 * MiB, zeroFraction: 0 })
+  t.teardown(() => bhyve.stop())
+  const root = scratch(t)
+  const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: root })
+  await client.createCheckpoint('vm1')
+  const old = fs.statSync(path.join(root, 'vm1', 'checkpoint.ckp')).ino
+  await client.createCheckpoint('vm1')
+  t.not(fs.statSync(path.join(root, 'vm1', 'checkpoint.ckp')).ino, old)
+  t.equal(checkpointFiles(path.join(root, 'vm1')).filter((file) => !file.startsWith('.staging')).length, 4)
+  await client.idle()
+  t.strictSame(tree(path.join(root, 'vm1', '.staging')), [])
+  await client.destroyAll('vm1')
+  t.strictSame(await client.listCheckpoints('vm1'), [])
+  await client.idle()
+  t.strictSame(tree(root), [])
+})
+
+t.test('room that removed files are about to give is waited for before a call is refused', async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: MiB })
+  t.teardown(() => bhyve.stop())
+  const root = scratch(t)
+  const left = path.join(root, 'other', '.staging', 'abc.removed')
+  fs.mkdirSync(left, { recursive: true, mode: 0o700 })
+  fs.writeFileSync(path.join(left, 'replaced'), 'old')
+  const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: root })
+  const error = await rejection(client.createCheckpoint('vm1', { memoryBytes: 2 ** 50 }))
+  t.match(error, { code: 'ERR_NO_SPACE', vm: 'vm1' })
+  t.notOk(fs.existsSync(left), "another VM's removed files were freed first")
+  t.equal(native.ownedDescriptors(), 0)
+})
