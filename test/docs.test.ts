@@ -67,7 +67,7 @@ const runElsewhere: Readonly<Record<string, string>> = {
   'npm install bhyve-checkpoint': 'test/package.test.ts: runs nothing when it is installed',
   'node node_modules/bhyve-checkpoint/scripts/build-addon.mjs':
     'test/package.test.ts: says what is missing where no prebuild fits, and how to build it',
-  'npx esbuild': 'test/package.test.ts: a bundle works with the package beside it',
+  'npx esbuild': 'test/package.test.ts: works with the package beside it, and says so without it',
   'node --permission': "test/package.test.ts: works under Node's permission model",
   'mkdir -p ~/base/x64': '.ci/run: FREEBSD_SYSROOT',
 }
