@@ -1,6 +1,7 @@
 /** Restores, against the stand-in for bhyve: round trips, guards, failures, and who holds what meanwhile. */
 import { spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
+import { once } from 'node:events'
 import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -11,11 +12,13 @@ import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../dist/client.js'
 import { isFailure, loadNative } from '../dist/native.js'
 import { realSurroundings } from '../dist/options.js'
+import { beginRestore } from '../dist/store/restoring.js'
 import {
   checkpointFiles,
   childEnvironment,
   contents,
   inlinePool,
+  intercept,
   openDescriptors,
   rejection,
   runScript,
@@ -511,6 +514,77 @@ t.test('two restores at once: one starts', async (t) => {
     const restores = [...new Set(names)].flatMap((name) => (world.manifest(name).restores ?? []) as unknown[])
     t.equal(restores.length, 1, 'marked once')
   }
+})
+
+const needsRoot = { skip: process.geteuid?.() === 0 ? false : 'needs root' }
+
+t.test('another user who holds a lock on the directory keeps nobody from restoring', needsRoot, async (t) => {
+  const world = new World(t)
+  await world.saved('a')
+  for (const folder of [world.root, world.checkpointDirectory, world.directory]) fs.chmodSync(folder, 0o755)
+  const holder = spawn('flock', ['--exclusive', world.directory, 'sh', '-c', 'echo held; exec cat'], {
+    uid: 65534,
+    gid: 65534,
+    stdio: ['pipe', 'pipe', 'inherit'],
+  })
+  t.teardown(() => holder.kill())
+  await once(holder.stdout, 'data')
+  const { pid } = await world.client.restore('vm1', 'a', { args: world.args, bhyve: world.script() })
+  t.ok(isAlive(pid))
+  t.strictSame(fs.readdirSync(path.join(world.directory, '.staging')), [], 'the lock went with the restore')
+})
+
+t.test('the lock of a restore', async (t) => {
+  const world = new World(t)
+  await world.saved('a')
+  const staging = path.join(world.directory, '.staging')
+  const lock = path.join(staging, 'restore.lock')
+  const gate = path.join(world.root, 'gate')
+  const bhyve = world.script({ gate })
+  const script = fileURLToPath(new URL('support/restoring.mjs', import.meta.url))
+  const words = [script, world.runDirectory, world.checkpointDirectory, 'a', bhyve]
+  const manager = spawn(process.execPath, words, { env: childEnvironment(), stdio: 'ignore' })
+  await world.started(bhyve)
+  t.ok(fs.existsSync(lock))
+  t.match(await world.client.listCheckpoints('vm1'), [{ name: 'a', state: 'complete' }])
+  t.throws(() => beginRestore(world.directory, 'a'), { code: 'ERR_CHECKPOINT_BUSY', path: lock })
+  t.ok(fs.existsSync(lock), 'it is left alone while it is held')
+  manager.kill('SIGKILL')
+  await once(manager, 'exit')
+  t.ok(fs.existsSync(lock))
+  await world.kill(world.pidOf(bhyve))
+  t.match(await world.client.listCheckpoints('vm1'), [{ name: 'a' }])
+  t.notOk(fs.existsSync(lock), 'recovery removes what a killed one has left')
+  await world.client.restore('vm1', 'a', { args: world.args, bhyve: world.script(), again: true })
+  t.strictSame(fs.readdirSync(staging), [])
+})
+
+t.test('a restore does not make listing take the lock alone', async (t) => {
+  const world = new World(t)
+  await world.saved('a')
+  const { runDirectory, checkpointDirectory, directory } = world
+  const pool = inlinePool()
+  const surroundings = { ...realSurroundings, pool: () => pool }
+  const client = createClientIn(surroundings, { runDirectory, checkpointDirectory })
+  const { turn } = beginRestore(directory, 'a').descriptors
+  const modes: unknown[] = []
+  intercept(t, 'lock', (_, mode) => void modes.push(mode))
+  const modesOfListing = async (): Promise<unknown[]> => {
+    modes.length = 0
+    t.match(await client.listCheckpoints('vm1'), [{ name: 'a' }])
+    return [...new Set(modes)]
+  }
+  t.strictSame(await modesOfListing(), ['shared'])
+  native.close(turn)
+  t.strictSame(await modesOfListing(), ['shared', 'exclusive'], 'what a dead one has left is removed')
+  t.strictSame(await modesOfListing(), ['shared'])
+  t.strictSame(fs.readdirSync(path.join(directory, '.staging')), [])
+  const again = beginRestore(directory, 'a').descriptors.turn
+  t.strictSame(await client.destroyAll('vm1'), ['a'])
+  t.ok(fs.existsSync(directory), 'a restore that is under way keeps the directory')
+  native.close(again)
+  t.strictSame(await client.destroyAll('vm1'), [])
+  t.notOk(fs.existsSync(directory))
 })
 
 t.test('two processes at once: one starts', async (t) => {

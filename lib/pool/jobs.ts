@@ -17,6 +17,7 @@ import { commitStage, prepareStage, secureStage, settleStage } from '../store/pu
 import {
   beginRestore,
   confirmRestore,
+  endRestore,
   holdSet,
   lookAtSet,
   markRestored,
@@ -75,6 +76,7 @@ export const jobs = {
   lookAtSet,
   readArguments,
   beginRestore,
+  endRestore,
   openLog,
   markRestored,
   confirmRestore,

@@ -44,6 +44,7 @@ export async function restore(
     cancellation.throwIfCancelled()
     return await restoreLogged(context, settings, planned, cancellation)
   } finally {
+    await context.store.endRestore(settings.vm, descriptors.turn)
     loadNative().close(descriptors.turn)
   }
 }

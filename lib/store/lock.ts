@@ -6,6 +6,7 @@
 import fs from 'node:fs'
 import os from 'node:os'
 import { CheckpointError } from '../errors.js'
+import type { FileStatus } from '../native.js'
 import type { Directory } from './directory.js'
 import { stagingName } from './paths.js'
 
@@ -14,10 +15,28 @@ const ownerOnly = 0o700
 /** `.staging`, held locked; disposing it lets go. */
 export function lockStaging(directory: Directory): Directory {
   for (;;) {
+    const staging = makeStaging(directory)
+    if (takeLock(directory, staging, 'exclusive')) return staging
+  }
+}
+
+/** `.staging`, made where it is not; not locked. Nobody else may open what is in it. */
+export function openStaging(directory: Directory): Directory {
+  const staging = makeStaging(directory)
+  try {
+    assertOurs(staging)
+    return staging
+  } catch (error) {
+    staging[Symbol.dispose]()
+    throw error
+  }
+}
+
+function makeStaging(directory: Directory): Directory {
+  for (;;) {
     if (directory.make(stagingName, ownerOnly)) directory.sync()
     const staging = directory.openIfAny(stagingName)
-    if (staging === undefined) continue
-    if (takeLock(directory, staging, 'exclusive')) return staging
+    if (staging !== undefined) return staging
   }
 }
 
@@ -75,10 +94,10 @@ function busy(staging: Directory): CheckpointError {
   })
 }
 
-/** Only Linux tells who holds a folder's flock. */
-export function holderOf(folder: Directory): number | undefined {
+/** Only Linux tells who holds a flock. */
+export function holderOf(held: { ownStatus(): FileStatus }): number | undefined {
   if (process.platform !== 'linux') return undefined
-  const inode = folder.ownStatus().identity.split(':')[1]
+  const inode = held.ownStatus().identity.split(':')[1]
   try {
     const locks = fs.readFileSync('/proc/locks', 'latin1')
     const line = locks

@@ -45,6 +45,10 @@ export class OpenFile implements Disposable {
     while (done < bytes.length) done += this.#writeSome(bytes, done, position + done)
   }
 
+  lock(mode: 'shared' | 'exclusive'): boolean {
+    return this.succeed(loadNative().lock(this.descriptor, mode), 'locking a file') === 1
+  }
+
   sync(): void {
     this.succeed(loadNative().sync(this.descriptor), 'forcing a file to the disk')
   }

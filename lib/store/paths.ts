@@ -20,6 +20,8 @@ export const spaceReserve = 'reserve'
 /** In a stage: files that recovery makes, until they are renamed. */
 export const copyName = 'copy'
 export const freshManifest = 'manifest.new'
+/** In `.staging`: its flock is the turn of the one restore of this VM. */
+export const restoreLockName = 'restore.lock'
 const longestId = 12
 
 /** As long as the path of a stage's RAM file can get. */

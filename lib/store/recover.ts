@@ -7,7 +7,9 @@ import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../n
 import type { Directory } from './directory.js'
 import { isWriterAlive, readIntent, writerOf } from './intent.js'
 import { settleLive } from './live_stage.js'
+import { restoreLockName } from './paths.js'
 import { holdsRemovals, noteRemovals, removeEntry } from './removed.js'
+import { dropDeadRestoreLock, isRestoring } from './restore_lock.js'
 import { openFolder, publicationOrder, restSuffix, rollForward } from './roll_forward.js'
 import { settleSuspend } from './settle.js'
 import { holdsAnything } from './stage_files.js'
@@ -33,6 +35,7 @@ export function recover(directory: Directory, staging: Directory): Stuck {
   for (const entry of entries.filter((name) => isStageId(name) && !isAlive(staging, name))) {
     attempt(staging, entry, stuck, () => recoverStage(directory, staging, entry, stuck))
   }
+  if (entries.includes(restoreLockName)) dropDeadRestoreLock(staging)
   if (holdsRemovals(staging)) noteRemovals(staging)
   return stuck
 }
@@ -111,9 +114,10 @@ export function isLeftByWriter(staging: Directory, id: string): boolean {
 
 /** Whether `.staging` holds anything that recovery could be about. */
 export function needsRecovery(staging: Directory): boolean {
-  return staging
-    .entries()
-    .some((name) => !name.endsWith(removedSuffix) && (!isStageId(name) || !isAlive(staging, name)))
+  return staging.entries().some((name) => {
+    if (name === restoreLockName) return !isRestoring(staging)
+    return !name.endsWith(removedSuffix) && (!isStageId(name) || !isAlive(staging, name))
+  })
 }
 
 /**

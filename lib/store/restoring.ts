@@ -1,4 +1,5 @@
 /** What a restore wants of a stored set: look at it, mark it, hold it, and take the mark back. Runs in the pool. */
+import os from 'node:os'
 import { CheckpointError } from '../errors.js'
 import type { Generation } from '../inspect/generation.js'
 import {
@@ -9,11 +10,12 @@ import {
   withServed,
 } from '../inspect/manifest.js'
 import { type Inspection, inspectSet } from '../inspect/structure.js'
+import { memorySuffix } from '../names.js'
 import type { ListedCheckpoint } from '../types.js'
 import { describe } from './describe.js'
 import { Directory } from './directory.js'
 import { inspectStored, notFound } from './list.js'
-import { holderOf, lockStagingIfAny } from './lock.js'
+import { lockStagingIfAny, openStaging } from './lock.js'
 import {
   inspectForMarking,
   isOfNewerRelease,
@@ -21,6 +23,9 @@ import {
   manifestText,
   replaceManifest,
 } from './manifest_file.js'
+import { OpenFile } from './open_file.js'
+import { restoreLockName, stagingName } from './paths.js'
+import { removeRestoreLock, takeRestoreLock } from './restore_lock.js'
 
 export interface SetReport {
   listed: ListedCheckpoint
@@ -62,28 +67,44 @@ function disksQuietMs({ createdAt, poweredOff }: ListedCheckpoint, { writtenMs }
   return poweredOff === true ? createdMs : Math.min(createdMs, writtenMs)
 }
 
-/**
- * One restore per VM at a time, across processes: a flock on the VM's own directory, which nothing else takes. The
- * shared lock of `.staging` would let two of them through.
- */
+/** One restore of a VM at a time. The lock is held for as long as the caller keeps the descriptor (`endRestore`). */
 export function beginRestore(directoryPath: string, name: string): { descriptors: { turn: number } } {
   for (;;) {
     using directory = Directory.openFolderIfAny(directoryPath)
     if (directory === undefined) throw notFound(directoryPath, name)
-    if (!directory.lock('exclusive')) throw busy(directory)
-    using present = Directory.openFolderIfAny(directoryPath)
-    // Somebody's destroyAll may have removed it, and somebody's create made it again.
-    if (present?.ownStatus().identity !== directory.ownStatus().identity) continue
-    return { descriptors: { turn: directory.release() } }
+    // Where there is nothing, no `.staging` is made either.
+    const mayBeThere = [name + memorySuffix, stagingName].some((entry) => directory.statusIfAny(entry))
+    if (!mayBeThere) throw notFound(directoryPath, name)
+    using staging = openStaging(directory)
+    const turn = takeUnlessGone(staging)
+    // Somebody's destroyAll may have removed the directory, and somebody's create made it again.
+    if (turn !== undefined && leadsTo(directoryPath, staging))
+      return { descriptors: { turn: turn.release() } }
+    turn?.[Symbol.dispose]()
   }
 }
 
-function busy(directory: Directory): CheckpointError {
-  const message = `another restore from '${directory.path}' is under way`
-  return new CheckpointError('ERR_CHECKPOINT_BUSY', message, {
-    path: directory.path,
-    holderPid: holderOf(directory),
-  })
+/** Undefined where `.staging` was removed after it was opened, too. */
+function takeUnlessGone(staging: Directory): OpenFile | undefined {
+  try {
+    return takeRestoreLock(staging)
+  } catch (error) {
+    if (error instanceof CheckpointError && error.errno === os.constants.errno.ENOENT) return undefined
+    throw error
+  }
+}
+
+function leadsTo(directoryPath: string, staging: Directory): boolean {
+  using directory = Directory.openFolderIfAny(directoryPath)
+  return directory?.statusIfAny(stagingName)?.identity === staging.ownStatus().identity
+}
+
+/** Before the caller closes the descriptor. */
+export function endRestore(directoryPath: string, turn: number): void {
+  using directory = Directory.openFolderIfAny(directoryPath)
+  using staging = directory?.openIfAny(stagingName)
+  if (staging !== undefined)
+    removeRestoreLock(staging, OpenFile.borrow(turn, staging.pathOf(restoreLockName)))
 }
 
 export interface Mark extends Restore {

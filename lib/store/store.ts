@@ -156,6 +156,11 @@ export class Store {
     return this.#locked('beginRestore', this.directoryOf(vm), name)
   }
 
+  /** The turn of another restore; the caller closes `turn` afterwards. What stays, recovery removes. */
+  async endRestore(vm: string, turn: number): Promise<void> {
+    await this.#pool.run('endRestore', this.directoryOf(vm), turn).catch(() => undefined)
+  }
+
   markRestored(vm: string, name: string, identity: string, restore: Restore): Promise<Mark | undefined> {
     return this.#locked('markRestored', this.directoryOf(vm), vm, name, identity, restore)
   }
