@@ -405,7 +405,7 @@ t.test('EIO at any fsync of a suspend: the state is found afterwards, in new fil
     const restore = intercept(t, 'sync', () => (++count === at ? failure('EIO', 'fsync') : undefined))
     const outcome = await client.suspend('vm1').then(
       () => 'resolved',
-      (error: { code: string }) => error.code,
+      (error: unknown) => (error as { code: string }).code,
     )
     restore()
     struck = count >= at

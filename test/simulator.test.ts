@@ -1128,7 +1128,7 @@ t.test('start: options that make no sense are refused by name', async (t) => {
     ['cpus', { cpus: 1.5 }, RangeError],
     ['zeroFraction', { zeroFraction: 1.1 }, RangeError],
     ['zeroFraction', { zeroFraction: NaN }, RangeError],
-    ['zeroLayout', { zeroLayout: 'some' as 'runs' }, TypeError],
+    ['zeroLayout', { zeroLayout: 'some' }, TypeError],
     ['writeRate', { writeRate: 0 }, RangeError],
     ['writeRate', { writeRate: -1 }, RangeError],
     ['suspendExitCode', { suspendExitCode: 256 }, RangeError],

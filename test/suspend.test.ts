@@ -242,8 +242,11 @@ function watchedPool(
     after(name)
     return result
   }
-  const { emptied, runFrom } = real
-  return () => ({ run, emptied: emptied.bind(real), runFrom: runFrom.bind(real) })
+  return () => ({
+    run,
+    emptied: () => real.emptied(),
+    runFrom: (onStart, name, ...args) => real.runFrom(onStart, name, ...args),
+  })
 }
 
 t.test('cancelled just before the first byte is sent: nothing happens', async (t) => {

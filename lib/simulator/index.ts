@@ -12,6 +12,7 @@ import { settingsOf, type FleetOptions, type SimulatorOptions } from './options.
 
 export type { CheckpointFault, ConnectionFault, Fault } from './fault.js'
 export type { FleetOptions, GuestOptions, SimulatedDialect, SimulatorOptions } from './options.js'
+export type { ZeroLayout } from './guest.js'
 export type { Exit } from './child.js'
 
 /**
