@@ -134,7 +134,8 @@ async function commandLine(t: Test): Promise<{ folder: string; environment: Node
   fs.mkdirSync(bin)
   fs.writeFileSync(
     path.join(bin, 'bhyve'),
-    `#!/bin/sh\nexec '${process.execPath}' '${simulatedBhyve}' "$@"\n`,
+    `#!/bin/sh\nexport SIMULATED_BHYVE_RUN_DIRECTORY='${runDirectory}'\n` +
+      `exec '${process.execPath}' '${simulatedBhyve}' "$@"\n`,
     { mode: 0o755 },
   )
   const places = `--run-directory '${runDirectory}' --checkpoint-directory '${folder}/checkpoints'`

@@ -350,7 +350,7 @@ t.test('bhyve gets a small environment, or the one that is named', async (t) => 
     const words = [world.runDirectory, world.checkpointDirectory, 'a', bhyve, 'once', ...more]
     const { stdout } = await runScript('restoring.mjs', words, { DATABASE_PASSWORD: 'secret', TZ: 'UTC' })
     const { reply } = JSON.parse(stdout) as { reply: string }
-    const names = reply.split('\n').map((line) => line.split('=')[0]!)
+    const names = [...reply.matchAll(/^(\w+)=/gm)].map((match) => match[1]!)
     return names.filter((name) => !added.test(name)).sort()
   }
   const allowed = ['HOME', 'LANG', 'PATH', 'TZ']
