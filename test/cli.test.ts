@@ -21,6 +21,7 @@ import { CliWorld, matchesKept, type Mode, type Step, transcript, withoutColours
 import { visible } from '../dist/visible.js'
 import { childEnvironment, checkpointFiles, scratch } from './support/index.js'
 import { putSet } from './support/sets.js'
+import { needs } from './support/programs.js'
 
 interface Story {
   name: string
@@ -320,9 +321,11 @@ function spoil(world: CliWorld): void {
   fs.closeSync(file)
 }
 
+const inMode = { pipe: {}, terminal: needs('python3') }
+
 for (const mode of ['pipe', 'terminal'] satisfies Mode[]) {
   for (const { name, setUp, steps, after } of stories) {
-    t.test(`${name}, in a ${mode}`, async (t) => {
+    t.test(`${name}, in a ${mode}`, inMode[mode], async (t) => {
       const world = new CliWorld(t)
       await setUp?.(world)
       const texts: string[] = []
@@ -334,7 +337,7 @@ for (const mode of ['pipe', 'terminal'] satisfies Mode[]) {
 }
 
 for (const mode of ['pipe', 'terminal'] satisfies Mode[]) {
-  t.test(`Ctrl-C stops the waiting, and nothing else (${mode})`, async (t) => {
+  t.test(`Ctrl-C stops the waiting, and nothing else (${mode})`, inMode[mode], async (t) => {
     const world = new CliWorld(t)
     const bhyve = await world.start({ vm: 'vm1', memoryBytes: 8 * 2 ** 20, writeRate: 8 * 2 ** 20 })
     const interruptAt = mode === 'pipe' ? 'vm1: saving' : 'vm1 saving'
@@ -355,7 +358,7 @@ for (const mode of ['pipe', 'terminal'] satisfies Mode[]) {
   })
 }
 
-t.test('a bar is drawn over within the width of the terminal', async (t) => {
+t.test('a bar is drawn over within the width of the terminal', inMode.terminal, async (t) => {
   const world = new CliWorld(t)
   await world.start({ vm: 'vm1', memoryBytes: 8 * 2 ** 20, writeRate: 8 * 2 ** 20 })
   const { stdout } = await world.run({ args: ['create', 'vm1', '--memory', '8M'] }, 'terminal')
@@ -554,34 +557,28 @@ const zshTypes = `zmodload zsh/zpty
   zpty -r -m shell out "*$2*" && print -r shown
   zpty -d shell`
 
-const hasZsh = spawnSync('zsh', ['-fc', 'zmodload zsh/zpty']).status === 0
-
-t.test(
-  'zsh completes the same',
-  { skip: hasZsh ? false : 'no zsh with zsh/zpty is installed' },
-  async (t) => {
-    const world = new CliWorld(t)
-    await saved(world)
-    await world.run({ args: ['create', 'vm1', 'with space'] }, 'pipe')
-    const PATH = `${programFolder(t)}:${process.env.PATH ?? ''}`
-    // Sanitizers would report what zsh itself does.
-    const plain = { LD_PRELOAD: '', BHYVE_CHECKPOINT_PREBUILD: '' }
-    const env = childEnvironment({ PATH, HOME: scratch(t), TERM: 'xterm', ...plain })
-    for (const [typed, shows] of [
-      ['verif', 'verify'],
-      ['prune --keep-l', '--keep-last'],
-      [`show ${world.places.join(' ')} v`, ' vm1'],
-      [`destroy ${world.places.join(' ')} vm1 w`, 'vm1 with\\\\ space'],
-    ] as const) {
-      const { stdout, stderr } = spawnSync('zsh', ['-f', '-c', zshTypes, 'zsh', typed, shows], {
-        env,
-        encoding: 'utf8',
-        timeout: 60_000,
-      })
-      t.equal(stdout, 'shown\n', `${typed} ${stderr}`)
-    }
-  },
-)
+t.test('zsh completes the same', needs('zsh'), async (t) => {
+  const world = new CliWorld(t)
+  await saved(world)
+  await world.run({ args: ['create', 'vm1', 'with space'] }, 'pipe')
+  const PATH = `${programFolder(t)}:${process.env.PATH ?? ''}`
+  // Sanitizers would report what zsh itself does.
+  const plain = { LD_PRELOAD: '', BHYVE_CHECKPOINT_PREBUILD: '' }
+  const env = childEnvironment({ PATH, HOME: scratch(t), TERM: 'xterm', ...plain })
+  for (const [typed, shows] of [
+    ['verif', 'verify'],
+    ['prune --keep-l', '--keep-last'],
+    [`show ${world.places.join(' ')} v`, ' vm1'],
+    [`destroy ${world.places.join(' ')} vm1 w`, 'vm1 with\\\\ space'],
+  ] as const) {
+    const { stdout, stderr } = spawnSync('zsh', ['-f', '-c', zshTypes, 'zsh', typed, shows], {
+      env,
+      encoding: 'utf8',
+      timeout: 60_000,
+    })
+    t.equal(stdout, 'shown\n', `${typed} ${stderr}`)
+  }
+})
 
 t.test('the documented exit statuses are the real ones', async (t) => {
   const text = fs.readFileSync(fileURLToPath(new URL('../docs/cli.md', import.meta.url)), 'utf8')

@@ -1,5 +1,5 @@
 /** A VM's directory that was copied by hand: everything that keeps its owner from a mistake must survive. */
-import { execFileSync, spawnSync } from 'node:child_process'
+import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
@@ -9,6 +9,7 @@ import { jobs } from '../dist/pool/jobs.js'
 import { Directory } from '../dist/store/directory.js'
 import { assertNotOlder } from '../dist/store/replaceable.js'
 import { scratch, until } from './support/index.js'
+import { needs } from './support/programs.js'
 import { changeManifest, manifestOf } from './support/sets.js'
 
 const names = ['live', 'pinned', 'restored', 'suspend'] as const
@@ -95,8 +96,6 @@ function shell(script: string): (from: string, to: string) => void {
   return (from, to) => void execFileSync('/bin/sh', ['-c', script, 'sh', from, to])
 }
 
-const isInstalled = (program: string): boolean => spawnSync(program, ['--version']).error === undefined
-
 const ways: [string, (from: string, to: string) => void, string?][] = [
   ['cp -r', shell('cp -r "$1" "$2"')],
   ['cp -a', shell('cp -a "$1" "$2"')],
@@ -107,9 +106,8 @@ const ways: [string, (from: string, to: string) => void, string?][] = [
 ]
 
 for (const [way, copy, program] of ways) {
-  const isMissing = program !== undefined && !isInstalled(program)
-  const skip = isMissing && `${program} is not installed: apt-get install ${program}`
-  t.test(`copied with ${way}`, { skip }, async (t) => {
+  const needed = program === undefined ? {} : needs(program)
+  t.test(`copied with ${way}`, needed, async (t) => {
     const root = scratch(t)
     copy(path.join(original.root, 'c'), path.join(root, 'c'))
     const client = clientAt(root, original.runDirectory)

@@ -27,6 +27,7 @@ import {
   tree,
   until,
 } from './support/index.js'
+import { forAnyUser } from './support/any_user.js'
 
 const MiB = 1024 * 1024
 const native = loadNative()
@@ -350,7 +351,7 @@ async function asked(t: Test, socketMode: number, ...words: string[]): Promise<[
   const bhyve = await start(t, { runDirectory: path.join(directory, 'run') })
   fs.chmodSync(bhyve.runDirectory, 0o755)
   fs.chmodSync(bhyve.socketPath, socketMode)
-  const script = new URL('support/as-user.mjs', import.meta.url).pathname
+  const script = forAnyUser('as-user.mjs')
   const own = path.join(directory, 'own')
   fs.mkdirSync(own)
   fs.chownSync(own, 65534, 65534)
@@ -388,7 +389,7 @@ t.test(
     fs.mkdirSync(run)
     fs.chownSync(run, 65534, 65534)
     const { spawn } = await import('node:child_process')
-    const script = new URL('support/bhyve-as-user.mjs', import.meta.url).pathname
+    const script = forAnyUser('bhyve-as-user.mjs')
     const child = spawn(process.execPath, [script, run, '65534'], {
       // The test runner's own preload cannot write as another user, and says so.
       stdio: ['pipe', 'ignore', 'ignore'],

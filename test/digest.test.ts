@@ -29,6 +29,7 @@ import {
   tree,
   until,
 } from './support/index.js'
+import { needs } from './support/programs.js'
 
 const MiB = 1024 * 1024
 const chunk = 256 * 1024
@@ -195,12 +196,10 @@ t.test('digests are those of the plain file, and zeros are given back', async (t
   t.equal(digests.metadata, sha256(fs.readFileSync(`${memory}.meta`)))
   const part = path.join(scratch(t), 'part')
   fs.writeFileSync(part, bytes.subarray(chunk, 2 * chunk))
-  try {
+  await t.test('openssl says the same', needs('openssl'), async (t) => {
     const said = execFileSync('openssl', ['dgst', '-sha256', '-r', part], { stdio: 'pipe' }).toString()
-    t.ok(said.startsWith(chunks[1]!), 'openssl says the same')
-  } catch (error) {
-    t.match(error, { code: 'ENOENT' }, 'no openssl here')
-  }
+    t.ok(said.startsWith(chunks[1]!))
+  })
   const report = await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })
   t.match(report, { ok: true, depth: 'content' })
   t.strictSame(report.problems, [])

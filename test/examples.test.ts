@@ -9,6 +9,7 @@ import t, { type Test } from 'tap'
 import { type CheckpointClient, createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, SimulatedFleet, simulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { childEnvironment, scratch, tree, until } from './support/index.js'
+import { needs } from './support/programs.js'
 
 const MiB = 2 ** 20
 const example = (name: string): string => fileURLToPath(new URL(`../examples/${name}`, import.meta.url))
@@ -269,7 +270,6 @@ async function startRedis(t: Test, folder: string): Promise<string> {
     folder,
   ]
   const redis = spawn('redis-server', settings, { stdio: 'ignore' })
-  redis.on('error', (error) => t.fail(`redis-server (Debian's package of that name): ${error.message}`))
   const ended = once(redis, 'exit')
   t.teardown(async () => {
     redis.kill()
@@ -279,39 +279,43 @@ async function startRedis(t: Test, folder: string): Promise<string> {
   return socket
 }
 
-t.test('fleet: a worker killed in the middle of a job loses nothing and doubles nothing', async (t) => {
-  const world = new World(t)
-  const { runDirectory, client } = world
-  const guest = { memoryBytes: 8 * MiB, writeRate: 8 * MiB }
-  const bhyve = await SimulatedBhyve.start({ vm: 'vm:1', runDirectory, ...guest })
-  t.teardown(() => bhyve.stop())
-  const env = { REDIS_SOCKET: await startRedis(t, scratch(t)), LOCK_MS: '1000' }
-  for (const time of ['once', 'twice']) {
-    const enqueue = world.start('fleet.mjs', ['enqueue', 'host1', 'vm:1', '2026-11-25'], env)
-    t.equal(await enqueue.status(), 0, `${time} ${enqueue.stderr}`)
-    t.equal(enqueue.stdout, 'host1_vm%3A1_2026-11-25\n')
-  }
-  const first = world.start('fleet.mjs', ['worker', 'host1'], env)
-  const saving = path.join(world.checkpointDirectory, 'vm:1')
-  await until(
-    () => tree(saving).some((file) => /\/in\/.+/.test(file)),
-    `bhyve writes ${first.stderr}`,
-    60_000,
-  )
-  first.child.kill('SIGKILL')
-  await first.ended
+t.test(
+  'fleet: a worker killed in the middle of a job loses nothing and doubles nothing',
+  needs('redis-server'),
+  async (t) => {
+    const world = new World(t)
+    const { runDirectory, client } = world
+    const guest = { memoryBytes: 8 * MiB, writeRate: 8 * MiB }
+    const bhyve = await SimulatedBhyve.start({ vm: 'vm:1', runDirectory, ...guest })
+    t.teardown(() => bhyve.stop())
+    const env = { REDIS_SOCKET: await startRedis(t, scratch(t)), LOCK_MS: '1000' }
+    for (const time of ['once', 'twice']) {
+      const enqueue = world.start('fleet.mjs', ['enqueue', 'host1', 'vm:1', '2026-11-25'], env)
+      t.equal(await enqueue.status(), 0, `${time} ${enqueue.stderr}`)
+      t.equal(enqueue.stdout, 'host1_vm%3A1_2026-11-25\n')
+    }
+    const first = world.start('fleet.mjs', ['worker', 'host1'], env)
+    const saving = path.join(world.checkpointDirectory, 'vm:1')
+    await until(
+      () => tree(saving).some((file) => /\/in\/.+/.test(file)),
+      `bhyve writes ${first.stderr}`,
+      60_000,
+    )
+    first.child.kill('SIGKILL')
+    await first.ended
 
-  const second = world.start('fleet.mjs', ['worker', 'host1'], env)
-  await second.said(/^done host1_vm%3A1_2026-11-25$/m)
-  const [only, ...others] = await client.listCheckpoints('vm:1')
-  t.match(only, { name: 'nightly-2026-11-25', state: 'complete' })
-  t.same(others, [])
-  second.child.kill('SIGTERM')
-  t.equal(await second.status(), 0)
-  t.notMatch(second.stdout, /(done.*\n){2}/, 'queued twice, done once')
-  t.same(
-    tree(saving).filter((file) => /staging\/./.test(file)),
-    [],
-    'nothing is left of the first one',
-  )
-})
+    const second = world.start('fleet.mjs', ['worker', 'host1'], env)
+    await second.said(/^done host1_vm%3A1_2026-11-25$/m)
+    const [only, ...others] = await client.listCheckpoints('vm:1')
+    t.match(only, { name: 'nightly-2026-11-25', state: 'complete' })
+    t.same(others, [])
+    second.child.kill('SIGTERM')
+    t.equal(await second.status(), 0)
+    t.notMatch(second.stdout, /(done.*\n){2}/, 'queued twice, done once')
+    t.same(
+      tree(saving).filter((file) => /staging\/./.test(file)),
+      [],
+      'nothing is left of the first one',
+    )
+  },
+)

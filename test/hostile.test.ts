@@ -27,6 +27,7 @@ import {
   tree,
   until,
 } from './support/index.js'
+import { forAnyUser } from './support/any_user.js'
 
 const writeSet = writeAnySet as (base: string, tag: number) => void
 const native = loadNative()
@@ -83,7 +84,7 @@ t.test('a path bhyve of another user is not asked in the other dialect', needsRo
   const run = path.join(directory, 'run')
   fs.mkdirSync(run)
   fs.chownSync(run, 65534, 65534)
-  const script = new URL('support/bhyve-as-user.mjs', import.meta.url).pathname
+  const script = forAnyUser('bhyve-as-user.mjs')
   const child = spawn(process.execPath, [script, run, '65534', 'path'], {
     stdio: ['pipe', 'ignore', 'ignore'],
     env: childEnvironment(),
@@ -512,7 +513,7 @@ t.test("another user's folder beside ours", needsRoot, async (t) => {
   writeSet(path.join(workdir, 'jails-system/ours/checkpoints/a.ckp'), 1)
   execFileSync('chown', ['-R', '65534:65534', path.join(workdir, 'jails-system/ours')])
   fs.chmodSync(path.join(workdir, 'jails-system/theirs'), 0o700)
-  const script = new URL('support/list-as-user.mjs', import.meta.url).pathname
+  const script = forAnyUser('list-as-user.mjs')
   const options: ExecFileSyncOptionsWithStringEncoding = {
     encoding: 'utf8',
     env: childEnvironment(),

@@ -8,19 +8,10 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { childEnvironment, scratch } from './support/index.js'
+import { needs } from './support/programs.js'
 
 const script = fileURLToPath(new URL('support/replace-and-destroy.mjs', import.meta.url))
 const traced = 'openat,close,mkdirat,renameat,renameat2,unlinkat,fsync,flock,dup,fcntl,fcntl64'
-const hasStrace = works('strace', ['-V'])
-
-function works(command: string, args: string[]): boolean {
-  try {
-    execFileSync(command, args, { stdio: 'ignore' })
-    return true
-  } catch {
-    return false
-  }
-}
 
 /** The calls on a store's files, with paths in the place of descriptors, from each marker to the next. */
 function trace(t: Test): Map<string, string[]> {
@@ -84,74 +75,70 @@ const published = (name: string): string[] =>
     (suffix) => `rename ${id}.ready/${name}.ckp${suffix} -> ${name}.ckp${suffix}`,
   )
 
-t.test(
-  'writes, syncs and renames in the order of docs/storage.md',
-  { skip: hasStrace ? false : 'strace is not here' },
-  async (t) => {
-    const sections = trace(t)
-    const created = only(sections.get('create'))
-    const replaced = only(sections.get('replace'))
-    const destroyed = only(sections.get('destroy'))
-    const beforeCommit = [
-      `rename ${id}/in/ckp -> ${id}/checkpoint.ckp`,
-      `unlinkat ${id}/in`,
-      `fsync ${id}/checkpoint.ckp.manifest`,
-      `fsync ${id}/checkpoint.ckp`,
-      `fsync ${id}/checkpoint.ckp.kern`,
-      `fsync ${id}/checkpoint.ckp.meta`,
-      `fsync ${id}`,
-      'flock .staging',
-      `rename ${id} -> ${id}.ready`,
-      'fsync .staging',
-    ]
-    const aside = `rename checkpoint.ckp -> ${id}.ready/replaced`
-    const afterCommit = [
-      ...published('checkpoint'),
+t.test('writes, syncs and renames in the order of docs/storage.md', needs('strace'), async (t) => {
+  const sections = trace(t)
+  const created = only(sections.get('create'))
+  const replaced = only(sections.get('replace'))
+  const destroyed = only(sections.get('destroy'))
+  const beforeCommit = [
+    `rename ${id}/in/ckp -> ${id}/checkpoint.ckp`,
+    `unlinkat ${id}/in`,
+    `fsync ${id}/checkpoint.ckp.manifest`,
+    `fsync ${id}/checkpoint.ckp`,
+    `fsync ${id}/checkpoint.ckp.kern`,
+    `fsync ${id}/checkpoint.ckp.meta`,
+    `fsync ${id}`,
+    'flock .staging',
+    `rename ${id} -> ${id}.ready`,
+    'fsync .staging',
+  ]
+  const aside = `rename checkpoint.ckp -> ${id}.ready/replaced`
+  const afterCommit = [
+    ...published('checkpoint'),
+    'fsync',
+    `fsync ${id}.ready`,
+    `unlinkat ${id}.ready`,
+    'fsync .staging',
+  ]
+  assertOrder(
+    t,
+    created,
+    [
+      'mkdirat .staging',
       'fsync',
-      `fsync ${id}.ready`,
-      `unlinkat ${id}.ready`,
+      `mkdirat ${id}`,
+      `mkdirat ${id}/in`,
+      `fsync ${id}`,
       'fsync .staging',
-    ]
-    assertOrder(
-      t,
-      created,
-      [
-        'mkdirat .staging',
-        'fsync',
-        `mkdirat ${id}`,
-        `mkdirat ${id}/in`,
-        `fsync ${id}`,
-        'fsync .staging',
-        ...beforeCommit,
-        ...afterCommit,
-      ],
-      'create',
-    )
-    assertOrder(t, replaced, [...beforeCommit, aside, ...afterCommit], 'replace')
-    const commit = replaced.indexOf(`rename ${id} -> ${id}.ready`)
-    const touchesOld = replaced
-      .slice(0, commit)
-      .filter((call) => call.includes(' checkpoint.ckp') && !call.startsWith('fsync'))
-    t.strictSame(touchesOld, [], 'nothing touches the old one before the commit point')
-    t.equal(replaced[commit + 1], 'fsync .staging', 'nothing comes between the commit and its sync')
-    assertOrder(
-      t,
-      destroyed,
-      [
-        'flock .staging',
-        `mkdirat ${id}.trash`,
-        'fsync .staging',
-        `rename checkpoint.ckp -> ${id}.trash/checkpoint.ckp`,
-        `fsync ${id}.trash`,
-        'fsync',
-        ...['.kern', '.meta', '.manifest'].map(
-          (suffix) => `rename checkpoint.ckp${suffix} -> ${id}.trash/checkpoint.ckp${suffix}`,
-        ),
-        'fsync',
-        `unlinkat ${id}.trash/checkpoint.ckp`,
-        `unlinkat ${id}.trash`,
-      ],
-      'destroy',
-    )
-  },
-)
+      ...beforeCommit,
+      ...afterCommit,
+    ],
+    'create',
+  )
+  assertOrder(t, replaced, [...beforeCommit, aside, ...afterCommit], 'replace')
+  const commit = replaced.indexOf(`rename ${id} -> ${id}.ready`)
+  const touchesOld = replaced
+    .slice(0, commit)
+    .filter((call) => call.includes(' checkpoint.ckp') && !call.startsWith('fsync'))
+  t.strictSame(touchesOld, [], 'nothing touches the old one before the commit point')
+  t.equal(replaced[commit + 1], 'fsync .staging', 'nothing comes between the commit and its sync')
+  assertOrder(
+    t,
+    destroyed,
+    [
+      'flock .staging',
+      `mkdirat ${id}.trash`,
+      'fsync .staging',
+      `rename checkpoint.ckp -> ${id}.trash/checkpoint.ckp`,
+      `fsync ${id}.trash`,
+      'fsync',
+      ...['.kern', '.meta', '.manifest'].map(
+        (suffix) => `rename checkpoint.ckp${suffix} -> ${id}.trash/checkpoint.ckp${suffix}`,
+      ),
+      'fsync',
+      `unlinkat ${id}.trash/checkpoint.ckp`,
+      `unlinkat ${id}.trash`,
+    ],
+    'destroy',
+  )
+})

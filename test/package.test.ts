@@ -7,6 +7,7 @@ import t, { type Test } from 'tap'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { scratch } from './support/index.js'
 import { install, ownEnvironment, pack, type Project, root, runIn } from './support/package.js'
+import { skipped } from './support/programs.js'
 
 const packed = pack(t)
 const project = install(t, packed)
@@ -349,7 +350,7 @@ function bundle(name: string, text: string, ...flags: string[]): string {
   return fs.readFileSync(path.join(project.directory, name), 'utf8')
 }
 
-const skip = esbuild === undefined && 'esbuild is not installed: npm install --no-save esbuild'
+const needed = esbuild === undefined ? skipped('esbuild', 'npm install --no-save esbuild') : {}
 
 for (const [format, ending] of [
   ['esm', 'mjs'],
@@ -357,7 +358,7 @@ for (const [format, ending] of [
 ] as const) {
   t.test(
     `a bundle (${format}) works with the package beside it, and says so without it`,
-    { skip },
+    needed,
     async (t) => {
       const name = `bundle.${ending}`
       const program = `import * as main from 'bhyve-checkpoint'\nimport * as simulator from 'bhyve-checkpoint/simulator'

@@ -20,17 +20,14 @@ export interface SeenDisk extends Disk {
 
 const configurationMaxBytes = 4 * 1024 * 1024
 
-/**
- * `checkpointVm`: the name in the metadata, for a command line without one. `bhyve`: the executable, where it is to be
- * looked at.
- */
+/** `checkpointVm`: the name in the metadata, for a command line without one. `bhyve`: the executable. */
 export function readArguments(
   args: readonly string[],
   checkpointVm: string | undefined,
-  bhyve?: string,
+  bhyve: string,
 ): ArgumentsReport {
   const commandLine = parseCommandLine(args, checkpointVm, readConfiguration)
-  const executableFault = bhyve === undefined ? undefined : faultOfExecutable(bhyve)
+  const executableFault = faultOfExecutable(bhyve)
   const disks = (commandLine.machine?.disks ?? []).map(seen)
   return { ...commandLine, disks, ...(executableFault === undefined ? {} : { executableFault }) }
 }
@@ -43,7 +40,7 @@ function faultOfExecutable(bhyve: string): string | undefined {
     fs.accessSync(bhyve, fs.constants.X_OK)
     return undefined
   } catch (error) {
-    if (!isNodeSystemError(error)) throw error
+    if (!isNodeSystemError(error) || isExhausted(error)) throw error
     if (error.syscall === 'access') return `'${bhyve}' is not executable: make it so, or ${advice}`
     const isAbsent = error.code === 'ENOENT' || error.code === 'ENOTDIR'
     const why = isAbsent ? 'does not exist' : `cannot be looked at (${error.code ?? error.message})`
@@ -78,7 +75,7 @@ function seen(disk: Disk): SeenDisk {
     if (status.isFile()) return { ...disk, modifiedMs: Math.floor(status.mtimeMs) }
     return { ...disk, why: 'it is no plain file, so that its time of change says nothing' }
   } catch (error) {
-    if (!isNodeSystemError(error)) throw error
+    if (!isNodeSystemError(error) || isExhausted(error)) throw error
     return { ...disk, why: `it cannot be looked at (${error.code ?? error.message})` }
   }
 }

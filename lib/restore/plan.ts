@@ -60,15 +60,14 @@ export async function planRestore(
   const { store } = context
   const { vm, name } = settings
   const set = await store.lookAtSet(vm, name)
-  const executable = mayLackBhyve(settings) && !starts ? undefined : settings.bhyve
-  const report = await store.run('readArguments', settings.args, set.metadataVm, executable)
+  const report = await store.run('readArguments', settings.args, set.metadataVm, settings.bhyve)
   const places = placesOf(context, report)
   const host = context.host()
   const content = await contentFindings(context, settings, set)
   const running = await runningBlockers(context, places)
   const disks = diskFindings(set, report.disks, settings.again)
   const { machine } = report
-  const blockers = [
+  const others = [
     ...setBlockers(set, settings.again),
     ...content.blockers,
     ...pathBlockers(set),
@@ -79,6 +78,8 @@ export async function planRestore(
     ...disks.blockers,
     ...argumentBlockers(report),
   ]
+  const needsBhyve = !mayLackBhyve(settings) || (starts && others.length === 0)
+  const blockers = needsBhyve ? [...others, ...executableBlockers(report)] : others
   const warnings = [
     ...(machine === undefined ? [] : machineWarnings(set, machine)),
     ...nameWarnings(vm, report, set),
@@ -109,11 +110,14 @@ function mayLackBhyve({ bhyve }: RestoreSettings): boolean {
   return bhyve === defaultBhyve && process.platform !== 'freebsd'
 }
 
-function argumentBlockers({ fault, name, executableFault }: ArgumentsReport): Blocker[] {
-  const executable = executableFault === undefined ? [] : [blocker('arguments-invalid', executableFault)]
-  if (fault !== undefined) return [blocker('arguments-invalid', fault), ...executable]
-  if (name === undefined || isVmName(name)) return executable
-  return [blocker('arguments-invalid', `${JSON.stringify(name)} is no VM name`), ...executable]
+function argumentBlockers({ fault, name }: ArgumentsReport): Blocker[] {
+  if (fault !== undefined) return [blocker('arguments-invalid', fault)]
+  if (name === undefined || isVmName(name)) return []
+  return [blocker('arguments-invalid', `${JSON.stringify(name)} is no VM name`)]
+}
+
+function executableBlockers({ executableFault }: ArgumentsReport): Blocker[] {
+  return executableFault === undefined ? [] : [blocker('arguments-invalid', executableFault)]
 }
 
 /** Under the name that was asked for, and under the one that bhyve is going to use. */

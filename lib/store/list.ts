@@ -181,7 +181,6 @@ export function lockForReading(directory: Directory): Directory | undefined {
   try {
     const reading = lockStagingIfAny(directory, 'shared')
     if (reading === undefined) return undefined
-    if (holdsRemovals(reading)) noteRemovals(reading)
     if (leavesNothing(reading)) return reading
     finishOthers(directory)
     return lockStagingIfAny(directory, 'shared')
@@ -195,6 +194,7 @@ export function lockForReading(directory: Directory): Directory | undefined {
 function leavesNothing(reading: Directory): boolean {
   let leaves = true
   try {
+    if (holdsRemovals(reading)) noteRemovals(reading)
     leaves = needsRecovery(reading)
   } finally {
     if (leaves) reading[Symbol.dispose]()

@@ -7,11 +7,11 @@ import { fileURLToPath } from 'node:url'
 import { stripVTControlCharacters } from 'node:util'
 import type { Test } from 'tap'
 import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
+import { forAnyUser } from './any_user.js'
 import { childEnvironment, fixtures, scratch } from './index.js'
 
 const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
 const terminalProgram = fileURLToPath(new URL('terminal.py', import.meta.url))
-const asUser = fileURLToPath(new URL('cli-as-user.mjs', import.meta.url))
 
 export type Mode = 'pipe' | 'terminal'
 
@@ -97,7 +97,7 @@ export class CliWorld {
 }
 
 async function execute(words: readonly string[], step: Step, mode: Mode): Promise<Result> {
-  const main = step.asNobody === true ? [asUser] : [program]
+  const main = step.asNobody === true ? [forAnyUser('cli-as-user.mjs')] : [program]
   // The test runner puts itself into the options of every Node that is started directly.
   const plain = ['/usr/bin/env', '-u', 'NODE_OPTIONS', process.execPath, ...main, ...words]
   const press = step.interruptAt === undefined ? [] : ['--interrupt-at', step.interruptAt]
