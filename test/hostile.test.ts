@@ -384,9 +384,8 @@ t.test("a set that cannot be replaced or destroyed stands in nobody else's way",
     { ...realSurroundings, pool: () => inlinePool() },
     { runDirectory, checkpointDirectory: root, dialect: 'descriptor' },
   )
-  const isGolden = (name: unknown): boolean => typeof name === 'string' && name.startsWith('golden.ckp')
-  const release = intercept(t, 'unlinkAt', (_, name) =>
-    isGolden(name) ? failure('EPERM', 'unlinkat') : undefined,
+  const release = intercept(t, 'renameAt', (_, name, __, toName) =>
+    name === 'golden.ckp' && toName === 'replaced' ? failure('EPERM', 'renameat') : undefined,
   )
   t.match(await rejection(client.createCheckpoint('vm1', { name: 'golden' })), {
     code: 'ERR_PERMISSION',
@@ -422,7 +421,7 @@ t.test('recovery relies on nothing that may not be on the disk', async (t) => {
   writeSet(path.join(directory, '.staging/abc.ready/x.ckp'), 2)
   jobs.listSets(directory, 'vm1')
   t.ok(
-    calls.includes('sync .staging') && calls.indexOf('sync .staging') < calls.indexOf('unlinkAt x.ckp'),
+    calls.includes('sync .staging') && calls.indexOf('sync .staging') < calls.indexOf('renameAt x.ckp'),
     calls.join(', '),
   )
   calls.length = 0

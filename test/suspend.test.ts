@@ -268,12 +268,12 @@ t.test('cancelled or timed out once bhyve is at it: the state is published all t
   for (const phase of ['saving', 'checking', 'syncing'] as const) {
     for (const how of ['abort', 'timeout'] as const) {
       if (how === 'timeout' && phase !== 'saving') continue
-      const { client } = await start(t, { writeRate: how === 'timeout' ? MiB / 2 : 2 * MiB })
+      const { client } = await start(t, { writeRate: how === 'timeout' ? MiB / 6 : 2 * MiB })
       const controller = new AbortController()
       const onProgress = (progress: Progress): void => {
         if (progress.phase === phase && how === 'abort') controller.abort(new Error('enough'))
       }
-      const options = how === 'timeout' ? { timeout: 800 } : { signal: controller.signal }
+      const options = how === 'timeout' ? { timeout: 3_000 } : { signal: controller.signal }
       const error = await client.suspend('vm1', { ...options, onProgress }).catch((reason: unknown) => reason)
       t.match(error, { code: how === 'timeout' ? 'ERR_TIMEOUT' : 'ABORT_ERR' }, `${how} while ${phase}`)
       await client.idle()

@@ -1,4 +1,5 @@
 /** From a committed stage into place. Doing it twice, or dying in it, changes nothing. Runs in the pool. */
+import { CheckpointError, isExhausted } from '../errors.js'
 import { parseManifest } from '../inspect/manifest.js'
 import { readHead } from '../inspect/manifest_file.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
@@ -62,11 +63,17 @@ function dropOutdated(directory: Directory, folder: Directory, entries: readonly
   }
 }
 
+/** Undefined where there is none that can be read: such a manifest keeps nothing from being replaced. */
 function idIn(directory: Directory, file: string): string | undefined {
-  const status = directory.statusIfAny(file)
-  if (status?.kind !== 'file') return undefined
-  const head = readHead(directory, file, status.size)
-  return head && parseManifest(head.text)?.id
+  try {
+    const status = directory.statusIfAny(file)
+    if (status?.kind !== 'file') return undefined
+    const head = readHead(directory, file, status.size)
+    return head && parseManifest(head.text)?.id
+  } catch (error) {
+    if (!(error instanceof CheckpointError) || isExhausted(error)) throw error
+    return undefined
+  }
 }
 
 /** Something that is no folder cannot be ours: it is removed. */
