@@ -62,14 +62,14 @@ function run(file: string): Promise<[Error | null, string]> {
 
 /** Shell blocks that need a disk, a network or minutes of their own: what runs them instead. */
 const runElsewhere: Readonly<Record<string, string>> = {
-  'mkdir try && cd try && npm init -y': 'test/package.test.ts: the README takes a newcomer',
-  'ckp() {': 'test/package.test.ts: the README takes a newcomer',
+  'mkdir try && cd try && npm init -y': 'test/deep/package.test.ts: the README takes a newcomer',
+  'ckp() {': 'test/deep/package.test.ts: the README takes a newcomer',
   'npm run demo': '.ci/run: the two commands of the README',
-  'npm install bhyve-checkpoint': 'test/package.test.ts: runs nothing when it is installed',
+  'npm install bhyve-checkpoint': 'test/deep/package.test.ts: runs nothing when it is installed',
   'node node_modules/bhyve-checkpoint/scripts/build-addon.mjs':
-    'test/package.test.ts: says what is missing where no prebuild fits, and how to build it',
-  'npx esbuild': 'test/package.test.ts: works with the package beside it, and says so without it',
-  'node --permission': "test/package.test.ts: works under Node's permission model",
+    'test/deep/package.test.ts: says what is missing where no prebuild fits, and how to build it',
+  'npx esbuild': 'test/deep/package.test.ts: works with the package beside it, and says so without it',
+  'node --permission': "test/deep/package.test.ts: works under Node's permission model",
   'mkdir -p ~/base/x64': '.ci/run: FREEBSD_SYSROOT',
 }
 
@@ -202,7 +202,11 @@ t.test('every line of the trust model names a test that exists', async (t) => {
 })
 
 function testsIn(file: string): Set<string> {
-  const source = fs.readFileSync(path.join(root, 'test', file), 'utf8')
+  const places = ['test', 'test/deep'].map((folder) => path.join(root, folder, file))
+  const source = fs.readFileSync(
+    places.find((place) => fs.existsSync(place))!,
+    'utf8',
+  )
   const names = source.matchAll(/^ *t\.test\(\s*(['"])(.*?)\1,/gms)
   return new Set([...names].map((match) => match[2]!))
 }

@@ -8,12 +8,12 @@ import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
 import { CheckpointError, type CheckpointClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, simulatedBhyve, SimulatedFleet } from 'bhyve-checkpoint/simulator'
-import { PeerMemory } from '../dist/bhyve/peer_memory.js'
-import { Cancellation } from '../dist/cancellation.js'
-import { createClientIn } from '../dist/client.js'
-import { DescriptorBudget } from '../dist/descriptor_budget.js'
-import { loadNative } from '../dist/native.js'
-import { realSurroundings } from '../dist/options.js'
+import { PeerMemory } from '../../dist/bhyve/peer_memory.js'
+import { Cancellation } from '../../dist/cancellation.js'
+import { createClientIn } from '../../dist/client.js'
+import { DescriptorBudget } from '../../dist/descriptor_budget.js'
+import { loadNative } from '../../dist/native.js'
+import { realSurroundings } from '../../dist/options.js'
 import {
   childEnvironment,
   failure,
@@ -22,7 +22,7 @@ import {
   rejection,
   scratch,
   until,
-} from './support/index.js'
+} from '../support/index.js'
 
 const native = loadNative()
 
@@ -230,7 +230,7 @@ async function withLimit(
   folder: string,
   ...more: string[]
 ): Promise<Outcome> {
-  const script = fileURLToPath(new URL('support/few-descriptors.mjs', import.meta.url))
+  const script = fileURLToPath(new URL('../support/few-descriptors.mjs', import.meta.url))
   const command = `ulimit -n ${limit}; exec "$@"`
   const words = ['-c', command, 'sh', process.execPath, script, runDirectory, folder, ...more]
   const { stdout } = await promisify(execFile)('sh', words, { env: childEnvironment(), timeout: 280_000 })

@@ -7,11 +7,11 @@ import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { CheckpointError, type CheckpointClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { createClientIn } from '../dist/client.js'
-import { loadNative } from '../dist/native.js'
-import { realSurroundings } from '../dist/options.js'
-import { SharedLook } from '../dist/store/shared_look.js'
-import { checkpointFiles, childEnvironment, inlinePool, rejection, scratch } from './support/index.js'
+import { createClientIn } from '../../dist/client.js'
+import { loadNative } from '../../dist/native.js'
+import { realSurroundings } from '../../dist/options.js'
+import { SharedLook } from '../../dist/store/shared_look.js'
+import { checkpointFiles, childEnvironment, inlinePool, rejection, scratch } from '../support/index.js'
 
 const { errno } = os.constants
 const native = loadNative()
@@ -178,7 +178,7 @@ t.test('short writes are no failure', async (t) => {
 })
 
 t.test('a kill before and after any call leaves the old or the new one', { timeout: 300_000 }, async (t) => {
-  const script = fileURLToPath(new URL('crash/run.mjs', import.meta.url))
+  const script = fileURLToPath(new URL('../crash/run.mjs', import.meta.url))
   const options = { env: childEnvironment(), timeout: 290_000 }
   const output = await new Promise<string>((resolve) => {
     execFile(

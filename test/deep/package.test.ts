@@ -5,9 +5,9 @@ import { createRequire } from 'node:module'
 import path from 'node:path'
 import t, { type Test } from 'tap'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { scratch } from './support/index.js'
-import { install, ownEnvironment, pack, type Project, root, runIn } from './support/package.js'
-import { skipped } from './support/programs.js'
+import { scratch } from '../support/index.js'
+import { install, ownEnvironment, pack, type Project, root, runIn } from '../support/package.js'
+import { skipped } from '../support/programs.js'
 
 const packed = pack(t)
 const project = install(t, packed)

@@ -8,11 +8,11 @@ import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { type CheckpointClient, createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, SimulatedFleet, simulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { childEnvironment, scratch, tree, until } from './support/index.js'
-import { needs } from './support/programs.js'
+import { childEnvironment, scratch, tree, until } from '../support/index.js'
+import { needs } from '../support/programs.js'
 
 const MiB = 2 ** 20
-const example = (name: string): string => fileURLToPath(new URL(`../examples/${name}`, import.meta.url))
+const example = (name: string): string => fileURLToPath(new URL(`../../examples/${name}`, import.meta.url))
 
 class World {
   readonly root: string

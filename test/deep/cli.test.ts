@@ -11,17 +11,17 @@ import t, { type Test } from 'tap'
 import * as api from 'bhyve-checkpoint'
 import { type CheckpointClient, createClient } from 'bhyve-checkpoint'
 import { simulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { Values } from '../dist/cli/command.js'
-import { verify } from '../dist/cli/commands/stored.js'
-import { statusOf } from '../dist/cli/exit_status.js'
-import { Interrupt } from '../dist/cli/interrupt.js'
-import { Output } from '../dist/cli/output.js'
-import { isFailure, loadNative } from '../dist/native.js'
-import { CliWorld, matchesKept, type Mode, type Step, transcript, withoutColours } from './support/cli.js'
-import { visible } from '../dist/visible.js'
-import { childEnvironment, checkpointFiles, scratch } from './support/index.js'
-import { putSet } from './support/sets.js'
-import { needs } from './support/programs.js'
+import { Values } from '../../dist/cli/command.js'
+import { verify } from '../../dist/cli/commands/stored.js'
+import { statusOf } from '../../dist/cli/exit_status.js'
+import { Interrupt } from '../../dist/cli/interrupt.js'
+import { Output } from '../../dist/cli/output.js'
+import { isFailure, loadNative } from '../../dist/native.js'
+import { CliWorld, matchesKept, type Mode, type Step, transcript, withoutColours } from '../support/cli.js'
+import { visible } from '../../dist/visible.js'
+import { childEnvironment, checkpointFiles, scratch } from '../support/index.js'
+import { putSet } from '../support/sets.js'
+import { needs } from '../support/programs.js'
 
 interface Story {
   name: string
@@ -377,7 +377,7 @@ const hasFull = fs.existsSync('/dev/full')
 t.test('what could not be written is no success', { skip: !hasFull && 'no /dev/full' }, async (t) => {
   const world = new CliWorld(t)
   await saved(world)
-  const program = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
+  const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
   const full = fs.openSync('/dev/full', 'w')
   t.teardown(() => fs.closeSync(full))
   const words = [program, 'list', '--json', ...world.places]
@@ -418,7 +418,7 @@ t.test('names in any script keep the columns of the table', async (t) => {
 t.test('a reader that goes away costs nobody a checkpoint', async (t) => {
   const world = new CliWorld(t)
   await running(world)
-  const program = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
+  const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
   const words = ['create', 'vm1', '--json', ...world.places].map((word) => `'${word}'`).join(' ')
   execFileSync('sh', ['-c', `'${process.execPath}' '${program}' ${words} | true`], {
     env: childEnvironment(),
@@ -430,7 +430,7 @@ t.test('a reader that goes away costs nobody a checkpoint', async (t) => {
 
 /** A folder for PATH with the program of this checkout in it. */
 function programFolder(t: Test): string {
-  const program = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
+  const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
   const bin = scratch(t)
   const wrapper = `#!/bin/sh\nexec '${process.execPath}' '${program}' "$@"\n`
   fs.writeFileSync(path.join(bin, 'bhyve-checkpoint'), wrapper, { mode: 0o755 })
@@ -493,7 +493,7 @@ function sinkInto(lines: string[]): Writable {
 
 /** What the completion in a shell asks. */
 function askForWords(world: CliWorld, ...typed: string[]): { status: number | null; words: string[] } {
-  const program = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
+  const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
   const words = [program, 'completion', 'words', typed[0]!, ...world.places, ...typed.slice(1)]
   const { status, stdout } = spawnSync(process.execPath, words, {
     env: childEnvironment(),
@@ -581,19 +581,19 @@ t.test('zsh completes the same', needs('zsh'), async (t) => {
 })
 
 t.test('the documented exit statuses are the real ones', async (t) => {
-  const text = fs.readFileSync(fileURLToPath(new URL('../docs/cli.md', import.meta.url)), 'utf8')
+  const text = fs.readFileSync(fileURLToPath(new URL('../../docs/cli.md', import.meta.url)), 'utf8')
   const documented = new Map<string, number>()
   for (const [, status, codes] of text.matchAll(/^\| (\d+) +\|[^|]*\|(.*)\|$/gm)) {
     for (const [, code] of codes!.matchAll(/`(ERR_\w+)`/g)) documented.set(code!, Number(status))
   }
-  const source = fs.readFileSync(fileURLToPath(new URL('../lib/errors.ts', import.meta.url)), 'utf8')
+  const source = fs.readFileSync(fileURLToPath(new URL('../../lib/errors.ts', import.meta.url)), 'utf8')
   for (const code of new Set(source.match(/ERR_[A-Z_]+/g)))
     t.equal(documented.get(code), statusOf(code), code)
 })
 
 t.test('a name that hides something is shown with what it hides', (t) => {
   const root = fs.realpathSync(scratch(t))
-  const main = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
+  const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
   const run = (...words: string[]) => {
     const args = [main, ...words, '--checkpoint-directory', root, '--run-directory', root]
     return spawnSync(process.execPath, args, { encoding: 'utf8', env: childEnvironment() })

@@ -6,10 +6,10 @@ import { constants } from 'node:os'
 import { dirname, join } from 'node:path'
 import t, { type Test as TestContext } from 'tap'
 import { simulatedBhyve, type SimulatedDialect } from 'bhyve-checkpoint/simulator'
-import { isFailure, loadNative } from '../dist/native.js'
-import { parseCommandLine } from '../dist/simulator/arguments.js'
-import { machineOf } from '../dist/simulator/machine.js'
-import { scratch, until } from './support/index.js'
+import { isFailure, loadNative } from '../../dist/native.js'
+import { parseCommandLine } from '../../dist/simulator/arguments.js'
+import { machineOf } from '../../dist/simulator/machine.js'
+import { scratch, until } from '../support/index.js'
 
 t.jobs = 4
 t.setTimeout(120_000)

@@ -9,10 +9,10 @@ import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { type CheckpointClient, createClient, type CreateOptions } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { isFailure, loadNative } from '../dist/native.js'
-import { jobs } from '../dist/pool/jobs.js'
+import { isFailure, loadNative } from '../../dist/native.js'
+import { jobs } from '../../dist/pool/jobs.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
-import { litter as anyLitter, plants as anyPlants } from './support/plants.mjs'
+import { litter as anyLitter, plants as anyPlants } from '../support/plants.mjs'
 import {
   checkpointFiles,
   childEnvironment,
@@ -22,7 +22,7 @@ import {
   serveByHand,
   tree,
   until,
-} from './support/index.js'
+} from '../support/index.js'
 
 type Plant = (folder: string, secret: string) => void
 const plants = anyPlants as Record<string, Plant>
@@ -289,7 +289,7 @@ async function hostile(
   run: string,
 ): Promise<{ child: ChildProcess; order: (order: Order) => Promise<void> }> {
   fs.chownSync(run, stranger, stranger)
-  const script = fileURLToPath(new URL('support/hostile-bhyve.mjs', import.meta.url))
+  const script = fileURLToPath(new URL('../support/hostile-bhyve.mjs', import.meta.url))
   const child = spawn(process.execPath, [script, run, String(stranger)], {
     stdio: ['pipe', 'pipe', 'inherit'],
     env: childEnvironment(),

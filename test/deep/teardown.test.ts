@@ -8,9 +8,9 @@ import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedFleet, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
-import { checkpointFiles, type Ended, runScript, scratch } from './support/index.js'
+import { checkpointFiles, type Ended, runScript, scratch } from '../support/index.js'
 
-const root = fileURLToPath(new URL('..', import.meta.url))
+const root = fileURLToPath(new URL('../..', import.meta.url))
 const KiB = 1024
 
 interface Program {
