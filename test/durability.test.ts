@@ -389,6 +389,12 @@ t.test('after a failed fsync the copy has to have the digests from before', asyn
   fs.futimesSync(descriptor, mtime, mtime)
   fs.closeSync(descriptor)
   stage.release()
+  // A recovery that is interrupted once it has copied the files must not hide what it knew.
+  const interrupted = intercept(t, 'renameAt', (_, __, ___, to) =>
+    to === 'intent' ? failure('EIO', 'renameat') : undefined,
+  )
+  t.strictSame(list(directory), [])
+  interrupted()
   t.match(list(directory), unproven)
   t.match(jobs.suspendedState(directory, 'vm1', 0), { kind: 'known', checkpoint: undefined })
 })

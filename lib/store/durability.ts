@@ -76,8 +76,8 @@ export function proveContent(stage: Directory, name: string, { manifest, metadat
 function copyAll(stage: Directory, name: string): void {
   for (const suffix of [kernelSuffix, metadataSuffix, memorySuffix])
     copyInPlace(stage, name + suffix, { clone: false })
+  // The record stays until the stage is published: who comes after a crash must compare digests again.
   stage.sync()
-  stage.unlink(failedRecord)
 }
 
 function hasDigests(stage: Directory, { digests }: Manifest, name: string, memoryBytes: number): boolean {
