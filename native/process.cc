@@ -271,11 +271,13 @@ Result<std::int64_t> openDescriptors() {
 #endif
 
 Result<std::int64_t> hasWorkingDirectory() {
-  char *path = ::getcwd(nullptr, 0);
-  if (path == nullptr)
-    return errno == ENOENT ? Result<std::int64_t>(0) : failureOf("getcwd");
-  std::free(path);
-  return 1;
+  std::array<char, 4096> path{};
+  // A path that does not fit is one all the same.
+  if (::getcwd(path.data(), path.size()) != nullptr || errno == ERANGE)
+    return 1;
+  if (errno == ENOENT)
+    return 0;
+  return failureOf("getcwd");
 }
 
 Result<std::int64_t> enterDirectory(int directory) {
