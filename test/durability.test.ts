@@ -295,6 +295,37 @@ t.test("somebody else's file does not become guest RAM", { skip: ours !== 0 && '
   t.strictSame(fs.readdirSync(aside), [`${kept!.name}.ckp`], 'kept aside, not removed')
 })
 
+t.test('what was kept aside outlives a recovery that is interrupted', async (t) => {
+  const directory = store(t)
+  const stage = new MadeStage(directory)
+  for (const file of fs.readdirSync(stage.file('in'))) fs.rmSync(stage.file(`in/${file}`))
+  fs.symlinkSync('/elsewhere', stage.file('in/ckp'))
+  stage.release()
+  const interrupted = intercept(t, 'renameAt', (_, __, ___, to) =>
+    String(to).endsWith('.ready') ? failure('EIO', 'renameat') : undefined,
+  )
+  t.strictSame(list(directory), [])
+  interrupted()
+  const [kept, ...others] = list(directory)
+  t.match(kept, { state: 'damaged', poweredOff: true })
+  t.strictSame(others, [])
+  const aside = path.join(directory, `${kept!.name}.ckp.rest`)
+  t.equal(fs.readlinkSync(path.join(aside, `${kept!.name}.ckp`)), '/elsewhere')
+})
+
+t.test('an unproven checkpoint stays so, whatever its times and small files are', async (t) => {
+  const directory = store(t)
+  const stage = new MadeStage(directory)
+  stage.prepare()
+  const kernel = stage.file('suspend.ckp.kern')
+  fs.writeFileSync(kernel, Buffer.alloc(fs.statSync(kernel).size))
+  fs.utimesSync(stage.file('suspend.ckp'), 1, 1)
+  stage.reboot()
+  t.match(list(directory), unproven)
+  fs.utimesSync(path.join(directory, `${list(directory)[0]!.name}.ckp`), 2, 2)
+  t.match(list(directory), unproven)
+})
+
 t.test('UFS: a commit that a crash brings back takes no pin and no restore record away', async (t) => {
   const directory = store(t)
   const stage = new MadeStage(directory)

@@ -229,8 +229,8 @@ function attributeManifest(directory: Directory, base: string, kernel: Part, int
     into.bytesRead += sizes?.kernel ?? 0
     into.isManifestOf = isSame(recorded, fingerprintOf(directory, base))
   }
-  if (!into.isManifestOf) return
-  into.writtenMs = memoryModifiedMs
+  if (into.isManifestOf) into.writtenMs = memoryModifiedMs
+  // Whatever became of the files' times: they are the reason why nobody can tell.
   if (manifest.durability === 'unproven') into.problems.push(problem('durability-unproven', unproven, base))
 }
 

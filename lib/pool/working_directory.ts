@@ -18,18 +18,18 @@ const startMs = 2_000
 export function startInDirectory<T>(start: () => T, loaded: Int32Array): T {
   const native = loadNative()
   if (native.hasWorkingDirectory() !== 0) return start()
-  const removed = succeed(native.openPath('.', fs.constants.O_RDONLY | fs.constants.O_DIRECTORY))
   const substitute = fs.mkdtempSync(path.join(os.tmpdir(), 'bhyve-checkpoint-'))
+  const removed = native.openPath('.', fs.constants.O_RDONLY | fs.constants.O_DIRECTORY)
   const other = native.openPath(substitute, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY)
   try {
+    succeed(removed)
     succeed(native.enterDirectory(succeed(other)))
     const started = start()
     Atomics.wait(loaded, 0, 0, startMs)
     return started
   } finally {
-    native.enterDirectory(removed)
-    native.close(removed)
-    if (!isFailure(other)) native.close(other)
+    if (!isFailure(removed)) native.enterDirectory(removed)
+    for (const descriptor of [removed, other]) if (!isFailure(descriptor)) native.close(descriptor)
     fs.rmdirSync(substitute)
   }
 }

@@ -73,7 +73,7 @@ function takeLock(directory: Directory, staging: Directory, mode: 'shared' | 'ex
 }
 
 /** What others could write into is not safe to work in. */
-function assertOurs(staging: Directory): void {
+export function assertOurs(staging: Directory): void {
   const { uid, mode } = staging.ownStatus()
   if (uid !== process.geteuid?.()) {
     throw new CheckpointError(

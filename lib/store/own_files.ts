@@ -4,7 +4,10 @@
  */
 import { Buffer } from 'node:buffer'
 import fs from 'node:fs'
+import { totalmem } from 'node:os'
 import { pieceBuffer, pieceBytes } from '../inspect/digest.js'
+import { kernelMaxBytes, metadataMaxBytes } from '../inspect/metadata.js'
+import { inspectSet } from '../inspect/structure.js'
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../names.js'
 import { isFailure, loadNative } from '../native.js'
 import type { Directory } from './directory.js'
@@ -17,15 +20,22 @@ const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL } = fs.constants
 
 /**
  * Gives each of bhyve's files with other names an inode of its own. Only files of the user bhyve runs as: that user may
- * have linked somebody else's file, whose content must not become guest RAM.
+ * have linked somebody else's file, whose content must not become guest RAM. And only of a size that they can have: the
+ * lock is held.
  */
 export function copyLinked(stage: Directory, name: string): void {
-  const { uid } = writerOf(stage) ?? {}
-  for (const suffix of [kernelSuffix, metadataSuffix, memorySuffix]) {
-    const status = stage.statusIfAny(name + suffix)
-    if (status?.kind === 'file' && status.links > 1 && status.uid === uid)
-      copyInPlace(stage, name + suffix, { clone: true })
-  }
+  copyIfLinked(stage, name + kernelSuffix, kernelMaxBytes)
+  copyIfLinked(stage, name + metadataSuffix, metadataMaxBytes)
+  const size = inspectSet(stage, name)?.metadata?.memoryBytes ?? 0
+  if (stage.statusIfAny(name + memorySuffix)?.size === size)
+    copyIfLinked(stage, name + memorySuffix, totalmem())
+}
+
+function copyIfLinked(stage: Directory, file: string, mostBytes: number): void {
+  const status = stage.statusIfAny(file)
+  const isLinked = status?.kind === 'file' && status.links > 1
+  if (isLinked && status.size <= mostBytes && status.uid === writerOf(stage)?.uid)
+    copyInPlace(stage, file, { clone: true })
 }
 
 /** Replaces a file by an fsynced copy of it. The old file's other names keep the old file. */

@@ -7,7 +7,7 @@ import path from 'node:path'
 import { memorySuffix } from '../names.js'
 import { CheckpointError } from '../errors.js'
 import { Directory } from './directory.js'
-import { lockStagingIfAny } from './lock.js'
+import { assertOurs, lockStagingIfAny } from './lock.js'
 import { guestFile, inName, restoreLogName, stagingName } from './paths.js'
 import { removeRubbish } from './remove_tree.js'
 import { removedSuffix, replacedName } from './staging_entries.js'
@@ -38,12 +38,19 @@ export function takeRemovals(): Removal[] {
 
 /** Removes an entry of `.staging` that nobody needs any more: at once where it is small, later where it is not. */
 export function removeEntry(staging: Directory, entry: string): void {
-  if (deferral === undefined || storedIn(staging, entry) < deferral.fromBytes) {
-    removeRubbish(staging, entry)
-    return
+  if (deferral !== undefined && isSetAside(staging, entry, deferral.fromBytes)) noteRemovals(staging)
+  else removeRubbish(staging, entry)
+}
+
+/** False where it is small, or cannot be renamed: a full disk may refuse that and still let a file be removed. */
+function isSetAside(staging: Directory, entry: string, fromBytes: number): boolean {
+  try {
+    if (storedIn(staging, entry) < fromBytes) return false
+    return staging.renameIfAny(entry, staging, entry.replace(/\..*$/, '') + removedSuffix)
+  } catch (error) {
+    if (!(error instanceof CheckpointError)) throw error
+    return false
   }
-  staging.renameIfAny(entry, staging, entry.replace(/\..*$/, '') + removedSuffix)
-  noteRemovals(staging)
 }
 
 /** Of guest RAM, which is nearly all there is. */
@@ -84,7 +91,10 @@ export function emptyRemoved({ directoryPath, withDirectory }: Removal): void {
   if (directory === undefined) return
   {
     using staging = directory.openIfAny(stagingName)
-    if (staging !== undefined) emptyIn(staging)
+    if (staging !== undefined) {
+      assertOurs(staging)
+      emptyIn(staging)
+    }
   }
   if (withDirectory) removeUnlessBusy(directory)
 }

@@ -76,11 +76,10 @@ export function beginRestore(directoryPath: string, name: string): { descriptors
     const mayBeThere = [name + memorySuffix, stagingName].some((entry) => directory.statusIfAny(entry))
     if (!mayBeThere) throw notFound(directoryPath, name)
     using staging = openStaging(directory)
-    const turn = takeUnlessGone(staging)
+    using turn = takeUnlessGone(staging)
     // Somebody's destroyAll may have removed the directory, and somebody's create made it again.
     if (turn !== undefined && leadsTo(directoryPath, staging))
       return { descriptors: { turn: turn.release() } }
-    turn?.[Symbol.dispose]()
   }
 }
 

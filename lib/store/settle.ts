@@ -14,7 +14,7 @@ import { makeDurable, proveContent, recordingFailure } from './durability.js'
 import { moveToFreshName, type StagePlaces } from './fresh_name.js'
 import { type Intent, isWriterAlive, readIntent } from './intent.js'
 import { copyLinked } from './own_files.js'
-import { inName } from './paths.js'
+import { digestList, inName } from './paths.js'
 import { removeRubbish } from './remove_tree.js'
 import { assertNotOlder, assertReplaceable } from './replaceable.js'
 import { publicationOrder, restSuffix, rollForward } from './roll_forward.js'
@@ -97,8 +97,13 @@ function keepDamaged(places: Places, wanted: Intent, inspection: Inspection | un
   // Where there is no RAM file nothing would be listed.
   if (stage.statusIfAny(name + memorySuffix) === undefined) stage.writeNew(name + memorySuffix, '', true)
   const manifest = manifestFor(stage, { ...wanted, name }, lastChangeOf(stage, name), inspection)
+  // A list of what was found now would not be the recorded digests'.
+  stage.unlink(digestList)
   const isUnproven = inspection !== undefined && isWhole(inspection)
-  storeManifest(stage, { ...manifest, ...(isUnproven ? { durability: 'unproven' } : {}) })
+  const kept = isUnproven
+    ? ({ ...manifest, durability: 'unproven', memoryModifiedMs: inspection.modifiedMs } as const)
+    : manifest
+  storeManifest(stage, kept)
   recordingFailure(stage, () => {
     for (const suffix of publicationOrder)
       if (stage.statusIfAny(name + suffix) !== undefined) stage.syncFile(name + suffix)

@@ -116,7 +116,9 @@ export function abandonStage(handle: StageHandle, made: readonly string[]): void
   if (staging === undefined) return
   if (isSameStage(staging, handle)) {
     removeIntent(borrowStage(handle))
-    removeEntry(staging, handle.id)
+    // A directory that was made for nothing goes at once.
+    if (made.includes(handle.directoryPath)) removeRubbish(staging, handle.id)
+    else removeEntry(staging, handle.id)
     holdOpen(handle.stage)
   }
   if (made.includes(handle.directoryPath) && staging.entries().length === 0)

@@ -4,7 +4,7 @@ import { manifestSuffix } from '../names.js'
 import { moveOut } from './collect.js'
 import type { Directory } from './directory.js'
 import { copyName, digestList, freshManifest, guestFile, guestFiles, inName, spaceReserve } from './paths.js'
-import { publicationOrder } from './roll_forward.js'
+import { publicationOrder, restSuffix } from './roll_forward.js'
 
 /** All the files under one name, wherever an earlier attempt has left them. From here on bhyve can add nothing. */
 export function gather(stage: Directory, name: string): void {
@@ -17,6 +17,8 @@ export function gather(stage: Directory, name: string): void {
   for (const entry of stage.entries()) {
     const suffix = suffixOf(entry)
     if (suffix !== undefined && entry !== name + suffix) stage.moveIfAny(entry, stage, name + suffix)
+    if (entry.endsWith(restSuffix) && entry !== name + restSuffix)
+      stage.rename(entry, stage, name + restSuffix)
   }
 }
 
@@ -26,10 +28,14 @@ function suffixOf(entry: string): string | undefined {
 
 /** Anything of bhyve's, in the stage or still in the inbox. */
 export function holdsAnything(stage: Directory): boolean {
-  if (stage.entries().some((entry) => suffixOf(entry) !== undefined && !entry.endsWith(manifestSuffix)))
-    return true
+  if (stage.entries().some(isOfVm)) return true
   using inbox = stage.openIfAny(inName)
   return inbox !== undefined && inbox.rawEntries(1).length > 0
+}
+
+function isOfVm(entry: string): boolean {
+  const isFile = suffixOf(entry) !== undefined && !entry.endsWith(manifestSuffix)
+  return isFile || entry.endsWith(restSuffix)
 }
 
 /** In the stage, or still in the inbox. A bhyve that has not ended keeps its inbox as it is. */
