@@ -446,11 +446,11 @@ t.test('a trusted user is one more', async (t) => {
 
 t.test('a timeout is told at once, and what came of it afterwards', async (t) => {
   const world = new CliWorld(t)
-  await world.start({ vm: 'vm1', memoryBytes: 4 * 2 ** 20, writeRate: 4 * 2 ** 20 })
-  const step = { args: ['suspend', 'vm1', '--timeout', '300ms'] }
+  await world.start({ vm: 'vm1', memoryBytes: 4 * 2 ** 20, writeRate: 2 ** 20 })
+  const step = { args: ['suspend', 'vm1', '--timeout', '2s'] }
   const { status, stdout, stderr } = await world.run(step, 'pipe')
   t.equal(status, 10)
-  t.match(stderr, /not done after 300 ms.*Waiting until bhyve has ended its work[^]*ERR_TIMEOUT/)
+  t.match(stderr, /not done after 2000 ms.*Waiting until bhyve has ended its work[^]*ERR_TIMEOUT/)
   t.match(stdout, /^suspended all the same: vm1\/suspend/m)
 })
 
