@@ -91,7 +91,7 @@ t.test('a second name of what is removed keeps its content', async (t) => {
 })
 
 t.test('a client that replaces and destroys large checkpoints leaves nothing once it is idle', async (t) => {
-  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 24 * MiB, zeroFraction: 0 })
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 80 * MiB, zeroFraction: 0 })
   t.teardown(() => bhyve.stop())
   const root = scratch(t)
   const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: root })

@@ -13,7 +13,7 @@ import { removeRubbish } from './remove_tree.js'
 import { removedSuffix, replacedName } from './staging_entries.js'
 
 /** Less than that is removed at once. */
-const usualDeferredBytes = 16 * 1024 * 1024
+const usualDeferredBytes = 64 * 1024 * 1024
 
 /** A VM's directory in which something waits to be removed. */
 export interface Removal {
