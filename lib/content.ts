@@ -9,7 +9,7 @@ import type { Stage } from './store/store.js'
 
 /**
  * Digests the set in the stage and gives its zeros back, as far as the settings want it. Where they want neither, only
- * the two small files are read. Rejects at a cancel, and has then let go of the file.
+ * the two small files are read. Rejects when cancelled, with the file closed.
  */
 export async function recordContent(
   stage: Stage,

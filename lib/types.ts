@@ -234,7 +234,7 @@ export interface RestorePlan {
  *   another slot. Never from a bhyve older than FreeBSD 14: that one starts such a device afresh
  * - `already-restored`, `disk-newer`: old RAM over newer disks, unless `again`. `disk-newer` is for powered-off VMs
  * - `arguments-invalid`: bhyve would not take the arguments, or they hold `-r`; or `bhyve` is not an executable file (its
- *   default is looked at on FreeBSD, and elsewhere only by `restore`)
+ *   default path is checked on FreeBSD; elsewhere only `restore` checks it)
  */
 export type RestoreBlocker =
   | 'damaged'

@@ -40,7 +40,7 @@ function found(place: Place): Found[] {
 
 function socketsIn(directory: string): string[] {
   try {
-    // By a look at each: Deno's entries know no sockets.
+    // Inspect each entry: Deno does not report which of them are sockets.
     return fs.readdirSync(directory).filter((name) => isSocket(`${directory}/${name}`))
   } catch (error) {
     if (isNodeSystemError(error) && ['ENOENT', 'ENOTDIR'].includes(error.code ?? '')) return []

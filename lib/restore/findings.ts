@@ -32,7 +32,7 @@ export function setBlockers({ listed, isOfNewerRelease }: SetReport, again: bool
   ]
 }
 
-/** Damaged for want of proof only: with `again` it is restored all the same. */
+/** A checkpoint that is damaged only because nothing proves its content: `again` restores it. */
 export function durabilityWarnings({ listed }: SetReport): Warning[] {
   const unproven = listed.problems.filter(({ code }) => code === 'durability-unproven')
   return unproven.map(({ message }) => warning('not-verified', message))
