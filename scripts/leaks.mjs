@@ -45,7 +45,12 @@ const runFrom = async (onStart, job, ...args) => {
   onStart?.()
   return jobs[job](...args)
 }
-const onThisThread = { runFrom, run: (job, ...args) => runFrom(undefined, job, ...args) }
+const onThisThread = {
+  runFrom,
+  run: (job, ...args) => runFrom(undefined, job, ...args),
+  // A job has ended when its call returns.
+  emptied: () => Promise.resolve(),
+}
 const surroundings = { threads: realSurroundings, here: { ...realSurroundings, pool: () => onThisThread } }
 
 const dialects = { older: 'path', oldest: 'struct' }

@@ -343,8 +343,8 @@ t.test('bhyve gets a small environment, or the one that is named', async (t) => 
   const world = new World(t)
   await world.saved('a')
   const bhyve = path.join(world.root, 'env')
-  fs.writeFileSync(bhyve, '#!/bin/sh\nenv | cut -d= -f1\nexit 3\n', { mode: 0o755 })
-  // The shell adds some, and the test runner to every child. Of its values, which are long, only names are printed.
+  fs.writeFileSync(bhyve, `#!/bin/sh\nenv | sed -n 's/^\\([A-Za-z_]*\\)=.*/\\1/p'\nexit 3\n`, { mode: 0o755 })
+  // The shell adds some, and the test runner to every child: its values are long, and of many lines.
   const added = /^(PWD|OLDPWD|SHLVL|_.*|NODE_OPTIONS)$/
   const namesOf = async (...more: string[]): Promise<string[]> => {
     const words = [world.runDirectory, world.checkpointDirectory, 'a', bhyve, 'once', ...more]
