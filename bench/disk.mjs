@@ -30,12 +30,7 @@ export async function measure({ report, quick, scratch }) {
       isEqual ? 'identical' : 'DIFFERENT',
     ]),
   )
-  report.atMost('stored of a guest that is 80 % zero', of(found, 0.8).storedFraction, 0.21)
   report.atMost('contents that differ', found.filter(({ isEqual }) => !isEqual).length, 0)
-}
-
-function of(found, fraction) {
-  return found.find(({ zeroFraction }) => zeroFraction === fraction)
 }
 
 function digestOf(file) {

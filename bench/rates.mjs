@@ -1,10 +1,16 @@
-/** The two things the pass over RAM consists of, on their own: digesting and looking for zeros. */
+/**
+ * The two things the pass over RAM consists of, on their own: digesting and looking for zeros. And how fast the
+ * simulated bhyve writes, which must not be what the other benchmarks measure.
+ */
 import { execFileSync } from 'node:child_process'
 import { createCipheriv } from 'node:crypto'
 import fs from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
+import { createClient } from 'bhyve-checkpoint'
+import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { loadNative } from '../dist/native.js'
+import { lastEnd } from './support/end_of_file.mjs'
 import { GiB, KiB, median, MiB, pairedRatio, timed } from './support/harness.mjs'
 
 const native = loadNative()
@@ -14,6 +20,7 @@ const workerFile = fileURLToPath(new URL('support/digest-worker.mjs', import.met
 export async function measure({ report, quick, scratch }) {
   await digestRates({ report, quick, scratch })
   zeroScan({ report, quick })
+  await simulatorRate({ report, quick })
 }
 
 async function digestRates({ report, quick, scratch }) {
@@ -95,4 +102,45 @@ function zeroScan({ report, quick }) {
     [row('whole pieces', rates.wholePieces), row('page by page', rates.pages), row('memcpy', rates.memcpy)],
   )
   report.atLeast('zero scan, page by page, over memcpy', pairedRatio(rates.pages, rates.memcpy), 0.5)
+}
+
+/** Into a tmpfs, with nothing of ours in the way; against dd of the same bytes from one tmpfs file to another. */
+async function simulatorRate({ report, quick }) {
+  const memoryBytes = (quick ? 0.5 : 2) * GiB
+  const folder = fs.mkdtempSync('/dev/shm/bhyve-checkpoint-bench-')
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes, zeroFraction: 0.5 })
+  const client = createClient({
+    runDirectory: bhyve.runDirectory,
+    checkpointDirectory: folder,
+    dialect: 'descriptor',
+  })
+  const rates = { simulator: [], dd: [] }
+  try {
+    const [source, copy] = [`${folder}/source`, `${folder}/copy`]
+    for (let round = 0; round < (quick ? 3 : 5); round++) {
+      const start = performance.now()
+      const made = await client.createCheckpoint('vm1', { digest: false, sparsify: false, fsync: false })
+      rates.simulator.push(memoryBytes / (lastEnd() - start))
+      fs.renameSync(made.path, source)
+      const { ms } = await timed(() =>
+        execFileSync('dd', [`if=${source}`, `of=${copy}`, 'bs=1M', 'status=none']),
+      )
+      rates.dd.push(memoryBytes / ms)
+      fs.rmSync(copy)
+      fs.rmSync(source)
+      await client.destroyAll('vm1')
+      await client.idle()
+    }
+  } finally {
+    await bhyve.stop()
+    fs.rmSync(folder, { recursive: true, force: true })
+  }
+  report.keep('simulatorBytesPerMs', rates)
+  const row = (what, values) => [what, (median(values) * 1000) / GiB, pairedRatio(values, rates.dd)]
+  report.table(
+    `${memoryBytes / GiB} GiB into a tmpfs`,
+    ['what', 'GiB/s', 'over dd'],
+    [row('simulated bhyve', rates.simulator), row('dd', rates.dd)],
+  )
+  report.atLeast('the simulated bhyve over dd, into a tmpfs', pairedRatio(rates.simulator, rates.dd), 0.7)
 }

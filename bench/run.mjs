@@ -3,7 +3,18 @@
 import { Report } from './support/harness.mjs'
 import { Scratch } from './support/scratch.mjs'
 
-const names = ['event-loop', 'truth', 'latency', 'throughput', 'rates', 'holes', 'disk', 'many', 'listing']
+const names = [
+  'event-loop',
+  'truth',
+  'latency',
+  'throughput',
+  'removal',
+  'rates',
+  'holes',
+  'disk',
+  'many',
+  'listing',
+]
 const [name, ...flags] = process.argv.slice(2)
 const chosen = name === 'all' ? names : names.filter((known) => known === name)
 if (name === 'plots' || name === 'summary') {

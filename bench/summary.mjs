@@ -1,7 +1,7 @@
 /** `npm run bench -- summary`: the aims and what came of them, as the table of docs/performance.md. */
 import { readResult } from './support/harness.mjs'
 
-const names = ['event-loop', 'truth', 'latency', 'throughput', 'rates', 'disk', 'many', 'listing']
+const names = ['event-loop', 'truth', 'latency', 'throughput', 'removal', 'rates', 'disk', 'many', 'listing']
 
 console.log('| benchmark | load | what | measured | aim | |\n| --- | --- | --- | --- | --- | --- |')
 for (const name of names) {
