@@ -26,6 +26,7 @@ import { SyntheticMemory } from '../dist/simulator/guest.js'
 import { MetadataWriter, type MetadataShape } from '../dist/simulator/metadata.js'
 import { decodeNvlist, encodeNvlist, NvType, type NvPair } from '../dist/simulator/nvlist.js'
 import { newRequestState, receiveRequest } from '../dist/simulator/request.js'
+import './support/plain_children.js'
 
 // ---- bytes ----------------------------------------------------------------------------------------------
 

@@ -157,11 +157,7 @@ t.test('has a command line that works', async (t) => {
   t.teardown(() => bhyve.stop())
   const places = ['--run-directory', bhyve.runDirectory, '--checkpoint-directory', path.join(scratch(t), 'c')]
   const command = path.join(project.directory, 'node_modules/.bin/bhyve-checkpoint')
-  const run = (...words: string[]) =>
-    spawnSync('/usr/bin/env', ['-u', 'NODE_OPTIONS', command, ...words], {
-      env: project.env,
-      encoding: 'utf8',
-    })
+  const run = (...words: string[]) => spawnSync(command, words, { env: project.env, encoding: 'utf8' })
   const version = (
     JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8')) as { version: string }
   ).version
@@ -179,11 +175,7 @@ t.test('the README takes a newcomer to a verified checkpoint', async (t) => {
   const npx = 'npx() { "./node_modules/.bin/$@"; }'
   const listens = `i=0; until [ -S run/vm1 ] || [ $i = 500 ]; do i=$((i + 1)); '${process.execPath}' -e 0; done`
   const script = [npx, simulate, listens, 'set -e', use, 'wait'].join('\n')
-  const options = {
-    cwd: project.directory,
-    env: { ...project.env, NODE_OPTIONS: '' },
-    encoding: 'utf8',
-  } as const
+  const options = { cwd: project.directory, env: project.env, encoding: 'utf8' } as const
   const { status, stdout, stderr } = spawnSync('/bin/sh', ['-c', script], { ...options, timeout: 120_000 })
   t.equal(status, 0, stderr)
   t.match(stdout, /^created vm1\/before-upgrade: 16\.0 MiB of RAM/m)

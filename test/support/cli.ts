@@ -98,8 +98,7 @@ export class CliWorld {
 
 async function execute(words: readonly string[], step: Step, mode: Mode): Promise<Result> {
   const main = step.asNobody === true ? [forAnyUser('cli-as-user.mjs')] : [program]
-  // The test runner puts itself into the options of every Node that is started directly.
-  const plain = ['/usr/bin/env', '-u', 'NODE_OPTIONS', process.execPath, ...main, ...words]
+  const plain = [process.execPath, ...main, ...words]
   const press = step.interruptAt === undefined ? [] : ['--interrupt-at', step.interruptAt]
   const [command = '', ...args] = mode === 'pipe' ? plain : ['python3', terminalProgram, ...press, ...plain]
   const {

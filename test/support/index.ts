@@ -10,6 +10,7 @@ import type { Test } from 'tap'
 import { isFailure, loadNative } from '../../dist/native.js'
 import { jobs } from '../../dist/pool/jobs.js'
 import type { JobRunner } from '../../dist/pool/pool.js'
+import './plain_children.js'
 
 const native = loadNative()
 

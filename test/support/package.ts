@@ -117,7 +117,5 @@ export function runIn(
   const file = path.join(project.directory, name)
   fs.writeFileSync(file, text)
   const options = { cwd: project.directory, env: project.env, encoding: 'utf8', timeout: 120_000 } as const
-  // The test runner puts itself into the options of every Node that is started directly.
-  const command = ['-u', 'NODE_OPTIONS', process.execPath, ...flags, file, ...args]
-  return spawnSync('/usr/bin/env', command, options)
+  return spawnSync(process.execPath, [...flags, file, ...args], options)
 }
