@@ -1,0 +1,50 @@
+/**
+ * A copy of the project in which one test runs at a time, in namespaces of its own: what a mutant leaves running ends
+ * with it, and no other test meets its sockets in bhyve's default directory. Needs root on Linux.
+ */
+import { spawn, spawnSync } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+
+const inNamespaces = [
+  ...['--mount', '--pid', '--fork', '--kill-child', '--mount-proc', 'sh', '-c'],
+  'mkdir -p /run/bhyve && mount -t tmpfs tmpfs /run/bhyve && exec "$@"',
+  'sh',
+]
+
+export class Lane {
+  constructor(root, folder) {
+    this.root = path.join(folder, 'p')
+    this.scratch = path.join(folder, 't')
+    if (fs.existsSync(this.root)) return
+    fs.mkdirSync(folder, { recursive: true })
+    must('git', ['clone', '-q', root, this.root])
+    must('cp', ['-a', 'node_modules', 'build', 'dist', this.root], root)
+  }
+
+  /** Resolves to whether it passed; undefined: it had not ended in time. */
+  async passes({ command, args }, { seconds, env = {} }) {
+    fs.mkdirSync(this.scratch, { recursive: true })
+    const log = fs.openSync(path.join(this.scratch, '..', 'log'), 'w')
+    const child = spawn('unshare', [...inNamespaces, command, ...args], {
+      cwd: this.root,
+      env: { ...process.env, TMPDIR: this.scratch, ...env },
+      stdio: ['ignore', log, log],
+    })
+    fs.closeSync(log)
+    let late = false
+    const timer = setTimeout(() => {
+      late = true
+      child.kill('SIGKILL')
+    }, seconds * 1000)
+    const code = await new Promise((resolve, reject) => child.on('error', reject).on('close', resolve))
+    clearTimeout(timer)
+    fs.rmSync(this.scratch, { recursive: true, force: true })
+    return late ? undefined : code === 0
+  }
+}
+
+export function must(command, args, cwd) {
+  const { status, stderr } = spawnSync(command, args, { cwd, encoding: 'utf8', maxBuffer: 2 ** 28 })
+  if (status !== 0) throw new Error(`${command} ${args.join(' ')} failed: ${stderr}`)
+}

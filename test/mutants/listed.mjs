@@ -1,0 +1,397 @@
+/** Changes that were thought of, each with what a user would lose: those a generator does not make, and native ones. */
+import { spawnSync } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+import ts from 'typescript'
+
+const change = (id, file, tests, from, to) => ({ id, key: id, file, tests: tests.split(' '), from, to })
+
+export const listed = [
+  // A VM's state.
+  change('suspend-not-held', 'lib/ask.ts', 'failures', 'asked.holdsState = true', 'asked.holdsState = false'),
+  change(
+    'second-dialect-on-freebsd',
+    'lib/bhyve/dialects.ts',
+    'wire create suspend',
+    "return takesDescriptors(system.release) ? ['descriptor'] : ['path']",
+    "return ['path', 'descriptor']",
+  ),
+  change(
+    'struct-not-refused',
+    'lib/bhyve/request.ts',
+    'wire create lifecycle',
+    "if (dialect === 'struct') await sendRefused(descriptor)",
+    '',
+  ),
+  change(
+    'created-now',
+    'lib/create.ts',
+    'create order',
+    'createdAt: new Date(savedMs)',
+    'createdAt: new Date()',
+  ),
+  change(
+    'suspend-created-now',
+    'lib/suspend.ts',
+    'suspend order',
+    'createdAt: new Date(savedMs)',
+    'createdAt: new Date()',
+  ),
+  change(
+    'state-not-whole',
+    'lib/store/suspended.ts',
+    'orphans suspend durability',
+    'if (intent.poweroff && holdsWholeSet(stage, intent.name)) return false',
+    '',
+  ),
+  change(
+    'torn-manifest',
+    'lib/store/stage_files.ts',
+    'orphans durability',
+    "problems.every(({ code }) => code === 'manifest-invalid')",
+    'problems.length === 0',
+  ),
+  change(
+    'failed-look-is-death',
+    'lib/store/intent.ts',
+    'orphans suspend durability descriptors',
+    'if (isFailure(status)) return status.errno !== ESRCH',
+    'if (isFailure(status)) return false',
+  ),
+  change(
+    'same-tick',
+    'lib/store/replaceable.ts',
+    'order suspend orphans store',
+    'isState ? standingMs < savedMs : standingMs <= savedMs',
+    'isState ? standingMs <= savedMs : standingMs <= savedMs',
+  ),
+  change(
+    'same-tick-other',
+    'lib/store/replaceable.ts',
+    'order suspend orphans store',
+    'isState ? standingMs < savedMs : standingMs <= savedMs',
+    'isState ? standingMs < savedMs : standingMs < savedMs',
+  ),
+  // Syncs.
+  change(
+    'orphan-small-not-synced',
+    'lib/store/durability.ts',
+    'durability power',
+    'stage.syncFile(name + kernelSuffix)',
+    '',
+  ),
+  change(
+    'orphan-memory-not-synced',
+    'lib/store/durability.ts',
+    'durability power',
+    'stage.syncFile(name + memorySuffix)',
+    '',
+  ),
+  change('inbox-not-synced', 'lib/store/durability.ts', 'durability power', 'inbox?.sync()', ''),
+  change(
+    'intent-not-synced',
+    'lib/store/intent.ts',
+    'durability power',
+    'formatIntent(intent, bootIdentity()), intent.poweroff)',
+    'formatIntent(intent, bootIdentity()), false)',
+  ),
+  change(
+    'stage-not-synced',
+    'lib/store/stage.ts',
+    'durability suspend power',
+    'request.durable || request.intent?.poweroff === true',
+    'request.durable',
+  ),
+  change('pin-not-synced', 'lib/store/commit.ts', 'durability power', 'if (durable) stage.sync()', ''),
+  change(
+    'commit-not-synced',
+    'lib/store/commit.ts',
+    'durability power',
+    'if (publication.durable) staging.sync()',
+    '',
+  ),
+  change(
+    'record-not-synced',
+    'lib/store/manifest_file.ts',
+    'durability power',
+    'folder.rename(file, directory, file)\n    directory.sync()',
+    'folder.rename(file, directory, file)',
+  ),
+  // Restore.
+  change(
+    'failed-look-did-not-run',
+    'lib/restore/start.ts',
+    'restore',
+    '} catch {\n    return true',
+    '} catch {\n    return false',
+  ),
+  change(
+    'dying-serves',
+    'lib/restore/start.ts',
+    'restore',
+    "found.peer.pid === pid && knownStateOf(found.peer) !== 'off'",
+    'found.peer.pid === pid',
+  ),
+  change(
+    'takes-back-others-record',
+    'lib/store/restoring.ts',
+    'restore run_loop',
+    'if (inspection.manifest?.restoredAt !== mark.at) return false',
+    'if (inspection.manifest === undefined) return false',
+  ),
+  change(
+    'held-though-marked-anew',
+    'lib/store/restoring.ts',
+    'restore run_loop',
+    'if (isDamaged || inspection.manifest?.restoredAt !== mark.at) return undefined',
+    'if (isDamaged) return undefined',
+  ),
+  // What cannot be read.
+  change(
+    'unreadable-destroyed',
+    'lib/store/destroy.ts',
+    'store hostile copies',
+    'isForeign(directory, name) === false)',
+    'isForeign(directory, name) !== true)',
+  ),
+  change(
+    'unreadable-pruned',
+    'lib/store/prune.ts',
+    'store hostile properties',
+    'return storedBytes === undefined || ',
+    'return ',
+  ),
+  // Locks and identity.
+  change(
+    'lock-of-a-gone-folder',
+    'lib/store/lock.ts',
+    'store hostile held',
+    'taken = directory.statusIfAny(stagingName)?.identity === staging.ownStatus().identity',
+    'taken = true',
+  ),
+  change(
+    'staging-of-others',
+    'lib/store/lock.ts',
+    'store hostile hostile_stores restore',
+    'if (uid !== process.geteuid?.()) {',
+    'if (uid === -1) {',
+  ),
+  change(
+    'reused-pid',
+    'lib/store/intent.ts',
+    'orphans suspend durability',
+    'return startedAt === undefined || status.startedAt === startedAt',
+    'return true',
+  ),
+  change(
+    'renamed-intent-replaces',
+    'lib/store/intent.ts',
+    'orphans suspend durability',
+    "name, ifExists: 'fail', wanted }",
+    'name, wanted }',
+  ),
+  change(
+    'identity-without-time',
+    'lib/inspect/structure.ts',
+    'store restore digest hostile',
+    '`${identity} ${mtimeMs} ${size}`',
+    '`${identity} ${size}`',
+  ),
+  change(
+    'identity-without-size',
+    'lib/inspect/structure.ts',
+    'store restore digest hostile',
+    '`${identity} ${mtimeMs} ${size}`',
+    '`${identity} ${mtimeMs}`',
+  ),
+  change(
+    'replaced-between-look-and-open',
+    'lib/store/verify.ts',
+    'digest hostile hostile_stores store',
+    'if (isStill(directory, name, files, inspection) || attempt === mostAttempts) {',
+    'if (attempt >= 1) {',
+  ),
+  change(
+    'folder-in-the-way',
+    'lib/store/replaceable.ts',
+    'create store hostile',
+    '[memorySuffix, kernelSuffix, metadataSuffix, manifestSuffix]',
+    '[memorySuffix]',
+  ),
+  change(
+    'unasked-is-publishing',
+    'lib/store/recover.ts',
+    'orphans suspend durability',
+    'return writerOf(stage) !== undefined || holdsAnything(stage)',
+    'return true',
+  ),
+  change(
+    'inbox-to-another-trusted',
+    'lib/bhyve/peer.ts',
+    'create wire peers lifecycle',
+    'trustedUids.includes(peer.uid) && (peer.uid === 0 || peer.uid === located.ownerUid)',
+    'trustedUids.includes(peer.uid)',
+  ),
+  // Calls.
+  change('turn-kept', 'lib/vm_queue.ts', 'create lifecycle', 'end()\n      throw error', 'throw error'),
+  change(
+    'cancel-while-recorded',
+    'lib/ask.ts',
+    'create suspend lifecycle',
+    'await stage.recordWriter({ ...peer, dialect })\n  cancellation.begin()',
+    'await stage.recordWriter({ ...peer, dialect })',
+  ),
+  change(
+    'late-cancel-forgotten',
+    'lib/cancellation.ts',
+    'create lifecycle',
+    'if (this.#late !== undefined) this.cancel(this.#late)',
+    '',
+  ),
+  change(
+    'not-running-asked-again',
+    'lib/ask.ts',
+    'create wire lifecycle',
+    "if (knownStateOf(sent.peer) !== 'running') return false",
+    '',
+  ),
+  // Native.
+  ...['open(path.c_str(), flags', 'openat(directory, name.c_str(), flags'].map((call, index) =>
+    change(
+      `inherited-${index === 0 ? 'path' : 'at'}`,
+      'native/directory.cc',
+      'held wire store lifecycle',
+      `::${call} | O_CLOEXEC`,
+      `::${call}`,
+    ),
+  ),
+  change(
+    'inherited-listing',
+    'native/directory.cc',
+    'held wire store lifecycle',
+    'O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));\n  if (!own',
+    'O_RDONLY | O_DIRECTORY); }));\n  if (!own',
+  ),
+  change(
+    'inherited-socket',
+    'native/unix_socket.cc',
+    'held wire store lifecycle',
+    'type | SOCK_CLOEXEC | SOCK_NONBLOCK',
+    'type | SOCK_NONBLOCK',
+  ),
+  change('inherited-copy', 'native/directory.cc', 'held wire store lifecycle', 'F_DUPFD_CLOEXEC', 'F_DUPFD'),
+  change(
+    'start-through-link',
+    'native/directory.cc',
+    'wire store hostile metadata',
+    'O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0',
+    'O_RDONLY | O_NONBLOCK, 0',
+  ),
+  change(
+    'start-of-a-fifo',
+    'native/directory.cc',
+    'wire store hostile metadata',
+    'O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0',
+    'O_RDONLY | O_NOFOLLOW, 0',
+  ),
+  change(
+    'directory-half-read',
+    'native/directory.cc',
+    'wire store hostile',
+    'if (errno != 0)\n    return failureOf("readdir");',
+    '',
+  ),
+  change(
+    'failed-lock-is-busy',
+    'native/directory.cc',
+    'wire store hostile',
+    'if (errno == EWOULDBLOCK)\n    return 0;\n  return failureOf("flock");',
+    'return 0;',
+  ),
+  change(
+    'any-bracket-ends-the-command',
+    'native/process.cc',
+    'wire lifecycle',
+    "line.rfind(')')",
+    "line.find(')')",
+  ),
+  change(
+    'exiting-not-seen',
+    'native/process.cc',
+    'wire lifecycle suspend',
+    '|| letter == "X" || exiting',
+    '|| letter == "X"',
+  ),
+  change(
+    'dead-not-seen',
+    'native/process.cc',
+    'wire lifecycle suspend',
+    '|| letter == "X" || exiting',
+    '|| exiting',
+  ),
+  change(
+    'traced-is-stopped',
+    'native/process.cc',
+    'wire lifecycle',
+    'letter == "T" ? ProcessState::Stopped',
+    '(letter == "T" || letter == "t") ? ProcessState::Stopped',
+  ),
+  change(
+    'disk-sleep-is-stopped',
+    'native/process.cc',
+    'wire lifecycle',
+    'letter == "T" ? ProcessState::Stopped',
+    '(letter == "T" || letter == "D") ? ProcessState::Stopped',
+  ),
+  change(
+    'descriptor-index',
+    'native/nvlist.cc',
+    'differential wire',
+    'data.size() == 8 && pair.scalar < descriptors',
+    'data.size() == 8 && pair.scalar <= descriptors',
+  ),
+  change('name-length', 'native/nvlist.cc', 'differential wire', ' || nameSize > kNameMax', ''),
+  change(
+    'announced-descriptors',
+    'native/nvlist.cc',
+    'differential wire',
+    'if (countDescriptors(pairs) != announced)\n    return std::nullopt;\n',
+    '',
+  ),
+]
+
+/** Makes the change in the copy of the project at `root`, and builds it. Returns what takes it back. */
+export function apply(root, { id, file, from, to }) {
+  const source = path.join(root, file)
+  const before = fs.readFileSync(source, 'utf8')
+  const [head, ...rest] = before.split(from)
+  if (rest.length !== 1) throw new Error(`${id}: '${from}' stands ${rest.length} times in ${file}`)
+  const after = head + to + rest[0]
+  return file.startsWith('lib/') ? applyScript(root, file, after) : applyNative(root, source, before, after)
+}
+
+function applyScript(root, file, after) {
+  const { config } = ts.readConfigFile(path.join(root, 'tsconfig.json'), ts.sys.readFile)
+  const { options } = ts.convertCompilerOptionsFromJson({ ...config.compilerOptions, module: 'ESNext' }, root)
+  const target = path.join(root, file.replace(/^lib/, 'dist').replace(/ts$/, 'js'))
+  const original = fs.readFileSync(target)
+  fs.writeFileSync(target, ts.transpileModule(after, { compilerOptions: options, fileName: file }).outputText)
+  return () => fs.writeFileSync(target, original)
+}
+
+function applyNative(root, source, before, after) {
+  fs.writeFileSync(source, after)
+  build(root)
+  return () => {
+    fs.writeFileSync(source, before)
+    build(root)
+  }
+}
+
+function build(root) {
+  const { status, stdout, stderr } = spawnSync('npx', ['cmake-js', 'compile'], {
+    cwd: root,
+    encoding: 'utf8',
+  })
+  if (status !== 0) throw new Error(`the addon does not compile: ${stdout}${stderr}`)
+}

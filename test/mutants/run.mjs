@@ -1,0 +1,156 @@
+// Changes the code that guards a VM, one change at a time, and looks whether a test fails: `npm run test:mutants`.
+// Takes hours for many mutants; needs root on Linux, and `npm install --no-save @stryker-mutator/instrumenter@9`.
+//
+// --seed N --count N   a random sample of the mutants of these rooms (200)
+// --listed             the changes of listed.mjs instead, native code included
+// --room TEXT          only files with this in their path; may be repeated
+// --again KEY          only this mutant; may be repeated
+// --within SECONDS     how long tests are tried for one mutant, those that killed its neighbours first (150)
+// --lanes N            how many at a time (2)
+// --work DIR           where the copies are; what was found out about the tests is used again
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+import { equivalents } from './equivalent.mjs'
+import { instrument } from './instrument.mjs'
+import { Lane } from './lane.mjs'
+import { apply, listed } from './listed.mjs'
+import { reachOf, testsOf } from './tests.mjs'
+
+const text = { type: 'string' }
+const { values } = parseArgs({
+  options: {
+    ...{ seed: { ...text, default: '1' }, count: { ...text, default: '200' } },
+    ...{ within: { ...text, default: '150' }, lanes: { ...text, default: '2' }, work: text },
+    ...{ room: { ...text, multiple: true }, again: { ...text, multiple: true }, listed: { type: 'boolean' } },
+  },
+})
+const root = fileURLToPath(new URL('../..', import.meta.url))
+const work = path.resolve(values.work ?? fs.mkdtempSync(path.join(os.tmpdir(), 'm')))
+const within = Number(values.within)
+const alone = ['ask', 'create', 'suspend', 'saving', 'cancellation', 'vm_queue'].map(
+  (name) => `lib/${name}.ts`,
+)
+const rooms =
+  /^lib\/(store|bhyve)\/|^lib\/restore\/(restore|start|running)\.ts|^lib\/inspect\/(structure|manifest|slice|digest)/
+
+function filesOfRooms() {
+  const all = fs.readdirSync(path.join(root, 'lib'), { recursive: true }).map((name) => `lib/${name}`)
+  return all.filter((name) => name.endsWith('.ts') && (rooms.test(name) || alone.includes(name))).sort()
+}
+
+/** mulberry32: the same sample for the same seed. */
+function shuffled(items, seed) {
+  let state = seed >>> 0
+  const next = () => {
+    state = (state + 0x6d2b79f5) >>> 0
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
+  }
+  return items
+    .map((item) => ({ item, at: next() }))
+    .sort((one, other) => one.at - other.at)
+    .map(({ item }) => item)
+}
+
+/** What is chosen: by key, or a sample. The shuffle comes first, so that the sample of a room is part of the whole one. */
+function chosen(mutants) {
+  const known = mutants.filter(({ file }) => values.room?.some((room) => file.includes(room)) ?? true)
+  if (values.again !== undefined) return known.filter(({ key, id }) => values.again.includes(key ?? id))
+  return shuffled(known, Number(values.seed)).slice(0, Number(values.count))
+}
+
+/** Which test killed how many mutants of a file, in how many seconds: the best ones are tried first. */
+class Experience {
+  #kills = new Map()
+
+  add(file, test) {
+    const key = `${file} ${test}`
+    this.#kills.set(key, (this.#kills.get(key) ?? 0) + 1)
+  }
+
+  order(file, tests) {
+    const worth = ({ name, seconds }) => ((this.#kills.get(`${file} ${name}`) ?? 0) + 0.2) / (seconds + 2)
+    return [...tests].sort((one, other) => worth(other) - worth(one))
+  }
+}
+
+const experience = new Experience()
+
+/** The name of the test that fails, `time` where one does not end, undefined where all that were tried pass. */
+async function killerOf(lane, mutant, tests, env) {
+  let spent = 0
+  for (const test of experience.order(mutant.file, tests)) {
+    if (spent + test.seconds > within) continue
+    spent += test.seconds
+    const passed = await lane.passes(test, { seconds: 3 * test.seconds + 30, env })
+    if (passed === true) continue
+    experience.add(mutant.file, test.name)
+    return passed === undefined ? `${test.name} (time)` : test.name
+  }
+  return undefined
+}
+
+const results = path.join(work, 'results.jsonl')
+function keep(mutant, killer) {
+  const why = equivalents.find(({ key }) => key === mutant.key)?.why
+  const verdict = killer !== undefined ? 'killed' : why !== undefined ? 'equivalent' : 'SURVIVED'
+  fs.appendFileSync(results, `${JSON.stringify({ ...mutant, verdict, killer, why })}\n`)
+  const what = mutant.what ?? `${mutant.from.slice(0, 90)} -> ${mutant.to.slice(0, 60)}`
+  console.log(
+    `${verdict.padEnd(10)} ${mutant.key ?? mutant.id} ${mutant.file}:${mutant.line ?? ''} ${what}${killer ? ` [${killer}]` : ''}`,
+  )
+  return verdict
+}
+
+async function inLanes(lanes, items, judge) {
+  const counts = {}
+  const waiting = [...items]
+  const work = async (lane) => {
+    for (let item = waiting.shift(); item !== undefined; item = waiting.shift()) {
+      const verdict = keep(item, await judge(lane, item))
+      counts[verdict] = (counts[verdict] ?? 0) + 1
+    }
+  }
+  await Promise.all(lanes.map(work))
+  return counts
+}
+
+const lanes = Array.from(
+  { length: Number(values.lanes) },
+  (_, index) => new Lane(root, path.join(work, String(index))),
+)
+fs.rmSync(results, { force: true })
+let counts
+if (values.listed) {
+  const tests = testsOf(root)
+  counts = await inLanes(lanes, chosen(listed), async (lane, change) => {
+    const undo = apply(lane.root, change)
+    try {
+      return await killerOf(
+        lane,
+        change,
+        tests.filter(({ name }) => change.tests.includes(name)),
+      )
+    } finally {
+      undo()
+    }
+  })
+} else {
+  let mutants
+  for (const lane of lanes) mutants = await instrument(lane.root, filesOfRooms())
+  const reach = await reachOf(lanes, testsOf(root), path.join(work, 'reach.json'))
+  console.log(`${mutants.length} mutants`)
+  counts = await inLanes(lanes, chosen(mutants), (lane, mutant) => {
+    const tests = reach.filter(({ passed, ids }) => passed && ids.includes(Number(mutant.id)))
+    return killerOf(lane, mutant, tests, { __STRYKER_ACTIVE_MUTANT__: mutant.id })
+  })
+}
+const { killed = 0, SURVIVED: survived = 0, equivalent = 0 } = counts
+console.log(
+  `${killed} killed, ${survived} survived, ${equivalent} equivalent: ${((100 * killed) / (killed + survived)).toFixed(1)} %`,
+)
+process.exitCode = survived === 0 ? 0 : 1

@@ -1,0 +1,61 @@
+/** The tests, and which mutants each of them reaches. */
+import fs from 'node:fs'
+import path from 'node:path'
+
+/** Of these, nothing runs the rooms that are changed. */
+const without = ['docs', 'types', 'examples', 'package', 'simulator', 'stand_in', 'differential']
+
+export function testsOf(root) {
+  const files = ['test', 'test/deep'].flatMap((folder) =>
+    fs
+      .readdirSync(path.join(root, folder))
+      .filter((name) => name.endsWith('.test.ts') && !without.includes(name.split('.')[0]))
+      .map((name) => `${folder}/${name}`),
+  )
+  const tap = ['--bail', '--jobs=1', '--reporter=terse', '--timeout=900']
+  const ofTap = files.map((file) => ({
+    name: path.basename(file, '.test.ts'),
+    command: 'node_modules/.bin/tap',
+    args: [...tap, file],
+  }))
+  const power = {
+    name: 'power',
+    command: 'node',
+    args: ['test/power/run.mjs', '--seed', '1', '--count', '300'],
+  }
+  const crash = {
+    name: 'crash',
+    command: 'node',
+    args: ['test/crash/run.mjs', '--seed', '1', '--count', '60'],
+  }
+  return [...ofTap, power, crash].map((test) => ({ ...test, seconds: 20 }))
+}
+
+/** Each test once, without a mutant. One that fails then can kill nothing. */
+export async function reachOf(lanes, tests, file) {
+  if (fs.existsSync(file)) return JSON.parse(fs.readFileSync(file, 'utf8'))
+  const waiting = [...tests]
+  const found = []
+  const work = async (lane) => {
+    for (let test = waiting.shift(); test !== undefined; test = waiting.shift()) {
+      found.push(await reached(lane, test))
+    }
+  }
+  await Promise.all(lanes.map(work))
+  fs.writeFileSync(file, JSON.stringify(found))
+  return found
+}
+
+async function reached(lane, test) {
+  const list = path.join(lane.root, '..', 'reached')
+  fs.writeFileSync(list, '', { mode: 0o666 })
+  fs.chmodSync(list, 0o666)
+  const start = performance.now()
+  const passed = (await lane.passes(test, { seconds: 1200, env: { MUTANTS_REACHED: list } })) === true
+  const seconds = (performance.now() - start) / 1000
+  const ids = [...new Set(fs.readFileSync(list, 'utf8').split('\n'))].filter(Boolean).map(Number)
+  console.log(
+    `${test.name}: ${passed ? 'passes' : 'FAILS without a mutant'}, ${seconds.toFixed(0)} s, ${ids.length} mutants`,
+  )
+  return { ...test, passed, seconds, ids }
+}
