@@ -581,6 +581,28 @@ t.test('what takes long leaves a thread to what does not', async (t) => {
   t.strictSame(started, [...names, 'short', last])
 })
 
+t.test('what is removed takes no thread away from others', async (t) => {
+  const pool = new Pool()
+  const started: string[] = []
+  const note = (name: string) => () => started.push(name)
+  const short = (name: string) => pool.runFrom(note(name), 'listSets', '/nonexistent', 'vm1')
+  const long = (name: string) => pool.runFrom(note(name), 'destroySets', '/nonexistent', false)
+  const removal = (name: string) => pool.runFrom(note(name), 'emptyAllRemoved', [])
+  await until(async () => {
+    started.length = 0
+    const jobs = [removal('warm'), ...Array.from({ length: 100 }, () => short('warm'))]
+    const atOnce = started.length
+    await Promise.all(jobs)
+    return atOnce === poolSize + 1
+  }, 'a thread more')
+  started.length = 0
+  const names = Array.from({ length: poolSize - 1 }, (_, index) => `long ${index}`)
+  const jobs = [removal('first'), removal('second'), ...names.map(long), short('short')]
+  t.strictSame(started, ['first', ...names, 'short'], 'one removal at a time')
+  await Promise.all(jobs)
+  t.strictSame(started, ['first', ...names, 'short', 'second'])
+})
+
 t.test('a pinned checkpoint with the longest name can be replaced', async (t) => {
   // `bhyve -r` takes 250 bytes in all: only under a very short directory can a name get as long as it may.
   const directory = `/tmp/${process.pid.toString(36).slice(-3)}`

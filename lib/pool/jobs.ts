@@ -89,8 +89,8 @@ export type Jobs = typeof jobs
 export type JobName = keyof Jobs
 
 /**
- * Jobs that may take long (fsync or removal of gigabytes, reading a whole file): they never occupy the whole pool. A
- * slice of a guest's RAM takes a few milliseconds, so that whatever is short comes in between.
+ * Jobs that may take long (fsync of gigabytes, reading a whole file): they never occupy the whole pool. A slice of a
+ * guest's RAM takes a few milliseconds, so that whatever is short comes in between.
  */
 export const longJobs: ReadonlySet<JobName> = new Set<JobName>([
   'endPass',
@@ -104,6 +104,7 @@ export const longJobs: ReadonlySet<JobName> = new Set<JobName>([
   'destroySet',
   'destroySets',
   'pruneSets',
-  'emptyRemoved',
-  'emptyAllRemoved',
 ])
+
+/** Jobs that wait for the file system to free blocks. One runs at a time, in a thread that nobody else waits for. */
+export const removalJobs: ReadonlySet<JobName> = new Set<JobName>(['emptyRemoved', 'emptyAllRemoved'])

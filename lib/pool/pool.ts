@@ -9,7 +9,7 @@ import { Worker } from 'node:worker_threads'
 import { CheckpointError, isNodeSystemError, systemError, toCheckpointError } from '../errors.js'
 import { isFailure, loadNative } from '../native.js'
 import { packageFile } from '../package_files.js'
-import { type JobName, type Jobs, longJobs } from './jobs.js'
+import { type JobName, type Jobs, longJobs, removalJobs } from './jobs.js'
 import { type FromWorker, fromPortable, type Outcome, type ToWorker } from './messages.js'
 import { reserveSize } from './reserve.js'
 import type { Removal } from '../store/removed.js'
@@ -241,7 +241,7 @@ export class Pool implements JobRunner {
 
   /** What threads that may yet be started are going to open. */
   get descriptorsToCome(): number {
-    return (poolSize - this.#workers.size) * (threadDescriptors + reserveSize)
+    return Math.max(0, poolSize - this.#workers.size) * (threadDescriptors + reserveSize)
   }
 
   /**
@@ -290,8 +290,11 @@ export class Pool implements JobRunner {
   #assign(): void {
     while (this.#mayHaveWorker()) {
       // Looked at once and not for every job: hundreds may wait.
-      const longMayStart = this.#longRunning() < poolSize - 1
-      const index = this.#waiting.findIndex(({ name }) => longMayStart || !longJobs.has(name))
+      const longMayStart = this.#running(longJobs) < poolSize - 1
+      const removalMayStart = this.#running(removalJobs) === 0
+      const index = this.#waiting.findIndex(({ name }) =>
+        removalJobs.has(name) ? removalMayStart : longMayStart || !longJobs.has(name),
+      )
       const job = this.#waiting[index]
       if (job === undefined) return
       const worker = this.#idleWorker()
@@ -305,12 +308,16 @@ export class Pool implements JobRunner {
   }
 
   #mayHaveWorker(): boolean {
-    return this.#workers.size < poolSize || [...this.#workers].some((worker) => worker.job === undefined)
+    return this.#mayGrow() || this.#idleWorker() !== undefined
   }
 
-  /** One worker at least stays free for what is short. */
-  #longRunning(): number {
-    return [...this.#workers].filter(({ job }) => job !== undefined && longJobs.has(job.name)).length
+  /** A removal, which waits for the disk, is given a thread more: it takes none away from what somebody waits for. */
+  #mayGrow(): boolean {
+    return this.#workers.size < poolSize + this.#running(removalJobs)
+  }
+
+  #running(names: ReadonlySet<JobName>): number {
+    return [...this.#workers].filter(({ job }) => job !== undefined && names.has(job.name)).length
   }
 
   #idleWorker(): PoolWorker | undefined {
@@ -323,7 +330,7 @@ export class Pool implements JobRunner {
    */
   #startSoon(): void {
     const isStarting = [...this.#workers].some((worker) => !worker.isUp)
-    if (isStarting || this.#workers.size >= poolSize || this.#start !== undefined) return
+    if (isStarting || !this.#mayGrow() || this.#start !== undefined) return
     this.#start = startLater(() => {
       this.#start = undefined
       if (this.#waiting.length > 0 && this.#idleWorker() === undefined) this.#startWorker()
