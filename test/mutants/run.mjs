@@ -86,7 +86,7 @@ async function killerOf(lane, mutant, tests, env) {
   for (const test of experience.order(mutant.file, tests)) {
     if (spent + test.seconds > within) continue
     spent += test.seconds
-    const passed = await lane.passes(test, { seconds: 3 * test.seconds + 30, env })
+    const passed = await lane.passes(test, { seconds: test.limit ?? 3 * test.seconds + 60, env })
     if (passed === true) continue
     experience.add(mutant.file, test.name)
     return passed === undefined ? `${test.name} (time)` : test.name
