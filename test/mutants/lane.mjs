@@ -23,9 +23,9 @@ export class Lane {
   }
 
   /** Resolves to whether it passed; undefined: it had not ended in time. */
-  async passes({ command, args }, { seconds, env = {} }) {
+  async passes({ name, command, args }, { seconds, env = {} }) {
     fs.mkdirSync(this.scratch, { recursive: true })
-    const log = fs.openSync(path.join(this.scratch, '..', 'log'), 'w')
+    const log = fs.openSync(path.join(this.scratch, '..', `${name}.log`), 'w')
     const child = spawn('unshare', [...inNamespaces, command, ...args], {
       cwd: this.root,
       env: { ...process.env, TMPDIR: this.scratch, ...env },

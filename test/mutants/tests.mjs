@@ -12,7 +12,7 @@ export function testsOf(root) {
       .filter((name) => name.endsWith('.test.ts') && !without.includes(name.split('.')[0]))
       .map((name) => `${folder}/${name}`),
   )
-  const tap = ['--bail', '--jobs=1', '--reporter=terse', '--timeout=900']
+  const tap = ['--bail', '--jobs=1', '--reporter=tap', '--timeout=900']
   const ofTap = files.map((file) => ({
     name: path.basename(file, '.test.ts'),
     command: 'node_modules/.bin/tap',
