@@ -37,7 +37,7 @@ const isTrace = /^(await )?(trace\w*|channel\w*)\(/
 
 /** Writes the instrumented code of `files` into `root`/dist, and returns the mutants. */
 export async function instrument(root, files) {
-  const { Instrumenter } = await import('@stryker-mutator/instrumenter')
+  const { Instrumenter } = await loadInstrumenter()
   const { config } = ts.readConfigFile(path.join(root, 'tsconfig.json'), ts.sys.readFile)
   const { options } = ts.convertCompilerOptionsFromJson({ ...config.compilerOptions, module: 'ESNext' }, root)
   const sources = files.map((name) => ({
@@ -59,6 +59,14 @@ export async function instrument(root, files) {
   const contents = new Map(sources.map(({ name, content }) => [name, content.split('\n')]))
   const wanted = made.mutants.filter(({ status }) => status !== 'Ignored')
   return withKeys(wanted.map((mutant) => described(mutant, contents.get(mutant.fileName))))
+}
+
+async function loadInstrumenter() {
+  try {
+    return await import('@stryker-mutator/instrumenter')
+  } catch (cause) {
+    throw new Error('missing: npm install --no-save @stryker-mutator/instrumenter@9', { cause })
+  }
 }
 
 /** The line numbers stay as they are. */
