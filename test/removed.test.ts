@@ -1,10 +1,11 @@
 /** Removed files whose blocks are freed later: nobody waits for that, nothing is lost, and nothing stays. */
 import fs from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
 import t, { type Test } from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { loadNative } from '../dist/native.js'
+import { isFailure, loadNative } from '../dist/native.js'
 import { jobs } from '../dist/pool/jobs.js'
 import { beginDeferring, takeRemovals } from '../dist/store/removed.js'
 import { checkpointFiles, intercept, rejection, scratch, tree } from './support/index.js'
@@ -77,6 +78,36 @@ t.test('what a process that died has left is removed by the next one', async (t)
   t.match(jobs.listSets(directory, 'vm1'), [{ name: 'one' }])
   for (const removal of takeRemovals()) jobs.emptyRemoved(removal)
   t.notOk(fs.existsSync(left))
+})
+
+t.test('a full disk that takes no new name lets the files go at once', (t) => {
+  const directory = store(t, 'one', 'two')
+  intercept(t, 'renameAt', (_from, _name, _to, name) =>
+    String(name).endsWith('.removed') ? { errno: os.constants.errno.ENOSPC, syscall: 'renameat' } : undefined,
+  )
+  jobs.destroySet(directory, 'one')
+  t.strictSame(tree(path.join(directory, '.staging')), [])
+  t.strictSame(takeRemovals(), [])
+  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'two' }])
+  t.end()
+})
+
+t.test("what waits in another user's .staging is left to that user", (t) => {
+  const directory = store(t, 'one')
+  jobs.destroySet(directory, 'one')
+  const removals = takeRemovals()
+  const statusOf = native.statusOf.bind(native)
+  const restore = intercept(t, 'statusOf', (descriptor) => {
+    const status = statusOf(descriptor as number)
+    return isFailure(status) ? status : { ...status, uid: status.uid + 1 }
+  })
+  t.throws(() => jobs.emptyRemoved(removals[0]!), { code: 'ERR_PERMISSION' })
+  jobs.emptyAllRemoved([directory])
+  t.equal(removedIn(directory).length, 1)
+  restore()
+  jobs.emptyAllRemoved([directory])
+  t.strictSame(tree(path.join(directory, '.staging')), [])
+  t.end()
 })
 
 t.test('a second name of what is removed keeps its content', async (t) => {

@@ -627,6 +627,18 @@ t.test('a path that bhyve could not open', async (t) => {
       )
     }
   }
+  // FreeBSD 13.0's metadata say it where there is no manifest.
+  const client = clientFor(root, { system: { platform: 'freebsd', release: '13.0-RELEASE' } })
+  for (const excess of [0, 1]) {
+    const name = 'm'.repeat(95 + excess - path.join(root, 'vm1/.ckp').length)
+    putSet(path.join(root, 'vm1'), name, { old: '13.0', manifest: false })
+    const { blockers } = await client.planRestore('vm1', name, { args: [...small, 'vm1'] })
+    t.equal(
+      blockers.some(({ code }) => code === 'path-too-long'),
+      excess === 1,
+      `no manifest, ${95 + excess}`,
+    )
+  }
 })
 
 t.test('the host: too little memory, and a VM that the kernel has', async (t) => {
