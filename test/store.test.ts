@@ -14,6 +14,7 @@ import { writeSet as writeAnySet } from './crash/sets.mjs'
 import {
   checkpointFiles,
   contents,
+  intercept,
   rejection,
   runScript,
   scratch,
@@ -449,6 +450,26 @@ t.test('who holds the lock is told, and a dead holder holds nothing', async (t) 
   t.throws(() => jobs.listSets(directory, 'vm1'), { code: 'ERR_CHECKPOINT_BUSY' })
   native.close(staging)
   t.doesNotThrow(held)
+})
+
+t.test('who has a copy of a descriptor holds no lock', async (t) => {
+  const { directory, put } = store(t)
+  put('a')
+  const { jobs } = await import('../dist/pool/jobs.js')
+  // As a process that is just being started has, until it becomes another program.
+  const copies: number[] = []
+  intercept(t, 'lock', (descriptor) => {
+    const copy = native.adopt(Number(descriptor))
+    if (!isFailure(copy)) copies.push(copy)
+    return undefined
+  })
+  jobs.pinSet(directory, 'vm1', 'a', true)
+  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'a', pinned: true }])
+  jobs.pinSet(directory, 'vm1', 'a', false)
+  native.close(jobs.beginRestore(directory, 'a').descriptors.turn)
+  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'a', pinned: false }])
+  t.ok(copies.length > 4)
+  for (const copy of copies) native.close(copy)
 })
 
 t.test('destroying while bhyve writes a new one of that name', async (t) => {

@@ -22,6 +22,7 @@ export class Directory implements Disposable {
   /** For messages only. */
   readonly path: string
   #owned: boolean
+  #locked = false
 
   private constructor(descriptor: number, shownPath: string, owned: boolean) {
     this.descriptor = descriptor
@@ -211,7 +212,9 @@ export class Directory implements Disposable {
   }
 
   lock(mode: 'shared' | 'exclusive'): boolean {
-    return succeed(loadNative().lock(this.descriptor, mode), 'locking', this.path) === 1
+    const isTaken = succeed(loadNative().lock(this.descriptor, mode), 'locking', this.path) === 1
+    this.#locked ||= isTaken
+    return isTaken
   }
 
   freeSpace(): number {
@@ -248,6 +251,8 @@ export class Directory implements Disposable {
   [Symbol.dispose](): void {
     if (!this.#owned) return
     this.#owned = false
+    // A process that is just being started has a copy until its exec: closing alone would not end the lock.
+    if (this.#locked) loadNative().unlock(this.descriptor)
     loadNative().close(this.descriptor)
   }
 

@@ -9,6 +9,7 @@ export class OpenFile implements Disposable {
   /** For messages only. */
   readonly path: string
   #owned: boolean
+  #locked = false
 
   private constructor(descriptor: number, shownPath: string, owned: boolean) {
     this.descriptor = descriptor
@@ -46,7 +47,9 @@ export class OpenFile implements Disposable {
   }
 
   lock(mode: 'shared' | 'exclusive'): boolean {
-    return this.succeed(loadNative().lock(this.descriptor, mode), 'locking a file') === 1
+    const isTaken = this.succeed(loadNative().lock(this.descriptor, mode), 'locking a file') === 1
+    this.#locked ||= isTaken
+    return isTaken
   }
 
   sync(): void {
@@ -62,6 +65,8 @@ export class OpenFile implements Disposable {
   [Symbol.dispose](): void {
     if (!this.#owned) return
     this.#owned = false
+    // As in Directory: whoever has a copy of the descriptor must not keep the lock.
+    if (this.#locked) loadNative().unlock(this.descriptor)
     loadNative().close(this.descriptor)
   }
 
