@@ -5,15 +5,18 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { cbsdLayout, createClient, type CheckpointClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { createClientIn } from '../dist/client.js'
 import { parseManifest } from '../dist/inspect/manifest.js'
 import { choose } from '../dist/store/prune.js'
 import { isFailure, loadNative } from '../dist/native.js'
+import { realSurroundings } from '../dist/options.js'
 import type { ListedCheckpoint } from '../dist/types.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from './crash/sets.mjs'
 import {
   checkpointFiles,
   contents,
+  inlinePool,
   intercept,
   rejection,
   runScript,
@@ -470,6 +473,41 @@ t.test('who has a copy of a descriptor holds no lock', async (t) => {
   t.match(jobs.listSets(directory, 'vm1'), [{ name: 'a', pinned: false }])
   t.ok(copies.length > 4)
   for (const copy of copies) native.close(copy)
+})
+
+t.test('a lock that is held is waited for, and not for ever', async (t) => {
+  const { root, directory, put } = store(t)
+  put('a')
+  fs.mkdirSync(path.join(directory, '.staging'), { mode: 0o700 })
+  const staging = native.openPath(path.join(directory, '.staging'), fs.constants.O_DIRECTORY)
+  if (isFailure(staging)) throw new Error('open')
+  t.equal(native.lock(staging, 'exclusive'), 1)
+  let looks = 0
+  let atLook: (look: number) => void = () => undefined
+  const pool = inlinePool((name) => {
+    if (name === 'listSets') atLook(++looks)
+    return undefined
+  })
+  const client = createClientIn({ ...realSurroundings, pool: () => pool }, { checkpointDirectory: root })
+  let waitedMs = 0
+  const later = globalThis.setTimeout
+  t.teardown(() => (globalThis.setTimeout = later))
+  globalThis.setTimeout = ((callback: () => void, milliseconds: number) => {
+    waitedMs += milliseconds
+    setImmediate(callback)
+  }) as unknown as typeof later
+  t.match(await rejection(client.listCheckpoints('vm1')), { code: 'ERR_CHECKPOINT_BUSY', vm: 'vm1' })
+  t.ok(waitedMs >= 30_000 && waitedMs < 31_000, `${waitedMs} ms`)
+  // Where everything stands still for half an hour, nobody has held it for so long.
+  const now = performance.now.bind(performance)
+  t.teardown(() => (performance.now = now))
+  looks = 0
+  atLook = (look) => {
+    if (look === 1) performance.now = () => now() + 1_800_000
+    else native.close(staging)
+  }
+  t.match(await client.listCheckpoints('vm1'), [{ name: 'a' }])
+  t.equal(looks, 2)
 })
 
 t.test('destroying while bhyve writes a new one of that name', async (t) => {

@@ -208,17 +208,21 @@ export class Store {
   }
 }
 
-/** Tries again while somebody else holds the lock, for 30 seconds. */
+/**
+ * Tries again while somebody else holds the lock, for 30 seconds. Only the pauses count: while the host stands still, or
+ * our threads are busy, nobody has been seen to hold it.
+ */
 async function patiently<T>(attempt: () => Promise<T>, onBusy?: () => void): Promise<T> {
-  const deadline = performance.now() + lockPatienceMs
-  for (;;) {
+  for (let waitedMs = 0; ;) {
     try {
       return await attempt()
     } catch (error) {
       if (isBusy(error)) onBusy?.()
-      if (!isBusy(error) || performance.now() > deadline) throw error
+      if (!isBusy(error) || waitedMs >= lockPatienceMs) throw error
     }
-    await pause(lockRetryMs * (0.5 + Math.random()))
+    const pauseMs = lockRetryMs * (0.5 + Math.random())
+    await pause(pauseMs)
+    waitedMs += pauseMs
   }
 }
 
