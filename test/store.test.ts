@@ -510,6 +510,22 @@ t.test('a lock that is held is waited for, and not for ever', async (t) => {
   t.equal(looks, 2)
 })
 
+t.test('destroyAll knows what it has destroyed, whoever takes the lock then', async (t) => {
+  const { root, directory, put } = store(t)
+  put('a')
+  put('b')
+  const pool = inlinePool()
+  const client = createClientIn({ ...realSurroundings, pool: () => pool }, { checkpointDirectory: root })
+  let isTaken = false
+  intercept(t, 'lock', () => {
+    if (isTaken || fs.existsSync(path.join(directory, 'a.ckp'))) return undefined
+    isTaken = true
+    return 0
+  })
+  t.strictSame(await client.destroyAll('vm1'), ['a', 'b'])
+  t.notOk(fs.existsSync(directory))
+})
+
 t.test('destroying while bhyve writes a new one of that name', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 4 << 20, writeRate: 16 << 20 })
   t.teardown(() => bhyve.stop())

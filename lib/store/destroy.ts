@@ -31,15 +31,20 @@ export function destroySets(directoryPath: string, isOurs: boolean): string[] {
   using directory = Directory.openFolderIfAny(directoryPath)
   if (directory === undefined) return []
   finishOthers(directory)
-  const removed = discardAll(directory)
-  if (isOurs) removeDirectoryLater(directory)
+  // One lock for both: were it found taken in between, the call would begin anew and no longer know which went.
+  using staging = lockIfNeeded(directory)
+  const removed = staging === undefined ? [] : discardAll(directory, staging)
+  if (isOurs) removeDirectoryLater(directory, staging)
   return removed
 }
 
-function discardAll(directory: Directory): string[] {
-  if (setNames(directory).length === 0) return []
-  using staging = lockStagingUnlessGone(directory)
-  if (staging === undefined) return []
+/** Where there is nothing, no `.staging` is made either. */
+function lockIfNeeded(directory: Directory): Directory | undefined {
+  if (setNames(directory).length === 0) return lockStagingIfAny(directory, 'exclusive')
+  return lockStagingUnlessGone(directory)
+}
+
+function discardAll(directory: Directory, staging: Directory): string[] {
   const stuck = recover(directory, staging)
   const names = setNames(directory).filter((name) => !stuck.has(name) && isForeign(directory, name) === false)
   discard(directory, staging, names)

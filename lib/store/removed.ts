@@ -78,11 +78,14 @@ export function holdsRemovals(staging: Directory): boolean {
   return staging.entries().some((entry) => entry.endsWith(removedSuffix))
 }
 
-/** The directory of a VM whose checkpoints were all destroyed goes once nothing is left to remove in it. */
-export function removeDirectoryLater(directory: Directory): void {
+/**
+ * The directory of a VM whose checkpoints were all destroyed goes once nothing is left to remove in it. `staging` is its
+ * `.staging`, locked alone, where there is one.
+ */
+export function removeDirectoryLater(directory: Directory, staging: Directory | undefined): void {
   const removal = { directoryPath: directory.path, withDirectory: true }
   if (deferral?.noted.has(directory.path) === true) deferral.noted.set(directory.path, removal)
-  else removeIfEmpty(directory)
+  else removeIfEmpty(directory, staging)
 }
 
 /** Frees the blocks. Others may do the same at the same time, and nobody is kept from working here. */
@@ -118,7 +121,8 @@ function emptyIn(staging: Directory): void {
 /** Whoever works there needs it. */
 function removeUnlessBusy(directory: Directory): void {
   try {
-    removeIfEmpty(directory)
+    using staging = lockStagingIfAny(directory, 'exclusive')
+    removeIfEmpty(directory, staging)
   } catch (error) {
     if (!(error instanceof CheckpointError) || error.code !== 'ERR_CHECKPOINT_BUSY') throw error
   }
@@ -128,13 +132,10 @@ function removeUnlessBusy(directory: Directory): void {
  * The directory and its `.staging` go if nothing else is in them: no stage that lives, no file of anybody. The last
  * restore's log goes with them; a VM that still writes into it keeps it open.
  */
-function removeIfEmpty(directory: Directory): void {
-  {
-    using staging = lockStagingIfAny(directory, 'exclusive')
-    if (directory.rawEntries().some((entry) => entry !== stagingName && entry !== restoreLogName)) return
-    if (staging !== undefined && !directory.removeEmpty(stagingName)) return
-    if (directory.statusIfAny(restoreLogName)?.kind === 'file') directory.unlink(restoreLogName)
-  }
+function removeIfEmpty(directory: Directory, staging: Directory | undefined): void {
+  if (directory.rawEntries().some((entry) => entry !== stagingName && entry !== restoreLogName)) return
+  if (staging !== undefined && !directory.removeEmpty(stagingName)) return
+  if (directory.statusIfAny(restoreLogName)?.kind === 'file') directory.unlink(restoreLogName)
   using parent = Directory.openPath(path.dirname(directory.path))
   const name = path.basename(directory.path)
   if (parent.statusIfAny(name)?.identity === directory.ownStatus().identity) parent.removeEmpty(name)
