@@ -78,19 +78,61 @@ t.test('metadata made to be slow to read are not', async (t) => {
   t.match(parseMetadata('['.repeat(MiB)), { problem: { code: 'metadata-invalid' } })
 })
 
-t.test('a path bhyve of another user is not asked in the other dialect', needsRoot, async (t) => {
+/** A simulated bhyve that another user runs; where its socket is. */
+async function startAsNobody(t: Test, dialect: string): Promise<{ directory: string; run: string }> {
   const directory = scratch(t)
   fs.chmodSync(directory, 0o755)
   const run = path.join(directory, 'run')
   fs.mkdirSync(run)
   fs.chownSync(run, 65534, 65534)
   const script = forAnyUser('bhyve-as-user.mjs')
-  const child = spawn(process.execPath, [script, run, '65534', 'path'], {
+  const child = spawn(process.execPath, [script, run, '65534', dialect], {
     stdio: ['pipe', 'ignore', 'ignore'],
     env: childEnvironment(),
   })
   t.teardown(() => child.kill('SIGKILL'))
   await until(() => fs.existsSync(path.join(run, 'vm1')), 'the socket')
+  return { directory, run }
+}
+
+t.test("one trusted user's bhyve behind another one's socket is told nothing", needsRoot, async (t) => {
+  const { directory, run } = await startAsNobody(t, 'descriptor')
+  fs.chownSync(path.join(run, 'vm1'), 12345, 12345)
+  const checkpointDirectory = path.join(directory, 'c')
+  const options = { runDirectory: run, checkpointDirectory, dialect: 'descriptor' } as const
+  const client = createClient({ ...options, trustedUids: [0, 12345, 65534] })
+  for (const call of [() => client.createCheckpoint('vm1'), () => client.suspend('vm1')]) {
+    t.match(await rejection(call()), {
+      code: 'ERR_UNTRUSTED_PEER',
+      message: /runs as uid 65534.*belongs to uid 12345/,
+    })
+  }
+  t.match(await rejection(client.pause('vm1')), { code: 'ERR_UNTRUSTED_PEER' })
+  t.strictSame(tree(checkpointDirectory), [])
+})
+
+t.test('who did not get the first request does not get the second', async (t) => {
+  const directory = fs.realpathSync(scratch(t))
+  const { serve } = serveByHand(t, directory)
+  const system = { platform: 'linux', release: '6.1' } as const
+  const client = createClientIn(
+    { ...realSurroundings, peers: new PeerMemory(), system },
+    { runDirectory: directory, checkpointDirectory: path.join(directory, 'c') },
+  )
+  let requests = 0
+  intercept(t, 'peerOf', () => {
+    // Another bhyve has taken the socket's place.
+    return ++requests === 1 ? undefined : { uid: process.geteuid!(), pid: process.ppid }
+  })
+  const created = rejection(client.createCheckpoint('vm1', { stallTimeout: 10_000 }))
+  await serve(() => undefined)
+  t.match(await created, { code: 'ERR_VM_NOT_RUNNING', vm: 'vm1', message: /replaced by another one/ })
+  t.equal(requests, 2)
+  t.strictSame(tree(path.join(directory, 'c')), [])
+})
+
+t.test('a path bhyve of another user is not asked in the other dialect', needsRoot, async (t) => {
+  const { directory, run } = await startAsNobody(t, 'path')
   const before = tree(run)
   const system = { platform: 'freebsd', release: '13.2-RELEASE' } as const
   for (const dialect of ['auto', 'path'] as const) {
@@ -223,6 +265,26 @@ t.test('a cancel is heard while somebody else holds the lock', async (t) => {
   await client.idle()
   t.strictSame(await client.listCheckpoints('vm1'), [], 'nothing was published')
   t.strictSame(tree(staging), [])
+})
+
+t.test('a cancel that comes just when the commit finds the lock held is not forgotten', async (t) => {
+  const { runDirectory } = await start(t)
+  const controller = new AbortController()
+  let isPublishing = false
+  intercept(t, 'lock', () => {
+    if (!isPublishing || controller.signal.aborted) return undefined
+    controller.abort()
+    return 0
+  })
+  const client = createClientIn(
+    { ...realSurroundings, pool: () => inlinePool() },
+    { runDirectory, checkpointDirectory: scratch(t), dialect: 'descriptor' },
+  )
+  const onProgress = ({ phase }: { phase: string }) => (isPublishing ||= phase === 'publishing')
+  const call = client.createCheckpoint('vm1', { signal: controller.signal, onProgress })
+  t.match(await call.catch((error: unknown) => error), { code: 'ABORT_ERR' })
+  await client.idle()
+  t.strictSame(await client.listCheckpoints('vm1'), [], 'nothing was published')
 })
 
 t.test('creating and destroying everything at once', async (t) => {

@@ -7,7 +7,7 @@ import t, { type Test } from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { isFailure, loadNative } from '../dist/native.js'
 import { jobs } from '../dist/pool/jobs.js'
-import { checkpointFiles, rejection, scratch, tree } from './support/index.js'
+import { checkpointFiles, failure, intercept, rejection, scratch, tree } from './support/index.js'
 import { putSet } from './support/sets.js'
 
 const native = loadNative()
@@ -118,6 +118,57 @@ t.test('a pin stays with the name', async (t) => {
   putSet(directory, 'suspend', { manifest: { pinned: true } })
   orphan(directory, 'suspend')
   t.match(jobs.listSets(directory, 'vm1'), [{ name: 'suspend', pinned: true, poweredOff: true }])
+})
+
+t.test('under a name of its own a state replaces nothing either', async (t) => {
+  const directory = store(t)
+  const age = (file: string, hours: number): void => {
+    const time = new Date(Date.now() - hours * 3_600_000)
+    fs.utimesSync(file, time, time)
+  }
+  putSet(directory, 'suspend')
+  const id = orphan(directory, 'suspend', {
+    change: (inFolder) => {
+      for (const file of fs.readdirSync(inFolder)) age(path.join(inFolder, file), 1)
+    },
+  })
+  // It has found a name, and gets no further.
+  const goOn = intercept(t, 'renameAt', (_, __, ___, toName) =>
+    String(toName).endsWith('.ready') ? failure('EIO', 'renameat') : undefined,
+  )
+  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'suspend' }])
+  goOn()
+  const record = fs.readFileSync(path.join(directory, '.staging', id, 'intent'), 'utf8')
+  const { name } = JSON.parse(record) as { name: string }
+  t.match(name, /^suspend-/)
+  putSet(directory, name, { manifest: false })
+  age(path.join(directory, `${name}.ckp`), 2)
+  const { ino } = fs.statSync(path.join(directory, `${name}.ckp`))
+  const states = jobs.listSets(directory, 'vm1').map(({ state, poweredOff }) => [state, poweredOff])
+  t.strictSame(states, [
+    ['complete', false],
+    ['complete', true],
+    ['complete', false],
+  ])
+  t.equal(fs.statSync(path.join(directory, `${name}.ckp`)).ino, ino)
+})
+
+t.test('a suspend that has not asked yet is no state on its way', async (t) => {
+  const directory = store(t)
+  const intent = { vm: 'vm1', name: 'suspend', ifExists: 'replace', poweroff: true } as const
+  const request = { directory, name: 'suspend', ifExists: 'replace', durable: true, intent } as const
+  const made = jobs.createStage({ ...request, writerUid: process.geteuid!(), memoryBytes: undefined })
+  t.same(jobs.suspendedState(directory, 'vm1', 0), { kind: 'known' })
+  for (const owned of Object.values(made.descriptors)) native.close(owned)
+  t.same(jobs.suspendedState(directory, 'vm1', 0), { kind: 'known' })
+  t.strictSame(tree(directory), ['.staging/'])
+})
+
+t.test('a bhyve whose pid is another process by now has ended', async (t) => {
+  const directory = store(t)
+  const writer = { ...nobody, pid: process.pid, startedAt: 'when that bhyve was started' }
+  orphan(directory, 'suspend', { writer, change: cutMetadata })
+  t.match(jobs.listSets(directory, 'vm1'), [{ name: /^suspend-/, state: 'damaged', poweredOff: true }])
 })
 
 t.test('what a bhyve of somebody else may plant', async (t) => {

@@ -1,0 +1,165 @@
+/** What a lock, a folder, a set or a process is taken for, though another one has its name by now. */
+import fs from 'node:fs'
+import path from 'node:path'
+import t, { type Test } from 'tap'
+import { createClientIn } from '../dist/client.js'
+import { loadNative } from '../dist/native.js'
+import { realSurroundings } from '../dist/options.js'
+import { jobs } from '../dist/pool/jobs.js'
+// @ts-expect-error: a plain module, shared with programs that are not TypeScript
+import { writeSet as writeAnySet } from './crash/sets.mjs'
+import { inlinePool, intercept, scratch, serveByHand } from './support/index.js'
+import { putSet } from './support/sets.js'
+
+const writeSet = writeAnySet as (base: string, tag: number) => void
+const native = loadNative()
+const isRoot = process.geteuid?.() === 0
+const needsRoot = { skip: isRoot ? false : 'needs root' }
+
+interface Store {
+  directory: string
+  staging: string
+}
+
+function store(t: Test): Store {
+  const directory = path.join(scratch(t), 'vm1')
+  const staging = path.join(directory, '.staging')
+  fs.mkdirSync(staging, { recursive: true, mode: 0o700 })
+  return { directory, staging }
+}
+
+/** Done once, by somebody else, when the lock of this file or folder is about to be taken. */
+function beforeLockOf(t: Test, file: string, work: () => void): { isDone: boolean } {
+  const state = { isDone: false }
+  intercept(t, 'lock', (descriptor) => {
+    const status = fs.statSync(file, { throwIfNoEntry: false })
+    if (state.isDone || status?.ino !== fs.fstatSync(Number(descriptor)).ino) return undefined
+    state.isDone = true
+    work()
+    return undefined
+  })
+  return state
+}
+
+function closeAll(descriptors: Record<string, number>): void {
+  for (const descriptor of Object.values(descriptors)) native.close(descriptor)
+}
+
+function makeStage(directory: string): ReturnType<typeof jobs.createStage> {
+  const request = {
+    directory,
+    name: 'a',
+    ifExists: 'replace',
+    durable: false,
+    memoryBytes: undefined,
+  } as const
+  return jobs.createStage({ ...request, writerUid: process.geteuid!() })
+}
+
+const goings: Record<string, (store: Store) => void> = {
+  removed: ({ staging }) => fs.rmdirSync(staging),
+  'removed and made again': ({ staging }) => {
+    fs.rmdirSync(staging)
+    fs.mkdirSync(staging, { mode: 0o700 })
+  },
+  'removed with its directory': ({ directory }) => fs.rmSync(directory, { recursive: true }),
+  'moved away with its directory': ({ directory }) => fs.renameSync(directory, `${directory}.old`),
+}
+
+for (const [how, go] of Object.entries(goings)) {
+  t.test(`the lock of a folder that was ${how} is none`, async (t) => {
+    const { directory, staging } = store(t)
+    const state = beforeLockOf(t, staging, () => go({ directory, staging }))
+    const { id, descriptors } = makeStage(directory)
+    closeAll(descriptors)
+    t.equal(state.isDone, true)
+    t.ok(fs.existsSync(path.join(staging, id, 'in')), 'it is worked in the one that is there now')
+  })
+}
+
+t.test('nor is that of a file that was removed', async (t) => {
+  const { directory, staging } = store(t)
+  putSet(directory, 'a')
+  const file = path.join(staging, 'restore.lock')
+  const state = beforeLockOf(t, file, () => fs.unlinkSync(file))
+  const { turn } = jobs.beginRestore(directory, 'a').descriptors
+  t.equal(state.isDone, true)
+  t.equal(fs.statSync(file, { throwIfNoEntry: false })?.ino, fs.fstatSync(turn).ino)
+  native.close(turn)
+})
+
+t.test("another user's `.staging` is not worked in", needsRoot, async (t) => {
+  const { directory, staging } = store(t)
+  putSet(directory, 'a')
+  fs.chownSync(staging, 65534, 65534)
+  const calls: Record<string, () => unknown> = {
+    create: () => makeStage(directory),
+    destroy: () => jobs.destroySet(directory, 'a'),
+    destroyAll: () => jobs.destroySets(directory, true),
+    prune: () => jobs.pruneSets(directory, 'vm1', { keepLast: 0 }, Date.now()),
+    pin: () => jobs.pinSet(directory, 'vm1', 'a', true),
+    restore: () => jobs.beginRestore(directory, 'a'),
+    'free what was removed': () => jobs.emptyRemoved({ directoryPath: directory, withDirectory: true }),
+  }
+  for (const [what, call] of Object.entries(calls))
+    t.throws(call, { code: 'ERR_PERMISSION', message: /belongs to uid 65534/ }, what)
+  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'a', state: 'complete', pinned: false }], 'it is read')
+  t.strictSame(fs.readdirSync(staging), [])
+})
+
+t.test('a `.staging` that others may enter is shut before it is worked in', async (t) => {
+  const { directory, staging } = store(t)
+  fs.chmodSync(staging, 0o777)
+  closeAll(makeStage(directory).descriptors)
+  t.equal(fs.statSync(staging).mode & 0o777, 0o700)
+})
+
+/** Of the RAM file: the inode stays. */
+const rewritings: Record<string, (file: string) => void> = {
+  'at another time': (file) => fs.utimesSync(file, new Date(), new Date(fs.statSync(file).mtimeMs + 5000)),
+  'with another size': (file) => {
+    const { size, mtime } = fs.statSync(file)
+    fs.truncateSync(file, size - 4096)
+    fs.utimesSync(file, mtime, mtime)
+  },
+}
+
+for (const [how, rewrite] of Object.entries(rewritings)) {
+  t.test(`a set that was written anew ${how} is not the one that was looked at`, async (t) => {
+    const { directory } = store(t)
+    putSet(directory, 'a')
+    const { identity } = jobs.lookAtSet(directory, 'vm1', 'a')
+    const at = new Date().toISOString()
+    const restore = { at, again: false }
+    t.match(jobs.markRestored(directory, 'vm1', 'a', identity, restore), { at }, 'this one is')
+    rewrite(path.join(directory, 'a.ckp'))
+    t.equal(jobs.markRestored(directory, 'vm1', 'a', identity, restore), undefined)
+    t.equal(jobs.holdSet(directory, 'a', identity, restore), undefined)
+  })
+}
+
+t.test('a set that is replaced while it is opened is held against its own digests', async (t) => {
+  const run = fs.realpathSync(scratch(t))
+  const { serve } = serveByHand(t, run)
+  const client = createClientIn(
+    { ...realSurroundings, pool: () => inlinePool() },
+    { runDirectory: run, checkpointDirectory: path.join(run, 'c'), dialect: 'path' },
+  )
+  for (const [tag, name] of ['a', 'b'].entries()) {
+    const created = client.createCheckpoint('vm1', { name })
+    await serve((folder) => writeSet(path.join(folder, 'ckp'), tag))
+    await created
+  }
+  const directory = path.join(run, 'c/vm1')
+  let isReplaced = false
+  intercept(t, 'openAt', (_, file) => {
+    if (file !== 'a.ckp' || isReplaced) return undefined
+    isReplaced = true
+    for (const ending of ['', '.kern', '.meta', '.manifest'])
+      fs.renameSync(path.join(directory, `b.ckp${ending}`), path.join(directory, `a.ckp${ending}`))
+    return undefined
+  })
+  const report = await client.verifyCheckpoint('vm1', 'a', { depth: 'content' })
+  t.match(report, { ok: true, problems: [], depth: 'content' })
+  t.equal(isReplaced, true)
+})
