@@ -20,6 +20,9 @@ export class Lane {
     fs.mkdirSync(folder, { recursive: true })
     must('git', ['clone', '-q', root, this.root])
     must('cp', ['-a', 'node_modules', 'build', 'dist', this.root], root)
+    // Configured for the folder it was copied from, it would go on to build what is there.
+    fs.rmSync(path.join(this.root, 'build/CMakeCache.txt'), { force: true })
+    fs.rmSync(path.join(this.root, 'build/CMakeFiles'), { recursive: true, force: true })
   }
 
   /** Resolves to whether it passed; undefined: it had not ended in time. */
