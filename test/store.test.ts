@@ -234,6 +234,21 @@ t.test('planted links lead nowhere', async (t) => {
   t.strictSame(contents(outside), before)
 })
 
+t.test('a folder in the place of any of its files keeps a checkpoint from being made', async (t) => {
+  const { directory, put } = store(t)
+  const { jobs } = await import('../dist/pool/jobs.js')
+  const request = { directory, ifExists: 'replace', durable: false, memoryBytes: undefined } as const
+  put('b')
+  for (const suffix of ['.ckp', '.ckp.kern', '.ckp.meta', '.ckp.manifest']) {
+    const folder = path.join(directory, `a${suffix}`)
+    fs.mkdirSync(folder)
+    const make = () => jobs.createStage({ ...request, name: 'a', writerUid: process.geteuid!() })
+    t.throws(make, { code: 'ERR_CHECKPOINT_EXISTS', path: folder }, suffix)
+    fs.rmdirSync(folder)
+  }
+  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'b' }])
+})
+
 t.test('pins', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 65536 })
   t.teardown(() => bhyve.stop())

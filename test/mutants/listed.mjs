@@ -214,7 +214,7 @@ export const listed = [
   change(
     'folder-in-the-way',
     'lib/store/replaceable.ts',
-    'create store hostile',
+    'store',
     '[memorySuffix, kernelSuffix, metadataSuffix, manifestSuffix]',
     '[memorySuffix]',
   ),
