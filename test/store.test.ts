@@ -16,6 +16,7 @@ import { writeSet as writeAnySet } from './crash/sets.mjs'
 import {
   checkpointFiles,
   contents,
+  failure,
   inlinePool,
   intercept,
   rejection,
@@ -470,24 +471,48 @@ t.test('who holds the lock is told, and a dead holder holds nothing', async (t) 
   t.doesNotThrow(held)
 })
 
-t.test('who has a copy of a descriptor holds no lock', async (t) => {
-  const { directory, put } = store(t)
-  put('a')
-  const { jobs } = await import('../dist/pool/jobs.js')
-  // As a process that is just being started has, until it becomes another program.
+/** Of every descriptor that is locked: as a process that is just being started has, until it becomes another program. */
+function copiesOfLocked(t: Test): number[] {
   const copies: number[] = []
   intercept(t, 'lock', (descriptor) => {
     const copy = native.adopt(Number(descriptor))
     if (!isFailure(copy)) copies.push(copy)
     return undefined
   })
+  t.teardown(() => copies.forEach((copy) => native.close(copy)))
+  return copies
+}
+
+t.test('who has a copy of a descriptor holds no lock', async (t) => {
+  const { directory, put } = store(t)
+  put('a')
+  const { jobs } = await import('../dist/pool/jobs.js')
+  const copies = copiesOfLocked(t)
   jobs.pinSet(directory, 'vm1', 'a', true)
   t.match(jobs.listSets(directory, 'vm1'), [{ name: 'a', pinned: true }])
   jobs.pinSet(directory, 'vm1', 'a', false)
   native.close(jobs.beginRestore(directory, 'a').descriptors.turn)
   t.match(jobs.listSets(directory, 'vm1'), [{ name: 'a', pinned: false }])
   t.ok(copies.length > 4)
-  for (const copy of copies) native.close(copy)
+})
+
+t.test('nor is at work in a stage that its owner has let go', async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 65536 })
+  t.teardown(() => bhyve.stop())
+  const { root } = store(t)
+  const pool = inlinePool()
+  const client = createClientIn(
+    { ...realSurroundings, pool: () => pool },
+    { runDirectory: bhyve.runDirectory, checkpointDirectory: root, dialect: 'descriptor' },
+  )
+  const copies = copiesOfLocked(t)
+  const goOn = intercept(t, 'renameAt', (_, __, ___, to) =>
+    String(to).endsWith('.ready') ? failure('EIO', 'renameat') : undefined,
+  )
+  t.match(await rejection(client.suspend('vm1')), { code: 'ERR_SYSTEM', message: /renameat/ })
+  goOn()
+  t.match(await client.listCheckpoints('vm1'), [{ name: 'suspend', state: 'complete', poweredOff: true }])
+  t.ok(copies.length > 2)
 })
 
 t.test('a lock that is held is waited for, and not for ever', async (t) => {

@@ -387,6 +387,8 @@ export class Stage {
 
   close(): void {
     this.closeIn()
+    // A stage that stays is the next call's, whoever has a copy of the descriptor.
+    loadNative().unlock(this.#handle.stage)
     loadNative().close(this.#handle.stage)
     loadNative().close(this.#handle.directory)
   }

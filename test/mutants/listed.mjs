@@ -268,6 +268,13 @@ export const listed = [
     '',
   ),
   change(
+    'stage-lock-kept-by-a-copy',
+    'lib/store/store.ts',
+    'store',
+    'loadNative().unlock(this.#handle.stage)',
+    '',
+  ),
+  change(
     'second-request-to-another',
     'lib/bhyve/request.ts',
     'hostile',
