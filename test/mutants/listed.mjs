@@ -286,7 +286,7 @@ export const listed = [
   change(
     'cancel-while-recorded',
     'lib/ask.ts',
-    'create suspend lifecycle',
+    'lifecycle suspend',
     'await stage.recordWriter({ ...peer, dialect })\n  cancellation.begin()',
     'await stage.recordWriter({ ...peer, dialect })',
   ),
@@ -300,7 +300,7 @@ export const listed = [
   change(
     'not-running-asked-again',
     'lib/ask.ts',
-    'create wire lifecycle',
+    'create',
     "if (knownStateOf(sent.peer) !== 'running') return false",
     '',
   ),
