@@ -131,6 +131,21 @@ t.test('who did not get the first request does not get the second', async (t) =>
   t.strictSame(tree(path.join(directory, 'c')), [])
 })
 
+t.test('who died of the first request is not asked in another dialect', async (t) => {
+  const system = { platform: 'linux', release: '6.1' } as const
+  for (const poweroff of [false, true]) {
+    const { runDirectory } = await start(t, { fault: { at: 'receive', kind: 'kill' } })
+    const client = createClientIn(
+      { ...realSurroundings, peers: new PeerMemory(), system },
+      { runDirectory, checkpointDirectory: scratch(t) },
+    )
+    t.match(await rejection(client.createCheckpoint('vm1', { poweroff })), {
+      code: poweroff ? 'ERR_SUSPEND_FAILED' : 'ERR_CHECKPOINT_FAILED',
+      vmState: 'off',
+    })
+  }
+})
+
 t.test('a path bhyve of another user is not asked in the other dialect', needsRoot, async (t) => {
   const { directory, run } = await startAsNobody(t, 'path')
   const before = tree(run)

@@ -300,7 +300,7 @@ export const listed = [
   change(
     'not-running-asked-again',
     'lib/ask.ts',
-    'create',
+    'hostile',
     "if (knownStateOf(sent.peer) !== 'running') return false",
     '',
   ),
