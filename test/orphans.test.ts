@@ -164,6 +164,21 @@ t.test('a suspend that has not asked yet is no state on its way', async (t) => {
   t.strictSame(tree(directory), ['.staging/'])
 })
 
+t.test('another one who asks whether a stage is worked at does not work at it', async (t) => {
+  const directory = store(t)
+  const id = orphan(directory, 'suspend')
+  const asking = native.openPath(path.join(directory, '.staging', id), fs.constants.O_DIRECTORY)
+  if (isFailure(asking)) return t.fail('open')
+  const modes: unknown[] = []
+  const goOn = intercept(t, 'lock', (_, mode) => void modes.push(mode))
+  jobs.promisedSpace([directory])
+  goOn()
+  t.strictSame(modes, ['shared', 'shared'], 'of `.staging`, and of the stage')
+  t.equal(native.lock(asking, 'shared'), 1)
+  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'suspend', state: 'complete', poweredOff: true }])
+  native.close(asking)
+})
+
 t.test('a bhyve whose pid is another process by now has ended', async (t) => {
   const directory = store(t)
   const writer = { ...nobody, pid: process.pid, startedAt: 'when that bhyve was started' }

@@ -23,9 +23,12 @@ export function freshId(staging: Directory): string {
   }
 }
 
-/** Whether somebody holds the stage's own flock. Asked only under the lock of `.staging`. */
+/**
+ * Whether somebody holds the stage's own flock. Asked only under the lock of `.staging`, which others may share: two who
+ * ask at once must not take each other for the owner.
+ */
 export function isAlive(staging: Directory, id: string): boolean {
   if (staging.statusIfAny(id)?.kind !== 'directory') return false
   using stage = staging.openIfAny(id)
-  return stage !== undefined && !stage.lock('exclusive')
+  return stage !== undefined && !stage.lock('shared')
 }

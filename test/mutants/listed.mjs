@@ -275,6 +275,13 @@ export const listed = [
     '',
   ),
   change(
+    'asking-looks-like-working',
+    'lib/store/staging_entries.ts',
+    'orphans',
+    "stage.lock('shared')",
+    "stage.lock('exclusive')",
+  ),
+  change(
     'second-request-to-another',
     'lib/bhyve/request.ts',
     'hostile',
