@@ -236,8 +236,9 @@ t.test('in the same boot a dead manager leaves a complete checkpoint, which reco
   })
   t.match(list(directory), [{ name: 'suspend', state: 'complete' }])
   const id = path.basename(stage.path)
-  const order = ['suspend.ckp.kern', 'suspend.ckp.meta', 'in', id, 'suspend.ckp', 'synced', id]
-  t.strictSame(synced.slice(0, order.length), order)
+  const files = ['suspend.ckp.kern', 'suspend.ckp.meta', 'in', id, 'suspend.ckp', 'synced', id]
+  const commit = ['manifest.new', id, '.staging', 'vm1', `${id}.ready`, '.staging']
+  t.strictSame(synced, [...files, ...commit])
 })
 
 t.test('where the system has no boot identity, nothing is concluded from it', async (t) => {
@@ -549,4 +550,144 @@ t.test('a live stage: removed or left, by what its bhyve does', async (t) => {
   rebooted.reboot()
   t.strictSame(list(directory), [], 'nothing proves it')
   t.strictSame(tree(path.join(directory, '.staging')), [])
+})
+
+/** Each fsync and each rename of this thread from now on, by paths below the VM's directory; a stage is `ID`. */
+function recordOrder(t: Test, directory: string): string[] {
+  const order: string[] = []
+  const shown = (descriptor: unknown, name = ''): string => {
+    const where = fs.readlinkSync(`/proc/self/fd/${String(descriptor)}`)
+    const below = path.relative(fs.realpathSync(directory), path.join(where, name))
+    return (below === '' ? '.' : below).replace(/^\.staging\/[0-9a-z]{1,12}(?=[/.]|$)/, '.staging/ID')
+  }
+  intercept(t, 'sync', (descriptor) => void order.push(`sync ${shown(descriptor)}`))
+  intercept(t, 'renameAt', (from, name, to, toName) => {
+    order.push(`rename ${shown(from, String(name))} -> ${shown(to, String(toName))}`)
+  })
+  return order
+}
+
+const commit = ['rename .staging/ID -> .staging/ID.ready', 'sync .staging']
+
+t.test("a suspend's records are on the disk before bhyve gets a byte, even without fsync", async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
+  t.teardown(() => bhyve.stop())
+  const root = scratch(t)
+  const directory = path.join(root, 'vm1')
+  fs.mkdirSync(directory)
+  const client = createClientIn(
+    { ...realSurroundings, pool: () => inlinePool() },
+    { runDirectory: bhyve.runDirectory, checkpointDirectory: root, dialect: 'descriptor' },
+  )
+  const order = recordOrder(t, directory)
+  intercept(t, 'send', () => void order.push('send'))
+  await client.suspend('vm1', { fsync: false })
+  t.strictSame(order.slice(0, order.indexOf('send')), [
+    'sync .',
+    'sync .staging/ID/intent',
+    'sync .staging/ID',
+    'sync .staging',
+    'sync .staging/ID/peer.new',
+    'rename .staging/ID/peer.new -> .staging/ID/peer',
+  ])
+})
+
+t.test('a pin that stays with the name is on the disk before the commit', async (t) => {
+  const directory = store(t)
+  putSet(directory, 'suspend', { manifest: { pinned: true } })
+  const stage = new MadeStage(directory)
+  stage.prepare()
+  const manifest = manifestOf(stage.path, 'suspend') as never
+  const order = recordOrder(t, directory)
+  jobs.commitStage(stage.handle, { name: 'suspend', ifExists: 'replace', durable: true, manifest })
+  t.strictSame(order.slice(0, 5), [
+    'sync .staging/ID/pin',
+    'rename .staging/ID/pin -> .staging/ID/suspend.ckp.manifest',
+    'sync .staging/ID',
+    ...commit,
+  ])
+  stage.release()
+})
+
+t.test('a pin and the record of a restore are on the disk when their call ends', async (t) => {
+  const directory = store(t)
+  putSet(directory, 'x')
+  const { identity } = jobs.lookAtSet(directory, 'vm1', 'x')
+  const mark = { at: new Date().toISOString(), again: false }
+  const calls: Record<string, () => unknown> = {
+    pin: () => jobs.pinSet(directory, 'vm1', 'x', true),
+    record: () => jobs.markRestored(directory, 'vm1', 'x', identity, mark),
+    confirm: () => jobs.confirmRestore(directory, 'x', mark),
+    'take back': () => jobs.takeBackMark(directory, 'x', mark),
+  }
+  const order = recordOrder(t, directory)
+  for (const [what, call] of Object.entries(calls)) {
+    order.length = 0
+    call()
+    const file = 'x.ckp.manifest'
+    const steps = [`sync .staging/ID/${file}`, `rename .staging/ID/${file} -> ${file}`, 'sync .']
+    t.strictSame(order.slice(-3), steps, what)
+  }
+})
+
+t.test('what is kept under a name of its own is on the disk before it has the name', async (t) => {
+  for (const poweroff of [true, false]) {
+    const directory = store(t)
+    const stage = new MadeStage(directory, { poweroff })
+    // Of a suspended VM anything is kept, of a VM that ran on only what is complete.
+    if (poweroff) fs.truncateSync(stage.file('in/ckp.meta'), 100)
+    stage.release()
+    const order = recordOrder(t, directory)
+    const [kept, ...others] = list(directory)
+    t.match(kept, { name: /^suspend-/, poweredOff: poweroff, state: poweroff ? 'damaged' : 'complete' })
+    t.strictSame(others, [])
+    const file = `.staging/ID/${kept!.name}.ckp`
+    const synced = ['.kern', '.meta', '.manifest', ''].map((ending) => `sync ${file}${ending}`)
+    const at = order.indexOf(commit[0]!)
+    t.strictSame(order.slice(at - 5, at + 2), [...synced, 'sync .staging/ID', ...commit], kept!.name)
+  }
+})
+
+t.test('the copy of a file with a second name is on the disk before it replaces the file', async (t) => {
+  const directory = store(t)
+  const stage = new MadeStage(directory)
+  fs.linkSync(stage.file('in/ckp'), path.join(scratch(t), 'other'))
+  stage.release()
+  const order = recordOrder(t, directory)
+  t.match(list(directory), [{ name: 'suspend', state: 'complete' }])
+  const at = order.indexOf('rename .staging/ID/copy -> .staging/ID/suspend.ckp')
+  t.equal(order[at - 1], 'sync .staging/ID/copy')
+})
+
+t.test('after a failed fsync and a reboot nothing is certain', async (t) => {
+  const directory = store(t)
+  const stage = new MadeStage(directory)
+  jobs.collectStage(stage.handle, 'suspend')
+  const restore = intercept(t, 'sync', (descriptor) => {
+    const target = fs.readlinkSync(`/proc/self/fd/${String(descriptor)}`)
+    return target.endsWith('/suspend.ckp') ? failure('EIO', 'fsync') : undefined
+  })
+  t.throws(() => jobs.secureStage(stage.handle, 'suspend'), { code: 'ERR_SYSTEM', syscall: 'fsync' })
+  restore()
+  stage.reboot()
+  t.match(list(directory), unproven)
+})
+
+t.test("UFS: the name that a state had before is somebody else's by now", async (t) => {
+  const directory = store(t)
+  putSet(directory, 'suspend')
+  const standing = fs.statSync(path.join(directory, 'suspend.ckp')).ino
+  const ready = path.join(directory, '.staging', 'abc.ready')
+  putSet(ready, 'suspend-1', { manifest: { poweredOff: true } })
+  const intent = { vm: 'vm1', name: 'suspend-1', ifExists: 'fail', poweroff: true, wanted: 'suspend' }
+  fs.writeFileSync(path.join(ready, 'intent'), JSON.stringify(intent))
+  for (const ending of ['', '.kern', '.meta'])
+    fs.linkSync(path.join(ready, `suspend-1.ckp${ending}`), path.join(ready, `suspend.ckp${ending}`))
+  const listed = list(directory).sort((one, other) => (one.name < other.name ? -1 : 1))
+  t.match(listed, [
+    { name: 'suspend', state: 'complete', poweredOff: false },
+    { name: 'suspend-1', state: 'complete', poweredOff: true },
+  ])
+  t.equal(listed.length, 2)
+  t.equal(fs.statSync(path.join(directory, 'suspend.ckp')).ino, standing)
 })
