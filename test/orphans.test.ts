@@ -99,18 +99,24 @@ t.test('what was saved later is never replaced by what was saved before it', asy
 })
 
 t.test('a commit that could not be finished does not come over a suspended VM', async (t) => {
-  const directory = store(t)
-  orphan(directory, 'suspend')
-  putSet(path.join(directory, '.staging', 'abc.ready'), 'suspend')
-  // In its way for now, as a file with flags or a failing disk would be.
-  fs.mkdirSync(path.join(directory, 'suspend.ckp.kern'))
-  jobs.listSets(directory, 'vm1')
-  fs.rmdirSync(path.join(directory, 'suspend.ckp.kern'))
-  const states = jobs.listSets(directory, 'vm1').map(({ state, poweredOff }) => [state, poweredOff])
-  t.same(states.sort(), [
-    ['complete', false],
-    ['complete', true],
-  ])
+  for (const isFolder of [true, false]) {
+    const directory = store(t)
+    orphan(directory, 'suspend')
+    putSet(path.join(directory, '.staging', 'abc.ready'), 'suspend')
+    // In its way for now, as a file with flags would be; or a disk that fails once.
+    if (isFolder) fs.mkdirSync(path.join(directory, 'suspend.ckp.kern'))
+    let failures = isFolder ? 0 : 1
+    intercept(t, 'renameAt', (_, name) =>
+      name === 'suspend.ckp.kern' && failures-- > 0 ? failure('EIO', 'renameat') : undefined,
+    )
+    jobs.listSets(directory, 'vm1')
+    if (isFolder) fs.rmdirSync(path.join(directory, 'suspend.ckp.kern'))
+    const states = jobs.listSets(directory, 'vm1').map(({ state, poweredOff }) => [state, poweredOff])
+    t.same(states.sort(), [
+      ['complete', false],
+      ['complete', true],
+    ])
+  }
 })
 
 t.test('a pin stays with the name', async (t) => {
@@ -287,7 +293,7 @@ t.test('records that cannot be read', async (t) => {
   t.ok(fs.existsSync(path.join(directory, '.staging', id, 'in', 'ckp')), 'who wrote it may live')
   const half = orphan(directory, 'three')
   fs.writeFileSync(path.join(directory, '.staging', half, 'three.ckp.manifest'), '{"format": "bhyve-ch')
-  t.match(jobs.listSets(directory, 'vm1').at(-1), { name: 'three', state: 'complete', poweredOff: true })
+  t.match(jobs.listSets(directory, 'vm1').at(-1), { name: /^three$/, state: 'complete', poweredOff: true })
 })
 
 t.test('a state that cannot be published now is never taken for none', async (t) => {
@@ -341,4 +347,63 @@ t.test('promises that cannot be read are not none', async (t) => {
   t.strictSame(jobs.promisedSpace([directory]), [], 'not ours to read')
   target.readDirectory = readDirectory
   t.strictSame(jobs.promisedSpace([directory, '/nonexistent']), [])
+})
+
+/** This process, which lives. */
+function alive(): { pid: number; startedAt: string } {
+  const status = native.processStatus(process.pid)
+  if (isFailure(status)) throw new Error('this process lives')
+  return { pid: process.pid, startedAt: status.startedAt }
+}
+
+t.test('in the same tick the end of a VM came last, and the state that stands is kept', async (t) => {
+  const at = new Date('2026-01-01T00:00:00.000Z')
+  const standing = { createdAt: at.toISOString(), memoryModifiedMs: at.getTime() }
+  for (const poweredOff of [false, true]) {
+    const directory = store(t)
+    putSet(directory, 'suspend', { manifest: { ...standing, poweredOff } })
+    orphan(directory, 'suspend', {
+      change: (inFolder) => {
+        for (const file of fs.readdirSync(inFolder)) fs.utimesSync(path.join(inFolder, file), at, at)
+      },
+    })
+    const listed = jobs.listSets(directory, 'vm1')
+    t.ok(listed.every((one) => one.poweredOff === true && one.state === 'complete'))
+    t.equal(listed.length, poweredOff ? 2 : 1)
+    t.equal(fs.readdirSync(directory).includes('suspend.ckp'), true)
+  }
+})
+
+t.test('a look at a bhyve that fails is no news of its death', async (t) => {
+  const directory = store(t)
+  const stage = path.join(directory, '.staging', orphan(directory, 'suspend', { change: cutMetadata }))
+  const before = tree(stage)
+  for (const code of ['EACCES', 'EIO', 'EMFILE'] as const) {
+    const show = intercept(t, 'processStatus', () => failure(code, 'open'))
+    t.strictSame(jobs.listSets(directory, 'vm1'), [], code)
+    t.strictSame(tree(stage), before, `${code}: it may write yet`)
+    show()
+  }
+  t.match(jobs.listSets(directory, 'vm1'), [{ state: 'damaged', poweredOff: true }])
+})
+
+t.test('a bhyve that has served a later request: what it left goes, a complete state never', async (t) => {
+  const directory = store(t)
+  const server = alive()
+  const writer = { ...nobody, ...server }
+  const partial = orphan(directory, 'partial', { writer, change: cutMetadata })
+  const whole = orphan(directory, 'whole', { writer })
+  const ids = [partial, whole]
+  const left = (): string[] => ids.filter((id) => fs.existsSync(path.join(directory, '.staging', id)))
+  jobs.dropOutrun(directory, ids, { ...server, startedAt: 'of another process' })
+  t.strictSame(left(), ids, 'another process with that pid has served nobody')
+  const intent = path.join(directory, '.staging', partial, 'intent')
+  const record = fs.readFileSync(intent, 'utf8')
+  fs.writeFileSync(intent, JSON.stringify({ ...(JSON.parse(record) as object), boot: 'another' }))
+  jobs.dropOutrun(directory, ids, server)
+  t.strictSame(left(), ids, 'nor has a process of another boot')
+  fs.writeFileSync(intent, record)
+  jobs.dropOutrun(directory, ids, server)
+  t.strictSame(left(), [whole])
+  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'whole', state: 'complete', poweredOff: true }])
 })
