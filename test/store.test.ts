@@ -10,6 +10,7 @@ import { parseManifest } from '../dist/inspect/manifest.js'
 import { choose } from '../dist/store/prune.js'
 import { isFailure, loadNative } from '../dist/native.js'
 import { realSurroundings } from '../dist/options.js'
+import { jobs } from '../dist/pool/jobs.js'
 import type { ListedCheckpoint } from '../dist/types.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from './crash/sets.mjs'
@@ -364,6 +365,10 @@ t.test('what pruning chooses', async (t) => {
     set('restored', 7000, { poweredOff: true, restoredAt: new Date(now) }),
     set('foreign', 6000, { state: 'foreign' }),
     set('unreadable', 5000, { ...damaged, storedBytes: undefined } as unknown as Partial<ListedCheckpoint>),
+    set('unreadable-manifest', 2 * hour, {
+      state: 'damaged',
+      problems: [{ code: 'manifest-invalid', message: '', file: 'unreadable-manifest.ckp.manifest' }],
+    }),
     set('last', 1),
   ] as ListedCheckpoint[]
   t.strictSame(names(guarded, { keepLast: 0, maxBytes: 0 }), ['restored'])
@@ -460,7 +465,6 @@ t.test('who holds the lock is told, and a dead holder holds nothing', async (t) 
   const staging = native.openPath(path.join(directory, '.staging'), fs.constants.O_DIRECTORY)
   if (isFailure(staging)) throw new Error('open')
   t.equal(native.lock(staging, 'exclusive'), 1)
-  const { jobs } = await import('../dist/pool/jobs.js')
   const held = () => jobs.destroySet(directory, 'a')
   t.throws(held, {
     code: 'ERR_CHECKPOINT_BUSY',
@@ -705,4 +709,33 @@ t.test('eight processes on one directory', { timeout: 120_000 }, async (t) => {
   }
   await client.destroyAll('vm1')
   t.strictSame(tree(root), [])
+})
+
+t.test('what cannot be read goes only by its name', async (t) => {
+  for (const code of ['EIO', 'EACCES'] as const) {
+    const { directory, put } = store(t)
+    for (const [index, name] of ['unreadable', 'old', 'young'].entries()) put(name, (9 - index) * 1000)
+    const unreadable = ['unreadable.ckp', 'unreadable.ckp.kern', 'unreadable.ckp.meta']
+    intercept(t, 'readStartAt', (_, name) => (name === unreadable[0] ? failure(code, 'openat') : undefined))
+    t.match(jobs.listSets(directory, 'vm1')[0], { name: 'unreadable', state: 'damaged' }, code)
+    const { removed } = jobs.pruneSets(directory, 'vm1', { keepLast: 0, maxBytes: 0 }, Date.now())
+    t.strictSame(removed, ['old'], code)
+    t.strictSame(jobs.destroySets(directory, false), ['young'], code)
+    t.strictSame(checkpointFiles(directory), unreadable, code)
+    jobs.destroySet(directory, 'unreadable')
+    t.strictSame(checkpointFiles(directory), [], code)
+  }
+})
+
+t.test('what another tool makes under the name of a destroyed set keeps its files', async (t) => {
+  const { directory, put } = store(t)
+  put('x')
+  const trash = path.join(directory, '.staging/abc.trash')
+  fs.mkdirSync(trash, { recursive: true })
+  fs.renameSync(path.join(directory, 'x.ckp'), path.join(trash, 'x.ckp'))
+  put('x')
+  const before = contents(directory)
+  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'x', state: 'complete' }])
+  const { '.staging/abc.trash/x.ckp': _, ...others } = before
+  t.strictSame(contents(directory), others)
 })
