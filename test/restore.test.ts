@@ -12,7 +12,7 @@ import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../dist/client.js'
 import { isFailure, loadNative } from '../dist/native.js'
 import { realSurroundings } from '../dist/options.js'
-import { beginRestore } from '../dist/store/restoring.js'
+import { beginRestore, holdSet, lookAtSet, markRestored, takeBackMark } from '../dist/store/restoring.js'
 import {
   checkpointFiles,
   childEnvironment,
@@ -25,7 +25,7 @@ import {
   scratch,
   until,
 } from './support/index.js'
-import { changeManifest, manifestOf } from './support/sets.js'
+import { changeManifest, manifestOf, putSet } from './support/sets.js'
 
 const native = loadNative()
 
@@ -885,4 +885,64 @@ t.test('a guest that came up and ended between two looks has run', async (t) => 
     client.restore('vm1', 'suspend', { args: world.args, bhyve: world.script() }),
   )
   t.match(refused, { code: 'ERR_RESTORE_BLOCKED', blockers: [{ code: 'already-restored' }] })
+})
+
+t.test('where nobody can look whether the guest has run, the mark stays', async (t) => {
+  const world = new World(t)
+  await world.suspended()
+  const bhyve = world.script({ instead: 'exit 3' })
+  const client = watched(world, (job) =>
+    job === 'locateSocket' && world.pidOf(bhyve) > 0 ? Promise.reject(new Error('no look')) : undefined,
+  )
+  const error = await rejection(client.restore('vm1', 'suspend', { args: world.args, bhyve }))
+  t.match(error, { code: 'ERR_RESTORE_FAILED', message: /status 3.*The guest may have run/s })
+  t.type(world.manifest('suspend').restoredAt, 'string')
+})
+
+t.test('a bhyve that is ending serves nobody, though its socket still takes connections', async (t) => {
+  const world = new World(t)
+  await world.saved('a')
+  const bhyve = world.script()
+  const processStatus = native.processStatus.bind(native)
+  let looks = 0
+  intercept(t, 'processStatus', (pid) => {
+    const status = processStatus(Number(pid))
+    if (pid !== world.pidOf(bhyve) || isFailure(status)) return undefined
+    if (++looks === 5) process.kill(Number(pid), 'SIGKILL')
+    return { ...status, state: 'zombie' }
+  })
+  const error = await rejection(world.client.restore('vm1', 'a', { args: world.args, bhyve }))
+  t.match(error, { code: 'ERR_RESTORE_FAILED', message: /SIGKILL.*The guest may have run/s })
+  t.type(world.manifest('a').restoredAt, 'string')
+})
+
+t.test("another restore's record is neither taken back nor started from", async (t) => {
+  const directory = path.join(scratch(t), 'vm1')
+  putSet(directory, 'a')
+  const { identity } = lookAtSet(directory, 'vm1', 'a')
+  const mark = (at: string) => markRestored(directory, 'vm1', 'a', identity, { at, again: true })!
+  const first = mark('2026-01-01T00:00:00.000Z')
+  const second = mark('2026-01-02T00:00:00.000Z')
+  const before = manifestOf(directory, 'a')
+  t.match(before, { restoredAt: second.at, restores: [{ at: first.at }, { at: second.at }] })
+  t.equal(takeBackMark(directory, 'a', first), false)
+  t.strictSame(manifestOf(directory, 'a'), before)
+  t.equal(holdSet(directory, 'a', identity, first), undefined)
+  const held = holdSet(directory, 'a', identity, second)
+  native.close(held!.descriptors.staging)
+  t.equal(takeBackMark(directory, 'a', second), true)
+  t.match(manifestOf(directory, 'a'), { restoredAt: first.at, restores: [{ at: first.at }] })
+})
+
+t.test('a set that another tool makes anew beside our manifest is not the one that was judged', async (t) => {
+  const directory = path.join(scratch(t), 'vm1')
+  putSet(directory, 'a')
+  const { identity } = lookAtSet(directory, 'vm1', 'a')
+  const restore = { at: '2026-01-01T00:00:00.000Z', again: false }
+  const mark = markRestored(directory, 'vm1', 'a', identity, restore)!
+  fs.utimesSync(path.join(directory, 'a.ckp'), 1, 1)
+  const before = manifestOf(directory, 'a')
+  t.equal(holdSet(directory, 'a', identity, mark), undefined)
+  t.equal(markRestored(directory, 'vm1', 'a', identity, restore), undefined)
+  t.strictSame(manifestOf(directory, 'a'), before)
 })
