@@ -21,6 +21,7 @@ import {
   childEnvironment,
   firstWarning,
   contents,
+  inlinePool,
   openDescriptors,
   rejection,
   scratch,
@@ -716,4 +717,48 @@ t.test('errors survive being passed on', async (t) => {
     cause: { message: 'inner' },
   })
   t.notOk('problems' in error, 'what is not known is not there')
+})
+
+t.test('a checkpoint is as old as the last byte of it, not as the publication', async (t) => {
+  const { runDirectory } = await start(t)
+  const checkpointDirectory = scratch(t)
+  const anHourAgo = new Date(Math.floor(Date.now() / 1000) * 1000 - 3_600_000)
+  const pool = inlinePool((job) => {
+    if (job !== 'collectStage') return undefined
+    const staging = path.join(checkpointDirectory, 'vm1/.staging')
+    const inFolder = path.join(staging, fs.readdirSync(staging)[0]!, 'in')
+    for (const file of fs.readdirSync(inFolder))
+      fs.utimesSync(path.join(inFolder, file), anHourAgo, anHourAgo)
+    return undefined
+  })
+  const options = { runDirectory, checkpointDirectory, dialect: 'descriptor' } as const
+  const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  t.strictSame((await client.createCheckpoint('vm1')).createdAt, anHourAgo)
+  t.match(await client.listCheckpoints('vm1'), [{ createdAt: anHourAgo }])
+})
+
+t.test('struct: a bhyve that is not asked after all gets a request that it refuses', async (t) => {
+  const runDirectory = scratch(t)
+  fs.mkdirSync(path.join(runDirectory, 'checkpoint'))
+  const requests: Buffer[] = []
+  const server = net.createServer((connection) => {
+    const parts: Buffer[] = []
+    connection.on('data', (bytes) => parts.push(bytes)).on('error', () => undefined)
+    connection.on('end', () => requests.push(Buffer.concat(parts)))
+  })
+  await new Promise<void>((resolve) => server.listen(path.join(runDirectory, 'checkpoint/vm1'), resolve))
+  t.teardown(() => server.close())
+  const controller = new AbortController()
+  const pool = inlinePool((job) => {
+    if (job === 'recordWriter') controller.abort()
+    return undefined
+  })
+  const options = { runDirectory, checkpointDirectory: scratch(t) }
+  const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  const { signal } = controller
+  await t.rejects(client.createCheckpoint('vm1', { signal }), { name: 'AbortError' })
+  await until(() => requests.length > 0, 'the end of the connection')
+  // Without one, bhyve would execute the request before it once more.
+  t.strictSame(requests, [native.encodeRequest('struct', 'refused', '')])
+  await client.idle()
 })

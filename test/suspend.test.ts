@@ -270,7 +270,7 @@ t.test('cancelled or timed out once bhyve is at it: the state is published all t
   for (const phase of ['saving', 'checking', 'syncing'] as const) {
     for (const how of ['abort', 'timeout'] as const) {
       if (how === 'timeout' && phase !== 'saving') continue
-      const { client } = await start(t, { writeRate: how === 'timeout' ? MiB / 6 : 2 * MiB })
+      const { client, directory } = await start(t, { writeRate: how === 'timeout' ? MiB / 6 : 2 * MiB })
       const controller = new AbortController()
       const onProgress = (progress: Progress): void => {
         if (progress.phase === phase && how === 'abort') controller.abort(new Error('enough'))
@@ -279,6 +279,7 @@ t.test('cancelled or timed out once bhyve is at it: the state is published all t
       const error = await client.suspend('vm1', { ...options, onProgress }).catch((reason: unknown) => reason)
       t.match(error, { code: how === 'timeout' ? 'ERR_TIMEOUT' : 'ABORT_ERR' }, `${how} while ${phase}`)
       await client.idle()
+      t.ok(fs.existsSync(path.join(directory, 'suspend.ckp')), 'no other call is needed')
       t.match(await client.listCheckpoints('vm1'), [{ name: 'suspend', state: 'complete', poweredOff: true }])
     }
   }
@@ -652,4 +653,90 @@ t.test('struct: a state whose name was taken gets one that this bhyve can open',
   t.match(error, { code: 'ERR_CHECKPOINT_EXISTS', vmState: 'off' })
   t.ok(Buffer.byteLength(error.path!) <= 95, error.path!)
   t.match(await client.suspendedCheckpoint('vm1'), { path: error.path })
+})
+
+t.test('the state is on the disk before it is scanned', async (t) => {
+  const { bhyve, root } = await start(t)
+  const started: string[] = []
+  const pool = inlinePool((job) => void started.push(job))
+  const options = {
+    runDirectory: bhyve.runDirectory,
+    checkpointDirectory: root,
+    dialect: 'descriptor',
+  } as const
+  await createClientIn({ ...realSurroundings, pool: () => pool }, options).suspend('vm1')
+  const steps = ['recordWriter', 'collectStage', 'secureStage', 'passWhole', 'prepareStage', 'commitStage']
+  t.strictSame(
+    started.filter((job) => steps.includes(job)),
+    steps,
+  )
+})
+
+t.test('where nobody can see what became of the VM, what was written stays', async (t) => {
+  const { bhyve, root, directory } = await start(t, { fault: { at: 'kernel', kind: 'fail' } })
+  let show: (() => void) | undefined
+  const pool = inlinePool((job) => {
+    if (job === 'collectStage') show = intercept(t, 'processStatus', () => failure('EACCES', 'open'))
+    return undefined
+  })
+  const options = {
+    runDirectory: bhyve.runDirectory,
+    checkpointDirectory: root,
+    dialect: 'descriptor',
+  } as const
+  const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  const error = await rejection(client.suspend('vm1'))
+  t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'unknown', message: /What was written is in/ })
+  t.ok(tree(directory).some((entry) => entry.endsWith('/suspend.ckp')))
+  show?.()
+  process.kill(bhyve.pid, 'SIGKILL')
+  await bhyve.exited
+  t.match(await client.listCheckpoints('vm1'), [{ state: 'damaged', poweredOff: true, name: /^suspend-/ }])
+})
+
+t.test('what others do to the files of a suspend is no failure that bhyve has noticed', async (t) => {
+  const spoils: Record<string, (inFolder: string) => void> = {
+    'not-a-regular-file': (inFolder) => {
+      fs.rmSync(path.join(inFolder, 'ckp.meta'))
+      fs.symlinkSync('/nonexistent', path.join(inFolder, 'ckp.meta'))
+    },
+    'foreign-format': (inFolder) => {
+      const memory = fs.openSync(path.join(inFolder, 'ckp'), 'r+')
+      fs.writeSync(memory, 'BHYVE-CHECKPOINT-MANIFEST-1', 0)
+      fs.closeSync(memory)
+      fs.truncateSync(path.join(inFolder, 'ckp.meta'), 100)
+    },
+  }
+  const cases = Object.entries(spoils).map(async ([code, spoil]) => {
+    const world = await start(t, { suspendExitDelayMs: 300 })
+    const error = await rejection(spoiling(world, spoil).suspend('vm1'))
+    t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'off', problems: [{ code }] }, code)
+    t.equal(fs.statSync(error.path!).size, MiB, `${code}: its RAM is kept`)
+  })
+  await Promise.all(cases)
+})
+
+t.test('who is queued behind a suspend and cannot see what it got has not been served', async (t) => {
+  const world = await start(t, { writeRate: MiB / 2 })
+  const { bhyve, root } = world
+  const manager = new Manager(t, world, 'saving')
+  await manager.reached('saving')
+  await manager.kill()
+  let show: (() => void) | undefined
+  const pool = inlinePool((job) => {
+    if (job === 'recordWriter') process.kill(bhyve.pid, 'SIGKILL')
+    if (job === 'isUntouched')
+      show = intercept(t, 'readDirectory', (_, limit) => (limit === 1 ? failure('EIO', 'read') : undefined))
+    return undefined
+  })
+  const options = {
+    runDirectory: bhyve.runDirectory,
+    checkpointDirectory: root,
+    dialect: 'descriptor',
+  } as const
+  const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  t.match(await rejection(client.createCheckpoint('vm1')), { code: 'ERR_CHECKPOINT_FAILED' })
+  show?.()
+  const left = [{ state: 'damaged', poweredOff: true, name: /^suspend-/ }]
+  t.match(await client.listCheckpoints('vm1'), left, 'what is left of the VM is kept')
 })
