@@ -1,4 +1,4 @@
-/** Every system call of create, destroy, prune and pin fails once: with what error does not matter to the outcome. */
+/** Each system call of create, suspend, destroy, prune and pin fails once; which error it is does not matter. */
 import { execFile, execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
@@ -11,7 +11,14 @@ import { createClientIn } from '../../dist/client.js'
 import { loadNative } from '../../dist/native.js'
 import { realSurroundings } from '../../dist/options.js'
 import { SharedLook } from '../../dist/store/shared_look.js'
-import { checkpointFiles, childEnvironment, inlinePool, rejection, scratch } from '../support/index.js'
+import {
+  checkpointFiles,
+  childEnvironment,
+  inlinePool,
+  intercept,
+  rejection,
+  scratch,
+} from '../support/index.js'
 
 const { errno } = os.constants
 const native = loadNative()
@@ -165,6 +172,53 @@ t.test('destroy, destroyAll, prune and pin', async (t) => {
     t.pass(name)
   }
 })
+
+/** Every call that fails costs a VM, once bhyve has been asked. */
+t.test('suspend', { timeout: 600_000 }, async (t) => {
+  const root = scratch(t)
+  const injector = new Injector(t)
+  const request = { sent: false }
+  intercept(t, 'send', () => void (request.sent = true))
+  const startVm = (): Promise<SimulatedBhyve> => SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 64 * 1024 })
+  let starting = startVm()
+  t.teardown(async () => (await starting).stop())
+  const outcomes = { running: 0, saved: 0 }
+  for (let at = 1; ; at++) {
+    const bhyve = await starting
+    const client = createClientIn(
+      { ...realSurroundings, pool: () => pool },
+      { runDirectory: bhyve.runDirectory, checkpointDirectory: root, dialect: 'descriptor' },
+    )
+    request.sent = false
+    const result = await injector.during(at, errno.EIO, () => client.suspend('vm1'))
+    await client.idle()
+    const what = `${injector.struck}, call ${at}`
+    if (result instanceof CheckpointError) {
+      outcomes[request.sent ? 'saved' : 'running']++
+      assertExplained(t, result, errno.EIO, what)
+    }
+    if (request.sent) {
+      starting = startVm()
+      await bhyve.exited
+      await assertSaved(t, client, what)
+      await bhyve.stop()
+    } else {
+      t.match(native.processStatus(bhyve.pid), { state: 'running' }, what)
+      t.strictSame(await client.listCheckpoints('vm1'), [], what)
+    }
+    await client.destroyAll('vm1')
+    if (injector.struck === '') break
+  }
+  t.ok(outcomes.running > 20 && outcomes.saved > 50, JSON.stringify(outcomes))
+})
+
+/** The state of the VM is found, whole. */
+async function assertSaved(t: Test, client: CheckpointClient, what: string): Promise<void> {
+  const state = await client.suspendedCheckpoint('vm1')
+  t.match(state, { poweredOff: true }, what)
+  t.match(await client.listCheckpoints('vm1'), [{ name: state?.name, state: 'complete' }], what)
+  t.match(await client.verifyCheckpoint('vm1', state!.name, { depth: 'content' }), { ok: true }, what)
+}
 
 t.test('short writes are no failure', async (t) => {
   const { client } = await world(t)
