@@ -408,9 +408,18 @@ t.test('suspendedCheckpoint: what a suspended VM has to be restored from', async
   const slow = createClientIn({ ...realSurroundings, pool }, { runDirectory, checkpointDirectory: root })
   const suspended = slow.suspend('vm1')
   await bhyve.exited
+  let looks = 0
+  const counting = watchedPool(
+    () => undefined,
+    (name) => name === 'suspendedState' && looks++,
+  )
+  const asking = createClientIn(
+    { ...realSurroundings, pool: counting },
+    { runDirectory, checkpointDirectory: root },
+  )
   let known: unknown = 'not yet'
-  const asked = client.suspendedCheckpoint('vm1').then((checkpoint) => (known = checkpoint))
-  for (let look = 0; look < 20; look++) await client.listCheckpoints('vm1')
+  const asked = asking.suspendedCheckpoint('vm1').then((checkpoint) => (known = checkpoint))
+  await until(() => looks >= 3, 'looks at a state that is being published')
   t.equal(known, 'not yet')
   release()
   await suspended
