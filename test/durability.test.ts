@@ -635,16 +635,21 @@ t.test('what is kept under a name of its own is on the disk before it has the na
     const directory = store(t)
     const stage = new MadeStage(directory, { poweroff })
     // Of a suspended VM anything is kept, of a VM that ran on only what is complete.
-    if (poweroff) fs.truncateSync(stage.file('in/ckp.meta'), 100)
+    if (poweroff) {
+      fs.rmSync(stage.file('in/ckp.meta'))
+      fs.symlinkSync('/nonexistent', stage.file('in/ckp.meta'))
+    }
     stage.release()
     const order = recordOrder(t, directory)
     const [kept, ...others] = list(directory)
     t.match(kept, { name: /^suspend-/, poweredOff: poweroff, state: poweroff ? 'damaged' : 'complete' })
     t.strictSame(others, [])
     const file = `.staging/ID/${kept!.name}.ckp`
-    const synced = ['.kern', '.meta', '.manifest', ''].map((ending) => `sync ${file}${ending}`)
+    const endings = poweroff ? ['.kern', '.manifest', ''] : ['.kern', '.meta', '.manifest', '']
+    const last = [...endings.map((ending) => `sync ${file}${ending}`), 'sync .staging/ID', ...commit]
     const at = order.indexOf(commit[0]!)
-    t.strictSame(order.slice(at - 5, at + 2), [...synced, 'sync .staging/ID', ...commit], kept!.name)
+    t.strictSame(order.slice(at + 2 - last.length, at + 2), last, kept!.name)
+    t.equal(order.slice(0, at).includes(`sync ${file}.rest`), poweroff, 'also what is kept aside')
   }
 })
 
@@ -690,4 +695,13 @@ t.test("UFS: the name that a state had before is somebody else's by now", async 
   ])
   t.equal(listed.length, 2)
   t.equal(fs.statSync(path.join(directory, 'suspend.ckp')).ino, standing)
+})
+
+t.test('a torn manifest makes no files certain', async (t) => {
+  const directory = store(t)
+  const stage = new MadeStage(directory)
+  stage.prepare()
+  fs.truncateSync(stage.file('suspend.ckp.manifest'), 20)
+  stage.reboot()
+  t.match(list(directory), unproven)
 })

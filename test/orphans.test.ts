@@ -407,3 +407,16 @@ t.test('a bhyve that has served a later request: what it left goes, a complete s
   t.strictSame(left(), [whole])
   t.match(jobs.listSets(directory, 'vm1'), [{ name: 'whole', state: 'complete', poweredOff: true }])
 })
+
+t.test('what else lies where bhyve wrote is kept, too', async (t) => {
+  const directory = store(t)
+  orphan(directory, 'suspend', {
+    change: (inFolder) => {
+      cutMetadata(inFolder)
+      fs.writeFileSync(path.join(inFolder, 'else'), 'of the VM')
+    },
+  })
+  const [kept] = jobs.listSets(directory, 'vm1')
+  t.match(kept, { state: 'damaged', poweredOff: true })
+  t.equal(fs.readFileSync(path.join(directory, `${kept!.name}.ckp.rest/in/else`), 'utf8'), 'of the VM')
+})
