@@ -47,7 +47,7 @@ export const listed = [
   change(
     'torn-manifest',
     'lib/store/stage_files.ts',
-    'orphans',
+    'orphans durability',
     "problems.every(({ code }) => code === 'manifest-invalid')",
     'problems.length === 0',
   ),
@@ -173,6 +173,20 @@ export const listed = [
     'if ((await isUntouched(asking.stage)) === false) {',
     'if ((await isUntouched(asking.stage)) !== true) {',
   ),
+  change(
+    'publishing-overlooked',
+    'lib/store/suspended.ts',
+    'suspend',
+    "if (isBeingPublished(staging)) return { kind: 'publishing' }",
+    '',
+  ),
+  change(
+    'litter-of-a-vm-removed',
+    'lib/store/settle.ts',
+    'orphans',
+    'if (inbox !== undefined && inbox.rawEntries(1).length > 0) strangers.push(inName)',
+    '',
+  ),
   // Syncs.
   change(
     'orphan-small-not-synced',
@@ -279,6 +293,7 @@ export const listed = [
     'return hasFailed',
   ),
   change('unknown-boot-is-this', 'lib/store/boot.ts', 'durability', "return 'unknown'", "return 'this'"),
+  change('rest-not-synced', 'lib/store/settle.ts', 'durability', '  rest.sync()\n', ''),
   // Restore.
   change(
     'failed-look-did-not-run',
