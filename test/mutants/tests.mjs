@@ -33,11 +33,6 @@ export function testsOf(root) {
     command: 'node',
     args: ['test/power/run.mjs', '--seed', '1', '--count', '300'],
   }
-  const crash = {
-    name: 'crash',
-    command: 'node',
-    args: ['test/crash/run.mjs', '--seed', '1', '--count', '60'],
-  }
   return [...ofTap, power].map((test) => ({ ...test, seconds: 20, limit: 900 }))
 }
 
