@@ -29,7 +29,6 @@ const { values } = parseArgs({
 })
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const work = path.resolve(values.work ?? fs.mkdtempSync(path.join(os.tmpdir(), 'm')))
-const within = Number(values.within)
 const alone = ['ask', 'create', 'suspend', 'saving', 'cancellation', 'vm_queue'].map(
   (name) => `lib/${name}.ts`,
 )
@@ -81,12 +80,12 @@ class Experience {
 const experience = new Experience()
 
 /** The name of the test that fails, `time` where one does not end, undefined where all that were tried pass. */
-async function killerOf(lane, mutant, tests, env) {
+async function killerOf(lane, mutant, tests, { within, env }) {
   let spent = 0
   for (const test of experience.order(mutant.file, tests)) {
     if (spent + test.seconds > within) continue
     spent += test.seconds
-    const passed = await lane.passes(test, { seconds: test.limit ?? 3 * test.seconds + 60, env })
+    const passed = await lane.passes(test, { seconds: 3 * test.seconds + 60, env })
     if (passed === true) continue
     experience.add(mutant.file, test.name)
     return passed === undefined ? `${test.name} (time)` : test.name
@@ -99,10 +98,10 @@ function keep(mutant, killer) {
   const why = equivalents.find(({ key }) => key === mutant.key)?.why
   const verdict = killer !== undefined ? 'killed' : why !== undefined ? 'equivalent' : 'SURVIVED'
   fs.appendFileSync(results, `${JSON.stringify({ ...mutant, verdict, killer, why })}\n`)
-  const what = mutant.what ?? `${mutant.from.slice(0, 90)} -> ${mutant.to.slice(0, 60)}`
-  console.log(
-    `${verdict.padEnd(10)} ${mutant.key ?? mutant.id} ${mutant.file}:${mutant.line ?? ''} ${what}${killer ? ` [${killer}]` : ''}`,
-  )
+  const change = `${mutant.from.slice(0, 90)} -> ${mutant.to.slice(0, 60)}`.replace(/\s+/g, ' ')
+  const where = mutant.line === undefined ? mutant.file : `${mutant.file}:${mutant.line}`
+  const by = killer === undefined ? '' : ` [${killer}]`
+  console.log(`${verdict.padEnd(10)} ${mutant.key} ${where} ${change}${by}`)
   return verdict
 }
 
@@ -126,15 +125,15 @@ const lanes = Array.from(
 fs.rmSync(results, { force: true })
 let counts
 if (values.listed) {
-  const tests = testsOf(root)
-  counts = await inLanes(lanes, chosen(listed), async (lane, change) => {
+  const changes = chosen(listed)
+  const used = new Set(changes.flatMap(({ tests }) => tests))
+  const tests = testsOf(root).filter(({ name }) => used.has(name))
+  const known = await reachOf(lanes, tests, path.join(work, 'unchanged.json'))
+  counts = await inLanes(lanes, changes, async (lane, change) => {
     const undo = apply(lane.root, change)
     try {
-      return await killerOf(
-        lane,
-        change,
-        tests.filter(({ name }) => change.tests.includes(name)),
-      )
+      const its = known.filter(({ passed, name }) => passed && change.tests.includes(name))
+      return await killerOf(lane, change, its, { within: Infinity })
     } finally {
       undo()
     }
@@ -146,7 +145,8 @@ if (values.listed) {
   console.log(`${mutants.length} mutants`)
   counts = await inLanes(lanes, chosen(mutants), (lane, mutant) => {
     const tests = reach.filter(({ passed, ids }) => passed && ids.includes(Number(mutant.id)))
-    return killerOf(lane, mutant, tests, { __STRYKER_ACTIVE_MUTANT__: mutant.id })
+    const env = { __STRYKER_ACTIVE_MUTANT__: mutant.id }
+    return killerOf(lane, mutant, tests, { within: Number(values.within), env })
   })
 }
 const { killed = 0, SURVIVED: survived = 0, equivalent = 0 } = counts
