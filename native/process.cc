@@ -232,10 +232,10 @@ Result<std::int64_t> descriptorLimit() {
 #if defined(__linux__)
 Result<std::int64_t> openDescriptors() {
   constexpr const char *kFolder = "/proc/self/fd";
-  struct stat status{};
-  // Since Linux 6.2 the folder's size is their number. Before it is 0.
-  if (::stat(kFolder, &status) == 0 && status.st_size > 0)
-    return static_cast<std::int64_t>(status.st_size);
+  struct statx status{};
+  // Since Linux 6.2 the folder's size is their number. Before it is 0. (stat() would need glibc 2.33.)
+  if (::statx(AT_FDCWD, kFolder, 0, STATX_SIZE, &status) == 0 && status.stx_size > 0)
+    return static_cast<std::int64_t>(status.stx_size);
   const UniqueFd folder(
       retryInterrupted([&] { return ::open(kFolder, O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
   if (!folder.valid())
