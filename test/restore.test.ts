@@ -187,13 +187,17 @@ for (const dialect of ['path', 'descriptor', 'reply', 'struct'] as const) {
   })
 }
 
-for (const dialect of ['path', 'descriptor', 'reply'] as const) {
-  t.test(`${dialect}: suspended and restored for twenty generations`, async (t) => {
+for (const [dialect, generations] of [
+  ['path', 5],
+  ['descriptor', 20],
+  ['reply', 5],
+] as const) {
+  t.test(`${dialect}: suspended and restored for ${generations} generations`, async (t) => {
     const world = new World(t, dialect)
     await world.begun()
     let first: string[] | undefined
     let machine: unknown
-    for (let generation = 1; generation <= 20; generation++) {
+    for (let generation = 1; generation <= generations; generation++) {
       const name = `g${generation}`
       const { devices, cpus, memoryBytes, poweredOff } = await world.client.suspend('vm1', { name })
       first ??= world.digests(name)

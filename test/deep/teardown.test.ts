@@ -9,6 +9,7 @@ import t, { type Test } from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedFleet, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
 import { checkpointFiles, type Ended, runScript, scratch } from '../support/index.js'
+import { terminateWorkers } from '../support/workers.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const KiB = 1024
@@ -209,4 +210,9 @@ t.test('with fifty Workers, all in the middle of a checkpoint', async (t) => {
     const left = vms.flatMap((vm) => checkpointFiles(path.join(host.store, vm)))
     t.strictSame(left, [], `${ending}: and the stages are free to go`)
   }
+})
+
+t.test('Workers terminated at any phase leave nothing behind', async (t) => {
+  for (const phase of ['queued', 'saving', 'checking', 'syncing', 'publishing'])
+    await terminateWorkers(t, phase, 8)
 })
