@@ -33,6 +33,8 @@ export class Lane {
       cwd: this.root,
       env: { ...process.env, TMPDIR: this.scratch, ...env },
       stdio: ['ignore', log, log],
+      // A mutant may send a signal to its process group.
+      detached: true,
     })
     fs.closeSync(log)
     let late = false
