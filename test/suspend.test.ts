@@ -575,7 +575,7 @@ t.test('descriptors come back', async (t) => {
   const { client } = await start(t, { fault })
   await rejection(client.suspend('vm1'))
   const before = openDescriptors()
-  for (let round = 0; round < 5; round++) await rejection(client.suspend('vm1'))
+  for (let round = 0; round < 2; round++) await rejection(client.suspend('vm1'))
   await until(() => openDescriptors() <= before, 'the descriptors to come back')
 })
 
