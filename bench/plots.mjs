@@ -70,7 +70,10 @@ const plots = {
       ['bhyve-checkpoint', 'oursMs'],
       ['find -printf', 'findMs'],
       ['shell script', 'shellMs'],
-    ].map(([name, key]) => ({ name, points: oneDirectory.map((one) => [one.count, median(one[key])]) })),
+    ].map(([name, key]) => {
+      const measured = oneDirectory.filter((one) => one[key].length > 0)
+      return { name, points: measured.map((one) => [one.count, median(one[key])]) }
+    }),
   }),
   holes: ({ holes }) => ({
     title: 'Stored of an image that is half zero, by the least hole',
