@@ -10,6 +10,20 @@ import { GiB, median, MiB, pairedRatio, timed } from './support/harness.mjs'
 import { settleDisk } from './support/scratch.mjs'
 
 const vm = 'vm1'
+const replaced = {
+  key: 'replacing',
+  what: 'a guest',
+  columns: ['replacing', 'the first time'],
+  aim: 'replacing over the first time',
+  most: 1.15,
+}
+const destroyed = {
+  key: 'destroying',
+  what: 'ten checkpoints',
+  columns: ['destroyAll', 'mv and sync'],
+  aim: 'destroyAll of ten over mv and sync',
+  most: 2,
+}
 
 export async function measure({ report, quick, scratch }) {
   const memoryBytes = quick ? GiB / 4 : 2 * GiB
@@ -23,8 +37,8 @@ export async function measure({ report, quick, scratch }) {
   })
   const world = { scratch, client, memoryBytes, rounds }
   try {
-    showReplacing(report, memoryBytes, await replacing(world))
-    showDestroying(report, memoryBytes, await destroying(world))
+    show(report, replaced, { memoryBytes, found: await replacing(world) })
+    show(report, destroyed, { memoryBytes, found: await destroying(world) })
   } finally {
     await bhyve.stop()
   }
@@ -36,12 +50,12 @@ async function settle(client) {
 }
 
 async function replacing({ client, rounds }) {
-  const found = { firstMs: [], replacingMs: [], blocksFreedMs: [] }
+  const found = { oursMs: [], rivalMs: [], blocksFreedMs: [] }
   for (let round = 0; round < rounds; round++) {
     await settle(client)
-    found.firstMs.push((await timed(() => client.createCheckpoint(vm))).ms)
+    found.rivalMs.push((await timed(() => client.createCheckpoint(vm))).ms)
     await settle(client)
-    found.replacingMs.push((await timed(() => client.createCheckpoint(vm))).ms)
+    found.oursMs.push((await timed(() => client.createCheckpoint(vm))).ms)
     found.blocksFreedMs.push((await timed(() => client.idle())).ms)
     await client.destroyAll(vm)
   }
@@ -50,16 +64,16 @@ async function replacing({ client, rounds }) {
 
 /** The rival moves the same files away and back again before they are destroyed. */
 async function destroying({ scratch, client, rounds }) {
-  const found = { destroyAllMs: [], moveMs: [], blocksFreedMs: [] }
+  const found = { oursMs: [], rivalMs: [], blocksFreedMs: [] }
   const folder = scratch.at('ours', vm)
   for (let round = 0; round < rounds; round++) {
     for (let index = 0; index < 10; index++) await client.createCheckpoint(vm, { name: `c${index}` })
     await settle(client)
     const aside = scratch.folder('aside')
-    found.moveMs.push((await timed(() => move(folder, aside))).ms)
+    found.rivalMs.push((await timed(() => move(folder, aside))).ms)
     move(aside, folder)
     await settle(client)
-    found.destroyAllMs.push((await timed(() => client.destroyAll(vm))).ms)
+    found.oursMs.push((await timed(() => client.destroyAll(vm))).ms)
     found.blocksFreedMs.push((await timed(() => client.idle())).ms)
   }
   return found
@@ -71,34 +85,14 @@ function move(from, to) {
   execFileSync('sync', [from, to])
 }
 
-function showReplacing(report, memoryBytes, found) {
-  report.keep('replacing', { memoryBytes, ...found })
+function show(report, { key, what, columns, aim, most }, { memoryBytes, found }) {
+  const { oursMs, rivalMs, blocksFreedMs } = found
+  const ratio = pairedRatio(oursMs, rivalMs)
+  report.keep(key, { memoryBytes, ...found })
   report.table(
-    `a guest of ${memoryBytes / MiB} MiB, half zero; medians in ms`,
-    ['the first', 'replacing it', 'ratio', 'until its blocks are free'],
-    [
-      [
-        ...[found.firstMs, found.replacingMs].map(median),
-        pairedRatio(found.replacingMs, found.firstMs),
-        median(found.blocksFreedMs),
-      ],
-    ],
+    `${what} of ${memoryBytes / MiB} MiB, half zero; medians in ms`,
+    [...columns, 'ratio', 'until the blocks are free'],
+    [[median(oursMs), median(rivalMs), ratio, median(blocksFreedMs)]],
   )
-  report.atMost('replacing over the first time', pairedRatio(found.replacingMs, found.firstMs), 1.15)
-}
-
-function showDestroying(report, memoryBytes, found) {
-  report.keep('destroying', { memoryBytes, ...found })
-  report.table(
-    `ten checkpoints of ${memoryBytes / MiB} MiB, half zero; medians in ms`,
-    ['destroyAll', 'mv and sync', 'ratio', 'until their blocks are free'],
-    [
-      [
-        ...[found.destroyAllMs, found.moveMs].map(median),
-        pairedRatio(found.destroyAllMs, found.moveMs),
-        median(found.blocksFreedMs),
-      ],
-    ],
-  )
-  report.atMost('destroyAll of ten over mv and sync', pairedRatio(found.destroyAllMs, found.moveMs), 2)
+  report.atMost(aim, ratio, most)
 }

@@ -272,7 +272,7 @@ Result<std::int64_t> openDescriptors() {
 
 Result<std::int64_t> hasWorkingDirectory() {
   std::array<char, 4096> path{};
-  // A path that does not fit is one all the same.
+  // ERANGE: there is a working directory; its path is longer than the buffer.
   if (::getcwd(path.data(), path.size()) != nullptr || errno == ERANGE)
     return 1;
   if (errno == ENOENT)

@@ -671,7 +671,7 @@ t.test('what is removed takes no thread away from others', async (t) => {
     const atOnce = started.length
     await Promise.all(jobs)
     return atOnce === poolSize + 1
-  }, 'a thread more')
+  }, 'an additional thread')
   started.length = 0
   const names = Array.from({ length: poolSize - 1 }, (_, index) => `long ${index}`)
   const jobs = [removal('first'), removal('second'), ...names.map(long), short('short')]

@@ -106,5 +106,5 @@ export const longJobs: ReadonlySet<JobName> = new Set<JobName>([
   'pruneSets',
 ])
 
-/** Jobs that wait for the file system to free blocks. One runs at a time, in a thread that nobody else waits for. */
+/** Jobs that wait for the file system to free blocks. One runs at a time, in an additional thread. */
 export const removalJobs: ReadonlySet<JobName> = new Set<JobName>(['emptyRemoved', 'emptyAllRemoved'])

@@ -311,7 +311,7 @@ export class Pool implements JobRunner {
     return this.#mayGrow() || this.#idleWorker() !== undefined
   }
 
-  /** A removal, which waits for the disk, is given a thread more: it takes none away from what somebody waits for. */
+  /** A removal mostly waits for the disk. While one runs there is one more thread, so that no other job waits for it. */
   #mayGrow(): boolean {
     return this.#workers.size < poolSize + this.#running(removalJobs)
   }

@@ -209,8 +209,8 @@ export class Store {
 }
 
 /**
- * Tries again while somebody else holds the lock, for 30 seconds. Only the pauses count: while the host stands still, or
- * our threads are busy, nobody has been seen to hold it.
+ * Retries while another process holds the lock, for 30 seconds. Only the pauses between attempts are counted. An attempt
+ * may be slow because the host was stopped or the library's threads were busy, which says nothing about the lock.
  */
 async function patiently<T>(attempt: () => Promise<T>, onBusy?: () => void): Promise<T> {
   for (let waitedMs = 0; ;) {

@@ -9,6 +9,7 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs, promisify } from 'node:util'
 import { loadNative } from '../../dist/native.js'
 import { jobs } from '../../dist/pool/jobs.js'
+import { generator } from '../support/random.mjs'
 import { tagOf, writeSet } from './sets.mjs'
 
 const { values } = parseArgs({
@@ -24,17 +25,6 @@ const native = loadNative()
 const environment = { ...process.env, NODE_OPTIONS: '' }
 const operations = ['create', 'create', 'suspend', 'suspend', 'destroy', 'prune', 'destroyAll', 'pin', 'list']
 const suffixes = ['.ckp', '.ckp.kern', '.ckp.meta', '.ckp.manifest']
-
-/** mulberry32: the same sequence for the same seed. */
-function generator(seed) {
-  let state = seed >>> 0
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
-}
 
 /** A store, and for each name what may legally stand under it: tags, or undefined for nothing. */
 class World {

@@ -1,4 +1,4 @@
-/** Changes that were thought of, each with what a user would lose: those a generator does not make, and native ones. */
+/** Changes written by hand, in the library and in native code, and the tests that must notice each of them. */
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'

@@ -13,6 +13,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
+import { generator } from '../support/random.mjs'
 import { equivalents } from './equivalent.mjs'
 import { instrument } from './instrument.mjs'
 import { Lane } from './lane.mjs'
@@ -43,15 +44,9 @@ function filesOfRooms() {
   return all.filter((name) => name.endsWith('.ts') && (rooms.test(name) || alone.includes(name))).sort()
 }
 
-/** mulberry32: the same sample for the same seed. */
+/** The same order for the same seed. */
 function shuffled(items, seed) {
-  let state = seed >>> 0
-  const next = () => {
-    state = (state + 0x6d2b79f5) >>> 0
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
+  const next = generator(seed)
   return items
     .map((item) => ({ item, at: next() }))
     .sort((one, other) => one.at - other.at)

@@ -17,6 +17,7 @@
 // of its length, or some of its pages, and any of its times. sync_file_range() guarantees nothing and is ignored.
 import { Buffer } from 'node:buffer'
 import { keyOf } from './history.mjs'
+import { generator } from '../support/random.mjs'
 
 export const modelNames = ['journal', 'subset', 'soft']
 const pageBytes = 4096
@@ -221,15 +222,4 @@ function olderTime(inode, covered, count) {
   const isSet = inode.changes.slice(covered, count).some(({ kind }) => kind === 'time')
   const lastWrite = inode.changes.slice(0, count).findLastIndex(({ kind }) => kind !== 'time')
   return isSet && lastWrite >= covered ? inode.times[lastWrite + 1] : inode.times[covered]
-}
-
-/** mulberry32: the same sequence for the same seed. */
-export function generator(seed) {
-  let state = seed >>> 0
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
 }

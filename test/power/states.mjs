@@ -1,6 +1,6 @@
 // Chooses states. A state is an operation, a model, a cut (the step before which the power fails) and a choice. Its
 // id holds all of it: `create:soft:57:3.9:12=zero,14=cut4096~:last`.
-import { generator } from './disks.mjs'
+import { generator } from '../support/random.mjs'
 
 export function formatState({ operation, model, cut, lost, fates, keeps }) {
   const pieces = [...lost].map(({ id }) => id).join('.')

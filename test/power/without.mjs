@@ -1,6 +1,6 @@
 // Leaves out one fsync at a time. For each, checks the states that only its absence makes possible; everything else
 // is on the disk. A rule that is broken with the fsync too does not count.
-import { generator } from './disks.mjs'
+import { generator } from '../support/random.mjs'
 import { formatState } from './states.mjs'
 
 const randomOnes = 4
