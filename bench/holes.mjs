@@ -1,6 +1,6 @@
 /** How small a hole is worth making: what is stored, what it costs now, and what it costs whoever reads it. */
 import fs from 'node:fs'
-import { loadNative } from '../dist/native.js'
+import { loadNative } from '../dist/base/native.js'
 import { KiB, MiB, median, timed } from './support/harness.mjs'
 import { writeImage } from './support/images.mjs'
 import { settleDisk } from './support/scratch.mjs'

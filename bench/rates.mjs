@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { loadNative } from '../dist/native.js'
+import { loadNative } from '../dist/base/native.js'
 import { lastEnd } from './support/end_of_file.mjs'
 import { GiB, KiB, median, MiB, pairedRatio, timed } from './support/harness.mjs'
 

@@ -10,7 +10,7 @@ import type {
   VerificationReport,
   VerifyOptions,
   VirtualMachine,
-} from './types.js'
+} from './base/types.js'
 
 export interface CheckpointClient extends AsyncDisposable {
   /**

@@ -7,8 +7,8 @@ import {
   assertPid,
   assertSignal,
   invalid,
-} from './arguments.js'
-import { Cancellation } from './cancellation.js'
+} from './base/assertions.js'
+import { Cancellation } from './base/cancellation.js'
 import { descriptorsOf } from './descriptor_budget.js'
 import { peerWithPid, setPaused } from './bhyve/pause.js'
 import { assertTrusted, vmStateOf } from './bhyve/peer.js'
@@ -18,8 +18,14 @@ import { type Ability, assertRuntimeCan } from './runtime.js'
 import type { Asked } from './ask.js'
 import type { CheckpointClient } from './checkpoint_client.js'
 import { create } from './create.js'
-import { AbortError, CheckpointError, type ErrorDetails, toCheckpointError, withDetails } from './errors.js'
-import { assertCheckpointName, assertVmName } from './names.js'
+import {
+  AbortError,
+  CheckpointError,
+  type ErrorDetails,
+  toCheckpointError,
+  withDetails,
+} from './base/errors.js'
+import { assertCheckpointName, assertVmName } from './base/names.js'
 import {
   assertPolicy,
   clientSettings,
@@ -46,7 +52,7 @@ import type {
   VerificationReport,
   VerifyOptions,
   VirtualMachine,
-} from './types.js'
+} from './base/types.js'
 import { verifyContent } from './verify.js'
 import { VmQueue } from './vm_queue.js'
 

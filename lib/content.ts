@@ -1,5 +1,5 @@
 /** The one pass over a guest's RAM before it is published. */
-import type { Cancellation } from './cancellation.js'
+import type { Cancellation } from './base/cancellation.js'
 import { usualSliceBytes } from './inspect/slice.js'
 import type { CreateSettings } from './options.js'
 import type { ProgressReporter } from './progress.js'

@@ -1,18 +1,18 @@
 /** One checkpoint from the question to the published files: where `bhyve/` and `store/` meet. */
 import { ask, assertPathsFit, type CreateContext, type Ended } from './ask.js'
 import { vmStateOf } from './bhyve/peer.js'
-import type { Cancellation } from './cancellation.js'
+import type { Cancellation } from './base/cancellation.js'
 import { recordContent } from './content.js'
-import { CheckpointError, type VmState } from './errors.js'
+import { CheckpointError, type VmState } from './base/errors.js'
 import { hostFacts } from './host.js'
 import { newManifest } from './inspect/manifest.js'
-import { assertRestorablePath, memorySuffix } from './names.js'
+import { assertRestorablePath, memorySuffix } from './base/names.js'
 import type { CreateSettings } from './options.js'
 import type { ProgressReporter } from './progress.js'
 import type { Stage, Store } from './store/store.js'
-import { traceDecision, traceVerdict } from './trace.js'
+import { traceDecision, traceVerdict } from './base/trace.js'
 import { concludeSuspend, spaceForSuspend } from './suspend.js'
-import type { Checkpoint, Problem } from './types.js'
+import type { Checkpoint, Problem } from './base/types.js'
 
 /**
  * The whole of it. A cancel does not stop this function: it goes on to the end of bhyve's work, throws the stage

@@ -3,18 +3,24 @@
  *
  * @module bhyve-checkpoint
  */
-import './symbols.js'
-import { assertObject } from './arguments.js'
+import './base/symbols.js'
+import { assertObject } from './base/assertions.js'
 import { createClient } from './client.js'
 import { clientOptions } from './options.js'
-import type { Checkpoint, ClientOptions, CreateOptions, ListedCheckpoint } from './types.js'
+import type { Checkpoint, ClientOptions, CreateOptions, ListedCheckpoint } from './base/types.js'
 
 export type { CheckpointClient } from './checkpoint_client.js'
 export { createClient } from './client.js'
-export { AbortError, CheckpointError, type ErrorCode, type ErrorDetails, type VmState } from './errors.js'
+export {
+  AbortError,
+  CheckpointError,
+  type ErrorCode,
+  type ErrorDetails,
+  type VmState,
+} from './base/errors.js'
 export type { Restored } from './restore/restore.js'
 export { cbsdLayout } from './store/layout.js'
-export type { Operation, OperationEvent, OperationResult } from './trace.js'
+export type { Operation, OperationEvent, OperationResult } from './base/trace.js'
 export type {
   Checkpoint,
   ClientOptions,
@@ -32,7 +38,7 @@ export type {
   VerificationReport,
   VerifyOptions,
   VirtualMachine,
-} from './types.js'
+} from './base/types.js'
 
 /** `createCheckpoint` of a client with every default; `options` may carry `ClientOptions` too. */
 export async function createCheckpoint(

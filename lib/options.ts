@@ -8,10 +8,10 @@ import {
   assertOptions,
   assertSignal,
   invalid,
-} from './arguments.js'
+} from './base/assertions.js'
 import { DescriptorBudget, systemCounts } from './descriptor_budget.js'
 import { type Host, hostNow } from './host.js'
-import { assertCheckpointName, assertVmName } from './names.js'
+import { assertCheckpointName, assertVmName } from './base/names.js'
 import type { Place } from './bhyve/locate.js'
 import type { System } from './bhyve/dialects.js'
 import { connectionsHeld } from './bhyve/request.js'
@@ -27,7 +27,7 @@ import type {
   Progress,
   PrunePolicy,
   RestoreOptions,
-} from './types.js'
+} from './base/types.js'
 
 const defaultStallTimeoutMs = 60_000
 export const clientOptions = ['runDirectory', 'checkpointDirectory', 'dialect', 'trustedUids']

@@ -5,16 +5,16 @@
 import type { Asking, Ended } from './ask.js'
 import { isKnownToKernel } from './bhyve/locate.js'
 import { vmStateOf } from './bhyve/peer.js'
-import { Cancellation } from './cancellation.js'
+import { Cancellation } from './base/cancellation.js'
 import { recordContent } from './content.js'
-import { CheckpointError, detailsOf, type VmState } from './errors.js'
+import { CheckpointError, detailsOf, type VmState } from './base/errors.js'
 import { hostFacts } from './host.js'
 import { newManifest } from './inspect/manifest.js'
 import type { Inspection } from './inspect/structure.js'
 import type { Content } from './store/content.js'
 import type { Collected } from './store/collect.js'
-import { traceDecision, traceVerdict } from './trace.js'
-import type { Checkpoint, Problem } from './types.js'
+import { traceDecision, traceVerdict } from './base/trace.js'
+import type { Checkpoint, Problem } from './base/types.js'
 
 /** RAM of unknown size: what bhyve writes besides must fit at least. */
 export const spaceForSuspend = 0

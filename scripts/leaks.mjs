@@ -11,7 +11,7 @@ import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { SimulatedFleet } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client.js'
-import { loadNative } from '../dist/native.js'
+import { loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/options.js'
 import { jobs } from '../dist/pool/jobs.js'
 

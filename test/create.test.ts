@@ -15,7 +15,7 @@ import {
 import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client.js'
 import { realSurroundings } from '../dist/options.js'
-import { isFailure, loadNative } from '../dist/native.js'
+import { isFailure, loadNative } from '../dist/base/native.js'
 import {
   checkpointFiles,
   childEnvironment,

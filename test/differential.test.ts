@@ -1,5 +1,5 @@
 /**
- * Two implementations of libnv's packed form, written apart: the addon's (lib/native.ts) and the simulator's
+ * Two implementations of libnv's packed form, written apart: the addon's (lib/base/native.ts) and the simulator's
  * (lib/simulator/nvlist.ts). Each reads what the other writes, and they take the same inputs, except that the addon
  * is narrower in what is named in `isPlain`. And two readers of bhyve's metadata: what the library calls complete, the
  * stand-in's loader, which reads like libucl, takes, and finds the same in it.
@@ -10,7 +10,7 @@ import path from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
 import { deviceNames, kernelBytes, type Metadata, parseMetadata } from '../dist/inspect/metadata.js'
-import { loadNative, type Native, type NvPair as NativePair } from '../dist/native.js'
+import { loadNative, type Native, type NvPair as NativePair } from '../dist/base/native.js'
 import { decodeNvlist, encodeNvlist, type NvPair, NvType } from '../dist/simulator/nvlist.js'
 import { mostCpus, type SimulatedDialect } from '../dist/simulator/options.js'
 import { restoredState } from '../dist/simulator/restored_state.js'

@@ -175,8 +175,8 @@ function shell(
 t.test('every error code and problem is explained', async (t) => {
   const text = fs.readFileSync(path.join(root, 'docs/errors.md'), 'utf8')
   const explained = new Set([...text.matchAll(/`([A-Za-z_-]+)`/g)].map((match) => match[1]!))
-  const errors = fs.readFileSync(path.join(root, 'lib/errors.ts'), 'utf8').match(/'ERR_[A-Z_]+'/g)!
-  const types = fs.readFileSync(path.join(root, 'lib/types.ts'), 'utf8')
+  const errors = fs.readFileSync(path.join(root, 'lib/base/errors.ts'), 'utf8').match(/'ERR_[A-Z_]+'/g)!
+  const types = fs.readFileSync(path.join(root, 'lib/base/types.ts'), 'utf8')
   const problems = types
     .slice(types.indexOf('export interface Problem'), types.indexOf('message: string'))
     .match(/'[a-z-]+'/g)!

@@ -8,7 +8,7 @@ import t, { type Test } from 'tap'
 import { createClient, type ListedCheckpoint } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client.js'
-import { isFailure, loadNative } from '../dist/native.js'
+import { isFailure, loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/options.js'
 import { jobs } from '../dist/pool/jobs.js'
 import {

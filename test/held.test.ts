@@ -4,7 +4,7 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { hostFacts } from '../dist/host.js'
 import { newManifest } from '../dist/inspect/manifest.js'
-import { loadNative } from '../dist/native.js'
+import { loadNative } from '../dist/base/native.js'
 import { jobs } from '../dist/pool/jobs.js'
 import { beginHolding, takeHeld } from '../dist/store/held.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript

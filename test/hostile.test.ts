@@ -8,7 +8,7 @@ import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulato
 import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../dist/client.js'
 import { parseMetadata } from '../dist/inspect/metadata.js'
-import { isFailure, loadNative } from '../dist/native.js'
+import { isFailure, loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/options.js'
 import { Pool, poolSize, sharedPool } from '../dist/pool/pool.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript

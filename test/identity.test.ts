@@ -3,7 +3,7 @@ import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
 import { createClientIn } from '../dist/client.js'
-import { loadNative } from '../dist/native.js'
+import { loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/options.js'
 import { jobs } from '../dist/pool/jobs.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript

@@ -8,7 +8,7 @@ import type { CheckpointClient } from 'bhyve-checkpoint'
 import { tracedClient } from '../dist/traced_client.js'
 import { createClient, type OperationEvent } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { operations } from '../dist/trace.js'
+import { operations } from '../dist/base/trace.js'
 import { CliWorld } from './support/cli.js'
 import { scratch } from './support/index.js'
 

@@ -4,7 +4,7 @@ import path from 'node:path'
 import t from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { isFailure, loadNative } from '../dist/native.js'
+import { isFailure, loadNative } from '../dist/base/native.js'
 import { checkpointFiles, rejection, scratch, tree, until } from './support/index.js'
 import { Manager, start } from './support/suspending.js'
 

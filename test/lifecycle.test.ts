@@ -5,7 +5,7 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { AbortError, createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, simulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
-import { loadNative } from '../dist/native.js'
+import { loadNative } from '../dist/base/native.js'
 import {
   checkpointFiles,
   openDescriptors,

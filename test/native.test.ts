@@ -5,7 +5,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
-import { type Failure, isFailure, loadNative, type ProcessStatus } from '../dist/native.js'
+import { type Failure, isFailure, loadNative, type ProcessStatus } from '../dist/base/native.js'
 import { childEnvironment, scratch, until } from './support/index.js'
 import { needs } from './support/programs.js'
 

@@ -10,7 +10,7 @@ import { AbortError, type CheckpointClient, type CheckpointError, type Dialect }
 import { simulatedBhyve, type SimulatedDialect } from 'bhyve-checkpoint/simulator'
 import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../dist/client.js'
-import { isFailure, loadNative } from '../dist/native.js'
+import { isFailure, loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/options.js'
 import { beginRestore, holdSet, lookAtSet, markRestored, takeBackMark } from '../dist/store/restoring.js'
 import {

@@ -8,10 +8,10 @@ import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client.js'
 import { parseManifest } from '../dist/inspect/manifest.js'
 import { choose } from '../dist/store/prune.js'
-import { isFailure, loadNative } from '../dist/native.js'
+import { isFailure, loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/options.js'
 import { jobs } from '../dist/pool/jobs.js'
-import type { ListedCheckpoint } from '../dist/types.js'
+import type { ListedCheckpoint } from '../dist/base/types.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from './crash/sets.mjs'
 import {

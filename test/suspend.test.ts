@@ -8,7 +8,7 @@ import { createClient, type Progress } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { ProcessEnd } from '../dist/bhyve/process_end.js'
 import { createClientIn } from '../dist/client.js'
-import { isFailure, loadNative } from '../dist/native.js'
+import { isFailure, loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/options.js'
 import {
   checkpointFiles,

@@ -7,7 +7,7 @@ import t from 'tap'
 import { createClient, type Progress } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client.js'
-import { loadNative } from '../dist/native.js'
+import { loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/options.js'
 import {
   checkpointFiles,

@@ -6,9 +6,9 @@ import t from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { sendRequest } from '../dist/bhyve/request.js'
-import { Cancellation } from '../dist/cancellation.js'
-import { isFailure, loadNative } from '../dist/native.js'
-import type { Dialect } from '../dist/types.js'
+import { Cancellation } from '../dist/base/cancellation.js'
+import { isFailure, loadNative } from '../dist/base/native.js'
+import type { Dialect } from '../dist/base/types.js'
 import { fixtures, pathOfFolder, scratch, until } from './support/index.js'
 
 interface Golden {
@@ -241,7 +241,7 @@ t.test('native refuses what is no argument of its', async (t) => {
 })
 
 t.test('the declared native interface is the exported one', async (t) => {
-  const source = fs.readFileSync(new URL('../lib/native.ts', import.meta.url), 'utf8')
+  const source = fs.readFileSync(new URL('../lib/base/native.ts', import.meta.url), 'utf8')
   const start = source.indexOf('export interface Native {')
   const body = source.slice(start, source.indexOf('\n}\n', start))
   const declared = [...body.matchAll(/^ {2}(?:readonly )?([a-zA-Z]+)\??[(:]/gm)].map((match) => match[1])

@@ -1,8 +1,8 @@
 /** A connection to a VM's socket, by a peer that is trusted, or the reason why there is none. */
 import os from 'node:os'
-import type { Cancellation } from '../cancellation.js'
-import { CheckpointError, errnoName, isExhausted, systemError } from '../errors.js'
-import { type Failure, isFailure, loadNative } from '../native.js'
+import type { Cancellation } from '../base/cancellation.js'
+import { CheckpointError, errnoName, isExhausted, systemError } from '../base/errors.js'
+import { type Failure, isFailure, loadNative } from '../base/native.js'
 import { isKnownToKernel, type Located, type Place } from './locate.js'
 import { assertNotPaused, vmStateOf } from './peer.js'
 import type { PeerMemory } from './peer_memory.js'

@@ -1,8 +1,8 @@
 /** Which form to ask in, and when another may be tried (protocol.md section 3). */
 import { Buffer } from 'node:buffer'
-import { CheckpointError } from '../errors.js'
-import { restorablePathBytes, structPathBytes } from '../names.js'
-import type { Dialect } from '../types.js'
+import { CheckpointError } from '../base/errors.js'
+import { restorablePathBytes, structPathBytes } from '../base/names.js'
+import type { Dialect } from '../base/types.js'
 import type { Located } from './locate.js'
 
 export interface System {

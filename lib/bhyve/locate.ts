@@ -5,9 +5,9 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import { Buffer } from 'node:buffer'
-import { CheckpointError, isNodeSystemError } from '../errors.js'
-import { loadNative } from '../native.js'
-import type { Dialect } from '../types.js'
+import { CheckpointError, isNodeSystemError } from '../base/errors.js'
+import { loadNative } from '../base/native.js'
+import type { Dialect } from '../base/types.js'
 
 export interface Place {
   vm: string

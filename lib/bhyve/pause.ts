@@ -1,7 +1,7 @@
 /** Stopping and continuing a VM's process, as CBSD's bpause: SIGSTOP, SIGCONT, and a look at what came of it. */
 import os from 'node:os'
-import { CheckpointError, isExhausted, systemError } from '../errors.js'
-import { isFailure, loadNative } from '../native.js'
+import { CheckpointError, isExhausted, systemError } from '../base/errors.js'
+import { isFailure, loadNative } from '../base/native.js'
 import type { Peer } from './connect.js'
 import type { Place } from './locate.js'
 

@@ -1,7 +1,7 @@
 /** The bhyve process behind a socket: may it be given our folder, does it live, does it stand still? */
 import os from 'node:os'
-import { CheckpointError, isExhausted, systemError, type VmState } from '../errors.js'
-import { type Failure, isFailure, loadNative, type ProcessStatus } from '../native.js'
+import { CheckpointError, isExhausted, systemError, type VmState } from '../base/errors.js'
+import { type Failure, isFailure, loadNative, type ProcessStatus } from '../base/native.js'
 import type { Peer } from './connect.js'
 import type { Located, Place } from './locate.js'
 

@@ -3,7 +3,7 @@
  * that is busy or stopped takes none from its backlog: asked again and again, it would shut everybody out
  * (protocol.md section 2). So it is asked once, until the socket's file or the process behind it is another one.
  */
-import type { Dialect } from '../types.js'
+import type { Dialect } from '../base/types.js'
 import type { Peer } from './connect.js'
 import type { Located } from './locate.js'
 import { knownStateOf } from './peer.js'

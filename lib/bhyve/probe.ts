@@ -4,8 +4,8 @@
  * would repeat its previous request (protocol.md section 2).
  */
 import os from 'node:os'
-import { CheckpointError, errnoName, isExhausted, systemError } from '../errors.js'
-import { isFailure, loadNative } from '../native.js'
+import { CheckpointError, errnoName, isExhausted, systemError } from '../base/errors.js'
+import { isFailure, loadNative } from '../base/native.js'
 import { peerOf, type Peer } from './connect.js'
 import { isKnownToKernel, type Located, type Place } from './locate.js'
 import type { PeerMemory } from './peer_memory.js'

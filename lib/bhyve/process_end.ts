@@ -3,8 +3,8 @@
  * process where the system has such (pidfd, kqueue), else by looking at the pid and the time it was started; a pid
  * that was given to another process is never waited for.
  */
-import { isExhausted, systemError } from '../errors.js'
-import { isFailure, loadNative } from '../native.js'
+import { isExhausted, systemError } from '../base/errors.js'
+import { isFailure, loadNative } from '../base/native.js'
 import type { Peer } from './connect.js'
 import { vmStateOf } from './peer.js'
 

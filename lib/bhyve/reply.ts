@@ -1,6 +1,6 @@
 /** bhyve's answer: none in most dialects, one nvlist in `reply` (protocol.md section 1). */
 import { Buffer } from 'node:buffer'
-import { loadNative } from '../native.js'
+import { loadNative } from '../base/native.js'
 
 /** More than this is drained and forgotten: an answer is one short line. */
 export const replyMaxBytes = 64 * 1024

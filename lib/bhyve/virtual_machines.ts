@@ -1,8 +1,8 @@
 /** Every VM with a checkpoint socket in the run directory, dead or alive. */
 import fs from 'node:fs'
-import { CheckpointError, isNodeSystemError } from '../errors.js'
-import { isVmName } from '../names.js'
-import type { VirtualMachine } from '../types.js'
+import { CheckpointError, isNodeSystemError } from '../base/errors.js'
+import { isVmName } from '../base/names.js'
+import type { VirtualMachine } from '../base/types.js'
 import { isKnownToKernel, type Located, locateSocket, type Place } from './locate.js'
 import { knownStateOf } from './peer.js'
 import type { PeerMemory } from './peer_memory.js'

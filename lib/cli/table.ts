@@ -1,6 +1,6 @@
 /** Columns that stand below each other, whatever script the names are in. */
 import { eastAsianWidth } from 'get-east-asian-width'
-import { visible } from '../visible.js'
+import { visible } from '../base/visible.js'
 
 const segmenter = new Intl.Segmenter()
 const gap = '  '

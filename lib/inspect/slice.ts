@@ -5,8 +5,8 @@
  */
 import { Buffer } from 'node:buffer'
 import { constants as os } from 'node:os'
-import { CheckpointError, systemError } from '../errors.js'
-import { isFailure, loadNative } from '../native.js'
+import { CheckpointError, systemError } from '../base/errors.js'
+import { isFailure, loadNative } from '../base/native.js'
 import type { OpenFile } from '../store/open_file.js'
 import { ChunkDigest, digestBytes, pieceBuffer, pieceBytes } from './digest.js'
 

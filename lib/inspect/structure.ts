@@ -3,10 +3,10 @@
  * (protocol.md sections 4 and 6). Runs in the pool: every call here blocks.
  */
 import { Buffer } from 'node:buffer'
-import { endings, memorySuffix } from '../names.js'
-import type { FileStatus } from '../native.js'
+import { endings, memorySuffix } from '../base/names.js'
+import type { FileStatus } from '../base/native.js'
 import type { Directory } from '../store/directory.js'
-import type { Problem } from '../types.js'
+import type { Problem } from '../base/types.js'
 import type { Generation } from './generation.js'
 import { fingerprintOf, isSame } from './fingerprint.js'
 import type { Manifest } from './manifest.js'

@@ -1,5 +1,5 @@
 /** What the pool and its workers say to each other. */
-import { CheckpointError, detailsOf, type ErrorCode, type ErrorDetails } from '../errors.js'
+import { CheckpointError, detailsOf, type ErrorCode, type ErrorDetails } from '../base/errors.js'
 
 import type { Removal } from '../store/removed.js'
 

@@ -6,9 +6,9 @@
  */
 import os from 'node:os'
 import { Worker } from 'node:worker_threads'
-import { CheckpointError, isNodeSystemError, systemError, toCheckpointError } from '../errors.js'
-import { isFailure, loadNative } from '../native.js'
-import { packageFile } from '../package_files.js'
+import { CheckpointError, isNodeSystemError, systemError, toCheckpointError } from '../base/errors.js'
+import { isFailure, loadNative } from '../base/native.js'
+import { packageFile } from '../base/package_files.js'
 import { type JobName, type Jobs, longJobs, removalJobs } from './jobs.js'
 import { type FromWorker, fromPortable, type Outcome, type ToWorker } from './messages.js'
 import { reserveSize } from './reserve.js'

@@ -4,8 +4,8 @@
  * published.
  */
 import fs from 'node:fs'
-import { isExhausted } from '../errors.js'
-import { type Failure, isFailure, type Native } from '../native.js'
+import { isExhausted } from '../base/errors.js'
+import { type Failure, isFailure, type Native } from '../base/native.js'
 
 /** What the longest chain of open files in a job takes: a commit that replaces a checkpoint. */
 export const reserveSize = 6

@@ -1,7 +1,7 @@
 /** A pool worker: one job at a time, synchronously. What it opened and nobody took ends with it. */
 import { parentPort } from 'node:worker_threads'
-import { toCheckpointError } from '../errors.js'
-import { loadNative } from '../native.js'
+import { toCheckpointError } from '../base/errors.js'
+import { loadNative } from '../base/native.js'
 import { beginHolding, takeHeld } from '../store/held.js'
 import { beginDeferring, takeRemovals } from '../store/removed.js'
 import { jobs, type JobName } from './jobs.js'

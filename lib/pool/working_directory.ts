@@ -5,8 +5,8 @@
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
-import { systemError } from '../errors.js'
-import { type Failure, isFailure, loadNative } from '../native.js'
+import { systemError } from '../base/errors.js'
+import { type Failure, isFailure, loadNative } from '../base/native.js'
 
 /** A thread that cannot start is not waited for any longer. */
 const startMs = 2_000

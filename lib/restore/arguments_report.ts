@@ -1,6 +1,6 @@
 /** The VM's own arguments and the files they name. Runs in the pool. */
 import fs from 'node:fs'
-import { isExhausted, isNodeSystemError } from '../errors.js'
+import { isExhausted, isNodeSystemError } from '../base/errors.js'
 import { type CommandLine, parseCommandLine } from './command_line.js'
 import { ArgumentsFault } from './fault.js'
 import type { Disk } from './machine.js'

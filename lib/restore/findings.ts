@@ -1,10 +1,10 @@
 /** Why a restore would fail or harm, from what is known: no file is opened and nobody asked here. */
 import { Buffer } from 'node:buffer'
-import { restorablePathBytes, structPathBytes } from '../names.js'
+import { restorablePathBytes, structPathBytes } from '../base/names.js'
 import type { Host } from '../host.js'
 import type { RestoreSettings } from '../options.js'
 import type { SetReport } from '../store/restoring.js'
-import type { RestoreBlocker, RestorePlan, RestoreWarning } from '../types.js'
+import type { RestoreBlocker, RestorePlan, RestoreWarning } from '../base/types.js'
 import type { ArgumentsReport, SeenDisk } from './arguments_report.js'
 import type { Machine } from './machine.js'
 import { aliases } from './slot.js'

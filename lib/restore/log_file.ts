@@ -4,8 +4,8 @@
  */
 import fs from 'node:fs'
 import path from 'node:path'
-import { CheckpointError, systemError } from '../errors.js'
-import { isFailure, loadNative } from '../native.js'
+import { CheckpointError, systemError } from '../base/errors.js'
+import { isFailure, loadNative } from '../base/native.js'
 import { Directory } from '../store/directory.js'
 import { restoreLogName } from '../store/paths.js'
 

@@ -2,7 +2,7 @@
 import type { System } from '../bhyve/dialects.js'
 import { type Generation, systemOf } from '../inspect/generation.js'
 import type { SetReport } from '../store/restoring.js'
-import type { Dialect } from '../types.js'
+import type { Dialect } from '../base/types.js'
 import { blocker, type Blocker } from './findings.js'
 
 export interface Reader {

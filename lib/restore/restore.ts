@@ -1,7 +1,7 @@
 /** One restore, from the plan to the new bhyve's socket. `docs/storage.md` says what a crash leaves at each step. */
-import { CheckpointError, detailsOf, isExhausted, toCheckpointError, withDetails } from '../errors.js'
-import type { Cancellation } from '../cancellation.js'
-import { loadNative } from '../native.js'
+import { CheckpointError, detailsOf, isExhausted, toCheckpointError, withDetails } from '../base/errors.js'
+import type { Cancellation } from '../base/cancellation.js'
+import { loadNative } from '../base/native.js'
 import type { RestoreSettings } from '../options.js'
 import type { Mark } from '../store/restoring.js'
 import type { OpenedLog } from './log_file.js'

@@ -3,7 +3,7 @@ import { isKnownToKernel, type Located, type Place } from '../bhyve/locate.js'
 import { knownStateOf } from '../bhyve/peer.js'
 import type { PeerMemory } from '../bhyve/peer_memory.js'
 import { probe } from '../bhyve/probe.js'
-import { CheckpointError, isExhausted } from '../errors.js'
+import { CheckpointError, isExhausted } from '../base/errors.js'
 import type { Store } from '../store/store.js'
 
 /** Why the VM must be taken for running; undefined where nothing says so. */

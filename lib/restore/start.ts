@@ -4,7 +4,7 @@ import type { Located, Place } from '../bhyve/locate.js'
 import { knownStateOf } from '../bhyve/peer.js'
 import type { PeerMemory } from '../bhyve/peer_memory.js'
 import { probe } from '../bhyve/probe.js'
-import { isFailure, loadNative } from '../native.js'
+import { isFailure, loadNative } from '../base/native.js'
 import type { Store } from '../store/store.js'
 import { socketsIn } from './running.js'
 

@@ -13,7 +13,7 @@
  */
 import { writeSync } from 'node:fs'
 import { constants } from 'node:os'
-import { loadNative, type Native } from '../native.js'
+import { loadNative, type Native } from '../base/native.js'
 import { parseCommandLine, usage, UsageRequest, type CommandLine } from './arguments.js'
 import type { Guest } from './checkpoint.js'
 import { exitSoon } from './destroyed.js'

@@ -1,6 +1,6 @@
 /** Saves a simulated guest: three files, in the order, with the modes and the failures of bhyve's own. */
 import { closeSync, openSync, statSync, writeSync, constants } from 'node:fs'
-import { isFailure, type Native } from '../native.js'
+import { isFailure, type Native } from '../base/native.js'
 import { strikes, type Fault } from './fault.js'
 import type { GuestMemory } from './guest.js'
 import { MetadataWriter } from './metadata.js'

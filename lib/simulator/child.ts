@@ -6,7 +6,7 @@ import { Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { createInterface } from 'node:readline'
-import { packageFile } from '../package_files.js'
+import { packageFile } from '../base/package_files.js'
 import type { ServerSettings } from './options.js'
 import type { ProcessReport, ProcessSettings } from './process.js'
 
@@ -60,7 +60,7 @@ export class SimulatorProcess {
 export async function startProcess(settings: ServerSettings): Promise<SimulatorProcess> {
   // The process would need it: where there is none, this one says so in the loader's own words. Not loaded before, so
   // that the help of the command line needs none.
-  const { loadNative } = await import('../native.js')
+  const { loadNative } = await import('../base/native.js')
   loadNative()
   const temporaryDirectory = await mkdtemp(join(tmpdir(), 'bhyve-'))
   try {

@@ -1,6 +1,6 @@
 /** Where the stand-in lies, ready to be executed. */
 import { accessSync, chmodSync, constants } from 'node:fs'
-import { packageFile } from '../package_files.js'
+import { packageFile } from '../base/package_files.js'
 
 /** The compiler and some package managers leave the file without its executable bit. In a bundle there is none: empty. */
 export function executablePath(): string {

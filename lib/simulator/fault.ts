@@ -1,6 +1,6 @@
 /** What can be made to go wrong in a simulated bhyve. */
 import { constants } from 'node:os'
-import type { Native } from '../native.js'
+import type { Native } from '../base/native.js'
 import type { Coroutine } from './reactor.js'
 
 /** Where, and how. A fault meets every request. */

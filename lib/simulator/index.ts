@@ -4,7 +4,7 @@
  *
  * @module bhyve-checkpoint/simulator
  */
-import '../symbols.js'
+import '../base/symbols.js'
 import { executablePath } from './executable.js'
 import { startProcess, type Exit, type SimulatorProcess } from './child.js'
 import { socketPathOf } from './listener.js'

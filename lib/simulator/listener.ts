@@ -1,7 +1,7 @@
 /** The socket of a simulated VM: its place, and the claim to it. */
 import { lstatSync, mkdirSync, unlinkSync, utimesSync } from 'node:fs'
 import { dirname, join } from 'node:path'
-import { isFailure, type Native } from '../native.js'
+import { isFailure, type Native } from '../base/native.js'
 import { errnoOf, type ServerSettings } from './options.js'
 import { structSize } from './request.js'
 

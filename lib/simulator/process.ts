@@ -4,7 +4,7 @@
  * output: that it listens, or why it cannot.
  */
 import { readSync, rmSync, writeSync } from 'node:fs'
-import { loadNative, type Native } from '../native.js'
+import { loadNative, type Native } from '../base/native.js'
 import { exitSoon } from './destroyed.js'
 import { SyntheticMemory } from './guest.js'
 import { listenFor } from './listener.js'

@@ -4,7 +4,7 @@
  * blocked loop is what a busy bhyve looks like from outside.
  */
 import { readSync } from 'node:fs'
-import { isFailure, type Native } from '../native.js'
+import { isFailure, type Native } from '../base/native.js'
 
 /** What a coroutine waits for. `'turn'`: let the others run first. `'forever'`: it is stuck. */
 export type Wait = { readonly readable: number } | { readonly until: number } | 'turn' | 'forever'

@@ -1,5 +1,5 @@
 /** Receives one request as bhyve's generations do, and says what it asks for. */
-import { isFailure, type Native } from '../native.js'
+import { isFailure, type Native } from '../base/native.js'
 import { decodeNvlist, decodeNvlistHeader, NvHeader, NvType, type NvPair } from './nvlist.js'
 import { errnoOf, type SimulatedDialect } from './options.js'
 import type { Coroutine } from './reactor.js'

@@ -2,7 +2,7 @@
 import { closeSync, fstatSync, openSync, readFileSync, readSync, realpathSync } from 'node:fs'
 import { constants } from 'node:os'
 import { dirname } from 'node:path'
-import type { Native } from '../native.js'
+import type { Native } from '../base/native.js'
 import type { GuestMemory } from './guest.js'
 import { requestNumberOf } from './metadata.js'
 import { shapeOf, type SimulatedDialect } from './options.js'

@@ -1,6 +1,6 @@
 /** One VM's checkpoint socket: one request at a time, from accept to close, as bhyve's thread serves it. */
 import { constants } from 'node:os'
-import { isFailure, type Native } from '../native.js'
+import { isFailure, type Native } from '../base/native.js'
 import { saveCheckpoint, type Guest, type Outcome } from './checkpoint.js'
 import { strikes } from './fault.js'
 import type { Listener } from './listener.js'

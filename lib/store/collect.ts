@@ -1,8 +1,8 @@
 /** What bhyve has left in a stage. Runs in the pool. */
 import { type Inspection, inspectSet, missingMemory } from '../inspect/structure.js'
-import { kernelSuffix, metadataSuffix } from '../names.js'
-import { loadNative } from '../native.js'
-import type { Problem } from '../types.js'
+import { kernelSuffix, metadataSuffix } from '../base/names.js'
+import { loadNative } from '../base/native.js'
+import type { Problem } from '../base/types.js'
 import type { Directory } from './directory.js'
 import { readIntent } from './intent.js'
 import { copyLinked } from './own_files.js'

@@ -2,12 +2,12 @@
  * The commit of a stage, under the exclusive lock of `.staging` and after recovery: old or new, never neither, never
  * half (`docs/storage.md`). Runs in the pool.
  */
-import { CheckpointError, detailsOf } from '../errors.js'
+import { CheckpointError, detailsOf } from '../base/errors.js'
 import { formatManifest, type Manifest, manifestVersion, parseManifest } from '../inspect/manifest.js'
 import { readHead, rewriteManifest } from '../inspect/manifest_file.js'
 import { inspectSet } from '../inspect/structure.js'
-import { manifestSuffix, memorySuffix } from '../names.js'
-import type { Checkpoint } from '../types.js'
+import { manifestSuffix, memorySuffix } from '../base/names.js'
+import type { Checkpoint } from '../base/types.js'
 import { describe } from './describe.js'
 import type { Directory } from './directory.js'
 import { removeTree } from './remove_tree.js'

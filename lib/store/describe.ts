@@ -1,7 +1,7 @@
 /** From what lies on the disk to what callers see. */
 import type { Inspection } from '../inspect/structure.js'
-import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
-import type { Checkpoint, ListedCheckpoint } from '../types.js'
+import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
+import type { Checkpoint, ListedCheckpoint } from '../base/types.js'
 
 export function describe(
   directory: string,

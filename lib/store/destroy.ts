@@ -2,9 +2,9 @@
  * Removing checkpoints. The RAM file goes first, into a trash folder: from then on the checkpoint does not
  * exist. Whatever dies afterwards, recovery finishes. Runs in the pool.
  */
-import { CheckpointError, detailsOf, isExhausted, toCheckpointError } from '../errors.js'
+import { CheckpointError, detailsOf, isExhausted, toCheckpointError } from '../base/errors.js'
 import { isForeignFormat } from '../inspect/structure.js'
-import { memorySuffix } from '../names.js'
+import { memorySuffix } from '../base/names.js'
 import { Directory } from './directory.js'
 import { notFound, setNames } from './list.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'

@@ -7,8 +7,8 @@ import fs from 'node:fs'
 import { constants as os } from 'node:os'
 import path from 'node:path'
 import { TextDecoder } from 'node:util'
-import { systemError, toCheckpointError, withDetails } from '../errors.js'
-import { type Failure, type FileStatus, isFailure, loadNative, type Name } from '../native.js'
+import { systemError, toCheckpointError, withDetails } from '../base/errors.js'
+import { type Failure, type FileStatus, isFailure, loadNative, type Name } from '../base/native.js'
 import { OpenFile } from './open_file.js'
 
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK } = fs.constants

@@ -2,8 +2,8 @@
  * Are the files in a suspend's stage what bhyve wrote? In the boot in which it wrote them, yes. After a reboot only what
  * was fsynced without an error is certain (docs/storage.md, "Durability"). Runs in the pool.
  */
-import { kernelSuffix, memorySuffix, metadataSuffix } from '../names.js'
-import { CheckpointError } from '../errors.js'
+import { kernelSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
+import { CheckpointError } from '../base/errors.js'
 import { isSame } from '../inspect/fingerprint.js'
 import type { Manifest } from '../inspect/manifest.js'
 import type { Inspection } from '../inspect/structure.js'

@@ -1,6 +1,6 @@
 /** Folders by name, for the layouts. Runs in the pool. */
 import path from 'node:path'
-import { CheckpointError } from '../errors.js'
+import { CheckpointError } from '../base/errors.js'
 import { Directory } from './directory.js'
 
 /** The folders in a directory, by name: VMs, for the layouts. `[]` where there is none. */

@@ -3,10 +3,10 @@
  * after its maker died decides by them. Runs in the pool.
  */
 import os from 'node:os'
-import { isExhausted } from '../errors.js'
+import { isExhausted } from '../base/errors.js'
 import type { ManifestHost } from '../inspect/manifest.js'
-import { isFailure, loadNative } from '../native.js'
-import { isCheckpointName } from '../names.js'
+import { isFailure, loadNative } from '../base/native.js'
+import { isCheckpointName } from '../base/names.js'
 import { type Boot, bootIdentity, compareBoot } from './boot.js'
 import type { Directory } from './directory.js'
 import { spaceReserve } from './paths.js'

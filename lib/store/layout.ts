@@ -1,10 +1,10 @@
 /** Where the checkpoints of each VM lie. */
 import path from 'node:path'
-import { assertOptions } from '../arguments.js'
-import { CheckpointError } from '../errors.js'
-import { isVmName } from '../names.js'
+import { assertOptions } from '../base/assertions.js'
+import { CheckpointError } from '../base/errors.js'
+import { isVmName } from '../base/names.js'
 import { sharedPool } from '../pool/pool.js'
-import type { Layout } from '../types.js'
+import type { Layout } from '../base/types.js'
 
 export const defaultRoot = '/var/db/bhyve-checkpoint'
 const defaultCbsdWorkdir = '/usr/jails'

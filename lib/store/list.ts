@@ -1,9 +1,9 @@
 /** Which checkpoints does a VM have? Runs in the pool. */
 import os from 'node:os'
-import { CheckpointError, isExhausted } from '../errors.js'
+import { CheckpointError, isExhausted } from '../base/errors.js'
 import { type Inspection, inspectSet, stateOf } from '../inspect/structure.js'
-import { isCheckpointName, memorySuffix } from '../names.js'
-import type { Checkpoint, ListedCheckpoint, VerificationReport } from '../types.js'
+import { isCheckpointName, memorySuffix } from '../base/names.js'
+import type { Checkpoint, ListedCheckpoint, VerificationReport } from '../base/types.js'
 import { describe } from './describe.js'
 import { Directory } from './directory.js'
 import { lockStagingIfAny } from './lock.js'

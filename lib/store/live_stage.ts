@@ -4,7 +4,7 @@
  * lock of `.staging`; doing it twice, or dying in it, changes nothing. Runs in the pool.
  */
 import { inspectSet } from '../inspect/structure.js'
-import { isFailure, loadNative } from '../native.js'
+import { isFailure, loadNative } from '../base/native.js'
 import { lastChangeOf } from './collect.js'
 import { commitStaged } from './commit.js'
 import type { Directory } from './directory.js'

@@ -5,8 +5,8 @@
  */
 import fs from 'node:fs'
 import os from 'node:os'
-import { CheckpointError } from '../errors.js'
-import type { FileStatus } from '../native.js'
+import { CheckpointError } from '../base/errors.js'
+import type { FileStatus } from '../base/native.js'
 import type { Directory } from './directory.js'
 import { stagingName } from './paths.js'
 

@@ -1,9 +1,9 @@
 /** A published set's manifest, and changing it in place. Under the exclusive lock; runs in the pool. */
-import { CheckpointError } from '../errors.js'
+import { CheckpointError } from '../base/errors.js'
 import { formatManifest, manifestVersion, newManifest, parseManifest } from '../inspect/manifest.js'
 import { readHead, rewriteManifest } from '../inspect/manifest_file.js'
 import { type Inspection, inspectSet } from '../inspect/structure.js'
-import { manifestSuffix, memorySuffix } from '../names.js'
+import { manifestSuffix, memorySuffix } from '../base/names.js'
 import type { Directory } from './directory.js'
 import { notFound } from './list.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'

@@ -1,8 +1,8 @@
 /** A file held by its descriptor. Nothing here moves its position. Runs in the pool: every call here may block. */
 import { Buffer } from 'node:buffer'
 import fs from 'node:fs'
-import { isNodeSystemError, systemError } from '../errors.js'
-import { type Failure, type FileStatus, isFailure, loadNative } from '../native.js'
+import { isNodeSystemError, systemError } from '../base/errors.js'
+import { type Failure, type FileStatus, isFailure, loadNative } from '../base/native.js'
 
 export class OpenFile implements Disposable {
   readonly descriptor: number

@@ -2,7 +2,7 @@
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
-import { CheckpointError } from '../errors.js'
+import { CheckpointError } from '../base/errors.js'
 import { Directory } from './directory.js'
 import { lockStaging } from './lock.js'
 

@@ -1,5 +1,5 @@
 /** The names inside `.staging`, for who must know how long they get. */
-import { kernelSuffix, memorySuffix, metadataSuffix } from '../names.js'
+import { kernelSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 
 /** What bhyve writes in `in/`; it appends `.kern` and `.meta`. Short: `struct` has 95 bytes for the path. */
 export const guestFile = 'ckp'

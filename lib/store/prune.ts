@@ -1,6 +1,6 @@
 /** Which checkpoints may go, and letting them go. Runs in the pool. */
-import { manifestSuffix } from '../names.js'
-import type { ListedCheckpoint, PrunePolicy } from '../types.js'
+import { manifestSuffix } from '../base/names.js'
+import type { ListedCheckpoint, PrunePolicy } from '../base/types.js'
 import { discard } from './destroy.js'
 import { Directory } from './directory.js'
 import { listedSet, byAge, setNames } from './list.js'

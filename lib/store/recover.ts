@@ -2,8 +2,8 @@
  * Finishes what a process left when it died. Always under the exclusive lock of `.staging`; doing it twice, or
  * dying in it, changes nothing. Runs in the pool.
  */
-import { CheckpointError, toCheckpointError } from '../errors.js'
-import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
+import { CheckpointError, toCheckpointError } from '../base/errors.js'
+import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 import type { Directory } from './directory.js'
 import { isWriterAlive, readIntent, writerOf } from './intent.js'
 import { settleLive } from './live_stage.js'

@@ -3,8 +3,8 @@
  * into it. No link is followed, no name is too odd, no tree too deep. Runs in the pool.
  */
 import { constants as os } from 'node:os'
-import { CheckpointError, systemError } from '../errors.js'
-import { isFailure, loadNative, type Name } from '../native.js'
+import { CheckpointError, systemError } from '../base/errors.js'
+import { isFailure, loadNative, type Name } from '../base/native.js'
 import type { Directory } from './directory.js'
 
 const { ENOENT, EPERM, EISDIR } = os.errno

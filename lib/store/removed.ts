@@ -4,8 +4,8 @@
  * What a process that dies leaves, the next one empties. Runs in the pool.
  */
 import path from 'node:path'
-import { memorySuffix } from '../names.js'
-import { CheckpointError } from '../errors.js'
+import { memorySuffix } from '../base/names.js'
+import { CheckpointError } from '../base/errors.js'
 import { Directory } from './directory.js'
 import { assertOurs, lockStagingIfAny } from './lock.js'
 import { guestFile, inName, restoreLogName, stagingName } from './paths.js'

@@ -1,7 +1,7 @@
 /** May a new checkpoint take this name? Asked before bhyve is, and again at the commit. Runs in the pool. */
-import { CheckpointError } from '../errors.js'
+import { CheckpointError } from '../base/errors.js'
 import { isForeignFormat } from '../inspect/structure.js'
-import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
+import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 import type { Directory } from './directory.js'
 import { listedSet } from './list.js'
 

@@ -5,7 +5,7 @@
  * is still the one under that name: so the two never miss each other. Runs in the pool.
  */
 import fs from 'node:fs'
-import { CheckpointError } from '../errors.js'
+import { CheckpointError } from '../base/errors.js'
 import type { Directory } from './directory.js'
 import { holderOf } from './lock.js'
 import type { OpenFile } from './open_file.js'

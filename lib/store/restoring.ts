@@ -1,6 +1,6 @@
 /** What a restore wants of a stored set: look at it, mark it, hold it, and take the mark back. Runs in the pool. */
 import os from 'node:os'
-import { CheckpointError } from '../errors.js'
+import { CheckpointError } from '../base/errors.js'
 import type { Generation } from '../inspect/generation.js'
 import {
   type ManifestHost,
@@ -10,8 +10,8 @@ import {
   withServed,
 } from '../inspect/manifest.js'
 import { type Inspection, inspectSet } from '../inspect/structure.js'
-import { memorySuffix } from '../names.js'
-import type { ListedCheckpoint } from '../types.js'
+import { memorySuffix } from '../base/names.js'
+import type { ListedCheckpoint } from '../base/types.js'
 import { describe } from './describe.js'
 import { Directory } from './directory.js'
 import { inspectStored, notFound } from './list.js'

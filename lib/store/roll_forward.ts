@@ -1,8 +1,8 @@
 /** From a committed stage into place. Doing it twice, or dying in it, changes nothing. Runs in the pool. */
-import { CheckpointError, isExhausted } from '../errors.js'
+import { CheckpointError, isExhausted } from '../base/errors.js'
 import { parseManifest } from '../inspect/manifest.js'
 import { readHead } from '../inspect/manifest_file.js'
-import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../names.js'
+import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 import type { Directory } from './directory.js'
 import { readIntent } from './intent.js'
 import { removeEntry } from './removed.js'

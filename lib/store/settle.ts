@@ -3,10 +3,10 @@
  * its files are the VM. Always under the exclusive lock of `.staging`; doing it twice, or dying in it, changes
  * nothing. Runs in the pool.
  */
-import { CheckpointError } from '../errors.js'
+import { CheckpointError } from '../base/errors.js'
 import { type Inspection, inspectSet, missingMemory } from '../inspect/structure.js'
-import { memorySuffix } from '../names.js'
-import type { Problem } from '../types.js'
+import { memorySuffix } from '../base/names.js'
+import type { Problem } from '../base/types.js'
 import { lastChangeOf } from './collect.js'
 import { commitStaged } from './commit.js'
 import type { Directory } from './directory.js'

@@ -1,7 +1,7 @@
 /** Does the checkpoint fit? Asked before bhyve is, since a full disk costs a suspended VM its state. */
 import { constants as os, totalmem } from 'node:os'
-import { CheckpointError, type ErrorDetails } from '../errors.js'
-import { memorySuffix } from '../names.js'
+import { CheckpointError, type ErrorDetails } from '../base/errors.js'
+import { memorySuffix } from '../base/names.js'
 import { Directory } from './directory.js'
 import { isWriterAlive, readIntent } from './intent.js'
 import { listedSet, setNames } from './list.js'

@@ -1,6 +1,6 @@
 /** bhyve's files in a stage that nobody works at any more. Runs in the pool. */
 import { inspectFiles, type Inspection, inspectSet } from '../inspect/structure.js'
-import { manifestSuffix } from '../names.js'
+import { manifestSuffix } from '../base/names.js'
 import { moveOut } from './collect.js'
 import type { Directory } from './directory.js'
 import { copyName, digestList, freshManifest, guestFile, guestFiles, inName, spaceReserve } from './paths.js'

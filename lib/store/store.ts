@@ -2,13 +2,13 @@
  * The store as the callers' thread sees it: every call is a job of the pool. A VM's checkpoints that somebody
  * else works on are waited for here, by asking again, so that no pool thread stands still.
  */
-import type { Cancellation, CommitPoint } from '../cancellation.js'
-import { CheckpointError } from '../errors.js'
+import type { Cancellation, CommitPoint } from '../base/cancellation.js'
+import { CheckpointError } from '../base/errors.js'
 import type { Restore } from '../inspect/manifest.js'
-import { loadNative } from '../native.js'
+import { loadNative } from '../base/native.js'
 import type { JobName, Jobs } from '../pool/jobs.js'
 import type { JobRunner } from '../pool/pool.js'
-import type { Checkpoint, Layout, ListedCheckpoint, PrunePolicy, VerificationReport } from '../types.js'
+import type { Checkpoint, Layout, ListedCheckpoint, PrunePolicy, VerificationReport } from '../base/types.js'
 import type { Pruned } from './prune.js'
 import type { Publication } from './commit.js'
 import type { Collected } from './collect.js'

@@ -1,7 +1,7 @@
 /** VMs that were suspended, or are just being: what a stage's intent tells those who did not write it. */
-import { CheckpointError } from '../errors.js'
-import type { Checkpoint, ListedCheckpoint } from '../types.js'
-import { memorySuffix } from '../names.js'
+import { CheckpointError } from '../base/errors.js'
+import type { Checkpoint, ListedCheckpoint } from '../base/types.js'
+import { memorySuffix } from '../base/names.js'
 import { describe } from './describe.js'
 import { Directory } from './directory.js'
 import { bootOf, readIntent, removeIntent, writerOf } from './intent.js'

@@ -1,8 +1,8 @@
 /** Is a set all there is of a VM? Runs in the pool. */
 import { isRestoreOpen, parseManifest } from '../inspect/manifest.js'
 import { readHead } from '../inspect/manifest_file.js'
-import { manifestSuffix } from '../names.js'
-import type { ListedCheckpoint } from '../types.js'
+import { manifestSuffix } from '../base/names.js'
+import type { ListedCheckpoint } from '../base/types.js'
 import type { Directory } from './directory.js'
 
 /**

@@ -2,7 +2,7 @@
 // fails. Runs the store's own code on its main thread, so that a call's number means the same in every run.
 import fs from 'node:fs'
 import path from 'node:path'
-import { loadNative } from '../../dist/native.js'
+import { loadNative } from '../../dist/base/native.js'
 import { jobs } from '../../dist/pool/jobs.js'
 import { beginDeferring, takeRemovals } from '../../dist/store/removed.js'
 import { writeSet } from './sets.mjs'

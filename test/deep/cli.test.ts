@@ -16,9 +16,9 @@ import { verify } from '../../dist/cli/commands/stored.js'
 import { statusOf } from '../../dist/cli/exit_status.js'
 import { Interrupt } from '../../dist/cli/interrupt.js'
 import { Output } from '../../dist/cli/output.js'
-import { isFailure, loadNative } from '../../dist/native.js'
+import { isFailure, loadNative } from '../../dist/base/native.js'
 import { CliWorld, matchesKept, type Mode, type Step, transcript, withoutColours } from '../support/cli.js'
-import { visible } from '../../dist/visible.js'
+import { visible } from '../../dist/base/visible.js'
 import { childEnvironment, checkpointFiles, scratch } from '../support/index.js'
 import { putSet } from '../support/sets.js'
 import { needs } from '../support/programs.js'
@@ -586,7 +586,7 @@ t.test('the documented exit statuses are the real ones', async (t) => {
   for (const [, status, codes] of text.matchAll(/^\| (\d+) +\|[^|]*\|(.*)\|$/gm)) {
     for (const [, code] of codes!.matchAll(/`(ERR_\w+)`/g)) documented.set(code!, Number(status))
   }
-  const source = fs.readFileSync(fileURLToPath(new URL('../../lib/errors.ts', import.meta.url)), 'utf8')
+  const source = fs.readFileSync(fileURLToPath(new URL('../../lib/base/errors.ts', import.meta.url)), 'utf8')
   for (const code of new Set(source.match(/ERR_[A-Z_]+/g)))
     t.equal(documented.get(code), statusOf(code), code)
 })

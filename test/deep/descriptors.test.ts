@@ -9,10 +9,10 @@ import t, { type Test } from 'tap'
 import { CheckpointError, type CheckpointClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, simulatedBhyve, SimulatedFleet } from 'bhyve-checkpoint/simulator'
 import { PeerMemory } from '../../dist/bhyve/peer_memory.js'
-import { Cancellation } from '../../dist/cancellation.js'
+import { Cancellation } from '../../dist/base/cancellation.js'
 import { createClientIn } from '../../dist/client.js'
 import { DescriptorBudget } from '../../dist/descriptor_budget.js'
-import { loadNative } from '../../dist/native.js'
+import { loadNative } from '../../dist/base/native.js'
 import { realSurroundings } from '../../dist/options.js'
 import {
   childEnvironment,

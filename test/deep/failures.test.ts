@@ -8,7 +8,7 @@ import t, { type Test } from 'tap'
 import { CheckpointError, type CheckpointClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../../dist/client.js'
-import { loadNative } from '../../dist/native.js'
+import { loadNative } from '../../dist/base/native.js'
 import { realSurroundings } from '../../dist/options.js'
 import { SharedLook } from '../../dist/store/shared_look.js'
 import {

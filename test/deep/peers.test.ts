@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { type CheckpointClient, createClient, type CreateOptions } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { isFailure, loadNative } from '../../dist/native.js'
+import { isFailure, loadNative } from '../../dist/base/native.js'
 import { jobs } from '../../dist/pool/jobs.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { litter as anyLitter, plants as anyPlants } from '../support/plants.mjs'

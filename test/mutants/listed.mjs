@@ -509,7 +509,7 @@ export const listed = [
   ),
   change(
     'late-cancel-forgotten',
-    'lib/cancellation.ts',
+    'lib/base/cancellation.ts',
     'hostile',
     'if (this.#late !== undefined) this.cancel(this.#late)',
     '',

@@ -5,7 +5,7 @@ import { createHash } from 'node:crypto'
 import fs from 'node:fs'
 import path from 'node:path'
 import { createClient } from '../../dist/index.js'
-import { loadNative } from '../../dist/native.js'
+import { loadNative } from '../../dist/base/native.js'
 import { simulatedBhyve } from '../../dist/simulator/index.js'
 import { digestOf } from './record.mjs'
 

@@ -1,7 +1,7 @@
 // Kills the process at a call of the addon: `{ before | after: call, to?: end of the call's last argument, since?: a
 // call that some thread must have made before }`.
 import fs from 'node:fs'
-import { loadNative } from '../../dist/native.js'
+import { loadNative } from '../../dist/base/native.js'
 
 export function arm({ before, after, to = '', since, flag }) {
   const native = loadNative()

@@ -3,7 +3,7 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import readline from 'node:readline'
-import { isFailure, loadNative } from '../../dist/native.js'
+import { isFailure, loadNative } from '../../dist/base/native.js'
 import { writeSet } from '../crash/sets.mjs'
 import { litter, plants } from './plants.mjs'
 

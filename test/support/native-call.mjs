@@ -3,7 +3,7 @@
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
-import { isFailure, loadNative } from '../../dist/native.js'
+import { isFailure, loadNative } from '../../dist/base/native.js'
 
 const native = loadNative()
 const [which, directory] = process.argv.slice(2)

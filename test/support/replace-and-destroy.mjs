@@ -1,7 +1,7 @@
 // Creates, replaces and destroys a checkpoint; a look for a file that is not there marks each beginning.
 import fs from 'node:fs'
 import { createClient } from 'bhyve-checkpoint'
-import { loadNative } from '../../dist/native.js'
+import { loadNative } from '../../dist/base/native.js'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 
 const mark = (name) => {

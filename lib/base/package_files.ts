@@ -11,7 +11,7 @@ const own = import.meta.url as string | undefined
 
 /** A file of `dist`, by its path there. Throws `ERR_NATIVE_UNAVAILABLE` where the library was bundled. */
 export function packageFile(name: string): string {
-  const file = own === undefined ? undefined : fileURLToPath(new URL(name, own))
+  const file = own === undefined ? undefined : fileURLToPath(new URL(`../${name}`, own))
   if (file !== undefined && fs.existsSync(file)) return file
   const into = own === undefined ? 'a CommonJS file' : `'${fileURLToPath(own)}'`
   throw new CheckpointError(
