@@ -2,7 +2,7 @@
 import fs from 'node:fs'
 import { parentPort, workerData } from 'node:worker_threads'
 import { passOver } from '../../dist/inspect/slice.js'
-import { OpenFile } from '../../dist/store/open_file.js'
+import { OpenFile } from '../../dist/fs/open_file.js'
 
 const { file, from, to } = workerData
 const chunkBytes = 256 * 1024

@@ -1,7 +1,7 @@
 /** Digests of the two small files, which tell a copy of a checkpoint from another one. Runs in the pool. */
 import { createHash } from 'node:crypto'
 import { endings } from '../base/names.js'
-import type { Directory } from '../store/directory.js'
+import type { Directory } from '../fs/directory.js'
 import type { Fingerprint } from './manifest.js'
 import { metadataMaxBytes } from './metadata.js'
 

@@ -6,8 +6,8 @@
 import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
-import type { Directory } from '../store/directory.js'
-import type { OpenFile } from '../store/open_file.js'
+import type { Directory } from '../fs/directory.js'
+import type { OpenFile } from '../fs/open_file.js'
 import { digestBytes, pieceBytes } from './digest.js'
 import {
   formatManifest,

@@ -7,7 +7,7 @@ import { Buffer } from 'node:buffer'
 import { constants as os } from 'node:os'
 import { CheckpointError, systemError } from '../base/errors.js'
 import { isFailure, loadNative } from '../base/native.js'
-import type { OpenFile } from '../store/open_file.js'
+import type { OpenFile } from '../fs/open_file.js'
 import { ChunkDigest, digestBytes, pieceBuffer, pieceBytes } from './digest.js'
 
 /** The least that is looked at for zeros: a page, and no file system in use has smaller blocks that matter. */

@@ -5,7 +5,7 @@
 import { Buffer } from 'node:buffer'
 import { endings, memorySuffix } from '../base/names.js'
 import type { FileStatus } from '../base/native.js'
-import type { Directory } from '../store/directory.js'
+import type { Directory } from '../fs/directory.js'
 import type { Problem } from '../base/types.js'
 import type { Generation } from './generation.js'
 import { fingerprintOf, isSame } from './fingerprint.js'

@@ -3,7 +3,7 @@ import { type Inspection, inspectSet, missingMemory } from '../inspect/structure
 import { kernelSuffix, metadataSuffix } from '../base/names.js'
 import { loadNative } from '../base/native.js'
 import type { Problem } from '../base/types.js'
-import type { Directory } from './directory.js'
+import type { Directory } from '../fs/directory.js'
 import { readIntent } from './intent.js'
 import { copyLinked } from './own_files.js'
 import { guestFiles, inName, spaceReserve } from './paths.js'

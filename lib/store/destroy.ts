@@ -5,7 +5,7 @@
 import { CheckpointError, detailsOf, isExhausted, toCheckpointError } from '../base/errors.js'
 import { isForeignFormat } from '../inspect/structure.js'
 import { memorySuffix } from '../base/names.js'
-import { Directory } from './directory.js'
+import { Directory } from '../fs/directory.js'
 import { notFound, setNames } from './list.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'
 import { assertNotStuck, moveCompanions, recover } from './recover.js'

@@ -10,7 +10,7 @@ import type { Inspection } from '../inspect/structure.js'
 import { bootOf } from './intent.js'
 import { digestStaged } from './content.js'
 import { copyInPlace } from './own_files.js'
-import type { Directory } from './directory.js'
+import type { Directory } from '../fs/directory.js'
 import { inName } from './paths.js'
 
 /** In a stage: bhyve's files, the inbox and the stage were fsynced without an error. */

@@ -8,7 +8,7 @@ import type { ManifestHost } from '../inspect/manifest.js'
 import { isFailure, loadNative } from '../base/native.js'
 import { isCheckpointName } from '../base/names.js'
 import { type Boot, bootIdentity, compareBoot } from './boot.js'
-import type { Directory } from './directory.js'
+import type { Directory } from '../fs/directory.js'
 import { spaceReserve } from './paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 

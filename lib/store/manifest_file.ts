@@ -4,11 +4,11 @@ import { formatManifest, manifestVersion, newManifest, parseManifest } from '../
 import { readHead, rewriteManifest } from '../inspect/manifest_file.js'
 import { type Inspection, inspectSet } from '../inspect/structure.js'
 import { manifestSuffix, memorySuffix } from '../base/names.js'
-import type { Directory } from './directory.js'
+import type { Directory } from '../fs/directory.js'
 import { notFound } from './list.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'
 import { assertNotStuck, recover } from './recover.js'
-import { removeRubbish } from './remove_tree.js'
+import { removeRubbish } from '../fs/remove_tree.js'
 import { freshId } from './staging_entries.js'
 
 /** Where there is nothing of that name, no `.staging` is made either. */

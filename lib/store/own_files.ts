@@ -10,11 +10,11 @@ import { kernelMaxBytes, metadataMaxBytes } from '../inspect/metadata.js'
 import { inspectSet } from '../inspect/structure.js'
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 import { isFailure, loadNative } from '../base/native.js'
-import type { Directory } from './directory.js'
+import type { Directory } from '../fs/directory.js'
 import { writerOf } from './intent.js'
-import type { OpenFile } from './open_file.js'
+import type { OpenFile } from '../fs/open_file.js'
 import { copyName } from './paths.js'
-import { removeTree } from './remove_tree.js'
+import { removeTree } from '../fs/remove_tree.js'
 
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL } = fs.constants
 

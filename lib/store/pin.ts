@@ -1,6 +1,6 @@
 /** A pin is a word in the manifest; a set without a manifest gets one. Runs in the pool. */
 import { withPin } from '../inspect/manifest.js'
-import { Directory } from './directory.js'
+import { Directory } from '../fs/directory.js'
 import { notFound } from './list.js'
 import { inspectForMarking, lockForMarking, manifestText, replaceManifest } from './manifest_file.js'
 

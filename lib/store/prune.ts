@@ -2,7 +2,7 @@
 import { manifestSuffix } from '../base/names.js'
 import type { ListedCheckpoint, PrunePolicy } from '../base/types.js'
 import { discard } from './destroy.js'
-import { Directory } from './directory.js'
+import { Directory } from '../fs/directory.js'
 import { listedSet, byAge, setNames } from './list.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'
 import { recover } from './recover.js'

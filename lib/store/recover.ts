@@ -4,7 +4,7 @@
  */
 import { CheckpointError, toCheckpointError } from '../base/errors.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
-import type { Directory } from './directory.js'
+import type { Directory } from '../fs/directory.js'
 import { isWriterAlive, readIntent, writerOf } from './intent.js'
 import { settleLive } from './live_stage.js'
 import { restoreLockName } from './paths.js'

@@ -2,7 +2,7 @@
 import { CheckpointError } from '../base/errors.js'
 import { isForeignFormat } from '../inspect/structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
-import type { Directory } from './directory.js'
+import type { Directory } from '../fs/directory.js'
 import { listedSet } from './list.js'
 
 export function assertReplaceable(directory: Directory, name: string, ifExists: 'replace' | 'fail'): void {

@@ -6,11 +6,11 @@
  */
 import fs from 'node:fs'
 import { CheckpointError } from '../base/errors.js'
-import type { Directory } from './directory.js'
+import type { Directory } from '../fs/directory.js'
 import { holderOf } from './lock.js'
-import type { OpenFile } from './open_file.js'
+import type { OpenFile } from '../fs/open_file.js'
 import { restoreLockName } from './paths.js'
-import { removeRubbish } from './remove_tree.js'
+import { removeRubbish } from '../fs/remove_tree.js'
 
 const { O_RDONLY, O_CREAT, O_NOFOLLOW } = fs.constants
 

@@ -13,7 +13,7 @@ import { type Inspection, inspectSet } from '../inspect/structure.js'
 import { memorySuffix } from '../base/names.js'
 import type { ListedCheckpoint } from '../base/types.js'
 import { describe } from './describe.js'
-import { Directory } from './directory.js'
+import { Directory } from '../fs/directory.js'
 import { inspectStored, notFound } from './list.js'
 import { lockStagingIfAny, openStaging } from './lock.js'
 import {
@@ -23,7 +23,7 @@ import {
   manifestText,
   replaceManifest,
 } from './manifest_file.js'
-import { OpenFile } from './open_file.js'
+import { OpenFile } from '../fs/open_file.js'
 import { restoreLockName, stagingName } from './paths.js'
 import { removeRestoreLock, takeRestoreLock } from './restore_lock.js'
 

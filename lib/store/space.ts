@@ -2,7 +2,7 @@
 import { constants as os, totalmem } from 'node:os'
 import { CheckpointError, type ErrorDetails } from '../base/errors.js'
 import { memorySuffix } from '../base/names.js'
-import { Directory } from './directory.js'
+import { Directory } from '../fs/directory.js'
 import { isWriterAlive, readIntent } from './intent.js'
 import { listedSet, setNames } from './list.js'
 import { guestFile, inName, sizeRecord, stagingName } from './paths.js'

@@ -2,7 +2,7 @@
 import { inspectFiles, type Inspection, inspectSet } from '../inspect/structure.js'
 import { manifestSuffix } from '../base/names.js'
 import { moveOut } from './collect.js'
-import type { Directory } from './directory.js'
+import type { Directory } from '../fs/directory.js'
 import { copyName, digestList, freshManifest, guestFile, guestFiles, inName, spaceReserve } from './paths.js'
 import { publicationOrder, restSuffix } from './roll_forward.js'
 

@@ -5,10 +5,10 @@ import { formatManifest, type Manifest, newManifest } from '../inspect/manifest.
 import { rewriteManifest, rootOfListed, writeManifest } from '../inspect/manifest_file.js'
 import type { Inspection } from '../inspect/structure.js'
 import { manifestSuffix, memorySuffix } from '../base/names.js'
-import type { Directory } from './directory.js'
+import type { Directory } from '../fs/directory.js'
 import { type Intent, writerOf } from './intent.js'
 import { digestList, freshManifest } from './paths.js'
-import { removeTree } from './remove_tree.js'
+import { removeTree } from '../fs/remove_tree.js'
 
 const { O_RDONLY } = fs.constants
 

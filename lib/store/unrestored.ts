@@ -3,7 +3,7 @@ import { isRestoreOpen, parseManifest } from '../inspect/manifest.js'
 import { readHead } from '../inspect/manifest_file.js'
 import { manifestSuffix } from '../base/names.js'
 import type { ListedCheckpoint } from '../base/types.js'
-import type { Directory } from './directory.js'
+import type { Directory } from '../fs/directory.js'
 
 /**
  * The state of a suspended VM that was not restored; or was about to be, and nobody saw bhyve come up, since the

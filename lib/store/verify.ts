@@ -13,9 +13,9 @@ import { type Inspection, stateOf } from '../inspect/structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 import type { Problem } from '../base/types.js'
 import { digestOfFile } from './content.js'
-import { Directory } from './directory.js'
+import { Directory } from '../fs/directory.js'
 import { inspectStill, lockForReading, notFound } from './list.js'
-import { OpenFile } from './open_file.js'
+import { OpenFile } from '../fs/open_file.js'
 
 const { O_RDONLY } = fs.constants
 const { ELOOP, ENXIO, EMLINK, EOPNOTSUPP } = os.errno

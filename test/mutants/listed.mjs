@@ -465,14 +465,14 @@ export const listed = [
   ),
   change(
     'lock-kept-by-a-copy',
-    'lib/store/directory.ts',
+    'lib/fs/directory.ts',
     'store',
     'if (this.#locked) loadNative().unlock(this.descriptor)',
     '',
   ),
   change(
     'restore-lock-kept-by-a-copy',
-    'lib/store/open_file.ts',
+    'lib/fs/open_file.ts',
     'store',
     'if (this.#locked) loadNative().unlock(this.descriptor)',
     '',
