@@ -1,6 +1,6 @@
 /** The one pass over a guest's RAM before it is published. */
 import type { Cancellation } from './base/cancellation.js'
-import { usualSliceBytes } from './inspect/slice.js'
+import { usualSliceBytes } from './checkpoint/slice.js'
 import type { CreateSettings } from './options.js'
 import type { ProgressReporter } from './progress.js'
 import { forEachSlice, StopFlag } from './slices.js'

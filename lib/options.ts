@@ -10,7 +10,7 @@ import {
   invalid,
 } from './base/assertions.js'
 import { DescriptorBudget, systemCounts } from './descriptor_budget.js'
-import { type Host, hostNow } from './host.js'
+import { type Host, hostNow } from './checkpoint/host.js'
 import { assertCheckpointName, assertVmName } from './base/names.js'
 import type { Place } from './bhyve/locate.js'
 import type { System } from './bhyve/dialects.js'

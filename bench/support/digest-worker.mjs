@@ -1,7 +1,7 @@
 // One of the threads of the pass over RAM, without the pool around it.
 import fs from 'node:fs'
 import { parentPort, workerData } from 'node:worker_threads'
-import { passOver } from '../../dist/inspect/slice.js'
+import { passOver } from '../../dist/checkpoint/slice.js'
 import { OpenFile } from '../../dist/fs/open_file.js'
 
 const { file, from, to } = workerData

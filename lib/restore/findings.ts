@@ -1,7 +1,7 @@
 /** Why a restore would fail or harm, from what is known: no file is opened and nobody asked here. */
 import { Buffer } from 'node:buffer'
 import { restorablePathBytes, structPathBytes } from '../base/names.js'
-import type { Host } from '../host.js'
+import type { Host } from '../checkpoint/host.js'
 import type { RestoreSettings } from '../options.js'
 import type { SetReport } from '../store/restoring.js'
 import type { RestoreBlocker, RestorePlan, RestoreWarning } from '../base/types.js'

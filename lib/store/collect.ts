@@ -1,5 +1,5 @@
 /** What bhyve has left in a stage. Runs in the pool. */
-import { type Inspection, inspectSet, missingMemory } from '../inspect/structure.js'
+import { type Inspection, inspectSet, missingMemory } from '../checkpoint/structure.js'
 import { kernelSuffix, metadataSuffix } from '../base/names.js'
 import { loadNative } from '../base/native.js'
 import type { Problem } from '../base/types.js'

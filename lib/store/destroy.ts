@@ -3,7 +3,7 @@
  * exist. Whatever dies afterwards, recovery finishes. Runs in the pool.
  */
 import { CheckpointError, detailsOf, isExhausted, toCheckpointError } from '../base/errors.js'
-import { isForeignFormat } from '../inspect/structure.js'
+import { isForeignFormat } from '../checkpoint/structure.js'
 import { memorySuffix } from '../base/names.js'
 import { Directory } from '../fs/directory.js'
 import { notFound, setNames } from './list.js'

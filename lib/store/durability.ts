@@ -4,9 +4,9 @@
  */
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 import { CheckpointError } from '../base/errors.js'
-import { isSame } from '../inspect/fingerprint.js'
-import type { Manifest } from '../inspect/manifest.js'
-import type { Inspection } from '../inspect/structure.js'
+import { isSame } from '../checkpoint/fingerprint.js'
+import type { Manifest } from '../checkpoint/manifest.js'
+import type { Inspection } from '../checkpoint/structure.js'
 import { bootOf } from './intent.js'
 import { digestStaged } from './content.js'
 import { copyInPlace } from './own_files.js'

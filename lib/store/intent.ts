@@ -4,7 +4,7 @@
  */
 import os from 'node:os'
 import { isExhausted } from '../base/errors.js'
-import type { ManifestHost } from '../inspect/manifest.js'
+import type { ManifestHost } from '../checkpoint/manifest.js'
 import { isFailure, loadNative } from '../base/native.js'
 import { isCheckpointName } from '../base/names.js'
 import { type Boot, bootIdentity, compareBoot } from './boot.js'

@@ -3,7 +3,7 @@
  * cannot answer: then a complete checkpoint in the stage is the last there is of its VM. Always under the exclusive
  * lock of `.staging`; doing it twice, or dying in it, changes nothing. Runs in the pool.
  */
-import { inspectSet } from '../inspect/structure.js'
+import { inspectSet } from '../checkpoint/structure.js'
 import { isFailure, loadNative } from '../base/native.js'
 import { lastChangeOf } from './collect.js'
 import { commitStaged } from './commit.js'

@@ -1,8 +1,8 @@
 /** A published set's manifest, and changing it in place. Under the exclusive lock; runs in the pool. */
 import { CheckpointError } from '../base/errors.js'
-import { formatManifest, manifestVersion, newManifest, parseManifest } from '../inspect/manifest.js'
-import { readHead, rewriteManifest } from '../inspect/manifest_file.js'
-import { type Inspection, inspectSet } from '../inspect/structure.js'
+import { formatManifest, manifestVersion, newManifest, parseManifest } from '../checkpoint/manifest.js'
+import { readHead, rewriteManifest } from '../checkpoint/manifest_file.js'
+import { type Inspection, inspectSet } from '../checkpoint/structure.js'
 import { manifestSuffix, memorySuffix } from '../base/names.js'
 import type { Directory } from '../fs/directory.js'
 import { notFound } from './list.js'

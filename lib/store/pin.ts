@@ -1,5 +1,5 @@
 /** A pin is a word in the manifest; a set without a manifest gets one. Runs in the pool. */
-import { withPin } from '../inspect/manifest.js'
+import { withPin } from '../checkpoint/manifest.js'
 import { Directory } from '../fs/directory.js'
 import { notFound } from './list.js'
 import { inspectForMarking, lockForMarking, manifestText, replaceManifest } from './manifest_file.js'

@@ -6,7 +6,7 @@ import { Directory } from '../fs/directory.js'
 import { listedSet, byAge, setNames } from './list.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'
 import { recover } from './recover.js'
-import { isUnrestored } from './unrestored.js'
+import { isUnrestored } from '../checkpoint/unrestored.js'
 
 const makingMs = 3_600_000
 

@@ -1,8 +1,8 @@
 /** From a stage of ours to the name. Runs in the pool. */
 import fs from 'node:fs'
 import { CheckpointError } from '../base/errors.js'
-import type { Manifest } from '../inspect/manifest.js'
-import { writeManifest } from '../inspect/manifest_file.js'
+import type { Manifest } from '../checkpoint/manifest.js'
+import { writeManifest } from '../checkpoint/manifest_file.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 import type { Checkpoint } from '../base/types.js'
 import { commitStaged, type Publication } from './commit.js'

@@ -1,6 +1,6 @@
 /** May a new checkpoint take this name? Asked before bhyve is, and again at the commit. Runs in the pool. */
 import { CheckpointError } from '../base/errors.js'
-import { isForeignFormat } from '../inspect/structure.js'
+import { isForeignFormat } from '../checkpoint/structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 import type { Directory } from '../fs/directory.js'
 import { listedSet } from './list.js'

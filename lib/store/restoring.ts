@@ -1,18 +1,18 @@
 /** What a restore wants of a stored set: look at it, mark it, hold it, and take the mark back. Runs in the pool. */
 import os from 'node:os'
 import { CheckpointError } from '../base/errors.js'
-import type { Generation } from '../inspect/generation.js'
+import type { Generation } from '../checkpoint/generation.js'
 import {
   type ManifestHost,
   type Restore,
   withoutRestore,
   withRestore,
   withServed,
-} from '../inspect/manifest.js'
-import { type Inspection, inspectSet } from '../inspect/structure.js'
+} from '../checkpoint/manifest.js'
+import { type Inspection, inspectSet } from '../checkpoint/structure.js'
 import { memorySuffix } from '../base/names.js'
 import type { ListedCheckpoint } from '../base/types.js'
-import { describe } from './describe.js'
+import { describe } from '../checkpoint/describe.js'
 import { Directory } from '../fs/directory.js'
 import { inspectStored, notFound } from './list.js'
 import { lockStagingIfAny, openStaging } from './lock.js'

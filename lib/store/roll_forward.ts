@@ -1,7 +1,7 @@
 /** From a committed stage into place. Doing it twice, or dying in it, changes nothing. Runs in the pool. */
 import { CheckpointError, isExhausted } from '../base/errors.js'
-import { parseManifest } from '../inspect/manifest.js'
-import { readHead } from '../inspect/manifest_file.js'
+import { parseManifest } from '../checkpoint/manifest.js'
+import { readHead } from '../checkpoint/manifest_file.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 import type { Directory } from '../fs/directory.js'
 import { readIntent } from './intent.js'

@@ -4,7 +4,7 @@
  * nothing. Runs in the pool.
  */
 import { CheckpointError } from '../base/errors.js'
-import { type Inspection, inspectSet, missingMemory } from '../inspect/structure.js'
+import { type Inspection, inspectSet, missingMemory } from '../checkpoint/structure.js'
 import { memorySuffix } from '../base/names.js'
 import type { Problem } from '../base/types.js'
 import { lastChangeOf } from './collect.js'

@@ -1,5 +1,5 @@
 /** bhyve's files in a stage that nobody works at any more. Runs in the pool. */
-import { inspectFiles, type Inspection, inspectSet } from '../inspect/structure.js'
+import { inspectFiles, type Inspection, inspectSet } from '../checkpoint/structure.js'
 import { manifestSuffix } from '../base/names.js'
 import { moveOut } from './collect.js'
 import type { Directory } from '../fs/directory.js'

@@ -2,7 +2,7 @@
 import { CheckpointError } from '../base/errors.js'
 import type { Checkpoint, ListedCheckpoint } from '../base/types.js'
 import { memorySuffix } from '../base/names.js'
-import { describe } from './describe.js'
+import { describe } from '../checkpoint/describe.js'
 import { Directory } from '../fs/directory.js'
 import { bootOf, readIntent, removeIntent, writerOf } from './intent.js'
 import { byAge, inspectStill, setNames } from './list.js'
@@ -11,7 +11,7 @@ import { holdsUnpublished, isLeftByWriter, recover, type Stuck } from './recover
 import { removeEntry } from './removed.js'
 import { holdsWholeSet } from './stage_files.js'
 import { isAlive, isStageId } from './staging_entries.js'
-import { isUnrestored } from './unrestored.js'
+import { isUnrestored } from '../checkpoint/unrestored.js'
 
 /** `publishing`: bhyve is gone, and somebody is at publishing what it left. */
 export type SuspendedState = { kind: 'publishing' } | { kind: 'known'; checkpoint?: Checkpoint }

@@ -7,7 +7,7 @@ import path from 'node:path'
 import { Worker } from 'node:worker_threads'
 import t, { type Test } from 'tap'
 import { CheckpointError, createClient, type ListedCheckpoint } from 'bhyve-checkpoint'
-import { parseMetadata } from '../../dist/inspect/metadata.js'
+import { parseMetadata } from '../../dist/checkpoint/metadata.js'
 import { checkpointFiles, openDescriptors, rejection, scratch, tree } from '../support/index.js'
 import { manifestOf, putSet } from '../support/sets.js'
 

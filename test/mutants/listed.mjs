@@ -402,14 +402,14 @@ export const listed = [
   ),
   change(
     'identity-without-time',
-    'lib/inspect/structure.ts',
+    'lib/checkpoint/structure.ts',
     'identity',
     '`${identity} ${mtimeMs} ${size}`',
     '`${identity} ${size}`',
   ),
   change(
     'identity-without-size',
-    'lib/inspect/structure.ts',
+    'lib/checkpoint/structure.ts',
     'identity',
     '`${identity} ${mtimeMs} ${size}`',
     '`${identity} ${mtimeMs}`',

@@ -1,5 +1,5 @@
 /** From what lies on the disk to what callers see. */
-import type { Inspection } from '../inspect/structure.js'
+import type { Inspection } from './structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 import type { Checkpoint, ListedCheckpoint } from '../base/types.js'
 

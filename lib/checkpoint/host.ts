@@ -1,6 +1,6 @@
 /** What is known of the host. A checkpoint's manifest records it: another one may not be able to restore it. */
 import os from 'node:os'
-import type { ManifestHost } from './inspect/manifest.js'
+import type { ManifestHost } from './manifest.js'
 
 export interface Host extends ManifestHost {
   /** Without what caches would give back. */

@@ -1,6 +1,6 @@
 /** Is a set all there is of a VM? Runs in the pool. */
-import { isRestoreOpen, parseManifest } from '../inspect/manifest.js'
-import { readHead } from '../inspect/manifest_file.js'
+import { isRestoreOpen, parseManifest } from './manifest.js'
+import { readHead } from './manifest_file.js'
 import { manifestSuffix } from '../base/names.js'
 import type { ListedCheckpoint } from '../base/types.js'
 import type { Directory } from '../fs/directory.js'
