@@ -5,7 +5,7 @@
  */
 import { locateSocket } from '../bhyve/locate.js'
 import { findSockets } from '../bhyve/virtual_machines.js'
-import { readArguments } from '../restore/arguments_report.js'
+import { readArguments } from '../bhyve_arguments/report.js'
 import { openLog, readLogEnd } from '../restore/log_file.js'
 import { destroySet, destroySets } from '../store/destroy.js'
 import { foldersIn, foldersWith } from '../store/folders.js'

@@ -5,9 +5,9 @@ import type { Host } from '../checkpoint/host.js'
 import type { RestoreSettings } from '../options.js'
 import type { SetReport } from '../store/restoring.js'
 import type { RestoreBlocker, RestorePlan, RestoreWarning } from '../base/types.js'
-import type { ArgumentsReport, SeenDisk } from './arguments_report.js'
-import type { Machine } from './machine.js'
-import { aliases } from './slot.js'
+import type { ArgumentsReport, SeenDisk } from '../bhyve_arguments/report.js'
+import type { Machine } from '../bhyve_arguments/parsed_machine.js'
+import { aliases } from '../bhyve_arguments/slot.js'
 
 export type Blocker = RestorePlan['blockers'][number]
 export type Warning = RestorePlan['warnings'][number]

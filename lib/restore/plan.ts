@@ -12,7 +12,7 @@ import type { Store } from '../store/store.js'
 import { ProgressReporter } from '../progress.js'
 import type { RestorePlan } from '../base/types.js'
 import { verifyContent } from '../verify.js'
-import type { ArgumentsReport } from './arguments_report.js'
+import type { ArgumentsReport } from '../bhyve_arguments/report.js'
 import {
   againBlockers,
   blocker,

@@ -2,8 +2,8 @@
 import fs from 'node:fs'
 import { isExhausted, isNodeSystemError } from '../base/errors.js'
 import { type CommandLine, parseCommandLine } from './command_line.js'
-import { ArgumentsFault } from './fault.js'
-import type { Disk } from './machine.js'
+import { ArgumentsFault } from './arguments_fault.js'
+import type { Disk } from './parsed_machine.js'
 
 export interface ArgumentsReport extends CommandLine {
   disks: SeenDisk[]

@@ -3,9 +3,9 @@
  * parser, so that one mistake cannot hide on both sides.
  */
 import { Configuration } from './configuration.js'
-import { ArgumentsFault } from './fault.js'
+import { ArgumentsFault } from './arguments_fault.js'
 import { type Option, splitWords } from './getopt.js'
-import { type Machine, machineOf } from './machine.js'
+import { type Machine, machineOf } from './parsed_machine.js'
 import { scanIntegers } from './numbers.js'
 import { applySlot, isHelp } from './slot.js'
 

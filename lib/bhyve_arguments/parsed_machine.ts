@@ -1,6 +1,6 @@
 /** The virtual machine that bhyve's configuration describes, as far as a checkpoint has to do with it. */
 import type { Configuration } from './configuration.js'
-import { ArgumentsFault } from './fault.js'
+import { ArgumentsFault } from './arguments_fault.js'
 import { memoryBytes, wholeNumber } from './numbers.js'
 import { aliases, isPlace } from './slot.js'
 

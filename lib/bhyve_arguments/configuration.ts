@@ -2,7 +2,7 @@
  * bhyve's configuration tree (bhyve_config(5), upstream's `config.c`): every option becomes a variable, the later of
  * two values wins, and a variable has no children.
  */
-import { ArgumentsFault } from './fault.js'
+import { ArgumentsFault } from './arguments_fault.js'
 
 const mostReferences = 15
 

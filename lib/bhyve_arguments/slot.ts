@@ -4,7 +4,7 @@
  * only the options of disks are looked into.
  */
 import type { Configuration } from './configuration.js'
-import { ArgumentsFault } from './fault.js'
+import { ArgumentsFault } from './arguments_fault.js'
 import { scanIntegers } from './numbers.js'
 
 /**
