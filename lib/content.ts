@@ -4,7 +4,7 @@ import { usualSliceBytes } from './checkpoint/slice.js'
 import type { CreateSettings } from './options.js'
 import type { ProgressReporter } from './progress.js'
 import { forEachSlice, StopFlag } from './slices.js'
-import type { Content, ContentRequest } from './store/content.js'
+import type { Content, ContentRequest } from './store/staging/pass.js'
 import type { Stage } from './store/store.js'
 
 /**

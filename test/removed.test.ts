@@ -7,7 +7,7 @@ import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { isFailure, loadNative } from '../dist/base/native.js'
 import { jobs } from '../dist/pool/jobs.js'
-import { beginDeferring, takeRemovals } from '../dist/store/removed.js'
+import { beginDeferring, takeRemovals } from '../dist/store/staging/removed.js'
 import { checkpointFiles, intercept, rejection, scratch, tree } from './support/index.js'
 import { putSet } from './support/sets.js'
 

@@ -10,7 +10,7 @@ import { openLog, readLogEnd } from '../restore/log_file.js'
 import { destroySet, destroySets } from '../store/destroy.js'
 import { foldersIn, foldersWith } from '../store/folders.js'
 import { getSet, hasSets, listSets, verifySet } from '../store/list.js'
-import { emptyAllRemoved, emptyRemoved } from '../store/removed.js'
+import { emptyAllRemoved, emptyRemoved } from '../store/staging/removed.js'
 import { pinSet } from '../store/pin.js'
 import { pruneSets } from '../store/prune.js'
 import { commitStage, prepareStage, secureStage, settleStage } from '../store/publish.js'
@@ -23,13 +23,13 @@ import {
   markRestored,
   takeBackMark,
 } from '../store/restoring.js'
-import { recordWriter } from '../store/intent.js'
-import { dropPromise, promisedSpace, promiseSpace, reserveSpace } from '../store/space.js'
-import { collectStage, isUntouched } from '../store/collect.js'
-import { beginPass, endPass, passSlice, passWhole } from '../store/content.js'
-import { savedSoFar } from '../store/saved.js'
+import { recordWriter } from '../store/staging/intent.js'
+import { dropPromise, promisedSpace, promiseSpace, reserveSpace } from '../store/staging/space.js'
+import { collectStage, isUntouched } from '../store/staging/collect.js'
+import { beginPass, endPass, passSlice, passWhole } from '../store/staging/pass.js'
+import { savedSoFar } from '../store/staging/saved.js'
 import { dropOutrun, suspendedState } from '../store/suspended.js'
-import { abandonStage, createStage, giveIn, reopenIn } from '../store/stage.js'
+import { abandonStage, createStage, giveIn, reopenIn } from '../store/staging/stage.js'
 import { compareSlice, digestWhole, isListWhole, openSet } from '../store/verify.js'
 
 export const jobs = {

@@ -1,7 +1,7 @@
 /** What the pool and its workers say to each other. */
 import { CheckpointError, detailsOf, type ErrorCode, type ErrorDetails } from '../base/errors.js'
 
-import type { Removal } from '../store/removed.js'
+import type { Removal } from '../store/staging/removed.js'
 
 export type ToWorker =
   | { kind: 'run'; job: string; args: readonly unknown[] }
@@ -9,8 +9,8 @@ export type ToWorker =
   | { kind: 'close'; descriptors: readonly number[] }
 
 /**
- * What came of a job. `held`: descriptors to be closed once the caller has closed its own (store/held.ts). `removals`: what
- * it leaves to be removed by a job of its own (store/removed.ts).
+ * What came of a job. `held`: descriptors to be closed once the caller has closed its own (store/staging/held.ts). `removals`: what
+ * it leaves to be removed by a job of its own (store/staging/removed.ts).
  */
 export type Outcome = ({ value: unknown } | { error: PortableError }) & {
   held: readonly number[]

@@ -12,7 +12,7 @@ import { packageFile } from '../base/package_files.js'
 import { type JobName, type Jobs, longJobs, removalJobs } from './jobs.js'
 import { type FromWorker, fromPortable, type Outcome, type ToWorker } from './messages.js'
 import { reserveSize } from './reserve.js'
-import type { Removal } from '../store/removed.js'
+import type { Removal } from '../store/staging/removed.js'
 import { startInDirectory } from './working_directory.js'
 
 /**

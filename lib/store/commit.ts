@@ -12,7 +12,7 @@ import { describe } from '../checkpoint/describe.js'
 import type { Directory } from '../fs/directory.js'
 import { removeTree } from '../fs/remove_tree.js'
 import { rollForward } from './roll_forward.js'
-import { readySuffix } from './staging_entries.js'
+import { readySuffix } from './staging/staging_entries.js'
 
 export interface Publication {
   name: string

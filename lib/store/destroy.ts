@@ -7,10 +7,10 @@ import { isForeignFormat } from '../checkpoint/structure.js'
 import { memorySuffix } from '../base/names.js'
 import { Directory } from '../fs/directory.js'
 import { notFound, setNames } from './list.js'
-import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'
+import { lockStagingIfAny, lockStagingUnlessGone } from './staging/lock.js'
 import { assertNotStuck, moveCompanions, recover } from './recover.js'
-import { removeDirectoryLater, removeEntry } from './removed.js'
-import { freshId, trashSuffix } from './staging_entries.js'
+import { removeDirectoryLater, removeEntry } from './staging/removed.js'
+import { freshId, trashSuffix } from './staging/staging_entries.js'
 
 export function destroySet(directoryPath: string, name: string): void {
   using directory = Directory.openFolderIfAny(directoryPath)

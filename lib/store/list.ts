@@ -6,9 +6,9 @@ import { isCheckpointName, memorySuffix } from '../base/names.js'
 import type { Checkpoint, ListedCheckpoint, VerificationReport } from '../base/types.js'
 import { describe } from '../checkpoint/describe.js'
 import { Directory } from '../fs/directory.js'
-import { lockStagingIfAny } from './lock.js'
+import { lockStagingIfAny } from './staging/lock.js'
 import { stagingName } from './paths.js'
-import { holdsRemovals, noteRemovals } from './removed.js'
+import { holdsRemovals, noteRemovals } from './staging/removed.js'
 import { holdsUnpublished, isCommitted, needsRecovery, recover } from './recover.js'
 
 const mostAttempts = 10

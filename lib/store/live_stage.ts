@@ -5,16 +5,16 @@
  */
 import { inspectSet } from '../checkpoint/structure.js'
 import { isFailure, loadNative } from '../base/native.js'
-import { lastChangeOf } from './collect.js'
+import { lastChangeOf } from './staging/collect.js'
 import { commitStaged } from './commit.js'
 import type { Directory } from '../fs/directory.js'
-import { moveToFreshName, type StagePlaces } from './fresh_name.js'
-import { bootOf, type Intent, isWriterAlive, readIntent, writerOf } from './intent.js'
-import { copyLinked } from './own_files.js'
-import { removeEntry } from './removed.js'
+import { moveToFreshName, type StagePlaces } from './staging/fresh_name.js'
+import { bootOf, type Intent, isWriterAlive, readIntent, writerOf } from './staging/intent.js'
+import { copyLinked } from './staging/own_files.js'
+import { removeEntry } from './staging/removed.js'
 import { publicationOrder } from './roll_forward.js'
-import { gather, holdsWholeSet, isWhole, lastWriteMs } from './stage_files.js'
-import { manifestFor, storeManifest } from './staged_manifest.js'
+import { gather, holdsWholeSet, isWhole, lastWriteMs } from './staging/stage_files.js'
+import { manifestFor, storeManifest } from './staging/staged_manifest.js'
 
 /** A bhyve that answers does so right after its last write, and would have died of it by then. */
 const answeredMs = 2_500

@@ -6,10 +6,10 @@ import { type Inspection, inspectSet } from '../checkpoint/structure.js'
 import { manifestSuffix, memorySuffix } from '../base/names.js'
 import type { Directory } from '../fs/directory.js'
 import { notFound } from './list.js'
-import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'
+import { lockStagingIfAny, lockStagingUnlessGone } from './staging/lock.js'
 import { assertNotStuck, recover } from './recover.js'
 import { removeRubbish } from '../fs/remove_tree.js'
-import { freshId } from './staging_entries.js'
+import { freshId } from './staging/staging_entries.js'
 
 /** Where there is nothing of that name, no `.staging` is made either. */
 export function lockForMarking(directory: Directory, name: string): Directory {

@@ -4,7 +4,7 @@ import type { ListedCheckpoint, PrunePolicy } from '../base/types.js'
 import { discard } from './destroy.js'
 import { Directory } from '../fs/directory.js'
 import { listedSet, byAge, setNames } from './list.js'
-import { lockStagingIfAny, lockStagingUnlessGone } from './lock.js'
+import { lockStagingIfAny, lockStagingUnlessGone } from './staging/lock.js'
 import { recover } from './recover.js'
 import { isUnrestored } from '../checkpoint/unrestored.js'
 

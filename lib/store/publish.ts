@@ -7,15 +7,15 @@ import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../b
 import type { Checkpoint } from '../base/types.js'
 import { commitStaged, type Publication } from './commit.js'
 import { Directory } from '../fs/directory.js'
-import { makeDurable, recordingFailure } from './durability.js'
-import { holdOpen } from './held.js'
-import { lockStaging } from './lock.js'
+import { makeDurable, recordingFailure } from './staging/durability.js'
+import { holdOpen } from './staging/held.js'
+import { lockStaging } from './staging/lock.js'
 import { digestList, inName, sizeRecord, stagingName } from './paths.js'
 import { assertNotOlder, assertReplaceable } from './replaceable.js'
 import { assertNotStuck, recover } from './recover.js'
 import { removeTree } from '../fs/remove_tree.js'
 import { settleSuspend, type Settled } from './settle.js'
-import { borrowStage, isSameStage, type StageHandle } from './stage_handle.js'
+import { borrowStage, isSameStage, type StageHandle } from './staging/stage_handle.js'
 
 const { O_RDONLY } = fs.constants
 

@@ -5,15 +5,15 @@
 import { CheckpointError, toCheckpointError } from '../base/errors.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 import type { Directory } from '../fs/directory.js'
-import { isWriterAlive, readIntent, writerOf } from './intent.js'
+import { isWriterAlive, readIntent, writerOf } from './staging/intent.js'
 import { settleLive } from './live_stage.js'
 import { restoreLockName } from './paths.js'
-import { holdsRemovals, noteRemovals, removeEntry } from './removed.js'
-import { dropDeadRestoreLock, isRestoring } from './restore_lock.js'
+import { holdsRemovals, noteRemovals, removeEntry } from './staging/removed.js'
+import { dropDeadRestoreLock, isRestoring } from './staging/restore_lock.js'
 import { openFolder, publicationOrder, restSuffix, rollForward } from './roll_forward.js'
 import { settleSuspend } from './settle.js'
-import { holdsAnything } from './stage_files.js'
-import { isAlive, isStageId, readySuffix, removedSuffix, trashSuffix } from './staging_entries.js'
+import { holdsAnything } from './staging/stage_files.js'
+import { isAlive, isStageId, readySuffix, removedSuffix, trashSuffix } from './staging/staging_entries.js'
 
 /** Names whose committed or destroyed sets could not be finished, and why. */
 export type Stuck = Map<string, CheckpointError>

@@ -15,7 +15,7 @@ import type { ListedCheckpoint } from '../base/types.js'
 import { describe } from '../checkpoint/describe.js'
 import { Directory } from '../fs/directory.js'
 import { inspectStored, notFound } from './list.js'
-import { lockStagingIfAny, openStaging } from './lock.js'
+import { lockStagingIfAny, openStaging } from './staging/lock.js'
 import {
   inspectForMarking,
   isOfNewerRelease,
@@ -25,7 +25,7 @@ import {
 } from './manifest_file.js'
 import { OpenFile } from '../fs/open_file.js'
 import { restoreLockName, stagingName } from './paths.js'
-import { removeRestoreLock, takeRestoreLock } from './restore_lock.js'
+import { removeRestoreLock, takeRestoreLock } from './staging/restore_lock.js'
 
 export interface SetReport {
   listed: ListedCheckpoint

@@ -4,7 +4,7 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { loadNative } from '../../dist/base/native.js'
 import { jobs } from '../../dist/pool/jobs.js'
-import { beginDeferring, takeRemovals } from '../../dist/store/removed.js'
+import { beginDeferring, takeRemovals } from '../../dist/store/staging/removed.js'
 import { writeSet } from './sets.mjs'
 
 const strike = JSON.parse(process.argv[2])

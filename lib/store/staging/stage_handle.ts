@@ -1,6 +1,6 @@
 /** A stage as later jobs are told about it: the descriptors stay the caller's. */
-import { Directory } from '../fs/directory.js'
-import { stagingName } from './paths.js'
+import { Directory } from '../../fs/directory.js'
+import { stagingName } from '../paths.js'
 
 export interface StageHandle {
   directoryPath: string

@@ -1,6 +1,6 @@
 /** Which boot of the system a record on the disk is of. Runs in the pool. */
-import { isExhausted, systemError } from '../base/errors.js'
-import { isFailure, loadNative } from '../base/native.js'
+import { isExhausted, systemError } from '../../base/errors.js'
+import { isFailure, loadNative } from '../../base/native.js'
 
 /** Undefined where the system has none (FreeBSD 13), or has none yet. */
 export function bootIdentity(): string | undefined {

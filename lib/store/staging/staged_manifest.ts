@@ -1,14 +1,14 @@
 /** The manifest of a stage that recovery publishes. Runs in the pool. */
 import fs from 'node:fs'
-import { fingerprintOf } from '../checkpoint/fingerprint.js'
-import { formatManifest, type Manifest, newManifest } from '../checkpoint/manifest.js'
-import { rewriteManifest, rootOfListed, writeManifest } from '../checkpoint/manifest_file.js'
-import type { Inspection } from '../checkpoint/structure.js'
-import { manifestSuffix, memorySuffix } from '../base/names.js'
-import type { Directory } from '../fs/directory.js'
+import { fingerprintOf } from '../../checkpoint/fingerprint.js'
+import { formatManifest, type Manifest, newManifest } from '../../checkpoint/manifest.js'
+import { rewriteManifest, rootOfListed, writeManifest } from '../../checkpoint/manifest_file.js'
+import type { Inspection } from '../../checkpoint/structure.js'
+import { manifestSuffix, memorySuffix } from '../../base/names.js'
+import type { Directory } from '../../fs/directory.js'
 import { type Intent, writerOf } from './intent.js'
-import { digestList, freshManifest } from './paths.js'
-import { removeTree } from '../fs/remove_tree.js'
+import { digestList, freshManifest } from '../paths.js'
+import { removeTree } from '../../fs/remove_tree.js'
 
 const { O_RDONLY } = fs.constants
 

@@ -1,6 +1,6 @@
 /** How far bhyve is with a stage. Runs in the pool. */
-import { Directory } from '../fs/directory.js'
-import { guestFile, guestFiles, inName, stagingName } from './paths.js'
+import { Directory } from '../../fs/directory.js'
+import { guestFile, guestFiles, inName, stagingName } from '../paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 import { isStageId } from './staging_entries.js'
 

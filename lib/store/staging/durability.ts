@@ -2,16 +2,16 @@
  * Are the files in a suspend's stage what bhyve wrote? In the boot in which it wrote them, yes. After a reboot only what
  * was fsynced without an error is certain (docs/storage.md, "Durability"). Runs in the pool.
  */
-import { kernelSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
-import { CheckpointError } from '../base/errors.js'
-import { isSame } from '../checkpoint/fingerprint.js'
-import type { Manifest } from '../checkpoint/manifest.js'
-import type { Inspection } from '../checkpoint/structure.js'
+import { kernelSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
+import { CheckpointError } from '../../base/errors.js'
+import { isSame } from '../../checkpoint/fingerprint.js'
+import type { Manifest } from '../../checkpoint/manifest.js'
+import type { Inspection } from '../../checkpoint/structure.js'
 import { bootOf } from './intent.js'
-import { digestStaged } from './content.js'
+import { digestStaged } from './pass.js'
 import { copyInPlace } from './own_files.js'
-import type { Directory } from '../fs/directory.js'
-import { inName } from './paths.js'
+import type { Directory } from '../../fs/directory.js'
+import { inName } from '../paths.js'
 
 /** In a stage: bhyve's files, the inbox and the stage were fsynced without an error. */
 const syncedRecord = 'synced'

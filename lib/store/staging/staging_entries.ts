@@ -1,6 +1,6 @@
 /** What may stand in `.staging`: stages, committed ones, destroyed checkpoints, and what only the disk still has. */
 import { randomBytes } from 'node:crypto'
-import type { Directory } from '../fs/directory.js'
+import type { Directory } from '../../fs/directory.js'
 
 /** A stage whose commit point is behind it. */
 export const readySuffix = '.ready'

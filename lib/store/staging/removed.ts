@@ -4,12 +4,12 @@
  * What a process that dies leaves, the next one empties. Runs in the pool.
  */
 import path from 'node:path'
-import { memorySuffix } from '../base/names.js'
-import { CheckpointError } from '../base/errors.js'
-import { Directory } from '../fs/directory.js'
+import { memorySuffix } from '../../base/names.js'
+import { CheckpointError } from '../../base/errors.js'
+import { Directory } from '../../fs/directory.js'
 import { assertOurs, lockStagingIfAny } from './lock.js'
-import { guestFile, inName, restoreLogName, stagingName } from './paths.js'
-import { removeRubbish } from '../fs/remove_tree.js'
+import { guestFile, inName, restoreLogName, stagingName } from '../paths.js'
+import { removeRubbish } from '../../fs/remove_tree.js'
 import { removedSuffix, replacedName } from './staging_entries.js'
 
 /** Less than that is removed at once. */

@@ -1,12 +1,12 @@
 /** What bhyve has left in a stage. Runs in the pool. */
-import { type Inspection, inspectSet, missingMemory } from '../checkpoint/structure.js'
-import { kernelSuffix, metadataSuffix } from '../base/names.js'
-import { loadNative } from '../base/native.js'
-import type { Problem } from '../base/types.js'
-import type { Directory } from '../fs/directory.js'
+import { type Inspection, inspectSet, missingMemory } from '../../checkpoint/structure.js'
+import { kernelSuffix, metadataSuffix } from '../../base/names.js'
+import { loadNative } from '../../base/native.js'
+import type { Problem } from '../../base/types.js'
+import type { Directory } from '../../fs/directory.js'
 import { readIntent } from './intent.js'
 import { copyLinked } from './own_files.js'
-import { guestFiles, inName, spaceReserve } from './paths.js'
+import { guestFiles, inName, spaceReserve } from '../paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 
 export interface Collected {

@@ -5,12 +5,12 @@
  * is still the one under that name: so the two never miss each other. Runs in the pool.
  */
 import fs from 'node:fs'
-import { CheckpointError } from '../base/errors.js'
-import type { Directory } from '../fs/directory.js'
+import { CheckpointError } from '../../base/errors.js'
+import type { Directory } from '../../fs/directory.js'
 import { holderOf } from './lock.js'
-import type { OpenFile } from '../fs/open_file.js'
-import { restoreLockName } from './paths.js'
-import { removeRubbish } from '../fs/remove_tree.js'
+import type { OpenFile } from '../../fs/open_file.js'
+import { restoreLockName } from '../paths.js'
+import { removeRubbish } from '../../fs/remove_tree.js'
 
 const { O_RDONLY, O_CREAT, O_NOFOLLOW } = fs.constants
 

@@ -3,19 +3,19 @@
  * bhyve ever gets a descriptor of. A flock on the stage itself says that somebody is still at it.
  * Runs in the pool.
  */
-import { Directory } from '../fs/directory.js'
+import { Directory } from '../../fs/directory.js'
 import { holdOpen } from './held.js'
 import { lockStagingIfAny } from './lock.js'
 import { type Intent, removeIntent, writeIntent } from './intent.js'
 import { openLocked, removeMade } from './opening.js'
-import { guestFile, inName, stagingName } from './paths.js'
-import { assertReplaceable } from './replaceable.js'
-import { assertNotStuck, recover } from './recover.js'
-import { removeRubbish } from '../fs/remove_tree.js'
+import { guestFile, inName, stagingName } from '../paths.js'
+import { assertReplaceable } from '../replaceable.js'
+import { assertNotStuck, recover } from '../recover.js'
+import { removeRubbish } from '../../fs/remove_tree.js'
 import { removeEntry } from './removed.js'
 import { lastMemoryBytes } from './space.js'
 import { borrowStage, isSameStage, type StageHandle } from './stage_handle.js'
-import { orphansIn } from './suspended.js'
+import { orphansIn } from '../suspended.js'
 import { freshId } from './staging_entries.js'
 
 export interface StageRequest {

@@ -1,11 +1,11 @@
 /** Does the checkpoint fit? Asked before bhyve is, since a full disk costs a suspended VM its state. */
 import { constants as os, totalmem } from 'node:os'
-import { CheckpointError, type ErrorDetails } from '../base/errors.js'
-import { memorySuffix } from '../base/names.js'
-import { Directory } from '../fs/directory.js'
+import { CheckpointError, type ErrorDetails } from '../../base/errors.js'
+import { memorySuffix } from '../../base/names.js'
+import { Directory } from '../../fs/directory.js'
 import { isWriterAlive, readIntent } from './intent.js'
-import { listedSet, setNames } from './list.js'
-import { guestFile, inName, sizeRecord, stagingName } from './paths.js'
+import { listedSet, setNames } from '../list.js'
+import { guestFile, inName, sizeRecord, stagingName } from '../paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 import { isAlive, isStageId } from './staging_entries.js'
 

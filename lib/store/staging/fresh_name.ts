@@ -1,7 +1,7 @@
 /** A name of its own for a stage whose wanted name is taken, or must not be. Runs in the pool. */
 import { Buffer } from 'node:buffer'
-import { checkpointNameBytes, memorySuffix, restorablePathBytes, structPathBytes } from '../base/names.js'
-import type { Directory } from '../fs/directory.js'
+import { checkpointNameBytes, memorySuffix, restorablePathBytes, structPathBytes } from '../../base/names.js'
+import type { Directory } from '../../fs/directory.js'
 import { type Intent, renameIntent, writerOf } from './intent.js'
 import { gather } from './stage_files.js'
 import { freshId } from './staging_entries.js'

@@ -2,7 +2,7 @@
  * Folders that a job removed while the caller still has them open. The last close of such a folder frees it on the
  * disk, and may wait for the disk: it must not be the caller's. Runs in the pool.
  */
-import { isFailure, loadNative } from '../base/native.js'
+import { isFailure, loadNative } from '../../base/native.js'
 
 let held: number[] | undefined
 

@@ -3,13 +3,13 @@
  * after its maker died decides by them. Runs in the pool.
  */
 import os from 'node:os'
-import { isExhausted } from '../base/errors.js'
-import type { ManifestHost } from '../checkpoint/manifest.js'
-import { isFailure, loadNative } from '../base/native.js'
-import { isCheckpointName } from '../base/names.js'
+import { isExhausted } from '../../base/errors.js'
+import type { ManifestHost } from '../../checkpoint/manifest.js'
+import { isFailure, loadNative } from '../../base/native.js'
+import { isCheckpointName } from '../../base/names.js'
 import { type Boot, bootIdentity, compareBoot } from './boot.js'
-import type { Directory } from '../fs/directory.js'
-import { spaceReserve } from './paths.js'
+import type { Directory } from '../../fs/directory.js'
+import { spaceReserve } from '../paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 
 const { ESRCH } = os.constants.errno

@@ -2,8 +2,8 @@
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
-import { CheckpointError } from '../base/errors.js'
-import { Directory } from '../fs/directory.js'
+import { CheckpointError } from '../../base/errors.js'
+import { Directory } from '../../fs/directory.js'
 import { lockStaging } from './lock.js'
 
 /** A dangling link looks like a directory that is being removed again and again. */

@@ -5,10 +5,10 @@
  */
 import fs from 'node:fs'
 import os from 'node:os'
-import { CheckpointError } from '../base/errors.js'
-import type { FileStatus } from '../base/native.js'
-import type { Directory } from '../fs/directory.js'
-import { stagingName } from './paths.js'
+import { CheckpointError } from '../../base/errors.js'
+import type { FileStatus } from '../../base/native.js'
+import type { Directory } from '../../fs/directory.js'
+import { stagingName } from '../paths.js'
 
 const ownerOnly = 0o700
 
