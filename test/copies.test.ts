@@ -7,7 +7,7 @@ import { type CheckpointClient, createClient, type ListedCheckpoint } from 'bhyv
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { jobs } from '../dist/pool/jobs.js'
 import { Directory } from '../dist/fs/directory.js'
-import { assertNotOlder } from '../dist/store/replaceable.js'
+import { assertNotOlder } from '../dist/store/commit/replaceable.js'
 import { scratch, until } from './support/index.js'
 import { needs } from './support/programs.js'
 import { changeManifest, manifestOf } from './support/sets.js'

@@ -13,7 +13,7 @@ import { getSet, hasSets, listSets, verifySet } from '../store/list.js'
 import { emptyAllRemoved, emptyRemoved } from '../store/staging/removed.js'
 import { pinSet } from '../store/pin.js'
 import { pruneSets } from '../store/prune.js'
-import { commitStage, prepareStage, secureStage, settleStage } from '../store/publish.js'
+import { commitStage, prepareStage, secureStage, settleStage } from '../store/commit/publish.js'
 import {
   beginRestore,
   confirmRestore,

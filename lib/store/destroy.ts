@@ -8,7 +8,7 @@ import { memorySuffix } from '../base/names.js'
 import { Directory } from '../fs/directory.js'
 import { notFound, setNames } from './list.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from './staging/lock.js'
-import { assertNotStuck, moveCompanions, recover } from './recover.js'
+import { assertNotStuck, moveCompanions, recover } from './commit/recover.js'
 import { removeDirectoryLater, removeEntry } from './staging/removed.js'
 import { freshId, trashSuffix } from './staging/staging_entries.js'
 

@@ -9,7 +9,7 @@ import { Directory } from '../fs/directory.js'
 import { lockStagingIfAny } from './staging/lock.js'
 import { stagingName } from './paths.js'
 import { holdsRemovals, noteRemovals } from './staging/removed.js'
-import { holdsUnpublished, isCommitted, needsRecovery, recover } from './recover.js'
+import { holdsUnpublished, isCommitted, needsRecovery, recover } from './commit/recover.js'
 
 const mostAttempts = 10
 

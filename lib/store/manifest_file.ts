@@ -7,7 +7,7 @@ import { manifestSuffix, memorySuffix } from '../base/names.js'
 import type { Directory } from '../fs/directory.js'
 import { notFound } from './list.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from './staging/lock.js'
-import { assertNotStuck, recover } from './recover.js'
+import { assertNotStuck, recover } from './commit/recover.js'
 import { removeRubbish } from '../fs/remove_tree.js'
 import { freshId } from './staging/staging_entries.js'
 

@@ -5,7 +5,7 @@ import { discard } from './destroy.js'
 import { Directory } from '../fs/directory.js'
 import { listedSet, byAge, setNames } from './list.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from './staging/lock.js'
-import { recover } from './recover.js'
+import { recover } from './commit/recover.js'
 import { isUnrestored } from '../checkpoint/unrestored.js'
 
 const makingMs = 3_600_000

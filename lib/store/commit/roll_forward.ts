@@ -1,12 +1,12 @@
 /** From a committed stage into place. Doing it twice, or dying in it, changes nothing. Runs in the pool. */
-import { CheckpointError, isExhausted } from '../base/errors.js'
-import { parseManifest } from '../checkpoint/manifest.js'
-import { readHead } from '../checkpoint/manifest_file.js'
-import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
-import type { Directory } from '../fs/directory.js'
-import { readIntent } from './staging/intent.js'
-import { removeEntry } from './staging/removed.js'
-import { replacedName } from './staging/staging_entries.js'
+import { CheckpointError, isExhausted } from '../../base/errors.js'
+import { parseManifest } from '../../checkpoint/manifest.js'
+import { readHead } from '../../checkpoint/manifest_file.js'
+import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
+import type { Directory } from '../../fs/directory.js'
+import { readIntent } from '../staging/intent.js'
+import { removeEntry } from '../staging/removed.js'
+import { replacedName } from '../staging/staging_entries.js'
 
 /** A directory of what a VM that is gone has left besides its files: kept, and removed with the checkpoint. */
 export const restSuffix = '.ckp.rest'

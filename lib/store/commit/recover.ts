@@ -2,18 +2,18 @@
  * Finishes what a process left when it died. Always under the exclusive lock of `.staging`; doing it twice, or
  * dying in it, changes nothing. Runs in the pool.
  */
-import { CheckpointError, toCheckpointError } from '../base/errors.js'
-import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
-import type { Directory } from '../fs/directory.js'
-import { isWriterAlive, readIntent, writerOf } from './staging/intent.js'
+import { CheckpointError, toCheckpointError } from '../../base/errors.js'
+import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
+import type { Directory } from '../../fs/directory.js'
+import { isWriterAlive, readIntent, writerOf } from '../staging/intent.js'
 import { settleLive } from './live_stage.js'
-import { restoreLockName } from './paths.js'
-import { holdsRemovals, noteRemovals, removeEntry } from './staging/removed.js'
-import { dropDeadRestoreLock, isRestoring } from './staging/restore_lock.js'
+import { restoreLockName } from '../paths.js'
+import { holdsRemovals, noteRemovals, removeEntry } from '../staging/removed.js'
+import { dropDeadRestoreLock, isRestoring } from '../staging/restore_lock.js'
 import { openFolder, publicationOrder, restSuffix, rollForward } from './roll_forward.js'
 import { settleSuspend } from './settle.js'
-import { holdsAnything } from './staging/stage_files.js'
-import { isAlive, isStageId, readySuffix, removedSuffix, trashSuffix } from './staging/staging_entries.js'
+import { holdsAnything } from '../staging/stage_files.js'
+import { isAlive, isStageId, readySuffix, removedSuffix, trashSuffix } from '../staging/staging_entries.js'
 
 /** Names whose committed or destroyed sets could not be finished, and why. */
 export type Stuck = Map<string, CheckpointError>

@@ -3,18 +3,18 @@
  * cannot answer: then a complete checkpoint in the stage is the last there is of its VM. Always under the exclusive
  * lock of `.staging`; doing it twice, or dying in it, changes nothing. Runs in the pool.
  */
-import { inspectSet } from '../checkpoint/structure.js'
-import { isFailure, loadNative } from '../base/native.js'
-import { lastChangeOf } from './staging/collect.js'
+import { inspectSet } from '../../checkpoint/structure.js'
+import { isFailure, loadNative } from '../../base/native.js'
+import { lastChangeOf } from '../staging/collect.js'
 import { commitStaged } from './commit.js'
-import type { Directory } from '../fs/directory.js'
-import { moveToFreshName, type StagePlaces } from './staging/fresh_name.js'
-import { bootOf, type Intent, isWriterAlive, readIntent, writerOf } from './staging/intent.js'
-import { copyLinked } from './staging/own_files.js'
-import { removeEntry } from './staging/removed.js'
+import type { Directory } from '../../fs/directory.js'
+import { moveToFreshName, type StagePlaces } from '../staging/fresh_name.js'
+import { bootOf, type Intent, isWriterAlive, readIntent, writerOf } from '../staging/intent.js'
+import { copyLinked } from '../staging/own_files.js'
+import { removeEntry } from '../staging/removed.js'
 import { publicationOrder } from './roll_forward.js'
-import { gather, holdsWholeSet, isWhole, lastWriteMs } from './staging/stage_files.js'
-import { manifestFor, storeManifest } from './staging/staged_manifest.js'
+import { gather, holdsWholeSet, isWhole, lastWriteMs } from '../staging/stage_files.js'
+import { manifestFor, storeManifest } from '../staging/staged_manifest.js'
 
 /** A bhyve that answers does so right after its last write, and would have died of it by then. */
 const answeredMs = 2_500

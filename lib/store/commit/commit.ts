@@ -2,17 +2,17 @@
  * The commit of a stage, under the exclusive lock of `.staging` and after recovery: old or new, never neither, never
  * half (`docs/storage.md`). Runs in the pool.
  */
-import { CheckpointError, detailsOf } from '../base/errors.js'
-import { formatManifest, type Manifest, manifestVersion, parseManifest } from '../checkpoint/manifest.js'
-import { readHead, rewriteManifest } from '../checkpoint/manifest_file.js'
-import { inspectSet } from '../checkpoint/structure.js'
-import { manifestSuffix, memorySuffix } from '../base/names.js'
-import type { Checkpoint } from '../base/types.js'
-import { describe } from '../checkpoint/describe.js'
-import type { Directory } from '../fs/directory.js'
-import { removeTree } from '../fs/remove_tree.js'
+import { CheckpointError, detailsOf } from '../../base/errors.js'
+import { formatManifest, type Manifest, manifestVersion, parseManifest } from '../../checkpoint/manifest.js'
+import { readHead, rewriteManifest } from '../../checkpoint/manifest_file.js'
+import { inspectSet } from '../../checkpoint/structure.js'
+import { manifestSuffix, memorySuffix } from '../../base/names.js'
+import type { Checkpoint } from '../../base/types.js'
+import { describe } from '../../checkpoint/describe.js'
+import type { Directory } from '../../fs/directory.js'
+import { removeTree } from '../../fs/remove_tree.js'
 import { rollForward } from './roll_forward.js'
-import { readySuffix } from './staging/staging_entries.js'
+import { readySuffix } from '../staging/staging_entries.js'
 
 export interface Publication {
   name: string
