@@ -5,7 +5,7 @@ import { loadNative } from './base/native.js'
 import type { ProgressReporter } from './progress.js'
 import { forEachSlice, StopFlag } from './slices.js'
 import type { Store } from './store/store.js'
-import type { OpenedSet, Recorded } from './store/verify.js'
+import type { OpenedSet, Recorded } from './store/catalog/open_set.js'
 import type { Problem, VerificationReport } from './base/types.js'
 
 /** Of more places than these the number is told. */

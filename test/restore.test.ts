@@ -12,7 +12,13 @@ import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../dist/client.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/options.js'
-import { beginRestore, holdSet, lookAtSet, markRestored, takeBackMark } from '../dist/store/restoring.js'
+import {
+  beginRestore,
+  holdSet,
+  lookAtSet,
+  markRestored,
+  takeBackMark,
+} from '../dist/store/catalog/restore_records.js'
 import {
   checkpointFiles,
   childEnvironment,

@@ -7,7 +7,7 @@ import { cbsdLayout, createClient, type CheckpointClient } from 'bhyve-checkpoin
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client.js'
 import { parseManifest } from '../dist/checkpoint/manifest.js'
-import { choose } from '../dist/store/prune.js'
+import { choose } from '../dist/store/catalog/prune.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/options.js'
 import { jobs } from '../dist/pool/jobs.js'

@@ -6,13 +6,13 @@
 import { locateSocket } from '../bhyve/locate.js'
 import { findSockets } from '../bhyve/virtual_machines.js'
 import { readArguments } from '../bhyve_arguments/report.js'
-import { openLog, readLogEnd } from '../restore/log_file.js'
-import { destroySet, destroySets } from '../store/destroy.js'
-import { foldersIn, foldersWith } from '../store/folders.js'
-import { getSet, hasSets, listSets, verifySet } from '../store/list.js'
+import { openLog, readLogEnd } from '../store/catalog/restore_log.js'
+import { destroySet, destroySets } from '../store/catalog/destroy.js'
+import { foldersIn, foldersWith } from '../store/catalog/folders.js'
+import { getSet, hasSets, listSets, verifySet } from '../store/catalog/list.js'
 import { emptyAllRemoved, emptyRemoved } from '../store/staging/removed.js'
-import { pinSet } from '../store/pin.js'
-import { pruneSets } from '../store/prune.js'
+import { pinSet } from '../store/catalog/pin.js'
+import { pruneSets } from '../store/catalog/prune.js'
 import { commitStage, prepareStage, secureStage, settleStage } from '../store/commit/publish.js'
 import {
   beginRestore,
@@ -22,15 +22,15 @@ import {
   lookAtSet,
   markRestored,
   takeBackMark,
-} from '../store/restoring.js'
+} from '../store/catalog/restore_records.js'
 import { recordWriter } from '../store/staging/intent.js'
 import { dropPromise, promisedSpace, promiseSpace, reserveSpace } from '../store/staging/space.js'
 import { collectStage, isUntouched } from '../store/staging/collect.js'
 import { beginPass, endPass, passSlice, passWhole } from '../store/staging/pass.js'
 import { savedSoFar } from '../store/staging/saved.js'
-import { dropOutrun, suspendedState } from '../store/suspended.js'
+import { dropOutrun, suspendedState } from '../store/catalog/suspended.js'
 import { abandonStage, createStage, giveIn, reopenIn } from '../store/staging/stage.js'
-import { compareSlice, digestWhole, isListWhole, openSet } from '../store/verify.js'
+import { compareSlice, digestWhole, isListWhole, openSet } from '../store/catalog/open_set.js'
 
 export const jobs = {
   locateSocket,

@@ -15,7 +15,7 @@ import { removeRubbish } from '../../fs/remove_tree.js'
 import { removeEntry } from './removed.js'
 import { lastMemoryBytes } from './space.js'
 import { borrowStage, isSameStage, type StageHandle } from './stage_handle.js'
-import { orphansIn } from '../suspended.js'
+import { orphansIn } from '../catalog/suspended.js'
 import { freshId } from './staging_entries.js'
 
 export interface StageRequest {

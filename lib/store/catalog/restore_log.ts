@@ -4,10 +4,10 @@
  */
 import fs from 'node:fs'
 import path from 'node:path'
-import { CheckpointError, systemError } from '../base/errors.js'
-import { isFailure, loadNative } from '../base/native.js'
-import { Directory } from '../fs/directory.js'
-import { restoreLogName } from '../store/paths.js'
+import { CheckpointError, systemError } from '../../base/errors.js'
+import { isFailure, loadNative } from '../../base/native.js'
+import { Directory } from '../../fs/directory.js'
+import { restoreLogName } from '../paths.js'
 
 const { O_RDWR, O_APPEND, O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK } = fs.constants
 const ownerOnly = 0o600

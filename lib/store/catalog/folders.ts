@@ -1,7 +1,7 @@
 /** Folders by name, for the layouts. Runs in the pool. */
 import path from 'node:path'
-import { CheckpointError } from '../base/errors.js'
-import { Directory } from '../fs/directory.js'
+import { CheckpointError } from '../../base/errors.js'
+import { Directory } from '../../fs/directory.js'
 
 /** The folders in a directory, by name: VMs, for the layouts. `[]` where there is none. */
 export function foldersIn(directoryPath: string): string[] {

@@ -2,15 +2,15 @@
  * Removing checkpoints. The RAM file goes first, into a trash folder: from then on the checkpoint does not
  * exist. Whatever dies afterwards, recovery finishes. Runs in the pool.
  */
-import { CheckpointError, detailsOf, isExhausted, toCheckpointError } from '../base/errors.js'
-import { isForeignFormat } from '../checkpoint/structure.js'
-import { memorySuffix } from '../base/names.js'
-import { Directory } from '../fs/directory.js'
+import { CheckpointError, detailsOf, isExhausted, toCheckpointError } from '../../base/errors.js'
+import { isForeignFormat } from '../../checkpoint/structure.js'
+import { memorySuffix } from '../../base/names.js'
+import { Directory } from '../../fs/directory.js'
 import { notFound, setNames } from './list.js'
-import { lockStagingIfAny, lockStagingUnlessGone } from './staging/lock.js'
-import { assertNotStuck, moveCompanions, recover } from './commit/recover.js'
-import { removeDirectoryLater, removeEntry } from './staging/removed.js'
-import { freshId, trashSuffix } from './staging/staging_entries.js'
+import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
+import { assertNotStuck, moveCompanions, recover } from '../commit/recover.js'
+import { removeDirectoryLater, removeEntry } from '../staging/removed.js'
+import { freshId, trashSuffix } from '../staging/staging_entries.js'
 
 export function destroySet(directoryPath: string, name: string): void {
   using directory = Directory.openFolderIfAny(directoryPath)

@@ -1,15 +1,15 @@
 /** Which checkpoints does a VM have? Runs in the pool. */
 import os from 'node:os'
-import { CheckpointError, isExhausted } from '../base/errors.js'
-import { type Inspection, inspectSet, stateOf } from '../checkpoint/structure.js'
-import { isCheckpointName, memorySuffix } from '../base/names.js'
-import type { Checkpoint, ListedCheckpoint, VerificationReport } from '../base/types.js'
-import { describe } from '../checkpoint/describe.js'
-import { Directory } from '../fs/directory.js'
-import { lockStagingIfAny } from './staging/lock.js'
-import { stagingName } from './paths.js'
-import { holdsRemovals, noteRemovals } from './staging/removed.js'
-import { holdsUnpublished, isCommitted, needsRecovery, recover } from './commit/recover.js'
+import { CheckpointError, isExhausted } from '../../base/errors.js'
+import { type Inspection, inspectSet, stateOf } from '../../checkpoint/structure.js'
+import { isCheckpointName, memorySuffix } from '../../base/names.js'
+import type { Checkpoint, ListedCheckpoint, VerificationReport } from '../../base/types.js'
+import { describe } from '../../checkpoint/describe.js'
+import { Directory } from '../../fs/directory.js'
+import { lockStagingIfAny } from '../staging/lock.js'
+import { stagingName } from '../paths.js'
+import { holdsRemovals, noteRemovals } from '../staging/removed.js'
+import { holdsUnpublished, isCommitted, needsRecovery, recover } from '../commit/recover.js'
 
 const mostAttempts = 10
 

@@ -1,12 +1,12 @@
 /** Which checkpoints may go, and letting them go. Runs in the pool. */
-import { manifestSuffix } from '../base/names.js'
-import type { ListedCheckpoint, PrunePolicy } from '../base/types.js'
+import { manifestSuffix } from '../../base/names.js'
+import type { ListedCheckpoint, PrunePolicy } from '../../base/types.js'
 import { discard } from './destroy.js'
-import { Directory } from '../fs/directory.js'
+import { Directory } from '../../fs/directory.js'
 import { listedSet, byAge, setNames } from './list.js'
-import { lockStagingIfAny, lockStagingUnlessGone } from './staging/lock.js'
-import { recover } from './commit/recover.js'
-import { isUnrestored } from '../checkpoint/unrestored.js'
+import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
+import { recover } from '../commit/recover.js'
+import { isUnrestored } from '../../checkpoint/unrestored.js'
 
 const makingMs = 3_600_000
 

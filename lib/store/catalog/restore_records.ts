@@ -1,31 +1,31 @@
 /** What a restore wants of a stored set: look at it, mark it, hold it, and take the mark back. Runs in the pool. */
 import os from 'node:os'
-import { CheckpointError } from '../base/errors.js'
-import type { Generation } from '../checkpoint/generation.js'
+import { CheckpointError } from '../../base/errors.js'
+import type { Generation } from '../../checkpoint/generation.js'
 import {
   type ManifestHost,
   type Restore,
   withoutRestore,
   withRestore,
   withServed,
-} from '../checkpoint/manifest.js'
-import { type Inspection, inspectSet } from '../checkpoint/structure.js'
-import { memorySuffix } from '../base/names.js'
-import type { ListedCheckpoint } from '../base/types.js'
-import { describe } from '../checkpoint/describe.js'
-import { Directory } from '../fs/directory.js'
+} from '../../checkpoint/manifest.js'
+import { type Inspection, inspectSet } from '../../checkpoint/structure.js'
+import { memorySuffix } from '../../base/names.js'
+import type { ListedCheckpoint } from '../../base/types.js'
+import { describe } from '../../checkpoint/describe.js'
+import { Directory } from '../../fs/directory.js'
 import { inspectStored, notFound } from './list.js'
-import { lockStagingIfAny, openStaging } from './staging/lock.js'
+import { lockStagingIfAny, openStaging } from '../staging/lock.js'
 import {
   inspectForMarking,
   isOfNewerRelease,
   lockForMarking,
   manifestText,
   replaceManifest,
-} from './manifest_file.js'
-import { OpenFile } from '../fs/open_file.js'
-import { restoreLockName, stagingName } from './paths.js'
-import { removeRestoreLock, takeRestoreLock } from './staging/restore_lock.js'
+} from './rewrite_manifest.js'
+import { OpenFile } from '../../fs/open_file.js'
+import { restoreLockName, stagingName } from '../paths.js'
+import { removeRestoreLock, takeRestoreLock } from '../staging/restore_lock.js'
 
 export interface SetReport {
   listed: ListedCheckpoint

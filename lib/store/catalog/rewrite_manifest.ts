@@ -1,15 +1,15 @@
 /** A published set's manifest, and changing it in place. Under the exclusive lock; runs in the pool. */
-import { CheckpointError } from '../base/errors.js'
-import { formatManifest, manifestVersion, newManifest, parseManifest } from '../checkpoint/manifest.js'
-import { readHead, rewriteManifest } from '../checkpoint/manifest_file.js'
-import { type Inspection, inspectSet } from '../checkpoint/structure.js'
-import { manifestSuffix, memorySuffix } from '../base/names.js'
-import type { Directory } from '../fs/directory.js'
+import { CheckpointError } from '../../base/errors.js'
+import { formatManifest, manifestVersion, newManifest, parseManifest } from '../../checkpoint/manifest.js'
+import { readHead, rewriteManifest } from '../../checkpoint/manifest_file.js'
+import { type Inspection, inspectSet } from '../../checkpoint/structure.js'
+import { manifestSuffix, memorySuffix } from '../../base/names.js'
+import type { Directory } from '../../fs/directory.js'
 import { notFound } from './list.js'
-import { lockStagingIfAny, lockStagingUnlessGone } from './staging/lock.js'
-import { assertNotStuck, recover } from './commit/recover.js'
-import { removeRubbish } from '../fs/remove_tree.js'
-import { freshId } from './staging/staging_entries.js'
+import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
+import { assertNotStuck, recover } from '../commit/recover.js'
+import { removeRubbish } from '../../fs/remove_tree.js'
+import { freshId } from '../staging/staging_entries.js'
 
 /** Where there is nothing of that name, no `.staging` is made either. */
 export function lockForMarking(directory: Directory, name: string): Directory {
