@@ -13,7 +13,7 @@ import { SimulatedFleet } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client.js'
 import { loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/options.js'
-import { jobs } from '../dist/pool/jobs.js'
+import { jobs } from '../dist/worker/jobs.js'
 
 const count = Number(process.argv[2] ?? 20_000)
 const lanes = 8

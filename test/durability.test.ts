@@ -10,7 +10,7 @@ import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/options.js'
-import { jobs } from '../dist/pool/jobs.js'
+import { jobs } from '../dist/worker/jobs.js'
 import {
   checkpointFiles,
   childEnvironment,

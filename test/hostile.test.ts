@@ -351,7 +351,7 @@ t.test('one reader does not keep the others out', async (t) => {
   const reader = native.openPath(path.join(root, 'vm1/.staging'), fs.constants.O_DIRECTORY)
   if (isFailure(reader)) throw new Error('open')
   t.equal(native.lock(reader, 'shared'), 1)
-  const { jobs } = await import('../dist/pool/jobs.js')
+  const { jobs } = await import('../dist/worker/jobs.js')
   t.match(jobs.listSets(path.join(root, 'vm1'), 'vm1'), [{ name: 'a' }])
   fs.mkdirSync(path.join(root, 'vm1/.staging/dead'))
   t.match(jobs.listSets(path.join(root, 'vm1'), 'vm1'), [{ name: 'a' }], 'what needs the lock alone can wait')
@@ -484,7 +484,7 @@ t.test("a set that cannot be replaced or destroyed stands in nobody else's way",
 t.test('recovery relies on nothing that may not be on the disk', async (t) => {
   const root = scratch(t)
   putSet(root, 'x', 1)
-  const { jobs } = await import('../dist/pool/jobs.js')
+  const { jobs } = await import('../dist/worker/jobs.js')
   const directory = path.join(root, 'vm1')
   const calls: string[] = []
   const shown = (descriptor: unknown) => path.relative(directory, pathOfFolder(Number(descriptor), directory))
@@ -518,7 +518,7 @@ t.test('recovery relies on nothing that may not be on the disk', async (t) => {
 t.test('looks that a replacement overtakes', async (t) => {
   const root = scratch(t)
   putSet(root, 'x')
-  const { jobs } = await import('../dist/pool/jobs.js')
+  const { jobs } = await import('../dist/worker/jobs.js')
   const directory = path.join(root, 'vm1')
   let hidden = 1
   const showAgain = intercept(t, 'readDirectory', () => (hidden-- > 0 ? Buffer.alloc(0) : undefined))

@@ -5,7 +5,7 @@ import t, { type Test } from 'tap'
 import { createClientIn } from '../dist/client.js'
 import { loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/options.js'
-import { jobs } from '../dist/pool/jobs.js'
+import { jobs } from '../dist/worker/jobs.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from './crash/sets.mjs'
 import { inlinePool, intercept, scratch, serveByHand } from './support/index.js'

@@ -6,7 +6,7 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { isFailure, loadNative } from '../dist/base/native.js'
-import { jobs } from '../dist/pool/jobs.js'
+import { jobs } from '../dist/worker/jobs.js'
 import { checkpointFiles, failure, intercept, rejection, scratch, tree } from './support/index.js'
 import { putSet } from './support/sets.js'
 

@@ -10,7 +10,7 @@ import { parseManifest } from '../dist/checkpoint/manifest.js'
 import { choose } from '../dist/store/catalog/prune.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/options.js'
-import { jobs } from '../dist/pool/jobs.js'
+import { jobs } from '../dist/worker/jobs.js'
 import type { ListedCheckpoint } from '../dist/base/types.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from './crash/sets.mjs'
@@ -238,7 +238,7 @@ t.test('planted links lead nowhere', async (t) => {
 
 t.test('a folder in the place of any of its files keeps a checkpoint from being made', async (t) => {
   const { directory, put } = store(t)
-  const { jobs } = await import('../dist/pool/jobs.js')
+  const { jobs } = await import('../dist/worker/jobs.js')
   const request = { directory, ifExists: 'replace', durable: false, memoryBytes: undefined } as const
   put('b')
   for (const suffix of ['.ckp', '.ckp.kern', '.ckp.meta', '.ckp.manifest']) {
@@ -490,7 +490,7 @@ function copiesOfLocked(t: Test): number[] {
 t.test('who has a copy of a descriptor holds no lock', async (t) => {
   const { directory, put } = store(t)
   put('a')
-  const { jobs } = await import('../dist/pool/jobs.js')
+  const { jobs } = await import('../dist/worker/jobs.js')
   const copies = copiesOfLocked(t)
   jobs.pinSet(directory, 'vm1', 'a', true)
   t.match(jobs.listSets(directory, 'vm1'), [{ name: 'a', pinned: true }])

@@ -192,7 +192,7 @@ export function isFailure(result: unknown): result is Failure {
 
 function rootFolder(): string {
   // The threads' file, which a bundle lacks.
-  return path.resolve(packageFile('pool/worker.js'), '../../..')
+  return path.resolve(packageFile('worker/worker.js'), '../../..')
 }
 
 /** Exactly this file, and no search. */

@@ -9,7 +9,7 @@ import { Worker } from 'node:worker_threads'
 import { CheckpointError, isNodeSystemError, systemError, toCheckpointError } from '../base/errors.js'
 import { isFailure, loadNative } from '../base/native.js'
 import { packageFile } from '../base/package_files.js'
-import { type JobName, type Jobs, longJobs, removalJobs } from './jobs.js'
+import { type JobName, type Jobs, longJobs, removalJobs } from '../worker/jobs.js'
 import { type FromWorker, fromPortable, type Outcome, type ToWorker } from './messages.js'
 import { reserveSize } from './reserve.js'
 import type { Removal } from '../store/staging/removed.js'
@@ -171,7 +171,7 @@ class PoolWorker {
 }
 
 function startThread(): Worker {
-  const file = packageFile('pool/worker.js')
+  const file = packageFile('worker/worker.js')
   const loaded = new Int32Array(new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT))
   const start = (): Worker =>
     new Worker(loadSynchronously, {

@@ -8,7 +8,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs, promisify } from 'node:util'
 import { loadNative } from '../../dist/base/native.js'
-import { jobs } from '../../dist/pool/jobs.js'
+import { jobs } from '../../dist/worker/jobs.js'
 import { generator } from '../support/random.mjs'
 import { tagOf, writeSet } from './sets.mjs'
 

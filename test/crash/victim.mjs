@@ -3,7 +3,7 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import { loadNative } from '../../dist/base/native.js'
-import { jobs } from '../../dist/pool/jobs.js'
+import { jobs } from '../../dist/worker/jobs.js'
 import { beginDeferring, takeRemovals } from '../../dist/store/staging/removed.js'
 import { writeSet } from './sets.mjs'
 

@@ -22,7 +22,7 @@ t.test('has what it needs, and nothing else', async (t) => {
     'dist/index.js',
     'dist/index.d.ts',
     'dist/cli/main.js',
-    'dist/pool/worker.js',
+    'dist/worker/worker.js',
     'dist/simulator/index.js',
     'dist/simulator/index.d.ts',
     'native/addon/addon.cc',

@@ -10,7 +10,7 @@ import t, { type Test } from 'tap'
 import { type CheckpointClient, createClient, type CreateOptions } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { isFailure, loadNative } from '../../dist/base/native.js'
-import { jobs } from '../../dist/pool/jobs.js'
+import { jobs } from '../../dist/worker/jobs.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { litter as anyLitter, plants as anyPlants } from '../support/plants.mjs'
 import {

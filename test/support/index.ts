@@ -8,7 +8,7 @@ import { CheckpointError } from 'bhyve-checkpoint'
 import fc from 'fast-check'
 import type { Test } from 'tap'
 import { isFailure, loadNative } from '../../dist/base/native.js'
-import { jobs } from '../../dist/pool/jobs.js'
+import { jobs } from '../../dist/worker/jobs.js'
 import type { JobRunner } from '../../dist/pool/pool.js'
 import './plain_children.js'
 

@@ -5,8 +5,8 @@ import { loadNative } from '../base/native.js'
 import { beginHolding, takeHeld } from '../store/staging/held.js'
 import { beginDeferring, takeRemovals } from '../store/staging/removed.js'
 import { jobs, type JobName } from './jobs.js'
-import { type FromWorker, type Outcome, toPortable, type ToWorker } from './messages.js'
-import { keepReserve } from './reserve.js'
+import { type FromWorker, type Outcome, toPortable, type ToWorker } from '../pool/messages.js'
+import { keepReserve } from '../pool/reserve.js'
 
 function run(job: string, args: readonly unknown[]): Outcome {
   try {
