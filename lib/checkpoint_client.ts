@@ -1,5 +1,5 @@
 /** What a client offers, call by call: the contract of the library. `lib/client.ts` keeps it. */
-import type { Restored } from './restore/restore.js'
+import type { Restored } from './operations/restore/restore.js'
 import type {
   Checkpoint,
   CreateOptions,

@@ -15,9 +15,9 @@ import { assertTrusted, vmStateOf } from './bhyve/peer.js'
 import { findPeer } from './bhyve/probe.js'
 import { describeVm } from './bhyve/virtual_machines.js'
 import { type Ability, assertRuntimeCan } from './runtime.js'
-import type { Asked } from './ask.js'
+import type { Asked } from './operations/ask.js'
 import type { CheckpointClient } from './checkpoint_client.js'
-import { create } from './create.js'
+import { create } from './operations/create.js'
 import {
   AbortError,
   CheckpointError,
@@ -34,11 +34,11 @@ import {
   realSurroundings,
   restoreSettings,
   type Surroundings,
-} from './options.js'
-import { ProgressReporter } from './progress.js'
+} from './operations/settings.js'
+import { ProgressReporter } from './operations/progress.js'
 import { sharedPool } from './pool/pool.js'
-import { planRestore, type RestoreContext } from './restore/plan.js'
-import { restore, type Restored } from './restore/restore.js'
+import { planRestore, type RestoreContext } from './operations/restore/plan.js'
+import { restore, type Restored } from './operations/restore/restore.js'
 import { Store } from './store/store.js'
 import { tracedClient } from './traced_client.js'
 import type {
@@ -53,7 +53,7 @@ import type {
   VerifyOptions,
   VirtualMachine,
 } from './base/types.js'
-import { verifyContent } from './verify.js'
+import { verifyContent } from './operations/verify.js'
 import { VmQueue } from './vm_queue.js'
 
 /**

@@ -6,7 +6,7 @@
 import './base/symbols.js'
 import { assertObject } from './base/assertions.js'
 import { createClient } from './client.js'
-import { clientOptions } from './options.js'
+import { clientOptions } from './operations/settings.js'
 import type { Checkpoint, ClientOptions, CreateOptions, ListedCheckpoint } from './base/types.js'
 
 export type { CheckpointClient } from './checkpoint_client.js'
@@ -18,7 +18,7 @@ export {
   type ErrorDetails,
   type VmState,
 } from './base/errors.js'
-export type { Restored } from './restore/restore.js'
+export type { Restored } from './operations/restore/restore.js'
 export { cbsdLayout } from './store/layout.js'
 export type { Operation, OperationEvent, OperationResult } from './base/trace.js'
 export type {

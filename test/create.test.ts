@@ -14,7 +14,7 @@ import {
 } from 'bhyve-checkpoint'
 import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client.js'
-import { realSurroundings } from '../dist/options.js'
+import { realSurroundings } from '../dist/operations/settings.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
 import {
   checkpointFiles,

@@ -9,7 +9,7 @@ import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { ProcessEnd } from '../dist/bhyve/process_end.js'
 import { createClientIn } from '../dist/client.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/options.js'
+import { realSurroundings } from '../dist/operations/settings.js'
 import {
   checkpointFiles,
   contents,

@@ -97,7 +97,7 @@ export class Store {
     return this.#locked('getSet', this.directoryOf(vm), vm, name)
   }
 
-  /** Its structure; what compares content opens the set itself (`lib/verify.ts`). */
+  /** Its structure; what compares content opens the set itself (`lib/operations/verify.ts`). */
   verify(vm: string, name: string): Promise<Omit<VerificationReport, 'elapsedMs'>> {
     return this.#locked('verifySet', this.directoryOf(vm), name)
   }

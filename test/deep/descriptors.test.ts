@@ -13,7 +13,7 @@ import { Cancellation } from '../../dist/base/cancellation.js'
 import { createClientIn } from '../../dist/client.js'
 import { DescriptorBudget } from '../../dist/descriptor_budget.js'
 import { loadNative } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/options.js'
+import { realSurroundings } from '../../dist/operations/settings.js'
 import {
   childEnvironment,
   failure,

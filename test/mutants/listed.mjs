@@ -10,7 +10,7 @@ export const listed = [
   // A VM's state.
   change(
     'suspend-not-held',
-    'lib/ask.ts',
+    'lib/operations/ask.ts',
     'durability failures',
     'asked.holdsState = true',
     'asked.holdsState = false',
@@ -29,10 +29,16 @@ export const listed = [
     "if (dialect === 'struct') await sendRefused(descriptor)",
     '',
   ),
-  change('created-now', 'lib/create.ts', 'create', 'createdAt: new Date(savedMs)', 'createdAt: new Date()'),
+  change(
+    'created-now',
+    'lib/operations/create.ts',
+    'create',
+    'createdAt: new Date(savedMs)',
+    'createdAt: new Date()',
+  ),
   change(
     'suspend-created-now',
-    'lib/suspend.ts',
+    'lib/operations/suspend.ts',
     'suspend suspended_state killed_manager',
     'createdAt: new Date(savedMs)',
     'createdAt: new Date()',
@@ -88,28 +94,28 @@ export const listed = [
   ),
   change(
     'unknown-fate-runs-on',
-    'lib/suspend.ts',
+    'lib/operations/suspend.ts',
     'suspend suspended_state killed_manager',
     "if (before === 'unknown') return failed(asking, ended, collected.problems, before, leftIn(stage.path))",
     '',
   ),
   change(
     'link-is-noticed',
-    'lib/suspend.ts',
+    'lib/operations/suspend.ts',
     'suspended_state suspend',
     " && code !== 'not-a-regular-file'",
     '',
   ),
   change(
     'foreign-is-noticed',
-    'lib/suspend.ts',
+    'lib/operations/suspend.ts',
     'suspended_state suspend',
     " && code !== 'foreign-format'",
     '',
   ),
   change(
     'cancelled-state-not-published',
-    'lib/suspend.ts',
+    'lib/operations/suspend.ts',
     'suspend suspended_state killed_manager',
     'stage.commit(publication, cancellation.unstoppable)',
     'stage.commit(publication, cancellation)',
@@ -179,14 +185,14 @@ export const listed = [
   ),
   change(
     'queued-behind-is-served',
-    'lib/ask.ts',
+    'lib/operations/ask.ts',
     'suspend suspended_state killed_manager',
     'if ((await isUntouched(asking.stage)) === false) {',
     '{',
   ),
   change(
     'failed-look-is-service',
-    'lib/ask.ts',
+    'lib/operations/ask.ts',
     'suspend suspended_state killed_manager',
     'if ((await isUntouched(asking.stage)) === false) {',
     'if ((await isUntouched(asking.stage)) !== true) {',
@@ -259,7 +265,7 @@ export const listed = [
   ),
   change(
     'scanned-before-synced',
-    'lib/suspend.ts',
+    'lib/operations/suspend.ts',
     'suspend suspended_state killed_manager',
     'if (settings.durable) await explained(asking, stage.secure(settings.name))',
     '',
@@ -333,14 +339,14 @@ export const listed = [
   // Restore.
   change(
     'failed-look-did-not-run',
-    'lib/restore/start.ts',
+    'lib/operations/restore/start.ts',
     'restore',
     '} catch {\n    return true',
     '} catch {\n    return false',
   ),
   change(
     'dying-serves',
-    'lib/restore/start.ts',
+    'lib/operations/restore/start.ts',
     'restore',
     "found.peer.pid === pid && knownStateOf(found.peer) !== 'off'",
     'found.peer.pid === pid',
@@ -526,7 +532,7 @@ export const listed = [
   change('turn-kept', 'lib/vm_queue.ts', 'lifecycle', 'end()\n      throw error', 'throw error'),
   change(
     'cancel-while-recorded',
-    'lib/ask.ts',
+    'lib/operations/ask.ts',
     'lifecycle suspend suspended_state killed_manager',
     'await stage.recordWriter({ ...peer, dialect })\n  cancellation.begin()',
     'await stage.recordWriter({ ...peer, dialect })',
@@ -540,7 +546,7 @@ export const listed = [
   ),
   change(
     'not-running-asked-again',
-    'lib/ask.ts',
+    'lib/operations/ask.ts',
     'hostile',
     "if (knownStateOf(sent.peer) !== 'running') return false",
     '',

@@ -1,12 +1,12 @@
 /** Is a stored set what was published? Its structure, and, where digests were recorded, every byte. */
-import type { Cancellation } from './base/cancellation.js'
-import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from './base/names.js'
-import { loadNative } from './base/native.js'
+import type { Cancellation } from '../base/cancellation.js'
+import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
+import { loadNative } from '../base/native.js'
 import type { ProgressReporter } from './progress.js'
 import { forEachSlice, StopFlag } from './slices.js'
-import type { Store } from './store/store.js'
-import type { OpenedSet, Recorded } from './store/catalog/open_set.js'
-import type { Problem, VerificationReport } from './base/types.js'
+import type { Store } from '../store/store.js'
+import type { OpenedSet, Recorded } from '../store/catalog/open_set.js'
+import type { Problem, VerificationReport } from '../base/types.js'
 
 /** Of more places than these the number is told. */
 const mostRanges = 10

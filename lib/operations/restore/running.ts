@@ -1,10 +1,10 @@
 /** Is a VM running under that name? Nothing harmful is sent, and each process is asked once (protocol.md section 2). */
-import { isKnownToKernel, type Located, type Place } from '../bhyve/locate.js'
-import { knownStateOf } from '../bhyve/peer.js'
-import type { PeerMemory } from '../bhyve/peer_memory.js'
-import { probe } from '../bhyve/probe.js'
-import { CheckpointError, isExhausted } from '../base/errors.js'
-import type { Store } from '../store/store.js'
+import { isKnownToKernel, type Located, type Place } from '../../bhyve/locate.js'
+import { knownStateOf } from '../../bhyve/peer.js'
+import type { PeerMemory } from '../../bhyve/peer_memory.js'
+import { probe } from '../../bhyve/probe.js'
+import { CheckpointError, isExhausted } from '../../base/errors.js'
+import type { Store } from '../../store/store.js'
 
 /** Why the VM must be taken for running; undefined where nothing says so. */
 export async function signOfLife(store: Store, place: Place, peers: PeerMemory): Promise<string | undefined> {

@@ -1,7 +1,7 @@
 /** Tells the caller how far a call is. What the caller's function throws must not cost it the checkpoint. */
-import type { Cancellation } from './base/cancellation.js'
-import type { CreateSettings } from './options.js'
-import type { Progress } from './base/types.js'
+import type { Cancellation } from '../base/cancellation.js'
+import type { CreateSettings } from './settings.js'
+import type { Progress } from '../base/types.js'
 
 export class ProgressReporter {
   readonly #settings: Pick<CreateSettings, 'vm' | 'name' | 'onProgress' | 'memoryBytes'>

@@ -1,8 +1,8 @@
 /** Whose bhyve is going to read a checkpoint, and whether it can (protocol.md section 6). */
-import type { System } from '../bhyve/dialects.js'
-import { type Generation, systemOf } from '../checkpoint/generation.js'
-import type { SetReport } from '../store/catalog/restore_records.js'
-import type { Dialect } from '../base/types.js'
+import type { System } from '../../bhyve/dialects.js'
+import { type Generation, systemOf } from '../../checkpoint/generation.js'
+import type { SetReport } from '../../store/catalog/restore_records.js'
+import type { Dialect } from '../../base/types.js'
 import { blocker, type Blocker } from './findings.js'
 
 export interface Reader {

@@ -1,6 +1,6 @@
 /** Work on a large file as many short jobs of the pool. */
-import type { Cancellation } from './base/cancellation.js'
-import { type Slice, sliceBytesFor } from './checkpoint/slice.js'
+import type { Cancellation } from '../base/cancellation.js'
+import { type Slice, sliceBytesFor } from '../checkpoint/slice.js'
 import type { ProgressReporter } from './progress.js'
 
 /**

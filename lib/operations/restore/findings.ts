@@ -1,13 +1,13 @@
 /** Why a restore would fail or harm, from what is known: no file is opened and nobody asked here. */
 import { Buffer } from 'node:buffer'
-import { restorablePathBytes, structPathBytes } from '../base/names.js'
-import type { Host } from '../checkpoint/host.js'
-import type { RestoreSettings } from '../options.js'
-import type { SetReport } from '../store/catalog/restore_records.js'
-import type { RestoreBlocker, RestorePlan, RestoreWarning } from '../base/types.js'
-import type { ArgumentsReport, SeenDisk } from '../bhyve_arguments/report.js'
-import type { Machine } from '../bhyve_arguments/parsed_machine.js'
-import { aliases } from '../bhyve_arguments/slot.js'
+import { restorablePathBytes, structPathBytes } from '../../base/names.js'
+import type { Host } from '../../checkpoint/host.js'
+import type { RestoreSettings } from '../settings.js'
+import type { SetReport } from '../../store/catalog/restore_records.js'
+import type { RestoreBlocker, RestorePlan, RestoreWarning } from '../../base/types.js'
+import type { ArgumentsReport, SeenDisk } from '../../bhyve_arguments/report.js'
+import type { Machine } from '../../bhyve_arguments/parsed_machine.js'
+import { aliases } from '../../bhyve_arguments/slot.js'
 
 export type Blocker = RestorePlan['blockers'][number]
 export type Warning = RestorePlan['warnings'][number]

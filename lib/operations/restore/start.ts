@@ -1,11 +1,11 @@
 /** Starting bhyve so that it outlives us, and waiting until it serves its socket or has ended. */
 import { type ChildProcess, spawn } from 'node:child_process'
-import type { Located, Place } from '../bhyve/locate.js'
-import { knownStateOf } from '../bhyve/peer.js'
-import type { PeerMemory } from '../bhyve/peer_memory.js'
-import { probe } from '../bhyve/probe.js'
-import { isFailure, loadNative } from '../base/native.js'
-import type { Store } from '../store/store.js'
+import type { Located, Place } from '../../bhyve/locate.js'
+import { knownStateOf } from '../../bhyve/peer.js'
+import type { PeerMemory } from '../../bhyve/peer_memory.js'
+import { probe } from '../../bhyve/probe.js'
+import { isFailure, loadNative } from '../../base/native.js'
+import type { Store } from '../../store/store.js'
 import { socketsIn } from './running.js'
 
 const lookMs = 25

@@ -8,17 +8,17 @@ import {
   assertOptions,
   assertSignal,
   invalid,
-} from './base/assertions.js'
-import { DescriptorBudget, systemCounts } from './descriptor_budget.js'
-import { type Host, hostNow } from './checkpoint/host.js'
-import { assertCheckpointName, assertVmName } from './base/names.js'
-import type { Place } from './bhyve/locate.js'
-import type { System } from './bhyve/dialects.js'
-import { connectionsHeld } from './bhyve/request.js'
-import { type PeerMemory, sharedPeers } from './bhyve/peer_memory.js'
-import { type JobRunner, sharedPool } from './pool/pool.js'
-import { type Runtime, thisRuntime } from './runtime.js'
-import { defaultRoot, rootLayout } from './store/layout.js'
+} from '../base/assertions.js'
+import { DescriptorBudget, systemCounts } from '../descriptor_budget.js'
+import { type Host, hostNow } from '../checkpoint/host.js'
+import { assertCheckpointName, assertVmName } from '../base/names.js'
+import type { Place } from '../bhyve/locate.js'
+import type { System } from '../bhyve/dialects.js'
+import { connectionsHeld } from '../bhyve/request.js'
+import { type PeerMemory, sharedPeers } from '../bhyve/peer_memory.js'
+import { type JobRunner, sharedPool } from '../pool/pool.js'
+import { type Runtime, thisRuntime } from '../runtime.js'
+import { defaultRoot, rootLayout } from '../store/layout.js'
 import type {
   ClientOptions,
   CreateOptions,
@@ -27,7 +27,7 @@ import type {
   Progress,
   PrunePolicy,
   RestoreOptions,
-} from './base/types.js'
+} from '../base/types.js'
 
 const defaultStallTimeoutMs = 60_000
 export const clientOptions = ['runDirectory', 'checkpointDirectory', 'dialect', 'trustedUids']
