@@ -5,12 +5,12 @@
  */
 import './base/symbols.js'
 import { assertObject } from './base/assertions.js'
-import { createClient } from './client.js'
+import { createClient } from './client/client.js'
 import { clientOptions } from './operations/settings.js'
 import type { Checkpoint, ClientOptions, CreateOptions, ListedCheckpoint } from './base/types.js'
 
-export type { CheckpointClient } from './checkpoint_client.js'
-export { createClient } from './client.js'
+export type { CheckpointClient } from './client/checkpoint_client.js'
+export { createClient } from './client/client.js'
 export {
   AbortError,
   CheckpointError,

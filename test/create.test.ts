@@ -13,7 +13,7 @@ import {
   type Progress,
 } from 'bhyve-checkpoint'
 import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
-import { createClientIn } from '../dist/client.js'
+import { createClientIn } from '../dist/client/client.js'
 import { realSurroundings } from '../dist/operations/settings.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
 import {

@@ -2,7 +2,7 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
-import { createClientIn } from '../dist/client.js'
+import { createClientIn } from '../dist/client/client.js'
 import { loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/operations/settings.js'
 import { jobs } from '../dist/worker/jobs.js'

@@ -9,7 +9,7 @@ import t, { type Test } from 'tap'
 import { AbortError, type CheckpointClient, type CheckpointError, type Dialect } from 'bhyve-checkpoint'
 import { simulatedBhyve, type SimulatedDialect } from 'bhyve-checkpoint/simulator'
 import { PeerMemory } from '../dist/bhyve/peer_memory.js'
-import { createClientIn } from '../dist/client.js'
+import { createClientIn } from '../dist/client/client.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/operations/settings.js'
 import {

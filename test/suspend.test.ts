@@ -7,7 +7,7 @@ import t from 'tap'
 import { createClient, type Progress } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { ProcessEnd } from '../dist/bhyve/process_end.js'
-import { createClientIn } from '../dist/client.js'
+import { createClientIn } from '../dist/client/client.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/operations/settings.js'
 import {

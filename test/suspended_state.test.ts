@@ -6,7 +6,7 @@ import path from 'node:path'
 import t from 'tap'
 import { createClient, type Progress } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { createClientIn } from '../dist/client.js'
+import { createClientIn } from '../dist/client/client.js'
 import { loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/operations/settings.js'
 import {

@@ -9,7 +9,7 @@ import {
   assertSignal,
   invalid,
 } from '../base/assertions.js'
-import { DescriptorBudget, systemCounts } from '../descriptor_budget.js'
+import { DescriptorBudget, systemCounts } from '../client/descriptor_budget.js'
 import { type Host, hostNow } from '../checkpoint/host.js'
 import { assertCheckpointName, assertVmName } from '../base/names.js'
 import type { Place } from '../bhyve/locate.js'
@@ -17,7 +17,7 @@ import type { System } from '../bhyve/dialects.js'
 import { connectionsHeld } from '../bhyve/request.js'
 import { type PeerMemory, sharedPeers } from '../bhyve/peer_memory.js'
 import { type JobRunner, sharedPool } from '../pool/pool.js'
-import { type Runtime, thisRuntime } from '../runtime.js'
+import { type Runtime, thisRuntime } from '../client/runtime.js'
 import { defaultRoot, rootLayout } from '../store/layout.js'
 import type {
   ClientOptions,

@@ -529,7 +529,7 @@ export const listed = [
     '',
   ),
   // Calls.
-  change('turn-kept', 'lib/vm_queue.ts', 'lifecycle', 'end()\n      throw error', 'throw error'),
+  change('turn-kept', 'lib/client/vm_queue.ts', 'lifecycle', 'end()\n      throw error', 'throw error'),
   change(
     'cancel-while-recorded',
     'lib/operations/ask.ts',

@@ -2,7 +2,7 @@
 // `ulimit -n`. Prints what came of it as JSON. `what`: create, or mix (every other one is suspended); or hungry: once
 // the only VM's suspend is being written, this program opens files until it can open no more, and keeps them.
 import fs from 'node:fs'
-import { createClientIn } from '../../dist/client.js'
+import { createClientIn } from '../../dist/client/client.js'
 import { realSurroundings } from '../../dist/operations/settings.js'
 
 const [runDirectory, checkpointDirectory, count, what] = process.argv.slice(2)

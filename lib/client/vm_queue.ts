@@ -2,7 +2,7 @@
  * One request at a time per VM: bhyve serves them one after the other anyway, and a request that was cancelled
  * while it waited here is never sent.
  */
-import type { Cancellation } from './base/cancellation.js'
+import type { Cancellation } from '../base/cancellation.js'
 
 export class VmQueue {
   readonly #tails = new Map<string, Promise<void>>()

@@ -7,25 +7,25 @@ import {
   assertPid,
   assertSignal,
   invalid,
-} from './base/assertions.js'
-import { Cancellation } from './base/cancellation.js'
+} from '../base/assertions.js'
+import { Cancellation } from '../base/cancellation.js'
 import { descriptorsOf } from './descriptor_budget.js'
-import { peerWithPid, setPaused } from './bhyve/pause.js'
-import { assertTrusted, vmStateOf } from './bhyve/peer.js'
-import { findPeer } from './bhyve/probe.js'
-import { describeVm } from './bhyve/virtual_machines.js'
+import { peerWithPid, setPaused } from '../bhyve/pause.js'
+import { assertTrusted, vmStateOf } from '../bhyve/peer.js'
+import { findPeer } from '../bhyve/probe.js'
+import { describeVm } from '../bhyve/virtual_machines.js'
 import { type Ability, assertRuntimeCan } from './runtime.js'
-import type { Asked } from './operations/ask.js'
+import type { Asked } from '../operations/ask.js'
 import type { CheckpointClient } from './checkpoint_client.js'
-import { create } from './operations/create.js'
+import { create } from '../operations/create.js'
 import {
   AbortError,
   CheckpointError,
   type ErrorDetails,
   toCheckpointError,
   withDetails,
-} from './base/errors.js'
-import { assertCheckpointName, assertVmName } from './base/names.js'
+} from '../base/errors.js'
+import { assertCheckpointName, assertVmName } from '../base/names.js'
 import {
   assertPolicy,
   clientSettings,
@@ -34,12 +34,12 @@ import {
   realSurroundings,
   restoreSettings,
   type Surroundings,
-} from './operations/settings.js'
-import { ProgressReporter } from './operations/progress.js'
-import { sharedPool } from './pool/pool.js'
-import { planRestore, type RestoreContext } from './operations/restore/plan.js'
-import { restore, type Restored } from './operations/restore/restore.js'
-import { Store } from './store/store.js'
+} from '../operations/settings.js'
+import { ProgressReporter } from '../operations/progress.js'
+import { sharedPool } from '../pool/pool.js'
+import { planRestore, type RestoreContext } from '../operations/restore/plan.js'
+import { restore, type Restored } from '../operations/restore/restore.js'
+import { Store } from '../store/store.js'
 import { tracedClient } from './traced_client.js'
 import type {
   Checkpoint,
@@ -52,8 +52,8 @@ import type {
   VerificationReport,
   VerifyOptions,
   VirtualMachine,
-} from './base/types.js'
-import { verifyContent } from './operations/verify.js'
+} from '../base/types.js'
+import { verifyContent } from '../operations/verify.js'
 import { VmQueue } from './vm_queue.js'
 
 /**

@@ -1,5 +1,5 @@
-/** What a client offers, call by call: the contract of the library. `lib/client.ts` keeps it. */
-import type { Restored } from './operations/restore/restore.js'
+/** What a client offers, call by call: the contract of the library. `lib/client/client.ts` keeps it. */
+import type { Restored } from '../operations/restore/restore.js'
 import type {
   Checkpoint,
   CreateOptions,
@@ -10,7 +10,7 @@ import type {
   VerificationReport,
   VerifyOptions,
   VirtualMachine,
-} from './base/types.js'
+} from '../base/types.js'
 
 export interface CheckpointClient extends AsyncDisposable {
   /**

@@ -1,5 +1,5 @@
 /** What a runtime other than Node cannot do. Asked before anything is sent to bhyve or changed on the disk. */
-import { CheckpointError } from './base/errors.js'
+import { CheckpointError } from '../base/errors.js'
 
 export type Runtime = 'node' | 'bun' | 'deno'
 

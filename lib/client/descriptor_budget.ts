@@ -4,9 +4,9 @@
  * are left to it.
  */
 import os from 'node:os'
-import type { Cancellation } from './base/cancellation.js'
-import { type CheckpointError, isExhausted, systemError } from './base/errors.js'
-import { isFailure, loadNative } from './base/native.js'
+import type { Cancellation } from '../base/cancellation.js'
+import { type CheckpointError, isExhausted, systemError } from '../base/errors.js'
+import { isFailure, loadNative } from '../base/native.js'
 
 /** What a call holds at most, in the caller's environment. */
 export const descriptorsOf = {

@@ -1,7 +1,7 @@
 /** A client whose every call runs under its tracing channel; it decides nothing. */
 import type { CheckpointClient } from './checkpoint_client.js'
-import { type Operation, type OperationEvent, type OperationResult, traced } from './base/trace.js'
-import type { Checkpoint } from './base/types.js'
+import { type Operation, type OperationEvent, type OperationResult, traced } from '../base/trace.js'
+import type { Checkpoint } from '../base/types.js'
 
 /** What was passed need not be what the types promise: it is checked by the call, not here. */
 function eventOf(operation: Operation, vm?: unknown, checkpoint?: unknown): OperationEvent {
