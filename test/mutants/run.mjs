@@ -33,15 +33,16 @@ const work = path.resolve(values.work ?? fs.mkdtempSync(path.join(os.tmpdir(), '
 // Some tests run as another user.
 fs.mkdirSync(work, { recursive: true })
 fs.chmodSync(work, 0o755)
-const alone = ['ask', 'create', 'suspend', 'saving', 'cancellation', 'vm_queue'].map(
-  (name) => `lib/${name}.ts`,
-)
-const rooms =
-  /^lib\/(store|bhyve)\/|^lib\/restore\/(restore|start|running)\.ts|^lib\/inspect\/(structure|manifest|slice|digest)/
+const rooms = [
+  /^lib\/(store|fs|bhyve)\//,
+  /^lib\/operations\/(ask|create|suspend|watch_saving|restore\/(restore|start|running))\.ts$/,
+  /^lib\/checkpoint\/(structure|manifest|manifest_file|slice|digest|unrestored)\.ts$/,
+  /^lib\/(base\/cancellation|client\/vm_queue)\.ts$/,
+]
 
 function filesOfRooms() {
   const all = fs.readdirSync(path.join(root, 'lib'), { recursive: true }).map((name) => `lib/${name}`)
-  return all.filter((name) => name.endsWith('.ts') && (rooms.test(name) || alone.includes(name))).sort()
+  return all.filter((name) => rooms.some((room) => room.test(name))).sort()
 }
 
 /** The same order for the same seed. */
