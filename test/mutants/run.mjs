@@ -42,7 +42,7 @@ const rooms = [
 
 function filesOfRooms() {
   const all = fs.readdirSync(path.join(root, 'lib'), { recursive: true }).map((name) => `lib/${name}`)
-  return all.filter((name) => rooms.some((room) => room.test(name))).sort()
+  return all.filter((name) => name.endsWith('.ts') && rooms.some((room) => room.test(name))).sort()
 }
 
 /** The same order for the same seed. */
