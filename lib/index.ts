@@ -11,13 +11,7 @@ import type { Checkpoint, ClientOptions, CreateOptions, ListedCheckpoint } from 
 
 export type { CheckpointClient } from './client/checkpoint_client.js'
 export { createClient } from './client/client.js'
-export {
-  AbortError,
-  CheckpointError,
-  type ErrorCode,
-  type ErrorDetails,
-  type VmState,
-} from './base/errors.js'
+export { AbortError, CheckpointError, type ErrorCode, type ErrorDetails } from './base/errors.js'
 export type { Restored } from './operations/restore/restore.js'
 export { cbsdLayout } from './store/layout.js'
 export type { Operation, OperationEvent, OperationResult } from './base/trace.js'
@@ -38,6 +32,7 @@ export type {
   VerificationReport,
   VerifyOptions,
   VirtualMachine,
+  VmState,
 } from './base/types.js'
 
 /** `createCheckpoint` of a client with every default; `options` may carry `ClientOptions` too. */

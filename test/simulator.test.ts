@@ -24,7 +24,8 @@ import { SimulatedBhyve, SimulatedFleet, type SimulatorOptions } from 'bhyve-che
 import { isFailure, loadNative } from '../dist/base/native.js'
 import { SyntheticMemory } from '../dist/simulator/guest.js'
 import { MetadataWriter, type MetadataShape } from '../dist/simulator/metadata.js'
-import { decodeNvlist, encodeNvlist, NvType, type NvPair } from '../dist/simulator/nvlist.js'
+import { decodeNvlist, NvType, type NvPair } from '../dist/simulator/nvlist.js'
+import { encodeNvlist } from '../dist/simulator/nvlist_encoder.js'
 import { newRequestState, receiveRequest } from '../dist/simulator/request.js'
 import './support/plain_children.js'
 

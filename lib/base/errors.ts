@@ -1,7 +1,7 @@
 /** What the library rejects with. */
 import { constants } from 'node:os'
 import { types } from 'node:util'
-import type { Problem, RestorePlan } from './types.js'
+import type { Problem, RestorePlan, VmState } from './types.js'
 import { visible } from './visible.js'
 
 export type ErrorCode =
@@ -29,8 +29,6 @@ export type ErrorCode =
   | 'ERR_NATIVE_UNAVAILABLE'
   | 'ERR_RUNTIME_UNSUPPORTED'
   | 'ERR_SYSTEM'
-
-export type VmState = 'running' | 'paused' | 'off' | 'unknown'
 
 /** What a `CheckpointError` knows besides its code and message. */
 export interface ErrorDetails {

@@ -4,8 +4,7 @@
  */
 import { tracingChannel } from 'node:diagnostics_channel'
 import { debuglog } from 'node:util'
-import type { VmState } from './errors.js'
-import type { Problem } from './types.js'
+import type { Problem, VmState } from './types.js'
 
 /** What has a channel: `bhyve-checkpoint:<operation>`. */
 export type Operation =

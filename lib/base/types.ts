@@ -1,5 +1,6 @@
 /** The shapes of the public surface. Sizes are bytes, times milliseconds, dates `Date`. */
-import type { VmState } from './errors.js'
+
+export type VmState = 'running' | 'paused' | 'off' | 'unknown'
 
 /**
  * How a bhyve of some age expects to be asked: `struct` FreeBSD 13.0, `path` 13.1 to 13.x, `descriptor` 14.0

@@ -1,19 +1,11 @@
 /** A connection to a VM's socket, by a peer that is trusted, or the reason why there is none. */
 import os from 'node:os'
 import type { Cancellation } from '../base/cancellation.js'
-import { CheckpointError, errnoName, isExhausted, systemError } from '../base/errors.js'
+import { CheckpointError, errnoName, systemError } from '../base/errors.js'
 import { type Failure, isFailure, loadNative } from '../base/native.js'
 import { isKnownToKernel, type Located, type Place } from './locate.js'
-import { assertNotPaused, vmStateOf } from './peer.js'
+import { assertNotPaused, type Peer, vmStateOf } from './peer.js'
 import type { PeerMemory } from './peer_memory.js'
-
-export interface Peer {
-  uid: number
-  /** -1 where the system does not tell. */
-  pid: number
-  /** Tells two processes with the same pid apart; undefined where it cannot be known. */
-  startedAt: string | undefined
-}
 
 /** How long to wait before knocking again at a full backlog. */
 const retryMs = 25
@@ -66,19 +58,6 @@ function mayBeFull(
   if (errno !== ECONNREFUSED || !isLast || !isKnownToKernel(place)) return false
   if (known !== undefined) return vmStateOf(known) !== 'off'
   return refusalMs === 0 || waitedMs < refusalMs
-}
-
-/** The process at the other end of a connection. */
-export function peerOf(descriptor: number): Peer {
-  const native = loadNative()
-  const peer = native.peerOf(descriptor)
-  if (isFailure(peer)) throw systemError(peer, "asking for the peer's credentials")
-  if (peer.pid === -1) return { ...peer, startedAt: undefined }
-  const status = native.processStatus(peer.pid)
-  if (!isFailure(status)) return { ...peer, startedAt: status.startedAt }
-  // Without a start time it would be taken for another process, or for one that we may not see.
-  if (isExhausted(status)) throw systemError(status, `looking at process ${String(peer.pid)}`)
-  return { ...peer, startedAt: undefined }
 }
 
 function connectError(failure: Failure, { socketPath }: Located, place: Place): CheckpointError {

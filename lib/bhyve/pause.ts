@@ -2,7 +2,7 @@
 import os from 'node:os'
 import { CheckpointError, isExhausted, systemError } from '../base/errors.js'
 import { isFailure, loadNative } from '../base/native.js'
-import type { Peer } from './connect.js'
+import type { Peer } from './peer.js'
 import type { Place } from './locate.js'
 
 const { SIGSTOP, SIGCONT } = os.constants.signals

@@ -1,11 +1,32 @@
 /** The bhyve process behind a socket: may it be given our folder, does it live, does it stand still? */
 import os from 'node:os'
-import { CheckpointError, isExhausted, systemError, type VmState } from '../base/errors.js'
+import { CheckpointError, isExhausted, systemError } from '../base/errors.js'
 import { type Failure, isFailure, loadNative, type ProcessStatus } from '../base/native.js'
-import type { Peer } from './connect.js'
+import type { VmState } from '../base/types.js'
 import type { Located, Place } from './locate.js'
 
 const { ESRCH } = os.constants.errno
+
+export interface Peer {
+  uid: number
+  /** -1 where the system does not tell. */
+  pid: number
+  /** Tells two processes with the same pid apart; undefined where it cannot be known. */
+  startedAt: string | undefined
+}
+
+/** The process at the other end of a connection. */
+export function peerOf(descriptor: number): Peer {
+  const native = loadNative()
+  const peer = native.peerOf(descriptor)
+  if (isFailure(peer)) throw systemError(peer, "asking for the peer's credentials")
+  if (peer.pid === -1) return { ...peer, startedAt: undefined }
+  const status = native.processStatus(peer.pid)
+  if (!isFailure(status)) return { ...peer, startedAt: status.startedAt }
+  // Without a start time it would be taken for another process, or for one that we may not see.
+  if (isExhausted(status)) throw systemError(status, `looking at process ${String(peer.pid)}`)
+  return { ...peer, startedAt: undefined }
+}
 
 /**
  * The folder was made for the socket's owner. A peer that is somebody else must not get it, unless it is root,

@@ -4,9 +4,8 @@
  * (protocol.md section 2). So it is asked once, until the socket's file or the process behind it is another one.
  */
 import type { Dialect } from '../base/types.js'
-import type { Peer } from './connect.js'
 import type { Located } from './locate.js'
-import { knownStateOf } from './peer.js'
+import { knownStateOf, type Peer } from './peer.js'
 
 interface Remembered {
   /** Of the socket's file: a bhyve that starts makes a new one. */

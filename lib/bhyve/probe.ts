@@ -6,7 +6,7 @@
 import os from 'node:os'
 import { CheckpointError, errnoName, isExhausted, systemError } from '../base/errors.js'
 import { isFailure, loadNative } from '../base/native.js'
-import { peerOf, type Peer } from './connect.js'
+import { peerOf, type Peer } from './peer.js'
 import { isKnownToKernel, type Located, type Place } from './locate.js'
 import type { PeerMemory } from './peer_memory.js'
 

@@ -5,7 +5,7 @@
  */
 import { isExhausted, systemError } from '../base/errors.js'
 import { isFailure, loadNative } from '../base/native.js'
-import type { Peer } from './connect.js'
+import type { Peer } from './peer.js'
 import { vmStateOf } from './peer.js'
 
 const firstLookMs = 2

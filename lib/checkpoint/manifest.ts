@@ -5,7 +5,6 @@
  */
 import { randomUUID } from 'node:crypto'
 import { chunkCount, isChunkBytes } from './digest.js'
-import type { Inspection } from './structure.js'
 
 /** The version this release writes. A manifest of a newer one is read as far as known and never rewritten. */
 export const manifestVersion = 1
@@ -90,13 +89,17 @@ export interface ManifestFacts {
   host?: ManifestHost | undefined
 }
 
+/** What a set's files say about it. */
+export interface ManifestFiles {
+  metadata?: { memoryBytes: number; kernelBytes: number }
+  /** Of the RAM file. */
+  modifiedMs?: number
+  digests?: Digests
+  fingerprint?: Fingerprint
+}
+
 /** Of a set of this release, from what is known and what its files say. */
-export function newManifest(
-  facts: ManifestFacts,
-  files: Partial<
-    Pick<Inspection, 'metadata' | 'modifiedMs'> & Pick<Manifest, 'digests' | 'fingerprint'>
-  > = {},
-): Manifest {
+export function newManifest(facts: ManifestFacts, files: ManifestFiles = {}): Manifest {
   const { vm, name, createdAt, dialect, poweredOff, host } = facts
   const { metadata, modifiedMs, digests, fingerprint } = files
   const sizes = metadata && { memory: metadata.memoryBytes, kernel: metadata.kernelBytes }

@@ -1,8 +1,7 @@
 /** The question to a VM's bhyve, at each socket and in each dialect that may be the right one. */
 import { assertReachable, assertRequestFits, dialectsFor, type System } from '../bhyve/dialects.js'
 import type { Located, Place } from '../bhyve/locate.js'
-import type { Peer } from '../bhyve/connect.js'
-import { knownStateOf, vmStateOf } from '../bhyve/peer.js'
+import { knownStateOf, type Peer, vmStateOf } from '../bhyve/peer.js'
 import type { PeerMemory } from '../bhyve/peer_memory.js'
 import { ProcessEnd } from '../bhyve/process_end.js'
 import { sendRequest, type Sent } from '../bhyve/request.js'

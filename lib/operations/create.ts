@@ -3,7 +3,7 @@ import { ask, assertPathsFit, type CreateContext, type Ended } from './ask.js'
 import { vmStateOf } from '../bhyve/peer.js'
 import type { Cancellation } from '../base/cancellation.js'
 import { recordContent } from './record_content.js'
-import { CheckpointError, type VmState } from '../base/errors.js'
+import { CheckpointError } from '../base/errors.js'
 import { hostFacts } from '../checkpoint/host.js'
 import { newManifest } from '../checkpoint/manifest.js'
 import { assertRestorablePath, memorySuffix } from '../base/names.js'
@@ -12,7 +12,7 @@ import type { ProgressReporter } from './progress.js'
 import type { Stage, Store } from '../store/store.js'
 import { traceDecision, traceVerdict } from '../base/trace.js'
 import { concludeSuspend, spaceForSuspend } from './suspend.js'
-import type { Checkpoint, Problem } from '../base/types.js'
+import type { Checkpoint, Problem, VmState } from '../base/types.js'
 
 /**
  * The whole of it. A cancel does not stop this function: it goes on to the end of bhyve's work, throws the stage

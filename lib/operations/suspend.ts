@@ -7,14 +7,14 @@ import { isKnownToKernel } from '../bhyve/locate.js'
 import { vmStateOf } from '../bhyve/peer.js'
 import { Cancellation } from '../base/cancellation.js'
 import { recordContent } from './record_content.js'
-import { CheckpointError, detailsOf, type VmState } from '../base/errors.js'
+import { CheckpointError, detailsOf } from '../base/errors.js'
 import { hostFacts } from '../checkpoint/host.js'
 import { newManifest } from '../checkpoint/manifest.js'
 import type { Inspection } from '../checkpoint/structure.js'
 import type { Content } from '../store/staging/pass.js'
 import type { Collected } from '../store/staging/collect.js'
 import { traceDecision, traceVerdict } from '../base/trace.js'
-import type { Checkpoint, Problem } from '../base/types.js'
+import type { Checkpoint, Problem, VmState } from '../base/types.js'
 
 /** RAM of unknown size: what bhyve writes besides must fit at least. */
 export const spaceForSuspend = 0

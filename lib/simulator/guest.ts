@@ -1,6 +1,7 @@
 /** The guest of a simulated bhyve: RAM and device state without anybody in it. */
 import { createCipheriv, createHash } from 'node:crypto'
-import { pageSize } from './options.js'
+
+export const pageSize = 4096
 
 /** What a checkpoint copies. Its content stays the same for the life of the process. */
 export interface GuestMemory {

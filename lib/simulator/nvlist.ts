@@ -262,5 +262,3 @@ function withoutNul(bytes: Buffer): Buffer {
 function readU64(bytes: Buffer, offset: number, bigEndian: boolean): bigint {
   return bigEndian ? bytes.readBigUInt64BE(offset) : bytes.readBigUInt64LE(offset)
 }
-
-export { encodeNvlist } from './nvlist_encoder.js'

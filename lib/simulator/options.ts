@@ -1,7 +1,7 @@
 /** What a simulated bhyve can be told, its defaults, and the checks made before a process is started. */
 import { constants } from 'node:os'
 import { parseFault, type Fault } from './fault.js'
-import type { ZeroLayout } from './guest.js'
+import { pageSize, type ZeroLayout } from './guest.js'
 import type { MetadataShape } from './metadata.js'
 
 /** The generations of bhyve's socket; `'reply'` is a `'descriptor'` bhyve that answers. */
@@ -70,7 +70,6 @@ export interface ServerSettings {
   fault: Fault | undefined
 }
 
-export const pageSize = 4096
 /** `VM_MAXCPU` of the kernel with the most, FreeBSD 14's. */
 export const mostCpus = 1024
 

@@ -1,5 +1,5 @@
 /** Throttles a copy without a busy loop: says how much may be written by now, and when more may be. */
-import { pageSize } from './options.js'
+import { pageSize } from './guest.js'
 import type { Wait } from './reactor.js'
 
 const shortestWaitMs = 20

@@ -1,6 +1,6 @@
 /** Every command, in the order of the help. */
 import type { Command } from '../command.js'
-import { completion } from '../completion.js'
+import { completion } from './completion.js'
 import { pause, restore, resume, vms } from './machines.js'
 import { create, suspend } from './saving.js'
 import { destroy, destroyAll, list, pin, prune, show, verify } from './stored.js'
