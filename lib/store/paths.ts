@@ -1,5 +1,5 @@
 /** The names inside `.staging`, for who must know how long they get. */
-import { kernelSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
+import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 
 /** What bhyve writes in `in/`; it appends `.kern` and `.meta`. Short: `struct` has 95 bytes for the path. */
 export const guestFile = 'ckp'
@@ -31,3 +31,9 @@ export function longestRequestPath(directory: string): string {
 
 /** Beside the checkpoints: what the bhyve of the last restore says. */
 export const restoreLogName = 'restore.log'
+
+/** A directory of what a VM that is gone has left besides its files: kept, and removed with the checkpoint. */
+export const restSuffix = '.ckp.rest'
+
+/** A set's files in the order in which they come into place: the last makes the checkpoint exist. */
+export const publicationOrder = [kernelSuffix, metadataSuffix, manifestSuffix, memorySuffix]

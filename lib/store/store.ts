@@ -22,7 +22,7 @@ import { SharedLook } from './shared_look.js'
 import type { Promised } from './staging/space.js'
 import type { SuspendedState } from './catalog/suspended.js'
 import type { Slice } from '../checkpoint/slice.js'
-import type { StageRequest } from './staging/stage.js'
+import type { StageRequest } from './commit/begin.js'
 import type { StageHandle } from './staging/stage_handle.js'
 import type { OpenedSet } from './catalog/open_set.js'
 

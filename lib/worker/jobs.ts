@@ -28,8 +28,10 @@ import { dropPromise, promisedSpace, promiseSpace, reserveSpace } from '../store
 import { collectStage, isUntouched } from '../store/staging/collect.js'
 import { beginPass, endPass, passSlice, passWhole } from '../store/staging/pass.js'
 import { savedSoFar } from '../store/staging/saved.js'
-import { dropOutrun, suspendedState } from '../store/catalog/suspended.js'
-import { abandonStage, createStage, giveIn, reopenIn } from '../store/staging/stage.js'
+import { suspendedState } from '../store/catalog/suspended.js'
+import { dropOutrun } from '../store/staging/orphans.js'
+import { giveIn, reopenIn } from '../store/staging/inbox.js'
+import { abandonStage, createStage } from '../store/commit/begin.js'
 import { compareSlice, digestWhole, isListWhole, openSet } from '../store/catalog/open_set.js'
 
 export const jobs = {

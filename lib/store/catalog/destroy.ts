@@ -6,7 +6,7 @@ import { CheckpointError, detailsOf, isExhausted, toCheckpointError } from '../.
 import { isForeignFormat } from '../../checkpoint/structure.js'
 import { memorySuffix } from '../../base/names.js'
 import { Directory } from '../../fs/directory.js'
-import { notFound, setNames } from './list.js'
+import { notFound, setNames } from '../../checkpoint/read.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
 import { assertNotStuck, moveCompanions, recover } from '../commit/recover.js'
 import { removeDirectoryLater, removeEntry } from '../staging/removed.js'

@@ -14,7 +14,8 @@ import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../.
 import type { Problem } from '../../base/types.js'
 import { digestOfFile } from '../staging/pass.js'
 import { Directory } from '../../fs/directory.js'
-import { inspectStill, lockForReading, notFound } from './list.js'
+import { lockForReading } from './list.js'
+import { inspectStill, notFound } from '../../checkpoint/read.js'
 import { OpenFile } from '../../fs/open_file.js'
 
 const { O_RDONLY } = fs.constants

@@ -1,7 +1,7 @@
 /** A pin is a word in the manifest; a set without a manifest gets one. Runs in the pool. */
 import { withPin } from '../../checkpoint/manifest.js'
 import { Directory } from '../../fs/directory.js'
-import { notFound } from './list.js'
+import { notFound } from '../../checkpoint/read.js'
 import { inspectForMarking, lockForMarking, manifestText, replaceManifest } from './rewrite_manifest.js'
 
 export function pinSet(directoryPath: string, vm: string, name: string, pinned: boolean): void {

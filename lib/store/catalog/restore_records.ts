@@ -14,7 +14,8 @@ import { memorySuffix } from '../../base/names.js'
 import type { ListedCheckpoint } from '../../base/types.js'
 import { describe } from '../../checkpoint/describe.js'
 import { Directory } from '../../fs/directory.js'
-import { inspectStored, notFound } from './list.js'
+import { inspectStored } from './list.js'
+import { notFound } from '../../checkpoint/read.js'
 import { lockStagingIfAny, openStaging } from '../staging/lock.js'
 import {
   inspectForMarking,

@@ -12,7 +12,7 @@ import { moveToFreshName, type StagePlaces } from '../staging/fresh_name.js'
 import { bootOf, type Intent, isWriterAlive, readIntent, writerOf } from '../staging/intent.js'
 import { copyLinked } from '../staging/own_files.js'
 import { removeEntry } from '../staging/removed.js'
-import { publicationOrder } from './roll_forward.js'
+import { publicationOrder } from '../paths.js'
 import { gather, holdsWholeSet, isWhole, lastWriteMs } from '../staging/stage_files.js'
 import { manifestFor, storeManifest } from '../staging/staged_manifest.js'
 

@@ -3,7 +3,7 @@ import { CheckpointError } from '../../base/errors.js'
 import { isForeignFormat } from '../../checkpoint/structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import type { Directory } from '../../fs/directory.js'
-import { listedSet } from '../catalog/list.js'
+import { listedSet } from '../../checkpoint/read.js'
 
 export function assertReplaceable(directory: Directory, name: string, ifExists: 'replace' | 'fail'): void {
   // Past the commit point a folder in the way could not be replaced any more.

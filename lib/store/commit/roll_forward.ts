@@ -2,17 +2,12 @@
 import { CheckpointError, isExhausted } from '../../base/errors.js'
 import { parseManifest } from '../../checkpoint/manifest.js'
 import { readHead } from '../../checkpoint/manifest_file.js'
-import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
+import { manifestSuffix, memorySuffix } from '../../base/names.js'
 import type { Directory } from '../../fs/directory.js'
 import { readIntent } from '../staging/intent.js'
 import { removeEntry } from '../staging/removed.js'
+import { publicationOrder, restSuffix } from '../paths.js'
 import { replacedName } from '../staging/staging_entries.js'
-
-/** A directory of what a VM that is gone has left besides its files: kept, and removed with the checkpoint. */
-export const restSuffix = '.ckp.rest'
-
-/** A set's files in the order in which they come into place: the last makes the checkpoint exist. */
-export const publicationOrder = [kernelSuffix, metadataSuffix, manifestSuffix, memorySuffix]
 
 /**
  * Moves what a committed stage still holds into place. The stage and `.staging` are fsynced as well: on UFS with soft

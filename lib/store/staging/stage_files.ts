@@ -3,8 +3,17 @@ import { inspectFiles, type Inspection, inspectSet } from '../../checkpoint/stru
 import { manifestSuffix } from '../../base/names.js'
 import { moveOut } from './collect.js'
 import type { Directory } from '../../fs/directory.js'
-import { copyName, digestList, freshManifest, guestFile, guestFiles, inName, spaceReserve } from '../paths.js'
-import { publicationOrder, restSuffix } from '../commit/roll_forward.js'
+import {
+  copyName,
+  digestList,
+  freshManifest,
+  guestFile,
+  guestFiles,
+  inName,
+  spaceReserve,
+  publicationOrder,
+  restSuffix,
+} from '../paths.js'
 
 /** All the files under one name, wherever an earlier attempt has left them. From here on bhyve can add nothing. */
 export function gather(stage: Directory, name: string): void {

@@ -1,22 +1,22 @@
 /**
- * A stage: `.staging/<id>/`, where a checkpoint grows until it is published, and in it `in/`, the only folder
- * bhyve ever gets a descriptor of. A flock on the stage itself says that somebody is still at it.
- * Runs in the pool.
+ * A stage is made, and thrown away: `.staging/<id>/`, where a checkpoint grows until it is published. A flock on the stage
+ * itself says that somebody is still at it. Runs in the pool.
  */
 import { Directory } from '../../fs/directory.js'
-import { holdOpen } from './held.js'
-import { lockStagingIfAny } from './lock.js'
-import { type Intent, removeIntent, writeIntent } from './intent.js'
-import { openLocked, removeMade } from './opening.js'
+import { makeFolder, needsGiving } from '../staging/inbox.js'
+import { holdOpen } from '../staging/held.js'
+import { lockStagingIfAny } from '../staging/lock.js'
+import { type Intent, removeIntent, writeIntent } from '../staging/intent.js'
+import { openLocked, removeMade } from '../staging/opening.js'
 import { guestFile, inName, stagingName } from '../paths.js'
-import { assertReplaceable } from '../commit/replaceable.js'
-import { assertNotStuck, recover } from '../commit/recover.js'
+import { assertReplaceable } from './replaceable.js'
+import { assertNotStuck, recover } from './recover.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
-import { removeEntry } from './removed.js'
-import { lastMemoryBytes } from './space.js'
-import { borrowStage, isSameStage, type StageHandle } from './stage_handle.js'
-import { orphansIn } from '../catalog/suspended.js'
-import { freshId } from './staging_entries.js'
+import { removeEntry } from '../staging/removed.js'
+import { lastMemoryBytes } from '../staging/space.js'
+import { borrowStage, isSameStage, type StageHandle } from '../staging/stage_handle.js'
+import { orphansIn } from '../staging/orphans.js'
+import { freshId } from '../staging/staging_entries.js'
 
 export interface StageRequest {
   directory: string
@@ -84,29 +84,6 @@ function openStage(
     if (made.includes(directory.path)) directory.removeEmpty(stagingName)
     throw error
   }
-}
-
-/** root writes where it likes; anybody else only into a folder of its own. */
-function needsGiving(writerUid: number): boolean {
-  return writerUid !== 0 && writerUid !== process.geteuid?.()
-}
-
-function makeFolder(parent: Directory, name: string): Directory {
-  parent.make(name)
-  return parent.open(name)
-}
-
-/** A descriptor of `in/` once more, for a second request. */
-export function reopenIn(handle: StageHandle): { descriptors: { in: number } } {
-  using inFolder = borrowStage(handle).open(inName)
-  return { descriptors: { in: inFolder.release() } }
-}
-
-/** To the user of the bhyve that is asked next: a dead socket may have been another one's. */
-export function giveIn(handle: StageHandle, writerUid: number): void {
-  using inFolder = borrowStage(handle).open(inName)
-  const uid = needsGiving(writerUid) ? writerUid : (process.geteuid?.() ?? 0)
-  if (inFolder.ownStatus().uid !== uid) inFolder.giveTo(uid)
 }
 
 /** Throws the stage away, a suspend's too: only for a VM that runs on. And the directories made for it where nothing else lives in them. */

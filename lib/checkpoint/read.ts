@@ -1,0 +1,78 @@
+/** The checkpoints in a directory, one by one, as they lie there. Takes no lock. Runs in the pool. */
+import os from 'node:os'
+import { CheckpointError, isExhausted } from '../base/errors.js'
+import { isCheckpointName, memorySuffix } from '../base/names.js'
+import type { ListedCheckpoint } from '../base/types.js'
+import type { Directory } from '../fs/directory.js'
+import { describe } from './describe.js'
+import { type Inspection, inspectSet, stateOf } from './structure.js'
+
+const mostAttempts = 10
+
+/** The names in a directory that are a checkpoint's, whole or not. Folders are strangers. */
+export function setNames(directory: Directory): string[] {
+  return possibleNames(directory).filter(
+    (name) => directory.statusIfAny(name + memorySuffix)?.kind !== 'directory',
+  )
+}
+
+/** Folders of such a name among them. */
+export function possibleNames(directory: Directory): string[] {
+  return directory
+    .entries()
+    .filter((entry) => entry.endsWith(memorySuffix))
+    .map((entry) => entry.slice(0, -memorySuffix.length))
+    .filter((name) => isCheckpointName(name))
+}
+
+/** One that cannot be read is damaged, and no reason to fail for the others. */
+export function listedSet(
+  directory: Directory,
+  vm: string,
+  name: string,
+  wanted: 'any' | 'unless a folder' = 'any',
+): ListedCheckpoint[] {
+  try {
+    const inspection = inspectStill(directory, name)
+    if (inspection === undefined || (wanted === 'unless a folder' && inspection.isFolder)) return []
+    return [describe(directory.path, vm, name, inspection)]
+  } catch (error) {
+    if (isExhausted(error)) throw error
+    const file = name + memorySuffix
+    const message = `cannot be read: ${error instanceof Error ? error.message : String(error)}`
+    const problems = [{ code: 'metadata-missing', message, file }] as const
+    return [{ state: 'damaged', vm, name, path: directory.pathOf(file), problems }]
+  }
+}
+
+/** Where we may not lock, a set may be replaced while we look at it: then look again. */
+export function inspectStill(directory: Directory, name: string): Inspection | undefined {
+  for (let attempt = 1; ; attempt++) {
+    const inspection = inspectOnce(directory, name, attempt === mostAttempts)
+    const status = directory.statusIfAny(name + memorySuffix)
+    if (inspection !== 'gone' && (status && stateOf(status)) === inspection?.identity) return inspection
+    if (inspection !== 'gone' && attempt === mostAttempts) return inspection
+  }
+}
+
+function inspectOnce(directory: Directory, name: string, isLast: boolean): Inspection | undefined | 'gone' {
+  try {
+    return inspectSet(directory, name)
+  } catch (error) {
+    const isGone = error instanceof CheckpointError && error.errno === os.constants.errno.ENOENT
+    if (!isGone || isLast) throw error
+    return 'gone'
+  }
+}
+
+export function byAge(one: ListedCheckpoint, other: ListedCheckpoint): number {
+  const difference = (one.createdAt?.getTime() ?? 0) - (other.createdAt?.getTime() ?? 0)
+  return difference !== 0 ? difference : one.name < other.name ? -1 : 1
+}
+
+export function notFound(directoryPath: string, name: string): CheckpointError {
+  const path = `${directoryPath}/${name}${memorySuffix}`
+  return new CheckpointError('ERR_CHECKPOINT_NOT_FOUND', `there is no checkpoint '${name}': no '${path}'`, {
+    path,
+  })
+}
