@@ -6,7 +6,7 @@
 import './base/symbols.js'
 import { assertObject } from './base/assertions.js'
 import { createClient } from './client/client.js'
-import { clientOptions } from './operations/settings.js'
+import { clientOptions } from './client/options.js'
 import type { Checkpoint, ClientOptions, CreateOptions, ListedCheckpoint } from './base/types.js'
 
 export type { CheckpointClient } from './client/checkpoint_client.js'

@@ -12,7 +12,7 @@ import { runInNewContext } from 'node:vm'
 import { SimulatedFleet } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client/client.js'
 import { loadNative } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/operations/settings.js'
+import { realSurroundings } from '../dist/client/surroundings.js'
 import { jobs } from '../dist/worker/jobs.js'
 
 const count = Number(process.argv[2] ?? 20_000)

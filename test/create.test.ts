@@ -14,7 +14,7 @@ import {
 } from 'bhyve-checkpoint'
 import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client/client.js'
-import { realSurroundings } from '../dist/operations/settings.js'
+import { realSurroundings } from '../dist/client/surroundings.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
 import {
   checkpointFiles,

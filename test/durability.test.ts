@@ -9,7 +9,7 @@ import { createClient, type ListedCheckpoint } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client/client.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/operations/settings.js'
+import { realSurroundings } from '../dist/client/surroundings.js'
 import { jobs } from '../dist/worker/jobs.js'
 import {
   checkpointFiles,

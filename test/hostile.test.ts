@@ -9,7 +9,7 @@ import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../dist/client/client.js'
 import { parseMetadata } from '../dist/checkpoint/metadata.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/operations/settings.js'
+import { realSurroundings } from '../dist/client/surroundings.js'
 import { Pool, poolSize, sharedPool } from '../dist/pool/pool.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from './crash/sets.mjs'

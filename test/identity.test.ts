@@ -4,7 +4,7 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { createClientIn } from '../dist/client/client.js'
 import { loadNative } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/operations/settings.js'
+import { realSurroundings } from '../dist/client/surroundings.js'
 import { jobs } from '../dist/worker/jobs.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from './crash/sets.mjs'

@@ -11,7 +11,7 @@ import { simulatedBhyve, type SimulatedDialect } from 'bhyve-checkpoint/simulato
 import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../dist/client/client.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/operations/settings.js'
+import { realSurroundings } from '../dist/client/surroundings.js'
 import {
   beginRestore,
   holdSet,

@@ -6,7 +6,7 @@ import { type ClientOptions, createClient, type RestoreOptions } from 'bhyve-che
 import type { System } from '../dist/bhyve/dialects.js'
 import { createClientIn } from '../dist/client/client.js'
 import { PeerMemory } from '../dist/bhyve/peer_memory.js'
-import { realSurroundings, type Surroundings } from '../dist/operations/settings.js'
+import { realSurroundings, type Surroundings } from '../dist/client/surroundings.js'
 import { type CommandLine, parseCommandLine } from '../dist/bhyve_arguments/command_line.js'
 import { parseCommandLine as parseSimulated } from '../dist/simulator/arguments.js'
 import { machineOf as simulatedMachineOf } from '../dist/simulator/machine.js'

@@ -9,7 +9,7 @@ import { createClientIn } from '../dist/client/client.js'
 import { parseManifest } from '../dist/checkpoint/manifest.js'
 import { choose } from '../dist/store/catalog/prune.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/operations/settings.js'
+import { realSurroundings } from '../dist/client/surroundings.js'
 import { jobs } from '../dist/worker/jobs.js'
 import type { ListedCheckpoint } from '../dist/base/types.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript

@@ -9,7 +9,7 @@ import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { ProcessEnd } from '../dist/bhyve/process_end.js'
 import { createClientIn } from '../dist/client/client.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/operations/settings.js'
+import { realSurroundings } from '../dist/client/surroundings.js'
 import {
   checkpointFiles,
   contents,

@@ -8,7 +8,7 @@ import { createClient, type Progress } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client/client.js'
 import { loadNative } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/operations/settings.js'
+import { realSurroundings } from '../dist/client/surroundings.js'
 import {
   checkpointFiles,
   failure,

@@ -8,7 +8,7 @@ import { SimulatedBhyve, SimulatedFleet, type SimulatorOptions } from 'bhyve-che
 import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../dist/client/client.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/operations/settings.js'
+import { realSurroundings } from '../dist/client/surroundings.js'
 import { sharedPool } from '../dist/pool/pool.js'
 import { rejection, runScript, scratch, tree, until } from './support/index.js'
 

@@ -26,15 +26,9 @@ import {
   withDetails,
 } from '../base/errors.js'
 import { assertCheckpointName, assertVmName } from '../base/names.js'
-import {
-  assertPolicy,
-  clientSettings,
-  createOptions,
-  createSettings,
-  realSurroundings,
-  restoreSettings,
-  type Surroundings,
-} from '../operations/settings.js'
+import { assertPolicy, createOptions, createSettings, restoreSettings } from '../operations/settings.js'
+import { realSurroundings, type Surroundings } from './surroundings.js'
+import { clientSettings } from './options.js'
 import { ProgressReporter } from '../operations/progress.js'
 import { sharedPool } from '../pool/pool.js'
 import { planRestore, type RestoreContext } from '../operations/restore/plan.js'

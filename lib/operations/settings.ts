@@ -1,5 +1,4 @@
 /** Options checked and completed, before anything is touched. */
-import os from 'node:os'
 import {
   assertBoolean,
   assertCallback,
@@ -9,28 +8,10 @@ import {
   assertSignal,
   invalid,
 } from '../base/assertions.js'
-import { DescriptorBudget, systemCounts } from '../client/descriptor_budget.js'
-import { type Host, hostNow } from '../checkpoint/host.js'
 import { assertCheckpointName, assertVmName } from '../base/names.js'
-import type { Place } from '../bhyve/locate.js'
-import type { System } from '../bhyve/dialects.js'
-import { connectionsHeld } from '../bhyve/request.js'
-import { type PeerMemory, sharedPeers } from '../bhyve/peer_memory.js'
-import { type JobRunner, sharedPool } from '../pool/pool.js'
-import { type Runtime, thisRuntime } from '../client/runtime.js'
-import { defaultRoot, rootLayout } from '../store/layout.js'
-import type {
-  ClientOptions,
-  CreateOptions,
-  Dialect,
-  Layout,
-  Progress,
-  PrunePolicy,
-  RestoreOptions,
-} from '../base/types.js'
+import type { CreateOptions, Dialect, Progress, PrunePolicy, RestoreOptions } from '../base/types.js'
 
 const defaultStallTimeoutMs = 60_000
-export const clientOptions = ['runDirectory', 'checkpointDirectory', 'dialect', 'trustedUids']
 export const createOptions = [
   'name',
   'poweroff',
@@ -48,86 +29,6 @@ export const createOptions = [
 const inherited = ['PATH', 'HOME', 'LANG', 'TZ']
 const restoreOptions = ['args', 'bhyve', 'env', 'again', 'verify', 'logFile', 'signal', 'timeout']
 export const defaultBhyve = '/usr/sbin/bhyve'
-const dialects: readonly string[] = ['auto', 'struct', 'path', 'descriptor']
-
-/** What tests replace: the rest of the world as this library sees it. */
-export interface Surroundings {
-  /** Where a bhyve puts its socket that is told nothing else. */
-  defaultRunDirectory: string
-  /** Where what blocks is done. */
-  pool: () => JobRunner
-  /** What the calls may open. */
-  descriptors: () => DescriptorBudget
-  /** Where the kernel shows the VMs it has. */
-  vmmDirectory: string
-  system: System
-  /** Other than Node, some cannot do everything. */
-  runtime: Runtime
-  peers: PeerMemory
-  /** How long a suspended VM's process may take to be gone, in milliseconds. */
-  exitPatienceMs: number
-  /** What a checkpoint's own record is compared with. */
-  host: () => Host
-}
-
-let budget: DescriptorBudget | undefined
-
-/** One for all clients of this environment: the limit is the process's. */
-function sharedBudget(): DescriptorBudget {
-  budget ??= new DescriptorBudget(systemCounts(() => sharedPool().descriptorsToCome, connectionsHeld))
-  return budget
-}
-
-export const realSurroundings: Surroundings = {
-  defaultRunDirectory: '/var/run/bhyve',
-  pool: sharedPool,
-  descriptors: sharedBudget,
-  vmmDirectory: '/dev/vmm',
-  peers: sharedPeers,
-  // Giving back hundreds of gigabytes takes a while.
-  exitPatienceMs: 120_000,
-  system: { platform: process.platform, release: os.release() },
-  runtime: thisRuntime,
-  host: hostNow,
-}
-
-export interface ClientSettings {
-  place: Omit<Place, 'vm'>
-  layout: Layout
-  /** The directories are of our own making, and go when they are empty. */
-  ownsDirectories: boolean
-}
-
-export function clientSettings(options: ClientOptions, surroundings: Surroundings): ClientSettings {
-  assertOptions(options, 'ClientOptions', clientOptions)
-  const { runDirectory = surroundings.defaultRunDirectory } = options
-  const { checkpointDirectory = defaultRoot, dialect = 'auto' } = options
-  const { trustedUids = [0, process.geteuid?.() ?? 0] } = options
-  if (typeof runDirectory !== 'string' || !runDirectory.startsWith('/') || runDirectory.includes('\0')) {
-    throw invalid('runDirectory must be an absolute path', runDirectory)
-  }
-  if (!dialects.includes(dialect)) throw invalid(`dialect must be one of ${dialects.join(', ')}`, dialect)
-  if (!Array.isArray(trustedUids) || trustedUids.length === 0 || !trustedUids.every(isUid)) {
-    throw invalid('trustedUids must be a list of uids', trustedUids)
-  }
-  const place = {
-    runDirectory: trimmed(runDirectory),
-    dialect,
-    trustedUids,
-    vmmDirectory: surroundings.vmmDirectory,
-  }
-  return { place, ...layoutFrom(checkpointDirectory) }
-}
-
-function layoutFrom(directory: string | Layout): { layout: Layout; ownsDirectories: boolean } {
-  if (typeof directory === 'string') return { layout: rootLayout(directory), ownsDirectories: true }
-  const isLayout =
-    typeof directory === 'object' && directory !== null && typeof directory.directoryOf === 'function'
-  if (!isLayout)
-    throw invalid('checkpointDirectory must be a path or a layout, as cbsdLayout() gives one', directory)
-  return { layout: directory, ownsDirectories: false }
-}
-
 export interface CreateSettings {
   vm: string
   name: string
@@ -233,12 +134,4 @@ export function assertPolicy(policy: PrunePolicy): void {
   if (Object.values(rules).every((value) => value === undefined)) {
     throw invalid('a policy needs a rule: keepLast, keepWithinMs or maxBytes', policy)
   }
-}
-
-function isUid(uid: unknown): boolean {
-  return Number.isInteger(uid) && (uid as number) >= 0 && (uid as number) < 2 ** 32
-}
-
-function trimmed(directory: string): string {
-  return directory.length > 1 ? directory.replace(/\/+$/, '') : directory
 }

@@ -13,7 +13,7 @@ import { Cancellation } from '../../dist/base/cancellation.js'
 import { createClientIn } from '../../dist/client/client.js'
 import { DescriptorBudget } from '../../dist/client/descriptor_budget.js'
 import { loadNative } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/operations/settings.js'
+import { realSurroundings } from '../../dist/client/surroundings.js'
 import {
   childEnvironment,
   failure,

@@ -9,7 +9,7 @@ import { CheckpointError, type CheckpointClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../../dist/client/client.js'
 import { loadNative } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/operations/settings.js'
+import { realSurroundings } from '../../dist/client/surroundings.js'
 import { SharedLook } from '../../dist/store/shared_look.js'
 import {
   checkpointFiles,

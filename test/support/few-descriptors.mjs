@@ -3,7 +3,7 @@
 // the only VM's suspend is being written, this program opens files until it can open no more, and keeps them.
 import fs from 'node:fs'
 import { createClientIn } from '../../dist/client/client.js'
-import { realSurroundings } from '../../dist/operations/settings.js'
+import { realSurroundings } from '../../dist/client/surroundings.js'
 
 const [runDirectory, checkpointDirectory, count, what] = process.argv.slice(2)
 // The process of a simulated fleet outlives its VMs.

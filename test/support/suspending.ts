@@ -10,7 +10,7 @@ import { type CheckpointClient, createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../../dist/client/client.js'
 import { isFailure, loadNative } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/operations/settings.js'
+import { realSurroundings } from '../../dist/client/surroundings.js'
 import type { JobRunner } from '../../dist/pool/pool.js'
 import { childEnvironment, inlinePool, scratch, until } from './index.js'
 

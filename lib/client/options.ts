@@ -1,0 +1,54 @@
+/** What a client is made with, checked and completed. */
+import { assertOptions, invalid } from '../base/assertions.js'
+import type { ClientOptions, Layout } from '../base/types.js'
+import type { Place } from '../bhyve/locate.js'
+import { defaultRoot, rootLayout } from '../store/layout.js'
+import type { Surroundings } from './surroundings.js'
+
+export const clientOptions = ['runDirectory', 'checkpointDirectory', 'dialect', 'trustedUids']
+const dialects: readonly string[] = ['auto', 'struct', 'path', 'descriptor']
+
+export interface ClientSettings {
+  place: Omit<Place, 'vm'>
+  layout: Layout
+  /** The directories are of our own making, and go when they are empty. */
+  ownsDirectories: boolean
+}
+
+export function clientSettings(options: ClientOptions, surroundings: Surroundings): ClientSettings {
+  assertOptions(options, 'ClientOptions', clientOptions)
+  const { runDirectory = surroundings.defaultRunDirectory } = options
+  const { checkpointDirectory = defaultRoot, dialect = 'auto' } = options
+  const { trustedUids = [0, process.geteuid?.() ?? 0] } = options
+  if (typeof runDirectory !== 'string' || !runDirectory.startsWith('/') || runDirectory.includes('\0')) {
+    throw invalid('runDirectory must be an absolute path', runDirectory)
+  }
+  if (!dialects.includes(dialect)) throw invalid(`dialect must be one of ${dialects.join(', ')}`, dialect)
+  if (!Array.isArray(trustedUids) || trustedUids.length === 0 || !trustedUids.every(isUid)) {
+    throw invalid('trustedUids must be a list of uids', trustedUids)
+  }
+  const place = {
+    runDirectory: trimmed(runDirectory),
+    dialect,
+    trustedUids,
+    vmmDirectory: surroundings.vmmDirectory,
+  }
+  return { place, ...layoutFrom(checkpointDirectory) }
+}
+
+function layoutFrom(directory: string | Layout): { layout: Layout; ownsDirectories: boolean } {
+  if (typeof directory === 'string') return { layout: rootLayout(directory), ownsDirectories: true }
+  const isLayout =
+    typeof directory === 'object' && directory !== null && typeof directory.directoryOf === 'function'
+  if (!isLayout)
+    throw invalid('checkpointDirectory must be a path or a layout, as cbsdLayout() gives one', directory)
+  return { layout: directory, ownsDirectories: false }
+}
+
+function isUid(uid: unknown): boolean {
+  return Number.isInteger(uid) && (uid as number) >= 0 && (uid as number) < 2 ** 32
+}
+
+function trimmed(directory: string): string {
+  return directory.length > 1 ? directory.replace(/\/+$/, '') : directory
+}
