@@ -41,13 +41,11 @@ await start('closing', { fault: { at: 'receive', kind: 'close' } })
 await start('silent', { dialect: 'reply', fault: { at: 'reply', kind: 'close' } })
 await start('slow', { memoryBytes: 64 * 1024, writeRate: 1024 * 1024 })
 
-const runFrom = async (onStart, job, ...args) => {
-  onStart?.()
-  return jobs[job](...args)
-}
 const onThisThread = {
-  runFrom,
-  run: (job, ...args) => runFrom(undefined, job, ...args),
+  run: async ({ name, args }, onStart) => {
+    onStart?.()
+    return jobs[name](...args)
+  },
   // A job has ended when its call returns.
   emptied: () => Promise.resolve(),
 }

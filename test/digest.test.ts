@@ -14,11 +14,11 @@ import { manifestMaxBytes } from '../dist/checkpoint/manifest.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
 import { type CreateSettings } from '../dist/operations/settings.js'
 import { realSurroundings } from '../dist/client/surroundings.js'
-import { poolSize, sharedPool } from '../dist/pool/pool.js'
+import { type JobRunner, poolSize, sharedPool } from '../dist/pool/pool.js'
 import { ProgressReporter } from '../dist/operations/progress.js'
 import { watchSaving } from '../dist/operations/watch_saving.js'
 import { forEachSlice, StopFlag } from '../dist/operations/slices.js'
-import type { Stage } from '../dist/store/store.js'
+import type { Stage } from '../dist/store/stage.js'
 import {
   checkpointFiles,
   fixtures,
@@ -580,19 +580,19 @@ t.test('bounded whatever the size', async (t) => {
   let running = 0
   let most = 0
   const shared = sharedPool()
-  const pool = {
-    run: shared.run.bind(shared),
-    runFrom: async (...[onStart, name, ...args]: Parameters<typeof shared.runFrom>) => {
-      const isSlice = name === 'passSlice' || name === 'compareSlice'
+  const pool: JobRunner = {
+    emptied: () => shared.emptied(),
+    run: async (job, onStart) => {
+      const isSlice = job.name === 'passSlice' || job.name === 'compareSlice'
       if (isSlice) most = Math.max(most, ++running)
-      const result: unknown = await shared.runFrom(onStart, name, ...args).finally(() => isSlice && running--)
-      const told = JSON.stringify([args, result], (_, value: unknown) =>
+      const result = await shared.run(job, onStart).finally(() => isSlice && running--)
+      const told = JSON.stringify([job.args, result], (_, value: unknown) =>
         typeof value === 'bigint' ? '' : value,
       )
       if (isSlice) sent.push(told.length)
       return result
     },
-  } as unknown as typeof shared
+  }
   const options = { runDirectory, checkpointDirectory: root, dialect: 'descriptor' } as const
   const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
   await client.createCheckpoint('vm1')

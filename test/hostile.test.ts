@@ -11,6 +11,7 @@ import { parseMetadata } from '../dist/checkpoint/metadata.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/client/surroundings.js'
 import { Pool, poolSize, sharedPool } from '../dist/pool/pool.js'
+import { storeJobs } from '../dist/store/jobs.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from './crash/sets.mjs'
 import {
@@ -449,8 +450,8 @@ function putSet(root: string, name: string, tag = 1): void {
 
 t.test('arguments that cannot be passed to a thread cost no thread', async (t) => {
   for (let call = 0; call < 5; call++)
-    await t.rejects(sharedPool().run('listSets', (() => 1) as never, 'vm1'))
-  t.strictSame(await sharedPool().run('listSets', '/nonexistent', 'vm1'), [])
+    await t.rejects(storeJobs(sharedPool()).listSets((() => 1) as never, 'vm1'))
+  t.strictSame(await storeJobs(sharedPool()).listSets('/nonexistent', 'vm1'), [])
 })
 
 t.test("a set that cannot be replaced or destroyed stands in nobody else's way", async (t) => {
@@ -639,8 +640,8 @@ t.test('waiting for the turn is told', async (t) => {
 t.test('what takes long leaves a thread to what does not', async (t) => {
   const pool = new Pool()
   const started: string[] = []
-  const short = (name: string) => pool.runFrom(() => started.push(name), 'listSets', '/nonexistent', 'vm1')
-  const long = (name: string) => pool.runFrom(() => started.push(name), 'destroySets', '/nonexistent', false)
+  const short = (name: string) => storeJobs(pool, () => started.push(name)).listSets('/nonexistent', 'vm1')
+  const long = (name: string) => storeJobs(pool, () => started.push(name)).destroySets('/nonexistent', false)
   // Threads are started one by one: all of them have to be there.
   await until(async () => {
     started.length = 0
@@ -662,9 +663,9 @@ t.test('what is removed takes no thread away from others', async (t) => {
   const pool = new Pool()
   const started: string[] = []
   const note = (name: string) => () => started.push(name)
-  const short = (name: string) => pool.runFrom(note(name), 'listSets', '/nonexistent', 'vm1')
-  const long = (name: string) => pool.runFrom(note(name), 'destroySets', '/nonexistent', false)
-  const removal = (name: string) => pool.runFrom(note(name), 'emptyAllRemoved', [])
+  const short = (name: string) => storeJobs(pool, note(name)).listSets('/nonexistent', 'vm1')
+  const long = (name: string) => storeJobs(pool, note(name)).destroySets('/nonexistent', false)
+  const removal = (name: string) => storeJobs(pool, note(name)).emptyAllRemoved([])
   await until(async () => {
     started.length = 0
     const jobs = [removal('warm'), ...Array.from({ length: 100 }, () => short('warm'))]

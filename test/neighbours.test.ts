@@ -16,7 +16,7 @@ import { watchSaving } from '../dist/operations/watch_saving.js'
 import { Directory } from '../dist/fs/directory.js'
 import { removeTree } from '../dist/fs/remove_tree.js'
 import { lastMemoryBytes, promisedSpace } from '../dist/store/staging/space.js'
-import type { Stage } from '../dist/store/store.js'
+import type { Stage } from '../dist/store/stage.js'
 import { failure, inlinePool, intercept, rejection, scratch, until } from './support/index.js'
 import { putSet } from './support/sets.js'
 

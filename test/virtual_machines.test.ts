@@ -9,7 +9,7 @@ import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../dist/client/client.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/client/surroundings.js'
-import { sharedPool } from '../dist/pool/pool.js'
+import { type JobRunner, sharedPool } from '../dist/pool/pool.js'
 import { rejection, runScript, scratch, tree, until } from './support/index.js'
 
 const native = loadNative()
@@ -288,13 +288,13 @@ t.test('a VM is not stopped under a request that was made while it was looked fo
   let go: (() => void) | undefined
   const gate = new Promise<void>((resolve) => (go = resolve))
   let looks = 0
-  const pool = {
-    run: async (...[name, ...args]: Parameters<typeof shared.run>) => {
-      if (name === 'locateSocket' && ++looks === 1) await gate
-      return shared.run(name, ...args)
+  const pool: JobRunner = {
+    emptied: () => shared.emptied(),
+    run: async (job, onStart) => {
+      if (job.name === 'locateSocket' && ++looks === 1) await gate
+      return shared.run(job, onStart)
     },
-    runFrom: shared.runFrom.bind(shared),
-  } as unknown as typeof shared
+  }
   const options = { runDirectory: bhyve.runDirectory, checkpointDirectory: scratch(t) }
   const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
   const pausing = rejection(client.pause('vm1'))

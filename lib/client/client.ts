@@ -29,6 +29,7 @@ import { assertCheckpointName, assertVmName } from '../base/names.js'
 import { assertPolicy, createOptions, createSettings, restoreSettings } from '../operations/settings.js'
 import { realSurroundings, type Surroundings } from './surroundings.js'
 import { clientSettings } from './options.js'
+import { type VmJobs, vmJobs } from '../operations/jobs.js'
 import { ProgressReporter } from '../operations/progress.js'
 import { sharedPool } from '../pool/pool.js'
 import { planRestore, type RestoreContext } from '../operations/restore/plan.js'
@@ -99,6 +100,7 @@ class Client implements CheckpointClient {
   readonly #surroundings: Surroundings
   readonly #settings: ReturnType<typeof clientSettings>
   readonly #store: Store
+  readonly #vmJobs: VmJobs
   readonly #queue = new VmQueue()
   readonly #inFlight = new Set<Promise<unknown>>()
   /** VMs with a request of ours in flight, cancelled ones included, and how many. */
@@ -107,7 +109,9 @@ class Client implements CheckpointClient {
   constructor(surroundings: Surroundings, options: ClientOptions) {
     this.#surroundings = surroundings
     this.#settings = clientSettings(options, surroundings)
-    this.#store = new Store(surroundings.pool(), this.#settings.layout, this.#settings.ownsDirectories)
+    const pool = surroundings.pool()
+    this.#store = new Store(pool, this.#settings.layout, this.#settings.ownsDirectories)
+    this.#vmJobs = vmJobs(pool)
   }
 
   async createCheckpoint(vm: string, options: CreateOptions = {}): Promise<Checkpoint> {
@@ -148,7 +152,15 @@ class Client implements CheckpointClient {
     try {
       const place = { ...this.#settings.place, vm }
       const { system, peers, exitPatienceMs, descriptors } = this.#surroundings
-      const context = { store: this.#store, place, system, peers, exitPatienceMs, asked }
+      const context = {
+        store: this.#store,
+        vmJobs: this.#vmJobs,
+        place,
+        system,
+        peers,
+        exitPatienceMs,
+        asked,
+      }
       const count = settings.poweroff ? descriptorsOf.suspend : descriptorsOf.checkpoint
       return await descriptors().during(count, cancellation, () =>
         this.#keepingThread(settings.poweroff, () => create(context, settings, cancellation, progress)),
@@ -194,15 +206,19 @@ class Client implements CheckpointClient {
 
   async listCheckpoints(vm: string): Promise<ListedCheckpoint[]> {
     assertVmName(vm)
-    return this.#explained(`listing the checkpoints of VM '${vm}'`, () => ({ vm }), this.#store.list(vm))
+    return this.#explained(
+      `listing the checkpoints of VM '${vm}'`,
+      () => ({ vm }),
+      this.#store.jobs.listSets(this.#store.directoryOf(vm), vm),
+    )
   }
 
   async getCheckpoint(vm: string, name: string): Promise<Checkpoint> {
-    return this.#onStored('reading', vm, name, () => this.#store.get(vm, name))
+    return this.#onStored('reading', vm, name, (directory) => this.#store.jobs.getSet(directory, vm, name))
   }
 
   async destroyCheckpoint(vm: string, name: string): Promise<void> {
-    return this.#onStored('destroying', vm, name, () => this.#store.destroy(vm, name))
+    return this.#onStored('destroying', vm, name, (directory) => this.#store.jobs.destroySet(directory, name))
   }
 
   async destroyAll(vm: string): Promise<string[]> {
@@ -210,7 +226,7 @@ class Client implements CheckpointClient {
     return this.#explained(
       `destroying the checkpoints of VM '${vm}'`,
       () => ({ vm }),
-      this.#store.destroyAll(vm),
+      this.#store.jobs.destroySets(this.#store.directoryOf(vm), this.#store.ownsDirectories),
     )
   }
 
@@ -229,9 +245,9 @@ class Client implements CheckpointClient {
     cancellation.throwIfCancelled()
     const startedAt = performance.now()
     const progress = new ProgressReporter({ vm, name, onProgress, memoryBytes: undefined }, cancellation)
-    const task = this.#onStored('verifying', vm, name, () =>
+    const task = this.#onStored('verifying', vm, name, (directory) =>
       depth === 'structure'
-        ? this.#store.verify(vm, name)
+        ? this.#store.jobs.verifySet(directory, name)
         : this.#surroundings.descriptors().during(descriptorsOf.verify, cancellation, () => {
             cancellation.begin()
             return verifyContent({ store: this.#store, vm, name, cancellation, progress })
@@ -246,16 +262,20 @@ class Client implements CheckpointClient {
     assertVmName(vm)
     assertCheckpointName(name, vm)
     this.#assertCan('pin', `pinning checkpoint '${name}' of VM '${vm}'`, vm, name)
-    return this.#onStored('pinning', vm, name, () => this.#store.pin(vm, name, pinned))
+    return this.#onStored('pinning', vm, name, (directory) =>
+      this.#store.jobs.pinSet(directory, vm, name, pinned),
+    )
   }
 
-  async pruneCheckpoints(vm: string, policy: PrunePolicy): ReturnType<Store['prune']> {
+  async pruneCheckpoints(vm: string, policy: PrunePolicy): ReturnType<CheckpointClient['pruneCheckpoints']> {
     assertVmName(vm)
     about(vm, () => assertPolicy(policy))
+    const { keepLast, keepWithinMs, maxBytes, dryRun } = policy
+    const rules = { keepLast, keepWithinMs, maxBytes, dryRun }
     return this.#explained(
       `pruning the checkpoints of VM '${vm}'`,
       () => ({ vm }),
-      this.#store.prune(vm, policy),
+      this.#store.jobs.pruneSets(this.#store.directoryOf(vm), vm, rules, Date.now()),
     )
   }
 
@@ -287,7 +307,7 @@ class Client implements CheckpointClient {
       assertPid(options.pid)
       return setPaused(peerWithPid(options.pid, place), paused, place)
     }
-    const sockets = await this.#store.run('locateSocket', place)
+    const sockets = await this.#vmJobs.locateSocket(place)
     const { peer, located } = findPeer(sockets, place, this.#surroundings.peers)
     assertTrusted(peer, located, place)
     // A request may have been made meanwhile. One that comes after the stop finds the VM paused.
@@ -300,11 +320,7 @@ class Client implements CheckpointClient {
     const { connect = true } = options
     assertBoolean(connect, 'connect')
     const { place } = this.#settings
-    const found = this.#explained(
-      'listing virtual machines',
-      () => ({}),
-      this.#store.run('findSockets', place),
-    )
+    const found = this.#explained('listing virtual machines', () => ({}), this.#vmJobs.findSockets(place))
     return (await found).map((one) => describeVm(one, place, this.#surroundings.peers, connect))
   }
 
@@ -349,7 +365,16 @@ class Client implements CheckpointClient {
     cancellation.throwIfCancelled()
     const { peers, host, system, defaultRunDirectory } = this.#surroundings
     const place = { ...this.#settings.place, vm }
-    const context = { store: this.#store, place, peers, host, system, cancellation, defaultRunDirectory }
+    const context = {
+      store: this.#store,
+      vmJobs: this.#vmJobs,
+      place,
+      peers,
+      host,
+      system,
+      cancellation,
+      defaultRunDirectory,
+    }
     const task = work(context, settings, cancellation).finally(() => cancellation[Symbol.dispose]())
     return this.#explained(doing, () => ({ vm, checkpoint: name }), cancellation.race(task))
   }
@@ -367,13 +392,18 @@ class Client implements CheckpointClient {
     return this.idle()
   }
 
-  async #onStored<T>(doing: string, vm: string, name: string, call: () => Promise<T>): Promise<T> {
+  async #onStored<T>(
+    doing: string,
+    vm: string,
+    name: string,
+    call: (directory: string) => Promise<T>,
+  ): Promise<T> {
     assertVmName(vm)
     assertCheckpointName(name, vm)
     return this.#explained(
       `${doing} checkpoint '${name}' of VM '${vm}'`,
       () => ({ vm, checkpoint: name }),
-      call(),
+      call(this.#store.directoryOf(vm)),
     )
   }
 

@@ -12,12 +12,15 @@ import type { CreateSettings } from './settings.js'
 import type { ProgressReporter } from './progress.js'
 import { watchSaving } from './watch_saving.js'
 import { guestFile, longestRequestPath } from '../store/paths.js'
-import type { Stage, Store } from '../store/store.js'
+import type { Stage } from '../store/stage.js'
+import type { Store } from '../store/store.js'
+import type { VmJobs } from './jobs.js'
 import { traceDecision } from '../base/trace.js'
 import type { Dialect } from '../base/types.js'
 
 export interface CreateContext {
   store: Store
+  vmJobs: VmJobs
   place: Place
   system: System
   peers: PeerMemory

@@ -9,7 +9,8 @@ import { newManifest } from '../checkpoint/manifest.js'
 import { assertRestorablePath, memorySuffix } from '../base/names.js'
 import type { CreateSettings } from './settings.js'
 import type { ProgressReporter } from './progress.js'
-import type { Stage, Store } from '../store/store.js'
+import type { Stage } from '../store/stage.js'
+import type { Store } from '../store/store.js'
 import { traceDecision, traceVerdict } from '../base/trace.js'
 import { concludeSuspend, spaceForSuspend } from './suspend.js'
 import type { Checkpoint, Problem, VmState } from '../base/types.js'
@@ -28,7 +29,7 @@ export async function create(
   const directory = store.directoryOf(settings.vm)
   const path = `${directory}/${settings.name}${memorySuffix}`
   assertRestorablePath(path, settings.vm, settings.name)
-  const sockets = await store.run('locateSocket', place)
+  const sockets = await context.vmJobs.locateSocket(place)
   const [first] = sockets
   if (first === undefined)
     throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${settings.vm}' has no socket`)

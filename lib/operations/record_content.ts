@@ -5,7 +5,7 @@ import type { CreateSettings } from './settings.js'
 import type { ProgressReporter } from './progress.js'
 import { forEachSlice, StopFlag } from './slices.js'
 import type { Content, ContentRequest } from '../store/staging/pass.js'
-import type { Stage } from '../store/store.js'
+import type { Stage } from '../store/stage.js'
 
 /**
  * Digests the set in the stage and gives its zeros back, as far as the settings want it. Where they want neither, only

@@ -24,7 +24,7 @@ export interface Verifying {
 /** Rejects at a cancel, and has then closed the set's files. */
 export async function verifyContent(verifying: Verifying): Promise<Report> {
   const { store, vm, name } = verifying
-  const opened = await store.openSet(vm, name)
+  const opened = await store.jobs.openSet(store.directoryOf(vm), name)
   try {
     const { problems, bytesRead, recorded } = opened
     if (recorded === undefined) {
@@ -67,7 +67,7 @@ class Comparison {
     const { store, cancellation, progress } = this.#verifying
     const { memory, manifest } = this.#opened.descriptors
     if (memory === undefined || manifest === undefined) return
-    const isWhole = await store.run('isListWhole', manifest, this.#recorded, this.#stop.array)
+    const isWhole = await store.jobs.isListWhole(manifest, this.#recorded, this.#stop.array)
     cancellation.throwIfCancelled()
     if (!isWhole) {
       this.#add('manifest-invalid', "the manifest's list of digests is damaged", manifestSuffix)
@@ -81,7 +81,7 @@ class Comparison {
       { ...slicing, cancellation, progress },
       (slice) => {
         const onStart = (): void => cancellation.throwIfCancelled()
-        return store.runFrom(onStart, 'compareSlice', memory, manifest, this.#recorded, slice)
+        return store.jobsFrom(onStart).compareSlice(memory, manifest, this.#recorded, slice)
       },
       ({ bytesRead, damaged }) => {
         this.#bytesRead += bytesRead
@@ -102,7 +102,7 @@ class Comparison {
     const descriptor = this.#opened.descriptors[part]
     if (descriptor === undefined) return
     const { store, cancellation } = this.#verifying
-    const { digest, bytesRead } = await store.run('digestWhole', descriptor, this.#stop.array)
+    const { digest, bytesRead } = await store.jobs.digestWhole(descriptor, this.#stop.array)
     cancellation.throwIfCancelled()
     this.#bytesRead += bytesRead
     if (digest === expected) return

@@ -6,7 +6,7 @@ import type { Cancellation } from '../base/cancellation.js'
 import { CheckpointError } from '../base/errors.js'
 import type { CreateSettings } from './settings.js'
 import type { ProgressReporter } from './progress.js'
-import type { Stage } from '../store/store.js'
+import type { Stage } from '../store/stage.js'
 
 const progressIntervalMs = 100
 const longestIntervalMs = 5_000

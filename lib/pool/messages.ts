@@ -1,7 +1,17 @@
 /** What the pool and its workers say to each other. */
 import { CheckpointError, detailsOf, type ErrorCode, type ErrorDetails } from '../base/errors.js'
 
-import type { Removal } from '../store/staging/removed.js'
+/**
+ * `long`: may take seconds, such as an fsync of gigabytes; such jobs never occupy the whole pool. `removal`: waits for the
+ * file system to free blocks; one runs at a time, in an additional thread.
+ */
+export type JobKind = 'short' | 'long' | 'removal'
+
+export interface JobCall {
+  name: string
+  kind: JobKind
+  args: readonly unknown[]
+}
 
 export type ToWorker =
   | { kind: 'run'; job: string; args: readonly unknown[] }
@@ -9,12 +19,12 @@ export type ToWorker =
   | { kind: 'close'; descriptors: readonly number[] }
 
 /**
- * What came of a job. `held`: descriptors to be closed once the caller has closed its own (store/staging/held.ts). `removals`: what
- * it leaves to be removed by a job of its own (store/staging/removed.ts).
+ * What came of a job. `held`: descriptors to be closed once the caller has closed its own. `later`: jobs that it leaves, and
+ * that nobody waits for but `emptied()`.
  */
 export type Outcome = ({ value: unknown } | { error: PortableError }) & {
   held: readonly number[]
-  removals: readonly Removal[]
+  later: readonly JobCall[]
 }
 
 /** `up`: it has loaded what it needs. */

@@ -9,10 +9,15 @@ import { Worker } from 'node:worker_threads'
 import { CheckpointError, isNodeSystemError, systemError, toCheckpointError } from '../base/errors.js'
 import { isFailure, loadNative } from '../base/native.js'
 import { packageFile } from '../base/package_files.js'
-import { type JobName, type Jobs, longJobs, removalJobs } from '../worker/jobs.js'
-import { type FromWorker, fromPortable, type Outcome, type ToWorker } from './messages.js'
+import {
+  type FromWorker,
+  fromPortable,
+  type JobCall,
+  type JobKind,
+  type Outcome,
+  type ToWorker,
+} from './messages.js'
 import { reserveSize } from './reserve.js'
-import type { Removal } from '../store/staging/removed.js'
 import { startInDirectory } from './working_directory.js'
 
 /**
@@ -45,10 +50,8 @@ try {
   Atomics.notify(loaded, 0)
 }`
 
-interface Job {
-  name: JobName
+interface Job extends JobCall {
   onStart: (() => void) | undefined
-  args: readonly unknown[]
   resolve: (value: unknown) => void
   reject: (error: unknown) => void
 }
@@ -58,7 +61,7 @@ interface PoolOfWorker {
   done: () => void
   gone: (worker: PoolWorker) => void
   mayEnd: () => boolean
-  remove: (removals: readonly Removal[]) => void
+  doLater: (jobs: readonly JobCall[]) => void
 }
 
 class PoolWorker {
@@ -69,14 +72,14 @@ class PoolWorker {
   readonly #done: () => void
   readonly #gone: (worker: PoolWorker) => void
   readonly #mayEnd: () => boolean
-  readonly #remove: (removals: readonly Removal[]) => void
+  readonly #doLater: (jobs: readonly JobCall[]) => void
   #retirement: NodeJS.Timeout | undefined
 
-  constructor({ done, gone, mayEnd, remove }: PoolOfWorker) {
+  constructor({ done, gone, mayEnd, doLater }: PoolOfWorker) {
     this.#done = done
     this.#gone = gone
     this.#mayEnd = mayEnd
-    this.#remove = remove
+    this.#doLater = doLater
     this.#worker = startThread()
     this.#worker.unref()
     this.#worker.on('message', (message: FromWorker) => {
@@ -117,7 +120,7 @@ class PoolWorker {
     } catch (error) {
       job.reject(error)
     }
-    this.#remove(message.removals)
+    this.#doLater(message.later)
     this.#done()
   }
 
@@ -218,23 +221,18 @@ function adoptAll(lent: Record<string, number>): Record<string, number> {
   return Object.fromEntries(adopted)
 }
 
-/** What runs jobs. */
+/** What runs jobs: functions of the worker, by their names. `remote.ts` gives them their types back. */
 export interface JobRunner {
-  /** Resolves once what earlier jobs left to be removed is removed. */
-  emptied(): Promise<void>
-  run<N extends JobName>(name: N, ...args: Parameters<Jobs[N]>): Promise<ReturnType<Jobs[N]>>
   /** `onStart` is called when a thread takes the job; what it throws rejects the job instead. */
-  runFrom<N extends JobName>(
-    onStart: (() => void) | undefined,
-    name: N,
-    ...args: Parameters<Jobs[N]>
-  ): Promise<ReturnType<Jobs[N]>>
+  run(job: JobCall, onStart?: () => void): Promise<unknown>
+  /** Resolves once what earlier jobs left to be done later is done. */
+  emptied(): Promise<void>
 }
 
 export class Pool implements JobRunner {
   readonly #workers = new Set<PoolWorker>()
   readonly #waiting: Job[] = []
-  readonly #removing = new Set<Promise<void>>()
+  readonly #later = new Set<Promise<void>>()
   #start: NodeJS.Timeout | undefined
   /** How many calls rely on a thread that runs. */
   #keepers = 0
@@ -257,44 +255,40 @@ export class Pool implements JobRunner {
     }
   }
 
-  run<N extends JobName>(name: N, ...args: Parameters<Jobs[N]>): Promise<ReturnType<Jobs[N]>> {
-    return this.runFrom(undefined, name, ...args)
-  }
-
-  runFrom<N extends JobName>(
-    onStart: (() => void) | undefined,
-    name: N,
-    ...args: Parameters<Jobs[N]>
-  ): Promise<ReturnType<Jobs[N]>> {
+  run(job: JobCall, onStart?: () => void): Promise<unknown> {
     return new Promise((resolve, reject) => {
       // Where the addon cannot be had, the caller learns it in the loader's own words, and no thread is started.
       loadNative()
-      this.#waiting.push({ name, onStart, args, resolve: resolve as (value: unknown) => void, reject })
+      this.#waiting.push({ ...job, onStart, resolve, reject })
       this.#assign()
     })
   }
 
   async emptied(): Promise<void> {
-    while (this.#removing.size > 0) await Promise.all(this.#removing)
+    while (this.#later.size > 0) await Promise.all(this.#later)
   }
 
   /** Nobody waits for it but `idle()`. What fails stays for the next call of any process. */
-  #removeLater(removals: readonly Removal[]): void {
-    for (const removal of removals) {
-      const removed = this.run('emptyRemoved', removal).catch(() => undefined)
-      this.#removing.add(removed)
-      void removed.then(() => this.#removing.delete(removed))
+  #doLater(jobs: readonly JobCall[]): void {
+    for (const job of jobs) {
+      const done = this.run(job).then(
+        () => undefined,
+        () => undefined,
+      )
+      this.#later.add(done)
+      void done.then(() => this.#later.delete(done))
     }
   }
 
   #assign(): void {
     while (this.#mayHaveWorker()) {
       // Looked at once and not for every job: hundreds may wait.
-      const longMayStart = this.#running(longJobs) < poolSize - 1
-      const removalMayStart = this.#running(removalJobs) === 0
-      const index = this.#waiting.findIndex(({ name }) =>
-        removalJobs.has(name) ? removalMayStart : longMayStart || !longJobs.has(name),
-      )
+      const mayStart = {
+        short: true,
+        long: this.#running('long') < poolSize - 1,
+        removal: this.#running('removal') === 0,
+      }
+      const index = this.#waiting.findIndex(({ kind }) => mayStart[kind])
       const job = this.#waiting[index]
       if (job === undefined) return
       const worker = this.#idleWorker()
@@ -313,11 +307,11 @@ export class Pool implements JobRunner {
 
   /** A removal mostly waits for the disk. While one runs there is one more thread, so that no other job waits for it. */
   #mayGrow(): boolean {
-    return this.#workers.size < poolSize + this.#running(removalJobs)
+    return this.#workers.size < poolSize + this.#running('removal')
   }
 
-  #running(names: ReadonlySet<JobName>): number {
-    return [...this.#workers].filter(({ job }) => job !== undefined && names.has(job.name)).length
+  #running(kind: JobKind): number {
+    return [...this.#workers].filter(({ job }) => job?.kind === kind).length
   }
 
   #idleWorker(): PoolWorker | undefined {
@@ -345,7 +339,7 @@ export class Pool implements JobRunner {
         done: () => this.#assign(),
         gone: (gone) => this.#workers.delete(gone),
         mayEnd: () => this.#keepers === 0 || this.#workers.size > 1,
-        remove: (removals) => this.#removeLater(removals),
+        doLater: (jobs) => this.#doLater(jobs),
       })
       this.#workers.add(worker)
     } catch (cause) {

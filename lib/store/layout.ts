@@ -4,6 +4,7 @@ import { assertOptions } from '../base/assertions.js'
 import { CheckpointError } from '../base/errors.js'
 import { isVmName } from '../base/names.js'
 import { sharedPool } from '../pool/pool.js'
+import { storeJobs } from './jobs.js'
 import type { Layout } from '../base/types.js'
 
 export const defaultRoot = '/var/db/bhyve-checkpoint'
@@ -14,7 +15,7 @@ export function rootLayout(root: string): Layout {
   const base = absolute(root, 'checkpointDirectory')
   return {
     directoryOf: (vm) => path.join(base, vm),
-    vms: async () => (await sharedPool().run('foldersIn', base)).filter(isVmName),
+    vms: async () => (await storeJobs(sharedPool()).foldersIn(base)).filter(isVmName),
   }
 }
 
@@ -30,7 +31,7 @@ export function cbsdLayout(options: { workdir?: string | undefined } = {}): Layo
   const base = path.join(absolute(options.workdir ?? defaultCbsdWorkdir, 'workdir'), 'jails-system')
   return {
     directoryOf: (vm) => path.join(base, vm, 'checkpoints'),
-    vms: async () => (await sharedPool().run('foldersWith', base, 'checkpoints')).filter(isVmName),
+    vms: async () => (await storeJobs(sharedPool()).foldersWith(base, 'checkpoints')).filter(isVmName),
   }
 }
 

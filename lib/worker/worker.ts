@@ -5,17 +5,26 @@ import { loadNative } from '../base/native.js'
 import { beginHolding, takeHeld } from '../store/staging/held.js'
 import { beginDeferring, takeRemovals } from '../store/staging/removed.js'
 import { jobs, type JobName } from './jobs.js'
-import { type FromWorker, type Outcome, toPortable, type ToWorker } from '../pool/messages.js'
+import { type FromWorker, type JobCall, type Outcome, toPortable, type ToWorker } from '../pool/messages.js'
 import { keepReserve } from '../pool/reserve.js'
 
 function run(job: string, args: readonly unknown[]): Outcome {
   try {
     const call = jobs[job as JobName] as (...args: readonly unknown[]) => unknown
     const value = call(...args)
-    return { value, held: takeHeld(), removals: takeRemovals() }
+    return { value, ...whatIsLeft() }
   } catch (error) {
-    return { error: toPortable(toCheckpointError(error, job)), held: takeHeld(), removals: takeRemovals() }
+    return { error: toPortable(toCheckpointError(error, job)), ...whatIsLeft() }
   }
+}
+
+function whatIsLeft(): Pick<Outcome, 'held' | 'later'> {
+  const later = takeRemovals().map((removal): JobCall => ({
+    name: 'emptyRemoved' satisfies JobName,
+    kind: 'removal',
+    args: [removal],
+  }))
+  return { held: takeHeld(), later }
 }
 
 parentPort?.on('message', (message: ToWorker) => {

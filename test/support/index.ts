@@ -174,21 +174,15 @@ type Call = (...args: never[]) => unknown
  * return undefined.
  */
 export function inlinePool(instead?: (name: JobName) => Promise<unknown> | undefined): JobRunner {
-  const runFrom = async (
-    onStart: (() => void) | undefined,
-    name: JobName,
-    ...args: never[]
-  ): Promise<unknown> => {
-    const answer = instead?.(name)
-    if (answer !== undefined) await answer
-    onStart?.()
-    return answer ?? (jobs[name] as Call)(...args)
-  }
   return {
     emptied: () => Promise.resolve(),
-    runFrom,
-    run: (name: JobName, ...args: never[]) => runFrom(undefined, name, ...args),
-  } as unknown as JobRunner
+    run: async ({ name, args }, onStart) => {
+      const answer = instead?.(name as JobName)
+      if (answer !== undefined) await answer
+      onStart?.()
+      return answer ?? (jobs[name as JobName] as Call)(...(args as never[]))
+    },
+  }
 }
 
 /** Replaces a native call for the length of a test: `instead` answers, or returns undefined. */

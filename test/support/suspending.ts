@@ -49,17 +49,13 @@ export function watchedPool(
   after: (name: string) => unknown = () => undefined,
 ): () => JobRunner {
   const real = realSurroundings.pool()
-  const run: JobRunner['run'] = async (name, ...args) => {
-    await before(name)
-    const result = await real.run(name, ...args)
-    after(name)
+  const run: JobRunner['run'] = async (job, onStart) => {
+    await before(job.name)
+    const result = await real.run(job, onStart)
+    after(job.name)
     return result
   }
-  return () => ({
-    run,
-    emptied: () => real.emptied(),
-    runFrom: (onStart, name, ...args) => real.runFrom(onStart, name, ...args),
-  })
+  return () => ({ run, emptied: () => real.emptied() })
 }
 
 /** A client whose jobs run here, and what is done to the stage's `in/` before the set is looked at. */

@@ -9,6 +9,7 @@ import type { Host } from '../../checkpoint/host.js'
 import { defaultBhyve, type RestoreSettings } from '../settings.js'
 import type { SetReport } from '../../store/catalog/restore_records.js'
 import type { Store } from '../../store/store.js'
+import type { VmJobs } from '../jobs.js'
 import { ProgressReporter } from '../progress.js'
 import type { RestorePlan } from '../../base/types.js'
 import { verifyContent } from '../verify.js'
@@ -33,6 +34,7 @@ import { noneUnlessExhausted, signOfLife } from './running.js'
 
 export interface RestoreContext {
   store: Store
+  vmJobs: VmJobs
   /** Of the VM that was asked for. */
   place: Place
   peers: PeerMemory
@@ -59,8 +61,8 @@ export async function planRestore(
 ): Promise<Planned> {
   const { store } = context
   const { vm, name } = settings
-  const set = await store.lookAtSet(vm, name)
-  const report = await store.run('readArguments', settings.args, set.metadataVm, settings.bhyve)
+  const set = await store.jobs.lookAtSet(store.directoryOf(vm), vm, name)
+  const report = await context.vmJobs.readArguments(settings.args, set.metadataVm, settings.bhyve)
   const places = placesOf(context, report)
   const host = context.host()
   const content = await contentFindings(context, settings, set)
@@ -122,20 +124,20 @@ function executableBlockers({ executableFault }: ArgumentsReport): Blocker[] {
 
 /** Under the name that was asked for, and under the one that bhyve is going to use. */
 async function runningBlockers(
-  { store, place, peers }: RestoreContext,
+  { vmJobs, place, peers }: RestoreContext,
   effective: readonly Place[],
 ): Promise<Blocker[]> {
   const [first = place, ...guesses] = effective
   const isSame = first.vm === place.vm && first.runDirectory === place.runDirectory
   const places = isSame ? [place] : [place, first]
-  const found = places.map((one) => runningBlocker(store, one, peers))
-  const guessed = guesses.map((one) => runningBlocker(store, one, peers).catch(noneUnlessExhausted))
+  const found = places.map((one) => runningBlocker(vmJobs, one, peers))
+  const guessed = guesses.map((one) => runningBlocker(vmJobs, one, peers).catch(noneUnlessExhausted))
   return (await Promise.all([...found, ...guessed])).flat()
 }
 
-async function runningBlocker(store: Store, place: Place, peers: PeerMemory): Promise<Blocker[]> {
+async function runningBlocker(vmJobs: VmJobs, place: Place, peers: PeerMemory): Promise<Blocker[]> {
   try {
-    const sign = await signOfLife(store, place, peers)
+    const sign = await signOfLife(vmJobs, place, peers)
     return sign === undefined ? [] : [blocker('already-running', sign)]
   } catch (error) {
     const isLong = error instanceof CheckpointError && error.code === 'ERR_PATH_TOO_LONG'

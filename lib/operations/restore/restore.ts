@@ -37,14 +37,17 @@ export async function restore(
   settings: RestoreSettings,
   cancellation: Cancellation,
 ): Promise<Restored> {
-  const { descriptors } = await context.store.beginRestore(settings.vm, settings.name)
+  const { store } = context
+  const directory = store.directoryOf(settings.vm)
+  const { descriptors } = await store.jobs.beginRestore(directory, settings.name)
   try {
     const planned = await planRestore(context, settings, true)
     assertUnblocked(planned, settings)
     cancellation.throwIfCancelled()
     return await restoreLogged(context, settings, planned, cancellation)
   } finally {
-    await context.store.endRestore(settings.vm, descriptors.turn)
+    // What stays, recovery removes.
+    await store.jobs.endRestore(directory, descriptors.turn).catch(() => undefined)
     loadNative().close(descriptors.turn)
   }
 }
@@ -62,14 +65,18 @@ async function restoreLogged(
   planned: Planned,
   cancellation: Cancellation,
 ): Promise<Restored> {
-  const { store } = context
-  const log = await store.run('openLog', store.directoryOf(settings.vm), settings.logFile)
+  const { jobs } = context.store
+  const directory = context.store.directoryOf(settings.vm)
+  const log = await jobs.openLog(directory, settings.logFile)
   try {
     const { vm, name, again } = settings
     const restoring = { at: new Date().toISOString(), again }
-    const mark = await store.markRestored(vm, name, planned.set.identity, restoring)
+    const mark = await jobs.markRestored(directory, vm, name, planned.set.identity, restoring)
     if (mark === undefined) throw changed(settings)
-    return await restoreMarked({ ...context, settings, planned, log, mark, mayHaveRun: false }, cancellation)
+    return await restoreMarked(
+      { ...context, directory, settings, planned, log, mark, mayHaveRun: false },
+      cancellation,
+    )
   } finally {
     loadNative().close(log.descriptors.log)
   }
@@ -77,6 +84,7 @@ async function restoreLogged(
 
 /** Everything one start needs: passed on as one. */
 interface Starting extends RestoreContext {
+  directory: string
   settings: RestoreSettings
   planned: Planned
   log: OpenedLog
@@ -97,23 +105,23 @@ async function restoreMarked(starting: Starting, cancellation: Cancellation): Pr
 }
 
 /** Where that fails, the set is kept as if it were all there is of the VM: too careful, and no harm. */
-async function confirm({ store, settings, mark }: Starting): Promise<void> {
-  await store.confirmRestore(settings.vm, settings.name, mark).catch(() => undefined)
+async function confirm({ store, directory, settings, mark }: Starting): Promise<void> {
+  await store.jobs.confirmRestore(directory, settings.name, mark).catch(() => undefined)
 }
 
 /** Marking takes the lock alone, starting shares it: the set must still be the same once the one became the other. */
 async function restoreHeld(starting: Starting, cancellation: Cancellation): Promise<Restored> {
-  const { store, settings, planned, mark, log, peers } = starting
-  const held = await store.holdSet(settings.vm, settings.name, planned.set.identity, mark)
+  const { store, vmJobs, directory, settings, planned, mark, log, peers } = starting
+  const held = await store.jobs.holdSet(directory, settings.name, planned.set.identity, mark)
   if (held === undefined) throw changed(settings)
   try {
     const places = placesOfNew(planned)
-    const before = await socketsIn(store, places)
+    const before = await socketsIn(vmJobs, places)
     const stale = new Set(before.map(({ identity }) => identity))
     cancellation.begin()
     const { command, args } = planned.plan
     const bhyve = startBhyve(command, args, log.descriptors.log, settings.env)
-    const ended = await untilServed(bhyve, { store, places, peers, stale, bound: new Set() })
+    const ended = await untilServed(bhyve, { vmJobs, places, peers, stale, bound: new Set() })
     starting.mayHaveRun = ended?.mayHaveRun === true
     if (ended !== undefined || bhyve.pid === undefined) throw await failed(starting, ended)
     return new Restored(bhyve, bhyve.pid, log.path)
@@ -143,7 +151,7 @@ async function failed(
     const known = toCheckpointError(ending?.error, `starting '${bhyve}'`)
     return new CheckpointError(known.code, known.message, { ...detailsOf(known), vmState: 'off' })
   }
-  const output = await store.run('readLogEnd', log.descriptors.log, log.start).catch(() => '')
+  const output = await store.jobs.readLogEnd(log.descriptors.log, log.start).catch(() => '')
   const said = output === '' ? 'It said nothing' : `Its last words:\n${output}\n`
   const what = mayHaveRun ? 'came up and ended at once' : 'did not come up'
   const mark = mayHaveRun
@@ -169,9 +177,9 @@ function inWords(bhyve: string, ending: Ending | undefined): string {
 }
 
 /** Where that fails too, the set stays marked, and the error says so; one that is gone has no mark. */
-async function takeBack({ store, settings, mark }: Starting, reason: unknown): Promise<void> {
+async function takeBack({ store, directory, settings, mark }: Starting, reason: unknown): Promise<void> {
   try {
-    await store.takeBackMark(settings.vm, settings.name, mark)
+    await store.jobs.takeBackMark(directory, settings.name, mark)
   } catch (error) {
     if (error instanceof CheckpointError && error.code === 'ERR_CHECKPOINT_NOT_FOUND') return
     const known = toCheckpointError(reason, 'restoring')

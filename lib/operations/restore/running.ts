@@ -4,11 +4,11 @@ import { knownStateOf } from '../../bhyve/peer.js'
 import type { PeerMemory } from '../../bhyve/peer_memory.js'
 import { probe } from '../../bhyve/probe.js'
 import { CheckpointError, isExhausted } from '../../base/errors.js'
-import type { Store } from '../../store/store.js'
+import type { VmJobs } from '../jobs.js'
 
 /** Why the VM must be taken for running; undefined where nothing says so. */
-export async function signOfLife(store: Store, place: Place, peers: PeerMemory): Promise<string | undefined> {
-  for (const located of await socketsOf(store, place)) {
+export async function signOfLife(jobs: VmJobs, place: Place, peers: PeerMemory): Promise<string | undefined> {
+  for (const located of await socketsOf(jobs, place)) {
     const sign = signAt(located, peers)
     if (sign !== undefined) return sign
   }
@@ -30,9 +30,9 @@ function signAt(located: Located, peers: PeerMemory): string | undefined {
 }
 
 /** The sockets that the VM may have, dead or alive. */
-async function socketsOf(store: Store, place: Place): Promise<Located[]> {
+async function socketsOf(jobs: VmJobs, place: Place): Promise<Located[]> {
   try {
-    return await store.run('locateSocket', place)
+    return await jobs.locateSocket(place)
   } catch (error) {
     const isNone =
       error instanceof CheckpointError &&
@@ -43,9 +43,9 @@ async function socketsOf(store: Store, place: Place): Promise<Located[]> {
 }
 
 /** The same of several places. After the first they are guesses: one that cannot be looked at is not the one. */
-export async function socketsIn(store: Store, places: readonly Place[]): Promise<Located[]> {
+export async function socketsIn(jobs: VmJobs, places: readonly Place[]): Promise<Located[]> {
   const found = places.map((place, index) => {
-    const sockets = socketsOf(store, place)
+    const sockets = socketsOf(jobs, place)
     return index === 0 ? sockets : sockets.catch(noneUnlessExhausted)
   })
   return (await Promise.all(found)).flat()

@@ -5,7 +5,7 @@ import { knownStateOf } from '../../bhyve/peer.js'
 import type { PeerMemory } from '../../bhyve/peer_memory.js'
 import { probe } from '../../bhyve/probe.js'
 import { isFailure, loadNative } from '../../base/native.js'
-import type { Store } from '../../store/store.js'
+import type { VmJobs } from '../jobs.js'
 import { socketsIn } from './running.js'
 
 const lookMs = 25
@@ -62,7 +62,7 @@ function endOf(child: ChildProcess): Promise<Ending> {
 }
 
 export interface Awaited {
-  store: Store
+  vmJobs: VmJobs
   /** Where its socket may come to be. */
   places: readonly Place[]
   peers: PeerMemory
@@ -89,19 +89,19 @@ export async function untilServed(bhyve: Bhyve, awaited: Awaited): Promise<Ended
 }
 
 /** bhyve leaves its socket's file behind. Where nobody can look, the worse is assumed. */
-async function hasNewSocket({ store, places, stale }: Awaited): Promise<boolean> {
+async function hasNewSocket({ vmJobs, places, stale }: Awaited): Promise<boolean> {
   try {
-    return (await socketsIn(store, places)).some(({ identity }) => !stale.has(identity))
+    return (await socketsIn(vmJobs, places)).some(({ identity }) => !stale.has(identity))
   } catch {
     return true
   }
 }
 
 /** A look that fails is no news: bhyve runs, and what it is marked with must not be taken back. */
-async function serves({ pid }: Bhyve, { store, places, peers, stale, bound }: Awaited): Promise<boolean> {
+async function serves({ pid }: Bhyve, { vmJobs, places, peers, stale, bound }: Awaited): Promise<boolean> {
   if (pid === undefined) return false
   try {
-    const fresh = (await socketsIn(store, places)).filter(({ identity }) => !stale.has(identity))
+    const fresh = (await socketsIn(vmJobs, places)).filter(({ identity }) => !stale.has(identity))
     return fresh.some((located) => isServedBy(pid, located, peers, bound))
   } catch {
     return false

@@ -1,0 +1,63 @@
+/** The store's jobs as the callers' thread calls them: go to the definition of one, and you are in the code of the thread. */
+import { type Remote, remote } from '../pool/remote.js'
+import type { JobRunner } from '../pool/pool.js'
+import { patiently } from './patience.js'
+
+type Jobs = typeof import('./catalog/jobs.js') &
+  typeof import('./commit/jobs.js') &
+  typeof import('./staging/jobs.js')
+
+export type StoreJobs = Remote<Jobs>
+
+/** A slice of a guest's RAM takes a few milliseconds and is `short`, so that whatever is short comes in between. */
+const kinds = {
+  endPass: 'long',
+  passWhole: 'long',
+  isListWhole: 'long',
+  digestWhole: 'long',
+  secureStage: 'long',
+  prepareStage: 'long',
+  abandonStage: 'long',
+  settleStage: 'long',
+  destroySet: 'long',
+  destroySets: 'long',
+  pruneSets: 'long',
+  emptyRemoved: 'removal',
+  emptyAllRemoved: 'removal',
+} as const
+
+/** They need the lock of the VM's `.staging`, and are tried again while another process holds it. */
+const locking: ReadonlySet<string> = new Set<keyof Jobs>([
+  'createStage',
+  'dropOutrun',
+  'abandonStage',
+  'settleStage',
+  'listSets',
+  'hasSets',
+  'getSet',
+  'verifySet',
+  'openSet',
+  'destroySet',
+  'destroySets',
+  'pinSet',
+  'pruneSets',
+  'suspendedState',
+  'lookAtSet',
+  'beginRestore',
+  'markRestored',
+  'holdSet',
+  'confirmRestore',
+  'takeBackMark',
+])
+
+/**
+ * Those that need a lock reject with ERR_CHECKPOINT_BUSY after 30 seconds; `commitStage` at once. `onStart` is called when
+ * a thread takes the job; what it throws rejects the job instead.
+ */
+export function storeJobs(pool: JobRunner, onStart?: () => void): StoreJobs {
+  return remote<Jobs>(pool, {
+    kinds,
+    ...(onStart && { onStart }),
+    around: (name, attempt) => (locking.has(name) ? patiently(attempt) : attempt()),
+  })
+}

@@ -1,0 +1,189 @@
+/** A stage of ours, as the callers' thread sees it. */
+import type { Cancellation, CommitPoint } from '../base/cancellation.js'
+import { CheckpointError } from '../base/errors.js'
+import { loadNative } from '../base/native.js'
+import type { Checkpoint } from '../base/types.js'
+import type { Slice } from '../checkpoint/slice.js'
+import type { StageResult } from './commit/begin.js'
+import type { Publication } from './commit/commit.js'
+import type { Settled } from './commit/settle.js'
+import type { StoreJobs } from './jobs.js'
+import { stagingName } from './paths.js'
+import { lockRetryMs, patiently, pause } from './patience.js'
+import type { Collected } from './staging/collect.js'
+import type { Writer } from './staging/intent.js'
+import type { Content, ContentRequest, Pass, PassedSlice } from './staging/pass.js'
+import type { Saved } from './staging/saved.js'
+import type { Promised } from './staging/space.js'
+import type { StageHandle } from './staging/stage_handle.js'
+
+/** How often space is asked for that others may give back. */
+const mostReservations = 6
+
+/** What a stage needs of its store. */
+interface StageStore {
+  readonly jobs: StoreJobs
+  jobsFrom(onStart: () => void): StoreJobs
+  promised(vm: string): Promise<Promised[]>
+  freeRemoved(vm: string): Promise<void>
+}
+
+/** A stage of ours, from its making to its publication or its end. `close` must be called in every case. */
+export class Stage {
+  readonly requestPath: string
+  /** Guest RAM, as far as it is known. */
+  readonly memoryBytes: number | undefined
+  readonly #store: StageStore
+  readonly #handle: StageHandle
+  readonly #made: readonly string[]
+  readonly #orphans: readonly string[]
+  /** What bhyve gets, until it has got it. */
+  #in: number | undefined
+
+  constructor(store: StageStore, directoryPath: string, made: StageResult) {
+    const { directory, stage, in: inFolder } = made.descriptors
+    this.#store = store
+    this.#handle = { directoryPath, directory, stage, id: made.id }
+    this.#made = made.made
+    this.#orphans = made.orphans
+    this.#in = inFolder
+    this.requestPath = made.requestPath
+    this.memoryBytes = made.memoryBytes
+  }
+
+  /** The descriptor of `in/` to pass on. */
+  async inDescriptor(): Promise<number> {
+    this.#in ??= (await this.#store.jobs.reopenIn(this.#handle)).descriptors.in
+    return this.#in
+  }
+
+  /** bhyve has its own copy: ours is not needed any more. */
+  closeIn(): void {
+    if (this.#in !== undefined) loadNative().close(this.#in)
+    this.#in = undefined
+  }
+
+  /**
+   * Rejects with ERR_NO_SPACE where the guest's RAM does not fit. RAM of unknown size counts as `atLeastBytes`;
+   * undefined: it is not asked for.
+   */
+  async reserveSpace(vm: string, atLeastBytes: number | undefined): Promise<void> {
+    const bytes = this.memoryBytes ?? atLeastBytes
+    if (bytes === undefined) return
+    for (let attempt = 1; ; attempt++) {
+      const device = await this.#store.jobs.promiseSpace(this.#handle, bytes)
+      const reserved = sumOfOthers(await this.#store.promised(vm), device, this.path)
+      const result = await this.#store.jobs.reserveSpace(this.#handle, bytes, reserved)
+      if (result.kind === 'granted') return
+      const { message, ...details } = result.refusal
+      const isHopeless = result.kind === 'full' && attempt > 1
+      if (isHopeless || attempt === mostReservations)
+        throw new CheckpointError('ERR_NO_SPACE', message, details)
+      if (attempt === 1) await this.#store.freeRemoved(vm)
+      // Two that refuse each other must not meet again.
+      await pause(lockRetryMs * (0.5 + Math.random() * 4))
+    }
+  }
+
+  /** bhyve runs as this user: `in/` has to be its own. */
+  giveIn(writerUid: number): Promise<void> {
+    return this.#store.jobs.giveIn(this.#handle, writerUid)
+  }
+
+  /** What bhyve does not write any more stands in nobody's way. */
+  dropPromise(): Promise<void> {
+    return this.#store.jobs.dropPromise(this.#handle)
+  }
+
+  /** Who is going to write: before it is asked. */
+  recordWriter(writer: Writer): Promise<void> {
+    return this.#store.jobs.recordWriter(this.#handle, writer)
+  }
+
+  saved(): Promise<Saved> {
+    return this.#store.jobs.savedSoFar(this.#handle)
+  }
+
+  isUntouched(): Promise<boolean> {
+    return this.#store.jobs.isUntouched(this.#handle)
+  }
+
+  /** This process has served us, and whatever was asked of it before. */
+  async wasServedBy({ pid, startedAt }: { pid: number; startedAt: string | undefined }): Promise<void> {
+    if (this.#orphans.length === 0) return
+    const { directoryPath } = this.#handle
+    await this.#store.jobs.dropOutrun(directoryPath, this.#orphans, { pid, startedAt })
+  }
+
+  collect(name: string): Promise<Collected> {
+    return this.#store.jobs.collectStage(this.#handle, name)
+  }
+
+  beginPass(request: ContentRequest): Promise<Pass> {
+    return this.#store.jobs.beginPass(this.#handle, request)
+  }
+
+  /** Rejects where it is cancelled before its turn comes. */
+  passSlice(pass: Pass, slice: Slice, cancellation: Cancellation): Promise<PassedSlice> {
+    const onStart = (): void => cancellation.throwIfCancelled()
+    return this.#store.jobsFrom(onStart).passSlice(this.#handle, pass, slice)
+  }
+
+  endPass(pass: Pass, stop: Int32Array): Promise<Content> {
+    return this.#store.jobs.endPass(this.#handle, pass, stop)
+  }
+
+  /** The whole pass at once. Undefined where it was stopped; rejects where it is cancelled before its turn comes. */
+  passWhole(
+    request: ContentRequest,
+    stop: Int32Array,
+    cancellation: Cancellation,
+  ): Promise<Content | undefined> {
+    const onStart = (): void => cancellation.throwIfCancelled()
+    return this.#store.jobsFrom(onStart).passWhole(this.#handle, request, stop)
+  }
+
+  /** Fsyncs a suspended VM's files and records that they are on the disk. */
+  secure(name: string): Promise<void> {
+    return this.#store.jobs.secureStage(this.#handle, name)
+  }
+
+  prepare(publication: Publication): Promise<void> {
+    return this.#store.jobs.prepareStage(this.#handle, publication)
+  }
+
+  /** May be cancelled while somebody else holds the lock, and not once it is ours. */
+  async commit(publication: Publication, cancellation: CommitPoint): Promise<Checkpoint> {
+    return patiently(
+      () => this.#store.jobsFrom(() => cancellation.commit()).commitStage(this.#handle, publication),
+      () => cancellation.uncommit(),
+    )
+  }
+
+  abandon(): Promise<void> {
+    return this.#store.jobs.abandonStage(this.#handle, this.#made)
+  }
+
+  /** A suspend's stage that cannot go its way: what it holds is kept where its owner can see it. */
+  settle(): Promise<Settled> {
+    return this.#store.jobs.settleStage(this.#handle)
+  }
+
+  /** Where it lies. */
+  get path(): string {
+    return `${this.#handle.directoryPath}/${stagingName}/${this.#handle.id}`
+  }
+
+  close(): void {
+    this.closeIn()
+    // A stage that stays is the next call's, whoever has a copy of the descriptor.
+    loadNative().unlock(this.#handle.stage)
+    loadNative().close(this.#handle.stage)
+    loadNative().close(this.#handle.directory)
+  }
+}
+
+function sumOfOthers(promises: readonly Promised[], device: string, own: string): number {
+  const others = promises.filter((one) => one.device === device && one.path !== own)
+  return others.reduce((sum, { bytes }) => sum + bytes, 0)
+}
