@@ -14,7 +14,7 @@ export { createClient } from './client/client.js'
 export { AbortError, CheckpointError, type ErrorCode, type ErrorDetails } from './base/errors.js'
 export type { Restored } from './operations/restore/restore.js'
 export { cbsdLayout } from './store/layout.js'
-export type { Operation, OperationEvent, OperationResult } from './base/trace.js'
+export type { Operation, OperationEvent, OperationResult } from './client/operation_event.js'
 export type {
   Checkpoint,
   ClientOptions,

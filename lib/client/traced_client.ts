@@ -1,76 +1,120 @@
-/** A client whose every call runs under its tracing channel; it decides nothing. */
-import type { CheckpointClient } from './checkpoint_client.js'
-import { type Operation, type OperationEvent, type OperationResult, traced } from '../base/trace.js'
+/** A client whose every call runs under a tracing channel of `node:diagnostics_channel`; it decides nothing. */
+import { tracingChannel } from 'node:diagnostics_channel'
 import type { Checkpoint } from '../base/types.js'
+import type { CheckpointClient } from './checkpoint_client.js'
+import type { Operation, OperationEvent, OperationResult } from './operation_event.js'
 
-/** What was passed need not be what the types promise: it is checked by the call, not here. */
-function eventOf(operation: Operation, vm?: unknown, checkpoint?: unknown): OperationEvent {
-  const isText = (value: unknown): value is string => typeof value === 'string'
-  return { operation, ...(isText(vm) ? { vm } : {}), ...(isText(checkpoint) ? { checkpoint } : {}) }
-}
+type Method = Exclude<keyof CheckpointClient, 'idle' | typeof Symbol.asyncDispose>
 
-function nameIn(options: { name?: unknown } | null | undefined, otherwise: string): unknown {
-  return options?.name ?? otherwise
+interface TracedCall<M extends Method> {
+  operation: Operation
+  /** The VM and the checkpoint it is about. */
+  about: (...args: Parameters<CheckpointClient[M]>) => { vm?: unknown; checkpoint?: unknown }
+  /** What others see of its result. */
+  summary: (value: Awaited<ReturnType<CheckpointClient[M]>>) => OperationResult
 }
 
 const sizesOf = ({ memoryBytes, storedBytes }: Checkpoint): OperationResult => ({ memoryBytes, storedBytes })
 const countOf = ({ length }: readonly unknown[]): OperationResult => ({ count: length })
 const nothing = (): OperationResult => ({})
+const ofVm = (vm: string): { vm: string } => ({ vm })
+const ofStored = (vm: string, checkpoint: string): { vm: string; checkpoint: string } => ({ vm, checkpoint })
+const ofNoVm = (): object => ({})
+
+/** Every call of a client, and the only place where it is said how it is traced. */
+const calls: { [M in Method]: TracedCall<M> } = {
+  createCheckpoint: {
+    operation: 'create',
+    about: (vm, options) => ({ vm, checkpoint: options?.name ?? 'checkpoint' }),
+    summary: sizesOf,
+  },
+  suspend: {
+    operation: 'suspend',
+    about: (vm, options) => ({ vm, checkpoint: options?.name ?? 'suspend' }),
+    summary: sizesOf,
+  },
+  listCheckpoints: { operation: 'list', about: ofVm, summary: countOf },
+  getCheckpoint: { operation: 'get', about: ofStored, summary: sizesOf },
+  destroyCheckpoint: { operation: 'destroy', about: ofStored, summary: nothing },
+  destroyAll: { operation: 'destroyAll', about: ofVm, summary: countOf },
+  verifyCheckpoint: {
+    operation: 'verify',
+    about: ofStored,
+    summary: ({ ok, bytesRead }) => ({ ok, bytesRead }),
+  },
+  pinCheckpoint: { operation: 'pin', about: ofStored, summary: nothing },
+  pruneCheckpoints: {
+    operation: 'prune',
+    about: ofVm,
+    summary: ({ removed, freedBytes }) => ({ count: removed.length, freedBytes }),
+  },
+  listStored: { operation: 'listStored', about: ofNoVm, summary: countOf },
+  suspendedCheckpoint: {
+    operation: 'suspendedCheckpoint',
+    about: ofVm,
+    summary: (found) => (found === undefined ? { count: 0 } : { count: 1, ...sizesOf(found) }),
+  },
+  pause: { operation: 'pause', about: ofVm, summary: nothing },
+  resume: { operation: 'resume', about: ofVm, summary: nothing },
+  listVirtualMachines: { operation: 'listVirtualMachines', about: ofNoVm, summary: countOf },
+  planRestore: {
+    operation: 'planRestore',
+    about: ofStored,
+    summary: ({ blockers }) => ({ ok: blockers.length === 0 }),
+  },
+  restore: { operation: 'restore', about: ofStored, summary: ({ pid }) => ({ pid }) },
+}
+
+export const operations: readonly Operation[] = Object.values(calls).map(({ operation }) => operation)
 
 export function tracedClient(client: CheckpointClient): CheckpointClient {
+  const traced = Object.entries(calls).map(([method, call]) => [method, tracedCall(client, method, call)])
   return {
-    createCheckpoint: (vm, options) => {
-      const event = eventOf('create', vm, nameIn(options, 'checkpoint'))
-      return traced(event, () => client.createCheckpoint(vm, options), sizesOf)
-    },
-    suspend: (vm, options) => {
-      const event = eventOf('suspend', vm, nameIn(options, 'suspend'))
-      return traced(event, () => client.suspend(vm, options), sizesOf)
-    },
-    listCheckpoints: (vm) => traced(eventOf('list', vm), () => client.listCheckpoints(vm), countOf),
-    getCheckpoint: (vm, name) =>
-      traced(eventOf('get', vm, name), () => client.getCheckpoint(vm, name), sizesOf),
-    destroyCheckpoint: (vm, name) =>
-      traced(eventOf('destroy', vm, name), () => client.destroyCheckpoint(vm, name), nothing),
-    destroyAll: (vm) => traced(eventOf('destroyAll', vm), () => client.destroyAll(vm), countOf),
-    verifyCheckpoint: (vm, name, options) =>
-      traced(
-        eventOf('verify', vm, name),
-        () => client.verifyCheckpoint(vm, name, options),
-        ({ ok, bytesRead }) => ({ ok, bytesRead }),
-      ),
-    pinCheckpoint: (vm, name, pinned) =>
-      traced(eventOf('pin', vm, name), () => client.pinCheckpoint(vm, name, pinned), nothing),
-    pruneCheckpoints: (vm, policy) =>
-      traced(
-        eventOf('prune', vm),
-        () => client.pruneCheckpoints(vm, policy),
-        ({ removed, freedBytes }) => ({ count: removed.length, freedBytes }),
-      ),
-    listStored: () => traced(eventOf('listStored'), () => client.listStored(), countOf),
-    suspendedCheckpoint: (vm, options) =>
-      traced(
-        eventOf('suspendedCheckpoint', vm),
-        () => client.suspendedCheckpoint(vm, options),
-        (found) => (found === undefined ? { count: 0 } : { count: 1, ...sizesOf(found) }),
-      ),
-    pause: (vm, options) => traced(eventOf('pause', vm), () => client.pause(vm, options), nothing),
-    resume: (vm, options) => traced(eventOf('resume', vm), () => client.resume(vm, options), nothing),
-    listVirtualMachines: (options) =>
-      traced(eventOf('listVirtualMachines'), () => client.listVirtualMachines(options), countOf),
-    planRestore: (vm, name, options) =>
-      traced(
-        eventOf('planRestore', vm, name),
-        () => client.planRestore(vm, name, options),
-        ({ blockers }) => ({ ok: blockers.length === 0 }),
-      ),
-    restore: (vm, name, options) =>
-      traced(
-        eventOf('restore', vm, name),
-        () => client.restore(vm, name, options),
-        ({ pid }) => ({ pid }),
-      ),
+    ...(Object.fromEntries(traced) as Pick<CheckpointClient, Method>),
     idle: () => client.idle(),
     [Symbol.asyncDispose]: () => client[Symbol.asyncDispose](),
   }
+}
+
+type AnyCall = (...args: unknown[]) => Promise<unknown>
+interface AnyTracedCall {
+  operation: Operation
+  about: (...args: never[]) => { vm?: unknown; checkpoint?: unknown }
+  summary: (value: never) => OperationResult
+}
+
+/** The compiler has checked the table; from here on a call is a name. */
+function tracedCall(client: CheckpointClient, method: string, call: AnyTracedCall): AnyCall {
+  const { operation, about, summary } = call
+  const channel = channelOf(operation)
+  const run = Reflect.get(client, method) as AnyCall
+  return async (...args) => {
+    const event = eventOf(operation, about(...(args as never[])))
+    const outcome: { value?: unknown } = {}
+    await channel.tracePromise(async () => {
+      const value = await run.apply(client, args)
+      outcome.value = value
+      return summary(value as never)
+    }, event)
+    return outcome.value
+  }
+}
+
+type Channel = ReturnType<typeof tracingChannel<unknown, OperationEvent>>
+
+const channels = new Map<Operation, Channel>()
+
+function channelOf(operation: Operation): Channel {
+  const channel = channels.get(operation) ?? tracingChannel(`bhyve-checkpoint:${operation}`)
+  channels.set(operation, channel)
+  return channel
+}
+
+/** What was passed need not be what the types promise: it is checked by the call, not here. */
+function eventOf(
+  operation: Operation,
+  { vm, checkpoint }: { vm?: unknown; checkpoint?: unknown },
+): OperationEvent {
+  const isText = (value: unknown): value is string => typeof value === 'string'
+  return { operation, ...(isText(vm) ? { vm } : {}), ...(isText(checkpoint) ? { checkpoint } : {}) }
 }
