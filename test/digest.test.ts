@@ -16,7 +16,7 @@ import { type CreateSettings } from '../dist/operations/settings.js'
 import { realSurroundings } from '../dist/client/surroundings.js'
 import { type JobRunner, poolSize, sharedPool } from '../dist/pool/pool.js'
 import { ProgressReporter } from '../dist/operations/progress.js'
-import { watchSaving } from '../dist/operations/watch_saving.js'
+import { watchSaving } from '../dist/operations/saving/watch_saving.js'
 import { forEachSlice, StopFlag } from '../dist/operations/slices.js'
 import type { Stage } from '../dist/store/stage.js'
 import {

@@ -15,7 +15,7 @@ import { assertTrusted, vmStateOf } from '../bhyve/peer.js'
 import { findPeer } from '../bhyve/probe.js'
 import { describeVm } from '../bhyve/virtual_machines.js'
 import { type Ability, assertRuntimeCan } from './runtime.js'
-import type { Asked } from '../operations/ask.js'
+import type { Asked } from '../operations/saving/request.js'
 import type { CheckpointClient } from './checkpoint_client.js'
 import { create } from '../operations/create.js'
 import {

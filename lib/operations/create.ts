@@ -1,8 +1,8 @@
 /** One checkpoint from the question to the published files: where `bhyve/` and `store/` meet. */
-import { ask, assertPathsFit, type CreateContext, type Ended } from './ask.js'
+import { ask, assertPathsFit, type CreateContext, type Ended } from './saving/request.js'
 import { vmStateOf } from '../bhyve/peer.js'
 import type { Cancellation } from '../base/cancellation.js'
-import { recordContent } from './record_content.js'
+import { recordContent } from './saving/scan.js'
 import { CheckpointError } from '../base/errors.js'
 import { hostFacts } from '../checkpoint/host.js'
 import { newManifest } from '../checkpoint/manifest.js'

@@ -2,11 +2,11 @@
  * How a suspend ends (protocol.md section 4): the set in the stage is the VM. It is published whatever became of the
  * call; where it is bad, the VM runs on, or what is left of it is kept.
  */
-import type { Asking, Ended } from './ask.js'
+import type { Asking, Ended } from './saving/request.js'
 import { isKnownToKernel } from '../bhyve/locate.js'
 import { vmStateOf } from '../bhyve/peer.js'
 import { Cancellation } from '../base/cancellation.js'
-import { recordContent } from './record_content.js'
+import { recordContent } from './saving/scan.js'
 import { CheckpointError, detailsOf } from '../base/errors.js'
 import { hostFacts } from '../checkpoint/host.js'
 import { newManifest } from '../checkpoint/manifest.js'

@@ -35,7 +35,7 @@ fs.mkdirSync(work, { recursive: true })
 fs.chmodSync(work, 0o755)
 const rooms = [
   /^lib\/(store|fs|bhyve)\//,
-  /^lib\/operations\/(ask|create|suspend|watch_saving|restore\/(restore|start|running))\.ts$/,
+  /^lib\/operations\/(create|suspend|saving\/\w+|restore\/(restore|start|running))\.ts$/,
   /^lib\/checkpoint\/(structure|manifest|manifest_file|slice|digest|unrestored)\.ts$/,
   /^lib\/(base\/cancellation|client\/vm_queue)\.ts$/,
 ]

@@ -2,11 +2,11 @@
  * Looks at the growing RAM file while bhyve writes it: for progress, and to notice a bhyve that stands still.
  * Never to find out whether it is done: that is the connection's end.
  */
-import type { Cancellation } from '../base/cancellation.js'
-import { CheckpointError } from '../base/errors.js'
-import type { CreateSettings } from './settings.js'
-import type { ProgressReporter } from './progress.js'
-import type { Stage } from '../store/stage.js'
+import type { Cancellation } from '../../base/cancellation.js'
+import { CheckpointError } from '../../base/errors.js'
+import type { CreateSettings } from '../settings.js'
+import type { ProgressReporter } from '../progress.js'
+import type { Stage } from '../../store/stage.js'
 
 const progressIntervalMs = 100
 const longestIntervalMs = 5_000

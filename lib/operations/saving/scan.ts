@@ -1,11 +1,11 @@
 /** The one pass over a guest's RAM before it is published. */
-import type { Cancellation } from '../base/cancellation.js'
-import { usualSliceBytes } from '../checkpoint/slice.js'
-import type { CreateSettings } from './settings.js'
-import type { ProgressReporter } from './progress.js'
-import { forEachSlice, StopFlag } from './slices.js'
-import type { Content, ContentRequest } from '../store/staging/pass.js'
-import type { Stage } from '../store/stage.js'
+import type { Cancellation } from '../../base/cancellation.js'
+import { usualSliceBytes } from '../../checkpoint/slice.js'
+import type { CreateSettings } from '../settings.js'
+import type { ProgressReporter } from '../progress.js'
+import { forEachSlice, StopFlag } from '../slices.js'
+import type { Content, ContentRequest } from '../../store/staging/pass.js'
+import type { Stage } from '../../store/stage.js'
 
 /**
  * Digests the set in the stage and gives its zeros back, as far as the settings want it. Where they want neither, only
