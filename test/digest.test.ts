@@ -12,7 +12,6 @@ import { createClientIn } from '../dist/client/client.js'
 import { chunkBytesFor, chunkCount, pieceBytes } from '../dist/checkpoint/digest.js'
 import { manifestMaxBytes } from '../dist/checkpoint/manifest.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
-import { type CreateSettings } from '../dist/operations/settings.js'
 import { realSurroundings } from '../dist/client/surroundings.js'
 import { type JobRunner, poolSize, sharedPool } from '../dist/pool/pool.js'
 import { ProgressReporter } from '../dist/operations/progress.js'
@@ -609,8 +608,8 @@ t.test('a look at the growing file that ends after bhyve has cancels nothing', a
   let answer: ((saved: object) => void) | undefined
   const stage = { saved: () => new Promise((resolve) => (answer = resolve)) } as unknown as Stage
   const start = performance.now()
-  const asked = settings as unknown as CreateSettings
-  const stop = watchSaving(stage, asked, cancellation, progress, () => true)
+  const watched = { ...settings, operation: 'checkpoint' } as const
+  const stop = watchSaving(stage, watched, cancellation, progress, () => true)
   // Its timer keeps nothing alive.
   const alive = setInterval(() => undefined, 1)
   await until(() => answer !== undefined && performance.now() - start > 10, 'a look that takes longer')

@@ -9,7 +9,6 @@ import { Cancellation } from '../dist/base/cancellation.js'
 import type { CheckpointClient } from '../dist/client/checkpoint_client.js'
 import { createClientIn } from '../dist/client/client.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
-import { type CreateSettings } from '../dist/operations/settings.js'
 import { realSurroundings } from '../dist/client/surroundings.js'
 import { ProgressReporter } from '../dist/operations/progress.js'
 import { watchSaving } from '../dist/operations/saving/watch_saving.js'
@@ -136,8 +135,8 @@ t.test('writing of any file is work', async (t) => {
     },
     dropPromise: () => Promise.resolve(void (dropped += 1)),
   } as unknown as Stage
-  const asked = settings as unknown as CreateSettings
-  const stop = watchSaving(stage, asked, cancellation, progress, () => true)
+  const watched = { ...settings, operation: 'checkpoint' } as const
+  const stop = watchSaving(stage, watched, cancellation, progress, () => true)
   const alive = setInterval(() => undefined, 1)
   await until(() => looks >= 15, 'looks for longer than the patience')
   t.notOk(cancellation.cancelled, 'its RAM stood still, the rest did not')

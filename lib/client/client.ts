@@ -15,7 +15,8 @@ import { assertTrusted, vmStateOf } from '../bhyve/peer.js'
 import { findPeer } from '../bhyve/probe.js'
 import { describeVm } from '../bhyve/virtual_machines.js'
 import { type Ability, assertRuntimeCan } from './runtime.js'
-import type { Asked } from '../operations/saving/request.js'
+import type { SavingCall } from '../operations/saving/call.js'
+import { suspend } from '../operations/suspend.js'
 import type { CheckpointClient } from './checkpoint_client.js'
 import { create } from '../operations/create.js'
 import {
@@ -26,7 +27,13 @@ import {
   withDetails,
 } from '../base/errors.js'
 import { assertCheckpointName, assertVmName } from '../base/names.js'
-import { assertPolicy, createOptions, createSettings, restoreSettings } from '../operations/settings.js'
+import {
+  assertPolicy,
+  createOptions,
+  createSettings,
+  restoreSettings,
+  type SaveSettings,
+} from '../operations/settings.js'
 import { realSurroundings, type Surroundings } from './surroundings.js'
 import { clientSettings } from './options.js'
 import { type VmJobs, vmJobs } from '../operations/jobs.js'
@@ -124,8 +131,10 @@ class Client implements CheckpointClient {
     const outcome = settings.poweroff ? outcomes.suspend : outcomes.checkpoint
     const cancellation = new Cancellation({ signal, timeout, doing, vm, ...outcome })
     cancellation.throwIfCancelled()
-    const asked: Asked = {}
-    const task = this.#create(settings, cancellation, asked).finally(() => cancellation[Symbol.dispose]())
+    const asked: SavingCall['asked'] = {}
+    const progress = new ProgressReporter(settings, cancellation)
+    const call = { cancellation, progress, asked }
+    const task = this.#create(settings, call).finally(() => cancellation[Symbol.dispose]())
     const details = () => ({
       vm,
       checkpoint: name,
@@ -134,14 +143,10 @@ class Client implements CheckpointClient {
     return this.#explained(doing, details, cancellation.race(this.#tracked(task)))
   }
 
-  async #create(
-    settings: ReturnType<typeof createSettings>,
-    cancellation: Cancellation,
-    asked: Asked,
-  ): Promise<Checkpoint> {
+  async #create(settings: SaveSettings, call: SavingCall): Promise<Checkpoint> {
     const { vm } = settings
-    const progress = new ProgressReporter(settings, cancellation)
-    progress.report('queued')
+    const { cancellation } = call
+    call.progress.report('queued')
     this.#requests.set(vm, (this.#requests.get(vm) ?? 0) + 1)
     const endTurn = await this.#queue.turn(vm, cancellation).catch((error: unknown) => {
       this.#endRequest(vm)
@@ -152,18 +157,12 @@ class Client implements CheckpointClient {
     try {
       const place = { ...this.#settings.place, vm }
       const { system, peers, exitPatienceMs, descriptors } = this.#surroundings
-      const context = {
-        store: this.#store,
-        vmJobs: this.#vmJobs,
-        place,
-        system,
-        peers,
-        exitPatienceMs,
-        asked,
-      }
-      const count = settings.poweroff ? descriptorsOf.suspend : descriptorsOf.checkpoint
+      const context = { store: this.#store, vmJobs: this.#vmJobs, place, system, peers, exitPatienceMs }
+      const { count, save } = settings.poweroff
+        ? { count: descriptorsOf.suspend, save: suspend }
+        : { count: descriptorsOf.checkpoint, save: create }
       return await descriptors().during(count, cancellation, () =>
-        this.#keepingThread(settings.poweroff, () => create(context, settings, cancellation, progress)),
+        this.#keepingThread(settings.poweroff, () => save(context, settings, call)),
       )
     } finally {
       endTurn()

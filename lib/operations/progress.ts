@@ -1,10 +1,10 @@
 /** Tells the caller how far a call is. What the caller's function throws must not cost it the checkpoint. */
 import type { Cancellation } from '../base/cancellation.js'
-import type { CreateSettings } from './settings.js'
+import type { SaveSettings } from './settings.js'
 import type { Progress } from '../base/types.js'
 
 export class ProgressReporter {
-  readonly #settings: Pick<CreateSettings, 'vm' | 'name' | 'onProgress' | 'memoryBytes'>
+  readonly #settings: Pick<SaveSettings, 'vm' | 'name' | 'onProgress' | 'memoryBytes'>
   readonly #startedAt = performance.now()
   #broken = false
   readonly #cancellation: Cancellation
@@ -12,7 +12,7 @@ export class ProgressReporter {
   #totalBytes: number | undefined
 
   constructor(
-    settings: Pick<CreateSettings, 'vm' | 'name' | 'onProgress' | 'memoryBytes'>,
+    settings: Pick<SaveSettings, 'vm' | 'name' | 'onProgress' | 'memoryBytes'>,
     cancellation: Cancellation,
   ) {
     this.#cancellation = cancellation

@@ -29,29 +29,40 @@ export const createOptions = [
 const inherited = ['PATH', 'HOME', 'LANG', 'TZ']
 const restoreOptions = ['args', 'bhyve', 'env', 'again', 'verify', 'logFile', 'signal', 'timeout']
 export const defaultBhyve = '/usr/sbin/bhyve'
-export interface CreateSettings {
-  vm: string
-  name: string
+/** What bhyve is asked, and how long it may stand still. */
+export interface RequestSettings {
   dialect: Dialect | 'auto'
-  /** The VM ends with the checkpoint. */
-  poweroff: boolean
-  ifExists: 'replace' | 'fail'
-  durable: boolean
-  signal: AbortSignal | undefined
-  timeout: number | undefined
-  /** 0: off. */
+  /** Milliseconds; 0: off. */
   stallTimeout: number
-  onProgress: ((progress: Progress) => void) | undefined
-  memoryBytes: number | undefined
+}
+
+/** What is done with the guest's RAM before it is published. */
+export interface ScanSettings {
   digest: boolean
   sparsify: boolean
 }
 
-export function createSettings(
-  vm: unknown,
-  options: CreateOptions,
-  dialect: Dialect | 'auto',
-): CreateSettings {
+/** How the set gets its name. */
+export interface PublicationSettings {
+  ifExists: 'replace' | 'fail'
+  durable: boolean
+}
+
+export interface SaveSettings {
+  vm: string
+  name: string
+  /** The VM ends with the checkpoint. */
+  poweroff: boolean
+  memoryBytes: number | undefined
+  signal: AbortSignal | undefined
+  timeout: number | undefined
+  onProgress: ((progress: Progress) => void) | undefined
+  request: RequestSettings
+  scan: ScanSettings
+  publication: PublicationSettings
+}
+
+export function createSettings(vm: unknown, options: CreateOptions, dialect: Dialect | 'auto'): SaveSettings {
   assertVmName(vm)
   assertOptions(options, 'CreateOptions', createOptions)
   const { name = 'checkpoint', ifExists = 'replace', fsync = true, signal, timeout, onProgress } = options
@@ -71,9 +82,12 @@ export function createSettings(
   if (memoryBytes !== undefined && (!Number.isSafeInteger(memoryBytes) || memoryBytes < 1)) {
     throw invalid('memoryBytes must be a positive whole number', memoryBytes)
   }
-  const numbers = { timeout, stallTimeout, memoryBytes }
-  const content = { digest, sparsify }
-  return { vm, name, dialect, poweroff, ifExists, durable: fsync, signal, onProgress, ...numbers, ...content }
+  return {
+    ...{ vm, name, poweroff, memoryBytes, signal, timeout, onProgress },
+    request: { dialect, stallTimeout },
+    scan: { digest, sparsify },
+    publication: { ifExists, durable: fsync },
+  }
 }
 
 export interface RestoreSettings {

@@ -28,6 +28,9 @@ interface StageStore {
   freeRemoved(vm: string): Promise<void>
 }
 
+/** What may be done with a stage whose call fails. What may be a VM cannot be thrown away: there is no function for that. */
+export type StageFate = { kind: 'discardable'; discard: () => Promise<void> } | { kind: 'holdsVm' }
+
 /** A stage of ours, from its making to its publication or its end. `close` must be called in every case. */
 export class Stage {
   readonly requestPath: string
@@ -39,6 +42,7 @@ export class Stage {
   readonly #orphans: readonly string[]
   /** What bhyve gets, until it has got it. */
   #in: number | undefined
+  #fate: StageFate['kind'] = 'discardable'
 
   constructor(store: StageStore, directoryPath: string, made: StageResult) {
     const { directory, stage, in: inFolder } = made.descriptors
@@ -95,9 +99,32 @@ export class Stage {
     return this.#store.jobs.dropPromise(this.#handle)
   }
 
-  /** Who is going to write: before it is asked. */
+  /** Who is going to write a live checkpoint: before it is asked. The VM runs on whatever becomes of the stage. */
   recordWriter(writer: Writer): Promise<void> {
     return this.#store.jobs.recordWriter(this.#handle, writer)
+  }
+
+  /**
+   * Who is going to suspend its VM: before it is asked. From this record on the stage may be all there is of the VM. What
+   * `begin` throws is thrown, and the stage stays as it was: then nobody may be asked.
+   */
+  async holdVm(writer: Writer, begin: () => void): Promise<void> {
+    await this.#store.jobs.recordWriter(this.#handle, writer)
+    begin()
+    this.#fate = 'holdsVm'
+  }
+
+  /** Only where the VM was seen to run on after its suspend had failed, or was not taken up. */
+  vmRunsOn(): void {
+    this.#fate = 'discardable'
+  }
+
+  get fate(): StageFate {
+    if (this.#fate === 'holdsVm') return { kind: 'holdsVm' }
+    return {
+      kind: 'discardable',
+      discard: () => this.#store.jobs.abandonStage(this.#handle, this.#made),
+    }
   }
 
   saved(): Promise<Saved> {
@@ -158,10 +185,6 @@ export class Stage {
       () => this.#store.jobsFrom(() => cancellation.commit()).commitStage(this.#handle, publication),
       () => cancellation.uncommit(),
     )
-  }
-
-  abandon(): Promise<void> {
-    return this.#store.jobs.abandonStage(this.#handle, this.#made)
   }
 
   /** A suspend's stage that cannot go its way: what it holds is kept where its owner can see it. */

@@ -1,20 +1,27 @@
 /** The one pass over a guest's RAM before it is published. */
 import type { Cancellation } from '../../base/cancellation.js'
 import { usualSliceBytes } from '../../checkpoint/slice.js'
-import type { CreateSettings } from '../settings.js'
+import type { PublicationSettings, ScanSettings } from '../settings.js'
 import type { ProgressReporter } from '../progress.js'
 import { forEachSlice, StopFlag } from '../slices.js'
 import type { Content, ContentRequest } from '../../store/staging/pass.js'
 import type { Stage } from '../../store/stage.js'
 
+/** What is done with the RAM before it is published, and whether it is forced to the disk then. */
+interface Scanning {
+  name: string
+  scan: ScanSettings
+  publication: PublicationSettings
+}
+
 /**
  * Digests the set in the stage and gives its zeros back, as far as the settings want it. Where they want neither, only
  * the two small files are read. Rejects when cancelled, with the file closed.
  */
-export async function recordContent(
+export async function scan(
   stage: Stage,
   memoryBytes: number,
-  { name, digest, sparsify, durable }: Pick<CreateSettings, 'name' | 'digest' | 'sparsify' | 'durable'>,
+  { name, scan: { digest, sparsify }, publication: { durable } }: Scanning,
   cancellation: Cancellation,
   progress: ProgressReporter,
 ): Promise<Content | undefined> {

@@ -4,24 +4,32 @@
  */
 import type { Cancellation } from '../../base/cancellation.js'
 import { CheckpointError } from '../../base/errors.js'
-import type { CreateSettings } from '../settings.js'
 import type { ProgressReporter } from '../progress.js'
 import type { Stage } from '../../store/stage.js'
 
 const progressIntervalMs = 100
 const longestIntervalMs = 5_000
 
+/** What is watched, and how long it may stand still. */
+export interface Watched {
+  vm: string
+  name: string
+  operation: 'checkpoint' | 'suspend'
+  /** Milliseconds; 0: for ever. */
+  stallTimeout: number
+}
+
 /** Starts looking; the returned function stops it and resolves once the last look has ended. */
 export function watchSaving(
   stage: Stage,
-  settings: CreateSettings,
+  watched: Watched,
   cancellation: Cancellation,
   progress: ProgressReporter,
   isAsked: () => boolean,
 ): () => Promise<void> {
-  const interval = intervalOf(settings, progress)
+  const interval = intervalOf(watched, progress)
   if (interval === undefined) return () => Promise.resolve()
-  const watch = new Watch(stage, settings, cancellation, progress, isAsked)
+  const watch = new Watch(stage, watched, cancellation, progress, isAsked)
   const timer = setInterval(() => watch.look(), interval)
   timer.unref()
   return () => {
@@ -30,7 +38,7 @@ export function watchSaving(
   }
 }
 
-function intervalOf({ stallTimeout }: CreateSettings, progress: ProgressReporter): number | undefined {
+function intervalOf({ stallTimeout }: Watched, progress: ProgressReporter): number | undefined {
   const forStall = stallTimeout === 0 ? undefined : Math.min(stallTimeout / 4, longestIntervalMs)
   if (!progress.wanted) return forStall
   return Math.min(progressIntervalMs, forStall ?? progressIntervalMs)
@@ -43,20 +51,20 @@ class Watch {
   #lastSeen = ''
   #lastChange = performance.now()
   readonly #stage: Stage
-  readonly #settings: CreateSettings
+  readonly #watched: Watched
   readonly #cancellation: Cancellation
   readonly #progress: ProgressReporter
   readonly #isAsked: () => boolean
 
   constructor(
     stage: Stage,
-    settings: CreateSettings,
+    watched: Watched,
     cancellation: Cancellation,
     progress: ProgressReporter,
     isAsked: () => boolean,
   ) {
     this.#stage = stage
-    this.#settings = settings
+    this.#watched = watched
     this.#cancellation = cancellation
     this.#progress = progress
     this.#isAsked = isAsked
@@ -95,13 +103,13 @@ class Watch {
   }
 
   #isStalled(): boolean {
-    const { stallTimeout } = this.#settings
+    const { stallTimeout } = this.#watched
     const still = performance.now() - this.#lastChange
     return !this.#stopped && stallTimeout !== 0 && still >= stallTimeout
   }
 
   #stalled(): CheckpointError {
-    const { stallTimeout, vm, name, poweroff } = this.#settings
+    const { stallTimeout, vm, name, operation } = this.#watched
     const details = { vm, checkpoint: name }
     const forSoLong = `for ${String(stallTimeout)} ms`
     if (!this.#isAsked()) {
@@ -111,7 +119,9 @@ class Watch {
     const message =
       `bhyve wrote nothing of checkpoint '${name}' of VM '${vm}' ${forSoLong}; it is left ` +
       'alone, and its connection is held until it ends. ' +
-      (poweroff ? 'If it suspends the VM after all, the state is published' : 'Nothing is published')
+      (operation === 'suspend'
+        ? 'If it suspends the VM after all, the state is published'
+        : 'Nothing is published')
     return new CheckpointError('ERR_STALLED', message, details)
   }
 }

@@ -1,0 +1,104 @@
+/** What has become of a VM whose suspend left no whole set (protocol.md section 4). */
+import { isKnownToKernel } from '../../bhyve/locate.js'
+import { vmStateOf } from '../../bhyve/peer.js'
+import { CheckpointError } from '../../base/errors.js'
+import type { Problem, VmState } from '../../base/types.js'
+import type { Collected } from '../../store/staging/collect.js'
+import type { Answer } from './request.js'
+import type { Suspending } from './suspending.js'
+
+/**
+ * A bhyve that could not write its metadata takes its work for done and its VM away, and one that is asked behind a
+ * suspend is gone: the process may outlive the connection by a little.
+ */
+const lastWordsMs = 2_500
+
+/** Of a VM that runs on, the stage may be thrown away afterwards; of one that is gone, what is left is kept. */
+export async function failureOf(
+  suspending: Suspending,
+  answer: Answer,
+  collected: Collected,
+): Promise<CheckpointError> {
+  const { stage } = suspending
+  const failure = new SuspendFailure(suspending, answer, collected.problems)
+  const before = vmStateOf(answer.peer)
+  if (before === 'unknown') return failure.told(before, leftIn(stage.path))
+  const fate = before === 'off' ? 'gone' : await fateOf(suspending, answer, collected)
+  if (fate === 'gone') return lost(suspending, failure)
+  stage.vmRunsOn()
+  return failure.told(vmStateOf(answer.peer), nothingKept)
+}
+
+async function lost({ stage }: Suspending, failure: SuspendFailure): Promise<CheckpointError> {
+  try {
+    const settled = await stage.settle()
+    if (settled.kind === 'nothing') return failure.told('off', nothingSaved)
+    if (settled.kind === 'damaged') {
+      const { path, name } = settled
+      return failure.told('off', lostIn(path, name), { path })
+    }
+    return failure.told('unknown', leftIn(stage.path))
+  } catch (cause) {
+    const outcome = `The VM is gone and its state is lost. ${leftIn(stage.path)}`
+    return failure.told('off', outcome, { path: stage.path, cause })
+  }
+}
+
+/**
+ * bhyve resumes a VM whose RAM or kernel state it could not write. Where only the metadata are bad, or nothing was
+ * written, it may be gone all the same. Where they are whole it took its work for done, whatever we think of the rest.
+ */
+async function fateOf(
+  { context, end }: Suspending,
+  { replyError }: Answer,
+  { problems, untouched, inspection }: Collected,
+): Promise<'runs on' | 'gone'> {
+  const { place, system, exitPatienceMs } = context
+  // One that answers with an error has thought better of it.
+  if (replyError !== undefined || end === undefined) return 'runs on'
+  const tookItForDone = inspection?.metadata !== undefined
+  if (!tookItForDone && !untouched && problems.some(isNoticed)) return 'runs on'
+  const isDestroyed = system.platform === 'freebsd' && !isKnownToKernel(place)
+  const isGone = await end.within(isDestroyed ? exitPatienceMs : lastWordsMs)
+  return isGone || isDestroyed ? 'gone' : 'runs on'
+}
+
+/**
+ * bhyve notices neither what the first bytes of guest RAM look like, which is the guest's doing, nor what others do to the
+ * names of its files.
+ */
+function isNoticed({ code }: Problem): boolean {
+  return !code.startsWith('metadata-') && code !== 'foreign-format' && code !== 'not-a-regular-file'
+}
+
+const nothingKept = 'The VM was not suspended; nothing was published, and an older checkpoint is as it was'
+const nothingSaved =
+  'The VM ended without writing anything for this request: if another suspend was under way, its checkpoint has the state'
+const leftIn = (path: string): string =>
+  `What was written is in '${path}', and the next call looks at it again`
+const lostIn = (path: string, name: string): string =>
+  `The VM is gone and its state is lost; what is left of it is kept as the damaged checkpoint '${name}' ('${path}')`
+
+/** What the errors of one failed suspend have in common. */
+class SuspendFailure {
+  readonly #suspending: Suspending
+  readonly #answer: Answer
+  readonly #problems: readonly Problem[]
+
+  constructor(suspending: Suspending, answer: Answer, problems: readonly Problem[]) {
+    this.#suspending = suspending
+    this.#answer = answer
+    this.#problems = problems
+  }
+
+  told(vmState: VmState, outcome: string, more: { path?: string; cause?: unknown } = {}): CheckpointError {
+    const { vm, name } = this.#suspending.settings
+    const reply = this.#answer.replyError
+    const problems = this.#problems
+    const said = reply === undefined ? '' : ` bhyve said: ${reply}.`
+    const wrong = problems.map(({ message }) => message).join('; ')
+    const message = `bhyve ended without a whole checkpoint of VM '${vm}': ${wrong}.${said} ${outcome}`
+    const details = { vm, checkpoint: name, problems, reply, vmState, ...more }
+    return new CheckpointError('ERR_SUSPEND_FAILED', message, details)
+  }
+}
