@@ -78,7 +78,7 @@ export interface Native {
   sendDescriptor(socket: number, descriptor: number): number | Failure
   shutdownWrite(socket: number): number | Failure
 
-  // the server's end, for the simulator (native/server_socket.*)
+  // the server's end, for the simulator (native/simulator/server_socket.*)
   /** Bound, listening, non-blocking. The file must not exist. */
   listenStream(path: string, backlog: number): number | Failure
   /** A bound datagram socket. */

@@ -1,6 +1,6 @@
 // Both ends of bhyve's socket.
 
-#include "../server_socket.h"
+#include "../simulator/server_socket.h"
 #include "../unix_socket.h"
 #include "calls.h"
 #include "values.h"

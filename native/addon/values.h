@@ -14,7 +14,7 @@
 #include "../memory_image.h"
 #include "../process.h"
 #include "../result.h"
-#include "../server_socket.h"
+#include "../simulator/server_socket.h"
 #include "../unix_socket.h"
 
 namespace bhyve::addon {

@@ -16,7 +16,7 @@
 #include "../directory.h"
 #include "../file_status.h"
 #include "../process.h"
-#include "../server_socket.h"
+#include "../simulator/server_socket.h"
 #include "../unix_socket.h"
 
 namespace {

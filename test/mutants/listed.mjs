@@ -592,14 +592,14 @@ export const listed = [
   ),
   change(
     'inherited-accepted',
-    'native/server_socket.cc',
+    'native/simulator/server_socket.cc',
     'native',
     'nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK',
     'nullptr, SOCK_NONBLOCK',
   ),
   change(
     'inherited-received',
-    'native/server_socket.cc',
+    'native/simulator/server_socket.cc',
     'native',
     'kReceiveFlags = MSG_CMSG_CLOEXEC',
     'kReceiveFlags = 0',

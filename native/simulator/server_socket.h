@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "result.h"
-#include "unique_fd.h"
+#include "../result.h"
+#include "../unique_fd.h"
 
 namespace bhyve {
 

@@ -6,7 +6,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 
-#include "unix_socket.h"
+#include "../unix_socket.h"
 
 namespace bhyve {
 namespace {
