@@ -286,15 +286,4 @@ Result<std::int64_t> enterDirectory(int directory) {
   return 0;
 }
 
-void dieBy(int signal) {
-  static_cast<void>(std::signal(signal, SIG_DFL));
-  sigset_t only;
-  sigemptyset(&only);
-  sigaddset(&only, signal);
-  ::sigprocmask(SIG_UNBLOCK, &only, nullptr);
-  ::kill(::getpid(), signal);
-  // Reached only where the signal's default action is not to end the process.
-  std::abort();
-}
-
 } // namespace bhyve

@@ -38,7 +38,4 @@ Result<std::int64_t> hasWorkingDirectory();
 // Makes an open directory the working directory, one that was removed too.
 Result<std::int64_t> enterDirectory(int directory);
 
-// Ends this process by `signal` with its default action.
-[[noreturn]] void dieBy(int signal);
-
 } // namespace bhyve

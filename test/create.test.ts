@@ -15,7 +15,8 @@ import {
 import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client/client.js'
 import { realSurroundings } from '../dist/client/surroundings.js'
-import { isFailure, loadNative } from '../dist/base/native.js'
+import { isFailure } from '../dist/base/native.js'
+import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
 import {
   checkpointFiles,
   childEnvironment,
@@ -31,7 +32,7 @@ import {
 import { forAnyUser } from './support/any_user.js'
 
 const MiB = 1024 * 1024
-const native = loadNative()
+const native = loadSimulatorNative()
 const isRoot = process.geteuid?.() === 0
 const setFiles = (name: string): string[] => [
   `${name}.ckp`,
@@ -255,13 +256,13 @@ t.test('where there is nobody to ask: each its own code, and nothing on the disk
   nothingLeft()
 
   const socketPath = path.join(runDirectory, 'vm1')
-  const datagram = native.bindDatagram(socketPath)
+  const datagram = native.simulator.bindDatagram(socketPath)
   t.match(await create(), { code: 'ERR_DIALECT_UNSUPPORTED', path: socketPath }, 'datagram')
   nothingLeft()
   if (!isFailure(datagram)) native.close(datagram)
   fs.rmSync(socketPath)
 
-  const dead = native.listenStream(socketPath, 1)
+  const dead = native.simulator.listenStream(socketPath, 1)
   if (!isFailure(dead)) native.close(dead)
   t.match(await create(), { code: 'ERR_VM_NOT_RUNNING', vmState: 'off' }, 'dead socket')
   nothingLeft()
@@ -318,7 +319,7 @@ t.test('sockets of others', { skip: isRoot ? false : 'needs root' }, async (t) =
   const directory = scratch(t)
   fs.chmodSync(directory, 0o755)
   const socketPath = path.join(directory, 'vm1')
-  const listener = native.listenStream(socketPath, 5)
+  const listener = native.simulator.listenStream(socketPath, 5)
   t.notOk(isFailure(listener))
   fs.chownSync(socketPath, 12345, 12345)
   const checkpointDirectory = path.join(directory, 'checkpoints')
@@ -336,9 +337,9 @@ t.test('sockets of others', { skip: isRoot ? false : 'needs root' }, async (t) =
     trustedUids: [12345],
   })
   t.match(await rejection(other.createCheckpoint('vm1')), { code: 'ERR_UNTRUSTED_PEER' }, 'by its peer')
-  const accepted = native.accept(listener as number)
+  const accepted = native.simulator.accept(listener as number)
   t.notOk(isFailure(accepted), 'it had been connected to')
-  const said = native.receive(accepted as number, 1024)
+  const said = native.simulator.receive(accepted as number, 1024)
   t.equal(isFailure(said) ? said.errno : said.length, 0, 'and left without a word')
   t.notOk(fs.existsSync(checkpointDirectory))
   native.close(accepted as number)
@@ -410,7 +411,7 @@ t.test(
     t.equal(fs.statSync(path.dirname(checkpoint.path)).uid, 0)
     // As an older bhyve, which ran as root, has left it.
     fs.mkdirSync(path.join(run, 'checkpoint'))
-    const dead = native.listenStream(path.join(run, 'checkpoint/vm1'), 1)
+    const dead = native.simulator.listenStream(path.join(run, 'checkpoint/vm1'), 1)
     if (isFailure(dead)) throw new Error('listen')
     native.close(dead)
     const { dialect: _, ...anyDialect } = options
@@ -421,7 +422,7 @@ t.test(
 
 t.test('a full backlog is waited for, not taken for death', async (t) => {
   const directory = scratch(t)
-  const listener = native.listenStream(path.join(directory, 'vm1'), 1)
+  const listener = native.simulator.listenStream(path.join(directory, 'vm1'), 1)
   if (isFailure(listener)) throw new Error('listen')
   const pending: number[] = []
   for (;;) {
@@ -440,10 +441,10 @@ t.test('a full backlog is waited for, not taken for death', async (t) => {
   await client.idle()
   const served = rejection(client.createCheckpoint('vm1', { timeout: 20_000 }))
   for (const connection of pending) native.close(connection)
-  let accepted: ReturnType<typeof native.accept> | undefined
+  let accepted: ReturnType<typeof native.simulator.accept> | undefined
   await until(() => {
-    accepted ??= native.accept(listener)
-    const request = isFailure(accepted) ? accepted : native.receive(accepted, 4096)
+    accepted ??= native.simulator.accept(listener)
+    const request = isFailure(accepted) ? accepted : native.simulator.receive(accepted, 4096)
     // Connected, and nothing is sent yet.
     if (isFailure(request) && !isFailure(accepted)) return false
     if (!isFailure(accepted)) native.close(accepted)
@@ -596,7 +597,7 @@ t.test('space is counted before bhyve is asked', async (t) => {
 t.test('dead socket of an older place beside a live one', async (t) => {
   const bhyve = await start(t)
   fs.mkdirSync(path.join(bhyve.runDirectory, 'checkpoint'))
-  const dead = native.listenStream(path.join(bhyve.runDirectory, 'checkpoint/vm1'), 1)
+  const dead = native.simulator.listenStream(path.join(bhyve.runDirectory, 'checkpoint/vm1'), 1)
   if (!isFailure(dead)) native.close(dead)
   const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: scratch(t) })
   t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' })

@@ -10,7 +10,8 @@ import path from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
 import { deviceNames, kernelBytes, type Metadata, parseMetadata } from '../dist/checkpoint/metadata.js'
-import { loadNative, type Native, type NvPair as NativePair } from '../dist/base/native.js'
+import type { NvPair as NativePair } from '../dist/base/native.js'
+import { loadSimulatorNative, type SimulatorNative } from '../dist/simulator/native_calls.js'
 import { decodeNvlist, type NvPair, NvType } from '../dist/simulator/nvlist.js'
 import { encodeNvlist } from '../dist/simulator/nvlist_encoder.js'
 import { mostCpus, type SimulatedDialect } from '../dist/simulator/options.js'
@@ -19,7 +20,7 @@ import { SavedSet } from '../dist/simulator/saved_set.js'
 import { parseUcl } from '../dist/simulator/ucl.js'
 import { fixtures, holds, scratch } from './support/index.js'
 
-const native = loadNative()
+const native = loadSimulatorNative()
 
 interface Golden {
   requests: { description: string; hex: string; fds: number; dialect: string }[]
@@ -162,7 +163,7 @@ const simulatedNested: fc.Arbitrary<Buffer> = fc
 const suspicious = fc
   .tuple(
     fc.oneof(
-      { weight: 4, arbitrary: message.map(({ pairs }) => native.encodeNvlist(pairs)) },
+      { weight: 4, arbitrary: message.map(({ pairs }) => native.simulator.encodeNvlist(pairs)) },
       { weight: 2, arbitrary: fc.constantFrom(...goldenLists.map(({ bytes }) => bytes)) },
       { weight: 2, arbitrary: simulatedNested },
       { weight: 1, arbitrary: fc.uint8Array({ maxLength: 100 }).map((bytes) => Buffer.from(bytes)) },
@@ -212,29 +213,35 @@ t.test('both read and write every golden list', async (t) => {
     const simulated = decodeNvlist(bytes, descriptors)
     t.ok(read !== undefined && simulated !== undefined, `${description}: both accept it`)
     t.strictSame(toSimulated(read ?? []), simulated, `${description}: and read the same`)
-    t.equal(native.encodeNvlist(read ?? []).toString('hex'), bytes.toString('hex'), 'the addon writes it')
+    t.equal(
+      native.simulator.encodeNvlist(read ?? []).toString('hex'),
+      bytes.toString('hex'),
+      'the addon writes it',
+    )
     t.equal(encodeNvlist(simulated ?? []).toString('hex'), bytes.toString('hex'), 'and the simulator')
   }
 })
 
 t.test('each reads what the other writes, and both write the same', async (t) => {
   const simulatorReads = fc.property(message, ({ pairs, descriptors }) => {
-    const decoded = decodeNvlist(native.encodeNvlist(pairs), descriptors)
+    const decoded = decodeNvlist(native.simulator.encodeNvlist(pairs), descriptors)
     assert.deepEqual(decoded && toNative(decoded), pairs)
   })
   await holds(t, 'the simulator reads what the addon writes', simulatorReads, runs)
   const addonReads = fc.property(message, ({ pairs, descriptors }) => {
     const written = encodeNvlist(toSimulated(pairs))
     assert.deepEqual(native.decodeNvlist(written, descriptors), pairs)
-    assert.deepEqual(written, native.encodeNvlist(pairs))
+    assert.deepEqual(written, native.simulator.encodeNvlist(pairs))
   })
   await holds(t, 'the addon reads what the simulator writes', addonReads, runs)
 })
 
 t.test('half a surrogate is written as U+FFFD by both', async (t) => {
   const pairs: NativePair[] = [{ name: '\uD800', type: 'string', value: 'x\uDFFFy' }]
-  t.ok(native.encodeNvlist(pairs).equals(encodeNvlist(toSimulated(pairs))))
-  t.match(native.decodeNvlist(native.encodeNvlist(pairs), 0), [{ name: '\uFFFD', value: 'x\uFFFDy' }])
+  t.ok(native.simulator.encodeNvlist(pairs).equals(encodeNvlist(toSimulated(pairs))))
+  t.match(native.decodeNvlist(native.simulator.encodeNvlist(pairs), 0), [
+    { name: '\uFFFD', value: 'x\uFFFDy' },
+  ])
 })
 
 t.test('both take the same inputs, but for what the addon wants beyond libnv', async (t) => {
@@ -249,7 +256,7 @@ t.test('both take the same inputs, but for what the addon wants beyond libnv', a
     assert.deepEqual(toSimulated(read), simulated)
     if (!isUnicode(read)) return
     met.writtenBack++
-    assert.equal(native.encodeNvlist(read).toString('hex'), shown)
+    assert.equal(native.simulator.encodeNvlist(read).toString('hex'), shown)
   })
   await holds(t, 'they agree, and the addon writes back what it accepts', agree, 2 * runs)
   // A generator that never reaches a kind proves nothing about it.
@@ -386,10 +393,12 @@ const nearlyMetadata = fc
 
 /** Dies by an exception. */
 const mortal = {
-  dieBy: (signal: number) => {
-    throw new Error(`died by signal ${String(signal)}`)
+  simulator: {
+    dieBy: (signal: number) => {
+      throw new Error(`died by signal ${String(signal)}`)
+    },
   },
-} as unknown as Native
+} as unknown as SimulatorNative
 
 /** What the stand-in's loader makes of a set with these metadata. Throws where bhyve would not come up. */
 function load(base: string, dialect: SimulatedDialect, metadata: Metadata): void {

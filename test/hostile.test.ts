@@ -8,10 +8,11 @@ import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulato
 import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../dist/client/client.js'
 import { parseMetadata } from '../dist/checkpoint/metadata.js'
-import { isFailure, loadNative } from '../dist/base/native.js'
+import { isFailure } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/client/surroundings.js'
 import { Pool, poolSize, sharedPool } from '../dist/pool/pool.js'
 import { storeJobs } from '../dist/store/jobs.js'
+import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from './crash/sets.mjs'
 import {
@@ -31,7 +32,7 @@ import {
 import { forAnyUser } from './support/any_user.js'
 
 const writeSet = writeAnySet as (base: string, tag: number) => void
-const native = loadNative()
+const native = loadSimulatorNative()
 const isRoot = process.geteuid?.() === 0
 const MiB = 1024 * 1024
 const needsRoot = { skip: isRoot ? false : 'needs root' }
@@ -170,7 +171,7 @@ t.test('a dead bhyve whose VM is still in the kernel', async (t) => {
   fs.writeFileSync(path.join(vmmDirectory, 'vm1'), '')
   const surroundings = { ...realSurroundings, vmmDirectory, peers: new PeerMemory() }
   const die = (socketPath: string): void => {
-    const dead = native.listenStream(socketPath, 1)
+    const dead = native.simulator.listenStream(socketPath, 1)
     if (!isFailure(dead)) native.close(dead)
   }
   die(path.join(directory, 'vm1'))

@@ -4,12 +4,13 @@ import path from 'node:path'
 import t from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { isFailure, loadNative } from '../dist/base/native.js'
+import { isFailure } from '../dist/base/native.js'
+import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
 import { checkpointFiles, rejection, scratch, tree, until } from './support/index.js'
 import { Manager, start } from './support/suspending.js'
 
 const MiB = 1024 * 1024
-const native = loadNative()
+const native = loadSimulatorNative()
 
 t.test('the manager is killed at each phase: the next call of any process publishes the state', async (t) => {
   for (const dialect of ['path', 'descriptor', 'reply'] as const) {
@@ -62,7 +63,7 @@ t.test('the manager is killed before it asked: nothing is left of it', async (t)
   const runDirectory = scratch(t)
   const socket = path.join(runDirectory, 'vm1')
   // A full backlog: the stage is made, and nobody takes the connection.
-  const listener = native.listenStream(socket, 1)
+  const listener = native.simulator.listenStream(socket, 1)
   if (isFailure(listener)) return t.fail('no listener')
   t.teardown(() => native.close(listener))
   for (let taken = native.connectStream(socket); !isFailure(taken); taken = native.connectStream(socket)) {

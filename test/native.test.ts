@@ -5,11 +5,12 @@ import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
-import { type Failure, isFailure, loadNative, type ProcessStatus } from '../dist/base/native.js'
+import { type Failure, isFailure, type ProcessStatus } from '../dist/base/native.js'
+import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
 import { childEnvironment, scratch, until } from './support/index.js'
 import { needs } from './support/programs.js'
 
-const native = loadNative()
+const native = loadSimulatorNative()
 const { errno } = os.constants
 const script = fileURLToPath(new URL('support/native-call.mjs', import.meta.url))
 const isLinux = process.platform === 'linux'
@@ -41,11 +42,11 @@ t.test('no descriptor that a call returns is inherited', needsLinux, async (t) =
   const before = native.ownedDescriptors()
   const { O_DIRECTORY, O_WRONLY, O_CREAT } = fs.constants
   const folder = opened(native.openPath(directory, O_DIRECTORY))
-  const listener = opened(native.listenStream(path.join(directory, 'stream'), 1))
+  const listener = opened(native.simulator.listenStream(path.join(directory, 'stream'), 1))
   const client = opened(native.connectStream(path.join(directory, 'stream')))
-  const server = opened(native.accept(listener))
+  const server = opened(native.simulator.accept(listener))
   opened(native.sendDescriptor(client, folder))
-  const received = native.receiveDescriptors(server, 1)
+  const received = native.simulator.receiveDescriptors(server, 1)
   if (isFailure(received)) return t.fail('recvmsg')
   const status = native.processStatus(process.pid)
   if (isFailure(status)) return t.fail('this process lives')
@@ -56,7 +57,7 @@ t.test('no descriptor that a call returns is inherited', needsLinux, async (t) =
     connectStream: client,
     accept: server,
     receiveDescriptors: received.descriptors[0]!,
-    bindDatagram: opened(native.bindDatagram(path.join(directory, 'datagram'))),
+    bindDatagram: opened(native.simulator.bindDatagram(path.join(directory, 'datagram'))),
     watchProcess: opened(native.watchProcess(process.pid, status.startedAt)),
     adopt: opened(native.adopt(folder)),
   }

@@ -14,12 +14,13 @@ import { ProgressReporter } from '../dist/operations/progress.js'
 import { watchSaving } from '../dist/operations/saving/watch_saving.js'
 import { Directory } from '../dist/fs/directory.js'
 import { removeTree } from '../dist/fs/remove_tree.js'
+import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
 import { lastMemoryBytes, promisedSpace } from '../dist/store/staging/space.js'
 import type { Stage } from '../dist/store/stage.js'
 import { failure, inlinePool, intercept, rejection, scratch, until } from './support/index.js'
 import { putSet } from './support/sets.js'
 
-const native = loadNative()
+const native = loadSimulatorNative()
 const isRoot = process.geteuid?.() === 0
 
 async function start(t: Test, options: Partial<SimulatorOptions> = {}): Promise<SimulatedBhyve> {
@@ -74,7 +75,7 @@ function promised(root: string): number {
 
 t.test('a bhyve that takes no connection is not waited for without end', async (t) => {
   const run = scratch(t)
-  const listener = native.listenStream(path.join(run, 'vm1'), 0)
+  const listener = native.simulator.listenStream(path.join(run, 'vm1'), 0)
   if (isFailure(listener)) throw new Error('listen')
   t.teardown(() => native.close(listener))
   for (;;) {
@@ -96,7 +97,7 @@ t.test('a bhyve that takes no connection is not waited for without end', async (
 
 t.test('a call that was given up before its turn came says nothing to bhyve', async (t) => {
   const run = scratch(t)
-  const listener = native.listenStream(path.join(run, 'vm1'), 5)
+  const listener = native.simulator.listenStream(path.join(run, 'vm1'), 5)
   if (isFailure(listener)) throw new Error('listen')
   t.teardown(() => native.close(listener))
   const controller = new AbortController()
@@ -113,10 +114,10 @@ t.test('a call that was given up before its turn came says nothing to bhyve', as
   )
   await t.rejects(client.createCheckpoint('vm1', { signal: controller.signal }), { name: 'AbortError' })
   await client.idle()
-  const accepted = native.accept(listener)
+  const accepted = native.simulator.accept(listener)
   if (isFailure(accepted)) throw new Error('nobody connected')
   t.teardown(() => native.close(accepted))
-  const said = native.receive(accepted, 4096)
+  const said = native.simulator.receive(accepted, 4096)
   t.equal(isFailure(said) ? said.errno : said.length, 0, 'left without a word')
   t.strictSame(fs.readdirSync(root), [])
 })

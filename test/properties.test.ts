@@ -9,8 +9,8 @@ import { ReplyBuffer, replyMaxBytes } from '../dist/bhyve/reply.js'
 import { formatManifest, type Manifest, parseManifest, withPin } from '../dist/checkpoint/manifest.js'
 import { deviceNames, kernelBytes, parseMetadata } from '../dist/checkpoint/metadata.js'
 import { assertCheckpointName, assertVmName } from '../dist/base/names.js'
-import { loadNative } from '../dist/base/native.js'
 import { parseCommandLine } from '../dist/simulator/arguments.js'
+import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
 import { Refusal } from '../dist/simulator/refusal.js'
 import { fixtures, holds, scratch, tree } from './support/index.js'
 
@@ -384,7 +384,9 @@ t.test('names', async (t) => {
 t.test('an answer says the same however it arrives', async (t) => {
   const error = fc.string({ unit: 'binary' }).map((text) => text.replaceAll('\0', ''))
   const answer = fc.oneof(
-    error.map((value) => loadNative().encodeNvlist([{ name: 'error', type: 'string', value }])),
+    error.map((value) =>
+      loadSimulatorNative().simulator.encodeNvlist([{ name: 'error', type: 'string', value }]),
+    ),
     fc.uint8Array({ maxLength: 200 }).map((bytes) => Buffer.from(bytes)),
   )
   const pieces = fc.array(fc.nat({ max: 40 }), { maxLength: 30 })
@@ -399,7 +401,7 @@ t.test('an answer says the same however it arrives', async (t) => {
     }
     inPieces.add(bytes.subarray(offset))
     assert.equal(inPieces.errorText, whole.errorText)
-    const pairs = loadNative().decodeNvlist(bytes, 0)
+    const pairs = loadSimulatorNative().decodeNvlist(bytes, 0)
     const said = pairs?.find(({ name }) => name === 'error')?.value
     assert.equal(
       whole.errorText,

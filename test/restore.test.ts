@@ -10,8 +10,9 @@ import { AbortError, type CheckpointClient, type CheckpointError, type Dialect }
 import { simulatedBhyve, type SimulatedDialect } from 'bhyve-checkpoint/simulator'
 import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../dist/client/client.js'
-import { isFailure, loadNative } from '../dist/base/native.js'
+import { isFailure } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/client/surroundings.js'
+import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
 import {
   beginRestore,
   holdSet,
@@ -33,7 +34,7 @@ import {
 } from './support/index.js'
 import { changeManifest, manifestOf, putSet } from './support/sets.js'
 
-const native = loadNative()
+const native = loadSimulatorNative()
 
 function isAlive(pid: number): boolean {
   const status = native.processStatus(pid)
@@ -480,11 +481,15 @@ t.test('only a socket of the child is taken for its own', async (t) => {
     t.ok(fs.lstatSync(socket).isSocket(), 'the one of the dead')
     if (dialect === 'descriptor') {
       fs.rmSync(socket)
-      const listener = native.listenStream(socket, 5)
+      const listener = native.simulator.listenStream(socket, 5)
       if (isFailure(listener)) throw new Error('listen')
       const takeAll = () => {
         let taken = 0
-        for (let one = native.accept(listener); !isFailure(one); one = native.accept(listener)) {
+        for (
+          let one = native.simulator.accept(listener);
+          !isFailure(one);
+          one = native.simulator.accept(listener)
+        ) {
           native.close(one)
           taken++
         }

@@ -21,9 +21,10 @@ import { fileURLToPath } from 'node:url'
 import { deflateRawSync } from 'node:zlib'
 import t, { type Test as TestContext } from 'tap'
 import { SimulatedBhyve, SimulatedFleet, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
-import { isFailure, loadNative } from '../dist/base/native.js'
+import { isFailure } from '../dist/base/native.js'
 import { SyntheticMemory } from '../dist/simulator/guest.js'
 import { MetadataWriter, type MetadataShape } from '../dist/simulator/metadata.js'
+import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
 import { decodeNvlist, NvType, type NvPair } from '../dist/simulator/nvlist.js'
 import { encodeNvlist } from '../dist/simulator/nvlist_encoder.js'
 import { newRequestState, receiveRequest } from '../dist/simulator/request.js'
@@ -49,7 +50,7 @@ interface Golden {
 t.jobs = 4
 t.setTimeout(120_000)
 
-const native = loadNative()
+const native = loadSimulatorNative()
 // Reading it means setting it: once, and both times to a safe value.
 const umask = process.umask(0o077)
 process.umask(umask)
@@ -714,7 +715,7 @@ t.test('a descriptor sent with the payload is lost: the one after it is awaited'
     bytes: nvlistRequest('queued'),
     directory: folder.descriptor,
   })
-  t.same(native.poll([socket], 100), [], 'not refused yet, everybody waits')
+  t.same(native.simulator.poll([socket], 100), [], 'not refused yet, everybody waits')
   t.same(folder.names, [])
   native.shutdownWrite(socket)
   await queued.end
@@ -752,8 +753,7 @@ t.test(
 t.test('descriptors: as many as announced, neither more nor cut off', async (t) => {
   const receive = (announced: bigint, came: { descriptors: number[]; truncated: boolean }) => {
     let left = message(goodPairs, { descriptors: announced })
-    const scripted = {
-      ...native,
+    const calls = {
       receive(_socket: number, length: number): Buffer {
         const bytes = left.subarray(0, length)
         left = left.subarray(length)
@@ -761,6 +761,7 @@ t.test('descriptors: as many as announced, neither more nor cut off', async (t) 
       },
       receiveDescriptors: () => ({ bytes: 1, ...came }),
     }
+    const scripted = { ...native, simulator: { ...native.simulator, ...calls } }
     const state = newRequestState()
     const { value } = receiveRequest(scripted, -1, 'descriptor', state, false).next()
     t.same(state.descriptors, came.descriptors, 'all are held, so all will be closed')
@@ -975,7 +976,7 @@ t.test('a VM that hangs keeps the connection, and everybody behind it, waiting',
     const second = new Conversation(vm.socketPath, { ...sent, bytes: nvlistRequest('y') })
     await until(() => leftOf(folder, 'x').join() === left.join(), `${at}: its files`)
     const quiet = ok(native.connectStream(vm.socketPath), 'connect')
-    t.same(native.poll([quiet], 50), [], `${at}: served nobody`)
+    t.same(native.simulator.poll([quiet], 50), [], `${at}: served nobody`)
     native.close(quiet)
     t.notOk(first.ended || second.ended, at)
     t.same(leftOf(folder, 'x'), left, at)
@@ -1032,7 +1033,7 @@ t.test('a FIFO in place wedges the VM', async (t) => {
   const wedged = new Conversation(vm.socketPath, { bytes: nvlistRequest('x'), directory: folder.descriptor })
   const queued = new Conversation(vm.socketPath, { bytes: nvlistRequest('y'), directory: folder.descriptor })
   const quiet = ok(native.connectStream(vm.socketPath), 'connect')
-  t.same(native.poll([quiet], 100), [])
+  t.same(native.simulator.poll([quiet], 100), [])
   native.close(quiet)
   t.notOk(wedged.ended || queued.ended)
   t.same(folder.names, ['x.kern'])

@@ -7,12 +7,13 @@ import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, SimulatedFleet, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
 import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../dist/client/client.js'
-import { isFailure, loadNative } from '../dist/base/native.js'
+import { isFailure } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/client/surroundings.js'
 import { type JobRunner, sharedPool } from '../dist/pool/pool.js'
+import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
 import { rejection, runScript, scratch, tree, until } from './support/index.js'
 
-const native = loadNative()
+const native = loadSimulatorNative()
 
 async function start(t: Test, options: Partial<SimulatorOptions> = {}): Promise<SimulatedBhyve> {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 65536, ...options })
@@ -245,7 +246,7 @@ t.test('every VM in the run directory', async (t) => {
   fs.writeFileSync(path.join(runDirectory, 'junk'), '')
   fs.mkdirSync(path.join(runDirectory, 'folder'))
   fs.symlinkSync('a', path.join(runDirectory, 'link'))
-  const datagram = native.bindDatagram(path.join(runDirectory, 'datagram'))
+  const datagram = native.simulator.bindDatagram(path.join(runDirectory, 'datagram'))
   t.notOk(isFailure(datagram))
   const client = createClientIn({ ...realSurroundings, peers: new PeerMemory() }, { runDirectory })
   t.strictSame(await client.listVirtualMachines(), [

@@ -7,8 +7,9 @@ import { createClient } from 'bhyve-checkpoint'
 import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { sendRequest } from '../dist/bhyve/request.js'
 import { Cancellation } from '../dist/base/cancellation.js'
-import { isFailure, loadNative } from '../dist/base/native.js'
+import { isFailure } from '../dist/base/native.js'
 import type { Dialect } from '../dist/base/types.js'
+import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
 import { fixtures, pathOfFolder, scratch, until } from './support/index.js'
 
 interface Golden {
@@ -24,7 +25,7 @@ interface Golden {
 }
 
 const golden = JSON.parse(fs.readFileSync(path.join(fixtures, 'golden/requests.json'), 'utf8')) as Golden
-const native = loadNative()
+const native = loadSimulatorNative()
 
 /** A server that takes what comes, message by message, and notes where descriptors sat. */
 class Recorder {
@@ -35,7 +36,7 @@ class Recorder {
   directory: string | null = null
 
   constructor(socketPath: string) {
-    const listener = native.listenStream(socketPath, 1)
+    const listener = native.simulator.listenStream(socketPath, 1)
     if (isFailure(listener)) throw new Error(`listen: ${listener.errno}`)
     this.path = socketPath
     this.#listener = listener
@@ -52,7 +53,7 @@ class Recorder {
   #takeByte(connection: number): boolean {
     for (;;) {
       const before = native.ownedDescriptors()
-      const byte = native.receiveDescriptors(connection, 2)
+      const byte = native.simulator.receiveDescriptors(connection, 2)
       if (isFailure(byte)) return false
       if (byte.bytes === 0) return true
       // The native call does not hand out the carrier's value: in every message with a descriptor it is zero.
@@ -71,7 +72,7 @@ class Recorder {
     const connection = await this.#accept()
     await until(() => {
       for (;;) {
-        const chunk = native.receive(connection, 65536)
+        const chunk = native.simulator.receive(connection, 65536)
         if (isFailure(chunk)) return false
         if (chunk.length === 0) return true
         this.bytes = Buffer.concat([this.bytes, chunk])
@@ -83,7 +84,7 @@ class Recorder {
   async #accept(): Promise<number> {
     let connection = -1
     await until(() => {
-      const accepted = native.accept(this.#listener)
+      const accepted = native.simulator.accept(this.#listener)
       if (!isFailure(accepted)) connection = accepted
       return connection !== -1
     }, 'a connection')
@@ -156,13 +157,13 @@ t.test('golden replies', async (t) => {
     const pairs = native.decodeNvlist(Buffer.from(hex, 'hex'), 0)
     const expected = error === undefined ? [] : [{ name: 'error', type: 'string', value: error }]
     t.strictSame(pairs, expected, description)
-    t.equal(native.encodeNvlist(pairs ?? []).toString('hex'), hex, `${description}: encoded again`)
+    t.equal(native.simulator.encodeNvlist(pairs ?? []).toString('hex'), hex, `${description}: encoded again`)
   }
 })
 
 /** A list of one null with a name of so many bytes, longer ones than can be encoded too. */
 function listOfOne(nameBytes: number): Buffer {
-  const bytes = native.encodeNvlist([{ name: '', type: 'null', value: null }])
+  const bytes = native.simulator.encodeNvlist([{ name: '', type: 'null', value: null }])
   const name = Buffer.from('n'.repeat(nameBytes))
   const list = Buffer.concat([bytes.subarray(0, -1), name, bytes.subarray(-1)])
   list.writeBigUInt64LE(BigInt(list.length - 19), 11)
@@ -171,7 +172,7 @@ function listOfOne(nameBytes: number): Buffer {
 }
 
 t.test('the decoder is strict', async (t) => {
-  const good = native.encodeNvlist([
+  const good = native.simulator.encodeNvlist([
     { name: 'b', type: 'bool', value: true },
     { name: 'n', type: 'number', value: 2n ** 64n - 1n },
     { name: 's', type: 'string', value: 'text' },
@@ -208,19 +209,19 @@ t.test('the decoder is strict', async (t) => {
     bytes[offset] = value
     t.equal(native.decodeNvlist(bytes, 1), undefined, what)
   }
-  const twice = native.encodeNvlist([
+  const twice = native.simulator.encodeNvlist([
     { name: 'a', type: 'null', value: null },
     { name: 'a', type: 'null', value: null },
   ])
   t.equal(native.decodeNvlist(twice, 0), undefined, 'a name twice')
-  const unnamed = native.encodeNvlist([{ name: 'n', type: 'number', value: 1n }])
+  const unnamed = native.simulator.encodeNvlist([{ name: 'n', type: 'number', value: 1n }])
   unnamed.writeBigUInt64LE(1n, 3)
   t.equal(native.decodeNvlist(unnamed, 1), undefined, 'a descriptor that is announced and not named')
-  const unsent = native.encodeNvlist([{ name: 'd', type: 'descriptor', value: 1n }])
+  const unsent = native.simulator.encodeNvlist([{ name: 'd', type: 'descriptor', value: 1n }])
   t.equal(native.decodeNvlist(unsent, 1), undefined, 'the second descriptor of one')
   t.match(native.decodeNvlist(listOfOne(2047), 0), [{ name: 'n'.repeat(2047), value: null }])
   t.equal(native.decodeNvlist(listOfOne(2048), 0), undefined, 'a name longer than libnv takes')
-  const inner = native.encodeNvlist([{ name: 'ab', type: 'string', value: 'xyz' }])
+  const inner = native.simulator.encodeNvlist([{ name: 'ab', type: 'string', value: 'xyz' }])
   for (const letter of ['a', 'x']) {
     const bytes = Buffer.from(inner)
     bytes[bytes.indexOf(letter)] = 0
@@ -240,11 +241,29 @@ t.test('native refuses what is no argument of its', async (t) => {
   t.match(native.unlinkAt(3, ''), { syscall: 'unlinkat', errno: EINVAL }, 'an empty name')
 })
 
-t.test('the declared native interface is the exported one', async (t) => {
-  const source = fs.readFileSync(new URL('../lib/base/native.ts', import.meta.url), 'utf8')
-  const start = source.indexOf('export interface Native {')
+/** The members of an interface, as its file declares them. */
+function declaredIn(file: string, name: string): string[] {
+  const source = fs.readFileSync(new URL(`../lib/${file}`, import.meta.url), 'utf8')
+  const start = source.indexOf(`export interface ${name} {`)
   const body = source.slice(start, source.indexOf('\n}\n', start))
-  const declared = [...body.matchAll(/^ {2}(?:readonly )?([a-zA-Z]+)\??[(:]/gm)].map((match) => match[1])
+  return [...body.matchAll(/^ {2}(?:readonly )?([a-zA-Z]+)\??[(:]/gm)].map((match) => match[1]!)
+}
+
+t.test('the declared native interface is the exported one', async (t) => {
   const bsdOnly = process.platform === 'linux' ? ['clearFlagsAt'] : []
-  t.strictSame(declared.filter((name) => !bsdOnly.includes(name!)).sort(), Object.keys(native).sort())
+  const declared = declaredIn('base/native.ts', 'Native').filter((name) => !bsdOnly.includes(name))
+  t.strictSame([...declared, 'simulator'].sort(), Object.keys(native).sort())
+  const ofSimulator = declaredIn('simulator/native_calls.ts', 'SimulatorCalls')
+  t.strictSame(ofSimulator.sort(), Object.keys(native.simulator).sort())
+})
+
+t.test('nothing but the simulator calls what only it needs of the addon', async (t) => {
+  const lib = new URL('../lib/', import.meta.url)
+  const files = fs.readdirSync(lib, { recursive: true, encoding: 'utf8' })
+  const production = files.filter((file) => file.endsWith('.ts') && !file.startsWith('simulator/'))
+  t.ok(production.length > 0)
+  const callers = production.filter((file) =>
+    /native_calls\.js|\bSimulator(Native|Calls)\b/.test(fs.readFileSync(new URL(file, lib), 'utf8')),
+  )
+  t.strictSame(callers, [])
 })

@@ -52,12 +52,12 @@ export interface NvPair {
   readonly value: null | boolean | bigint | string | Buffer
 }
 
+/** What only the simulator needs of the addon is no part of this: lib/simulator/native_calls.ts declares it. */
 export interface Native {
   /** Bytes that fit a socket's path, the terminating NUL excluded. */
   readonly socketPathCapacity: number
 
   // nvlist and requests (native/nvlist.*, native/checkpoint_request.*)
-  encodeNvlist(pairs: readonly NvPair[]): Buffer
   /** The payload of a request; `descriptor` payloads are followed by `sendDescriptor`. */
   encodeRequest(
     dialect: 'struct' | 'path' | 'descriptor',
@@ -77,22 +77,6 @@ export interface Native {
   /** One message: a single zero byte that carries `descriptor`. */
   sendDescriptor(socket: number, descriptor: number): number | Failure
   shutdownWrite(socket: number): number | Failure
-
-  // the server's end, for the simulator (native/simulator/server_socket.*)
-  /** Bound, listening, non-blocking. The file must not exist. */
-  listenStream(path: string, backlog: number): number | Failure
-  /** A bound datagram socket. */
-  bindDatagram(path: string): number | Failure
-  accept(listener: number): number | Failure
-  /** Plain recv(): control data that came along is lost, as with bhyve's. Empty: end of file. */
-  receive(socket: number, length: number): Buffer | Failure
-  /** recvmsg() of one byte with room for `expected` descriptors, as libnv's fd_recv. */
-  receiveDescriptors(
-    socket: number,
-    expected: number,
-  ): { bytes: number; descriptors: number[]; truncated: boolean } | Failure
-  /** Waits until one of `descriptors` is readable (or hung up). -1 waits for ever. Blocks the thread. */
-  poll(descriptors: readonly number[], timeoutMs: number): number[] | Failure
 
   // directory descriptors (native/directory.*, native/file_status.*). Names are single components: one with a slash is refused
   // with EINVAL. `openAt` follows a link only where its flags do not say O_NOFOLLOW; no other call does.
@@ -158,8 +142,6 @@ export interface Native {
   hasWorkingDirectory(): number | Failure
   /** Makes an open directory the process's working directory, one that was removed too. */
   enterDirectory(descriptor: number): number | Failure
-  /** Ends this process by `signal` with its default action, whatever handlers are set. */
-  dieBy(signal: number): never
 
   // ownership (native/descriptor_table.h)
   /** A close-on-exec duplicate that belongs to this environment. */

@@ -13,13 +13,13 @@
  */
 import { writeSync } from 'node:fs'
 import { constants } from 'node:os'
-import { loadNative, type Native } from '../base/native.js'
 import { parseCommandLine, usage, UsageRequest, type CommandLine } from './arguments.js'
 import type { Guest } from './checkpoint.js'
 import { exitSoon } from './destroyed.js'
 import { SyntheticMemory } from './guest.js'
 import { listenFor, type Listener } from './listener.js'
 import { machineOf, type Machine } from './machine.js'
+import { loadSimulatorNative, type SimulatorNative } from './native_calls.js'
 import {
   mostCpus,
   settingsOf,
@@ -49,7 +49,7 @@ const fromEnvironment: readonly string[] = [
 function main(): void {
   takeSignalsAsTheyCome()
   try {
-    run(loadNative())
+    run(loadSimulatorNative())
   } catch (error) {
     end(error)
   }
@@ -61,7 +61,7 @@ function takeSignalsAsTheyCome(): void {
   for (const signal of Object.keys(constants.signals)) process.removeAllListeners(signal)
 }
 
-function run(native: Native): void {
+function run(native: SimulatorNative): void {
   const environment = optionsFromEnvironment()
   const commandLine = parseCommandLine(process.argv.slice(2), environment.dialect !== 'struct')
   const { configuration, restoreFile } = commandLine
@@ -131,7 +131,12 @@ function restoredGuest(vm: string, settings: ServerSettings, set: SavedSet, say:
   return { vm, cpus, state, memory, dialect, writeRate, fault, say }
 }
 
-function serveUntilDestroyed(native: Native, vm: string, settings: ServerSettings, guest: Guest): void {
+function serveUntilDestroyed(
+  native: SimulatorNative,
+  vm: string,
+  settings: ServerSettings,
+  guest: Guest,
+): void {
   const reactor = new Reactor(native, undefined)
   const listener = listen(native, settings, vm)
   reactor.add(
@@ -140,7 +145,7 @@ function serveUntilDestroyed(native: Native, vm: string, settings: ServerSetting
   reactor.run()
 }
 
-function listen(native: Native, settings: ServerSettings, vm: string): Listener {
+function listen(native: SimulatorNative, settings: ServerSettings, vm: string): Listener {
   try {
     return listenFor(native, settings, vm)
   } catch (error) {
@@ -176,13 +181,13 @@ function parseOptions(text: string): GuestOptions {
   return options
 }
 
-function speaker(native: Native): Say {
+function speaker(native: SimulatorNative): Say {
   return (line) => {
     try {
       writeSync(standardOutput, `${line}\r\n`)
     } catch (error) {
       // Node ignores the signal, bhyve does not.
-      if ((error as NodeJS.ErrnoException).code === 'EPIPE') native.dieBy(constants.signals.SIGPIPE)
+      if ((error as NodeJS.ErrnoException).code === 'EPIPE') native.simulator.dieBy(constants.signals.SIGPIPE)
     }
   }
 }

@@ -1,9 +1,10 @@
 /** Saves a simulated guest: three files, in the order, with the modes and the failures of bhyve's own. */
 import { closeSync, openSync, statSync, writeSync, constants } from 'node:fs'
-import { isFailure, type Native } from '../base/native.js'
+import { isFailure } from '../base/native.js'
 import { strikes, type Fault } from './fault.js'
 import { type GuestMemory, pageSize } from './guest.js'
 import { MetadataWriter } from './metadata.js'
+import type { SimulatorNative } from './native_calls.js'
 import { shapeOf, type SimulatedDialect } from './options.js'
 import type { Coroutine } from './reactor.js'
 import type { CheckpointRequest } from './request.js'
@@ -48,7 +49,7 @@ const longestName: Readonly<Record<SimulatedDialect, number>> = {
 }
 
 export function* saveCheckpoint(
-  native: Native,
+  native: SimulatorNative,
   guest: Guest,
   request: CheckpointRequest,
 ): Coroutine<Outcome> {
@@ -66,14 +67,14 @@ function failed(error: string): Outcome {
 }
 
 class CheckpointRun {
-  readonly #native: Native
+  readonly #native: SimulatorNative
   readonly #guest: Guest
   readonly #request: CheckpointRequest
   readonly #outputs: Output[]
   readonly #metadata: MetadataWriter
   #kernelBytes = 0
 
-  constructor(native: Native, guest: Guest, request: CheckpointRequest, outputs: Output[]) {
+  constructor(native: SimulatorNative, guest: Guest, request: CheckpointRequest, outputs: Output[]) {
     this.#native = native
     this.#guest = guest
     this.#request = request
@@ -218,7 +219,7 @@ function openByPath(path: string, flags: number, mode: number): Output | undefin
 }
 
 function openInDirectory(
-  native: Native,
+  native: SimulatorNative,
   directory: number,
   name: string,
   flags: number,

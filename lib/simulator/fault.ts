@@ -1,6 +1,6 @@
 /** What can be made to go wrong in a simulated bhyve. */
 import { constants } from 'node:os'
-import type { Native } from '../base/native.js'
+import type { SimulatorNative } from './native_calls.js'
 import type { Coroutine } from './reactor.js'
 
 /** Where, and how. A fault meets every request. */
@@ -48,9 +48,13 @@ export function parseFault(fault: Fault | undefined): Fault | undefined {
  * To be passed at a point where `fault` may strike. True where the work has to fail (or the connection to
  * be closed) here; never returns from a kill or a hang.
  */
-export function* strikes(native: Native, fault: Fault | undefined, at: Fault['at']): Coroutine<boolean> {
+export function* strikes(
+  native: SimulatorNative,
+  fault: Fault | undefined,
+  at: Fault['at'],
+): Coroutine<boolean> {
   if (fault?.at !== at) return false
-  if (fault.kind === 'kill') native.dieBy(constants.signals.SIGKILL)
+  if (fault.kind === 'kill') native.simulator.dieBy(constants.signals.SIGKILL)
   // A loop, because a stuck VM stays stuck whatever wakes it.
   while (fault.kind === 'hang') yield 'forever'
   return true

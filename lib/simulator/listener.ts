@@ -1,7 +1,8 @@
 /** The socket of a simulated VM: its place, and the claim to it. */
 import { lstatSync, mkdirSync, unlinkSync, utimesSync } from 'node:fs'
 import { dirname, join } from 'node:path'
-import { isFailure, type Native } from '../base/native.js'
+import { isFailure } from '../base/native.js'
+import type { SimulatorNative } from './native_calls.js'
 import { errnoOf, type ServerSettings } from './options.js'
 import { structSize } from './request.js'
 
@@ -22,14 +23,14 @@ export interface Listener {
 }
 
 /** Throws, in words, where the socket's place is taken or cannot be used. */
-export function listenFor(native: Native, place: SocketPlace, vm: string): Listener {
+export function listenFor(native: SimulatorNative, place: SocketPlace, vm: string): Listener {
   const path = socketPathOf(place, vm)
   if (Buffer.byteLength(path) > native.socketPathCapacity) {
     throw new Error(`${path} is too long for a socket: at most ${String(native.socketPathCapacity)} bytes`)
   }
   mkdirSync(dirname(path), { recursive: true, mode: 0o755 })
   removeStale(native, place, path)
-  const descriptor = native.listenStream(path, backlog)
+  const descriptor = native.simulator.listenStream(path, backlog)
   if (isFailure(descriptor)) {
     throw new Error(
       `cannot listen on ${path}: ${descriptor.syscall} failed with errno ${String(descriptor.errno)}`,
@@ -56,7 +57,7 @@ function renew(path: string): void {
 }
 
 // A dead VM leaves its socket behind, and bhyve unlinks it without looking. Here a live one is spared.
-function removeStale(native: Native, place: SocketPlace, path: string): void {
+function removeStale(native: SimulatorNative, place: SocketPlace, path: string): void {
   const status = lstatSync(path, { throwIfNoEntry: false })
   if (status === undefined) return
   if (!status.isSocket()) throw new Error(`${path} exists and is no socket`)

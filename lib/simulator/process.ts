@@ -4,10 +4,10 @@
  * output: that it listens, or why it cannot.
  */
 import { readSync, rmSync, writeSync } from 'node:fs'
-import { loadNative, type Native } from '../base/native.js'
 import { exitSoon } from './destroyed.js'
 import { SyntheticMemory } from './guest.js'
 import { listenFor } from './listener.js'
+import { loadSimulatorNative, type SimulatorNative } from './native_calls.js'
 import { shapeOf, type ServerSettings } from './options.js'
 import { Reactor, type Coroutine } from './reactor.js'
 import { freshState } from './sections.js'
@@ -35,7 +35,7 @@ function main(): void {
 
 function startServing(settings: ProcessSettings): Reactor {
   try {
-    const native = loadNative()
+    const native = loadSimulatorNative()
     const reactor = new Reactor(native, standardInput)
     for (const vm of settings.vms) reactor.add(serveVm(native, settings, vm))
     report({ listening: true })
@@ -46,7 +46,7 @@ function startServing(settings: ProcessSettings): Reactor {
   }
 }
 
-function serveVm(native: Native, settings: ProcessSettings, vm: string): Coroutine {
+function serveVm(native: SimulatorNative, settings: ProcessSettings, vm: string): Coroutine {
   const { cpus, devices, dialect, writeRate, fault } = settings
   const memory = new SyntheticMemory(vm, settings)
   const state = freshState({ vm, shape: shapeOf(dialect), cpus, devices })

@@ -4,7 +4,8 @@
  * blocked loop is what a busy bhyve looks like from outside.
  */
 import { readSync } from 'node:fs'
-import { isFailure, type Native } from '../base/native.js'
+import { isFailure } from '../base/native.js'
+import type { SimulatorNative } from './native_calls.js'
 
 /** What a coroutine waits for. `'turn'`: let the others run first. `'forever'`: it is stuck. */
 export type Wait = { readonly readable: number } | { readonly until: number } | 'turn' | 'forever'
@@ -13,12 +14,12 @@ export type Coroutine<Result = void> = Generator<Wait, Result, void>
 const forever = -1
 
 export class Reactor {
-  readonly #native: Native
+  readonly #native: SimulatorNative
   readonly #control: number | undefined
   readonly #waiting = new Map<Coroutine, Wait>()
 
   /** `control` is the descriptor whose end of file ends the loop; without one nothing does. */
-  constructor(native: Native, control: number | undefined) {
+  constructor(native: SimulatorNative, control: number | undefined) {
     this.#native = native
     this.#control = control
   }
@@ -50,7 +51,7 @@ export class Reactor {
     for (const wait of this.#waiting.values()) {
       if (typeof wait === 'object' && 'readable' in wait) descriptors.push(wait.readable)
     }
-    const ready = this.#native.poll(descriptors, this.#timeout())
+    const ready = this.#native.simulator.poll(descriptors, this.#timeout())
     if (isFailure(ready)) throw new Error(`poll failed: errno ${String(ready.errno)}`)
     return new Set(ready)
   }

@@ -1,5 +1,6 @@
 /** Receives one request as bhyve's generations do, and says what it asks for. */
-import { isFailure, type Native } from '../base/native.js'
+import { isFailure } from '../base/native.js'
+import type { SimulatorNative } from './native_calls.js'
 import { decodeNvlist, decodeNvlistHeader, NvHeader, NvType, type NvPair } from './nvlist.js'
 import { errnoOf, type SimulatedDialect } from './options.js'
 import type { Coroutine } from './reactor.js'
@@ -45,7 +46,7 @@ export function newRequestState(): RequestState {
 
 /** `halfway`: stop, as `interrupted`, in the middle of the request. */
 export function receiveRequest(
-  native: Native,
+  native: SimulatorNative,
   socket: number,
   dialect: SimulatedDialect,
   state: RequestState,
@@ -57,7 +58,7 @@ export function receiveRequest(
 }
 
 function* receiveStruct(
-  native: Native,
+  native: SimulatorNative,
   socket: number,
   buffer: Buffer,
   halfway: boolean,
@@ -90,7 +91,7 @@ function littleEndianMachine(): boolean {
 }
 
 function* receiveNvlist(
-  native: Native,
+  native: SimulatorNative,
   socket: number,
   dialect: SimulatedDialect,
   descriptors: number[],
@@ -131,7 +132,7 @@ function find(pairs: readonly NvPair[], name: string, type: number): NvPair['val
 }
 
 /** Undefined where the connection ends or breaks first. */
-function* receiveAll(native: Native, socket: number, size: number): Coroutine<Buffer | undefined> {
+function* receiveAll(native: SimulatorNative, socket: number, size: number): Coroutine<Buffer | undefined> {
   const parts: Buffer[] = []
   let missing = size
   while (missing > 0) {
@@ -144,9 +145,9 @@ function* receiveAll(native: Native, socket: number, size: number): Coroutine<Bu
 }
 
 /** Empty at the end of the connection, undefined where it broke. */
-function* receiveSome(native: Native, socket: number, most: number): Coroutine<Buffer | undefined> {
+function* receiveSome(native: SimulatorNative, socket: number, most: number): Coroutine<Buffer | undefined> {
   for (;;) {
-    const bytes = native.receive(socket, Math.min(most, largestRead))
+    const bytes = native.simulator.receive(socket, Math.min(most, largestRead))
     if (!isFailure(bytes)) return bytes
     if (bytes.errno !== errnoOf('EAGAIN')) return undefined
     yield { readable: socket }
@@ -155,14 +156,14 @@ function* receiveSome(native: Native, socket: number, most: number): Coroutine<B
 
 /** One byte carries them, in a message of its own; what came with the payload is lost by now. */
 function* receiveDescriptors(
-  native: Native,
+  native: SimulatorNative,
   socket: number,
   announced: number,
   into: number[],
 ): Coroutine<boolean> {
   while (into.length < announced) {
     const expected = Math.min(announced - into.length, descriptorsPerMessage)
-    const message = native.receiveDescriptors(socket, expected)
+    const message = native.simulator.receiveDescriptors(socket, expected)
     if (isFailure(message)) {
       if (message.errno !== errnoOf('EAGAIN')) return false
       yield { readable: socket }

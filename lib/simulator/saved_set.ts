@@ -2,9 +2,9 @@
 import { closeSync, fstatSync, openSync, readFileSync, readSync, realpathSync } from 'node:fs'
 import { constants } from 'node:os'
 import { dirname } from 'node:path'
-import type { Native } from '../base/native.js'
 import type { GuestMemory } from './guest.js'
 import { requestNumberOf } from './metadata.js'
+import type { SimulatorNative } from './native_calls.js'
 import { shapeOf, type SimulatedDialect } from './options.js'
 import { complain, exitStatus, Refusal } from './refusal.js'
 import { parseUcl, type Ucl, type UclObject } from './ucl.js'
@@ -44,13 +44,13 @@ export class SavedMemory implements GuestMemory {
 /** An opened set. Throws a Refusal where bhyve refuses, and dies where bhyve fails an assertion. */
 export class SavedSet {
   readonly memory: SavedMemory
-  readonly #native: Native
+  readonly #native: SimulatorNative
   readonly #kernel: number
   readonly #kernelSize: number
   readonly #metadata: UclObject
   readonly #dialect: SimulatedDialect
 
-  constructor(native: Native, path: string, dialect: SimulatedDialect) {
+  constructor(native: SimulatorNative, path: string, dialect: SimulatedDialect) {
     this.#native = native
     this.#dialect = dialect
     const memory = open(path, 'Failed to open restore file', 'Restore file is empty.')
@@ -143,7 +143,7 @@ export class SavedSet {
   #assert(condition: boolean, text: string): void {
     if (condition) return
     complain(`Assertion failed: (${text}), function lookup_check_dev, file snapshot.c.`)
-    this.#native.dieBy(constants.signals.SIGABRT)
+    this.#native.simulator.dieBy(constants.signals.SIGABRT)
   }
 }
 

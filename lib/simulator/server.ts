@@ -1,9 +1,10 @@
 /** One VM's checkpoint socket: one request at a time, from accept to close, as bhyve's thread serves it. */
 import { constants } from 'node:os'
-import { isFailure, type Native } from '../base/native.js'
+import { isFailure } from '../base/native.js'
 import { saveCheckpoint, type Guest, type Outcome } from './checkpoint.js'
 import { strikes } from './fault.js'
 import type { Listener } from './listener.js'
+import type { SimulatorNative } from './native_calls.js'
 import { NvType, type NvPair } from './nvlist.js'
 import { encodeNvlist } from './nvlist_encoder.js'
 import { errnoOf } from './options.js'
@@ -15,7 +16,7 @@ export type OnDestroyed = () => Coroutine
 
 /** Serves until the VM is destroyed. `listener` is closed then, before its connection ends. */
 export function* serve(
-  native: Native,
+  native: SimulatorNative,
   listener: Listener,
   guest: Guest,
   onDestroyed: OnDestroyed,
@@ -25,7 +26,7 @@ export function* serve(
     yield { readable: listener.descriptor }
     // A hang comes before accept: nothing is ever taken from the backlog.
     const closeAtOnce = yield* strikes(native, guest.fault, 'accept')
-    const socket = native.accept(listener.descriptor)
+    const socket = native.simulator.accept(listener.descriptor)
     if (isFailure(socket)) continue
     if (!closeAtOnce) {
       const outcome = yield* serveRequest(native, socket, guest, state)
@@ -44,7 +45,7 @@ export function* serve(
 
 /** Undefined where there was no checkpoint. */
 function* serveRequest(
-  native: Native,
+  native: SimulatorNative,
   socket: number,
   guest: Guest,
   state: ReturnType<typeof newRequestState>,
@@ -55,7 +56,8 @@ function* serveRequest(
     yield* strikes(native, guest.fault, 'receive')
     return undefined
   }
-  if (received.kind === 'no-command' && guest.dialect === 'reply') native.dieBy(constants.signals.SIGABRT)
+  if (received.kind === 'no-command' && guest.dialect === 'reply')
+    native.simulator.dieBy(constants.signals.SIGABRT)
   const outcome =
     received.kind === 'checkpoint' ? yield* saveCheckpoint(native, guest, received.request) : undefined
   const unanswered = yield* strikes(native, guest.fault, 'reply')
@@ -64,7 +66,7 @@ function* serveRequest(
 }
 
 function* answer(
-  native: Native,
+  native: SimulatorNative,
   socket: number,
   received: Received,
   outcome: Outcome | undefined,
@@ -79,12 +81,12 @@ function replyOf(error: string | undefined): Buffer {
   return encodeNvlist(pairs)
 }
 
-function* send(native: Native, socket: number, bytes: Buffer): Coroutine {
+function* send(native: SimulatorNative, socket: number, bytes: Buffer): Coroutine {
   for (let offset = 0; offset < bytes.length;) {
     const sent = native.send(socket, bytes, offset)
     if (!isFailure(sent)) offset += sent
     // bhyve does not ignore the signal: a client that left early kills its VM.
-    else if (sent.errno === errnoOf('EPIPE')) native.dieBy(constants.signals.SIGPIPE)
+    else if (sent.errno === errnoOf('EPIPE')) native.simulator.dieBy(constants.signals.SIGPIPE)
     else if (sent.errno === errnoOf('EAGAIN')) yield { until: performance.now() + 1 }
     else return
   }

@@ -18,6 +18,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   bhyve::addon::addDirectoryCalls(exports);
   bhyve::addon::addMemoryCalls(exports);
   bhyve::addon::addProcessCalls(exports);
+  bhyve::addon::addSimulatorCalls(exports);
   return exports;
 }
 

@@ -15,5 +15,7 @@ void addSocketCalls(Napi::Object exports);
 void addDirectoryCalls(Napi::Object exports);
 void addMemoryCalls(Napi::Object exports);
 void addProcessCalls(Napi::Object exports);
+// All in one object, so that a call of production code to one of them is seen.
+void addSimulatorCalls(Napi::Object exports);
 
 } // namespace bhyve::addon

@@ -50,63 +50,6 @@ Value valueOf(const Env &env, const bhyve::nvlist::Pair &pair) {
   return env.Null();
 }
 
-std::uint64_t scalarFrom(const Env &env, const Value &value) {
-  bool lossless = false;
-  if (!value.IsBigInt())
-    refuse(env, "a bigint is expected");
-  const std::uint64_t scalar = value.As<Napi::BigInt>().Uint64Value(&lossless);
-  if (!lossless)
-    refuse(env, "a bigint of 64 bits without sign is expected");
-  return scalar;
-}
-
-std::string stringFrom(const Env &env, const Value &value, bool nulAllowed) {
-  if (!value.IsString())
-    refuse(env, "a string is expected");
-  std::string text = value.As<Napi::String>().Utf8Value();
-  if (!nulAllowed && text.find('\0') != std::string::npos)
-    refuse(env, "a string without NUL is expected");
-  return text;
-}
-
-bhyve::nvlist::Pair pairFrom(const Env &env, const Napi::Object &object) {
-  using bhyve::nvlist::Pair;
-  const std::string name = stringFrom(env, object.Get("name"), false);
-  const std::string type = stringFrom(env, object.Get("type"), false);
-  const Value value = object.Get("value");
-  if (name.size() >= 2048)
-    refuse(env, "a name of at most 2047 bytes is expected");
-  if (type == "null")
-    return Pair::null(name);
-  if (type == "bool" && value.IsBoolean())
-    return Pair::boolean(name, value.As<Napi::Boolean>());
-  if (type == "number")
-    return Pair::number(name, scalarFrom(env, value));
-  if (type == "descriptor")
-    return Pair::descriptor(name, scalarFrom(env, value));
-  if (type == "string")
-    return Pair::string(name, stringFrom(env, value, false));
-  if (type == "binary" && value.IsBuffer() && value.As<Napi::Buffer<char>>().Length() > 0) {
-    const auto buffer = value.As<Napi::Buffer<char>>();
-    return Pair::binary(name, std::string(buffer.Data(), buffer.Length()));
-  }
-  refuse(env, "type and value of a pair do not fit");
-}
-
-Value encodeNvlist(const CallbackInfo &info) {
-  if (!info[0].IsArray())
-    refuse(info.Env(), "an array of pairs is expected");
-  const auto array = info[0].As<Napi::Array>();
-  bhyve::nvlist::List pairs;
-  for (std::uint32_t i = 0; i < array.Length(); i++) {
-    const Value pair = array[i];
-    if (!pair.IsObject())
-      refuse(info.Env(), "a pair is expected");
-    pairs.push_back(pairFrom(info.Env(), pair.As<Napi::Object>()));
-  }
-  return toValue(info.Env(), bhyve::nvlist::encode(pairs));
-}
-
 Value decodeNvlist(const CallbackInfo &info) {
   const auto bytes = bytesArgument(info, 0);
   const int descriptors = intArgument(info, 1);
@@ -157,7 +100,6 @@ Value encodeRequest(const CallbackInfo &info) {
 } // namespace
 
 void addNvlistCalls(Napi::Object exports) {
-  add(exports, "encodeNvlist", encodeNvlist);
   add(exports, "decodeNvlist", decodeNvlist);
   add(exports, "encodeRequest", encodeRequest);
 }

@@ -40,9 +40,6 @@ Value hasWorkingDirectory(const CallbackInfo &info) {
 Value enterDirectory(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::enterDirectory(intArgument(info, 0)));
 }
-Value dieBy(const CallbackInfo &info) {
-  bhyve::dieBy(intArgument(info, 0));
-}
 
 Value bootIdentity(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::bootIdentity());
@@ -78,7 +75,6 @@ void addProcessCalls(Napi::Object exports) {
   add(exports, "openDescriptors", openDescriptors);
   add(exports, "hasWorkingDirectory", hasWorkingDirectory);
   add(exports, "enterDirectory", enterDirectory);
-  add(exports, "dieBy", dieBy);
   add(exports, "bootIdentity", bootIdentity);
   add(exports, "adopt", adopt);
   add(exports, "disown", disown);

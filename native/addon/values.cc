@@ -158,15 +158,4 @@ Value toValue(const Env &env, const std::vector<int> &numbers) {
   return array;
 }
 
-Value toValue(const Env &env, ReceivedDescriptors &received) {
-  auto descriptors = Napi::Array::New(env, received.descriptors.size());
-  for (std::uint32_t i = 0; i < received.descriptors.size(); i++)
-    descriptors.Set(i, toValue(env, received.descriptors[i]));
-  auto object = Napi::Object::New(env);
-  object.Set("bytes", static_cast<double>(received.bytes));
-  object.Set("descriptors", descriptors);
-  object.Set("truncated", received.truncated);
-  return object;
-}
-
 } // namespace bhyve::addon

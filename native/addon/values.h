@@ -14,7 +14,6 @@
 #include "../memory_image.h"
 #include "../process.h"
 #include "../result.h"
-#include "../simulator/server_socket.h"
 #include "../unix_socket.h"
 
 namespace bhyve::addon {
@@ -43,9 +42,8 @@ Napi::Value toValue(const Napi::Env &env, const DataRange &range);
 Napi::Value toValue(const Napi::Env &env, const FileStatus &status);
 Napi::Value toValue(const Napi::Env &env, const Peer &peer);
 Napi::Value toValue(const Napi::Env &env, const ProcessStatus &status);
-// Both give what they hold to the environment.
+// Gives the descriptor to the environment.
 Napi::Value toValue(const Napi::Env &env, UniqueFd &descriptor);
-Napi::Value toValue(const Napi::Env &env, ReceivedDescriptors &received);
 
 template <typename T> Napi::Value toValue(const Napi::Env &env, Result<T> result) {
   return std::visit([&](auto &alternative) { return toValue(env, alternative); }, result);

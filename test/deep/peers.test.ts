@@ -9,7 +9,8 @@ import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { type CheckpointClient, createClient, type CreateOptions } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { isFailure, loadNative } from '../../dist/base/native.js'
+import { isFailure } from '../../dist/base/native.js'
+import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
 import { jobs } from '../../dist/worker/jobs.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { litter as anyLitter, plants as anyPlants } from '../support/plants.mjs'
@@ -27,7 +28,7 @@ import {
 type Plant = (folder: string, secret: string) => void
 const plants = anyPlants as Record<string, Plant>
 const litter = anyLitter as Record<string, Plant>
-const native = loadNative()
+const native = loadSimulatorNative()
 const MiB = 1024 * 1024
 const isRoot = process.geteuid?.() === 0
 const needsRoot = { skip: isRoot ? false : 'needs root' }
@@ -112,15 +113,15 @@ t.test('gigabytes in the place of an answer', async (t) => {
 })
 
 t.test('answers that are none, or not true', async (t) => {
-  const text = (value: string) => native.encodeNvlist([{ name: 'error', type: 'string', value }])
+  const text = (value: string) => native.simulator.encodeNvlist([{ name: 'error', type: 'string', value }])
   const answers: [string, Buffer, string | undefined][] = [
     ['garbage', Buffer.from('HTTP/1.1 200 OK\r\n\r\n'), undefined],
     ['half an answer', text('no').subarray(0, 20), undefined],
     ['two answers', Buffer.concat([text('one'), text('two')]), undefined],
-    ['success, and no file', native.encodeNvlist([]), undefined],
+    ['success, and no file', native.simulator.encodeNvlist([]), undefined],
     [
       'an answer of another type',
-      native.encodeNvlist([{ name: 'error', type: 'number', value: 1n }]),
+      native.simulator.encodeNvlist([{ name: 'error', type: 'number', value: 1n }]),
       undefined,
     ],
     ['what a terminal would obey', text('\u001b[2J\nall is well\u009b'), ' [2J all is well '],
@@ -144,13 +145,13 @@ t.test('answers that are none, or not true', async (t) => {
 
 t.test('descriptors that a peer sends are not kept', async (t) => {
   const { run, client } = world(t, { dialect: 'path' })
-  const listener = native.listenStream(path.join(run, 'vm1'), 5)
+  const listener = native.simulator.listenStream(path.join(run, 'vm1'), 5)
   if (isFailure(listener)) return t.fail('listen')
   t.teardown(() => native.close(listener))
   const serve = async (): Promise<void> => {
     let connection = -1
     await until(() => {
-      const accepted = native.accept(listener)
+      const accepted = native.simulator.accept(listener)
       if (isFailure(accepted)) return false
       connection = accepted
       return true

@@ -3,7 +3,8 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import readline from 'node:readline'
-import { isFailure, loadNative } from '../../dist/base/native.js'
+import { isFailure } from '../../dist/base/native.js'
+import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
 import { writeSet } from '../crash/sets.mjs'
 import { litter, plants } from './plants.mjs'
 
@@ -11,26 +12,26 @@ const [runDirectory, uid] = process.argv.slice(2)
 process.setgid(Number(uid))
 process.setuid(Number(uid))
 process.umask(0)
-const native = loadNative()
-const listener = native.listenStream(path.join(runDirectory, 'vm1'), 5)
+const native = loadSimulatorNative()
+const listener = native.simulator.listenStream(path.join(runDirectory, 'vm1'), 5)
 
 /** Reads one whole request and returns the folder that came with it. */
 function takeRequest() {
-  native.poll([listener], -1)
-  const connection = native.accept(listener)
+  native.simulator.poll([listener], -1)
+  const connection = native.simulator.accept(listener)
   const read = (length) => {
     let bytes = Buffer.alloc(0)
     while (bytes.length < length) {
-      native.poll([connection], -1)
-      const more = native.receive(connection, length - bytes.length)
+      native.simulator.poll([connection], -1)
+      const more = native.simulator.receive(connection, length - bytes.length)
       if (isFailure(more) || more.length === 0) throw new Error('the request ended early')
       bytes = Buffer.concat([bytes, more])
     }
     return bytes
   }
   read(Number(read(19).readBigUInt64LE(11)))
-  native.poll([connection], -1)
-  const { descriptors } = native.receiveDescriptors(connection, 1)
+  native.simulator.poll([connection], -1)
+  const { descriptors } = native.simulator.receiveDescriptors(connection, 1)
   return { connection, folder: descriptors[0] }
 }
 

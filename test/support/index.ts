@@ -7,12 +7,13 @@ import { fileURLToPath } from 'node:url'
 import { CheckpointError } from 'bhyve-checkpoint'
 import fc from 'fast-check'
 import type { Test } from 'tap'
-import { isFailure, loadNative } from '../../dist/base/native.js'
+import { isFailure } from '../../dist/base/native.js'
 import { jobs } from '../../dist/worker/jobs.js'
 import type { JobRunner } from '../../dist/pool/pool.js'
+import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
 import './plain_children.js'
 
-const native = loadNative()
+const native = loadSimulatorNative()
 
 export const fixtures = fileURLToPath(new URL('../fixtures', import.meta.url))
 
@@ -146,17 +147,17 @@ export function serveByHand(
   t: Test,
   directory: string,
 ): { serve: (work: (folder: string) => void) => Promise<void> } {
-  const listener = native.listenStream(path.join(directory, 'vm1'), 5)
+  const listener = native.simulator.listenStream(path.join(directory, 'vm1'), 5)
   if (isFailure(listener)) throw new Error('listen')
   t.teardown(() => native.close(listener))
   const serve = async (work: (folder: string) => void): Promise<void> => {
     let request = Buffer.alloc(0)
     let connection = -1
     await until(() => {
-      const accepted = connection === -1 ? native.accept(listener) : connection
+      const accepted = connection === -1 ? native.simulator.accept(listener) : connection
       if (isFailure(accepted)) return false
       connection = accepted
-      const bytes = native.receive(connection, 4096)
+      const bytes = native.simulator.receive(connection, 4096)
       if (!isFailure(bytes)) request = Buffer.concat([request, bytes])
       return !isFailure(bytes) && bytes.length === 0
     }, 'a request')
