@@ -30,20 +30,13 @@ export type ErrorCode =
   | 'ERR_RUNTIME_UNSUPPORTED'
   | 'ERR_SYSTEM'
 
+type KnownDetails = {
+  -readonly [Detail in Exclude<keyof CheckpointError, keyof Error | 'code'>]?:
+    CheckpointError[Detail] | undefined
+}
+
 /** What a `CheckpointError` knows besides its code and message. */
-export interface ErrorDetails {
-  vm?: string | undefined
-  checkpoint?: string | undefined
-  problems?: readonly Problem[] | undefined
-  blockers?: RestorePlan['blockers'] | undefined
-  reply?: string | undefined
-  requiredBytes?: number | undefined
-  availableBytes?: number | undefined
-  holderPid?: number | undefined
-  vmState?: VmState | undefined
-  errno?: number | undefined
-  syscall?: string | undefined
-  path?: string | undefined
+export interface ErrorDetails extends KnownDetails {
   cause?: unknown
 }
 
@@ -102,10 +95,8 @@ export function withDetails(error: unknown, details: ErrorDetails): unknown {
 }
 
 export function detailsOf(error: CheckpointError): ErrorDetails {
-  const { vm, checkpoint, problems, blockers, reply, requiredBytes, availableBytes } = error
-  const { holderPid, vmState, errno, syscall, path, cause } = error
-  const known = { vm, checkpoint, problems, blockers, reply, requiredBytes, availableBytes }
-  const all: ErrorDetails = { ...known, holderPid, vmState, errno, syscall, path, cause }
+  const { code: _code, name: _name, ...known } = error
+  const all: ErrorDetails = { ...known, cause: error.cause }
   return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined))
 }
 

@@ -1,12 +1,23 @@
 /** What a client is made with, checked and completed. */
 import { assertOptions, invalid } from '../base/assertions.js'
-import type { ClientOptions, Layout } from '../base/types.js'
+import { membersOf } from '../base/members.js'
+import type { ClientOptions, Dialect, Layout } from '../base/types.js'
 import type { Place } from '../bhyve/locate.js'
 import { defaultRoot, rootLayout } from '../store/layout.js'
 import type { Surroundings } from './surroundings.js'
 
-export const clientOptions = ['runDirectory', 'checkpointDirectory', 'dialect', 'trustedUids']
-const dialects: readonly string[] = ['auto', 'struct', 'path', 'descriptor']
+export const clientOptions: readonly string[] = membersOf<keyof ClientOptions>({
+  runDirectory: true,
+  checkpointDirectory: true,
+  dialect: true,
+  trustedUids: true,
+})
+const dialects: readonly string[] = membersOf<Dialect | 'auto'>({
+  auto: true,
+  struct: true,
+  path: true,
+  descriptor: true,
+})
 
 export interface ClientSettings {
   place: Omit<Place, 'vm'>

@@ -8,26 +8,42 @@ import {
   assertSignal,
   invalid,
 } from '../base/assertions.js'
+import { membersOf } from '../base/members.js'
 import { assertCheckpointName, assertVmName } from '../base/names.js'
 import type { CreateOptions, Dialect, Progress, PrunePolicy, RestoreOptions } from '../base/types.js'
 
 const defaultStallTimeoutMs = 60_000
-export const createOptions = [
-  'name',
-  'poweroff',
-  'ifExists',
-  'signal',
-  'timeout',
-  'stallTimeout',
-  'onProgress',
-  'fsync',
-  'digest',
-  'sparsify',
-  'memoryBytes',
-]
+export const createOptions: readonly string[] = membersOf<keyof CreateOptions>({
+  name: true,
+  poweroff: true,
+  ifExists: true,
+  signal: true,
+  timeout: true,
+  stallTimeout: true,
+  onProgress: true,
+  fsync: true,
+  digest: true,
+  sparsify: true,
+  memoryBytes: true,
+})
 /** Of this process's environment, what bhyve gets where the caller names nothing. */
 const inherited = ['PATH', 'HOME', 'LANG', 'TZ']
-const restoreOptions = ['args', 'bhyve', 'env', 'again', 'verify', 'logFile', 'signal', 'timeout']
+const restoreOptions = membersOf<keyof RestoreOptions>({
+  args: true,
+  bhyve: true,
+  env: true,
+  again: true,
+  verify: true,
+  logFile: true,
+  signal: true,
+  timeout: true,
+})
+const policyOptions = membersOf<keyof PrunePolicy>({
+  keepLast: true,
+  keepWithinMs: true,
+  maxBytes: true,
+  dryRun: true,
+})
 export const defaultBhyve = '/usr/sbin/bhyve'
 /** What bhyve is asked, and how long it may stand still. */
 export interface RequestSettings {
@@ -135,7 +151,7 @@ function assertAbsolute(file: unknown, option: string): void {
 }
 
 export function assertPolicy(policy: PrunePolicy): void {
-  assertOptions(policy, 'the policy', ['keepLast', 'keepWithinMs', 'maxBytes', 'dryRun'])
+  assertOptions(policy, 'the policy', policyOptions)
   const { keepLast, keepWithinMs, maxBytes, dryRun = false } = policy
   const rules = { keepLast, keepWithinMs, maxBytes }
   for (const [rule, value] of Object.entries(rules)) {

@@ -44,7 +44,7 @@ const fromEnvironment: readonly string[] = [
   'writeRate',
   'zeroFraction',
   'zeroLayout',
-]
+] satisfies (keyof GuestOptions)[]
 
 function main(): void {
   takeSignalsAsTheyCome()

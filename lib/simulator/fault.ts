@@ -1,5 +1,6 @@
 /** What can be made to go wrong in a simulated bhyve. */
 import { constants } from 'node:os'
+import { membersOf } from '../base/members.js'
 import type { SimulatorNative } from './native_calls.js'
 import type { Coroutine } from './reactor.js'
 
@@ -18,21 +19,30 @@ export interface ConnectionFault {
   kind: 'close' | 'hang' | 'kill'
 }
 
-const kindsAt: Readonly<Record<string, readonly string[]>> = {
-  ...Object.fromEntries(
-    ['open', 'pause', 'memory', 'kernel', 'device', 'metadata'].map((at) => [
-      at,
-      ['fail', 'kill', 'hang', 'no-space'],
-    ]),
-  ),
-  ...Object.fromEntries(['accept', 'receive', 'reply'].map((at) => [at, ['close', 'hang', 'kill']])),
+const checkpointKinds = membersOf<CheckpointFault['kind']>({
+  fail: true,
+  kill: true,
+  hang: true,
+  'no-space': true,
+})
+const connectionKinds = membersOf<ConnectionFault['kind']>({ close: true, hang: true, kill: true })
+const kindsAt: Readonly<Record<Fault['at'], readonly string[]>> = {
+  open: checkpointKinds,
+  pause: checkpointKinds,
+  memory: checkpointKinds,
+  kernel: checkpointKinds,
+  device: checkpointKinds,
+  metadata: checkpointKinds,
+  accept: connectionKinds,
+  receive: connectionKinds,
+  reply: connectionKinds,
 }
 
 /** Throws a TypeError where `fault` is not one that the simulator knows. */
 export function parseFault(fault: Fault | undefined): Fault | undefined {
   if (fault === undefined) return undefined
   const { at, kind } = fault as { at?: unknown; kind?: unknown }
-  const kinds = typeof at === 'string' && Object.hasOwn(kindsAt, at) ? kindsAt[at] : undefined
+  const kinds = typeof at === 'string' && Object.hasOwn(kindsAt, at) ? kindsAt[at as Fault['at']] : undefined
   if (kinds === undefined) {
     throw new TypeError(`fault.at must be one of ${Object.keys(kindsAt).join(', ')}, not ${String(at)}`)
   }

@@ -1,5 +1,6 @@
 /** What a simulated bhyve can be told, its defaults, and the checks made before a process is started. */
 import { constants } from 'node:os'
+import { membersOf } from '../base/members.js'
 import { parseFault, type Fault } from './fault.js'
 import { pageSize, type ZeroLayout } from './guest.js'
 import type { MetadataShape } from './metadata.js'
@@ -73,7 +74,12 @@ export interface ServerSettings {
 /** `VM_MAXCPU` of the kernel with the most, FreeBSD 14's. */
 export const mostCpus = 1024
 
-const dialects: readonly string[] = ['struct', 'path', 'descriptor', 'reply'] satisfies SimulatedDialect[]
+const dialects: readonly string[] = membersOf<SimulatedDialect>({
+  struct: true,
+  path: true,
+  descriptor: true,
+  reply: true,
+})
 const keyboardController = 'atkbdc'
 const defaultMemoryBytes = 16 * 1024 * 1024
 const defaultDevices = [
@@ -90,21 +96,21 @@ export function shapeOf(dialect: SimulatedDialect): MetadataShape {
   return dialect === 'path' ? 'old' : 'current'
 }
 
-const optionNames: readonly string[] = [
-  ...[
-    'vm',
-    'vms',
-    'runDirectory',
-    'dialect',
-    'memoryBytes',
-    'cpus',
-    'devices',
-    'zeroFraction',
-    'zeroLayout',
-    'writeRate',
-  ],
-  ...['suspendExitCode', 'suspendExitDelayMs', 'fault'],
-]
+const optionNames: readonly string[] = membersOf<keyof SimulatorOptions | keyof FleetOptions>({
+  vm: true,
+  vms: true,
+  runDirectory: true,
+  dialect: true,
+  memoryBytes: true,
+  cpus: true,
+  devices: true,
+  zeroFraction: true,
+  zeroLayout: true,
+  writeRate: true,
+  suspendExitCode: true,
+  suspendExitDelayMs: true,
+  fault: true,
+})
 
 /** Throws TypeError or RangeError, naming the option. `runDirectory` stays empty where none was given. */
 export function settingsOf(vms: readonly string[], fleet: boolean, options: GuestOptions): ServerSettings {
