@@ -244,7 +244,7 @@ t.test('native refuses what is no argument of its', async (t) => {
 /** The members of an interface, as its file declares them. */
 function declaredIn(file: string, name: string): string[] {
   const source = fs.readFileSync(new URL(`../lib/${file}`, import.meta.url), 'utf8')
-  const start = source.indexOf(`export interface ${name} {`)
+  const start = source.indexOf(`interface ${name} {`)
   const body = source.slice(start, source.indexOf('\n}\n', start))
   return [...body.matchAll(/^ {2}(?:readonly )?([a-zA-Z]+)\??[(:]/gm)].map((match) => match[1]!)
 }

@@ -20,7 +20,7 @@ export interface Failure {
   readonly syscall: string
 }
 
-export type FileKind = 'file' | 'directory' | 'symlink' | 'socket' | 'fifo' | 'other'
+type FileKind = 'file' | 'directory' | 'symlink' | 'socket' | 'fifo' | 'other'
 
 export interface FileStatus {
   readonly kind: FileKind

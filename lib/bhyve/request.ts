@@ -14,7 +14,7 @@ import { assertNotPaused, assertSame, assertTrusted, type Peer, peerOf } from '.
 import type { PeerMemory } from './peer_memory.js'
 import { ReplyBuffer } from './reply.js'
 
-export interface Request {
+interface Request {
   dialect: Dialect
   operation: 'checkpoint' | 'suspend'
   /** The whole path in `struct` and `path`, the file's name in `descriptor`. */
@@ -36,7 +36,7 @@ const goneErrors = new Set<number>([EPIPE, ECONNRESET, ENOTCONN])
 const retryMs = 5
 
 /** Where a request goes, and what is known of the other end. */
-export interface Target {
+interface Target {
   located: Located
   place: Place
   peers: PeerMemory

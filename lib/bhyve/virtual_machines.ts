@@ -9,7 +9,7 @@ import type { PeerMemory } from './peer_memory.js'
 import { probe, type Probe, recall } from './probe.js'
 
 /** Of one VM: its sockets, or where the one is that we do not touch. */
-export interface Found {
+interface Found {
   vm: string
   sockets: Located[]
   untouched?: string

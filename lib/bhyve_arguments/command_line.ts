@@ -24,7 +24,7 @@ export interface CommandLine {
 }
 
 /** The text of a configuration file. Throws where bhyve could not read it. */
-export type ReadFile = (path: string) => string
+type ReadFile = (path: string) => string
 
 export function parseCommandLine(
   args: readonly string[],

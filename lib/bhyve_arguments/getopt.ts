@@ -10,7 +10,7 @@ export interface Option {
   value: string
 }
 
-export interface Words {
+interface Words {
   options: Option[]
   /** What follows the options. */
   operands: string[]

@@ -80,7 +80,7 @@ const mostLevels = 64
 type JsonObject = Record<string, unknown>
 
 /** What is known of a checkpoint when it is made. */
-export interface ManifestFacts {
+interface ManifestFacts {
   vm: string
   name: string
   createdAt: Date
@@ -90,7 +90,7 @@ export interface ManifestFacts {
 }
 
 /** What a set's files say about it. */
-export interface ManifestFiles {
+interface ManifestFiles {
   metadata?: { memoryBytes: number; kernelBytes: number }
   /** Of the RAM file. */
   modifiedMs?: number

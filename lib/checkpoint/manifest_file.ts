@@ -35,14 +35,14 @@ const digestsPerCut = 3
 const bytesPerCut = digestBytes * digestsPerCut
 const charactersPerCut = (bytesPerCut / 3) * 4
 
-export interface StoredManifest {
+interface StoredManifest {
   manifest: Manifest
   /** Where in the file the list of digests begins. */
   listAt?: number
 }
 
 /** A manifest's text without the list, as JSON, and where the list begins. */
-export interface Head {
+interface Head {
   text: string
   listAt: number | undefined
   bytesRead: number

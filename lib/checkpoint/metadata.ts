@@ -9,7 +9,7 @@ import type { Problem } from '../base/types.js'
 import { type Generation, generationOfNumbers } from './generation.js'
 import { JsonFault, type JsonValue, lineAndColumn, readJson } from './strict_json.js'
 
-export interface Section {
+interface Section {
   name: string
   size: number
   offset: number
@@ -28,14 +28,14 @@ export interface Metadata {
   generation: Generation
 }
 
-export type MetadataResult = { metadata: Metadata } | { problem: Problem }
+type MetadataResult = { metadata: Metadata } | { problem: Problem }
 
 /** bhyve writes a few kilobytes; what is larger is not read. */
 export const metadataMaxBytes = 1024 * 1024
 /** Far more than the state of all devices of a VM: what claims more would only be slow to read. */
 export const kernelMaxBytes = 1024 * 1024 * 1024
 /** More RAM than any host has. Its digests still fit a manifest (`manifestMaxBytes`). */
-export const memoryMaxBytes = 2 ** 46
+const memoryMaxBytes = 2 ** 46
 /** `VM_MAXCPU` of sys/amd64/vmm/vmm.c on the kernel with the most, FreeBSD 14's. A host may take fewer. */
 const mostCpus = 1024
 /** bhyve keeps them in an int. */

@@ -32,7 +32,7 @@ export function isStopped(stop: Int32Array): boolean {
   return Atomics.load(stop, 0) !== 0
 }
 
-export interface Passed {
+interface Passed {
   /** Of whole chunks, one after the other; short where it was stopped. */
   digests: Buffer
   /** The file system makes no holes: no need to ask it again. */

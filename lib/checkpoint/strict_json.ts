@@ -23,7 +23,7 @@ export class JsonFault extends Error {
 }
 
 /** Entries of one list or object. */
-export const mostEntries = 1024
+const mostEntries = 1024
 const mostValues = 16 * mostEntries
 const deepest = 16
 const shownKeyLength = 64

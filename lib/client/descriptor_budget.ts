@@ -32,7 +32,7 @@ interface Waiting {
   refuse: (error: CheckpointError) => void
 }
 
-export interface DescriptorCounts {
+interface DescriptorCounts {
   limit: () => number
   open: () => number
   /** Of this environment, and of admitted calls: open already. */

@@ -19,7 +19,7 @@ const dialects: readonly string[] = membersOf<Dialect | 'auto'>({
   descriptor: true,
 })
 
-export interface ClientSettings {
+interface ClientSettings {
   place: Omit<Place, 'vm'>
   layout: Layout
   /** The directories are of our own making, and go when they are empty. */

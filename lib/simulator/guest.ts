@@ -22,7 +22,7 @@ const groupsPerScattered = 64
 /** Where a guest's zero pages are. `pages`: each by itself, the worst for whoever makes holes of them. */
 export type ZeroLayout = 'runs' | 'pages'
 
-export interface GuestRam {
+interface GuestRam {
   memoryBytes: number
   zeroFraction: number
   zeroLayout: ZeroLayout

@@ -14,7 +14,7 @@ export function socketPathOf({ runDirectory, dialect }: SocketPlace, vm: string)
   return dialect === 'struct' ? join(runDirectory, 'checkpoint', vm) : join(runDirectory, vm)
 }
 
-export type SocketPlace = Pick<ServerSettings, 'runDirectory' | 'dialect'>
+type SocketPlace = Pick<ServerSettings, 'runDirectory' | 'dialect'>
 
 export interface Listener {
   readonly descriptor: number

@@ -6,7 +6,7 @@
 /** `'current'`: dialects `descriptor` and `reply`. `'old'`: `path`. `'oldest'`: `struct`, which differs in its numbers only. */
 export type MetadataShape = 'current' | 'old' | 'oldest'
 
-export interface BasicMetadata {
+interface BasicMetadata {
   readonly cpus: number
   readonly vm: string
   readonly memoryBytes: number
@@ -14,7 +14,7 @@ export interface BasicMetadata {
 }
 
 /** A kernel structure or a device, as it lies in `.kern`. */
-export interface Section {
+interface Section {
   readonly name: string
   readonly size: number
   readonly offset: number

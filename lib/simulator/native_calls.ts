@@ -8,7 +8,7 @@ export interface SimulatorNative extends Native {
   readonly simulator: SimulatorCalls
 }
 
-export interface SimulatorCalls {
+interface SimulatorCalls {
   // the server's end of a socket (native/simulator/server_socket.*)
   /** Bound, listening, non-blocking. The file must not exist. */
   listenStream(path: string, backlog: number): number | Failure

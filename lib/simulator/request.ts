@@ -20,7 +20,7 @@ export type Received =
   | { readonly kind: 'failed' | 'interrupted' | 'no-command' }
 
 /** What bhyve keeps between requests, and what it holds of the current one. */
-export interface RequestState {
+interface RequestState {
   /** Where the `struct` dialect receives every request, on top of the one before. */
   readonly structBuffer: Buffer
   /** Descriptors that came with the request; whoever serves it closes them. */

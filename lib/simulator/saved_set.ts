@@ -23,7 +23,7 @@ const longestPath: Readonly<Record<SimulatedDialect, number>> = {
  * Guest RAM that stays in the file it was saved to. The real one copies it while it starts; here the open
  * descriptor keeps it, so the file may be removed or replaced, but not cut short or written over.
  */
-export class SavedMemory implements GuestMemory {
+class SavedMemory implements GuestMemory {
   readonly size: number
   readonly #descriptor: number
 

@@ -3,7 +3,7 @@ import { stateOf } from './guest.js'
 import type { MetadataShape } from './metadata.js'
 
 /** A kernel structure or a device before it has a place in the file. */
-export interface SectionPlan {
+interface SectionPlan {
   readonly name: string
   /** Bytes. */
   readonly size: number

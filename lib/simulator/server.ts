@@ -12,7 +12,7 @@ import type { Coroutine } from './reactor.js'
 import { newRequestState, receiveRequest, type Received } from './request.js'
 
 /** Called when a suspend has taken the VM away; its listener and connection are closed by then. */
-export type OnDestroyed = () => Coroutine
+type OnDestroyed = () => Coroutine
 
 /** Serves until the VM is destroyed. `listener` is closed then, before its connection ends. */
 export function* serve(

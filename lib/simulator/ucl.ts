@@ -9,7 +9,7 @@ export type Ucl = string | bigint | number | boolean | null | readonly Ucl[] | U
 export type UclObject = ReadonlyMap<string, Ucl>
 
 /** What libucl knows of the file it parses. */
-export interface UclVariables {
+interface UclVariables {
   readonly FILENAME: string
   readonly CURDIR: string
 }
