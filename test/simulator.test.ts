@@ -23,11 +23,11 @@ import t, { type Test as TestContext } from 'tap'
 import { SimulatedBhyve, SimulatedFleet, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
 import { isFailure } from '../dist/base/native.js'
 import { SyntheticMemory } from '../dist/simulator/guest.js'
-import { MetadataWriter, type MetadataShape } from '../dist/simulator/metadata.js'
+import { MetadataWriter, type MetadataShape } from '../dist/simulator/metadata_writer.js'
 import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
 import { decodeNvlist, NvType, type NvPair } from '../dist/simulator/nvlist.js'
 import { encodeNvlist } from '../dist/simulator/nvlist_encoder.js'
-import { newRequestState, receiveRequest } from '../dist/simulator/request.js'
+import { newRequestState, receiveRequest } from '../dist/simulator/receive_request.js'
 import './support/plain_children.js'
 
 // ---- bytes ----------------------------------------------------------------------------------------------

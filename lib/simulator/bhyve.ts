@@ -27,7 +27,7 @@ import {
   type GuestOptions,
   type ServerSettings,
   type SimulatedDialect,
-} from './options.js'
+} from './simulator_options.js'
 import { Reactor } from './reactor.js'
 import { complain, exitStatus, Refusal } from './refusal.js'
 import { restoredState } from './restored_state.js'

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { createInterface } from 'node:readline'
 import { packageFile } from '../base/package_files.js'
-import type { ServerSettings } from './options.js'
+import type { ServerSettings } from './simulator_options.js'
 import type { ProcessReport, ProcessSettings } from './process.js'
 
 /** How a process ended: one of the two is null. */

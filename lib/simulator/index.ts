@@ -8,10 +8,10 @@ import '../base/symbols.js'
 import { executablePath } from './executable.js'
 import { startProcess, type Exit, type SimulatorProcess } from './child.js'
 import { socketPathOf } from './listener.js'
-import { settingsOf, type FleetOptions, type SimulatorOptions } from './options.js'
+import { settingsOf, type FleetOptions, type SimulatorOptions } from './simulator_options.js'
 
 export type { CheckpointFault, ConnectionFault, Fault } from './fault.js'
-export type { FleetOptions, GuestOptions, SimulatedDialect, SimulatorOptions } from './options.js'
+export type { FleetOptions, GuestOptions, SimulatedDialect, SimulatorOptions } from './simulator_options.js'
 export type { ZeroLayout } from './guest.js'
 export type { Exit } from './child.js'
 

@@ -3,8 +3,8 @@ import { lstatSync, mkdirSync, unlinkSync, utimesSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { isFailure } from '../base/native.js'
 import type { SimulatorNative } from './native_calls.js'
-import { errnoOf, type ServerSettings } from './options.js'
-import { structSize } from './request.js'
+import { errnoOf, type ServerSettings } from './simulator_options.js'
+import { structSize } from './receive_request.js'
 
 /** bhyve's own. */
 const backlog = 10

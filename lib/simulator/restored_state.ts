@@ -1,6 +1,6 @@
 /** Kernel structures and devices taken from a checkpoint, or the reason why bhyve would not start from it. */
 import { exitStatus, Refusal } from './refusal.js'
-import type { MetadataShape } from './metadata.js'
+import type { MetadataShape } from './metadata_writer.js'
 import type { SavedSet } from './saved_set.js'
 import { devicesOf, freshState, structuresOf, type GuestState, type StateSection } from './sections.js'
 

@@ -3,9 +3,9 @@ import { closeSync, fstatSync, openSync, readFileSync, readSync, realpathSync } 
 import { constants } from 'node:os'
 import { dirname } from 'node:path'
 import type { GuestMemory } from './guest.js'
-import { requestNumberOf } from './metadata.js'
+import { requestNumberOf } from './metadata_writer.js'
 import type { SimulatorNative } from './native_calls.js'
-import { shapeOf, type SimulatedDialect } from './options.js'
+import { shapeOf, type SimulatedDialect } from './simulator_options.js'
 import { complain, exitStatus, Refusal } from './refusal.js'
 import { parseUcl, type Ucl, type UclObject } from './ucl.js'
 

@@ -1,6 +1,6 @@
 /** What lies in `.kern`: which kernel structures and devices, in which order, how large. */
 import { stateOf } from './guest.js'
-import type { MetadataShape } from './metadata.js'
+import type { MetadataShape } from './metadata_writer.js'
 
 /** A kernel structure or a device before it has a place in the file. */
 interface SectionPlan {

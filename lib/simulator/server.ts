@@ -7,9 +7,9 @@ import type { Listener } from './listener.js'
 import type { SimulatorNative } from './native_calls.js'
 import { NvType, type NvPair } from './nvlist.js'
 import { encodeNvlist } from './nvlist_encoder.js'
-import { errnoOf } from './options.js'
+import { errnoOf } from './simulator_options.js'
 import type { Coroutine } from './reactor.js'
-import { newRequestState, receiveRequest, type Received } from './request.js'
+import { newRequestState, receiveRequest, type Received } from './receive_request.js'
 
 /** Called when a suspend has taken the VM away; its listener and connection are closed by then. */
 type OnDestroyed = () => Coroutine

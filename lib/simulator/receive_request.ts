@@ -2,7 +2,7 @@
 import { isFailure } from '../base/native.js'
 import type { SimulatorNative } from './native_calls.js'
 import { decodeNvlist, decodeNvlistHeader, NvHeader, NvType, type NvPair } from './nvlist.js'
-import { errnoOf, type SimulatedDialect } from './options.js'
+import { errnoOf, type SimulatedDialect } from './simulator_options.js'
 import type { Coroutine } from './reactor.js'
 
 export interface CheckpointRequest {

@@ -3,7 +3,7 @@ import { constants } from 'node:os'
 import { membersOf } from '../base/members.js'
 import { parseFault, type Fault } from './fault.js'
 import { pageSize, type ZeroLayout } from './guest.js'
-import type { MetadataShape } from './metadata.js'
+import type { MetadataShape } from './metadata_writer.js'
 
 /** The generations of bhyve's socket; `'reply'` is a `'descriptor'` bhyve that answers. */
 export type SimulatedDialect = 'struct' | 'path' | 'descriptor' | 'reply'
