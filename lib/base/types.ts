@@ -1,5 +1,6 @@
 /** The shapes of the public surface. Sizes are bytes, times milliseconds, dates `Date`. */
 
+/** What a VM's process is doing, as far as it can be known. */
 export type VmState = 'running' | 'paused' | 'off' | 'unknown'
 
 /**
