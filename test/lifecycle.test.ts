@@ -3,9 +3,11 @@ import events from 'node:events'
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
-import { AbortError, createClient } from 'bhyve-checkpoint'
+import { AbortError, CheckpointError, createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, simulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
+import { withDetails } from '../dist/base/errors.js'
 import { loadNative } from '../dist/base/native.js'
+import { fromPortable, toPortable } from '../dist/pool/messages.js'
 import {
   checkpointFiles,
   openDescriptors,
@@ -40,7 +42,7 @@ t.test('a cancel rejects at once, the VM lives, nothing is published', async (t)
     const call = client.createCheckpoint('vm1', { signal: controller.signal, onProgress })
     const error: unknown = await call.catch((reason: unknown) => reason)
     t.ok(error instanceof AbortError, dialect)
-    t.match(error, { name: 'AbortError', code: 'ABORT_ERR', cause: { message: 'enough' } })
+    t.match(error, { name: 'AbortError', code: 'ABORT_ERR', begun: true, cause: { message: 'enough' } })
     const stages = fs.readdirSync(path.join(checkpointDirectory, 'vm1/.staging'))
     t.equal(stages.length, 1, `${dialect}: bhyve goes on in its stage`)
     await client.idle()
@@ -54,28 +56,42 @@ t.test('a signal that was aborted before', async (t) => {
   const error: unknown = await client
     .createCheckpoint('vm1', { signal: AbortSignal.abort() })
     .catch((e: unknown) => e)
-  t.match(error, { name: 'AbortError', code: 'ABORT_ERR', message: /aborted; nothing was begun$/ })
+  t.match(error, {
+    name: 'AbortError',
+    code: 'ABORT_ERR',
+    begun: false,
+    message: /aborted; nothing was begun$/,
+  })
   const late: unknown = await client
     .restore('vm1', 'a', { args: ['vm1'], signal: AbortSignal.abort(), timeout: 1 })
     .catch((e: unknown) => e)
-  t.match(late, { name: 'AbortError', message: /nothing was begun$/ })
+  t.match(late, { name: 'AbortError', begun: false, message: /nothing was begun$/ })
 })
 
 t.test('what a cancel leaves is said as it is at that moment', async (t) => {
   for (const poweroff of [false, true]) {
     const { runDirectory } = await start(t, { writeRate: 2 * MiB })
     const client = createClient({ runDirectory, checkpointDirectory: scratch(t) })
-    const cancelAt = async (wanted: string): Promise<string> => {
+    const cancelAt = async (wanted: string): Promise<AbortError> => {
       const controller = new AbortController()
       const onProgress = ({ phase }: { phase: string }) => phase === wanted && controller.abort()
       const call = client.createCheckpoint('vm1', { poweroff, signal: controller.signal, onProgress })
       const error: unknown = await call.catch((reason: unknown) => reason)
-      return error instanceof AbortError ? error.message : `no AbortError: ${String(error)}`
+      if (error instanceof AbortError) return error
+      throw new Error('no AbortError', { cause: error })
     }
-    t.match(await cancelAt('queued'), /aborted; nothing was sent to bhyve$/)
+    t.match(await cancelAt('queued'), { begun: false, message: /aborted; nothing was sent to bhyve$/ })
     const outcome = poweroff ? /asked and goes on; the state of the VM is published/ : /nothing is published/
-    t.match(await cancelAt('saving'), outcome)
+    t.match(await cancelAt('saving'), { begun: true, message: outcome })
     await client.idle()
+  }
+})
+
+t.test('whether a call had begun is known wherever its error gets to', async (t) => {
+  for (const begun of [true, false]) {
+    const error = new CheckpointError('ERR_TIMEOUT', 'enough', { begun })
+    t.match(withDetails(error, { vm: 'vm1' }), { vm: 'vm1', begun })
+    t.match(fromPortable(structuredClone(toPortable(error))), { begun })
   }
 })
 
@@ -129,7 +145,11 @@ t.test('a cancel while waiting for the turn sends nothing', async (t) => {
   const first = client.createCheckpoint('vm1', { name: 'first' })
   const second = rejection(client.createCheckpoint('vm1', { name: 'second', timeout: 50 }))
   const third = client.createCheckpoint('vm1', { name: 'third', timeout: 30_000 })
-  t.match(await second, { code: 'ERR_TIMEOUT', message: /not done after 50 ms; nothing was sent to bhyve/ })
+  t.match(await second, {
+    code: 'ERR_TIMEOUT',
+    begun: false,
+    message: /not done after 50 ms; nothing was sent to bhyve/,
+  })
   t.match(await first, { name: 'first' })
   t.match(await third, { name: 'third' }, 'and keeps nobody from asking')
   await client.idle()

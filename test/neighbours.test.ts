@@ -62,7 +62,11 @@ t.test('a bhyve that stands still keeps no room from others', async (t) => {
     stallTimeout: 400,
     onProgress: () => promises.push(promised(root)),
   })
-  t.match(await rejection(created), { code: 'ERR_STALLED', message: 'bhyve wrote nothing of checkpoint' })
+  t.match(await rejection(created), {
+    code: 'ERR_STALLED',
+    begun: true,
+    message: 'bhyve wrote nothing of checkpoint',
+  })
   t.ok(Math.max(...promises) > 0, 'while it was at work')
   await until(() => promised(root) === 0, 'the promise to go')
   await bhyve.stop()
@@ -91,7 +95,8 @@ t.test('a bhyve that takes no connection is not waited for without end', async (
       onProgress: ({ phase }) => phases.add(phase),
     }),
   )
-  t.match(error, { code: 'ERR_STALLED', message: /took no request.*it was told nothing/, vm: 'vm1' })
+  const message = /took no request.*it was told nothing/
+  t.match(error, { code: 'ERR_STALLED', begun: false, message, vm: 'vm1' })
   t.strictSame([...phases], ['queued'])
 })
 

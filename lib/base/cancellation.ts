@@ -63,6 +63,7 @@ export interface CommitPoint {
 
 export class Cancellation implements CommitPoint, Disposable {
   #error: Error | undefined
+  #begun = false
   #committed = false
   /** A cancel that came while committed. */
   #late: Error | undefined
@@ -80,7 +81,7 @@ export class Cancellation implements CommitPoint, Disposable {
     this.#meanwhile = meanwhile ?? goesOn
     if (signal !== undefined) {
       const abort = (): void =>
-        this.cancel(new AbortError(`${doing}: aborted; ${this.#outcome}`, signal.reason))
+        this.cancel(new AbortError(`${doing}: aborted; ${this.#outcome}`, signal.reason, this.#begun))
       if (signal.aborted) abort()
       else this.#stopListening = onAbort(signal, abort)
     }
@@ -88,7 +89,7 @@ export class Cancellation implements CommitPoint, Disposable {
     if (timeout !== undefined && !this.cancelled) {
       const error = (): CheckpointError => {
         const message = `${doing}: not done after ${String(timeout)} ms; ${this.#outcome}`
-        return new CheckpointError('ERR_TIMEOUT', message, { vm })
+        return new CheckpointError('ERR_TIMEOUT', message, { vm, begun: this.#begun })
       }
       this.#timer = setTimeout(() => this.cancel(error()), timeout)
       this.#timer.unref()
@@ -119,6 +120,7 @@ export class Cancellation implements CommitPoint, Disposable {
   /** From here on a cancel stops the waiting only, and says so. Throws where one came before. */
   begin(): void {
     this.throwIfCancelled()
+    this.#begun = true
     this.#outcome = this.#meanwhile
   }
 

@@ -59,6 +59,11 @@ export class CheckpointError extends Error {
   declare readonly holderPid?: number
   /** What the VM is doing now, as far as we know. */
   declare readonly vmState?: VmState
+  /**
+   * `ERR_TIMEOUT` and `ERR_STALLED` of a call that waits for bhyve: whether bhyve had been asked, or started. It then goes
+   * on, and `idle()` waits for it. False: nothing was sent or started, and nothing will be.
+   */
+  declare readonly begun?: boolean
   /** Positive, as the system numbers it. */
   declare readonly errno?: number
   declare readonly syscall?: string
@@ -79,10 +84,16 @@ export class CheckpointError extends Error {
 /** A call that its own `signal` cancelled. `cause` is the signal's reason. */
 export class AbortError extends Error {
   readonly code = 'ABORT_ERR'
+  /**
+   * Whether what the call is for had begun: bhyve was asked or started, or content was being read. `idle()` waits for
+   * its end. False: nothing was sent, started or read, and nothing will be.
+   */
+  readonly begun: boolean
 
-  constructor(message: string, reason: unknown) {
+  constructor(message: string, reason: unknown, begun = false) {
     super(visible(message), { cause: reason })
     this.name = 'AbortError'
+    this.begun = begun
   }
 }
 

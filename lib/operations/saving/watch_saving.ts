@@ -110,9 +110,10 @@ class Watch {
 
   #stalled(): CheckpointError {
     const { stallTimeout, vm, name, operation } = this.#watched
-    const details = { vm, checkpoint: name }
+    const begun = this.#isAsked()
+    const details = { vm, checkpoint: name, begun }
     const forSoLong = `for ${String(stallTimeout)} ms`
-    if (!this.#isAsked()) {
+    if (!begun) {
       const message = `the bhyve of VM '${vm}' took no request for checkpoint '${name}' ${forSoLong}: it was told nothing`
       return new CheckpointError('ERR_STALLED', message, details)
     }
