@@ -4,7 +4,6 @@ import type { Message, Output } from './output.js'
 import { exitStatus, statusOf } from './exit_status.js'
 import { type Column, table } from './table.js'
 import { formatSize, formatTime } from './values.js'
-import { forPeople } from './waiting.js'
 
 export function checkpointMessage(checkpoint: Checkpoint | ListedCheckpoint): Message {
   return { type: 'checkpoint', ...checkpoint }
@@ -90,7 +89,7 @@ function factsOf(error: unknown): { code: string; message: string; details: obje
   if (!(error instanceof Error)) return { code: 'ERR_SYSTEM', message: String(error), details: {} }
   const known = Object.fromEntries(Object.entries(error)) as { code?: string; name?: string }
   const { code = 'ERR_SYSTEM', name: _, ...details } = known
-  return { code, message: forPeople(error.message), details }
+  return { code, message: error.message, details }
 }
 
 function hintFor(code: string): string {

@@ -12,6 +12,7 @@ import * as api from 'bhyve-checkpoint'
 import { type CheckpointClient, createClient } from 'bhyve-checkpoint'
 import { simulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { Values } from '../../dist/cli/command.js'
+import { create } from '../../dist/cli/commands/saving.js'
 import { verify } from '../../dist/cli/commands/stored.js'
 import { statusOf } from '../../dist/cli/exit_status.js'
 import { Interrupt } from '../../dist/cli/interrupt.js'
@@ -344,7 +345,10 @@ for (const mode of ['pipe', 'terminal'] satisfies Mode[]) {
     const create: Step = { args: ['create', 'vm1', 'cancelled'], interruptAt }
     const created = await world.run(create, mode)
     t.equal(created.status, 130)
-    t.match(created.stdout + created.stderr, /aborted;.*Waiting until bhyve has ended its work/)
+    t.match(
+      created.stdout + created.stderr,
+      /stopped by SIGINT; bhyve was asked.*Waiting until bhyve has ended its work/,
+    )
     t.match(created.stdout + created.stderr, 'nothing was published')
     t.notMatch(created.stdout + created.stderr, 'client.', 'no advice for programs')
     t.same(filesOf(world), [])
@@ -357,6 +361,75 @@ for (const mode of ['pipe', 'terminal'] satisfies Mode[]) {
     t.match(await client.suspendedCheckpoint('vm1'), { name: 'suspend', poweredOff: true })
   })
 }
+
+/** A bhyve that takes no connection: nothing can be sent to it. */
+function deaf(t: Test, { runDirectory }: CliWorld): void {
+  const native = loadNative()
+  const socket = path.join(runDirectory, 'vm1')
+  const listener = native.listenStream(socket, 0)
+  if (isFailure(listener)) throw new Error('listen')
+  t.teardown(() => native.close(listener))
+  for (;;) {
+    const filling = native.connectStream(socket)
+    if (isFailure(filling)) break
+    t.teardown(() => native.close(filling))
+  }
+}
+
+t.test('where nothing was sent, nobody waits for bhyve', async (t) => {
+  const world = new CliWorld(t)
+  deaf(t, world)
+  const given = ['--timeout', '300ms']
+  for (const command of ['create', 'suspend']) {
+    const interrupted = await world.run({ args: [command, 'vm1'], interruptAt: 'vm1: queued' }, 'pipe')
+    t.equal(interrupted.status, 130, command)
+    t.match(interrupted.stderr, /VM 'vm1': stopped by SIGINT; nothing was sent to bhyve/)
+    const late = await world.run({ args: [command, 'vm1', ...given] }, 'pipe')
+    t.equal(late.status, 10, command)
+    t.match(late.stderr, /VM 'vm1': not done after 300ms; nothing was sent to bhyve.*ERR_TIMEOUT/)
+    const stalled = await world.run({ args: [command, 'vm1', '--stall-timeout', '300ms'] }, 'pipe')
+    t.equal(stalled.status, 10, command)
+    t.match(stalled.stderr, /took no request.*it was told nothing \(ERR_STALLED\)/)
+    for (const { stdout, stderr } of [interrupted, late, stalled]) {
+      t.notMatch(stdout + stderr, /Waiting until bhyve|bhyve has ended|was not suspended/, command)
+      t.notMatch(stderr, 'client.', 'no advice for programs')
+    }
+  }
+  const { stdout } = await world.run({ args: ['create', 'vm1', ...given, '--json'] }, 'pipe')
+  t.match(JSON.parse(stdout.trimEnd().split('\n').at(-1)!), { code: 'ERR_TIMEOUT', vm: 'vm1', begun: false })
+  const press: Step = { args: ['create', 'vm1', '--json'], interruptAt: '"queued"' }
+  const cancelled = (await world.run(press, 'pipe')).stdout.trimEnd().split('\n').at(-1)!
+  t.match(JSON.parse(cancelled), { type: 'cancelled', signal: 'SIGINT', begun: false })
+})
+
+t.test('what is said of a stop comes from its fields, not from its words', async (t) => {
+  const world = new CliWorld(t)
+  const { runDirectory, checkpointDirectory } = world
+  const client = createClient({ runDirectory, checkpointDirectory })
+  const signal = new AbortController().signal
+  const interrupt = { received: 'SIGINT', exitStatus: 130, listen: () => signal } as unknown as Interrupt
+  for (const begun of [true, false]) {
+    const fail = () => Promise.reject(new api.AbortError('see client.idle() [sic]', undefined, begun))
+    const stopped: CheckpointClient = {
+      ...client,
+      createCheckpoint: fail,
+      verifyCheckpoint: fail,
+    }
+    for (const [command, name, meanwhile] of [
+      [verify, 'a', 'the reading stops'],
+      [create, 'a', 'bhyve was asked'],
+    ] as const) {
+      const said: string[] = []
+      const output = new Output(true, sinkInto(said), sinkInto(said))
+      const context = { api, client: stopped, names: ['vm1', name], rest: [], values: new Values({}), output }
+      t.equal(await command.run({ ...context, interrupt }), 130)
+      t.match(JSON.parse(said[0]!), { type: 'cancelled', begun })
+      t.equal(said[0]!.includes(meanwhile), begun, said[0]!)
+      t.equal(said.join('').includes('until bhyve has ended'), begun && command === create, said[0]!)
+      t.notMatch(said.join(''), /client|sic/)
+    }
+  }
+})
 
 t.test('a bar is drawn over within the width of the terminal', inMode.terminal, async (t) => {
   const world = new CliWorld(t)
@@ -398,7 +471,7 @@ t.test('a restored VM that is not seen to come up is left to itself', async (t) 
   const args = ['restore', 'vm1', '--bhyve', bhyve, '--timeout', '1s', '--', ...bhyveArguments]
   const { status, stderr } = await world.run({ args }, 'pipe')
   t.equal(status, 10, stderr)
-  t.match(stderr, /not done after 1000 ms.*It is left to itself[^]*ERR_TIMEOUT/)
+  t.match(stderr, /not done after 1s.*It is left to itself[^]*ERR_TIMEOUT/)
   t.notMatch(stderr, 'client.')
 })
 
@@ -450,7 +523,7 @@ t.test('a timeout is told at once, and what came of it afterwards', async (t) =>
   const step = { args: ['suspend', 'vm1', '--timeout', '2s'] }
   const { status, stdout, stderr } = await world.run(step, 'pipe')
   t.equal(status, 10)
-  t.match(stderr, /not done after 2000 ms.*Waiting until bhyve has ended its work[^]*ERR_TIMEOUT/)
+  t.match(stderr, /not done after 2s; bhyve was asked.*Waiting until bhyve has ended its work[^]*ERR_TIMEOUT/)
   t.match(stdout, /^suspended all the same: vm1\/suspend/m)
 })
 

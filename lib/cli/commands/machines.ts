@@ -170,6 +170,7 @@ function quoted(word: string): string {
 function start(context: Context, vm: string, name: string): Promise<number> {
   const { client, output } = context
   return interruptible(context, {
+    doing: `restoring checkpoint '${name}' of VM '${vm}'`,
     start: async (signal) => {
       await warn(context, vm, name, restoreOptions(context, signal))
       const notice = `still waiting until VM '${vm}' serves its socket; what bhyve says is in its log`
@@ -185,6 +186,7 @@ function start(context: Context, vm: string, name: string): Promise<number> {
       output.result({ type: 'restored', vm, name, pid, logFile }, [line])
       return exitStatus.done
     },
+    left: { before: 'nothing was started', meanwhile: 'bhyve was started and goes on' },
     isLeft: true,
     afterwards: async () => {
       const machine = (await client.listVirtualMachines()).find((one) => one.vm === vm)

@@ -36,6 +36,8 @@ function saved({ output }: Context, checkpoint: Checkpoint, verb: string): numbe
   return exitStatus.done
 }
 
+const nothingSent = 'nothing was sent to bhyve, and an older checkpoint is as it was'
+
 export const create: Command = {
   name: 'create',
   usage: '<vm> [name]',
@@ -46,8 +48,14 @@ export const create: Command = {
   run: (context) => {
     const [vm = ''] = context.names
     return interruptible(context, {
+      doing: `saving VM '${vm}'`,
       start: (signal) => context.client.createCheckpoint(vm, createOptions(context, signal)),
       done: (checkpoint) => saved(context, checkpoint, 'created'),
+      left: {
+        before: nothingSent,
+        meanwhile: 'bhyve was asked and goes on to the end of its work; nothing is published',
+      },
+      holdsVm: true,
       afterwards: () => {
         context.output.notice(
           'bhyve has ended its work: nothing was published, an older checkpoint is as it was',
@@ -69,8 +77,14 @@ export const suspend: Command = {
     const [vm = ''] = context.names
     const since = new Date()
     return interruptible(context, {
+      doing: `suspending VM '${vm}'`,
       start: (signal) => context.client.suspend(vm, createOptions(context, signal)),
       done: (checkpoint) => saved(context, checkpoint, 'suspended'),
+      left: {
+        before: nothingSent,
+        meanwhile: 'bhyve was asked and goes on; the state of the VM is published once it is saved',
+      },
+      holdsVm: true,
       afterwards: () => sayWhatWasSaved(context, vm, since),
     })
   },

@@ -73,8 +73,10 @@ export const verify: Command = {
   positionals: [1, Infinity],
   run: (context) =>
     interruptible(context, {
+      doing: `verifying checkpoints of VM '${context.names[0] ?? ''}'`,
       start: (signal) => verifyAll(context, signal),
       done: (allWhole) => (allWhole ? exitStatus.done : exitStatus.damaged),
+      left: { before: 'the next one was not read', meanwhile: 'the reading stops' },
       afterwards: () => Promise.resolve(),
     }),
 }
