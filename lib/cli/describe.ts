@@ -15,15 +15,18 @@ export function savedLines({ vm, name, path, memoryBytes, storedBytes }: Checkpo
   return [`${verb} ${vm}/${name}: ${sizes}`, `  ${path}`]
 }
 
-const columns: readonly Column[] = [
-  { title: 'VM' },
-  { title: 'NAME' },
-  { title: 'STATE' },
-  { title: 'CREATED' },
-  { title: 'RAM', right: true },
-  { title: 'DISK', right: true },
-  { title: 'NOTES' },
-]
+function columnsFor(output: Output): Column[] {
+  const paint = (state: string): string => output.paint(state === 'complete' ? 'good' : 'bad', state)
+  return [
+    { title: 'VM' },
+    { title: 'NAME' },
+    { title: 'STATE', paint },
+    { title: 'CREATED' },
+    { title: 'RAM', right: true },
+    { title: 'DISK', right: true },
+    { title: 'NOTES' },
+  ]
+}
 
 export function checkpointTable(checkpoints: readonly ListedCheckpoint[], output: Output): string[] {
   const rows = checkpoints.map((one) => [
@@ -35,12 +38,8 @@ export function checkpointTable(checkpoints: readonly ListedCheckpoint[], output
     formatSize(one.storedBytes),
     notesOf(one),
   ])
-  const [title = '', ...lines] = table(columns, rows)
-  const painted = lines.map((line, index) => {
-    const state = checkpoints[index]?.state ?? ''
-    return line.replace(` ${state} `, ` ${output.paint(state === 'complete' ? 'good' : 'bad', state)} `)
-  })
-  return [output.paint('title', title), ...painted]
+  const [title = '', ...lines] = table(columnsFor(output), rows)
+  return [output.paint('title', title), ...lines]
 }
 
 function notesOf({ poweredOff = false, restoredAt, pinned = false }: ListedCheckpoint): string {

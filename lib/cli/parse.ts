@@ -60,13 +60,36 @@ function parseStrictly(
     return [name, { type: value === undefined ? 'boolean' : 'string', multiple, ...short }] as const
   })
   const options = Object.fromEntries(entries) as NonNullable<ParseArgsConfig['options']>
-  try {
-    return parseArgs({ args, options, allowPositionals: true, strict: true })
-  } catch (error) {
-    // What follows the first sentence is advice that does not fit here.
-    const [said = ''] = (error instanceof Error ? error.message : String(error)).split('. ')
-    throw new UsageError(said.charAt(0).toLowerCase() + said.slice(1))
+  // Strictness is ours: Node's messages give advice that does not fit here.
+  const { tokens, values, positionals } = parseArgs({
+    args,
+    options,
+    allowPositionals: true,
+    strict: false,
+    tokens: true,
+  })
+  for (const token of tokens) if (token.kind === 'option') assertOption(token, specs)
+  return { values, positionals }
+}
+
+interface OptionToken {
+  name: string
+  rawName: string
+  value: string | undefined
+  inlineValue: boolean | undefined
+}
+
+function assertOption(token: OptionToken, specs: Readonly<Record<string, OptionSpec>>): void {
+  const { name, rawName, value, inlineValue } = token
+  if (!Object.hasOwn(specs, name)) throw new UsageError(`unknown option '${rawName}'`)
+  const takes = specs[name]?.value
+  if (takes === undefined) {
+    if (value !== undefined) throw new UsageError(`option '${rawName}' does not take an argument`)
+    return
   }
+  // What begins with a dash is more likely the next option than this one's value.
+  const isOption = inlineValue === false && value !== undefined && value.length > 1 && value.startsWith('-')
+  if (value === undefined || isOption) throw new UsageError(`option '${rawName}' needs a value (${takes})`)
 }
 
 /** `--cbsd` may stand alone. A workdir is absolute, and no name has a slash: so what follows tells. */

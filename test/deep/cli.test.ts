@@ -88,6 +88,10 @@ const stories: Story[] = [
       { args: ['create'] },
       { args: ['create', 'vm1', '--timeout', '10'] },
       { args: ['create', 'vm1', '--no-such-option'] },
+      { args: ['create', 'vm1', '--no. Such option'] },
+      { args: ['create', 'vm1', '--keep-existing=yes'] },
+      { args: ['create', 'vm1', '--json', '--memory'], bare: true },
+      { args: ['create', 'vm1', '--memory', '--json'], bare: true },
       { args: ['create', 'vm1', '-dash'] },
       { args: ['create', 'vm1', '--', '-dash'] },
       { args: ['list', 'vm1'] },
@@ -486,6 +490,14 @@ t.test('names in any script keep the columns of the table', async (t) => {
   t.match(stdout, /本番前 {2}complete/)
   t.match(stdout, /café {4}complete/)
   for (const line of stdout.split('\n')) t.ok(line.length <= 80)
+})
+
+t.test('a name that reads like a state is not painted as one', inMode.terminal, async (t) => {
+  const world = new CliWorld(t)
+  await running(world)
+  await world.run({ args: ['create', 'vm1', 'a complete b'] }, 'pipe')
+  const { stdout } = await world.run({ args: ['list'] }, 'terminal')
+  t.ok(stdout.includes('a complete b  \u001b[32mcomplete\u001b[0m'), stdout)
 })
 
 t.test('a reader that goes away costs nobody a checkpoint', async (t) => {
