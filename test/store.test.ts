@@ -148,7 +148,10 @@ t.test('what is wrong with a set is said, and the others are listed', async (t) 
         problems: [{}],
       })
   }
-  t.match(await rejection(client.destroyCheckpoint('vm1', 'foreign')), { code: 'ERR_CHECKPOINT_DAMAGED' })
+  const refused = await rejection(client.destroyCheckpoint('vm1', 'foreign'))
+  t.match(refused, { code: 'ERR_CHECKPOINT_DAMAGED', path: file('foreign.ckp') })
+  const named = refused.problems?.map((problem) => [problem.code, problem.file])
+  t.strictSame(named, [['foreign-format', 'foreign.ckp']], 'by its name, not by its path')
   t.match(await rejection(client.destroyCheckpoint('vm1', 'folder')), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
   t.strictSame(
     (await client.destroyAll('vm1')).sort(),

@@ -146,6 +146,7 @@ export interface Problem {
     | 'not-a-regular-file'
     | 'foreign-format'
   message: string
+  /** Its name in the directory of the VM's checkpoints, never a path. */
   file?: string
 }
 

@@ -104,8 +104,9 @@ function isForeign(directory: Directory, name: string): boolean | undefined {
 }
 
 function foreign(directory: Directory, name: string): CheckpointError {
-  const file = directory.pathOf(name + memorySuffix)
-  const message = `'${file}' is another tool's checkpoint and is left alone`
+  const file = name + memorySuffix
+  const path = directory.pathOf(file)
+  const message = `'${path}' is another tool's checkpoint and is left alone`
   const problems = [{ code: 'foreign-format', message, file }] as const
-  return new CheckpointError('ERR_CHECKPOINT_DAMAGED', message, { path: file, problems })
+  return new CheckpointError('ERR_CHECKPOINT_DAMAGED', message, { path, problems })
 }
