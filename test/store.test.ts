@@ -367,7 +367,10 @@ t.test('what pruning chooses', async (t) => {
     set('suspended-damaged', 7500, { ...damaged, poweredOff: true }),
     set('restored', 7000, { poweredOff: true, restoredAt: new Date(now) }),
     set('foreign', 6000, { state: 'foreign' }),
-    set('unreadable', 5000, { ...damaged, storedBytes: undefined } as unknown as Partial<ListedCheckpoint>),
+    set('unreadable', 2 * hour, {
+      state: 'damaged',
+      problems: [{ code: 'unreadable', message: '', file: 'unreadable.ckp' }],
+    }),
     set('unreadable-manifest', 2 * hour, {
       state: 'damaged',
       problems: [{ code: 'manifest-invalid', message: '', file: 'unreadable-manifest.ckp.manifest' }],
@@ -720,7 +723,10 @@ t.test('what cannot be read goes only by its name', async (t) => {
     for (const [index, name] of ['unreadable', 'old', 'young'].entries()) put(name, (9 - index) * 1000)
     const unreadable = ['unreadable.ckp', 'unreadable.ckp.kern', 'unreadable.ckp.meta']
     intercept(t, 'readStartAt', (_, name) => (name === unreadable[0] ? failure(code, 'openat') : undefined))
-    t.match(jobs.listSets(directory, 'vm1')[0], { name: 'unreadable', state: 'damaged' }, code)
+    const [listed] = jobs.listSets(directory, 'vm1')
+    t.match(listed, { name: 'unreadable', state: 'damaged' }, code)
+    const named = listed?.problems.map((problem) => [problem.code, problem.file])
+    t.strictSame(named, [['unreadable', 'unreadable.ckp']], code)
     const { removed } = jobs.pruneSets(directory, 'vm1', { keepLast: 0, maxBytes: 0 }, Date.now())
     t.strictSame(removed, ['old'], code)
     t.strictSame(jobs.destroySets(directory, false), ['young'], code)

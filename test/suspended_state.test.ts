@@ -169,7 +169,8 @@ t.test('a set that cannot be read may be the state', async (t) => {
   const pool = inlinePool()
   const options = { runDirectory: bhyve.runDirectory, checkpointDirectory: root }
   const here = createClientIn({ ...realSurroundings, pool: () => pool }, options)
-  t.match(await here.listCheckpoints('vm1'), [{ state: 'damaged' }])
+  const problems = [{ code: 'unreadable', file: 'suspend.ckp.manifest' }]
+  t.match(await here.listCheckpoints('vm1'), [{ state: 'damaged', problems }])
   t.match(await rejection(here.suspendedCheckpoint('vm1')), { code: 'ERR_SYSTEM', vm: 'vm1' })
   const since = new Date(Date.now() + 10_000)
   t.equal(await here.suspendedCheckpoint('vm1', { since }), undefined, 'too old to count')

@@ -145,6 +145,8 @@ export interface Problem {
     | 'durability-unproven'
     | 'not-a-regular-file'
     | 'foreign-format'
+    /** A file of the set could not be read (EIO, EACCES): whether it is whole, pinned, or a suspended VM is not known. */
+    | 'unreadable'
   message: string
   /** Its name in the directory of the VM's checkpoints, never a path. */
   file?: string

@@ -1,7 +1,13 @@
 /** The checkpoints in a directory, one by one, as they lie there. Takes no lock. Runs in the pool. */
 import os from 'node:os'
 import { CheckpointError, isExhausted } from '../base/errors.js'
-import { isCheckpointName, memorySuffix } from '../base/names.js'
+import {
+  isCheckpointName,
+  kernelSuffix,
+  manifestSuffix,
+  memorySuffix,
+  metadataSuffix,
+} from '../base/names.js'
 import type { ListedCheckpoint } from '../base/types.js'
 import type { Directory } from '../fs/directory.js'
 import { describe } from './describe.js'
@@ -38,11 +44,17 @@ export function listedSet(
     return [describe(directory.path, vm, name, inspection)]
   } catch (error) {
     if (isExhausted(error)) throw error
-    const file = name + memorySuffix
+    const file = unreadableFile(directory, name, error)
     const message = `cannot be read: ${error instanceof Error ? error.message : String(error)}`
-    const problems = [{ code: 'metadata-missing', message, file }] as const
-    return [{ state: 'damaged', vm, name, path: directory.pathOf(file), problems }]
+    const problems = [{ code: 'unreadable', message, file }] as const
+    return [{ state: 'damaged', vm, name, path: directory.pathOf(name + memorySuffix), problems }]
   }
+}
+
+function unreadableFile(directory: Directory, name: string, error: unknown): string {
+  const files = [memorySuffix, kernelSuffix, metadataSuffix, manifestSuffix].map((suffix) => name + suffix)
+  const path = error instanceof CheckpointError ? error.path : undefined
+  return files.find((file) => directory.pathOf(file) === path) ?? name + memorySuffix
 }
 
 /** Where we may not lock, a set may be replaced while we look at it: then look again. */

@@ -65,10 +65,17 @@ async function fateOf(
 
 /**
  * bhyve notices neither what the first bytes of guest RAM look like, which is the guest's doing, nor what others do to the
- * names of its files.
+ * names of its files, nor that we cannot read what it wrote: taken for noticed, a VM that is gone would lose its state.
  */
+const noticed: ReadonlySet<Problem['code']> = new Set([
+  'memory-empty',
+  'memory-size-mismatch',
+  'kernel-missing',
+  'kernel-size-mismatch',
+])
+
 function isNoticed({ code }: Problem): boolean {
-  return !code.startsWith('metadata-') && code !== 'foreign-format' && code !== 'not-a-regular-file'
+  return noticed.has(code)
 }
 
 const nothingKept = 'The VM was not suspended; nothing was published, and an older checkpoint is as it was'

@@ -117,8 +117,8 @@ function isUntouchable(set: ListedCheckpoint): boolean {
 }
 
 /** Where the manifest, or anything at all, cannot be read, it may be one of those. */
-function isUnknown({ problems, storedBytes }: ListedCheckpoint): boolean {
-  return storedBytes === undefined || problems.some(({ file }) => file?.endsWith(manifestSuffix) === true)
+function isUnknown({ problems }: ListedCheckpoint): boolean {
+  return problems.some(({ code, file }) => code === 'unreadable' || file?.endsWith(manifestSuffix) === true)
 }
 
 function byValue(one: ListedCheckpoint, other: ListedCheckpoint): number {
