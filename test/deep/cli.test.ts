@@ -492,7 +492,7 @@ t.test('names in any script keep the columns of the table', async (t) => {
   for (const line of stdout.split('\n')) t.ok(line.length <= 80)
 })
 
-t.test('a name that reads like a state is not painted as one', inMode.terminal, async (t) => {
+t.test('a name that reads like a state is not painted as one', needs('python3'), async (t) => {
   const world = new CliWorld(t)
   await running(world)
   await world.run({ args: ['create', 'vm1', 'a complete b'] }, 'pipe')
