@@ -18,6 +18,7 @@ import { statusOf } from '../../dist/cli/exit_status.js'
 import { Interrupt } from '../../dist/cli/interrupt.js'
 import { Output } from '../../dist/cli/output.js'
 import { isFailure, loadNative } from '../../dist/base/native.js'
+import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
 import { CliWorld, matchesKept, type Mode, type Step, transcript, withoutColours } from '../support/cli.js'
 import { visible } from '../../dist/base/visible.js'
 import { childEnvironment, checkpointFiles, scratch } from '../support/index.js'
@@ -368,9 +369,9 @@ for (const mode of ['pipe', 'terminal'] satisfies Mode[]) {
 
 /** A bhyve that takes no connection: nothing can be sent to it. */
 function deaf(t: Test, { runDirectory }: CliWorld): void {
-  const native = loadNative()
+  const native = loadSimulatorNative()
   const socket = path.join(runDirectory, 'vm1')
-  const listener = native.listenStream(socket, 0)
+  const listener = native.simulator.listenStream(socket, 0)
   if (isFailure(listener)) throw new Error('listen')
   t.teardown(() => native.close(listener))
   for (;;) {
