@@ -110,6 +110,8 @@ t.test('a commit that could not be finished does not come over a suspended VM', 
       name === 'suspend.ckp.kern' && failures-- > 0 ? failure('EIO', 'renameat') : undefined,
     )
     jobs.listSets(directory, 'vm1')
+    if (isFolder)
+      t.throws(() => jobs.suspendedState(directory, 'vm1', 0), { code: /./ }, 'it may be the state')
     if (isFolder) fs.rmdirSync(path.join(directory, 'suspend.ckp.kern'))
     const states = jobs.listSets(directory, 'vm1').map(({ state, poweredOff }) => [state, poweredOff])
     t.same(states.sort(), [

@@ -68,6 +68,12 @@ t.test('the directory goes with the last of it', async (t) => {
   for (const removal of removals) jobs.emptyRemoved(removal)
   t.match(jobs.listSets(used, 'vm1'), [{ name: 'new', state: 'complete' }])
   t.strictSame(removedIn(used), [])
+
+  const shared = store(t, 'one')
+  for (const file of ['notes', 'restore.log']) fs.writeFileSync(path.join(shared, file), '')
+  jobs.destroySets(shared, true)
+  for (const removal of takeRemovals()) jobs.emptyRemoved(removal)
+  t.strictSame(tree(shared), ['.staging/', 'notes', 'restore.log'], "beside somebody's file all of it stays")
 })
 
 t.test('what a process that died has left is removed by the next one', async (t) => {

@@ -26,6 +26,7 @@ import {
   tree,
   serveByHand,
 } from './support/index.js'
+import { host } from './support/sets.js'
 
 const writeSet = writeAnySet as (base: string, tag: number) => void
 const native = loadNative()
@@ -298,6 +299,10 @@ t.test('pins', async (t) => {
   t.match(await client.getCheckpoint('vm1', 'loose'), { name: 'loose' }, 'a newer manifest is read')
   t.match(await rejection(client.pinCheckpoint('vm1', 'loose')), { code: 'ERR_CHECKPOINT_DAMAGED' })
   t.equal(fs.readFileSync(file, 'utf8'), newer, 'and not rewritten')
+  const torn = newer.replace('"version": 2', '"version": 1').slice(0, -20)
+  fs.writeFileSync(file, torn)
+  t.match(await rejection(client.pinCheckpoint('vm1', 'loose')), { code: 'ERR_CHECKPOINT_DAMAGED' })
+  t.equal(fs.readFileSync(file, 'utf8'), torn, 'nor is one that cannot be read')
   t.strictSame(await client.destroyAll('vm1'), ['bare', 'loose'], 'destroyAll takes pinned ones')
 })
 
@@ -320,6 +325,23 @@ t.test('manifests keep what this release does not know', async (t) => {
   ]) {
     t.equal(parseManifest(bad), undefined)
   }
+  const withHost = (change: Record<string, unknown>) =>
+    parseManifest(JSON.stringify({ ...(JSON.parse(text) as object), host: { ...host, ...change } }))
+  t.strictSame(withHost({})?.host, host)
+  for (const key of Object.keys(host))
+    t.match(withHost({ [key]: 14 }), { host: undefined }, `${key} is no text`)
+})
+
+t.test('what was made in the same moment is listed by name', (t) => {
+  const { directory, put } = store(t)
+  const names = ['c', 'e', 'a', 'f', 'b', 'd']
+  for (const name of names) {
+    put(name)
+    fs.utimesSync(path.join(directory, `${name}.ckp`), 1_000_000, 1_000_000)
+  }
+  const listed = jobs.listSets(directory, 'vm1').map(({ name }) => name)
+  t.strictSame(listed, names.sort())
+  t.end()
 })
 
 t.test('what pruning chooses', async (t) => {
@@ -477,6 +499,11 @@ t.test('who holds the lock is told, and a dead holder holds nothing', async (t) 
     ...(process.platform === 'linux' ? { holderPid: process.pid } : {}),
   })
   t.throws(() => jobs.listSets(directory, 'vm1'), { code: 'ERR_CHECKPOINT_BUSY' })
+  const committed = path.join(directory, '.staging/abc.ready')
+  fs.mkdirSync(committed)
+  for (const file of fs.readdirSync(directory).filter((entry) => entry !== '.staging'))
+    fs.renameSync(path.join(directory, file), path.join(committed, file))
+  t.equal(jobs.hasSets(directory), true, 'what is committed is there, whoever holds the lock')
   native.close(staging)
   t.doesNotThrow(held)
 })
