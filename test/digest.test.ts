@@ -422,6 +422,7 @@ t.test('manifests with digests that are none', async (t) => {
     'chunks of 1 TiB': edited((copy) => {
       copy.digests.memory.chunkBytes = 2 ** 40
       copy.digests.memory.chunks = 1
+      copy.memoryChunks = Buffer.alloc(32).toString('base64')
     }),
     'digests that are a list': edited((copy) => (copy.digests = [] as unknown as ManifestJson['digests'])),
     'digests that are null': edited((copy) => (copy.digests = null as unknown as ManifestJson['digests'])),
@@ -767,6 +768,26 @@ t.test('only runs of 64 KiB and more become holes', async (t) => {
   const { path: file } = await call
   t.ok(fs.readFileSync(file).equals(bytes))
   t.equal(stored(file), 8 * MiB - 2 * 64 * KiB)
+})
+
+t.test('a list of digests that bhyve has put up is not written to', async (t) => {
+  const directory = fs.realpathSync(scratch(t))
+  const { serve } = serveByHand(t, directory)
+  const secret = path.join(directory, 'secret')
+  fs.writeFileSync(secret, 'secret')
+  const checkpointDirectory = path.join(directory, 'stored')
+  const client = createClient({ runDirectory: directory, checkpointDirectory, dialect: 'path' })
+  const call = client.createCheckpoint('vm1')
+  await serve((folder) => {
+    writeGuest(path.join(folder, 'ckp'), randomBytes(chunk))
+    fs.symlinkSync(secret, path.join(folder, '../digests'))
+  })
+  await call
+  t.match(await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' }), {
+    ok: true,
+    depth: 'content',
+  })
+  t.equal(fs.readFileSync(secret, 'utf8'), 'secret')
 })
 
 t.test('a file system of large blocks', async (t) => {
