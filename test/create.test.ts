@@ -20,9 +20,11 @@ import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
 import {
   checkpointFiles,
   childEnvironment,
+  failure,
   firstWarning,
   contents,
   inlinePool,
+  intercept,
   openDescriptors,
   rejection,
   scratch,
@@ -234,6 +236,18 @@ t.test('a FreeBSD bhyve that makes no file gets one request, and no descriptor b
   }
 })
 
+t.test('a bhyve that cannot be seen and makes no file gets one request', async (t) => {
+  const { directory, requests } = await refusing(t)
+  intercept(t, 'processStatus', () => failure('EACCES', 'open'))
+  const options = { runDirectory: directory, checkpointDirectory: path.join(directory, 'c') }
+  const client = createClientIn({ ...realSurroundings, pool: () => inlinePool() }, options)
+  t.match(await rejection(client.createCheckpoint('vm1')), {
+    code: 'ERR_CHECKPOINT_FAILED',
+    vmState: 'unknown',
+  })
+  t.equal(requests.length, 1)
+})
+
 t.test('where there is nobody to ask: each its own code, and nothing on the disk', async (t) => {
   const directory = scratch(t)
   const checkpointDirectory = path.join(directory, 'checkpoints')
@@ -278,6 +292,15 @@ t.test('where there is nobody to ask: each its own code, and nothing on the disk
     t.match(await create(), { code: 'ERR_VM_NOT_RUNNING', path: socketPath }, what)
     fs.rmSync(socketPath, { recursive: true })
   }
+  nothingLeft()
+
+  fs.rmdirSync(runDirectory)
+  fs.symlinkSync('run', runDirectory)
+  t.match(
+    await create(),
+    { code: 'ERR_SYSTEM', cause: { code: 'ELOOP' } },
+    'a run directory that leads to itself',
+  )
   nothingLeft()
 })
 
