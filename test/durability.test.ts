@@ -550,6 +550,11 @@ t.test('a live stage: removed or left, by what its bhyve does', async (t) => {
   rebooted.reboot()
   t.strictSame(list(directory), [], 'nothing proves it')
   t.strictSame(tree(path.join(directory, '.staging')), [])
+
+  const linked = new MadeStage(directory, { poweroff: false })
+  fs.linkSync(linked.file('in/ckp'), path.join(directory, 'backup'))
+  linked.release()
+  t.match(list(directory), [{ state: 'complete', poweredOff: false }], 'a second name costs it nothing')
 })
 
 /** Each fsync and each rename of this thread from now on, by paths below the VM's directory; a stage is `ID`. */

@@ -45,7 +45,7 @@ function closeAll(descriptors: Record<string, number>): void {
   for (const descriptor of Object.values(descriptors)) native.close(descriptor)
 }
 
-function makeStage(directory: string): ReturnType<typeof jobs.createStage> {
+function makeStage(directory: string, writerUid = process.geteuid!()): ReturnType<typeof jobs.createStage> {
   const request = {
     directory,
     name: 'a',
@@ -53,7 +53,7 @@ function makeStage(directory: string): ReturnType<typeof jobs.createStage> {
     durable: false,
     memoryBytes: undefined,
   } as const
-  return jobs.createStage({ ...request, writerUid: process.geteuid!() })
+  return jobs.createStage({ ...request, writerUid })
 }
 
 const goings: Record<string, (store: Store) => void> = {
@@ -86,6 +86,20 @@ t.test('nor is that of a file that was removed', async (t) => {
   t.equal(state.isDone, true)
   t.equal(fs.statSync(file, { throwIfNoEntry: false })?.ino, fs.fstatSync(turn).ino)
   native.close(turn)
+})
+
+t.test("the folder that bhyve's user gets is ours again before it is looked at", needsRoot, (t) => {
+  const { directory } = store(t)
+  const { id, descriptors } = makeStage(directory, 65534)
+  const inFolder = fs.fstatSync(descriptors.in)
+  t.strictSame([inFolder.uid, inFolder.gid], [65534, fs.fstatSync(descriptors.stage).gid])
+  fs.fchmodSync(descriptors.in, 0o777)
+  const { stage, directory: descriptor } = descriptors
+  jobs.collectStage({ directoryPath: directory, directory: descriptor, stage, id }, 'a')
+  const { uid, mode } = fs.fstatSync(descriptors.in)
+  t.strictSame([uid, mode & 0o777], [process.geteuid!(), 0o700])
+  closeAll(descriptors)
+  t.end()
 })
 
 t.test("another user's `.staging` is not worked in", needsRoot, async (t) => {

@@ -8,7 +8,7 @@ import { createClient } from 'bhyve-checkpoint'
 import { isFailure, loadNative } from '../dist/base/native.js'
 import { jobs } from '../dist/worker/jobs.js'
 import { checkpointFiles, failure, intercept, rejection, scratch, tree } from './support/index.js'
-import { putSet } from './support/sets.js'
+import { memoryBytes, putSet } from './support/sets.js'
 
 const native = loadNative()
 
@@ -110,8 +110,12 @@ t.test('a commit that could not be finished does not come over a suspended VM', 
       name === 'suspend.ckp.kern' && failures-- > 0 ? failure('EIO', 'renameat') : undefined,
     )
     jobs.listSets(directory, 'vm1')
-    if (isFolder)
-      t.throws(() => jobs.suspendedState(directory, 'vm1', 0), { code: /./ }, 'it may be the state')
+    if (isFolder) {
+      const refused = { code: 'ERR_SYSTEM', syscall: 'renameat' }
+      t.throws(() => jobs.suspendedState(directory, 'vm1', 0), refused, 'it may be the state')
+      t.throws(() => orphan(directory, 'suspend'), refused, 'nobody is asked for a name that is not free')
+      t.throws(() => jobs.pinSet(directory, 'vm1', 'suspend', true), refused, 'nor is an older one marked')
+    }
     if (isFolder) fs.rmdirSync(path.join(directory, 'suspend.ckp.kern'))
     const states = jobs.listSets(directory, 'vm1').map(({ state, poweredOff }) => [state, poweredOff])
     t.same(states.sort(), [
@@ -357,6 +361,37 @@ function alive(): { pid: number; startedAt: string } {
   if (isFailure(status)) throw new Error('this process lives')
   return { pid: process.pid, startedAt: status.startedAt }
 }
+
+t.test('what a bhyve has still to write is promised, though its manager died', (t) => {
+  const directory = store(t)
+  const promise = (writer: NonNullable<OrphanOptions['writer']>): void => {
+    const id = orphan(directory, 'suspend', { writer, change: cutMetadata })
+    fs.writeFileSync(path.join(directory, '.staging', id, 'size'), String(memoryBytes + 4096))
+  }
+  promise(nobody)
+  t.strictSame(jobs.promisedSpace([directory]), [])
+  promise({ ...nobody, ...alive() })
+  t.match(jobs.promisedSpace([directory]), [{ bytes: 4096 }])
+  t.end()
+})
+
+t.test('what cannot be ours in .staging goes', (t) => {
+  const directory = store(t)
+  putSet(directory, 'a')
+  const staging = path.join(directory, '.staging')
+  fs.mkdirSync(staging)
+  const strangers = {
+    'restore.lock': (place: string) => fs.mkdirSync(place),
+    abc: (place: string) => fs.writeFileSync(place, ''),
+    def: (place: string) => fs.symlinkSync(directory, place),
+  }
+  for (const [name, put] of Object.entries(strangers)) {
+    put(path.join(staging, name))
+    t.match(jobs.listSets(directory, 'vm1'), [{ name: 'a' }])
+    t.strictSame(tree(staging), [], name)
+  }
+  t.end()
+})
 
 t.test('in the same tick the end of a VM came last, and the state that stands is kept', async (t) => {
   const at = new Date('2026-01-01T00:00:00.000Z')
