@@ -102,6 +102,7 @@ t.test('what is wrong with a set is said, and the others are listed', async (t) 
     'hard',
     'foreign',
     'manifest',
+    'huge-meta',
   ])
     put(name)
   fs.rmSync(file('no-kern.ckp.kern'))
@@ -116,6 +117,7 @@ t.test('what is wrong with a set is said, and the others are listed', async (t) 
   fs.linkSync(file('hard.ckp'), path.join(scratch(t), 'elsewhere'))
   fs.writeFileSync(file('foreign.ckp'), 'BHYVE-CHECKPOINT-MANIFEST-1\n')
   fs.writeFileSync(file('manifest.ckp.manifest'), '{')
+  fs.truncateSync(file('huge-meta.ckp.meta'), 2 ** 40)
   fs.mkdirSync(file('folder.ckp'))
   fs.writeFileSync(file('stranger'), '')
   fs.writeFileSync(file('alone.ckp.kern'), '')
@@ -132,6 +134,7 @@ t.test('what is wrong with a set is said, and the others are listed', async (t) 
     hard: ['damaged', ['not-a-regular-file']],
     foreign: ['foreign', ['foreign-format']],
     manifest: ['damaged', ['manifest-invalid']],
+    'huge-meta': ['damaged', ['metadata-invalid']],
   }
   const listed = await client.listCheckpoints('vm1')
   t.equal(listed.length, Object.keys(expected).length)
@@ -330,6 +333,15 @@ t.test('manifests keep what this release does not know', async (t) => {
   t.strictSame(withHost({})?.host, host)
   for (const key of Object.keys(host))
     t.match(withHost({ [key]: 14 }), { host: undefined }, `${key} is no text`)
+  const changed = (change: Record<string, unknown>) =>
+    parseManifest(JSON.stringify({ ...(JSON.parse(text) as object), ...change }))
+  for (const key of ['vm', 'name', 'createdAt', 'version']) t.equal(changed({ [key]: [] }), undefined, key)
+  const fingerprint = { algorithm: 'sha256', kernel: '0'.repeat(64), metadata: 'f'.repeat(64) }
+  t.match(changed({ fingerprint }), { fingerprint })
+  for (const key of Object.keys(fingerprint)) {
+    const bad = { ...fingerprint, [key]: 'x' }
+    t.match(changed({ fingerprint: bad }), { fingerprint: undefined }, `a fingerprint of no ${key}`)
+  }
 })
 
 t.test('what was made in the same moment is listed by name', (t) => {
