@@ -3,12 +3,12 @@ import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
 import { createClientIn } from '../dist/client/client.js'
-import { loadNative } from '../dist/base/native.js'
+import { isFailure, loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/client/surroundings.js'
 import { jobs } from '../dist/worker/jobs.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from './crash/sets.mjs'
-import { inlinePool, intercept, scratch, serveByHand } from './support/index.js'
+import { failure, inlinePool, intercept, scratch, serveByHand } from './support/index.js'
 import { putSet } from './support/sets.js'
 
 const writeSet = writeAnySet as (base: string, tag: number) => void
@@ -146,11 +146,58 @@ for (const [how, rewrite] of Object.entries(rewritings)) {
     const at = new Date().toISOString()
     const restore = { at, again: false }
     t.match(jobs.markRestored(directory, 'vm1', 'a', identity, restore), { at }, 'this one is')
+    const held = jobs.holdSet(directory, 'a', identity, restore)
+    if (held === undefined) return t.fail('and is held')
+    native.close(held.descriptors.staging)
     rewrite(path.join(directory, 'a.ckp'))
     t.equal(jobs.markRestored(directory, 'vm1', 'a', identity, restore), undefined)
     t.equal(jobs.holdSet(directory, 'a', identity, restore), undefined)
   })
 }
+
+t.test('a set that changes while it is looked at is looked at again', (t) => {
+  const { directory } = store(t)
+  putSet(directory, 'a')
+  const memory = path.join(directory, 'a.ckp')
+  const meanwhile = [
+    () => failure('ENOENT', 'openat'),
+    () => fs.utimesSync(memory, new Date(), new Date(fs.statSync(memory).mtimeMs + 5000)),
+  ]
+  intercept(t, 'readStartAt', (_, name) => (name === 'a.ckp.meta' ? meanwhile.shift()?.() : undefined))
+  const { identity, listed } = jobs.lookAtSet(directory, 'vm1', 'a')
+  t.strictSame(meanwhile, [])
+  t.match(listed, { state: 'complete' })
+  t.equal(identity, jobs.lookAtSet(directory, 'vm1', 'a').identity)
+  t.end()
+})
+
+t.test('the lock is held for as long as sets are read', (t) => {
+  const { directory, staging } = store(t)
+  putSet(directory, 'a')
+  const other = native.openPath(staging, fs.constants.O_DIRECTORY)
+  if (isFailure(other)) return t.fail('open')
+  t.teardown(() => native.close(other))
+  const taken: unknown[] = []
+  intercept(t, 'readStartAt', () => void taken.push(native.lock(other, 'exclusive')))
+  jobs.listSets(directory, 'vm1')
+  jobs.getSet(directory, 'vm1', 'a')
+  t.ok(taken.length > 0)
+  t.strictSame([...new Set(taken)], [0], 'nobody has it alone')
+  t.end()
+})
+
+t.test('what goes while it is looked for was never there', (t) => {
+  const { directory, staging } = store(t)
+  fs.writeFileSync(path.join(staging, 'restore.lock'), '')
+  const goes = (file: string): (() => void) =>
+    intercept(t, 'openAt', (_, name) => (name === file ? failure('ENOENT', 'openat') : undefined))
+  const back = goes('restore.lock')
+  t.strictSame(jobs.listSets(directory, 'vm1'), [])
+  back()
+  goes('.staging')
+  t.equal(jobs.hasSets(directory), false)
+  t.end()
+})
 
 t.test('a set that is replaced while it is opened is held against its own digests', async (t) => {
   const run = fs.realpathSync(scratch(t))
