@@ -135,6 +135,11 @@ t.test('what was saved between a state and its copy may replace the copy', async
   const saved = { vm: 'vm1', name: 'suspend', poweredOff: false }
   t.doesNotThrow(() => assertNotOlder(directory, { ...saved, savedMs: createdAt.getTime() + 1 }))
   t.throws(() => assertNotOlder(directory, { ...saved, savedMs: createdAt.getTime() - 1 }))
+  for (const name of ['live', 'restored'])
+    t.doesNotThrow(
+      () => assertNotOlder(directory, { ...saved, name, savedMs: 1 }),
+      `${name} is no such state`,
+    )
 })
 
 for (const [what, change] of [

@@ -764,10 +764,14 @@ t.test('only runs of 64 KiB and more become holes', async (t) => {
     dialect: 'path',
   })
   const call = client.createCheckpoint('vm1')
-  await serve((folder) => writeGuest(path.join(folder, 'ckp'), bytes))
+  await serve((folder) => {
+    writeGuest(path.join(folder, 'ckp'), bytes)
+    fs.utimesSync(path.join(folder, 'ckp'), 1_000_000, 1_000_000)
+  })
   const { path: file } = await call
   t.ok(fs.readFileSync(file).equals(bytes))
   t.equal(stored(file), 8 * MiB - 2 * 64 * KiB)
+  t.equal(fs.statSync(file).mtimeMs, 1_000_000_000, 'and do not make it look younger')
 })
 
 t.test('a list of digests that bhyve has put up is not written to', async (t) => {

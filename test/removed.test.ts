@@ -40,6 +40,14 @@ t.test('what is destroyed is gone at once, and its blocks later', async (t) => {
   t.strictSame(takeRemovals(), [])
 })
 
+t.test('what is not there cannot be destroyed', (t) => {
+  const directory = store(t)
+  for (const where of [directory, path.join(directory, 'none'), path.join(directory, 'no/way')])
+    t.throws(() => jobs.destroySet(where, 'one'), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
+  t.strictSame(tree(directory), [])
+  t.end()
+})
+
 t.test('the lock is free meanwhile, and readers need not take it alone', async (t) => {
   const directory = store(t, 'one', 'two')
   jobs.destroySet(directory, 'one')
