@@ -4,6 +4,7 @@ import os from 'node:os'
 import path from 'node:path'
 import t, { type Test } from 'tap'
 import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
+import { knownStateOf, vmStateOf } from '../dist/bhyve/peer.js'
 import { PeerMemory } from '../dist/bhyve/peer_memory.js'
 import { Cancellation } from '../dist/base/cancellation.js'
 import type { CheckpointClient } from '../dist/client/checkpoint_client.js'
@@ -17,6 +18,7 @@ import { removeTree } from '../dist/fs/remove_tree.js'
 import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
 import { lastMemoryBytes, promisedSpace } from '../dist/store/staging/space.js'
 import type { Stage } from '../dist/store/stage.js'
+import { jobs } from '../dist/worker/jobs.js'
 import { failure, inlinePool, intercept, rejection, scratch, until } from './support/index.js'
 import { putSet } from './support/sets.js'
 
@@ -98,6 +100,18 @@ t.test('a bhyve that takes no connection is not waited for without end', async (
   const message = /took no request.*it was told nothing/
   t.match(error, { code: 'ERR_STALLED', begun: false, message, vm: 'vm1' })
   t.strictSame([...phases], ['queued'])
+})
+
+t.test('a bhyve that takes no more of a request was told something', async (t) => {
+  const bhyve = await start(t)
+  const root = scratch(t)
+  const client = clientIn(root, bhyve.runDirectory)
+  const goOn = intercept(t, 'send', () => failure('EAGAIN', 'send'))
+  const error = await rejection(client.createCheckpoint('vm1', { stallTimeout: 100 }))
+  t.match(error, { code: 'ERR_STALLED', message: /bhyve wrote nothing.*Nothing is published/ })
+  goOn()
+  await client.idle()
+  t.strictSame(fs.readdirSync(root), [])
 })
 
 t.test('a call that was given up before its turn came says nothing to bhyve', async (t) => {
@@ -243,6 +257,57 @@ t.test('of a bhyve that cannot be seen nobody says that it is gone', async (t) =
   show()
   t.match(native.processStatus(bhyve.pid), { state: 'running' })
   t.strictSame(fs.readdirSync(path.join(root, 'vm1/.staging')), [])
+})
+
+t.test('where no descriptor is left for a look, nothing is decided by it', (t) => {
+  const peer = { uid: process.geteuid!(), pid: process.pid, startedAt: undefined }
+  intercept(t, 'processStatus', () => failure('EMFILE', 'open'))
+  t.equal(vmStateOf(peer), 'unknown')
+  t.throws(() => knownStateOf(peer), { syscall: 'open' })
+  t.end()
+})
+
+t.test('what bhyve writes for another request is work for who waits behind it', (t) => {
+  const directory = path.join(scratch(t), 'vm1')
+  const request = {
+    directory,
+    name: 'a',
+    ifExists: 'replace',
+    durable: false,
+    memoryBytes: undefined,
+  } as const
+  const [mine, other] = [0, 1].map(() => {
+    const { id, descriptors } = jobs.createStage({ ...request, writerUid: process.geteuid!() })
+    t.teardown(() => Object.values(descriptors).forEach((descriptor) => native.close(descriptor)))
+    const handle = {
+      directoryPath: directory,
+      directory: descriptors.directory,
+      stage: descriptors.stage,
+      id,
+    }
+    const write = (file: string, text: string): void =>
+      fs.writeFileSync(path.join(directory, '.staging', id, 'in', file), text)
+    return { write, saved: () => jobs.savedSoFar(handle) }
+  })
+  const seen = ['', 'x', 'xy'].map((text) => {
+    if (text !== '') other!.write('ckp.kern', text)
+    t.match(mine!.saved(), { begun: false, bytes: 0, written: 0 })
+    return mine!.saved().othersProgress
+  })
+  t.equal(new Set(seen).size, 3)
+  mine!.write('ckp', 'RAM')
+  mine!.write('ckp.kern', 'x')
+  t.strictSame(mine!.saved(), { begun: true, bytes: 3, written: 4, othersProgress: '' })
+  t.end()
+})
+
+t.test('who fills a folder faster than it is emptied does not hold us for ever', (t) => {
+  const where = scratch(t)
+  fs.mkdirSync(path.join(where, 'filled'))
+  intercept(t, 'readDirectory', () => Buffer.from('one more\0'))
+  using directory = Directory.openPath(where)
+  t.throws(() => removeTree(directory, 'filled'), { code: 'ERR_SYSTEM', message: /somebody fills it/ })
+  t.end()
 })
 
 t.test('a look that fails after the end costs no checkpoint', async (t) => {

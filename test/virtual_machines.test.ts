@@ -208,6 +208,7 @@ t.test('a pid that was given to another process is never signalled', async (t) =
     startedAt: 'when the bhyve started that had this pid',
   })
   t.match(await rejection(client.pause('vm1')), { code: 'ERR_VM_NOT_RUNNING' })
+  t.match(await rejection(client.resume('vm1')), { code: 'ERR_VM_NOT_RUNNING' }, 'nor taken for the VM')
   t.equal(stateOf(pid), 'running')
 })
 
