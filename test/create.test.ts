@@ -103,7 +103,15 @@ t.test("the RAM in the checkpoint is the guest's, and stays the same", async (t)
 t.test('the top-level calls take the options of both', async (t) => {
   const { runDirectory } = await start(t)
   const checkpointDirectory = scratch(t)
-  const checkpoint = await createCheckpoint('vm1', { runDirectory, checkpointDirectory, name: 'top' })
+  let last: Progress | undefined
+  const onProgress = (progress: Progress): void => void (last = progress)
+  const checkpoint = await createCheckpoint('vm1', {
+    runDirectory,
+    checkpointDirectory,
+    name: 'top',
+    onProgress,
+  })
+  t.match(last, { bytes: MiB, totalBytes: MiB }, 'its size is known at last')
   t.match(await listCheckpoints('vm1', { checkpointDirectory }), [{ name: 'top', path: checkpoint.path }])
   t.strictSame(await destroyAll('vm1', { checkpointDirectory }), ['top'])
   t.strictSame(await listCheckpoints('vm1', { checkpointDirectory }), [])

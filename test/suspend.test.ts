@@ -57,9 +57,12 @@ t.test('createCheckpoint with poweroff is the same, under its own default name',
 
 t.test('the state is as old as the last byte of it, not as the publication', async (t) => {
   const { client, directory } = await start(t)
-  const { createdAt } = await client.suspend('vm1')
+  let last: Progress | undefined
+  const onProgress = (progress: Progress): void => void (last = progress)
+  const { createdAt } = await client.suspend('vm1', { onProgress })
   const metadata = fs.statSync(path.join(directory, 'suspend.ckp.meta'))
   t.equal(createdAt.getTime(), Math.floor(metadata.mtimeMs))
+  t.match(last, { bytes: MiB, totalBytes: MiB }, 'its size is known at last')
 })
 
 t.test('an exit that takes its time is waited for', async (t) => {
