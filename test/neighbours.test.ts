@@ -263,7 +263,7 @@ t.test('where no descriptor is left for a look, nothing is decided by it', (t) =
   const peer = { uid: process.geteuid!(), pid: process.pid, startedAt: undefined }
   intercept(t, 'processStatus', () => failure('EMFILE', 'open'))
   t.equal(vmStateOf(peer), 'unknown')
-  t.throws(() => knownStateOf(peer), { syscall: 'open' })
+  t.throws(() => knownStateOf(peer), { code: 'ERR_SYSTEM', syscall: 'open' })
   t.end()
 })
 
