@@ -4,7 +4,6 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { type Attributes, type Span, type SpanStatus, trace, type Tracer } from '@opentelemetry/api'
 import t from 'tap'
-import type { CheckpointClient } from 'bhyve-checkpoint'
 import { tracedClient } from '../dist/client/traced_client.js'
 import { createClient, type OperationEvent } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
@@ -189,15 +188,13 @@ t.test('the examples make spans and metrics of it', async (t) => {
 
 t.test('a traced call passes on all that it was given', async (t) => {
   const passed: unknown[] = []
-  const fake = new Proxy({} as CheckpointClient, {
-    get:
-      () =>
-      (...args: unknown[]) => {
-        passed.push(args)
-        return Promise.resolve(Object.assign([...args], { removed: [], blockers: [], warnings: [] }))
-      },
-  })
-  const traced = tracedClient(fake)
+  const call = (...args: unknown[]): Promise<unknown> => {
+    passed.push(args)
+    return Promise.resolve(Object.assign([...args], { removed: [], blockers: [], warnings: [] }))
+  }
+  const room: unknown = new Proxy({}, { get: () => call })
+  const rooms = new Proxy({}, { get: () => room }) as Parameters<typeof tracedClient>[0]
+  const traced = tracedClient(rooms, () => Promise.resolve())
   const given = ['vm1', {}, {}]
   for (const call of Object.values(traced) as ((...args: unknown[]) => Promise<unknown>)[])
     await call(...given)

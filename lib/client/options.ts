@@ -19,7 +19,7 @@ const dialects: readonly string[] = membersOf<Dialect | 'auto'>({
   descriptor: true,
 })
 
-interface ClientSettings {
+export interface ClientSettings {
   place: Omit<Place, 'vm'>
   layout: Layout
   /** The directories are of our own making, and go when they are empty. */

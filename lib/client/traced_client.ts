@@ -1,15 +1,29 @@
 /** A client whose every call runs under a tracing channel of `node:diagnostics_channel`; it decides nothing. */
 import { tracingChannel } from 'node:diagnostics_channel'
 import type { Checkpoint } from '../base/types.js'
+import type { MachineCalls } from './calls/machines.js'
+import type { RestoringCalls } from './calls/restoring.js'
+import type { SavingCalls } from './calls/saving.js'
+import type { StoredCalls } from './calls/stored.js'
 import type { CheckpointClient } from './checkpoint_client.js'
 import type { Operation, OperationEvent, OperationResult } from './operation_event.js'
 
 type Method = Exclude<keyof CheckpointClient, 'idle' | typeof Symbol.asyncDispose>
 
+/** The calls of a client, by what they are about. */
+export interface Rooms {
+  saving: SavingCalls
+  stored: StoredCalls
+  machines: MachineCalls
+  restoring: RestoringCalls
+}
+
 interface TracedCall<M extends Method> {
   operation: Operation
   /** The VM and the checkpoint it is about. */
   about: (...args: Parameters<CheckpointClient[M]>) => { vm?: unknown; checkpoint?: unknown }
+  /** Who does it. */
+  run: (rooms: Rooms, ...args: Parameters<CheckpointClient[M]>) => ReturnType<CheckpointClient[M]>
   /** What others see of its result. */
   summary: (value: Awaited<ReturnType<CheckpointClient[M]>>) => OperationResult
 }
@@ -26,73 +40,124 @@ const calls: { [M in Method]: TracedCall<M> } = {
   createCheckpoint: {
     operation: 'create',
     about: (vm, options) => ({ vm, checkpoint: options?.name ?? 'checkpoint' }),
+    run: ({ saving }, ...args) => saving.createCheckpoint(...args),
     summary: sizesOf,
   },
   suspend: {
     operation: 'suspend',
     about: (vm, options) => ({ vm, checkpoint: options?.name ?? 'suspend' }),
+    run: ({ saving }, ...args) => saving.suspend(...args),
     summary: sizesOf,
   },
-  listCheckpoints: { operation: 'list', about: ofVm, summary: countOf },
-  getCheckpoint: { operation: 'get', about: ofStored, summary: sizesOf },
-  destroyCheckpoint: { operation: 'destroy', about: ofStored, summary: nothing },
-  destroyAll: { operation: 'destroyAll', about: ofVm, summary: countOf },
+  listCheckpoints: {
+    operation: 'list',
+    about: ofVm,
+    run: ({ stored }, ...args) => stored.listCheckpoints(...args),
+    summary: countOf,
+  },
+  getCheckpoint: {
+    operation: 'get',
+    about: ofStored,
+    run: ({ stored }, ...args) => stored.getCheckpoint(...args),
+    summary: sizesOf,
+  },
+  destroyCheckpoint: {
+    operation: 'destroy',
+    about: ofStored,
+    run: ({ stored }, ...args) => stored.destroyCheckpoint(...args),
+    summary: nothing,
+  },
+  destroyAll: {
+    operation: 'destroyAll',
+    about: ofVm,
+    run: ({ stored }, ...args) => stored.destroyAll(...args),
+    summary: countOf,
+  },
   verifyCheckpoint: {
     operation: 'verify',
     about: ofStored,
+    run: ({ stored }, ...args) => stored.verifyCheckpoint(...args),
     summary: ({ ok, bytesRead }) => ({ ok, bytesRead }),
   },
-  pinCheckpoint: { operation: 'pin', about: ofStored, summary: nothing },
+  pinCheckpoint: {
+    operation: 'pin',
+    about: ofStored,
+    run: ({ stored }, ...args) => stored.pinCheckpoint(...args),
+    summary: nothing,
+  },
   pruneCheckpoints: {
     operation: 'prune',
     about: ofVm,
+    run: ({ stored }, ...args) => stored.pruneCheckpoints(...args),
     summary: ({ removed, freedBytes }) => ({ count: removed.length, freedBytes }),
   },
-  listStored: { operation: 'listStored', about: ofNoVm, summary: countOf },
+  listStored: {
+    operation: 'listStored',
+    about: ofNoVm,
+    run: ({ stored }, ...args) => stored.listStored(...args),
+    summary: countOf,
+  },
   suspendedCheckpoint: {
     operation: 'suspendedCheckpoint',
     about: ofVm,
+    run: ({ stored }, ...args) => stored.suspendedCheckpoint(...args),
     summary: (found) => (found === undefined ? { count: 0 } : { count: 1, ...sizesOf(found) }),
   },
-  pause: { operation: 'pause', about: ofVm, summary: nothing },
-  resume: { operation: 'resume', about: ofVm, summary: nothing },
-  listVirtualMachines: { operation: 'listVirtualMachines', about: ofNoVm, summary: countOf },
+  pause: {
+    operation: 'pause',
+    about: ofVm,
+    run: ({ machines }, ...args) => machines.pause(...args),
+    summary: nothing,
+  },
+  resume: {
+    operation: 'resume',
+    about: ofVm,
+    run: ({ machines }, ...args) => machines.resume(...args),
+    summary: nothing,
+  },
+  listVirtualMachines: {
+    operation: 'listVirtualMachines',
+    about: ofNoVm,
+    run: ({ machines }, ...args) => machines.listVirtualMachines(...args),
+    summary: countOf,
+  },
   planRestore: {
     operation: 'planRestore',
     about: ofStored,
+    run: ({ restoring }, ...args) => restoring.planRestore(...args),
     summary: ({ blockers }) => ({ ok: blockers.length === 0 }),
   },
-  restore: { operation: 'restore', about: ofStored, summary: ({ pid }) => ({ pid }) },
+  restore: {
+    operation: 'restore',
+    about: ofStored,
+    run: ({ restoring }, ...args) => restoring.restore(...args),
+    summary: ({ pid }) => ({ pid }),
+  },
 }
 
 export const operations: readonly Operation[] = Object.values(calls).map(({ operation }) => operation)
 
-export function tracedClient(client: CheckpointClient): CheckpointClient {
-  const traced = Object.entries(calls).map(([method, call]) => [method, tracedCall(client, method, call)])
-  return {
-    ...(Object.fromEntries(traced) as Pick<CheckpointClient, Method>),
-    idle: () => client.idle(),
-    [Symbol.asyncDispose]: () => client[Symbol.asyncDispose](),
-  }
+export function tracedClient(rooms: Rooms, idle: () => Promise<void>): CheckpointClient {
+  const traced = Object.entries(calls).map(([method, call]) => [method, tracedCall(rooms, call)])
+  const methods = Object.fromEntries(traced) as Pick<CheckpointClient, Method>
+  return { ...methods, idle, [Symbol.asyncDispose]: idle }
 }
 
 type AnyCall = (...args: unknown[]) => Promise<unknown>
 interface AnyTracedCall {
   operation: Operation
+  run: (rooms: Rooms, ...args: never[]) => Promise<unknown>
   about: (...args: never[]) => { vm?: unknown; checkpoint?: unknown }
   summary: (value: never) => OperationResult
 }
 
-/** The compiler has checked the table; from here on a call is a name. */
-function tracedCall(client: CheckpointClient, method: string, call: AnyTracedCall): AnyCall {
-  const { operation, about, summary } = call
+function tracedCall(rooms: Rooms, { operation, about, run, summary }: AnyTracedCall): AnyCall {
   const channel = channelOf(operation)
-  const run = Reflect.get(client, method) as AnyCall
   return async (...args) => {
     const event = eventOf(operation, about(...(args as never[])))
     const outcome: { value?: unknown } = {}
     await channel.tracePromise(async () => {
-      const value = await run.apply(client, args)
+      const value = await run(rooms, ...(args as never[]))
       outcome.value = value
       return summary(value as never)
     }, event)

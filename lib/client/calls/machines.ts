@@ -1,0 +1,63 @@
+/** Calls for the process of a VM: pause, resume, and which VMs there are. */
+import { assertBoolean, assertOptions, assertPid } from '../../base/assertions.js'
+import { peerWithPid, setPaused } from '../../bhyve/pause.js'
+import { assertTrusted } from '../../bhyve/peer.js'
+import { findPeer } from '../../bhyve/probe.js'
+import { describeVm } from '../../bhyve/virtual_machines.js'
+import { CheckpointError } from '../../base/errors.js'
+import { assertVmName } from '../../base/names.js'
+import type { VirtualMachine } from '../../base/types.js'
+import { type Session } from '../session.js'
+
+export class MachineCalls {
+  readonly #session: Session
+
+  constructor(session: Session) {
+    this.#session = session
+  }
+
+  async pause(vm: string, options: { pid?: number | undefined } = {}): Promise<void> {
+    assertVmName(vm)
+    this.#assertNotAsked(vm)
+    return this.#session.explained(`pausing VM '${vm}'`, () => ({ vm }), this.#setPaused(vm, true, options))
+  }
+
+  #assertNotAsked(vm: string): void {
+    if (!this.#session.requests.has(vm)) return
+    const message = `VM '${vm}' is being asked for a checkpoint: stopped now, it would never end`
+    throw new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm, holderPid: process.pid })
+  }
+
+  async resume(vm: string, options: { pid?: number | undefined } = {}): Promise<void> {
+    assertVmName(vm)
+    return this.#session.explained(`resuming VM '${vm}'`, () => ({ vm }), this.#setPaused(vm, false, options))
+  }
+
+  async #setPaused(vm: string, paused: boolean, options: { pid?: number | undefined }): Promise<void> {
+    assertOptions(options, 'the options', ['pid'])
+    const place = { ...this.#session.settings.place, vm }
+    if (options.pid !== undefined) {
+      assertPid(options.pid)
+      return setPaused(peerWithPid(options.pid, place), paused, place)
+    }
+    const sockets = await this.#session.vmJobs.locateSocket(place)
+    const { peer, located } = findPeer(sockets, place, this.#session.surroundings.peers)
+    assertTrusted(peer, located, place)
+    // A request may have been made meanwhile. One that comes after the stop finds the VM paused.
+    if (paused) this.#assertNotAsked(vm)
+    return setPaused(peer, paused, place)
+  }
+
+  async listVirtualMachines(options: { connect?: boolean | undefined } = {}): Promise<VirtualMachine[]> {
+    assertOptions(options, 'the options', ['connect'])
+    const { connect = true } = options
+    assertBoolean(connect, 'connect')
+    const { place } = this.#session.settings
+    const found = this.#session.explained(
+      'listing virtual machines',
+      () => ({}),
+      this.#session.vmJobs.findSockets(place),
+    )
+    return (await found).map((one) => describeVm(one, place, this.#session.surroundings.peers, connect))
+  }
+}

@@ -1,0 +1,79 @@
+/** planRestore and restore. */
+import { Cancellation } from '../../base/cancellation.js'
+import { descriptorsOf } from '../descriptor_budget.js'
+import { restoreSettings } from '../../operations/settings.js'
+import { planRestore, type RestoreContext } from '../../operations/restore/plan.js'
+import { restore, type Restored } from '../../operations/restore/restore.js'
+import type { RestoreOptions, RestorePlan } from '../../base/types.js'
+import { about, type Session } from '../session.js'
+
+/** What a cancel leaves: before bhyve is started, and after. */
+const outcome = {
+  before: 'nothing was started',
+  meanwhile: 'bhyve was started and goes on (client.idle() waits until it serves or has ended)',
+} as const
+
+export class RestoringCalls {
+  readonly #session: Session
+
+  constructor(session: Session) {
+    this.#session = session
+  }
+
+  async planRestore(vm: string, name: string, options: RestoreOptions): Promise<RestorePlan> {
+    return this.#restoring(
+      'planning to restore',
+      vm,
+      name,
+      options,
+      async (context, settings, cancellation) => {
+        const plan = () => planRestore(context, settings)
+        const count = settings.verify ? descriptorsOf.verify : 0
+        return (await this.#session.surroundings.descriptors().during(count, cancellation, plan)).plan
+      },
+    )
+  }
+
+  async restore(vm: string, name: string, options: RestoreOptions): Promise<Restored> {
+    return this.#restoring('restoring', vm, name, options, (context, settings, cancellation) => {
+      this.#session.assertCan('restore', `restoring checkpoint '${name}' of VM '${vm}'`, vm, name)
+      const count = descriptorsOf.restore + (settings.verify ? descriptorsOf.verify : 0)
+      const begin = () => restore(context, settings, cancellation)
+      return this.#session.tracked(
+        this.#session.surroundings.descriptors().during(count, cancellation, begin),
+      )
+    })
+  }
+
+  async #restoring<T>(
+    verb: string,
+    vm: string,
+    name: string,
+    options: RestoreOptions,
+    work: (
+      context: RestoreContext,
+      settings: ReturnType<typeof restoreSettings>,
+      cancellation: Cancellation,
+    ) => Promise<T>,
+  ): Promise<T> {
+    const settings = about(vm, () => restoreSettings(vm, name, options))
+    const { signal, timeout } = settings
+    const doing = `${verb} checkpoint '${name}' of VM '${vm}'`
+    const cancellation = new Cancellation({ signal, timeout, doing, vm, ...outcome })
+    cancellation.throwIfCancelled()
+    const { peers, host, system, defaultRunDirectory } = this.#session.surroundings
+    const place = { ...this.#session.settings.place, vm }
+    const context = {
+      store: this.#session.store,
+      vmJobs: this.#session.vmJobs,
+      place,
+      peers,
+      host,
+      system,
+      cancellation,
+      defaultRunDirectory,
+    }
+    const task = work(context, settings, cancellation).finally(() => cancellation[Symbol.dispose]())
+    return this.#session.explained(doing, () => ({ vm, checkpoint: name }), cancellation.race(task))
+  }
+}

@@ -1,0 +1,106 @@
+/** createCheckpoint and suspend. */
+import { assertOptions } from '../../base/assertions.js'
+import { Cancellation } from '../../base/cancellation.js'
+import { descriptorsOf } from '../descriptor_budget.js'
+import { vmStateOf } from '../../bhyve/peer.js'
+import type { SavingCall } from '../../operations/saving/call.js'
+import { suspend } from '../../operations/suspend.js'
+import { create } from '../../operations/create.js'
+import { createOptions, createSettings, type SaveSettings } from '../../operations/settings.js'
+import { ProgressReporter } from '../../operations/progress.js'
+import { sharedPool } from '../../pool/pool.js'
+import type { Checkpoint, CreateOptions } from '../../base/types.js'
+import { VmQueue } from '../vm_queue.js'
+import { about, type Session } from '../session.js'
+
+const suspendOptions = createOptions.filter((option) => option !== 'poweroff')
+
+/** What a cancel leaves: before bhyve is asked, and after. */
+const outcomes = {
+  checkpoint: {
+    before: 'nothing was sent to bhyve',
+    meanwhile:
+      'bhyve was asked and goes on to the end of its work; nothing is published (client.idle() waits for that)',
+  },
+  suspend: {
+    before: 'nothing was sent to bhyve',
+    meanwhile:
+      'bhyve was asked and goes on; the state of the VM is published once it is saved (client.idle() waits for that)',
+  },
+} as const
+
+export class SavingCalls {
+  readonly #queue = new VmQueue()
+  readonly #session: Session
+
+  constructor(session: Session) {
+    this.#session = session
+  }
+
+  async createCheckpoint(vm: string, options: CreateOptions = {}): Promise<Checkpoint> {
+    const settings = about(vm, () => createSettings(vm, options, this.#session.settings.place.dialect))
+    const { signal, timeout, name } = settings
+    const doing = settings.poweroff
+      ? `suspending VM '${vm}' as checkpoint '${name}'`
+      : `creating checkpoint '${name}' of VM '${vm}'`
+    this.#session.assertCan('create', doing, vm, name)
+    const outcome = settings.poweroff ? outcomes.suspend : outcomes.checkpoint
+    const cancellation = new Cancellation({ signal, timeout, doing, vm, ...outcome })
+    cancellation.throwIfCancelled()
+    const asked: SavingCall['asked'] = {}
+    const progress = new ProgressReporter(settings, cancellation)
+    const call = { cancellation, progress, asked }
+    const task = this.#create(settings, call).finally(() => cancellation[Symbol.dispose]())
+    const details = () => ({
+      vm,
+      checkpoint: name,
+      vmState: asked.peer === undefined ? ('unknown' as const) : vmStateOf(asked.peer),
+    })
+    return this.#session.explained(doing, details, cancellation.race(this.#session.tracked(task)))
+  }
+
+  async #create(settings: SaveSettings, call: SavingCall): Promise<Checkpoint> {
+    const { vm } = settings
+    const { cancellation } = call
+    call.progress.report('queued')
+    this.#session.requests.begin(vm)
+    const endTurn = await this.#queue.turn(vm, cancellation).catch((error: unknown) => {
+      this.#session.requests.end(vm)
+      throw error
+    })
+    // A call that gave up leaves the order to bhyve's own queue: its request may never end.
+    cancellation.onCancel(endTurn)
+    try {
+      const place = { ...this.#session.settings.place, vm }
+      const { system, peers, exitPatienceMs, descriptors } = this.#session.surroundings
+      const context = {
+        store: this.#session.store,
+        vmJobs: this.#session.vmJobs,
+        place,
+        system,
+        peers,
+        exitPatienceMs,
+      }
+      const { count, save } = settings.poweroff
+        ? { count: descriptorsOf.suspend, save: suspend }
+        : { count: descriptorsOf.checkpoint, save: create }
+      return await descriptors().during(count, cancellation, () =>
+        this.#keepingThread(settings.poweroff, () => save(context, settings, call)),
+      )
+    } finally {
+      endTurn()
+      this.#session.requests.end(vm)
+    }
+  }
+
+  /** A suspend that was asked for must find a thread, whatever the host program opens meanwhile. */
+  #keepingThread<T>(isNeeded: boolean, work: () => Promise<T>): Promise<T> {
+    return isNeeded ? sharedPool().keepingThread(work) : work()
+  }
+
+  async suspend(vm: string, options: Omit<CreateOptions, 'poweroff'> = {}): Promise<Checkpoint> {
+    assertOptions(options, 'the options', suspendOptions)
+    const { name = 'suspend' } = options
+    return this.createCheckpoint(vm, { ...options, name, poweroff: true })
+  }
+}

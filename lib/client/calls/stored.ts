@@ -1,0 +1,153 @@
+/** Calls for what is stored: no VM is asked. */
+import { types } from 'node:util'
+import { assertBoolean, assertCallback, assertOptions, assertSignal, invalid } from '../../base/assertions.js'
+import { Cancellation } from '../../base/cancellation.js'
+import { descriptorsOf } from '../descriptor_budget.js'
+import type { CheckpointClient } from '../checkpoint_client.js'
+import { assertCheckpointName, assertVmName } from '../../base/names.js'
+import { assertPolicy } from '../../operations/settings.js'
+import { ProgressReporter } from '../../operations/progress.js'
+import type {
+  Checkpoint,
+  ListedCheckpoint,
+  PrunePolicy,
+  VerificationReport,
+  VerifyOptions,
+} from '../../base/types.js'
+import { verifyContent } from '../../operations/verify.js'
+import { about, type Session } from '../session.js'
+
+/** What a cancel leaves: before a file is read, and after. */
+const verifying = {
+  before: 'nothing was read',
+  meanwhile: 'the reading stops (client.idle() waits for that)',
+} as const
+
+export class StoredCalls {
+  readonly #session: Session
+
+  constructor(session: Session) {
+    this.#session = session
+  }
+
+  async listCheckpoints(vm: string): Promise<ListedCheckpoint[]> {
+    assertVmName(vm)
+    return this.#session.explained(
+      `listing the checkpoints of VM '${vm}'`,
+      () => ({ vm }),
+      this.#session.store.jobs.listSets(this.#session.store.directoryOf(vm), vm),
+    )
+  }
+
+  async getCheckpoint(vm: string, name: string): Promise<Checkpoint> {
+    return this.#onStored('reading', vm, name, (directory) =>
+      this.#session.store.jobs.getSet(directory, vm, name),
+    )
+  }
+
+  async destroyCheckpoint(vm: string, name: string): Promise<void> {
+    return this.#onStored('destroying', vm, name, (directory) =>
+      this.#session.store.jobs.destroySet(directory, name),
+    )
+  }
+
+  async destroyAll(vm: string): Promise<string[]> {
+    assertVmName(vm)
+    return this.#session.explained(
+      `destroying the checkpoints of VM '${vm}'`,
+      () => ({ vm }),
+      this.#session.store.jobs.destroySets(
+        this.#session.store.directoryOf(vm),
+        this.#session.store.ownsDirectories,
+      ),
+    )
+  }
+
+  async verifyCheckpoint(vm: string, name: string, options: VerifyOptions = {}): Promise<VerificationReport> {
+    assertOptions(options, 'VerifyOptions', ['depth', 'signal', 'onProgress'])
+    const { depth = 'structure', signal, onProgress } = options
+    if (depth !== 'structure' && depth !== 'content')
+      throw invalid("depth must be 'structure' or 'content'", depth)
+    assertSignal(signal)
+    assertCallback(onProgress)
+    assertVmName(vm)
+    assertCheckpointName(name, vm)
+    const doing = `verifying checkpoint '${name}' of VM '${vm}'`
+    if (depth === 'content') this.#session.assertCan('verify content', doing, vm, name)
+    const cancellation = new Cancellation({ signal, doing, vm, ...verifying })
+    cancellation.throwIfCancelled()
+    const startedAt = performance.now()
+    const progress = new ProgressReporter({ vm, name, onProgress, memoryBytes: undefined }, cancellation)
+    const task = this.#onStored('verifying', vm, name, (directory) =>
+      depth === 'structure'
+        ? this.#session.store.jobs.verifySet(directory, name)
+        : this.#session.surroundings.descriptors().during(descriptorsOf.verify, cancellation, () => {
+            cancellation.begin()
+            return verifyContent({ store: this.#session.store, vm, name, cancellation, progress })
+          }),
+    ).finally(() => cancellation[Symbol.dispose]())
+    const report = await cancellation.race(this.#session.tracked(task))
+    return { ...report, elapsedMs: performance.now() - startedAt }
+  }
+
+  async pinCheckpoint(vm: string, name: string, pinned = true): Promise<void> {
+    assertBoolean(pinned, 'pinned')
+    assertVmName(vm)
+    assertCheckpointName(name, vm)
+    this.#session.assertCan('pin', `pinning checkpoint '${name}' of VM '${vm}'`, vm, name)
+    return this.#onStored('pinning', vm, name, (directory) =>
+      this.#session.store.jobs.pinSet(directory, vm, name, pinned),
+    )
+  }
+
+  async pruneCheckpoints(vm: string, policy: PrunePolicy): ReturnType<CheckpointClient['pruneCheckpoints']> {
+    assertVmName(vm)
+    about(vm, () => assertPolicy(policy))
+    const { keepLast, keepWithinMs, maxBytes, dryRun } = policy
+    const rules = { keepLast, keepWithinMs, maxBytes, dryRun }
+    return this.#session.explained(
+      `pruning the checkpoints of VM '${vm}'`,
+      () => ({ vm }),
+      this.#session.store.jobs.pruneSets(this.#session.store.directoryOf(vm), vm, rules, Date.now()),
+    )
+  }
+
+  async listStored(): Promise<string[]> {
+    return this.#session.explained(
+      'listing the VMs that have checkpoints',
+      () => ({}),
+      this.#session.store.storedVms(),
+    )
+  }
+
+  async suspendedCheckpoint(
+    vm: string,
+    options: { since?: Date | undefined } = {},
+  ): Promise<Checkpoint | undefined> {
+    assertVmName(vm)
+    assertOptions(options, 'the options', ['since'])
+    const { since = new Date(0) } = options
+    // A date of a context of `node:vm` too, as what this library resolves with is of the main one.
+    if (!types.isDate(since) || Number.isNaN(since.getTime())) throw invalid('since must be a Date', since)
+    return this.#session.explained(
+      `looking for the state of suspended VM '${vm}'`,
+      () => ({ vm }),
+      this.#session.store.suspended(vm, since.getTime()),
+    )
+  }
+
+  async #onStored<T>(
+    doing: string,
+    vm: string,
+    name: string,
+    call: (directory: string) => Promise<T>,
+  ): Promise<T> {
+    assertVmName(vm)
+    assertCheckpointName(name, vm)
+    return this.#session.explained(
+      `${doing} checkpoint '${name}' of VM '${vm}'`,
+      () => ({ vm, checkpoint: name }),
+      call(this.#session.store.directoryOf(vm)),
+    )
+  }
+}

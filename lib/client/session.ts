@@ -1,0 +1,83 @@
+/** What the calls of one client share. */
+import type { Ability } from './runtime.js'
+import { assertRuntimeCan } from './runtime.js'
+import { AbortError, type ErrorDetails, toCheckpointError, withDetails } from '../base/errors.js'
+import type { ClientOptions } from '../base/types.js'
+import { type VmJobs, vmJobs } from '../operations/jobs.js'
+import { Store } from '../store/store.js'
+import { type ClientSettings, clientSettings } from './options.js'
+import type { Surroundings } from './surroundings.js'
+
+/** What is wrong with the arguments of a call for a VM says so. */
+export function about<T>(vm: string, check: () => T): T {
+  try {
+    return check()
+  } catch (error) {
+    throw typeof vm === 'string' ? withDetails(error, { vm }) : error
+  }
+}
+
+/** VMs with a request of this client in flight, cancelled ones included, and how many. */
+class Requests {
+  readonly #counts = new Map<string, number>()
+
+  has(vm: string): boolean {
+    return this.#counts.has(vm)
+  }
+
+  begin(vm: string): void {
+    this.#counts.set(vm, (this.#counts.get(vm) ?? 0) + 1)
+  }
+
+  end(vm: string): void {
+    const left = (this.#counts.get(vm) ?? 1) - 1
+    if (left === 0) this.#counts.delete(vm)
+    else this.#counts.set(vm, left)
+  }
+}
+
+export class Session {
+  readonly surroundings: Surroundings
+  readonly settings: ClientSettings
+  readonly store: Store
+  readonly vmJobs: VmJobs
+  readonly requests = new Requests()
+  readonly #inFlight = new Set<Promise<unknown>>()
+
+  constructor(surroundings: Surroundings, options: ClientOptions) {
+    this.surroundings = surroundings
+    this.settings = clientSettings(options, surroundings)
+    const pool = surroundings.pool()
+    this.store = new Store(pool, this.settings.layout, this.settings.ownsDirectories)
+    this.vmJobs = vmJobs(pool)
+  }
+
+  assertCan(ability: Ability, doing: string, vm: string, checkpoint: string): void {
+    assertRuntimeCan(this.surroundings.runtime, ability, { doing, vm, checkpoint })
+  }
+
+  /** Every rejection says what was being done, and to which VM and checkpoint. */
+  async explained<T>(doing: string, details: () => ErrorDetails, task: Promise<T>): Promise<T> {
+    try {
+      return await task
+    } catch (error) {
+      throw error instanceof AbortError ? error : withDetails(toCheckpointError(error, doing), details())
+    }
+  }
+
+  /** `idle()` waits for it. */
+  tracked<T>(task: Promise<T>): Promise<T> {
+    const settled = task.then(
+      () => undefined,
+      () => undefined,
+    )
+    this.#inFlight.add(settled)
+    void settled.then(() => this.#inFlight.delete(settled))
+    return task
+  }
+
+  async idle(): Promise<void> {
+    while (this.#inFlight.size > 0) await Promise.allSettled(this.#inFlight)
+    await this.surroundings.pool().emptied()
+  }
+}
