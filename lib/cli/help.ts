@@ -1,6 +1,6 @@
 /** The help texts, within 80 columns. */
 import type { Command, OptionSpec } from './command.js'
-import { commands } from './commands/index.js'
+import { commands } from './commands/all_commands.js'
 import { clientOptions, commonOptions } from './parse.js'
 
 export function overview(): string[] {

@@ -2,9 +2,9 @@
 /** The command line: a thin user of the public surface. */
 import fs from 'node:fs'
 import type { Command, Context } from './command.js'
-import { commands } from './commands/index.js'
-import { wordsFor } from './completion.js'
-import { describeFailure } from './describe.js'
+import { commands } from './commands/all_commands.js'
+import { wordsFor } from './completion_words.js'
+import { describeFailure } from './checkpoint_text.js'
 import { exitStatus } from './exit_status.js'
 import { helpOn, overview } from './help.js'
 import { Interrupt } from './interrupt.js'

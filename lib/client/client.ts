@@ -1,9 +1,9 @@
 /** `createClient`: options in, calls out. */
 import type { ClientOptions } from '../base/types.js'
-import { MachineCalls } from './calls/machines.js'
-import { RestoringCalls } from './calls/restoring.js'
-import { SavingCalls } from './calls/saving.js'
-import { StoredCalls } from './calls/stored.js'
+import { MachineCalls } from './calls/machine_calls.js'
+import { RestoringCalls } from './calls/restoring_calls.js'
+import { SavingCalls } from './calls/saving_calls.js'
+import { StoredCalls } from './calls/stored_calls.js'
 import type { CheckpointClient } from './checkpoint_client.js'
 import { Session } from './session.js'
 import { realSurroundings, type Surroundings } from './surroundings.js'

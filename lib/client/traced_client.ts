@@ -1,10 +1,10 @@
 /** A client whose every call runs under a tracing channel of `node:diagnostics_channel`; it decides nothing. */
 import { tracingChannel } from 'node:diagnostics_channel'
 import type { Checkpoint } from '../base/types.js'
-import type { MachineCalls } from './calls/machines.js'
-import type { RestoringCalls } from './calls/restoring.js'
-import type { SavingCalls } from './calls/saving.js'
-import type { StoredCalls } from './calls/stored.js'
+import type { MachineCalls } from './calls/machine_calls.js'
+import type { RestoringCalls } from './calls/restoring_calls.js'
+import type { SavingCalls } from './calls/saving_calls.js'
+import type { StoredCalls } from './calls/stored_calls.js'
 import type { CheckpointClient } from './checkpoint_client.js'
 import type { Operation, OperationEvent, OperationResult } from './operation_event.js'
 

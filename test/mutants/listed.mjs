@@ -10,7 +10,7 @@ export const listed = [
   // A VM's state.
   change(
     'suspend-not-held',
-    'lib/operations/saving/request.ts',
+    'lib/operations/saving/vm_request.ts',
     'durability failures',
     'asked.holdsState = true',
     'asked.holdsState = false',
@@ -185,14 +185,14 @@ export const listed = [
   ),
   change(
     'queued-behind-is-served',
-    'lib/operations/saving/request.ts',
+    'lib/operations/saving/vm_request.ts',
     'suspend suspended_state killed_manager',
     'if ((await isUntouched(asking.stage)) === false) {',
     '{',
   ),
   change(
     'failed-look-is-service',
-    'lib/operations/saving/request.ts',
+    'lib/operations/saving/vm_request.ts',
     'suspend suspended_state killed_manager',
     'if ((await isUntouched(asking.stage)) === false) {',
     'if ((await isUntouched(asking.stage)) !== true) {',
@@ -526,7 +526,7 @@ export const listed = [
   change('turn-kept', 'lib/client/vm_queue.ts', 'lifecycle', 'end()\n      throw error', 'throw error'),
   change(
     'cancel-while-recorded',
-    'lib/operations/saving/request.ts',
+    'lib/operations/saving/vm_request.ts',
     'lifecycle suspend suspended_state killed_manager',
     'await stage.recordWriter({ ...peer, dialect })\n  cancellation.begin()',
     'await stage.recordWriter({ ...peer, dialect })',
@@ -540,7 +540,7 @@ export const listed = [
   ),
   change(
     'not-running-asked-again',
-    'lib/operations/saving/request.ts',
+    'lib/operations/saving/vm_request.ts',
     'hostile',
     "if (knownStateOf(sent.peer) !== 'running') return false",
     '',

@@ -1,7 +1,7 @@
 /** create, suspend. */
 import type { Checkpoint, CreateOptions } from '../../index.js'
 import type { Command, Context, OptionSpec } from '../command.js'
-import { checkpointMessage, savedLines } from '../describe.js'
+import { checkpointMessage, savedLines } from '../checkpoint_text.js'
 import { exitStatus } from '../exit_status.js'
 import { parseDuration, parseSize } from '../values.js'
 import { interruptible } from '../waiting.js'

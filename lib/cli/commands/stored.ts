@@ -1,7 +1,7 @@
 /** list, show, verify, destroy, destroyall, prune, pin. */
 import type { ListedCheckpoint, PrunePolicy } from '../../index.js'
 import type { Command, Context, Values } from '../command.js'
-import { checkpointLines, checkpointMessage, checkpointTable } from '../describe.js'
+import { checkpointLines, checkpointMessage, checkpointTable } from '../checkpoint_text.js'
 import { exitStatus } from '../exit_status.js'
 import { placeFrom } from '../parse.js'
 import { UsageError } from '../usage_error.js'

@@ -7,7 +7,7 @@ import { hostFacts } from '../../checkpoint/host.js'
 import type { Stage } from '../../store/stage.js'
 import type { SaveSettings } from '../settings.js'
 import type { SavingCall, SavingContext } from './call.js'
-import { assertPathsFit } from './request.js'
+import { assertPathsFit } from './vm_request.js'
 
 export interface Reservation {
   /** RAM of unknown size counts as so many bytes; undefined: room is not asked for then. */

@@ -4,7 +4,7 @@ import { vmStateOf } from '../../bhyve/peer.js'
 import { CheckpointError } from '../../base/errors.js'
 import type { Problem, VmState } from '../../base/types.js'
 import type { Collected } from '../../store/staging/collect.js'
-import type { Answer } from './request.js'
+import type { Answer } from './vm_request.js'
 import type { Suspending } from './suspending.js'
 
 /**

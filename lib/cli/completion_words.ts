@@ -1,7 +1,7 @@
 /** What a shell asks when Tab is pressed. */
 import { setTimeout } from 'node:timers/promises'
 import type { Command, Context } from './command.js'
-import { commands } from './commands/index.js'
+import { commands } from './commands/all_commands.js'
 import { optionsOf } from './parse.js'
 
 /** A shell that waits longer for names than this is worse than one that shows none. */
