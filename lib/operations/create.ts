@@ -33,7 +33,7 @@ export function create(
     })
     cancellation.throwIfCancelled()
     const verdict = await judge(stage, settings, progress)
-    if (verdict.kind === 'broken') throw failed(answer, settings, verdict.collected.problems)
+    if (verdict.kind === 'broken') throw notWhole(answer, settings, verdict.collected.problems)
     const { set } = verdict
     const content = await scan(stage, set.memoryBytes, settings, cancellation, progress)
     cancellation.throwIfCancelled()
@@ -43,7 +43,7 @@ export function create(
   })
 }
 
-function failed(answer: Answer, { vm, name }: SaveSettings, problems: readonly Problem[]): CheckpointError {
+function notWhole(answer: Answer, { vm, name }: SaveSettings, problems: readonly Problem[]): CheckpointError {
   const vmState: VmState = vmStateOf(answer.peer)
   const reply = answer.replyError
   const said = reply === undefined ? '' : ` bhyve said: ${reply}.`

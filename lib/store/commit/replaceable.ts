@@ -22,7 +22,7 @@ export function assertReplaceable(directory: Directory, name: string, ifExists: 
 }
 
 /** What is going to take a name. */
-export interface Saved {
+export interface Candidate {
   vm: string
   name: string
   savedMs: number
@@ -33,7 +33,7 @@ export interface Saved {
  * What was saved later is never replaced by what was saved before it, where one of the two is a suspended VM. Two
  * managers may publish in another order than bhyve wrote.
  */
-export function assertNotOlder(directory: Directory, saved: Saved): void {
+export function assertNotOlder(directory: Directory, saved: Candidate): void {
   const { vm, name, savedMs, poweredOff } = saved
   const [standing] = listedSet(directory, vm, name)
   if (standing === undefined || standing.state === 'foreign') return
