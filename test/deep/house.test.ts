@@ -5,6 +5,10 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { scratch } from '../support/index.js'
+// @ts-expect-error: a plain module
+import { listed as anyListed } from '../mutants/listed.mjs'
+
+const listed = anyListed as { id: string; file: string; from: string }[]
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 
@@ -48,4 +52,11 @@ t.test('what breaks it is found, type-only imports included', async (t) => {
   t.not(code, 0)
   for (const [file, plant, rule] of planted)
     t.match(output, `error ${rule}: lib/${file}`, `${plant} in ${file}`)
+})
+
+t.test('each listed change can be made', async (t) => {
+  for (const { id, file, from } of listed) {
+    const parts = fs.readFileSync(path.join(root, file), 'utf8').split(from)
+    t.equal(parts.length, 2, `${id}: stands once in ${file}`)
+  }
 })
