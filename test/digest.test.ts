@@ -18,6 +18,8 @@ import { ProgressReporter } from '../dist/operations/progress.js'
 import { watchSaving } from '../dist/operations/saving/watch_saving.js'
 import { forEachSlice, StopFlag } from '../dist/operations/slices.js'
 import type { Stage } from '../dist/store/stage.js'
+import { OpenFile } from '../dist/fs/open_file.js'
+import { jobs } from '../dist/worker/jobs.js'
 import {
   checkpointFiles,
   fixtures,
@@ -952,6 +954,28 @@ t.test('what is swapped in while it is digested is noticed', async (t) => {
     }
   }
   t.ok(fs.statSync(secret).blocks * 512 >= 12 * MiB, 'no hole was made in what is not ours')
+})
+
+t.test('where the list of digests has an end, all of the RAM behind it is damaged', async (t) => {
+  const file = path.join(scratch(t), 'file')
+  fs.writeFileSync(file, Buffer.alloc(2 * chunk))
+  const descriptor = fs.openSync(file, 'r')
+  t.teardown(() => fs.closeSync(descriptor))
+  const slice = { from: chunk, to: 2 * chunk, chunkBytes: chunk, stop: new Int32Array(1) }
+  const recorded = { listAt: 2 * chunk } as Parameters<typeof jobs.compareSlice>[2]
+  const found = jobs.compareSlice(descriptor, descriptor, recorded, slice)
+  t.strictSame(found, { bytesRead: 0, damaged: [{ from: chunk, to: 2 * chunk }] })
+})
+
+t.test('a disk that is full says so', (t) => {
+  const { writeSync } = fs
+  t.teardown(() => (fs.writeSync = writeSync))
+  fs.writeSync = () => {
+    throw Object.assign(new Error('ENOSPC'), { code: 'ENOSPC', errno: -errno.ENOSPC, syscall: 'write' })
+  }
+  const file = OpenFile.borrow(-1, '/a/file')
+  t.throws(() => file.writeAt(Buffer.alloc(1), 0), { code: 'ERR_NO_SPACE', path: '/a/file' })
+  t.end()
 })
 
 t.test('a file that is cut off while it is digested', async (t) => {

@@ -523,6 +523,19 @@ t.test('a bhyve that outlives its manager: its checkpoint is not needed', async 
   t.strictSame(tree(path.join(directory, '.staging')), [])
 })
 
+t.test('a stage that somebody removed is not taken for another one of its name', (t) => {
+  const directory = store(t)
+  const [gone, other] = [new MadeStage(directory), new MadeStage(directory, { name: 'other' })]
+  gone.prepare()
+  fs.rmSync(gone.path, { recursive: true })
+  other.release()
+  fs.renameSync(other.path, gone.path)
+  t.throws(() => jobs.settleStage(gone.handle), { code: 'ERR_SYSTEM', message: /somebody removed/ })
+  gone.release()
+  t.match(list(directory), [{ name: 'other', state: 'complete' }])
+  t.end()
+})
+
 t.test('a live stage: removed or left, by what its bhyve does', async (t) => {
   const directory = store(t)
   const status = native.processStatus(process.pid)
@@ -595,6 +608,23 @@ t.test("a suspend's records are on the disk before bhyve gets a byte, even witho
     'sync .staging/ID/peer.new',
     'rename .staging/ID/peer.new -> .staging/ID/peer',
   ])
+})
+
+t.test('a pass that makes no holes opens the RAM for reading, and needs no fsync', (t) => {
+  const directory = store(t)
+  const stage = new MadeStage(directory)
+  jobs.collectStage(stage.handle, 'suspend')
+  const modes = new Set<number>()
+  intercept(t, 'openAt', (_, name, flags) => {
+    if (name === 'suspend.ckp') modes.add(Number(flags) & 3)
+  })
+  const order = recordOrder(t, directory)
+  const request = { name: 'suspend', memoryBytes, digest: true, sparsify: false, durable: false }
+  t.match(jobs.passWhole(stage.handle, request, new Int32Array(1)), { digests: {} })
+  t.strictSame([...modes], [fs.constants.O_RDONLY])
+  t.strictSame(order, [])
+  stage.release()
+  t.end()
 })
 
 t.test('a pin that stays with the name is on the disk before the commit', async (t) => {

@@ -181,6 +181,17 @@ t.test('a dead bhyve whose VM is still in the kernel', async (t) => {
     code: 'ERR_VM_NOT_RUNNING',
     vmState: 'unknown',
   })
+  const socketPath = path.join(directory, 'vm1')
+  const { dev, ino, ctimeMs, uid } = fs.lstatSync(socketPath)
+  surroundings.peers.rememberPeer(
+    { socketPath, kind: 'nvlist', ownerUid: uid, identity: `${dev}:${ino}:${ctimeMs}` },
+    { uid, pid: 2 ** 30, startedAt: 'once' },
+  )
+  t.match(
+    await rejection(client.createCheckpoint('vm1', { stallTimeout: 0, timeout: 5000 })),
+    { code: 'ERR_VM_NOT_RUNNING', vmState: 'unknown' },
+    'one that was seen to live is not waited for at all',
+  )
   t.notOk(fs.existsSync(checkpointDirectory))
   const { runDirectory } = await start(t)
   fs.mkdirSync(path.join(runDirectory, 'checkpoint'))

@@ -331,6 +331,7 @@ t.test('names are read so many at a time, and all of them removed', (t) => {
     t.equal(inner.rawEntries(1).length, 1)
     t.equal(inner.rawEntries(10_000).length, 10_000)
     t.equal(inner.rawEntries().length, 25_001)
+    t.equal(inner.pathOf(Uint8Array.of(0x6f, 0xff)), path.join(top, 'oÿ'), 'bytes are shown one by one')
   }
   limits.clear()
   removeTree(directory, 'top')

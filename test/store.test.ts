@@ -146,6 +146,8 @@ t.test('what is wrong with a set is said, and the others are listed', async (t) 
     )
     const report = await client.verifyCheckpoint('vm1', name)
     t.equal(report.ok, state === 'complete', `${name}: verified`)
+    if (name === 'linked') t.match(problems, [{ message: /a symlink, not/ }])
+    if (name === 'hard') t.match(problems, [{ message: /a file with 2 links, not/ }])
     if (state !== 'complete')
       t.match(await rejection(client.getCheckpoint('vm1', name)), {
         code: 'ERR_CHECKPOINT_DAMAGED',
@@ -511,6 +513,14 @@ t.test('who holds the lock is told, and a dead holder holds nothing', async (t) 
     ...(process.platform === 'linux' ? { holderPid: process.pid } : {}),
   })
   t.throws(() => jobs.listSets(directory, 'vm1'), { code: 'ERR_CHECKPOINT_BUSY' })
+  const { readFileSync } = fs
+  const inAnotherContainer = (...args: Parameters<typeof readFileSync>) =>
+    args[0] === '/proc/locks'
+      ? `1: FLOCK  ADVISORY  WRITE 0 00:00:${fs.fstatSync(staging).ino} 0 EOF\n`
+      : readFileSync(...args)
+  fs.readFileSync = inAnotherContainer as typeof readFileSync
+  t.throws(held, { code: 'ERR_CHECKPOINT_BUSY', holderPid: undefined, message: /another process/ })
+  fs.readFileSync = readFileSync
   const committed = path.join(directory, '.staging/abc.ready')
   fs.mkdirSync(committed)
   for (const file of fs.readdirSync(directory).filter((entry) => entry !== '.staging'))
