@@ -261,6 +261,13 @@ t.test('of a bhyve that cannot be seen nobody says that it is gone', async (t) =
 
 t.test('where no descriptor is left for a look, nothing is decided by it', (t) => {
   const peer = { uid: process.geteuid!(), pid: process.pid, startedAt: undefined }
+  const seen = { ...peer, startedAt: 'once' }
+  t.equal(vmStateOf(peer), 'running')
+  t.equal(vmStateOf(seen), 'off', 'its pid is another process by now')
+  const show = intercept(t, 'processStatus', () => failure('ESRCH', 'open'))
+  t.equal(vmStateOf(peer), 'unknown', 'one that never showed itself may live')
+  t.equal(vmStateOf(seen), 'off')
+  show()
   intercept(t, 'processStatus', () => failure('EMFILE', 'open'))
   t.equal(vmStateOf(peer), 'unknown')
   t.throws(() => knownStateOf(peer), { code: 'ERR_SYSTEM', syscall: 'open' })
