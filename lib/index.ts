@@ -22,7 +22,6 @@ export type {
   Dialect,
   Layout,
   ListedCheckpoint,
-  Problem,
   Progress,
   PrunePolicy,
   RestoreBlocker,
@@ -34,6 +33,7 @@ export type {
   VirtualMachine,
   VmState,
 } from './base/types.js'
+export type { Problem } from './base/problem.js'
 
 /** `createCheckpoint` of a client with every default; `options` may carry `ClientOptions` too. */
 export async function createCheckpoint(

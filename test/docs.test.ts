@@ -176,7 +176,9 @@ t.test('every error code and problem is explained', async (t) => {
   const text = fs.readFileSync(path.join(root, 'docs/errors.md'), 'utf8')
   const explained = new Set([...text.matchAll(/`([A-Za-z_-]+)`/g)].map((match) => match[1]!))
   const errors = fs.readFileSync(path.join(root, 'lib/base/errors.ts'), 'utf8').match(/'ERR_[A-Z_]+'/g)!
-  const types = fs.readFileSync(path.join(root, 'lib/base/types.ts'), 'utf8')
+  const types = ['problem', 'types']
+    .map((name) => fs.readFileSync(path.join(root, `lib/base/${name}.ts`), 'utf8'))
+    .join('')
   const problems = types
     .slice(types.indexOf('export interface Problem'), types.indexOf('message: string'))
     .match(/'[a-z-]+'/g)!

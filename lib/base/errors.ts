@@ -1,7 +1,8 @@
 /** What the library rejects with. */
 import { constants } from 'node:os'
 import { types } from 'node:util'
-import type { Problem, RestorePlan, VmState } from './types.js'
+import type { RestorePlan, VmState } from './types.js'
+import type { Problem } from './problem.js'
 import { visible } from './visible.js'
 
 export type ErrorCode =

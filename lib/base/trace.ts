@@ -1,6 +1,6 @@
 /** With `NODE_DEBUG=bhyve-checkpoint` a line on standard error at every decision. docs/insight.md has an example. */
 import { debuglog } from 'node:util'
-import type { Problem } from './types.js'
+import type { Problem } from './problem.js'
 
 const log = debuglog('bhyve-checkpoint')
 

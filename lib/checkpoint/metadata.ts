@@ -5,7 +5,7 @@
  * `lookup_dev()` and `lookup_struct()` in usr.sbin/bhyve/snapshot.c.
  */
 import { type Buffer, isUtf8 } from 'node:buffer'
-import type { Problem } from '../base/types.js'
+import type { Problem } from '../base/problem.js'
 import { type Generation, generationOfNumbers } from './generation.js'
 import { JsonFault, type JsonValue, lineAndColumn, readJson } from './strict_json.js'
 

@@ -1,7 +1,8 @@
 /** One checkpoint of a VM that runs on, from the request to the published files. */
 import { vmStateOf } from '../bhyve/peer.js'
 import { CheckpointError } from '../base/errors.js'
-import type { Checkpoint, Problem, VmState } from '../base/types.js'
+import type { Checkpoint, VmState } from '../base/types.js'
+import type { Problem } from '../base/problem.js'
 import type { SavingCall, SavingContext } from './saving/call.js'
 import { inStage } from './saving/in_stage.js'
 import { judge } from './saving/judge.js'

@@ -6,7 +6,8 @@ import type { ProgressReporter } from './progress.js'
 import { forEachSlice, StopFlag } from './slices.js'
 import type { Store } from '../store/store.js'
 import type { OpenedSet, Recorded } from '../store/catalog/open_set.js'
-import type { Problem, VerificationReport } from '../base/types.js'
+import type { VerificationReport } from '../base/types.js'
+import type { Problem } from '../base/problem.js'
 
 /** Of more places than these the number is told. */
 const mostRanges = 10

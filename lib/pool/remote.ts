@@ -34,5 +34,8 @@ export function remote<Jobs>(pool: JobRunner, options: RemoteOptions<Jobs> = {})
       return around === undefined ? attempt() : around(name, attempt)
     }
   }
-  return new Proxy({}, { get: (_target, name) => call(String(name)) }) as Remote<Jobs>
+  // Whoever awaits it must not take it for a promise.
+  const get = (_target: object, name: string | symbol): unknown =>
+    name === 'then' ? undefined : call(String(name))
+  return new Proxy({}, { get }) as Remote<Jobs>
 }

@@ -10,6 +10,7 @@ import type { Settled } from './commit/settle.js'
 import type { StoreJobs } from './jobs.js'
 import { stagingName } from './paths.js'
 import { lockRetryMs, patiently, pause } from './patience.js'
+import { ChangingFate, type StageFate } from './stage_fate.js'
 import type { Collected } from './staging/collect.js'
 import type { Writer } from './staging/intent.js'
 import type { Content, ContentRequest, Pass, PassedSlice } from './staging/pass.js'
@@ -28,9 +29,6 @@ interface StageStore {
   freeRemoved(vm: string): Promise<void>
 }
 
-/** What may be done with a stage whose call fails. What may be a VM cannot be thrown away: there is no function for that. */
-export type StageFate = { kind: 'discardable'; discard: () => Promise<void> } | { kind: 'holdsVm' }
-
 /** A stage of ours, from its making to its publication or its end. `close` must be called in every case. */
 export class Stage {
   readonly requestPath: string
@@ -42,7 +40,7 @@ export class Stage {
   readonly #orphans: readonly string[]
   /** What bhyve gets, until it has got it. */
   #in: number | undefined
-  #fate: StageFate['kind'] = 'discardable'
+  readonly #fate = new ChangingFate(() => this.#store.jobs.abandonStage(this.#handle, this.#made))
 
   constructor(store: StageStore, directoryPath: string, made: StageResult) {
     const { directory, stage, in: inFolder } = made.descriptors
@@ -105,26 +103,20 @@ export class Stage {
   }
 
   /**
-   * Who is going to suspend its VM: before it is asked. From this record on the stage may be all there is of the VM. What
-   * `begin` throws is thrown, and the stage stays as it was: then nobody may be asked.
+   * Who is going to suspend its VM: before it is asked. From this record on the stage may be all there is of the VM, unless
+   * `begin` throws: then nobody may be asked.
    */
-  async holdVm(writer: Writer, begin: () => void): Promise<void> {
-    await this.#store.jobs.recordWriter(this.#handle, writer)
-    begin()
-    this.#fate = 'holdsVm'
+  holdVm(writer: Writer, begin: () => void): Promise<void> {
+    return this.#fate.holdVm(() => this.recordWriter(writer), begin)
   }
 
-  /** Only where the VM was seen to run on after its suspend had failed, or was not taken up. */
+  /** Only where the VM was seen to run on. */
   vmRunsOn(): void {
-    this.#fate = 'discardable'
+    this.#fate.vmRunsOn()
   }
 
   get fate(): StageFate {
-    if (this.#fate === 'holdsVm') return { kind: 'holdsVm' }
-    return {
-      kind: 'discardable',
-      discard: () => this.#store.jobs.abandonStage(this.#handle, this.#made),
-    }
+    return this.#fate.now
   }
 
   saved(): Promise<Saved> {

@@ -10,10 +10,10 @@ export const listed = [
   // A VM's state.
   change(
     'suspend-not-held',
-    'lib/store/stage.ts',
+    'lib/store/stage_fate.ts',
     'durability failures',
-    "this.#fate = 'holdsVm'",
-    "this.#fate = 'discardable'",
+    "this.#kind = 'holdsVm'",
+    "this.#kind = 'discardable'",
   ),
   change(
     'second-dialect-on-freebsd',
@@ -38,7 +38,7 @@ export const listed = [
   ),
   change(
     'suspend-not-begun',
-    'lib/store/stage.ts',
+    'lib/store/stage_fate.ts',
     'lifecycle suspend suspended_state killed_manager',
     '    begin()\n',
     '',

@@ -6,7 +6,7 @@
 import { CheckpointError } from '../../base/errors.js'
 import { type Inspection, inspectSet, missingMemory } from '../../checkpoint/structure.js'
 import { memorySuffix } from '../../base/names.js'
-import type { Problem } from '../../base/types.js'
+import type { Problem } from '../../base/problem.js'
 import { lastChangeOf } from '../staging/collect.js'
 import { commitStaged } from './commit.js'
 import type { Directory } from '../../fs/directory.js'

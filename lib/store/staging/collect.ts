@@ -2,7 +2,7 @@
 import { type Inspection, inspectSet, missingMemory } from '../../checkpoint/structure.js'
 import { kernelSuffix, metadataSuffix } from '../../base/names.js'
 import { loadNative } from '../../base/native.js'
-import type { Problem } from '../../base/types.js'
+import type { Problem } from '../../base/problem.js'
 import type { Directory } from '../../fs/directory.js'
 import { readIntent } from './intent.js'
 import { copyLinked } from './own_files.js'
