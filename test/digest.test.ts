@@ -611,7 +611,7 @@ t.test('a look at the growing file that ends after bhyve has cancels nothing', a
   let answer: ((saved: object) => void) | undefined
   const stage = { saved: () => new Promise((resolve) => (answer = resolve)) } as unknown as Stage
   const start = performance.now()
-  const watched = { ...settings, operation: 'checkpoint' } as const
+  const watched = { ...settings, poweroff: false }
   const stop = watchSaving(stage, watched, cancellation, progress, () => true)
   // Its timer keeps nothing alive.
   const alive = setInterval(() => undefined, 1)

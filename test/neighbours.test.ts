@@ -155,7 +155,7 @@ t.test('writing of any file is work', async (t) => {
     },
     dropPromise: () => Promise.resolve(void (dropped += 1)),
   } as unknown as Stage
-  const watched = { ...settings, operation: 'checkpoint' } as const
+  const watched = { ...settings, poweroff: false }
   const stop = watchSaving(stage, watched, cancellation, progress, () => true)
   const alive = setInterval(() => undefined, 1)
   await until(() => looks >= 15, 'looks for longer than the patience')

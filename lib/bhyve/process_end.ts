@@ -25,6 +25,10 @@ export class ProcessEnd implements Disposable {
     else if (isExhausted(watch)) throw systemError(watch, `watching process ${String(peer.pid)}`)
   }
 
+  isOf({ pid, startedAt }: Peer): boolean {
+    return this.#peer.pid === pid && this.#peer.startedAt === startedAt
+  }
+
   get isReached(): boolean {
     // kqueue tells it once.
     this.#isReached ||=

@@ -25,12 +25,8 @@ export function create(
   return inStage(context, settings, call, { unknownMemoryBytes: undefined }, async (stage, sockets) => {
     const answer = await request(context, stage, settings, call, {
       sockets,
-      operation: 'checkpoint',
       // Whoever finds the stage later must know whose writing it waits for.
-      beforeSending: async (writer) => {
-        await stage.recordWriter(writer)
-        cancellation.begin()
-      },
+      beforeSending: (writer) => stage.recordWriter(writer, () => cancellation.begin()),
     })
     cancellation.throwIfCancelled()
     const verdict = await judge(stage, settings, progress)

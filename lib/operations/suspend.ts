@@ -32,7 +32,6 @@ export function suspend(
     try {
       const answer = await request(context, stage, settings, call, {
         sockets,
-        operation: 'suspend',
         beforeSending: (writer) => prepare(suspending, writer),
       })
       return await conclude(suspending, answer)
@@ -47,8 +46,16 @@ async function prepare(suspending: Suspending, writer: Writer): Promise<void> {
   const { settings, call, stage } = suspending
   assertStateReadable(writer, settings.vm)
   assertVisible(writer, settings.vm)
-  suspending.end ??= new ProcessEnd(writer)
-  await stage.holdVm(writer, () => call.cancellation.begin())
+  watchEnd(suspending, writer)
+  await stage.recordWriter(writer, () => call.cancellation.begin())
+}
+
+/** At another socket it may be another process. */
+function watchEnd(suspending: Suspending, writer: Writer): void {
+  if (suspending.end?.isOf(writer) === true) return
+  suspending.end?.[Symbol.dispose]()
+  delete suspending.end
+  suspending.end = new ProcessEnd(writer)
 }
 
 /** bhyve's files are its user's alone: powered off by anybody else, the VM would be in files that nobody here can read. */

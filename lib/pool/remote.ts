@@ -23,6 +23,9 @@ export interface RemoteOptions<Jobs> {
   around?: Around
 }
 
+/** What the language asks of any object: whoever awaits or prints this one must start no job. */
+const notJobs: ReadonlySet<string> = new Set(['then', 'toJSON', 'constructor'])
+
 /** The jobs of a room, run by `pool`. */
 export function remote<Jobs>(pool: JobRunner, options: RemoteOptions<Jobs> = {}): Remote<Jobs> {
   const { onStart, around } = options
@@ -34,8 +37,7 @@ export function remote<Jobs>(pool: JobRunner, options: RemoteOptions<Jobs> = {})
       return around === undefined ? attempt() : around(name, attempt)
     }
   }
-  // Whoever awaits it must not take it for a promise.
   const get = (_target: object, name: string | symbol): unknown =>
-    name === 'then' ? undefined : call(String(name))
+    typeof name === 'symbol' || notJobs.has(name) ? undefined : call(name)
   return new Proxy({}, { get }) as Remote<Jobs>
 }

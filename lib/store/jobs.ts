@@ -1,4 +1,5 @@
 /** The store's jobs as the callers' thread calls them: go to the definition of one, and you are in the code of the thread. */
+import type { JobKind } from '../pool/messages.js'
 import { type Remote, remote } from '../pool/remote.js'
 import type { JobRunner } from '../pool/pool.js'
 import { patiently } from './patience.js'
@@ -24,7 +25,7 @@ const kinds = {
   pruneSets: 'long',
   emptyRemoved: 'removal',
   emptyAllRemoved: 'removal',
-} as const
+} as const satisfies Partial<Record<keyof Jobs, JobKind>>
 
 /** They need the lock of the VM's `.staging`, and are tried again while another process holds it. */
 const locking: ReadonlySet<string> = new Set<keyof Jobs>([
@@ -51,7 +52,7 @@ const locking: ReadonlySet<string> = new Set<keyof Jobs>([
 ])
 
 /**
- * Those that need a lock reject with ERR_CHECKPOINT_BUSY after 30 seconds; `commitStage` at once. `onStart` is called when
+ * Those that need a lock reject with ERR_CHECKPOINT_BUSY after 30 seconds. `commitStage` rejects at once: `Stage` is patient. `onStart` is called when
  * a thread takes the job; what it throws rejects the job instead.
  */
 export function storeJobs(pool: JobRunner, onStart?: () => void): StoreJobs {

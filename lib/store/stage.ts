@@ -36,21 +36,20 @@ export class Stage {
   readonly memoryBytes: number | undefined
   readonly #store: StageStore
   readonly #handle: StageHandle
-  readonly #made: readonly string[]
   readonly #orphans: readonly string[]
   /** What bhyve gets, until it has got it. */
   #in: number | undefined
-  readonly #fate = new ChangingFate(() => this.#store.jobs.abandonStage(this.#handle, this.#made))
+  readonly #fate: ChangingFate
 
-  constructor(store: StageStore, directoryPath: string, made: StageResult) {
+  constructor(store: StageStore, directoryPath: string, made: StageResult, poweroff: boolean) {
     const { directory, stage, in: inFolder } = made.descriptors
     this.#store = store
     this.#handle = { directoryPath, directory, stage, id: made.id }
-    this.#made = made.made
     this.#orphans = made.orphans
     this.#in = inFolder
     this.requestPath = made.requestPath
     this.memoryBytes = made.memoryBytes
+    this.#fate = new ChangingFate(poweroff, () => store.jobs.abandonStage(this.#handle, made.made))
   }
 
   /** The descriptor of `in/` to pass on. */
@@ -97,17 +96,14 @@ export class Stage {
     return this.#store.jobs.dropPromise(this.#handle)
   }
 
-  /** Who is going to write a live checkpoint: before it is asked. The VM runs on whatever becomes of the stage. */
-  recordWriter(writer: Writer): Promise<void> {
-    return this.#store.jobs.recordWriter(this.#handle, writer)
-  }
-
   /**
-   * Who is going to suspend its VM: before it is asked. From this record on the stage may be all there is of the VM, unless
+   * Who is going to write: recorded before it is asked. From then on a suspend's stage may be all there is of the VM, unless
    * `begin` throws: then nobody may be asked.
    */
-  holdVm(writer: Writer, begin: () => void): Promise<void> {
-    return this.#fate.holdVm(() => this.recordWriter(writer), begin)
+  async recordWriter(writer: Writer, begin: () => void): Promise<void> {
+    await this.#store.jobs.recordWriter(this.#handle, writer)
+    begin()
+    this.#fate.asked()
   }
 
   /** Only where the VM was seen to run on. */

@@ -8,25 +8,28 @@ export type StageFate = { kind: 'discardable'; discard: () => Promise<void> } | 
 
 /** Of one stage. It changes beside the record on the disk by which others know the same. */
 export class ChangingFate {
+  readonly #poweroff: boolean
   readonly #discard: () => Promise<void>
   #kind: StageFate['kind'] = 'discardable'
 
-  constructor(discard: () => Promise<void>) {
+  /** `poweroff`: what is asked for ends the VM. `discard` throws the stage away. */
+  constructor(poweroff: boolean, discard: () => Promise<void>) {
+    this.#poweroff = poweroff
     this.#discard = discard
   }
 
   get now(): StageFate {
-    return this.#kind === 'holdsVm' ? { kind: 'holdsVm' } : { kind: 'discardable', discard: this.#discard }
+    if (this.#kind === 'holdsVm') return { kind: 'holdsVm' }
+    return { kind: 'discardable', discard: () => this.#discardUnlessHeld() }
   }
 
-  /**
-   * `record` says on the disk who is going to suspend its VM. What `begin` throws is thrown, and the stage stays
-   * discardable: then nobody may be asked.
-   */
-  async holdVm(record: () => Promise<void>, begin: () => void): Promise<void> {
-    await record()
-    begin()
-    this.#kind = 'holdsVm'
+  async #discardUnlessHeld(): Promise<void> {
+    if (this.#kind === 'discardable') await this.#discard()
+  }
+
+  /** Somebody is about to be asked, and the disk says so. */
+  asked(): void {
+    if (this.#poweroff) this.#kind = 'holdsVm'
   }
 
   /** Only where the VM was seen to run on after its suspend had failed, or was not taken up. */

@@ -45,7 +45,8 @@ export class Store {
 
   async stage(vm: string, request: Omit<StageRequest, 'directory'>): Promise<Stage> {
     const directory = this.directoryOf(vm)
-    return new Stage(this, directory, await this.jobs.createStage({ ...request, directory }))
+    const made = await this.jobs.createStage({ ...request, directory })
+    return new Stage(this, directory, made, request.intent?.poweroff === true)
   }
 
   /** What all live stages still have to write, this VM's too; read after this call. */

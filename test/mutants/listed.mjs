@@ -36,13 +36,7 @@ export const listed = [
     'createdAt: new Date(savedMs)',
     'createdAt: new Date()',
   ),
-  change(
-    'suspend-not-begun',
-    'lib/store/stage_fate.ts',
-    'lifecycle suspend suspended_state killed_manager',
-    '    begin()\n',
-    '',
-  ),
+  change('live-stage-kept', 'lib/store/stage_fate.ts', 'create', 'if (this.#poweroff) ', ''),
   change(
     'state-not-whole',
     'lib/store/staging/orphans.ts',
@@ -528,8 +522,8 @@ export const listed = [
     'cancel-while-recorded',
     'lib/operations/create.ts',
     'lifecycle suspend suspended_state killed_manager',
-    'await stage.recordWriter(writer)\n        cancellation.begin()',
-    'await stage.recordWriter(writer)',
+    'stage.recordWriter(writer, () => cancellation.begin())',
+    'stage.recordWriter(writer, () => undefined)',
   ),
   change(
     'late-cancel-forgotten',

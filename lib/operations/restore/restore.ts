@@ -123,7 +123,7 @@ async function restoreHeld(starting: Starting, cancellation: Cancellation): Prom
     const bhyve = startBhyve(command, args, log.descriptors.log, settings.env)
     const ended = await untilServed(bhyve, { vmJobs, places, peers, stale, bound: new Set() })
     starting.mayHaveRun = ended?.mayHaveRun === true
-    if (ended !== undefined || bhyve.pid === undefined) throw await failureOf(starting, ended)
+    if (ended !== undefined || bhyve.pid === undefined) throw await didNotServe(starting, ended)
     return new Restored(bhyve, bhyve.pid, log.path)
   } finally {
     loadNative().close(held.descriptors.staging)
@@ -141,7 +141,7 @@ function placesOfNew({ places }: Planned): Planned['places'] {
   return places.map((place) => ({ ...place, trustedUids: [...place.trustedUids, ours] }))
 }
 
-async function failureOf(
+async function didNotServe(
   { store, settings, log }: Starting,
   ended: Ended | undefined,
 ): Promise<CheckpointError> {

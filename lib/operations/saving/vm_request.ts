@@ -25,7 +25,6 @@ export interface Answer {
 export interface Asking {
   /** Where the VM may be reached, best first. */
   sockets: readonly Located[]
-  operation: 'checkpoint' | 'suspend'
   /** Done once the process is known to be the right one, before the first byte; what it throws is thrown. */
   beforeSending: (writer: Writer) => Promise<void>
 }
@@ -135,8 +134,8 @@ class VmRequest {
     isLast: boolean,
     expected: Peer | undefined,
   ): Promise<Answer> {
-    const { vm } = this.#settings
-    const { operation } = this.#asking
+    const { vm, poweroff } = this.#settings
+    const operation = poweroff ? ('suspend' as const) : ('checkpoint' as const)
     const filename = dialect === 'descriptor' ? guestFile : this.#stage.requestPath
     const content = { dialect, operation, filename, directory: await this.#stage.inDescriptor() }
     let isSending = false
@@ -170,9 +169,9 @@ class VmRequest {
   }
 
   #watch(isAsked: () => boolean): () => Promise<void> {
-    const { vm, name, request } = this.#settings
+    const { vm, name, poweroff, request } = this.#settings
     const { cancellation, progress } = this.#call
-    const watched = { vm, name, operation: this.#asking.operation, stallTimeout: request.stallTimeout }
+    const watched = { vm, name, poweroff, stallTimeout: request.stallTimeout }
     return watchSaving(this.#stage, watched, cancellation, progress, isAsked)
   }
 }

@@ -14,7 +14,8 @@ const longestIntervalMs = 5_000
 export interface Watched {
   vm: string
   name: string
-  operation: 'checkpoint' | 'suspend'
+  /** What was asked for ends the VM. */
+  poweroff: boolean
   /** Milliseconds; 0: for ever. */
   stallTimeout: number
 }
@@ -109,7 +110,7 @@ class Watch {
   }
 
   #stalled(): CheckpointError {
-    const { stallTimeout, vm, name, operation } = this.#watched
+    const { stallTimeout, vm, name, poweroff } = this.#watched
     const begun = this.#isAsked()
     const details = { vm, checkpoint: name, begun }
     const forSoLong = `for ${String(stallTimeout)} ms`
@@ -120,9 +121,7 @@ class Watch {
     const message =
       `bhyve wrote nothing of checkpoint '${name}' of VM '${vm}' ${forSoLong}; it is left ` +
       'alone, and its connection is held until it ends. ' +
-      (operation === 'suspend'
-        ? 'If it suspends the VM after all, the state is published'
-        : 'Nothing is published')
+      (poweroff ? 'If it suspends the VM after all, the state is published' : 'Nothing is published')
     return new CheckpointError('ERR_STALLED', message, details)
   }
 }
