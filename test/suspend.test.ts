@@ -10,10 +10,13 @@ import { ProcessEnd } from '../dist/bhyve/process_end.js'
 import { createClientIn } from '../dist/client/client.js'
 import { isFailure, loadNative } from '../dist/base/native.js'
 import { realSurroundings } from '../dist/client/surroundings.js'
+import { PeerMemory } from '../dist/bhyve/peer_memory.js'
+import { jobs } from '../dist/worker/jobs.js'
 import {
   checkpointFiles,
   contents,
   failure,
+  inlinePool,
   intercept,
   openDescriptors,
   rejection,
@@ -266,6 +269,34 @@ t.test('the end of a process is told by what no other process can be taken for',
   await until(() => isFailure(native.processStatus(pid)), 'nothing is left of it')
   using unseen = new ProcessEnd({ uid: 0, pid, startedAt: undefined })
   t.equal(await unseen.within(50), false, 'what was never seen may be hidden, not gone')
+})
+
+t.test('the end that is waited for is that of the process that was asked last', async (t) => {
+  const { bhyve, root } = await start(t, { suspendExitDelayMs: 1500 })
+  const place = {
+    runDirectory: bhyve.runDirectory,
+    vm: 'vm1',
+    trustedUids: [0],
+    vmmDirectory: '/nonexistent',
+  }
+  const [located] = jobs.locateSocket({ ...place, dialect: 'auto' })
+  const pool = inlinePool((job) => (job === 'locateSocket' ? Promise.resolve([located, located]) : undefined))
+  // The first connection is to a process that makes nothing, and is gone by the second one.
+  const other = spawn('sleep', ['60'])
+  t.teardown(() => other.kill('SIGKILL'))
+  let connections = 0
+  intercept(t, 'peerOf', () => {
+    connections += 1
+    if (connections === 1) return { uid: process.geteuid!(), pid: other.pid }
+    if (connections === 2) other.kill('SIGKILL')
+    return undefined
+  })
+  const client = createClientIn(
+    { ...realSurroundings, peers: new PeerMemory(), pool: () => pool },
+    { runDirectory: bhyve.runDirectory, checkpointDirectory: root },
+  )
+  t.match(await client.suspend('vm1'), { poweredOff: true })
+  t.ok(isGone(bhyve.pid), 'nobody is told that it is over before it is')
 })
 
 t.test('descriptors come back', async (t) => {
