@@ -12,12 +12,14 @@ const words = process.argv.slice(isDeep ? 3 : 2)
 const scratch = fs.mkdtempSync(path.join(os.tmpdir(), 'bhyve-checkpoint-test-'))
 const list = path.join(scratch, 'skipped')
 
-/** Those of the folder, where none is named. */
+/** Those of the folder and of the folders in it, where none is named. */
 function files() {
   if (words.some((word) => word.endsWith('.ts'))) return []
-  const folder = isDeep ? 'test/deep' : 'test'
-  const names = fs.readdirSync(path.join(root, folder)).filter((name) => name.endsWith('.test.ts'))
-  return names.map((name) => path.join(folder, name))
+  const all = fs.readdirSync(path.join(root, 'test'), { recursive: true })
+  const tests = all.filter(
+    (name) => name.endsWith('.test.ts') && isDeep === name.startsWith(`deep${path.sep}`),
+  )
+  return tests.map((name) => path.join('test', name)).sort()
 }
 
 try {

@@ -189,6 +189,16 @@ t.test('every error code and problem is explained', async (t) => {
   for (const code of [...errors, ...problems, ...restoring]) t.ok(explained.has(code.slice(1, -1)), code)
 })
 
+/** A file is named without its folder: no two may have one name. */
+const testFiles = fs
+  .readdirSync(path.join(root, 'test'), { recursive: true, encoding: 'utf8' })
+  .filter((name) => name.endsWith('.test.ts'))
+
+t.test('no two files of tests have one name', async (t) => {
+  const names = testFiles.map((file) => path.basename(file))
+  t.same([...new Set(names)], names)
+})
+
 t.test('every line of the trust model names a test that exists', async (t) => {
   const text = fs.readFileSync(path.join(root, 'SECURITY.md'), 'utf8')
   const model = text.slice(text.indexOf('### Who may ask'), text.indexOf('## What is not protected'))
@@ -203,12 +213,9 @@ t.test('every line of the trust model names a test that exists', async (t) => {
   }
 })
 
-function testsIn(file: string): Set<string> {
-  const places = ['test', 'test/deep'].map((folder) => path.join(root, folder, file))
-  const source = fs.readFileSync(
-    places.find((place) => fs.existsSync(place))!,
-    'utf8',
-  )
+function testsIn(name: string): Set<string> {
+  const file = testFiles.find((file) => path.basename(file) === name)
+  const source = fs.readFileSync(path.join(root, 'test', file!), 'utf8')
   const names = source.matchAll(/^ *t\.test\(\s*(['"])(.*?)\1,/gms)
   return new Set([...names].map((match) => match[2]!))
 }

@@ -16,12 +16,10 @@ const without = [
 ]
 
 export function testsOf(root) {
-  const files = ['test', 'test/deep'].flatMap((folder) =>
-    fs
-      .readdirSync(path.join(root, folder))
-      .filter((name) => name.endsWith('.test.ts') && !without.includes(name.split('.')[0]))
-      .map((name) => `${folder}/${name}`),
-  )
+  const files = fs
+    .readdirSync(path.join(root, 'test'), { recursive: true })
+    .filter((file) => file.endsWith('.test.ts') && !without.includes(path.basename(file, '.test.ts')))
+    .map((file) => `test/${file}`)
   const tap = ['--bail', '--jobs=1', '--reporter=tap', '--timeout=900']
   const ofTap = files.map((file) => ({
     name: path.basename(file, '.test.ts'),
