@@ -4,7 +4,7 @@ import path from 'node:path'
 import t from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedFleet } from 'bhyve-checkpoint/simulator'
-import { rejection, scratch, tree } from './support/index.js'
+import { rejection, scratch, tree } from '../support/index.js'
 
 const MiB = 1024 * 1024
 const refused: unknown[] = [

@@ -5,14 +5,14 @@ import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
-import { type Failure, isFailure, type ProcessStatus } from '../dist/base/native.js'
-import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
-import { childEnvironment, scratch, until } from './support/index.js'
-import { needs } from './support/programs.js'
+import { type Failure, isFailure, type ProcessStatus } from '../../dist/base/native.js'
+import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
+import { childEnvironment, scratch, until } from '../support/index.js'
+import { needs } from '../support/programs.js'
 
 const native = loadSimulatorNative()
 const { errno } = os.constants
-const script = fileURLToPath(new URL('support/native-call.mjs', import.meta.url))
+const script = fileURLToPath(new URL('../support/native-call.mjs', import.meta.url))
 const isLinux = process.platform === 'linux'
 const needsLinux = { skip: !isLinux && 'needs Linux' }
 // Without the kernel's calls a process that is traced already cannot be traced: what looks for leaks does that.
