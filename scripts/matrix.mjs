@@ -54,7 +54,7 @@ process.exit(failures === 0 ? 0 : 1)
 function runSuite(version) {
   const directory = install(`node${version}`, `node@npm:node-${platform}@${version}`)
   const node = path.join(directory, 'node/bin/node')
-  const files = isSmoke ? ['test/wire.test.ts'] : []
+  const files = isSmoke ? ['test/bhyve/wire.test.ts'] : []
   const { status, stdout, stderr } = spawnSync(
     node,
     [path.join(root, 'node_modules/.bin/tap'), '--reporter=tap', ...files],

@@ -4,13 +4,13 @@ import os from 'node:os'
 import path from 'node:path'
 import t from 'tap'
 import { createClient } from 'bhyve-checkpoint'
-import { PeerMemory } from '../dist/bhyve/peer_memory.js'
-import { sendRequest } from '../dist/bhyve/request.js'
-import { Cancellation } from '../dist/base/cancellation.js'
-import { isFailure } from '../dist/base/native.js'
-import type { Dialect } from '../dist/base/types.js'
-import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
-import { fixtures, pathOfFolder, scratch, until } from './support/index.js'
+import { PeerMemory } from '../../dist/bhyve/peer_memory.js'
+import { sendRequest } from '../../dist/bhyve/request.js'
+import { Cancellation } from '../../dist/base/cancellation.js'
+import { isFailure } from '../../dist/base/native.js'
+import type { Dialect } from '../../dist/base/types.js'
+import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
+import { fixtures, pathOfFolder, scratch, until } from '../support/index.js'
 
 interface Golden {
   requests: {
@@ -243,7 +243,7 @@ t.test('native refuses what is no argument of its', async (t) => {
 
 /** The members of an interface, as its file declares them. */
 function declaredIn(file: string, name: string): string[] {
-  const source = fs.readFileSync(new URL(`../lib/${file}`, import.meta.url), 'utf8')
+  const source = fs.readFileSync(new URL(`../../lib/${file}`, import.meta.url), 'utf8')
   const start = source.indexOf(`interface ${name} {`)
   const body = source.slice(start, source.indexOf('\n}\n', start))
   return [...body.matchAll(/^ {2}(?:readonly )?([a-zA-Z]+)\??[(:]/gm)].map((match) => match[1]!)
@@ -258,7 +258,7 @@ t.test('the declared native interface is the exported one', async (t) => {
 })
 
 t.test('nothing but the simulator calls what only it needs of the addon', async (t) => {
-  const lib = new URL('../lib/', import.meta.url)
+  const lib = new URL('../../lib/', import.meta.url)
   const files = fs.readdirSync(lib, { recursive: true, encoding: 'utf8' })
   const production = files.filter((file) => file.endsWith('.ts') && !file.startsWith('simulator/'))
   t.ok(production.length > 0)
