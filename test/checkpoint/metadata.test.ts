@@ -2,8 +2,8 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import t from 'tap'
-import { deviceNames, kernelBytes, type Metadata, parseMetadata } from '../dist/checkpoint/metadata.js'
-import { fixtures } from './support/index.js'
+import { deviceNames, kernelBytes, type Metadata, parseMetadata } from '../../dist/checkpoint/metadata.js'
+import { fixtures } from '../support/index.js'
 
 const read = (name: string): string => fs.readFileSync(path.join(fixtures, 'golden/meta', name), 'utf8')
 const descriptor = read('descriptor.meta')

@@ -7,19 +7,19 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { type CheckpointClient, createClient, type CreateOptions, type Progress } from 'bhyve-checkpoint'
 import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
-import { Cancellation } from '../dist/base/cancellation.js'
-import { createClientIn } from '../dist/client/client.js'
-import { chunkBytesFor, chunkCount, pieceBytes } from '../dist/checkpoint/digest.js'
-import { manifestMaxBytes } from '../dist/checkpoint/manifest.js'
-import { isFailure, loadNative } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/client/surroundings.js'
-import { type JobRunner, poolSize, sharedPool } from '../dist/pool/pool.js'
-import { ProgressReporter } from '../dist/operations/progress.js'
-import { watchSaving } from '../dist/operations/saving/watch_saving.js'
-import { forEachSlice, StopFlag } from '../dist/operations/slices.js'
-import type { Stage } from '../dist/store/stage.js'
-import { OpenFile } from '../dist/fs/open_file.js'
-import { jobs } from '../dist/worker/jobs.js'
+import { Cancellation } from '../../dist/base/cancellation.js'
+import { createClientIn } from '../../dist/client/client.js'
+import { chunkBytesFor, chunkCount, pieceBytes } from '../../dist/checkpoint/digest.js'
+import { manifestMaxBytes } from '../../dist/checkpoint/manifest.js'
+import { isFailure, loadNative } from '../../dist/base/native.js'
+import { realSurroundings } from '../../dist/client/surroundings.js'
+import { type JobRunner, poolSize, sharedPool } from '../../dist/pool/pool.js'
+import { ProgressReporter } from '../../dist/operations/progress.js'
+import { watchSaving } from '../../dist/operations/saving/watch_saving.js'
+import { forEachSlice, StopFlag } from '../../dist/operations/slices.js'
+import type { Stage } from '../../dist/store/stage.js'
+import { OpenFile } from '../../dist/fs/open_file.js'
+import { jobs } from '../../dist/worker/jobs.js'
 import {
   checkpointFiles,
   fixtures,
@@ -30,8 +30,8 @@ import {
   serveByHand,
   tree,
   until,
-} from './support/index.js'
-import { needs } from './support/programs.js'
+} from '../support/index.js'
+import { needs } from '../support/programs.js'
 
 const MiB = 1024 * 1024
 const chunk = 256 * 1024
