@@ -4,14 +4,14 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { type Attributes, type Span, type SpanStatus, trace, type Tracer } from '@opentelemetry/api'
 import t from 'tap'
-import { tracedClient } from '../dist/client/traced_client.js'
+import { tracedClient } from '../../dist/client/traced_client.js'
 import { createClient, type OperationEvent } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { operations } from '../dist/client/traced_client.js'
-import { CliWorld } from './support/cli.js'
-import { scratch } from './support/index.js'
+import { operations } from '../../dist/client/traced_client.js'
+import { CliWorld } from '../support/cli.js'
+import { scratch } from '../support/index.js'
 
-const example = (name: string): string => fileURLToPath(new URL(`../examples/${name}`, import.meta.url))
+const example = (name: string): string => fileURLToPath(new URL(`../../examples/${name}`, import.meta.url))
 
 t.test('a call is seen from its start to its end, with one object and nothing secret', async (t) => {
   const seen: [string, OperationEvent][] = []

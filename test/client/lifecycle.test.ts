@@ -5,9 +5,9 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { AbortError, CheckpointError, createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, simulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
-import { withDetails } from '../dist/base/errors.js'
-import { loadNative } from '../dist/base/native.js'
-import { fromPortable, toPortable } from '../dist/pool/messages.js'
+import { withDetails } from '../../dist/base/errors.js'
+import { loadNative } from '../../dist/base/native.js'
+import { fromPortable, toPortable } from '../../dist/pool/messages.js'
 import {
   checkpointFiles,
   openDescriptors,
@@ -16,8 +16,8 @@ import {
   scratch,
   tree,
   until,
-} from './support/index.js'
-import { terminateWorkers } from './support/workers.js'
+} from '../support/index.js'
+import { terminateWorkers } from '../support/workers.js'
 
 const MiB = 1024 * 1024
 
