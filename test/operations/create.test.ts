@@ -13,10 +13,10 @@ import {
   type Progress,
 } from 'bhyve-checkpoint'
 import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
-import { createClientIn } from '../dist/client/client.js'
-import { realSurroundings } from '../dist/client/surroundings.js'
-import { isFailure } from '../dist/base/native.js'
-import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
+import { createClientIn } from '../../dist/client/client.js'
+import { realSurroundings } from '../../dist/client/surroundings.js'
+import { isFailure } from '../../dist/base/native.js'
+import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
 import {
   checkpointFiles,
   childEnvironment,
@@ -30,8 +30,8 @@ import {
   scratch,
   tree,
   until,
-} from './support/index.js'
-import { forAnyUser } from './support/any_user.js'
+} from '../support/index.js'
+import { forAnyUser } from '../support/any_user.js'
 
 const MiB = 1024 * 1024
 const native = loadSimulatorNative()

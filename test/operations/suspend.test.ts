@@ -6,12 +6,12 @@ import path from 'node:path'
 import t from 'tap'
 import { createClient, type Progress } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { ProcessEnd } from '../dist/bhyve/process_end.js'
-import { createClientIn } from '../dist/client/client.js'
-import { isFailure, loadNative } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/client/surroundings.js'
-import { PeerMemory } from '../dist/bhyve/peer_memory.js'
-import { jobs } from '../dist/worker/jobs.js'
+import { ProcessEnd } from '../../dist/bhyve/process_end.js'
+import { createClientIn } from '../../dist/client/client.js'
+import { isFailure, loadNative } from '../../dist/base/native.js'
+import { realSurroundings } from '../../dist/client/surroundings.js'
+import { PeerMemory } from '../../dist/bhyve/peer_memory.js'
+import { jobs } from '../../dist/worker/jobs.js'
 import {
   checkpointFiles,
   contents,
@@ -23,8 +23,8 @@ import {
   scratch,
   tree,
   until,
-} from './support/index.js'
-import { isGone, spoiling, start, watchedPool } from './support/suspending.js'
+} from '../support/index.js'
+import { isGone, spoiling, start, watchedPool } from '../support/suspending.js'
 
 const MiB = 1024 * 1024
 const native = loadNative()

@@ -6,9 +6,9 @@ import path from 'node:path'
 import t from 'tap'
 import { createClient, type Progress } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { createClientIn } from '../dist/client/client.js'
-import { loadNative } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/client/surroundings.js'
+import { createClientIn } from '../../dist/client/client.js'
+import { loadNative } from '../../dist/base/native.js'
+import { realSurroundings } from '../../dist/client/surroundings.js'
 import {
   checkpointFiles,
   failure,
@@ -18,8 +18,8 @@ import {
   scratch,
   tree,
   until,
-} from './support/index.js'
-import { Manager, digest, isGone, spoiling, start, watchedPool } from './support/suspending.js'
+} from '../support/index.js'
+import { Manager, digest, isGone, spoiling, start, watchedPool } from '../support/suspending.js'
 
 const MiB = 1024 * 1024
 const native = loadNative()

@@ -4,7 +4,7 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { type CheckpointClient, createClient } from 'bhyve-checkpoint'
 import { simulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { scratch, until } from './support/index.js'
+import { scratch, until } from '../../support/index.js'
 
 interface Loop {
   client: CheckpointClient
@@ -23,7 +23,7 @@ interface Example {
 }
 
 async function loop(t: Test, suspendExitCode: number): Promise<Loop> {
-  const { runVm } = (await import(new URL('../examples/run-loop.mjs', import.meta.url).href)) as Example
+  const { runVm } = (await import(new URL('../../../examples/run-loop.mjs', import.meta.url).href)) as Example
   const root = scratch(t)
   const runDirectory = path.join(root, 'run')
   fs.mkdirSync(runDirectory)

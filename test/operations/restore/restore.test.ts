@@ -8,18 +8,18 @@ import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { AbortError, type CheckpointClient, type CheckpointError, type Dialect } from 'bhyve-checkpoint'
 import { simulatedBhyve, type SimulatedDialect } from 'bhyve-checkpoint/simulator'
-import { PeerMemory } from '../dist/bhyve/peer_memory.js'
-import { createClientIn } from '../dist/client/client.js'
-import { isFailure } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/client/surroundings.js'
-import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
+import { PeerMemory } from '../../../dist/bhyve/peer_memory.js'
+import { createClientIn } from '../../../dist/client/client.js'
+import { isFailure } from '../../../dist/base/native.js'
+import { realSurroundings } from '../../../dist/client/surroundings.js'
+import { loadSimulatorNative } from '../../../dist/simulator/native_calls.js'
 import {
   beginRestore,
   holdSet,
   lookAtSet,
   markRestored,
   takeBackMark,
-} from '../dist/store/catalog/restore_records.js'
+} from '../../../dist/store/catalog/restore_records.js'
 import {
   checkpointFiles,
   childEnvironment,
@@ -31,8 +31,8 @@ import {
   runScript,
   scratch,
   until,
-} from './support/index.js'
-import { changeManifest, manifestOf, putSet } from './support/sets.js'
+} from '../../support/index.js'
+import { changeManifest, manifestOf, putSet } from '../../support/sets.js'
 
 const native = loadSimulatorNative()
 
@@ -289,7 +289,7 @@ t.test('a restoring process that is killed once bhyve has started', async (t) =>
   await world.suspended()
   const gate = path.join(world.root, 'gate')
   const bhyve = world.script({ gate })
-  const script = fileURLToPath(new URL('support/restoring.mjs', import.meta.url))
+  const script = fileURLToPath(new URL('../../support/restoring.mjs', import.meta.url))
   const manager = spawn(
     process.execPath,
     [script, world.runDirectory, world.checkpointDirectory, 'suspend', bhyve],
@@ -556,7 +556,7 @@ t.test('the lock of a restore', async (t) => {
   const lock = path.join(staging, 'restore.lock')
   const gate = path.join(world.root, 'gate')
   const bhyve = world.script({ gate })
-  const script = fileURLToPath(new URL('support/restoring.mjs', import.meta.url))
+  const script = fileURLToPath(new URL('../../support/restoring.mjs', import.meta.url))
   const words = [script, world.runDirectory, world.checkpointDirectory, 'a', bhyve]
   const manager = spawn(process.execPath, words, { env: childEnvironment(), stdio: 'ignore' })
   await world.started(bhyve)
