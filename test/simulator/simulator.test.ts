@@ -21,14 +21,14 @@ import { fileURLToPath } from 'node:url'
 import { deflateRawSync } from 'node:zlib'
 import t, { type Test as TestContext } from 'tap'
 import { SimulatedBhyve, SimulatedFleet, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
-import { isFailure } from '../dist/base/native.js'
-import { SyntheticMemory } from '../dist/simulator/guest.js'
-import { MetadataWriter, type MetadataShape } from '../dist/simulator/metadata_writer.js'
-import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
-import { decodeNvlist, NvType, type NvPair } from '../dist/simulator/nvlist.js'
-import { encodeNvlist } from '../dist/simulator/nvlist_encoder.js'
-import { newRequestState, receiveRequest } from '../dist/simulator/receive_request.js'
-import './support/plain_children.js'
+import { isFailure } from '../../dist/base/native.js'
+import { SyntheticMemory } from '../../dist/simulator/guest.js'
+import { MetadataWriter, type MetadataShape } from '../../dist/simulator/metadata_writer.js'
+import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
+import { decodeNvlist, NvType, type NvPair } from '../../dist/simulator/nvlist.js'
+import { encodeNvlist } from '../../dist/simulator/nvlist_encoder.js'
+import { newRequestState, receiveRequest } from '../../dist/simulator/receive_request.js'
+import '../support/plain_children.js'
 
 // ---- bytes ----------------------------------------------------------------------------------------------
 
@@ -54,7 +54,7 @@ const native = loadSimulatorNative()
 // Reading it means setting it: once, and both times to a safe value.
 const umask = process.umask(0o077)
 process.umask(umask)
-const goldenFolder = fileURLToPath(new URL('./fixtures/golden/', import.meta.url))
+const goldenFolder = fileURLToPath(new URL('../fixtures/golden/', import.meta.url))
 const golden = JSON.parse(readFileSync(join(goldenFolder, 'requests.json'), 'utf8')) as Golden
 const [goldenSuccess, goldenUnknownCommand] = golden.replies.map(({ hex }) => Buffer.from(hex, 'hex'))
 
@@ -1221,7 +1221,7 @@ function runProgram(afterwards: string): {
     console.log(JSON.stringify([vm.pid, vm.runDirectory]))
     ${afterwards}`
   const child = spawn(process.execPath, ['--input-type=module', '--eval', source], {
-    cwd: fileURLToPath(new URL('..', import.meta.url)),
+    cwd: fileURLToPath(new URL('../..', import.meta.url)),
     env: { ...process.env, NODE_OPTIONS: undefined },
     stdio: ['ignore', 'pipe', 'inherit'],
   })
