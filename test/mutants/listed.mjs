@@ -311,7 +311,7 @@ export const listed = [
   change(
     'trash-not-synced',
     'lib/store/catalog/destroy.ts',
-    'order',
+    'call_order',
     '  trash.sync()\n  directory.sync()\n',
     '',
   ),

@@ -5,11 +5,11 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { isFailure, loadNative } from '../dist/base/native.js'
-import { jobs } from '../dist/worker/jobs.js'
-import { beginDeferring, takeRemovals } from '../dist/store/staging/removed.js'
-import { checkpointFiles, intercept, rejection, scratch, tree } from './support/index.js'
-import { putSet } from './support/sets.js'
+import { isFailure, loadNative } from '../../../dist/base/native.js'
+import { jobs } from '../../../dist/worker/jobs.js'
+import { beginDeferring, takeRemovals } from '../../../dist/store/staging/removed.js'
+import { checkpointFiles, intercept, rejection, scratch, tree } from '../../support/index.js'
+import { putSet } from '../../support/sets.js'
 
 const MiB = 1024 * 1024
 const native = loadNative()

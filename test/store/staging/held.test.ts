@@ -2,14 +2,14 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
-import { hostFacts } from '../dist/checkpoint/host.js'
-import { newManifest } from '../dist/checkpoint/manifest.js'
-import { loadNative } from '../dist/base/native.js'
-import { jobs } from '../dist/worker/jobs.js'
-import { beginHolding, takeHeld } from '../dist/store/staging/held.js'
+import { hostFacts } from '../../../dist/checkpoint/host.js'
+import { newManifest } from '../../../dist/checkpoint/manifest.js'
+import { loadNative } from '../../../dist/base/native.js'
+import { jobs } from '../../../dist/worker/jobs.js'
+import { beginHolding, takeHeld } from '../../../dist/store/staging/held.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
-import { writeSet as writeAnySet } from './crash/sets.mjs'
-import { scratch } from './support/index.js'
+import { writeSet as writeAnySet } from '../../crash/sets.mjs'
+import { scratch } from '../../support/index.js'
 
 const writeSet = writeAnySet as (base: string, tag: number) => void
 const native = loadNative()

@@ -5,15 +5,15 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { cbsdLayout, createClient, type CheckpointClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { createClientIn } from '../dist/client/client.js'
-import { parseManifest } from '../dist/checkpoint/manifest.js'
-import { choose } from '../dist/store/catalog/prune.js'
-import { isFailure, loadNative } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/client/surroundings.js'
-import { jobs } from '../dist/worker/jobs.js'
-import type { ListedCheckpoint } from '../dist/base/types.js'
+import { createClientIn } from '../../dist/client/client.js'
+import { parseManifest } from '../../dist/checkpoint/manifest.js'
+import { choose } from '../../dist/store/catalog/prune.js'
+import { isFailure, loadNative } from '../../dist/base/native.js'
+import { realSurroundings } from '../../dist/client/surroundings.js'
+import { jobs } from '../../dist/worker/jobs.js'
+import type { ListedCheckpoint } from '../../dist/base/types.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
-import { writeSet as writeAnySet } from './crash/sets.mjs'
+import { writeSet as writeAnySet } from '../crash/sets.mjs'
 import {
   checkpointFiles,
   contents,
@@ -25,8 +25,8 @@ import {
   scratch,
   tree,
   serveByHand,
-} from './support/index.js'
-import { host } from './support/sets.js'
+} from '../support/index.js'
+import { host } from '../support/sets.js'
 
 const writeSet = writeAnySet as (base: string, tag: number) => void
 const native = loadNative()
@@ -247,7 +247,7 @@ t.test('planted links lead nowhere', async (t) => {
 
 t.test('a folder in the place of any of its files keeps a checkpoint from being made', async (t) => {
   const { directory, put } = store(t)
-  const { jobs } = await import('../dist/worker/jobs.js')
+  const { jobs } = await import('../../dist/worker/jobs.js')
   const request = { directory, ifExists: 'replace', durable: false, memoryBytes: undefined } as const
   put('b')
   for (const suffix of ['.ckp', '.ckp.kern', '.ckp.meta', '.ckp.manifest']) {
@@ -545,7 +545,7 @@ function copiesOfLocked(t: Test): number[] {
 t.test('who has a copy of a descriptor holds no lock', async (t) => {
   const { directory, put } = store(t)
   put('a')
-  const { jobs } = await import('../dist/worker/jobs.js')
+  const { jobs } = await import('../../dist/worker/jobs.js')
   const copies = copiesOfLocked(t)
   jobs.pinSet(directory, 'vm1', 'a', true)
   t.match(jobs.listSets(directory, 'vm1'), [{ name: 'a', pinned: true }])

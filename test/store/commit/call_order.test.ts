@@ -7,10 +7,10 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
-import { childEnvironment, scratch } from './support/index.js'
-import { needs } from './support/programs.js'
+import { childEnvironment, scratch } from '../../support/index.js'
+import { needs } from '../../support/programs.js'
 
-const script = fileURLToPath(new URL('support/replace-and-destroy.mjs', import.meta.url))
+const script = fileURLToPath(new URL('../../support/replace-and-destroy.mjs', import.meta.url))
 const traced = 'openat,close,mkdirat,renameat,renameat2,unlinkat,fsync,flock,dup,fcntl,fcntl64'
 
 /** The calls on a store's files, with paths in the place of descriptors, from each marker to the next. */

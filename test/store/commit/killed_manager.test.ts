@@ -4,10 +4,10 @@ import path from 'node:path'
 import t from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { isFailure } from '../dist/base/native.js'
-import { loadSimulatorNative } from '../dist/simulator/native_calls.js'
-import { checkpointFiles, rejection, scratch, tree, until } from './support/index.js'
-import { Manager, start } from './support/suspending.js'
+import { isFailure } from '../../../dist/base/native.js'
+import { loadSimulatorNative } from '../../../dist/simulator/native_calls.js'
+import { checkpointFiles, rejection, scratch, tree, until } from '../../support/index.js'
+import { Manager, start } from '../../support/suspending.js'
 
 const MiB = 1024 * 1024
 const native = loadSimulatorNative()

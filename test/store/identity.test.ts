@@ -2,14 +2,14 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
-import { createClientIn } from '../dist/client/client.js'
-import { isFailure, loadNative } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/client/surroundings.js'
-import { jobs } from '../dist/worker/jobs.js'
+import { createClientIn } from '../../dist/client/client.js'
+import { isFailure, loadNative } from '../../dist/base/native.js'
+import { realSurroundings } from '../../dist/client/surroundings.js'
+import { jobs } from '../../dist/worker/jobs.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
-import { writeSet as writeAnySet } from './crash/sets.mjs'
-import { failure, inlinePool, intercept, scratch, serveByHand } from './support/index.js'
-import { putSet } from './support/sets.js'
+import { writeSet as writeAnySet } from '../crash/sets.mjs'
+import { failure, inlinePool, intercept, scratch, serveByHand } from '../support/index.js'
+import { putSet } from '../support/sets.js'
 
 const writeSet = writeAnySet as (base: string, tag: number) => void
 const native = loadNative()

@@ -5,10 +5,10 @@ import os from 'node:os'
 import path from 'node:path'
 import t, { type Test } from 'tap'
 import { createClient } from 'bhyve-checkpoint'
-import { isFailure, loadNative } from '../dist/base/native.js'
-import { jobs } from '../dist/worker/jobs.js'
-import { checkpointFiles, failure, intercept, rejection, scratch, tree } from './support/index.js'
-import { memoryBytes, putSet } from './support/sets.js'
+import { isFailure, loadNative } from '../../../dist/base/native.js'
+import { jobs } from '../../../dist/worker/jobs.js'
+import { checkpointFiles, failure, intercept, rejection, scratch, tree } from '../../support/index.js'
+import { memoryBytes, putSet } from '../../support/sets.js'
 
 const native = loadNative()
 

@@ -7,10 +7,10 @@ import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { createClient, type ListedCheckpoint } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { createClientIn } from '../dist/client/client.js'
-import { isFailure, loadNative } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/client/surroundings.js'
-import { jobs } from '../dist/worker/jobs.js'
+import { createClientIn } from '../../../dist/client/client.js'
+import { isFailure, loadNative } from '../../../dist/base/native.js'
+import { realSurroundings } from '../../../dist/client/surroundings.js'
+import { jobs } from '../../../dist/worker/jobs.js'
 import {
   checkpointFiles,
   childEnvironment,
@@ -21,8 +21,8 @@ import {
   scratch,
   tree,
   until,
-} from './support/index.js'
-import { changeManifest, manifestOf, memoryBytes, putSet } from './support/sets.js'
+} from '../../support/index.js'
+import { changeManifest, manifestOf, memoryBytes, putSet } from '../../support/sets.js'
 
 const native = loadNative()
 const ours = process.geteuid!()
@@ -464,7 +464,7 @@ t.test('EIO at any fsync of a suspend: the state is found afterwards, in new fil
 
 /** A client in another process, which can be killed. */
 function startCreating(t: Test, bhyve: SimulatedBhyve, root: string, hold: string): ChildProcess {
-  const script = fileURLToPath(new URL('support/suspend.mjs', import.meta.url))
+  const script = fileURLToPath(new URL('../../support/suspend.mjs', import.meta.url))
   const options = JSON.stringify({ poweroff: false, name: 'live' })
   const child = spawn(process.execPath, [script, bhyve.runDirectory, root, hold, options], {
     env: childEnvironment(),

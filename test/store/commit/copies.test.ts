@@ -5,12 +5,12 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { type CheckpointClient, createClient, type ListedCheckpoint } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { jobs } from '../dist/worker/jobs.js'
-import { Directory } from '../dist/fs/directory.js'
-import { assertNotOlder } from '../dist/store/commit/replaceable.js'
-import { scratch, until } from './support/index.js'
-import { needs } from './support/programs.js'
-import { changeManifest, manifestOf } from './support/sets.js'
+import { jobs } from '../../../dist/worker/jobs.js'
+import { Directory } from '../../../dist/fs/directory.js'
+import { assertNotOlder } from '../../../dist/store/commit/replaceable.js'
+import { scratch, until } from '../../support/index.js'
+import { needs } from '../../support/programs.js'
+import { changeManifest, manifestOf } from '../../support/sets.js'
 
 const names = ['live', 'pinned', 'restored', 'suspend'] as const
 /** As long as a disk may seem to change after its VM is off. */
