@@ -1,0 +1,157 @@
+/** What the tests of a restore share: a VM, its checkpoints, and a stand-in for bhyve to restore it with. */
+import { spawn } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import fs from 'node:fs'
+import path from 'node:path'
+import { type Test } from 'tap'
+import { type CheckpointClient, type Dialect } from 'bhyve-checkpoint'
+import { simulatedBhyve, type SimulatedDialect } from 'bhyve-checkpoint/simulator'
+import { PeerMemory } from '../../dist/bhyve/peer_memory.js'
+import { createClientIn } from '../../dist/client/client.js'
+import { isFailure } from '../../dist/base/native.js'
+import { realSurroundings } from '../../dist/client/surroundings.js'
+import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
+import { inlinePool, scratch, until } from './index.js'
+import { manifestOf } from './sets.js'
+
+export const native = loadSimulatorNative()
+
+export function isAlive(pid: number): boolean {
+  const status = native.processStatus(pid)
+  return !isFailure(status) && status.state !== 'zombie'
+}
+
+/** Without a connection, which a `struct` bhyve would answer by its last request. A socket has a file before anybody listens. */
+function isListenedAt(socket: string): boolean {
+  const sockets = '/proc/net/unix'
+  if (!fs.existsSync(sockets)) return fs.existsSync(socket)
+  const acceptsConnections = '00010000'
+  const lines = fs.readFileSync(sockets, 'utf8').split('\n')
+  return lines.some((line) => line.endsWith(` ${socket}`) && line.split(' ')[3] === acceptsConnections)
+}
+
+interface ScriptOptions {
+  dialect?: SimulatedDialect
+  /** It comes up only once this file is there. */
+  gate?: string
+  /** What it does instead of coming up. */
+  instead?: string
+  /** What a stand-in has no arguments for. */
+  options?: object
+}
+
+/** A VM's whole world: folders, the VM's arguments, and executables that become bhyve under the same pid. */
+export class World {
+  readonly t: Test
+  readonly root: string
+  readonly runDirectory: string
+  readonly checkpointDirectory: string
+  readonly directory: string
+  readonly dialect: SimulatedDialect
+  readonly args: string[]
+  readonly client: CheckpointClient
+  #scripts = 0
+
+  constructor(t: Test, dialect: SimulatedDialect = 'descriptor') {
+    this.t = t
+    this.dialect = dialect
+    this.root = scratch(t)
+    this.runDirectory = path.join(this.root, 'run')
+    this.checkpointDirectory = path.join(this.root, 'c')
+    this.directory = path.join(this.checkpointDirectory, 'vm1')
+    fs.mkdirSync(this.runDirectory)
+    const devices = ['-s0,hostbridge', '-s', '3,virtio-blk,/d', '-s31,lpc']
+    this.args = ['-c2', '-m4M', ...devices, '-o', `rundir=${this.runDirectory}`, 'vm1']
+    this.client = this.newClient()
+  }
+
+  newClient(): CheckpointClient {
+    const dialect: Dialect = this.dialect === 'reply' ? 'descriptor' : this.dialect
+    const { runDirectory, checkpointDirectory } = this
+    const surroundings = { ...realSurroundings, peers: new PeerMemory() }
+    return createClientIn(surroundings, { runDirectory, checkpointDirectory, dialect })
+  }
+
+  /** An executable for `bhyve`. It leaves its pid beside it before anything else. */
+  script({ dialect = this.dialect, gate, instead, options = {} }: ScriptOptions = {}): string {
+    const file = path.join(this.root, `bhyve${String(this.#scripts++)}`)
+    const wait = gate === undefined ? '' : `while [ ! -e '${gate}' ]; do sleep 0.02; done`
+    const run = `exec '${process.execPath}' '${simulatedBhyve}' "$@"`
+    const environment = `export NODE_OPTIONS= SIMULATED_BHYVE_DIALECT=${dialect} SIMULATED_BHYVE_OPTIONS='${JSON.stringify(options)}'`
+    fs.writeFileSync(file, `#!/bin/sh\necho $$ >'${file}.pid'\n${environment}\n${wait}\n${instead ?? run}\n`)
+    fs.chmodSync(file, 0o755)
+    this.t.teardown(() => this.kill(this.pidOf(file)))
+    return file
+  }
+
+  pidOf(script: string): number {
+    const file = `${script}.pid`
+    return fs.existsSync(file) ? Number(fs.readFileSync(file, 'utf8')) : 0
+  }
+
+  async started(script: string): Promise<number> {
+    await until(() => this.pidOf(script) > 0, 'the start')
+    return this.pidOf(script)
+  }
+
+  async kill(pid: number): Promise<void> {
+    if (pid <= 0 || !isAlive(pid)) return
+    process.kill(pid, 'SIGKILL')
+    await until(() => !isAlive(pid), 'its end')
+  }
+
+  /** A fresh VM; its pid. */
+  async begun(): Promise<number> {
+    const script = this.script()
+    spawn(script, this.args, { stdio: 'ignore' })
+    const pid = await this.started(script)
+    const isStruct = this.dialect === 'struct'
+    const socket = path.join(this.runDirectory, isStruct ? 'checkpoint/vm1' : 'vm1')
+    await until(() => (isStruct ? isListenedAt(socket) : this.isServed()), 'the socket')
+    return pid
+  }
+
+  /** Somebody listens. */
+  isServed(): boolean {
+    const connection = native.connectStream(path.join(this.runDirectory, 'vm1'))
+    if (!isFailure(connection)) native.close(connection)
+    return !isFailure(connection)
+  }
+
+  /** The state of a fresh VM that was suspended. */
+  async suspended(name = 'suspend'): Promise<void> {
+    await this.begun()
+    await this.client.suspend('vm1', { name })
+  }
+
+  /** A checkpoint of a fresh VM that is off by now; its socket file is left behind. */
+  async saved(...names: string[]): Promise<void> {
+    const pid = await this.begun()
+    for (const name of names) await this.client.createCheckpoint('vm1', { name })
+    await this.kill(pid)
+  }
+
+  /** What bhyve wrote, byte for byte. */
+  digests(name: string): string[] {
+    return ['', '.kern', '.meta'].map((extension) =>
+      createHash('sha256')
+        .update(fs.readFileSync(path.join(this.directory, `${name}.ckp${extension}`)))
+        .digest('hex'),
+    )
+  }
+
+  manifest(name: string): Record<string, unknown> {
+    return manifestOf(this.directory, name)
+  }
+}
+
+export const codesOf = (error: { blockers?: readonly { code: string }[] }) =>
+  error.blockers?.map(({ code }) => code)
+
+/** A client whose jobs run here: `on` is called before each. */
+export function watched(world: World, on: (job: string) => unknown): CheckpointClient {
+  const pool = () => inlinePool((name) => on(name) as Promise<unknown> | undefined)
+  const surroundings = { ...realSurroundings, peers: new PeerMemory(), pool }
+  const { runDirectory, checkpointDirectory } = world
+  return createClientIn(surroundings, { runDirectory, checkpointDirectory })
+}
