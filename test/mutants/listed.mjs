@@ -304,7 +304,7 @@ export const listed = [
   change(
     'recovered-trash-not-synced',
     'lib/store/commit/recover.ts',
-    'hostile',
+    'unmovable',
     '  folder.sync()\n  directory.sync()\n',
     '',
   ),
@@ -456,7 +456,7 @@ export const listed = [
   change(
     'inbox-to-another-trusted',
     'lib/bhyve/peer.ts',
-    'hostile',
+    'doubtful_peers',
     'trustedUids.includes(peer.uid) && (peer.uid === 0 || peer.uid === located.ownerUid)',
     'trustedUids.includes(peer.uid)',
   ),
@@ -512,7 +512,7 @@ export const listed = [
   change(
     'second-request-to-another',
     'lib/bhyve/request.ts',
-    'hostile',
+    'doubtful_peers',
     'if (expected !== undefined) assertSame(peer, expected, place)',
     '',
   ),
@@ -528,14 +528,14 @@ export const listed = [
   change(
     'late-cancel-forgotten',
     'lib/base/cancellation.ts',
-    'hostile',
+    'waiting',
     'if (this.#late !== undefined) this.cancel(this.#late)',
     '',
   ),
   change(
     'not-running-asked-again',
     'lib/operations/saving/vm_request.ts',
-    'hostile',
+    'doubtful_peers',
     "if (knownStateOf(peer) !== 'running') return false",
     '',
   ),

@@ -1,0 +1,169 @@
+/** Behind a VM's socket: another user's bhyve, a dead one, a stopped one. */
+import { spawn } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+import t, { type Test } from 'tap'
+import { createCheckpoint, createClient } from 'bhyve-checkpoint'
+import { PeerMemory } from '../../dist/bhyve/peer_memory.js'
+import { createClientIn } from '../../dist/client/client.js'
+import { isFailure } from '../../dist/base/native.js'
+import { realSurroundings } from '../../dist/client/surroundings.js'
+import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
+import {
+  childEnvironment,
+  intercept,
+  rejection,
+  scratch,
+  serveByHand,
+  tree,
+  until,
+} from '../support/index.js'
+import { forAnyUser } from '../support/any_user.js'
+import { start } from '../support/small_vm.js'
+
+const native = loadSimulatorNative()
+const isRoot = process.geteuid?.() === 0
+const needsRoot = { skip: isRoot ? false : 'needs root' }
+
+/** A simulated bhyve that another user runs; where its socket is. */
+async function startAsNobody(t: Test, dialect: string): Promise<{ directory: string; run: string }> {
+  const directory = scratch(t)
+  fs.chmodSync(directory, 0o755)
+  const run = path.join(directory, 'run')
+  fs.mkdirSync(run)
+  fs.chownSync(run, 65534, 65534)
+  const script = forAnyUser('bhyve-as-user.mjs')
+  const child = spawn(process.execPath, [script, run, '65534', dialect], {
+    stdio: ['pipe', 'ignore', 'ignore'],
+    env: childEnvironment(),
+  })
+  t.teardown(() => child.kill('SIGKILL'))
+  await until(() => fs.existsSync(path.join(run, 'vm1')), 'the socket')
+  return { directory, run }
+}
+
+t.test("one trusted user's bhyve behind another one's socket is told nothing", needsRoot, async (t) => {
+  const { directory, run } = await startAsNobody(t, 'descriptor')
+  fs.chownSync(path.join(run, 'vm1'), 12345, 12345)
+  const checkpointDirectory = path.join(directory, 'c')
+  const options = { runDirectory: run, checkpointDirectory, dialect: 'descriptor' } as const
+  const client = createClient({ ...options, trustedUids: [0, 12345, 65534] })
+  for (const call of [() => client.createCheckpoint('vm1'), () => client.suspend('vm1')]) {
+    t.match(await rejection(call()), {
+      code: 'ERR_UNTRUSTED_PEER',
+      message: /runs as uid 65534.*belongs to uid 12345/,
+    })
+  }
+  t.match(await rejection(client.pause('vm1')), { code: 'ERR_UNTRUSTED_PEER' })
+  t.strictSame(tree(checkpointDirectory), [])
+})
+
+t.test('who did not get the first request does not get the second', async (t) => {
+  const directory = fs.realpathSync(scratch(t))
+  const { serve } = serveByHand(t, directory)
+  const system = { platform: 'linux', release: '6.1' } as const
+  const client = createClientIn(
+    { ...realSurroundings, peers: new PeerMemory(), system },
+    { runDirectory: directory, checkpointDirectory: path.join(directory, 'c') },
+  )
+  let requests = 0
+  intercept(t, 'peerOf', () => {
+    // Another bhyve has taken the socket's place.
+    return ++requests === 1 ? undefined : { uid: process.geteuid!(), pid: process.ppid }
+  })
+  const created = rejection(client.createCheckpoint('vm1', { stallTimeout: 10_000 }))
+  await serve(() => undefined)
+  t.match(await created, { code: 'ERR_VM_NOT_RUNNING', vm: 'vm1', message: /replaced by another one/ })
+  t.equal(requests, 2)
+  t.strictSame(tree(path.join(directory, 'c')), [])
+})
+
+t.test('who died of the first request is not asked in another dialect', async (t) => {
+  const system = { platform: 'linux', release: '6.1' } as const
+  for (const poweroff of [false, true]) {
+    const { runDirectory } = await start(t, { fault: { at: 'receive', kind: 'kill' } })
+    const client = createClientIn(
+      { ...realSurroundings, peers: new PeerMemory(), system },
+      { runDirectory, checkpointDirectory: scratch(t) },
+    )
+    t.match(await rejection(client.createCheckpoint('vm1', { poweroff })), {
+      code: poweroff ? 'ERR_SUSPEND_FAILED' : 'ERR_CHECKPOINT_FAILED',
+      vmState: 'off',
+    })
+  }
+})
+
+t.test('a path bhyve of another user is not asked in the other dialect', needsRoot, async (t) => {
+  const { directory, run } = await startAsNobody(t, 'path')
+  const before = tree(run)
+  const system = { platform: 'freebsd', release: '13.2-RELEASE' } as const
+  for (const dialect of ['auto', 'path'] as const) {
+    const options = {
+      runDirectory: run,
+      checkpointDirectory: path.join(directory, 'c'),
+      trustedUids: [0, 65534],
+    }
+    const client = createClientIn({ ...realSurroundings, system }, { ...options, dialect })
+    t.match(await rejection(client.createCheckpoint('vm1')), { code: 'ERR_PERMISSION', vm: 'vm1' }, dialect)
+  }
+  t.strictSame(tree(run), before, 'no stray file in its working directory')
+})
+
+t.test('a dead bhyve whose VM is still in the kernel', async (t) => {
+  const directory = scratch(t)
+  const vmmDirectory = path.join(directory, 'vmm')
+  fs.mkdirSync(vmmDirectory)
+  fs.writeFileSync(path.join(vmmDirectory, 'vm1'), '')
+  const surroundings = { ...realSurroundings, vmmDirectory, peers: new PeerMemory() }
+  const die = (socketPath: string): void => {
+    const dead = native.simulator.listenStream(socketPath, 1)
+    if (!isFailure(dead)) native.close(dead)
+  }
+  die(path.join(directory, 'vm1'))
+  const checkpointDirectory = path.join(directory, 'c')
+  const client = createClientIn(surroundings, { runDirectory: directory, checkpointDirectory })
+  t.match(await rejection(client.createCheckpoint('vm1', { stallTimeout: 200 })), {
+    code: 'ERR_VM_NOT_RUNNING',
+    vmState: 'unknown',
+  })
+  const socketPath = path.join(directory, 'vm1')
+  const { dev, ino, ctimeMs, uid } = fs.lstatSync(socketPath)
+  surroundings.peers.rememberPeer(
+    { socketPath, kind: 'nvlist', ownerUid: uid, identity: `${dev}:${ino}:${ctimeMs}` },
+    { uid, pid: 2 ** 30, startedAt: 'once' },
+  )
+  t.match(
+    await rejection(client.createCheckpoint('vm1', { stallTimeout: 0, timeout: 5000 })),
+    { code: 'ERR_VM_NOT_RUNNING', vmState: 'unknown' },
+    'one that was seen to live is not waited for at all',
+  )
+  t.notOk(fs.existsSync(checkpointDirectory))
+  const { runDirectory } = await start(t)
+  fs.mkdirSync(path.join(runDirectory, 'checkpoint'))
+  die(path.join(runDirectory, 'checkpoint/vm1'))
+  const upgraded = createClientIn(surroundings, { runDirectory, checkpointDirectory })
+  t.match(
+    await upgraded.createCheckpoint('vm1'),
+    { name: 'checkpoint' },
+    'a dead older socket is passed over',
+  )
+})
+
+t.test('asking a stopped VM over and over shuts nobody out', async (t) => {
+  const bhyve = await start(t)
+  const options = {
+    runDirectory: bhyve.runDirectory,
+    checkpointDirectory: scratch(t),
+    dialect: 'descriptor',
+  } as const
+  process.kill(bhyve.pid, 'SIGSTOP')
+  await until(() => {
+    const status = native.processStatus(bhyve.pid)
+    return !isFailure(status) && status.state === 'stopped'
+  }, 'the stop')
+  for (let call = 0; call < 40; call++) {
+    t.match(await rejection(createCheckpoint('vm1', options)), { code: 'ERR_VM_PAUSED', vmState: 'paused' })
+  }
+  process.kill(bhyve.pid, 'SIGCONT')
+  t.match(await createCheckpoint('vm1', options), { name: 'checkpoint' })
+})

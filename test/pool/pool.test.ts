@@ -1,0 +1,98 @@
+/** The threads: what takes long, or cannot be passed to them, takes none away from others. */
+import fs from 'node:fs'
+import path from 'node:path'
+import t from 'tap'
+import { createClient } from 'bhyve-checkpoint'
+import { isFailure } from '../../dist/base/native.js'
+import { Pool, poolSize, sharedPool } from '../../dist/pool/pool.js'
+import { storeJobs } from '../../dist/store/jobs.js'
+import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
+// @ts-expect-error: a plain module, shared with programs that are not TypeScript
+import { writeSet as writeAnySet } from '../crash/sets.mjs'
+import { scratch, until } from '../support/index.js'
+import { start } from '../support/small_vm.js'
+
+const writeSet = writeAnySet as (base: string, tag: number) => void
+const native = loadSimulatorNative()
+
+t.test('creating and destroying everything at once', async (t) => {
+  const { runDirectory } = await start(t)
+  const checkpointDirectory = scratch(t)
+  const creator = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
+  const destroyer = createClient({ checkpointDirectory })
+  let creating = true
+  const destroy = async (): Promise<void> => {
+    while (creating) await destroyer.destroyAll('vm1')
+  }
+  const create = async (): Promise<void> => {
+    for (let call = 0; call < 150; call++) await creator.createCheckpoint('vm1', { fsync: false })
+    creating = false
+  }
+  await t.resolves(Promise.all([create(), destroy(), destroy()]))
+})
+
+t.test('one reader does not keep the others out', async (t) => {
+  const root = scratch(t)
+  fs.mkdirSync(path.join(root, 'vm1/.staging'), { recursive: true, mode: 0o700 })
+  writeSet(path.join(root, 'vm1/a.ckp'), 1)
+  const reader = native.openPath(path.join(root, 'vm1/.staging'), fs.constants.O_DIRECTORY)
+  if (isFailure(reader)) throw new Error('open')
+  t.equal(native.lock(reader, 'shared'), 1)
+  const { jobs } = await import('../../dist/worker/jobs.js')
+  t.match(jobs.listSets(path.join(root, 'vm1'), 'vm1'), [{ name: 'a' }])
+  fs.mkdirSync(path.join(root, 'vm1/.staging/dead'))
+  t.match(jobs.listSets(path.join(root, 'vm1'), 'vm1'), [{ name: 'a' }], 'what needs the lock alone can wait')
+  native.close(reader)
+  jobs.listSets(path.join(root, 'vm1'), 'vm1')
+  t.notOk(fs.existsSync(path.join(root, 'vm1/.staging/dead')))
+})
+
+t.test('arguments that cannot be passed to a thread cost no thread', async (t) => {
+  for (let call = 0; call < 5; call++)
+    await t.rejects(storeJobs(sharedPool()).listSets((() => 1) as never, 'vm1'))
+  t.strictSame(await storeJobs(sharedPool()).listSets('/nonexistent', 'vm1'), [])
+})
+
+t.test('what takes long leaves a thread to what does not', async (t) => {
+  const pool = new Pool()
+  const started: string[] = []
+  const short = (name: string) => storeJobs(pool, () => started.push(name)).listSets('/nonexistent', 'vm1')
+  const long = (name: string) => storeJobs(pool, () => started.push(name)).destroySets('/nonexistent', false)
+  // Threads are started one by one: all of them have to be there.
+  await until(async () => {
+    started.length = 0
+    const jobs = Array.from({ length: 100 }, () => short('warm'))
+    const atOnce = started.length
+    await Promise.all(jobs)
+    return atOnce === poolSize
+  }, 'all threads')
+  started.length = 0
+  const names = Array.from({ length: poolSize }, (_, index) => `long ${index}`)
+  const jobs = [...names.map(long), short('short')]
+  const last = names.pop()!
+  t.strictSame(started, [...names, 'short'], 'the last of the long ones waits')
+  await Promise.all(jobs)
+  t.strictSame(started, [...names, 'short', last])
+})
+
+t.test('what is removed takes no thread away from others', async (t) => {
+  const pool = new Pool()
+  const started: string[] = []
+  const note = (name: string) => () => started.push(name)
+  const short = (name: string) => storeJobs(pool, note(name)).listSets('/nonexistent', 'vm1')
+  const long = (name: string) => storeJobs(pool, note(name)).destroySets('/nonexistent', false)
+  const removal = (name: string) => storeJobs(pool, note(name)).emptyAllRemoved([])
+  await until(async () => {
+    started.length = 0
+    const jobs = [removal('warm'), ...Array.from({ length: 100 }, () => short('warm'))]
+    const atOnce = started.length
+    await Promise.all(jobs)
+    return atOnce === poolSize + 1
+  }, 'an additional thread')
+  started.length = 0
+  const names = Array.from({ length: poolSize - 1 }, (_, index) => `long ${index}`)
+  const jobs = [removal('first'), removal('second'), ...names.map(long), short('short')]
+  t.strictSame(started, ['first', ...names, 'short'], 'one removal at a time')
+  await Promise.all(jobs)
+  t.strictSame(started, ['first', ...names, 'short', 'second'])
+})

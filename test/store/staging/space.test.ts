@@ -1,0 +1,50 @@
+/** What counts against the space of the next checkpoint. */
+import fs from 'node:fs'
+import path from 'node:path'
+import t from 'tap'
+import { createClient } from 'bhyve-checkpoint'
+import { isFailure } from '../../../dist/base/native.js'
+import { loadSimulatorNative } from '../../../dist/simulator/native_calls.js'
+import { rejection, scratch } from '../../support/index.js'
+import { start } from '../../support/small_vm.js'
+
+const native = loadSimulatorNative()
+
+t.test('only what lives is counted against the space', async (t) => {
+  const { runDirectory } = await start(t)
+  const checkpointDirectory = scratch(t)
+  for (const [vm, size] of [
+    ['vm2', '500000000000000'],
+    ['vm3', '\0\0\0'],
+    ['vm4', '-5'],
+  ] as const) {
+    const stage = path.join(checkpointDirectory, vm, '.staging/dead')
+    fs.mkdirSync(path.join(stage, 'in'), { recursive: true })
+    fs.writeFileSync(path.join(stage, 'size'), size)
+  }
+  const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
+  t.match(await client.createCheckpoint('vm1', { memoryBytes: 65536 }), { name: 'checkpoint' })
+  const living = path.join(checkpointDirectory, 'vm2/.staging/dead')
+  const descriptor = native.openPath(living, fs.constants.O_DIRECTORY)
+  if (isFailure(descriptor)) throw new Error('open')
+  t.equal(native.lock(descriptor, 'exclusive'), 1)
+  t.match(await rejection(client.createCheckpoint('vm1')), {
+    code: 'ERR_NO_SPACE',
+    availableBytes: 0,
+    vm: 'vm1',
+  })
+  native.close(descriptor)
+})
+
+t.test('the size of the next one is not guessed from what is no checkpoint', async (t) => {
+  const { runDirectory } = await start(t)
+  const checkpointDirectory = scratch(t)
+  const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
+  await client.createCheckpoint('vm1')
+  fs.writeFileSync(path.join(checkpointDirectory, 'vm1/foreign.ckp'), 'BHYVE-CHECKPOINT-MANIFEST-1')
+  const totals = new Set<number | undefined>()
+  await client.createCheckpoint('vm1', {
+    onProgress: ({ phase, totalBytes }) => phase !== 'queued' && totals.add(totalBytes),
+  })
+  t.strictSame([...totals], [65536])
+})
