@@ -1,0 +1,275 @@
+/** What verifying finds, and what it takes for no digest. */
+import { execFileSync } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+import t from 'tap'
+import { createClientIn } from '../../dist/client/client.js'
+import { loadNative } from '../../dist/base/native.js'
+import { realSurroundings } from '../../dist/client/surroundings.js'
+import { jobs } from '../../dist/worker/jobs.js'
+import { checkpointFiles, inlinePool, rejection, scratch, until } from '../support/index.js'
+import { type ManifestJson, manifestOf, world, flip } from '../support/digesting.js'
+
+const MiB = 1024 * 1024
+const chunk = 256 * 1024
+const native = loadNative()
+
+t.test('damage is found and named', async (t) => {
+  const { client, memory } = await world(t)
+  const verify = () => client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })
+  const create = () => client.createCheckpoint('vm1')
+  await create()
+  const { mtimeNs } = fs.statSync(memory, { bigint: true })
+  flip(memory, 5 * chunk + 7)
+  flip(memory, 6 * chunk)
+  flip(memory, 15 * chunk)
+  const written = await verify()
+  t.match(written, { ok: false, depth: 'content' })
+  t.match(written.problems, [
+    { code: 'memory-digest-mismatch', file: 'checkpoint.ckp', message: /since, maybe by another tool/ },
+  ])
+  const opened = native.openPath(memory, fs.constants.O_RDWR) as number
+  t.equal(native.setModifiedAt(opened, mtimeNs), 0)
+  native.close(opened)
+  const { problems } = await verify()
+  const ranges = `in bytes ${5 * chunk} to ${7 * chunk - 1}, ${15 * chunk} to ${16 * chunk - 1}$`
+  t.match(problems, [{ code: 'memory-digest-mismatch', message: new RegExp(ranges) }])
+  t.equal(problems.length, 1)
+  t.match(await client.listCheckpoints('vm1'), [{ state: 'complete' }], 'which no listing could see')
+
+  const cases: [string, () => void, object[]][] = [
+    [
+      'kernel state',
+      () => flip(`${memory}.kern`, 20_000),
+      [{ code: 'kernel-digest-mismatch', file: 'checkpoint.ckp.kern', message: /in bytes 0 to 24471/ }],
+    ],
+    [
+      'metadata',
+      () => {
+        const text = fs.readFileSync(`${memory}.meta`, 'utf8')
+        fs.writeFileSync(`${memory}.meta`, text.replace('vm1', 'vm2'))
+      },
+      [{ code: 'metadata-digest-mismatch', file: 'checkpoint.ckp.meta' }],
+    ],
+    [
+      'a hole where data was',
+      () => {
+        const descriptor = native.openPath(memory, fs.constants.O_RDWR) as number
+        native.punchHole(descriptor, chunk, 4096)
+        native.close(descriptor)
+      },
+      [{ code: 'memory-digest-mismatch', message: new RegExp(`in bytes ${chunk} to ${2 * chunk - 1};`) }],
+    ],
+    [
+      'cut off',
+      () => fs.truncateSync(memory, 15 * chunk + 1),
+      [
+        { code: 'memory-size-mismatch' },
+        { code: 'memory-digest-mismatch', message: new RegExp(`in bytes ${15 * chunk} to`) },
+      ],
+    ],
+    ['grown', () => fs.appendFileSync(memory, 'x'), [{ code: 'memory-size-mismatch' }]],
+    ['no RAM left', () => fs.truncateSync(memory, 0), [{ code: 'memory-empty' }, { code: /^memory-digest/ }]],
+    [
+      'kernel cut off',
+      () => fs.truncateSync(`${memory}.kern`, 9),
+      [{ code: /^kernel-s/ }, { code: /^kernel-d/ }],
+    ],
+    ['no kernel', () => fs.rmSync(`${memory}.kern`), [{ code: 'kernel-missing' }]],
+    [
+      'a link',
+      () => {
+        fs.renameSync(memory, `${memory}.away`)
+        fs.symlinkSync(`${memory}.away`, memory)
+      },
+      [{ code: 'not-a-regular-file' }],
+    ],
+    [
+      'a FIFO',
+      () => {
+        fs.rmSync(`${memory}.kern`)
+        execFileSync('mkfifo', [`${memory}.kern`])
+      },
+      [{ code: 'not-a-regular-file' }],
+    ],
+    [
+      'the list of digests',
+      () => {
+        const file = `${memory}.manifest`
+        const text = fs.readFileSync(file, 'utf8')
+        const at = text.indexOf('memoryChunks') + 100
+        const other = text[at] === 'A' ? 'B' : 'A'
+        fs.writeFileSync(file, text.slice(0, at) + other + text.slice(at + 1))
+      },
+      [{ code: 'manifest-invalid', file: 'checkpoint.ckp.manifest' }],
+    ],
+  ]
+  for (const [what, damage, expected] of cases) {
+    await client.destroyAll('vm1')
+    await create()
+    damage()
+    const report = await verify()
+    t.match(report, { ok: false, depth: 'content' }, what)
+    t.match(report.problems, expected, what)
+    t.equal(report.problems.length, expected.length, `${what}: ${JSON.stringify(report.problems)}`)
+    fs.rmSync(`${memory}.away`, { force: true })
+  }
+  await client.destroyAll('vm1')
+  t.match(await rejection(verify()), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
+})
+
+t.test('of many damaged places the first are named', async (t) => {
+  const { client, memory } = await world(t, { memoryBytes: 8 * MiB + 4096 })
+  await client.createCheckpoint('vm1')
+  for (let at = 0; at < 33; at += 2) flip(memory, at * chunk)
+  const { problems } = await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })
+  t.match(problems, [
+    { code: 'memory-digest-mismatch', message: /in bytes 0 to 262143, .*, and in 7 more places/ },
+  ])
+  t.equal(problems[0]?.message.match(/\d to \d/g)?.length, 10)
+})
+
+t.test('manifests with digests that are none', async (t) => {
+  const { client, directory, memory } = await world(t)
+  await client.createCheckpoint('vm1')
+  const file = `${memory}.manifest`
+  const text = fs.readFileSync(file, 'utf8')
+  const manifest = manifestOf(directory)
+  const { root } = manifest.digests.memory
+  const edited = (edit: (copy: ManifestJson) => unknown): string => {
+    const copy = structuredClone(manifest)
+    edit(copy)
+    return `${JSON.stringify(copy, null, 2)}\n`
+  }
+  t.equal(
+    edited(() => undefined),
+    text,
+    'the whole of it is plain JSON',
+  )
+  const list = manifest.memoryChunks
+  const bad: Record<string, string> = {
+    'no list': edited((copy) => delete (copy as Partial<ManifestJson>).memoryChunks),
+    'no digests': edited((copy) => delete (copy as Partial<ManifestJson>).digests),
+    'no sizes': edited((copy) => delete (copy as Partial<ManifestJson>).sizes),
+    'another algorithm': edited((copy) => (copy.digests.algorithm = 'md5')),
+    'a root that is short': edited((copy) => (copy.digests.memory.root = root.slice(1))),
+    'a root in capitals': edited((copy) => (copy.digests.memory.root = root.toUpperCase())),
+    'a digest that is no text': edited((copy) => (copy.digests.kernel = 5 as unknown as string)),
+    'no chunk': edited((copy) => (copy.digests.memory.chunks = 0)),
+    'a chunk more': edited((copy) => copy.digests.memory.chunks++),
+    'a size that does not fit': edited((copy) => (copy.sizes.memory += chunk)),
+    'an endless number of chunks': edited((copy) => (copy.digests.memory.chunks = 2 ** 53)),
+    'chunks of 3': edited((copy) => (copy.digests.memory.chunkBytes = 3)),
+    'chunks of 0': edited((copy) => (copy.digests.memory.chunkBytes = 0)),
+    'chunks of -1': edited((copy) => (copy.digests.memory.chunkBytes = -1)),
+    'chunks of a page': edited((copy) => (copy.digests.memory.chunkBytes = 4096)),
+    'chunks of 1 TiB': edited((copy) => {
+      copy.digests.memory.chunkBytes = 2 ** 40
+      copy.digests.memory.chunks = 1
+      copy.memoryChunks = Buffer.alloc(32).toString('base64')
+    }),
+    'digests that are a list': edited((copy) => (copy.digests = [] as unknown as ManifestJson['digests'])),
+    'digests that are null': edited((copy) => (copy.digests = null as unknown as ManifestJson['digests'])),
+    'a list cut off': text.slice(0, -10),
+    'a list that goes on': `${text}x`,
+    'a longer list': edited((copy) => (copy.memoryChunks = list.slice(0, -4) + 'AAAA' + list.slice(-4))),
+    'another order': edited((copy) => Object.assign(copy, { last: 1 })),
+    'on one line': JSON.stringify(manifest),
+  }
+  for (const [what, content] of Object.entries(bad)) {
+    fs.writeFileSync(file, content)
+    const [listed] = await client.listCheckpoints('vm1')
+    t.match(listed, { state: 'damaged', problems: [{ code: 'manifest-invalid' }] }, what)
+    const report = await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })
+    t.match(report, { ok: false, depth: 'structure', problems: [{ code: 'manifest-invalid' }] }, what)
+  }
+  // Right in shape, wrong in what it says.
+  for (const [what, edit, code] of [
+    ['kernel', (copy: ManifestJson) => (copy.digests.kernel = root), 'kernel-digest-mismatch'],
+    ['root', (copy: ManifestJson) => (copy.digests.memory.root = '0'.repeat(64)), 'manifest-invalid'],
+    ['list', (copy: ManifestJson) => (copy.memoryChunks = '!'.repeat(list.length)), 'manifest-invalid'],
+  ] as const) {
+    fs.writeFileSync(file, edited(edit))
+    const report = await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })
+    t.match(report, { ok: false, depth: 'content', problems: [{ code }] }, what)
+  }
+  const newer = (edit: (copy: ManifestJson) => unknown): string =>
+    edited(edit).replace('"version": 1', '"version": 2')
+  fs.writeFileSync(
+    file,
+    newer(() => undefined),
+  )
+  t.match(await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' }), {
+    ok: true,
+    depth: 'content',
+  })
+  fs.writeFileSync(
+    file,
+    newer((copy) => (copy.digests.algorithm = 'sha3')),
+  )
+  t.match(await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' }), {
+    ok: true,
+    depth: 'structure',
+  })
+  t.match(
+    await client.listCheckpoints('vm1'),
+    [{ state: 'complete' }],
+    'a newer release may digest otherwise',
+  )
+})
+
+t.test('a pin and a note by hand keep the digests', async (t) => {
+  const { client, directory, memory } = await world(t)
+  await client.createCheckpoint('vm1')
+  const before = manifestOf(directory)
+  const verify = () => client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })
+  await client.pinCheckpoint('vm1', 'checkpoint')
+  t.strictSame(manifestOf(directory), { ...before, pinned: true })
+  t.match(await verify(), { ok: true, depth: 'content' })
+  const file = `${memory}.manifest`
+  fs.writeFileSync(file, fs.readFileSync(file, 'utf8').replace('{', `{\n  "note": "${'é'.repeat(20_000)}",`))
+  t.match(await verify(), { ok: true, depth: 'content' }, 'with a long note in front')
+  await client.pinCheckpoint('vm1', 'checkpoint', false)
+  t.equal((manifestOf(directory) as unknown as { note: string }).note.length, 20_000)
+  t.match(await verify(), { ok: true, depth: 'content' })
+  await client.pinCheckpoint('vm1', 'checkpoint')
+  await client.createCheckpoint('vm1')
+  t.match(await client.getCheckpoint('vm1', 'checkpoint'), { pinned: true })
+  t.match(await verify(), { ok: true, depth: 'content' }, 'replaced while pinned')
+  await client.createCheckpoint('vm1', { digest: false })
+  t.match(await verify(), { ok: true, depth: 'structure' })
+})
+
+t.test('verifying holds no lock, and reads what it opened', async (t) => {
+  const { client, runDirectory, root, directory } = await world(t, { memoryBytes: 24 * MiB })
+  await client.createCheckpoint('vm1')
+  let go: (() => void) | undefined
+  const gate = new Promise<void>((resolve) => (go = resolve))
+  let reached = false
+  const pool = inlinePool((name) => {
+    if (name !== 'compareSlice' || reached) return undefined
+    reached = true
+    return gate.then(() => ({ bytesRead: 0, damaged: [] }))
+  })
+  const options = { runDirectory, checkpointDirectory: root } as const
+  const slow = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  const verifying = slow.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })
+  await until(() => reached, 'the first slice')
+  await client.destroyCheckpoint('vm1', 'checkpoint')
+  t.strictSame(checkpointFiles(directory), [])
+  go?.()
+  const report = await verifying
+  t.match(report, { ok: true, depth: 'content' })
+  t.ok(report.bytesRead > 4 * MiB, 'the rest of it was read after it was destroyed')
+})
+
+t.test('where the list of digests has an end, all of the RAM behind it is damaged', async (t) => {
+  const file = path.join(scratch(t), 'file')
+  fs.writeFileSync(file, Buffer.alloc(2 * chunk))
+  const descriptor = fs.openSync(file, 'r')
+  t.teardown(() => fs.closeSync(descriptor))
+  const slice = { from: chunk, to: 2 * chunk, chunkBytes: chunk, stop: new Int32Array(1) }
+  const recorded = { listAt: 2 * chunk } as Parameters<typeof jobs.compareSlice>[2]
+  const found = jobs.compareSlice(descriptor, descriptor, recorded, slice)
+  t.strictSame(found, { bytesRead: 0, damaged: [{ from: chunk, to: 2 * chunk }] })
+})
