@@ -1,0 +1,110 @@
+/** A dead manager's live checkpoint: kept or removed, by what its bhyve does. */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import fs from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import t, { type Test } from 'tap'
+import { createClient } from 'bhyve-checkpoint'
+import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { isFailure, loadNative } from '../../../dist/base/native.js'
+import { childEnvironment, scratch, tree, until } from '../../support/index.js'
+import { putSet } from '../../support/sets.js'
+import { nobody, MadeStage, store, list } from '../../support/stages.js'
+
+const native = loadNative()
+
+/** A client in another process, which can be killed. */
+function startCreating(t: Test, bhyve: SimulatedBhyve, root: string, hold: string): ChildProcess {
+  const script = fileURLToPath(new URL('../../support/suspend.mjs', import.meta.url))
+  const options = JSON.stringify({ poweroff: false, name: 'live' })
+  const child = spawn(process.execPath, [script, bhyve.runDirectory, root, hold, options], {
+    env: childEnvironment(),
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+  t.teardown(() => child.kill('SIGKILL'))
+  return child
+}
+
+async function killAt(child: ChildProcess, phase: string): Promise<void> {
+  let output = ''
+  child.stdout!.on('data', (chunk) => (output += String(chunk)))
+  await until(() => output.split('\n').includes(phase), `the manager at ${phase}`)
+  child.kill('SIGKILL')
+  await once(child, 'exit')
+}
+
+t.test('a bhyve that died with its manager: its last checkpoint is kept', async (t) => {
+  const bhyve = await SimulatedBhyve.start({
+    vm: 'vm1',
+    memoryBytes: 8 << 20,
+    dialect: 'reply',
+    writeRate: 8 << 20,
+  })
+  t.teardown(() => bhyve.stop())
+  const root = scratch(t)
+  const directory = path.join(root, 'vm1')
+  putSet(directory, 'live')
+  const older = fs.readFileSync(path.join(directory, 'live.ckp'))
+  await killAt(startCreating(t, bhyve, root, 'saving'), 'saving')
+  const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: root })
+  t.match(await client.listCheckpoints('vm1'), [{ name: 'live' }], 'bhyve still writes')
+  t.match(await bhyve.exited, { signal: 'SIGPIPE' })
+  const listed = await client.listCheckpoints('vm1')
+  t.match(listed, [
+    { name: 'live', state: 'complete' },
+    { name: /^live-/, state: 'complete', poweredOff: false },
+  ])
+  t.ok(fs.readFileSync(path.join(directory, 'live.ckp')).equals(older), 'the older one is as it was')
+  t.equal(await client.suspendedCheckpoint('vm1'), undefined, 'its VM may have run on')
+  const { removed } = await client.pruneCheckpoints('vm1', { keepLast: 1 })
+  t.strictSame(removed, ['live'])
+})
+
+t.test('a bhyve that outlives its manager: its checkpoint is not needed', async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1 << 20, dialect: 'descriptor' })
+  t.teardown(() => bhyve.stop())
+  const root = scratch(t)
+  const directory = path.join(root, 'vm1')
+  await killAt(startCreating(t, bhyve, root, 'checking'), 'checking')
+  const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: root })
+  t.strictSame(await client.listCheckpoints('vm1'), [])
+  // It has served a later request.
+  await client.createCheckpoint('vm1', { name: 'later' })
+  t.match(await client.listCheckpoints('vm1'), [{ name: 'later' }])
+  t.strictSame(tree(path.join(directory, '.staging')), [])
+})
+
+t.test('a live stage: removed or left, by what its bhyve does', async (t) => {
+  const directory = store(t)
+  const status = native.processStatus(process.pid)
+  if (isFailure(status)) return t.fail('this process lives')
+  const alive = { ...nobody, pid: process.pid, startedAt: status.startedAt }
+  const long = new Date(Date.now() - 3_600_000)
+  const age = (stage: MadeStage): void => {
+    for (const file of fs.readdirSync(stage.file('in'))) fs.utimesSync(stage.file(`in/${file}`), long, long)
+  }
+
+  const writing = new MadeStage(directory, { poweroff: false, writer: alive })
+  writing.release()
+  list(directory)
+  t.ok(fs.existsSync(writing.path), 'it has yet to answer')
+  age(writing)
+  t.strictSame(list(directory), [])
+  t.notOk(fs.existsSync(writing.path), 'it runs on')
+
+  const partial = new MadeStage(directory, { poweroff: false })
+  fs.truncateSync(partial.file('in/ckp.meta'), 10)
+  partial.release()
+  t.strictSame(list(directory), [], 'what is not complete is not kept')
+
+  const rebooted = new MadeStage(directory, { poweroff: false })
+  rebooted.reboot()
+  t.strictSame(list(directory), [], 'nothing proves it')
+  t.strictSame(tree(path.join(directory, '.staging')), [])
+
+  const linked = new MadeStage(directory, { poweroff: false })
+  fs.linkSync(linked.file('in/ckp'), path.join(directory, 'backup'))
+  linked.release()
+  t.match(list(directory), [{ state: 'complete', poweredOff: false }], 'a second name costs it nothing')
+})

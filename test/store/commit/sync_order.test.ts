@@ -1,0 +1,190 @@
+/** What is on the disk before what: for a suspend, a pin, a restore, and a recovery. */
+import fs from 'node:fs'
+import path from 'node:path'
+import t, { type Test } from 'tap'
+import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { createClientIn } from '../../../dist/client/client.js'
+import { isFailure, loadNative } from '../../../dist/base/native.js'
+import { realSurroundings } from '../../../dist/client/surroundings.js'
+import { jobs } from '../../../dist/worker/jobs.js'
+import { failure, inlinePool, intercept, scratch } from '../../support/index.js'
+import { manifestOf, memoryBytes, putSet } from '../../support/sets.js'
+import { MadeStage, store, list } from '../../support/stages.js'
+
+const native = loadNative()
+
+t.test('a roll forward fsyncs what the files came from', async (t) => {
+  const directory = store(t)
+  const stage = new MadeStage(directory)
+  stage.prepare()
+  const synced: string[] = []
+  intercept(t, 'sync', (descriptor) => {
+    synced.push(fs.readlinkSync(`/proc/self/fd/${String(descriptor)}`).replace(directory, 'D'))
+    return undefined
+  })
+  const manifest = manifestOf(stage.path, 'suspend') as never
+  jobs.commitStage(stage.handle, { name: 'suspend', ifExists: 'replace', durable: true, manifest })
+  const ready = `D/.staging/${path.basename(stage.path)}.ready`
+  t.strictSame(synced, ['D/.staging', 'D', ready, 'D/.staging'])
+  stage.release()
+})
+
+t.test('EIO at any fsync of a suspend: the state is found afterwards, in new files', async (t) => {
+  for (let at = 1, struck = true; struck; at++) {
+    const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
+    const root = scratch(t)
+    const client = createClientIn(
+      { ...realSurroundings, pool: () => inlinePool() },
+      { runDirectory: bhyve.runDirectory, checkpointDirectory: root },
+    )
+    let count = 0
+    const restore = intercept(t, 'sync', () => (++count === at ? failure('EIO', 'fsync') : undefined))
+    const outcome = await client.suspend('vm1').then(
+      () => 'resolved',
+      (error: unknown) => (error as { code: string }).code,
+    )
+    restore()
+    struck = count >= at
+    await client.idle()
+    const listed = await client.listCheckpoints('vm1')
+    const isSuspended = outcome === 'resolved' || listed.length > 0
+    if (isSuspended) {
+      t.match(listed, [{ state: 'complete', poweredOff: true }], `fsync ${String(at)}: ${outcome}`)
+      const report = await client.verifyCheckpoint('vm1', listed[0]!.name, { depth: 'content' })
+      t.ok(report.ok)
+    } else {
+      const status = native.processStatus(bhyve.pid)
+      t.ok(!isFailure(status) && status.state === 'running', `fsync ${String(at)}: the VM runs on`)
+    }
+    await bhyve.stop()
+  }
+})
+
+/** Each fsync and each rename of this thread from now on, by paths below the VM's directory; a stage is `ID`. */
+function recordOrder(t: Test, directory: string): string[] {
+  const order: string[] = []
+  const shown = (descriptor: unknown, name = ''): string => {
+    const where = fs.readlinkSync(`/proc/self/fd/${String(descriptor)}`)
+    const below = path.relative(fs.realpathSync(directory), path.join(where, name))
+    return (below === '' ? '.' : below).replace(/^\.staging\/[0-9a-z]{1,12}(?=[/.]|$)/, '.staging/ID')
+  }
+  intercept(t, 'sync', (descriptor) => void order.push(`sync ${shown(descriptor)}`))
+  intercept(t, 'renameAt', (from, name, to, toName) => {
+    order.push(`rename ${shown(from, String(name))} -> ${shown(to, String(toName))}`)
+  })
+  return order
+}
+
+const commit = ['rename .staging/ID -> .staging/ID.ready', 'sync .staging']
+
+t.test("a suspend's records are on the disk before bhyve gets a byte, even without fsync", async (t) => {
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
+  t.teardown(() => bhyve.stop())
+  const root = scratch(t)
+  const directory = path.join(root, 'vm1')
+  fs.mkdirSync(directory)
+  const client = createClientIn(
+    { ...realSurroundings, pool: () => inlinePool() },
+    { runDirectory: bhyve.runDirectory, checkpointDirectory: root, dialect: 'descriptor' },
+  )
+  const order = recordOrder(t, directory)
+  intercept(t, 'send', () => void order.push('send'))
+  await client.suspend('vm1', { fsync: false })
+  t.strictSame(order.slice(0, order.indexOf('send')), [
+    'sync .',
+    'sync .staging/ID/intent',
+    'sync .staging/ID',
+    'sync .staging',
+    'sync .staging/ID/peer.new',
+    'rename .staging/ID/peer.new -> .staging/ID/peer',
+  ])
+})
+
+t.test('a pass that makes no holes opens the RAM for reading, and needs no fsync', (t) => {
+  const directory = store(t)
+  const stage = new MadeStage(directory)
+  jobs.collectStage(stage.handle, 'suspend')
+  const modes = new Set<number>()
+  intercept(t, 'openAt', (_, name, flags) => {
+    if (name === 'suspend.ckp') modes.add(Number(flags) & 3)
+  })
+  const order = recordOrder(t, directory)
+  const request = { name: 'suspend', memoryBytes, digest: true, sparsify: false, durable: false }
+  t.match(jobs.passWhole(stage.handle, request, new Int32Array(1)), { digests: {} })
+  t.strictSame([...modes], [fs.constants.O_RDONLY])
+  t.strictSame(order, [])
+  stage.release()
+  t.end()
+})
+
+t.test('a pin that stays with the name is on the disk before the commit', async (t) => {
+  const directory = store(t)
+  putSet(directory, 'suspend', { manifest: { pinned: true } })
+  const stage = new MadeStage(directory)
+  stage.prepare()
+  const manifest = manifestOf(stage.path, 'suspend') as never
+  const order = recordOrder(t, directory)
+  jobs.commitStage(stage.handle, { name: 'suspend', ifExists: 'replace', durable: true, manifest })
+  t.strictSame(order.slice(0, 5), [
+    'sync .staging/ID/pin',
+    'rename .staging/ID/pin -> .staging/ID/suspend.ckp.manifest',
+    'sync .staging/ID',
+    ...commit,
+  ])
+  stage.release()
+})
+
+t.test('a pin and the record of a restore are on the disk when their call ends', async (t) => {
+  const directory = store(t)
+  putSet(directory, 'x')
+  const { identity } = jobs.lookAtSet(directory, 'vm1', 'x')
+  const mark = { at: new Date().toISOString(), again: false }
+  const calls: Record<string, () => unknown> = {
+    pin: () => jobs.pinSet(directory, 'vm1', 'x', true),
+    record: () => jobs.markRestored(directory, 'vm1', 'x', identity, mark),
+    confirm: () => jobs.confirmRestore(directory, 'x', mark),
+    'take back': () => jobs.takeBackMark(directory, 'x', mark),
+  }
+  const order = recordOrder(t, directory)
+  for (const [what, call] of Object.entries(calls)) {
+    order.length = 0
+    call()
+    const file = 'x.ckp.manifest'
+    const steps = [`sync .staging/ID/${file}`, `rename .staging/ID/${file} -> ${file}`, 'sync .']
+    t.strictSame(order.slice(-3), steps, what)
+  }
+})
+
+t.test('what is kept under a name of its own is on the disk before it has the name', async (t) => {
+  for (const poweroff of [true, false]) {
+    const directory = store(t)
+    const stage = new MadeStage(directory, { poweroff })
+    // Of a suspended VM anything is kept, of a VM that ran on only what is complete.
+    if (poweroff) {
+      fs.rmSync(stage.file('in/ckp.meta'))
+      fs.symlinkSync('/nonexistent', stage.file('in/ckp.meta'))
+    }
+    stage.release()
+    const order = recordOrder(t, directory)
+    const [kept, ...others] = list(directory)
+    t.match(kept, { name: /^suspend-/, poweredOff: poweroff, state: poweroff ? 'damaged' : 'complete' })
+    t.strictSame(others, [])
+    const file = `.staging/ID/${kept!.name}.ckp`
+    const endings = poweroff ? ['.kern', '.manifest', ''] : ['.kern', '.meta', '.manifest', '']
+    const last = [...endings.map((ending) => `sync ${file}${ending}`), 'sync .staging/ID', ...commit]
+    const at = order.indexOf(commit[0]!)
+    t.strictSame(order.slice(at + 2 - last.length, at + 2), last, kept!.name)
+    t.equal(order.slice(0, at).includes(`sync ${file}.rest`), poweroff, 'also what is kept aside')
+  }
+})
+
+t.test('the copy of a file with a second name is on the disk before it replaces the file', async (t) => {
+  const directory = store(t)
+  const stage = new MadeStage(directory)
+  fs.linkSync(stage.file('in/ckp'), path.join(scratch(t), 'other'))
+  stage.release()
+  const order = recordOrder(t, directory)
+  t.match(list(directory), [{ name: 'suspend', state: 'complete' }])
+  const at = order.indexOf('rename .staging/ID/copy -> .staging/ID/suspend.ckp')
+  t.equal(order[at - 1], 'sync .staging/ID/copy')
+})
