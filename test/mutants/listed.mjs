@@ -377,15 +377,15 @@ export const listed = [
   change(
     'unreadable-destroyed',
     'lib/store/catalog/destroy.ts',
-    'store',
+    'prune',
     'isForeign(directory, name) === false)',
     'isForeign(directory, name) !== true)',
   ),
-  change('unreadable-pruned', 'lib/store/catalog/prune.ts', 'store', "code === 'unreadable' || ", ''),
+  change('unreadable-pruned', 'lib/store/catalog/prune.ts', 'prune', "code === 'unreadable' || ", ''),
   change(
     'unreadable-manifest-pruned',
     'lib/store/catalog/prune.ts',
-    'store',
+    'prune',
     ' || file?.endsWith(manifestSuffix) === true',
     '',
   ),
@@ -610,7 +610,7 @@ export const listed = [
   change(
     'status-through-link',
     'native/file_status.cc',
-    'store',
+    'catalog store',
     'kFlags = AT_SYMLINK_NOFOLLOW | AT_STATX_SYNC_AS_STAT',
     'kFlags = AT_STATX_SYNC_AS_STAT',
   ),
