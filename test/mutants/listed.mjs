@@ -18,14 +18,14 @@ export const listed = [
   change(
     'second-dialect-on-freebsd',
     'lib/bhyve/dialects.ts',
-    'create',
+    'create_targets',
     "return takesDescriptors(system.release) ? ['descriptor'] : ['path']",
     "return ['path', 'descriptor']",
   ),
   change(
     'struct-not-refused',
     'lib/bhyve/request.ts',
-    'create',
+    'create_failures',
     "if (dialect === 'struct') await sendRefused(descriptor)",
     '',
   ),

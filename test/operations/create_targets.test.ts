@@ -1,0 +1,308 @@
+/** Whom createCheckpoint asks: nobody there, another user's socket, an older place, a dialect by its release. */
+import { execFileSync } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+import t, { type Test } from 'tap'
+import { createClient } from 'bhyve-checkpoint'
+import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { createClientIn } from '../../dist/client/client.js'
+import { realSurroundings } from '../../dist/client/surroundings.js'
+import { isFailure } from '../../dist/base/native.js'
+import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
+import { childEnvironment, rejection, scratch, tree, until } from '../support/index.js'
+import { forAnyUser } from '../support/any_user.js'
+import { start, refusing } from '../support/creating.js'
+
+const native = loadSimulatorNative()
+const isRoot = process.geteuid?.() === 0
+
+t.test('a runtime that cannot do a call says so before anything is sent or touched', async (t) => {
+  const { directory, requests } = await refusing(t)
+  const checkpointDirectory = path.join(directory, 'c')
+  const clientOn = (runtime: 'bun' | 'deno') =>
+    createClientIn({ ...realSurroundings, runtime }, { runDirectory: directory, checkpointDirectory })
+  const [bun, deno] = [clientOn('bun'), clientOn('deno')]
+  for (const [what, call] of [
+    ['Bun: create', bun.createCheckpoint('vm1')],
+    ['Bun: suspend', bun.suspend('vm1')],
+    ['Deno: create', deno.createCheckpoint('vm1')],
+    ['Deno: suspend', deno.suspend('vm1')],
+    ['Deno: pin', deno.pinCheckpoint('vm1', 'x')],
+    ['Deno: restore', deno.restore('vm1', 'x', { args: ['vm1'] })],
+    ['Deno: verify', deno.verifyCheckpoint('vm1', 'x', { depth: 'content' })],
+  ] as const) {
+    const error = await rejection(call)
+    t.equal(error.code, 'ERR_RUNTIME_UNSUPPORTED', what)
+    t.match(error, { vm: 'vm1', message: /Nothing was sent or changed/ }, what)
+  }
+  for (const client of [bun, deno]) t.strictSame(await client.listCheckpoints('vm1'), [])
+  t.equal(requests.length, 0)
+  t.notOk(fs.existsSync(checkpointDirectory))
+})
+
+t.test('a FreeBSD bhyve that makes no file gets one request, and no descriptor before 14', async (t) => {
+  const older = ['13.0-RELEASE', '13.2-RELEASE', '13.5-STABLE', '12.4', '14.0-CURRENT', '', 'unknown', '-15']
+  const newer = ['14.0-RELEASE', '14.0-BETA1', '14.2-RELEASE-p3', '14.3-STABLE', '15.0-CURRENT', '16']
+  const cases = [...older, ...newer].flatMap((release) => {
+    // A suspend waits some seconds for what has refused it.
+    const operations = release === '13.2-RELEASE' ? ['create', 'suspend'] : ['create']
+    return operations.map((operation) => [release, operation] as const)
+  })
+  for (const [release, operation] of cases) {
+    const { directory, requests } = await refusing(t)
+    const client = createClientIn(
+      {
+        ...realSurroundings,
+        vmmDirectory: path.join(directory, 'vmm'),
+        system: { platform: 'freebsd', release },
+      },
+      { runDirectory: directory, checkpointDirectory: path.join(directory, 'c') },
+    )
+    const isSuspend = operation === 'suspend'
+    const error = await rejection(isSuspend ? client.suspend('vm1') : client.createCheckpoint('vm1'))
+    t.equal(error.code, isSuspend ? 'ERR_SUSPEND_FAILED' : 'ERR_CHECKPOINT_FAILED', error.message)
+    t.equal(requests.length, 1, `${operation} on '${release}'`)
+    t.equal(requests[0]?.includes('fddir'), newer.includes(release), `${operation} on '${release}': its form`)
+  }
+})
+
+t.test('where there is nobody to ask: each its own code, and nothing on the disk', async (t) => {
+  const directory = scratch(t)
+  const checkpointDirectory = path.join(directory, 'checkpoints')
+  const vmmDirectory = path.join(directory, 'vmm')
+  fs.mkdirSync(vmmDirectory)
+  const runDirectory = path.join(directory, 'run')
+  fs.mkdirSync(runDirectory)
+  const system = { platform: process.platform, release: '1' }
+  const client = createClientIn(
+    { ...realSurroundings, vmmDirectory, system },
+    { runDirectory, checkpointDirectory },
+  )
+  const create = () => rejection(client.createCheckpoint('vm1', { timeout: 5000 }))
+  const nothingLeft = () => t.notOk(fs.existsSync(checkpointDirectory), 'nothing on the disk')
+
+  t.match(await create(), { code: 'ERR_VM_NOT_RUNNING', vm: 'vm1', vmState: 'off' }, 'no socket')
+  fs.writeFileSync(path.join(vmmDirectory, 'vm1'), '')
+  t.match(await create(), { code: 'ERR_SNAPSHOT_UNSUPPORTED', vmState: 'running' }, 'runs, but no socket')
+  fs.rmSync(path.join(vmmDirectory, 'vm1'))
+  nothingLeft()
+
+  const socketPath = path.join(runDirectory, 'vm1')
+  const datagram = native.simulator.bindDatagram(socketPath)
+  t.match(await create(), { code: 'ERR_DIALECT_UNSUPPORTED', path: socketPath }, 'datagram')
+  nothingLeft()
+  if (!isFailure(datagram)) native.close(datagram)
+  fs.rmSync(socketPath)
+
+  const dead = native.simulator.listenStream(socketPath, 1)
+  if (!isFailure(dead)) native.close(dead)
+  t.match(await create(), { code: 'ERR_VM_NOT_RUNNING', vmState: 'off' }, 'dead socket')
+  nothingLeft()
+  fs.rmSync(socketPath)
+
+  for (const [what, make] of [
+    ['a file', () => fs.writeFileSync(socketPath, '')],
+    ['a folder', () => fs.mkdirSync(socketPath)],
+    ['a FIFO', () => execFileSync('mkfifo', [socketPath])],
+    ['a link', () => fs.symlinkSync('elsewhere', socketPath)],
+  ] as const) {
+    make()
+    t.match(await create(), { code: 'ERR_VM_NOT_RUNNING', path: socketPath }, what)
+    fs.rmSync(socketPath, { recursive: true })
+  }
+  nothingLeft()
+
+  fs.rmdirSync(runDirectory)
+  fs.symlinkSync('run', runDirectory)
+  t.match(
+    await create(),
+    { code: 'ERR_SYSTEM', cause: { code: 'ELOOP' } },
+    'a run directory that leads to itself',
+  )
+  nothingLeft()
+})
+
+t.test('paths that are too long', async (t) => {
+  const directory = scratch(t)
+  const long = path.join(directory, 'r'.repeat(120))
+  const far = createClient({ runDirectory: long, checkpointDirectory: directory })
+  t.match(
+    await rejection(far.createCheckpoint('vm1')),
+    { code: 'ERR_PATH_TOO_LONG', vm: 'vm1' },
+    'of the socket',
+  )
+  const { runDirectory } = await start(t)
+  const deep = path.join(directory, 'd'.repeat(200), 'e'.repeat(40))
+  const client = createClient({ runDirectory, checkpointDirectory: deep })
+  t.match(await rejection(client.createCheckpoint('vm1')), { code: 'ERR_PATH_TOO_LONG' }, 'of the checkpoint')
+  const old = await start(t, { dialect: 'struct' })
+  const middling = createClient({
+    runDirectory: old.runDirectory,
+    checkpointDirectory: path.join(directory, 'd'.repeat(60)),
+  })
+  t.match(await rejection(middling.createCheckpoint('vm1')), { code: 'ERR_PATH_TOO_LONG' }, 'for struct')
+  t.strictSame(tree(directory), [])
+})
+
+t.test('sockets of others', { skip: isRoot ? false : 'needs root' }, async (t) => {
+  const directory = scratch(t)
+  fs.chmodSync(directory, 0o755)
+  const socketPath = path.join(directory, 'vm1')
+  const listener = native.simulator.listenStream(socketPath, 5)
+  t.notOk(isFailure(listener))
+  fs.chownSync(socketPath, 12345, 12345)
+  const checkpointDirectory = path.join(directory, 'checkpoints')
+  const client = createClient({ runDirectory: directory, checkpointDirectory })
+  t.match(
+    await rejection(client.createCheckpoint('vm1')),
+    { code: 'ERR_UNTRUSTED_PEER', vm: 'vm1' },
+    'by its owner',
+  )
+  // Trusting the owner is not enough: the process behind it must be that owner, or root.
+  const other = createClient({
+    runDirectory: directory,
+    checkpointDirectory,
+    dialect: 'descriptor',
+    trustedUids: [12345],
+  })
+  t.match(await rejection(other.createCheckpoint('vm1')), { code: 'ERR_UNTRUSTED_PEER' }, 'by its peer')
+  const accepted = native.simulator.accept(listener as number)
+  t.notOk(isFailure(accepted), 'it had been connected to')
+  const said = native.simulator.receive(accepted as number, 1024)
+  t.equal(isFailure(said) ? said.errno : said.length, 0, 'and left without a word')
+  t.notOk(fs.existsSync(checkpointDirectory))
+  native.close(accepted as number)
+  native.close(listener as number)
+})
+
+/** What another user gets who asks root's VM, whose socket has this mode; nothing of it is left in the store. */
+async function asked(t: Test, socketMode: number, ...words: string[]): Promise<[string, SimulatedBhyve]> {
+  const directory = scratch(t)
+  fs.chmodSync(directory, 0o755)
+  const bhyve = await start(t, { runDirectory: path.join(directory, 'run') })
+  fs.chmodSync(bhyve.runDirectory, 0o755)
+  fs.chmodSync(bhyve.socketPath, socketMode)
+  const script = forAnyUser('as-user.mjs')
+  const own = path.join(directory, 'own')
+  fs.mkdirSync(own)
+  fs.chownSync(own, 65534, 65534)
+  const answer = execFileSync(process.execPath, [script, bhyve.runDirectory, own, '65534', ...words], {
+    encoding: 'utf8',
+    stdio: ['ignore', 'pipe', 'ignore'],
+    env: childEnvironment(),
+  })
+  t.strictSame(tree(own), [], 'nothing is left')
+  return [answer.trim(), bhyve]
+}
+
+t.test('a user without the right to connect', { skip: isRoot ? false : 'needs root' }, async (t) => {
+  const [answer] = await asked(t, 0o700)
+  t.equal(answer, 'ERR_PERMISSION')
+})
+
+t.test(
+  "root's VM is not powered off for who cannot read it",
+  { skip: !isRoot && 'needs root' },
+  async (t) => {
+    const [answer, bhyve] = await asked(t, 0o777, 'suspend')
+    t.equal(answer, 'ERR_PERMISSION')
+    t.match(native.processStatus(bhyve.pid), { state: 'running' })
+  },
+)
+
+t.test(
+  'a bhyve of another user gets the folder it writes into',
+  { skip: isRoot ? false : 'needs root' },
+  async (t) => {
+    const directory = scratch(t)
+    fs.chmodSync(directory, 0o755)
+    const run = path.join(directory, 'run')
+    fs.mkdirSync(run)
+    fs.chownSync(run, 65534, 65534)
+    const { spawn } = await import('node:child_process')
+    const script = forAnyUser('bhyve-as-user.mjs')
+    const child = spawn(process.execPath, [script, run, '65534'], {
+      // The test runner's own preload cannot write as another user, and says so.
+      stdio: ['pipe', 'ignore', 'ignore'],
+      env: childEnvironment(),
+    })
+    t.teardown(() => child.kill('SIGKILL'))
+    await until(() => fs.existsSync(path.join(run, 'vm1')), 'the socket')
+    const options = {
+      runDirectory: run,
+      checkpointDirectory: path.join(directory, 'c'),
+      dialect: 'descriptor',
+    } as const
+    t.match(await rejection(createClient(options).createCheckpoint('vm1')), { code: 'ERR_UNTRUSTED_PEER' })
+    const client = createClient({ ...options, trustedUids: [0, 65534] })
+    const checkpoint = await client.createCheckpoint('vm1')
+    t.equal(fs.statSync(checkpoint.path).uid, 65534)
+    t.equal(fs.statSync(path.dirname(checkpoint.path)).uid, 0)
+    // As an older bhyve, which ran as root, has left it.
+    fs.mkdirSync(path.join(run, 'checkpoint'))
+    const dead = native.simulator.listenStream(path.join(run, 'checkpoint/vm1'), 1)
+    if (isFailure(dead)) throw new Error('listen')
+    native.close(dead)
+    const { dialect: _, ...anyDialect } = options
+    const either = createClient({ ...anyDialect, trustedUids: [0, 65534] })
+    t.match(await either.createCheckpoint('vm1', { name: 'beside a dead socket' }), { poweredOff: false })
+  },
+)
+
+t.test('a full backlog is waited for, not taken for death', async (t) => {
+  const directory = scratch(t)
+  const listener = native.simulator.listenStream(path.join(directory, 'vm1'), 1)
+  if (isFailure(listener)) throw new Error('listen')
+  const pending: number[] = []
+  for (;;) {
+    const connection = native.connectStream(path.join(directory, 'vm1'))
+    if (isFailure(connection)) break
+    pending.push(connection)
+  }
+  const checkpointDirectory = path.join(directory, 'c')
+  const client = createClient({ runDirectory: directory, checkpointDirectory, dialect: 'descriptor' })
+  const queued = new Set<string>()
+  const error = await rejection(
+    client.createCheckpoint('vm1', { timeout: 300, onProgress: ({ phase }) => queued.add(phase) }),
+  )
+  t.match(error, { code: 'ERR_TIMEOUT', vm: 'vm1' })
+  t.strictSame([...queued], ['queued'])
+  await client.idle()
+  const served = rejection(client.createCheckpoint('vm1', { timeout: 20_000 }))
+  for (const connection of pending) native.close(connection)
+  let accepted: ReturnType<typeof native.simulator.accept> | undefined
+  await until(() => {
+    accepted ??= native.simulator.accept(listener)
+    const request = isFailure(accepted) ? accepted : native.simulator.receive(accepted, 4096)
+    // Connected, and nothing is sent yet.
+    if (isFailure(request) && !isFailure(accepted)) return false
+    if (!isFailure(accepted)) native.close(accepted)
+    accepted = undefined
+    return !isFailure(request) && request.length > 0
+  }, 'the request behind the others')
+  t.match(await served, { code: 'ERR_CHECKPOINT_FAILED' }, 'it got through')
+  native.close(listener)
+})
+
+t.test('dead socket of an older place beside a live one', async (t) => {
+  const bhyve = await start(t)
+  fs.mkdirSync(path.join(bhyve.runDirectory, 'checkpoint'))
+  const dead = native.simulator.listenStream(path.join(bhyve.runDirectory, 'checkpoint/vm1'), 1)
+  if (!isFailure(dead)) native.close(dead)
+  const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: scratch(t) })
+  t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' })
+})
+
+t.test('a stopped VM is not asked', async (t) => {
+  const bhyve = await start(t)
+  process.kill(bhyve.pid, 'SIGSTOP')
+  t.teardown(() => process.kill(bhyve.pid, 'SIGCONT'))
+  const checkpointDirectory = scratch(t)
+  const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory })
+  await until(() => {
+    const status = native.processStatus(bhyve.pid)
+    return !isFailure(status) && status.state === 'stopped'
+  }, 'the stop')
+  t.match(await rejection(client.createCheckpoint('vm1')), { code: 'ERR_VM_PAUSED', vmState: 'paused' })
+  t.strictSame(tree(checkpointDirectory), [])
+})
