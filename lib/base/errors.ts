@@ -3,7 +3,7 @@ import { constants } from 'node:os'
 import { types } from 'node:util'
 import type { RestorePlan, VmState } from './types.js'
 import type { Problem } from './problem.js'
-import { visible } from './visible.js'
+import { visible } from './visible_text.js'
 
 export type ErrorCode =
   | 'ERR_INVALID_VM_NAME'

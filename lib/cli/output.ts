@@ -3,7 +3,7 @@
  * one object per line to standard output. A reader that went away must not cost anybody a checkpoint.
  */
 import type { Progress } from '../index.js'
-import { visible } from '../base/visible.js'
+import { visible } from '../base/visible_text.js'
 import { exitStatus } from './exit_status.js'
 import { ProgressDisplay, type Stream } from './progress_display.js'
 

@@ -1,6 +1,6 @@
 /** Columns that stand below each other, whatever script the names are in. */
 import { eastAsianWidth } from 'get-east-asian-width'
-import { visible } from '../base/visible.js'
+import { visible } from '../base/visible_text.js'
 
 const segmenter = new Intl.Segmenter()
 const gap = '  '

@@ -1,6 +1,6 @@
 /** What a client is made with, checked and completed. */
 import { assertOptions, invalid } from '../base/assertions.js'
-import { membersOf } from '../base/members.js'
+import { membersOf } from '../base/union_members.js'
 import type { ClientOptions, Dialect, Layout } from '../base/types.js'
 import type { Place } from '../bhyve/locate.js'
 import { defaultRoot, rootLayout } from '../store/layout.js'

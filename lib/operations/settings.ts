@@ -8,7 +8,7 @@ import {
   assertSignal,
   invalid,
 } from '../base/assertions.js'
-import { membersOf } from '../base/members.js'
+import { membersOf } from '../base/union_members.js'
 import { assertCheckpointName, assertVmName } from '../base/names.js'
 import type { CreateOptions, Dialect, Progress, PrunePolicy, RestoreOptions } from '../base/types.js'
 

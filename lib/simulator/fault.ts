@@ -1,6 +1,6 @@
 /** What can be made to go wrong in a simulated bhyve. */
 import { constants } from 'node:os'
-import { membersOf } from '../base/members.js'
+import { membersOf } from '../base/union_members.js'
 import type { SimulatorNative } from './native_calls.js'
 import type { Coroutine } from './reactor.js'
 

@@ -1,6 +1,6 @@
 /** What a simulated bhyve can be told, its defaults, and the checks made before a process is started. */
 import { constants } from 'node:os'
-import { membersOf } from '../base/members.js'
+import { membersOf } from '../base/union_members.js'
 import { parseFault, type Fault } from './fault.js'
 import { pageSize, type ZeroLayout } from './guest.js'
 import type { MetadataShape } from './metadata_writer.js'

@@ -6,7 +6,7 @@ import type { SuspendedState } from './catalog/suspended.js'
 import type { StageRequest } from './commit/begin.js'
 import { type StoreJobs, storeJobs } from './jobs.js'
 import { isBusy, lockRetryMs, pause } from './patience.js'
-import { SharedLook } from './shared_look.js'
+import { SharedScan } from './shared_scan.js'
 import { Stage } from './stage.js'
 import type { Promised } from './staging/space.js'
 
@@ -20,7 +20,7 @@ export class Store {
   readonly ownsDirectories: boolean
   readonly #pool: JobRunner
   readonly #layout: Layout
-  readonly #promises = new SharedLook<Promised[]>((from) => this.#lookAtPromises(from))
+  readonly #promises = new SharedScan<Promised[]>((from) => this.#lookAtPromises(from))
 
   constructor(pool: JobRunner, layout: Layout, ownsDirectories: boolean) {
     this.#pool = pool

@@ -2,7 +2,7 @@
 import { parentPort } from 'node:worker_threads'
 import { toCheckpointError } from '../base/errors.js'
 import { loadNative } from '../base/native.js'
-import { beginHolding, takeHeld } from '../store/staging/held.js'
+import { beginHolding, takeHeld } from '../store/staging/deferred_close.js'
 import { beginDeferring, takeRemovals } from '../store/staging/removed.js'
 import { jobs, type JobName } from './jobs.js'
 import { type FromWorker, type JobCall, type Outcome, toPortable, type ToWorker } from '../pool/messages.js'

@@ -10,7 +10,7 @@ import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../../dist/client/client.js'
 import { loadNative } from '../../dist/base/native.js'
 import { realSurroundings } from '../../dist/client/surroundings.js'
-import { SharedLook } from '../../dist/store/shared_look.js'
+import { SharedScan } from '../../dist/store/shared_scan.js'
 import {
   checkpointFiles,
   childEnvironment,
@@ -307,7 +307,7 @@ t.test('a disk that is really full', async (t) => {
 
 t.test('hundreds that ask what the others have promised share one look', async (t) => {
   const looks: { from: string[]; end: (result: string | Error) => void }[] = []
-  const shared = new SharedLook<string>(
+  const shared = new SharedScan<string>(
     (from) =>
       new Promise((resolve, reject) => {
         const end = (result: string | Error): void =>

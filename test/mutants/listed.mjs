@@ -324,7 +324,7 @@ export const listed = [
   ),
   change(
     'unknown-boot-is-this',
-    'lib/store/staging/boot.ts',
+    'lib/store/staging/boot_identity.ts',
     'durability',
     "return 'unknown'",
     "return 'this'",

@@ -4,7 +4,7 @@ import { usualSliceBytes } from '../../checkpoint/slice.js'
 import type { PublicationSettings, ScanSettings } from '../settings.js'
 import type { ProgressReporter } from '../progress.js'
 import { forEachSlice, StopFlag } from '../slices.js'
-import type { Content, ContentRequest } from '../../store/staging/pass.js'
+import type { Content, ContentRequest } from '../../store/staging/memory_pass.js'
 import type { Stage } from '../../store/stage.js'
 
 /** What is done with the RAM before it is published, and whether it is forced to the disk then. */

@@ -4,7 +4,7 @@
  */
 import { Directory } from '../../fs/directory.js'
 import { makeFolder, needsGiving } from '../staging/inbox.js'
-import { holdOpen } from '../staging/held.js'
+import { holdOpen } from '../staging/deferred_close.js'
 import { lockStagingIfAny } from '../staging/lock.js'
 import { type Intent, removeIntent, writeIntent } from '../staging/intent.js'
 import { openLocked, removeMade } from '../staging/opening.js'

@@ -6,7 +6,7 @@ import { hostFacts } from '../../../dist/checkpoint/host.js'
 import { newManifest } from '../../../dist/checkpoint/manifest.js'
 import { loadNative } from '../../../dist/base/native.js'
 import { jobs } from '../../../dist/worker/jobs.js'
-import { beginHolding, takeHeld } from '../../../dist/store/staging/held.js'
+import { beginHolding, takeHeld } from '../../../dist/store/staging/deferred_close.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from '../../crash/sets.mjs'
 import { scratch } from '../../support/index.js'

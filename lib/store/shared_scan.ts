@@ -2,7 +2,7 @@
  * One look that serves all who asked before it began. Each of hundreds of VMs wants to know what the others have
  * promised: a look of its own for each would make their number count twice.
  */
-export class SharedLook<T> {
+export class SharedScan<T> {
   readonly #look: (from: string[]) => Promise<T>
   /** Not begun yet: whoever asks now is served by it. */
   #next: { from: Set<string>; result: Promise<T> } | undefined
