@@ -4,11 +4,18 @@ import path from 'node:path'
 import t from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { isFailure } from '../../../dist/base/native.js'
+import { promisedSpace } from '../../../dist/store/staging/space.js'
 import { loadSimulatorNative } from '../../../dist/simulator/native_calls.js'
 import { rejection, scratch } from '../../support/index.js'
 import { start } from '../../support/small_vm.js'
 
 const native = loadSimulatorNative()
+
+t.test('where nobody has worked yet nothing is promised', (t) => {
+  const directory = scratch(t)
+  t.same(promisedSpace([directory, path.join(directory, 'missing')]), [])
+  t.end()
+})
 
 t.test('only what lives is counted against the space', async (t) => {
   const { runDirectory } = await start(t)
