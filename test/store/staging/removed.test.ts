@@ -40,6 +40,28 @@ t.test('what is destroyed is gone at once, and its blocks later', async (t) => {
   t.strictSame(takeRemovals(), [])
 })
 
+t.test('what is small is freed at once: its RAM says how large it is, and nothing else', (t) => {
+  t.teardown(() => beginDeferring(0))
+  const stored = (file: string): number => fs.statSync(file).blocks * 512
+  for (const deferred of [true, false]) {
+    const directory = store(t, 'one')
+    fs.writeFileSync(path.join(directory, 'one.ckp.kern'), Buffer.alloc(256 * 1024, 1))
+    beginDeferring(stored(path.join(directory, 'one.ckp')) + (deferred ? 0 : 1))
+    jobs.destroySet(directory, 'one')
+    t.equal(removedIn(directory).length, deferred ? 1 : 0)
+  }
+  // A checkpoint that was replaced is RAM too.
+  const directory = store(t, 'one')
+  const size = stored(path.join(directory, 'one.ckp'))
+  const staging = path.join(directory, '.staging')
+  fs.mkdirSync(path.join(staging, 'b.ready'), { recursive: true, mode: 0o700 })
+  fs.renameSync(path.join(directory, 'one.ckp'), path.join(staging, 'b.ready/replaced'))
+  beginDeferring(size)
+  t.same(jobs.listSets(directory, 'vm1'), [])
+  t.equal(removedIn(directory).length, 1)
+  t.end()
+})
+
 t.test('what is not there cannot be destroyed', (t) => {
   const directory = store(t)
   for (const where of [directory, path.join(directory, 'none'), path.join(directory, 'no/way')])
