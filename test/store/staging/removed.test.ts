@@ -45,6 +45,7 @@ t.test('what is small is freed at once: its RAM says how large it is, and nothin
   const stored = (file: string): number => fs.statSync(file).blocks * 512
   for (const deferred of [true, false]) {
     const directory = store(t, 'one')
+    fs.writeFileSync(path.join(directory, 'one.ckp'), Buffer.alloc(128 * 1024, 1))
     fs.writeFileSync(path.join(directory, 'one.ckp.kern'), Buffer.alloc(256 * 1024, 1))
     beginDeferring(stored(path.join(directory, 'one.ckp')) + (deferred ? 0 : 1))
     jobs.destroySet(directory, 'one')
@@ -52,6 +53,7 @@ t.test('what is small is freed at once: its RAM says how large it is, and nothin
   }
   // A checkpoint that was replaced is RAM too.
   const directory = store(t, 'one')
+  fs.writeFileSync(path.join(directory, 'one.ckp'), Buffer.alloc(128 * 1024, 1))
   const size = stored(path.join(directory, 'one.ckp'))
   const staging = path.join(directory, '.staging')
   fs.mkdirSync(path.join(staging, 'b.ready'), { recursive: true, mode: 0o700 })
