@@ -198,14 +198,14 @@ t.test('a bhyve that cannot be started for want of a descriptor is not blamed', 
       peers: new PeerMemory(),
       pool: () => ({
         ...pool,
-        run: async (name: string, ...args: never[]) => {
-          const result: unknown = await (pool.run as (...call: unknown[]) => Promise<unknown>)(name, ...args)
+        run: async (job, onStart) => {
+          const result = await pool.run(job, onStart)
           // The last job before the start.
-          if (name === 'holdSet') queueMicrotask(() => takeAll(taken))
+          if (job.name === 'holdSet') queueMicrotask(() => takeAll(taken))
           return result
         },
       }),
-    } as unknown as typeof realSurroundings,
+    },
     { runDirectory, checkpointDirectory },
   )
   const restoring = rejection(client.restore('vm1', 'checkpoint', { args, bhyve: simulatedBhyve }))
