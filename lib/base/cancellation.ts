@@ -4,7 +4,7 @@
  */
 import { AbortError, CheckpointError } from './errors.js'
 
-export interface CancellationOptions {
+interface CancellationOptions {
   signal?: AbortSignal | undefined
   /** Milliseconds; undefined: none. */
   timeout?: number | undefined

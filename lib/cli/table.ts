@@ -6,7 +6,7 @@ const segmenter = new Intl.Segmenter()
 const gap = '  '
 
 /** How many columns of a terminal a text takes. */
-export function widthOf(text: string): number {
+function widthOf(text: string): number {
   let width = 0
   for (const { segment } of segmenter.segment(text)) width += eastAsianWidth(segment.codePointAt(0) ?? 0)
   return width

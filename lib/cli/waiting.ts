@@ -1,7 +1,7 @@
 /** A call that may be interrupted, and what is said and waited for then. */
 import type { Context } from './command.js'
 
-export interface InterruptibleCall<T> {
+interface InterruptibleCall<T> {
   /** For messages: what it does, and on which VM. */
   doing: string
   start(signal: AbortSignal): Promise<T>

@@ -11,7 +11,7 @@ import type { Operation, OperationEvent, OperationResult } from './operation_eve
 type Method = Exclude<keyof CheckpointClient, 'idle' | typeof Symbol.asyncDispose>
 
 /** The calls of a client, by what they are about. */
-export interface Rooms {
+interface Rooms {
   saving: SavingCalls
   stored: StoredCalls
   machines: MachineCalls

@@ -46,7 +46,7 @@ const policyOptions = membersOf<keyof PrunePolicy>({
 })
 export const defaultBhyve = '/usr/sbin/bhyve'
 /** What bhyve is asked, and how long it may stand still. */
-export interface RequestSettings {
+interface RequestSettings {
   dialect: Dialect | 'auto'
   /** Milliseconds; 0: off. */
   stallTimeout: number

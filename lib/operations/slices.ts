@@ -24,7 +24,7 @@ export class StopFlag implements Disposable {
   }
 }
 
-export interface Slicing {
+interface Slicing {
   bytes: number
   chunkBytes: number
   stop: StopFlag

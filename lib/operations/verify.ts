@@ -14,7 +14,7 @@ const mostRanges = 10
 
 export type Report = Omit<VerificationReport, 'elapsedMs'>
 
-export interface Verifying {
+interface Verifying {
   store: Store
   vm: string
   name: string

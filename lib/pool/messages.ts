@@ -31,7 +31,7 @@ export type Outcome = ({ value: unknown } | { error: PortableError }) & {
 export type FromWorker = 'up' | Outcome
 
 /** A structured clone keeps an error's message and stack, but neither its class nor its code. */
-export interface PortableError {
+interface PortableError {
   code: ErrorCode
   message: string
   stack: string | undefined

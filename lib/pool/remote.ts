@@ -13,9 +13,9 @@ export type Remote<Jobs> = {
 }
 
 /** Runs a job in another way than at once, as after waiting for a lock. */
-export type Around = (name: string, attempt: () => Promise<unknown>) => Promise<unknown>
+type Around = (name: string, attempt: () => Promise<unknown>) => Promise<unknown>
 
-export interface RemoteOptions<Jobs> {
+interface RemoteOptions<Jobs> {
   /** Those that are not `short`. */
   kinds?: Partial<Record<keyof Jobs, JobKind>>
   /** Called when a thread takes the job; what it throws rejects the job instead. */

@@ -31,7 +31,7 @@ export function keepReserve(native: Native): Reserve {
   return reserve
 }
 
-export class Reserve {
+class Reserve {
   readonly #open: () => number | Failure
   readonly #close: (descriptor: number) => void
   readonly #spare: number[] = []

@@ -10,7 +10,7 @@ import type { Machine } from '../../bhyve_arguments/parsed_machine.js'
 import { aliases } from '../../bhyve_arguments/slot.js'
 
 export type Blocker = RestorePlan['blockers'][number]
-export type Warning = RestorePlan['warnings'][number]
+type Warning = RestorePlan['warnings'][number]
 
 export function blocker(code: RestoreBlocker, message: string): Blocker {
   return { code, message }

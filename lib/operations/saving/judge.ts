@@ -13,7 +13,7 @@ export interface WholeSet {
   savedMs: number
 }
 
-export type Verdict = { kind: 'whole'; set: WholeSet } | { kind: 'broken'; collected: Collected }
+type Verdict = { kind: 'whole'; set: WholeSet } | { kind: 'broken'; collected: Collected }
 
 /** Takes the files out of bhyve's reach, and looks at them there. */
 export async function judge(

@@ -10,7 +10,7 @@ import type { ProgressReporter } from '../progress.js'
 import type { PublicationSettings } from '../settings.js'
 import type { WholeSet } from './judge.js'
 
-export interface Publishing {
+interface Publishing {
   vm: string
   name: string
   settings: PublicationSettings

@@ -11,7 +11,7 @@ const progressIntervalMs = 100
 const longestIntervalMs = 5_000
 
 /** What is watched, and how long it may stand still. */
-export interface Watched {
+interface Watched {
   vm: string
   name: string
   /** What was asked for ends the VM. */

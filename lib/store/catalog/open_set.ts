@@ -22,7 +22,7 @@ const { O_RDONLY } = fs.constants
 const { ELOOP, ENXIO, EMLINK, EOPNOTSUPP } = os.errno
 const mostAttempts = 10
 
-export type SetPart = 'memory' | 'kernel' | 'metadata' | 'manifest'
+type SetPart = 'memory' | 'kernel' | 'metadata' | 'manifest'
 
 const parts: readonly (readonly [SetPart, string])[] = [
   ['memory', memorySuffix],

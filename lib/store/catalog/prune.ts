@@ -10,7 +10,7 @@ import { isUnrestored } from '../../checkpoint/unrestored.js'
 
 const makingMs = 3_600_000
 
-export interface Pruned {
+interface Pruned {
   removed: string[]
   kept: string[]
   freedBytes: number

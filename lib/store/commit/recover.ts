@@ -124,7 +124,7 @@ export function needsRecovery(staging: Directory): boolean {
  * Removes what is left of a destroyed checkpoint, unless another tool has put up a new one of that name in the
  * meantime: then the companions are that one's.
  */
-export function finishDestroying(directory: Directory, staging: Directory, trash: string): void {
+function finishDestroying(directory: Directory, staging: Directory, trash: string): void {
   using folder = openFolder(staging, trash)
   if (folder === undefined) return
   // As in discard(): the RAM files must be gone for good before a companion goes.

@@ -22,7 +22,7 @@ export function assertReplaceable(directory: Directory, name: string, ifExists: 
 }
 
 /** What is going to take a name. */
-export interface Candidate {
+interface Candidate {
   vm: string
   name: string
   savedMs: number

@@ -9,7 +9,7 @@ import { lockStaging } from './lock.js'
 /** A dangling link looks like a directory that is being removed again and again. */
 const mostAttempts = 10_000
 
-export interface LockedStore extends Disposable {
+interface LockedStore extends Disposable {
   directory: Directory
   staging: Directory
 }

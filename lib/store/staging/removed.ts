@@ -16,7 +16,7 @@ import { removedSuffix, replacedName } from './staging_entries.js'
 const usualDeferredBytes = 64 * 1024 * 1024
 
 /** A VM's directory in which something waits to be removed. */
-export interface Removal {
+interface Removal {
   directoryPath: string
   /** The directory goes too once it is empty. */
   withDirectory: boolean
