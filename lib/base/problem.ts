@@ -1,4 +1,4 @@
-/** What is wrong with a checkpoint's files. `lib/checkpoint/structure.ts` finds it. */
+/** Problems of checkpoint files, found by `lib/checkpoint/structure.ts`. */
 export interface Problem {
   code:
     | 'memory-empty'

@@ -4,12 +4,12 @@ import type { Problem } from './problem.js'
 
 const log = debuglog('bhyve-checkpoint')
 
-/** One decision about a VM. `facts` are only looked at where somebody listens. */
+/** Logs one decision about a VM. `facts` are formatted only if logging is enabled. */
 export function traceDecision(vm: string, decision: string, facts: Record<string, unknown> = {}): void {
   if (log.enabled) log('%s: %s %j', vm, decision, facts)
 }
 
-/** Whether what bhyve left is a checkpoint. */
+/** Logs whether bhyve left a complete checkpoint. */
 export function traceVerdict(vm: string, problems: readonly Problem[]): void {
   traceDecision(vm, 'verdict', { whole: problems.length === 0, problems: problems.map(({ code }) => code) })
 }

@@ -1,4 +1,4 @@
-/** What the calls of one client share. */
+/** State shared by all calls of one client. */
 import type { Ability } from './runtime.js'
 import { assertRuntimeCan } from './runtime.js'
 import { AbortError, type ErrorDetails, toCheckpointError, withDetails } from '../base/errors.js'
@@ -8,7 +8,7 @@ import { Store } from '../store/store.js'
 import { type ClientSettings, clientSettings } from './options.js'
 import type { Surroundings } from './surroundings.js'
 
-/** What is wrong with the arguments of a call for a VM says so. */
+/** Adds the VM to an error about invalid arguments. */
 export function about<T>(vm: string, check: () => T): T {
   try {
     return check()
@@ -17,7 +17,7 @@ export function about<T>(vm: string, check: () => T): T {
   }
 }
 
-/** VMs with a request of this client in flight, cancelled ones included, and how many. */
+/** Counts this client's requests in flight per VM, cancelled ones included. */
 class Requests {
   readonly #counts = new Map<string, number>()
 
@@ -56,7 +56,7 @@ export class Session {
     assertRuntimeCan(this.surroundings.runtime, ability, { doing, vm, checkpoint })
   }
 
-  /** Every rejection says what was being done, and to which VM and checkpoint. */
+  /** Adds the operation, the VM and the checkpoint to a rejection. */
   async explained<T>(doing: string, details: () => ErrorDetails, task: Promise<T>): Promise<T> {
     try {
       return await task
@@ -65,7 +65,7 @@ export class Session {
     }
   }
 
-  /** `idle()` waits for it. */
+  /** Makes `idle()` wait for the task. */
   tracked<T>(task: Promise<T>): Promise<T> {
     const settled = task.then(
       () => undefined,

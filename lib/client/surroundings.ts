@@ -1,4 +1,4 @@
-/** The rest of the world as this library sees it. */
+/** The environment of a client: platform, threads, limits. Tests inject their own. */
 import os from 'node:os'
 import type { System } from '../bhyve/dialects.js'
 import { type PeerMemory, sharedPeers } from '../bhyve/peer_memory.js'
@@ -8,23 +8,22 @@ import { type JobRunner, sharedPool } from '../pool/pool.js'
 import { DescriptorBudget, systemCounts } from './descriptor_budget.js'
 import { type Runtime, thisRuntime } from './runtime.js'
 
-/** What tests replace. */
 export interface Surroundings {
-  /** Where a bhyve puts its socket that is told nothing else. */
+  /** bhyve's default directory for its sockets. */
   defaultRunDirectory: string
-  /** Where what blocks is done. */
+  /** Runs blocking work. */
   pool: () => JobRunner
-  /** What the calls may open. */
+  /** Limits how many descriptors the calls may open. */
   descriptors: () => DescriptorBudget
-  /** Where the kernel shows the VMs it has. */
+  /** Directory in which the kernel lists its VMs. */
   vmmDirectory: string
   system: System
-  /** Other than Node, some cannot do everything. */
+  /** Runtimes other than Node do not support every call. */
   runtime: Runtime
   peers: PeerMemory
-  /** How long a suspended VM's process may take to be gone, in milliseconds. */
+  /** How long to wait for the process of a suspended VM to exit, in milliseconds. */
   exitPatienceMs: number
-  /** What a checkpoint's own record is compared with. */
+  /** The facts of this host, compared with those in a manifest. */
   host: () => Host
 }
 

@@ -10,7 +10,7 @@ import type { Operation, OperationEvent, OperationResult } from './operation_eve
 
 type Method = Exclude<keyof CheckpointClient, 'idle' | typeof Symbol.asyncDispose>
 
-/** The calls of a client, by what they are about. */
+/** The calls of a client, grouped by subject. */
 interface Rooms {
   saving: SavingCalls
   stored: StoredCalls
@@ -20,11 +20,11 @@ interface Rooms {
 
 interface TracedCall<M extends Method> {
   operation: Operation
-  /** The VM and the checkpoint it is about. */
+  /** The VM and the checkpoint of the call. */
   about: (...args: Parameters<CheckpointClient[M]>) => { vm?: unknown; checkpoint?: unknown }
-  /** Who does it. */
+  /** Runs the call. */
   run: (rooms: Rooms, ...args: Parameters<CheckpointClient[M]>) => ReturnType<CheckpointClient[M]>
-  /** What others see of its result. */
+  /** The part of the result that subscribers receive. */
   summary: (value: Awaited<ReturnType<CheckpointClient[M]>>) => OperationResult
 }
 
@@ -35,7 +35,7 @@ const ofVm = (vm: string): { vm: string } => ({ vm })
 const ofStored = (vm: string, checkpoint: string): { vm: string; checkpoint: string } => ({ vm, checkpoint })
 const ofNoVm = (): object => ({})
 
-/** Every call of a client, and the only place where it is said how it is traced. */
+/** Every call of a client: how it is traced, and what runs it. */
 const calls: { [M in Method]: TracedCall<M> } = {
   createCheckpoint: {
     operation: 'create',

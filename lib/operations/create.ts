@@ -1,4 +1,4 @@
-/** One checkpoint of a VM that runs on, from the request to the published files. */
+/** Creates a live checkpoint: the VM keeps running. */
 import { vmStateOf } from '../bhyve/peer.js'
 import { CheckpointError } from '../base/errors.js'
 import type { Checkpoint, VmState } from '../base/types.js'
@@ -12,8 +12,8 @@ import { scan } from './saving/scan.js'
 import type { SaveSettings } from './settings.js'
 
 /**
- * The whole of it. A cancel does not stop this function: it goes on to the end of bhyve's work, throws the stage
- * away and then rejects. The caller races it against the cancel.
+ * A cancel does not stop this function: it waits for bhyve to finish, discards the stage and then rejects. The caller races
+ * it against the cancel.
  */
 export function create(
   context: SavingContext,
@@ -25,7 +25,7 @@ export function create(
   return inStage(context, settings, call, { unknownMemoryBytes: undefined }, async (stage, sockets) => {
     const answer = await request(context, stage, settings, call, {
       sockets,
-      // Whoever finds the stage later must know whose writing it waits for.
+      // Recovery has to know which process may still write into the stage.
       beforeSending: (writer) => stage.recordWriter(writer, () => cancellation.begin()),
     })
     cancellation.throwIfCancelled()

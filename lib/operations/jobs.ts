@@ -1,4 +1,4 @@
-/** Jobs that need no store: what a VM's sockets and arguments are. */
+/** Jobs that do not use the store: they locate sockets and parse bhyve's arguments. */
 import { type Remote, remote } from '../pool/remote.js'
 import type { JobRunner } from '../pool/pool.js'
 

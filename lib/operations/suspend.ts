@@ -1,6 +1,6 @@
 /**
- * How a VM is suspended (protocol.md section 4): the set in the stage is the VM. It is published whatever becomes of the
- * call; where it is bad, the VM runs on, or what is left of it is kept.
+ * Suspends a VM (protocol.md section 4). The files in the stage become the VM's only state, so they are published even if
+ * the caller has given up. If they are incomplete, either the VM still runs, or its remains are kept.
  */
 import { ProcessEnd } from '../bhyve/process_end.js'
 import { Cancellation } from '../base/cancellation.js'
@@ -18,10 +18,10 @@ import { type Answer, request } from './saving/vm_request.js'
 import { scan } from './saving/scan.js'
 import type { SaveSettings } from './settings.js'
 
-/** RAM of unknown size: what bhyve writes besides must fit at least. */
+/** If the RAM size is unknown, require at least room for what bhyve writes besides RAM. */
 const spaceForSuspend = { unknownMemoryBytes: 0 }
 
-/** The whole of it, as `create`; but once bhyve was asked, a cancel stops the waiting only. */
+/** Like `create`, but after the request was sent, a cancel only ends the caller's wait. */
 export function suspend(
   context: SavingContext,
   settings: SaveSettings,
@@ -41,7 +41,7 @@ export function suspend(
   })
 }
 
-/** We must know whose end we wait for, and be able to read what it leaves. */
+/** Checks that the result will be readable and the end of the process observable, then records the writer. */
 async function prepare(suspending: Suspending, writer: Writer): Promise<void> {
   const { settings, call, stage } = suspending
   assertStateReadable(writer, settings.vm)
@@ -50,7 +50,7 @@ async function prepare(suspending: Suspending, writer: Writer): Promise<void> {
   await stage.recordWriter(writer, () => call.cancellation.begin())
 }
 
-/** At another socket it may be another process. */
+/** The next socket may belong to a different process. */
 function watchEnd(suspending: Suspending, writer: Writer): void {
   if (suspending.end?.isOf(writer) === true) return
   suspending.end?.[Symbol.dispose]()
@@ -58,7 +58,7 @@ function watchEnd(suspending: Suspending, writer: Writer): void {
   suspending.end = new ProcessEnd(writer)
 }
 
-/** bhyve's files are its user's alone: powered off by anybody else, the VM would be in files that nobody here can read. */
+/** Only bhyve's user and root can read the files it writes. Refuse to power off a VM whose state we could not read. */
 function assertStateReadable({ uid }: Writer, vm: string): void {
   const ours = process.geteuid?.() ?? 0
   if (ours === 0 || uid === ours) return
@@ -68,7 +68,7 @@ function assertStateReadable({ uid }: Writer, vm: string): void {
   throw new CheckpointError('ERR_PERMISSION', message, { vm })
 }
 
-/** Of a process that we may not see, nobody could say whether it has ended: its VM may run on, or be gone. */
+/** If we may not see the process, we cannot tell whether it has exited or still runs the VM. */
 function assertVisible({ pid, startedAt }: Writer, vm: string): void {
   if (pid === -1 || startedAt !== undefined) return
   const message =
@@ -77,12 +77,12 @@ function assertVisible({ pid, startedAt }: Writer, vm: string): void {
   throw new CheckpointError('ERR_PERMISSION', message, { vm })
 }
 
-/** After the end of bhyve's work. Rejects with ERR_SUSPEND_FAILED, or with what kept the set from being published. */
+/** Runs after bhyve has closed the connection. Rejects with ERR_SUSPEND_FAILED, or with the error that prevented publication. */
 async function conclude(suspending: Suspending, answer: Answer): Promise<Checkpoint> {
   const { stage, settings, call } = suspending
   const verdict = await explained(suspending, judge(stage, settings, call.progress))
   if (verdict.kind === 'broken') throw await failureOf(suspending, answer, verdict.collected)
-  // Before the scan, which takes long: a power failure must not cost the only copy.
+  // The scan takes long. Flush first, so that a power failure during it cannot destroy the only copy.
   if (settings.publication.durable) await explained(suspending, stage.secure(settings.name))
   const checkpoint = await publishState(suspending, answer, verdict.set)
   await untilGone(suspending, checkpoint)
@@ -103,7 +103,7 @@ async function publishState(suspending: Suspending, { dialect }: Answer, set: Wh
   }
 }
 
-/** Whether the call was cancelled or not: nobody waits for it, but the state is published. */
+/** Ignores a cancel: the state is published even if nobody waits for it any more. */
 async function scanAll(
   { stage, settings, call }: Suspending,
   { memoryBytes }: WholeSet,
@@ -112,13 +112,13 @@ async function scanAll(
   try {
     return await scan(stage, memoryBytes, settings, unstoppable, call.progress)
   } catch (error) {
-    // A state without digests is worth more than digests of a state that nobody can find.
+    // Publishing the state without digests is better than not publishing it.
     if (error instanceof CheckpointError && error.code === 'ERR_NO_SPACE') return undefined
     throw error
   }
 }
 
-/** Somebody took the name while the VM was being saved. */
+/** Another checkpoint took the name while the VM was being saved. */
 async function keptElsewhere(suspending: Suspending, taken: CheckpointError): Promise<CheckpointError> {
   const { stage, settings, end } = suspending
   const settled = await explained(suspending, stage.settle())
@@ -136,7 +136,7 @@ async function keptElsewhere(suspending: Suspending, taken: CheckpointError): Pr
   })
 }
 
-/** A complete set means that bhyve is on its way out, however long giving back the memory takes. */
+/** After a complete save bhyve always exits, but releasing the guest's memory may take long. */
 async function untilGone(suspending: Suspending, { path }: Checkpoint): Promise<void> {
   const { settings, call, end } = suspending
   if (call.cancellation.cancelled || end === undefined) return
@@ -160,7 +160,7 @@ async function explained<T>(suspending: Suspending, step: Promise<T>): Promise<T
   }
 }
 
-/** What keeps us from publishing costs nothing but time. */
+/** A failed publication loses nothing: the next call publishes the state. */
 function staged({ stage, settings }: Suspending, error: unknown): unknown {
   if (!(error instanceof CheckpointError)) return error
   const message =

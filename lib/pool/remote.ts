@@ -1,32 +1,32 @@
 /**
- * Jobs as their callers see them: the same functions, which run in a thread. The callers import the type of the room's
- * `jobs.ts` only, so that none of its code is loaded on their thread.
+ * Calls to jobs in the pool's threads. Callers import only the type of a folder's `jobs.ts`, so none of its code is loaded
+ * on their thread.
  */
 import type { JobKind } from './messages.js'
 import type { JobRunner } from './pool.js'
 
-/** A room's jobs, each of which resolves with what the function returns. */
+/** The jobs of a folder as asynchronous functions: each resolves with the return value of the job. */
 export type Remote<Jobs> = {
   [Name in keyof Jobs]: Jobs[Name] extends (...args: infer Args) => infer Result
     ? (...args: Args) => Promise<Result>
     : never
 }
 
-/** Runs a job in another way than at once, as after waiting for a lock. */
+/** Wraps a job, for example to retry it while a lock is held. */
 type Around = (name: string, attempt: () => Promise<unknown>) => Promise<unknown>
 
 interface RemoteOptions<Jobs> {
-  /** Those that are not `short`. */
+  /** The kinds of jobs that are not `short`. */
   kinds?: Partial<Record<keyof Jobs, JobKind>>
   /** Called when a thread takes the job; what it throws rejects the job instead. */
   onStart?: () => void
   around?: Around
 }
 
-/** What the language asks of any object: whoever awaits or prints this one must start no job. */
+/** Properties that `await`, JSON.stringify and the debugger read from any object: they must not start a job. */
 const notJobs: ReadonlySet<string> = new Set(['then', 'toJSON', 'constructor'])
 
-/** The jobs of a room, run by `pool`. */
+/** The jobs of a folder, run by `pool`. */
 export function remote<Jobs>(pool: JobRunner, options: RemoteOptions<Jobs> = {}): Remote<Jobs> {
   const { onStart, around } = options
   const kinds: Partial<Record<string, JobKind>> = options.kinds ?? {}

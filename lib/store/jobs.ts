@@ -1,4 +1,4 @@
-/** The store's jobs as the callers' thread calls them: go to the definition of one, and you are in the code of the thread. */
+/** The store's jobs, as called from the caller's thread. "Go to definition" on a call leads to the code of the job. */
 import type { JobKind } from '../pool/messages.js'
 import { type Remote, remote } from '../pool/remote.js'
 import type { JobRunner } from '../pool/pool.js'
@@ -10,7 +10,7 @@ type Jobs = typeof import('./catalog/jobs.js') &
 
 export type StoreJobs = Remote<Jobs>
 
-/** A slice of a guest's RAM takes a few milliseconds and is `short`, so that whatever is short comes in between. */
+/** One slice of guest RAM takes a few milliseconds and stays `short`, so other short jobs can run between slices. */
 const kinds = {
   endPass: 'long',
   passWhole: 'long',
@@ -27,7 +27,7 @@ const kinds = {
   emptyAllRemoved: 'removal',
 } as const satisfies Partial<Record<keyof Jobs, JobKind>>
 
-/** They need the lock of the VM's `.staging`, and are tried again while another process holds it. */
+/** Jobs that take the lock of the VM's `.staging`. They are retried while another process holds it. */
 const locking: ReadonlySet<string> = new Set<keyof Jobs>([
   'createStage',
   'dropOutrun',

@@ -1,4 +1,4 @@
-/** A stage of ours, as the callers' thread sees it. */
+/** A stage owned by this process, as seen from the caller's thread. */
 import type { Cancellation, CommitPoint } from '../base/cancellation.js'
 import { CheckpointError } from '../base/errors.js'
 import { loadNative } from '../base/native.js'
@@ -18,10 +18,10 @@ import type { Saved } from './staging/saved.js'
 import type { Promised } from './staging/space.js'
 import type { StageHandle } from './staging/stage_handle.js'
 
-/** How often space is asked for that others may give back. */
+/** How often to retry a reservation while other stages may still release space. */
 const mostReservations = 6
 
-/** What a stage needs of its store. */
+/** The parts of the store that a stage uses. */
 interface StageStore {
   readonly jobs: StoreJobs
   jobsFrom(onStart: () => void): StoreJobs
@@ -97,8 +97,8 @@ export class Stage {
   }
 
   /**
-   * Who is going to write: recorded before it is asked. From then on a suspend's stage may be all there is of the VM, unless
-   * `begin` throws: then nobody may be asked.
+   * Records the process that is about to write, before the request is sent. From then on the stage of a suspend may hold
+   * the only copy of the VM. If `begin` throws, the stage stays discardable, and nothing may be sent.
    */
   async recordWriter(writer: Writer, begin: () => void): Promise<void> {
     await this.#store.jobs.recordWriter(this.#handle, writer)
@@ -106,7 +106,7 @@ export class Stage {
     this.#fate.asked()
   }
 
-  /** Only where the VM was seen to run on. */
+  /** Call this only after verifying that the VM still runs. */
   vmRunsOn(): void {
     this.#fate.vmRunsOn()
   }

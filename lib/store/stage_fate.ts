@@ -1,18 +1,18 @@
 /**
- * Why a stage may not be thrown away: bhyve writes the files of a VM that it is about to power off into it, and then they
- * are all there is of the VM.
+ * Whether a stage may be discarded. During a suspend bhyve writes the VM's state into the stage and then powers the VM off:
+ * from then on the stage may hold the only copy of the VM.
  */
 
-/** What may be done where the call fails. What may be a VM cannot be thrown away: there is no function for that. */
+/** What may be done with the stage when the call fails. Only a discardable stage offers a function that discards it. */
 export type StageFate = { kind: 'discardable'; discard: () => Promise<void> } | { kind: 'holdsVm' }
 
-/** Of one stage. It changes beside the record on the disk by which others know the same. */
+/** The fate of one stage. It changes right after the record on disk from which other processes learn the same. */
 export class ChangingFate {
   readonly #poweroff: boolean
   readonly #discard: () => Promise<void>
   #kind: StageFate['kind'] = 'discardable'
 
-  /** `poweroff`: what is asked for ends the VM. `discard` throws the stage away. */
+  /** `poweroff`: the request powers the VM off. `discard` removes the stage. */
   constructor(poweroff: boolean, discard: () => Promise<void>) {
     this.#poweroff = poweroff
     this.#discard = discard
@@ -27,12 +27,12 @@ export class ChangingFate {
     if (this.#kind === 'discardable') await this.#discard()
   }
 
-  /** Somebody is about to be asked, and the disk says so. */
+  /** The writer is recorded on disk, and the request is about to be sent. */
   asked(): void {
     if (this.#poweroff) this.#kind = 'holdsVm'
   }
 
-  /** Only where the VM was seen to run on after its suspend had failed, or was not taken up. */
+  /** Call this only after verifying that the VM still runs: its suspend failed or was not accepted. */
   vmRunsOn(): void {
     this.#kind = 'discardable'
   }

@@ -1,4 +1,4 @@
-/** The store as the callers' thread sees it. What blocks is a job of the pool. */
+/** The store, as seen from the caller's thread. All blocking work runs as jobs of the pool. */
 import { CheckpointError } from '../base/errors.js'
 import type { Checkpoint, Layout } from '../base/types.js'
 import type { JobRunner } from '../pool/pool.js'
@@ -14,9 +14,9 @@ import type { Promised } from './staging/space.js'
 const publicationPatienceMs = 600_000
 
 export class Store {
-  /** What works on stored checkpoints: `store.jobs.getSet(store.directoryOf(vm), vm, name)`. */
+  /** Jobs on stored checkpoints, for example `store.jobs.getSet(store.directoryOf(vm), vm, name)`. */
   readonly jobs: StoreJobs
-  /** The directories are of our own making, and go when they are empty. */
+  /** The library creates the directories, and removes them once they are empty. */
   readonly ownsDirectories: boolean
   readonly #pool: JobRunner
   readonly #layout: Layout

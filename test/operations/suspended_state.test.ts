@@ -142,7 +142,7 @@ t.test('a pin stays with the name', async (t) => {
   t.match(await client.suspend('vm1'), { pinned: true, poweredOff: true })
 })
 
-t.test('what bhyve took for done is never thrown away, whatever we think of it', async (t) => {
+t.test('the files of a save that bhyve considered successful are never discarded', async (t) => {
   const world = await start(t, { suspendExitDelayMs: 300 })
   const client = spoiling(world, (inFolder) => fs.appendFileSync(path.join(inFolder, 'ckp.kern'), 'x'))
   const error = await rejection(client.suspend('vm1'))

@@ -1,4 +1,4 @@
-/** What a call that saves a VM has from its beginning to its end. */
+/** What the steps of one create or suspend share. */
 import type { System } from '../../bhyve/dialects.js'
 import type { Place } from '../../bhyve/locate.js'
 import type { Peer } from '../../bhyve/peer.js'
@@ -8,20 +8,20 @@ import type { Store } from '../../store/store.js'
 import type { VmJobs } from '../jobs.js'
 import type { ProgressReporter } from '../progress.js'
 
-/** Where the VM is, and where its checkpoints go. */
+/** The target VM and the store of its checkpoints. */
 export interface SavingContext {
   store: Store
   vmJobs: VmJobs
   place: Place
   system: System
   peers: PeerMemory
-  /** How long a suspended VM's process may take to be gone, in milliseconds. */
+  /** How long to wait for the process of a suspended VM to exit, in milliseconds. */
   exitPatienceMs: number
 }
 
 export interface SavingCall {
   cancellation: Cancellation
   progress: ProgressReporter
-  /** The process that was asked, from then on: an error tells what has become of its VM. */
+  /** The process that received the request. Errors report the state of its VM. */
   asked: { peer?: Peer }
 }

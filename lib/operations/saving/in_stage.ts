@@ -1,4 +1,4 @@
-/** A call that saves a VM begins with a stage, and leaves none behind that nobody needs. */
+/** Creates the stage of a create or suspend, and discards it if the call fails. */
 import type { Located } from '../../bhyve/locate.js'
 import { CheckpointError } from '../../base/errors.js'
 import { assertRestorablePath, memorySuffix } from '../../base/names.js'
@@ -10,13 +10,13 @@ import type { SavingCall, SavingContext } from './call.js'
 import { assertPathsFit } from './vm_request.js'
 
 export interface Reservation {
-  /** RAM of unknown size counts as so many bytes; undefined: room is not asked for then. */
+  /** Bytes to reserve if the RAM size is unknown; undefined: reserve nothing then. */
   unknownMemoryBytes: number | undefined
 }
 
 /**
- * Runs `work` with a stage for what bhyve is going to write, and the sockets that may be the VM's. Where it fails, the stage
- * is thrown away, unless it may hold a VM: that one stays, and the next call brings it home once bhyve has ended.
+ * Runs `work` with a new stage and the sockets that may belong to the VM. If `work` fails, the stage is discarded. A stage
+ * that may hold the VM's only state is kept; the next call recovers it once bhyve has exited.
  */
 export async function inStage(
   context: SavingContext,
@@ -57,7 +57,7 @@ function stageRequest(
   return { name, ifExists, durable, memoryBytes, writerUid, intent }
 }
 
-/** What fails here is picked up by the next call's recovery; the error that brought us here matters more. */
+/** Ignores errors: the next call recovers what is left, and the original error matters more. */
 async function discardQuietly({ fate }: Stage): Promise<void> {
   if (fate.kind === 'discardable') await fate.discard().catch(() => undefined)
 }

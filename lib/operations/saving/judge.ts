@@ -1,21 +1,21 @@
-/** Is what bhyve left in the stage a checkpoint? */
+/** Decides whether the files that bhyve left in the stage are a complete checkpoint. */
 import { traceVerdict } from '../../base/trace.js'
 import type { Inspection } from '../../checkpoint/structure.js'
 import type { Stage } from '../../store/stage.js'
 import type { Collected } from '../../store/staging/collect.js'
 import type { ProgressReporter } from '../progress.js'
 
-/** A set whose files are all there and fit together. */
+/** Checkpoint files that are all present and consistent. */
 export interface WholeSet {
   inspection: Inspection
   memoryBytes: number
-  /** When bhyve wrote the last of it, in milliseconds. */
+  /** Time of bhyve's last write, in milliseconds since the epoch. */
   savedMs: number
 }
 
 type Verdict = { kind: 'whole'; set: WholeSet } | { kind: 'broken'; collected: Collected }
 
-/** Takes the files out of bhyve's reach, and looks at them there. */
+/** Moves the files out of bhyve's inbox, so that it can no longer change them, and inspects them. */
 export async function judge(
   stage: Stage,
   { vm, name }: { vm: string; name: string },

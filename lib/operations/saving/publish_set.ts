@@ -1,4 +1,4 @@
-/** From a whole set in the stage to the checkpoint under its name. */
+/** Publishes a complete checkpoint from its stage under its name. */
 import type { CommitPoint } from '../../base/cancellation.js'
 import { traceDecision } from '../../base/trace.js'
 import type { Checkpoint, Dialect } from '../../base/types.js'
@@ -16,11 +16,11 @@ interface Publishing {
   settings: PublicationSettings
   dialect: Dialect
   poweredOff: boolean
-  /** Undefined where there was no room for it. */
+  /** Undefined if there was no disk space for the digests. */
   content: Content | undefined
 }
 
-/** Cancelled until the commit point, and not from there on. */
+/** Can be cancelled up to the commit point. */
 export async function publish(
   stage: Stage,
   { inspection, savedMs }: WholeSet,
@@ -28,7 +28,7 @@ export async function publish(
   progress: ProgressReporter,
   commitPoint: CommitPoint,
 ): Promise<Checkpoint> {
-  // As old as its last byte: what has changed on the VM's disks since then does not belong to it.
+  // Use the time of the last write, not of the publication: later changes on the VM's disks are not part of the checkpoint.
   const facts = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff, host: hostFacts() }
   const publication = { name, ...settings, manifest: newManifest(facts, { ...inspection, ...content }) }
   progress.report('syncing')

@@ -7,7 +7,7 @@ import { forEachSlice, StopFlag } from '../slices.js'
 import type { Content, ContentRequest } from '../../store/staging/memory_pass.js'
 import type { Stage } from '../../store/stage.js'
 
-/** What is done with the RAM before it is published, and whether it is forced to the disk then. */
+/** What the scan does, and whether the files will be fsynced afterwards. */
 interface Scanning {
   name: string
   scan: ScanSettings

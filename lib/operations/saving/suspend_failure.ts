@@ -1,4 +1,4 @@
-/** What has become of a VM whose suspend left no whole set (protocol.md section 4). */
+/** Finds out what happened to a VM whose suspend left no complete checkpoint (protocol.md section 4). */
 import { isKnownToKernel } from '../../bhyve/locate.js'
 import { vmStateOf } from '../../bhyve/peer.js'
 import { CheckpointError } from '../../base/errors.js'
@@ -9,12 +9,12 @@ import type { Answer } from './vm_request.js'
 import type { Suspending } from './suspending.js'
 
 /**
- * A bhyve that could not write its metadata takes its work for done and its VM away, and one that is asked behind a
- * suspend is gone: the process may outlive the connection by a little.
+ * How long to wait for an exit. bhyve powers the VM off even if it could not write the metadata, and a process whose VM was
+ * suspended by an earlier request is exiting: both may outlive the connection for a moment.
  */
 const lastWordsMs = 2_500
 
-/** Of a VM that runs on, the stage may be thrown away afterwards; of one that is gone, what is left is kept. */
+/** If the VM still runs, the stage becomes discardable. If the VM is gone, its remains are kept. */
 export async function failureOf(
   suspending: Suspending,
   answer: Answer,
@@ -46,8 +46,8 @@ async function lost({ stage }: Suspending, failure: SuspendFailure): Promise<Che
 }
 
 /**
- * bhyve resumes a VM whose RAM or kernel state it could not write. Where only the metadata are bad, or nothing was
- * written, it may be gone all the same. Where they are whole it took its work for done, whatever we think of the rest.
+ * bhyve resumes the VM if it could not write RAM or kernel state. If only the metadata are bad, or nothing was written, the
+ * VM may still be gone. Complete metadata mean that bhyve considered the save successful, even if other files are bad.
  */
 async function fateOf(
   { context, end }: Suspending,
@@ -55,7 +55,7 @@ async function fateOf(
   { problems, untouched, inspection }: Collected,
 ): Promise<'runs on' | 'gone'> {
   const { place, system, exitPatienceMs } = context
-  // One that answers with an error has thought better of it.
+  // A bhyve that replies with an error has aborted the suspend.
   if (replyError !== undefined || end === undefined) return 'runs on'
   const tookItForDone = inspection?.metadata !== undefined
   if (!tookItForDone && !untouched && problems.some(isNoticed)) return 'runs on'
@@ -65,8 +65,9 @@ async function fateOf(
 }
 
 /**
- * bhyve notices neither what the first bytes of guest RAM look like, which is the guest's doing, nor what others do to the
- * names of its files, nor that we cannot read what it wrote: taken for noticed, a VM that is gone would lose its state.
+ * Problems that make bhyve itself fail the save. It cannot know what the guest wrote into the first bytes of RAM, that
+ * another process renamed its files, or that we cannot read them. Counting such problems would discard the state of a VM
+ * that is gone.
  */
 const noticed: ReadonlySet<Problem['code']> = new Set([
   'memory-empty',
@@ -87,7 +88,7 @@ const leftIn = (path: string): string =>
 const lostIn = (path: string, name: string): string =>
   `The VM is gone and its state is lost; what is left of it is kept as the damaged checkpoint '${name}' ('${path}')`
 
-/** What the errors of one failed suspend have in common. */
+/** Builds the errors of one failed suspend. */
 class SuspendFailure {
   readonly #suspending: Suspending
   readonly #answer: Answer

@@ -3,12 +3,12 @@ import type { Stage } from '../../store/stage.js'
 import type { SaveSettings } from '../settings.js'
 import type { SavingCall, SavingContext } from './call.js'
 
-/** One suspend: what its steps share. */
+/** What the steps of one suspend share. */
 export interface Suspending {
   context: SavingContext
   settings: SaveSettings
   call: SavingCall
   stage: Stage
-  /** Of the process that was asked. */
+  /** The end of the process that received the request. */
   end?: ProcessEnd
 }

@@ -1,4 +1,4 @@
-/** The request to a VM's bhyve, at each socket and in each dialect that may be the right one. */
+/** Sends the request to the VM's bhyve: tries each possible socket and dialect. */
 import { assertReachable, assertRequestFits, dialectsFor } from '../../bhyve/dialects.js'
 import type { Located } from '../../bhyve/locate.js'
 import { knownStateOf, type Peer, vmStateOf } from '../../bhyve/peer.js'
@@ -15,7 +15,7 @@ import type { SaveSettings } from '../settings.js'
 import type { SavingCall, SavingContext } from './call.js'
 import { watchSaving } from './watch_saving.js'
 
-/** What bhyve had done when it closed the connection. */
+/** How bhyve answered, known once it has closed the connection. */
 export interface Answer {
   peer: Peer
   dialect: Dialect
@@ -23,13 +23,13 @@ export interface Answer {
 }
 
 export interface Asking {
-  /** Where the VM may be reached, best first. */
+  /** Sockets that may belong to the VM, best first. */
   sockets: readonly Located[]
-  /** Done once the process is known to be the right one, before the first byte; what it throws is thrown. */
+  /** Called after the peer was accepted and before the first byte is sent. If it throws, nothing is sent. */
   beforeSending: (writer: Writer) => Promise<void>
 }
 
-/** Before anything is touched. */
+/** Called before anything is created or sent. */
 export function assertPathsFit(
   context: SavingContext,
   sockets: readonly Located[],
@@ -49,7 +49,7 @@ function dialectsAt({ peers, system }: SavingContext, located: Located, wanted: 
   return dialectsFor(located, wanted, peers.dialectAt(located), system)
 }
 
-/** Asks for the checkpoint, and resolves at the end of bhyve's work. */
+/** Requests the checkpoint. Resolves once bhyve has closed the connection. */
 export function request(
   context: SavingContext,
   stage: Stage,
@@ -97,7 +97,7 @@ class VmRequest {
     throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${this.#settings.vm}' has no socket`)
   }
 
-  /** Until one is served. */
+  /** Tries dialects until bhyve serves one. */
   async #inEachDialect(located: Located, isLast: boolean): Promise<Answer> {
     let last: Answer | undefined
     for (const dialect of dialectsAt(this.#context, located, this.#settings.request.dialect)) {
@@ -108,18 +108,18 @@ class VmRequest {
       throw new CheckpointError('ERR_DIALECT_UNSUPPORTED', 'no dialect is known for this socket')
     if ((await isUntouched(this.#stage)) === false) {
       this.#context.peers.rememberDialect(located, last.peer, last.dialect)
-      // A tidying-up that fails must not cost a checkpoint.
+      // A failed cleanup must not fail the checkpoint.
       await this.#stage.wasServedBy(last.peer).catch(() => undefined)
     }
     return last
   }
 
-  /** Only a bhyve that lives and made no file may be one of the other dialect. */
+  /** Try the next dialect only if bhyve still runs and has written nothing. */
   async #mayTryNext({ peer }: Answer): Promise<boolean> {
     if (this.#call.cancellation.cancelled) return false
     if (knownStateOf(peer) !== 'running') return false
     const untouched = await this.#stage.isUntouched().catch((error: unknown) => {
-      // What this bhyve left cannot be judged: the request was neither refused nor has it failed.
+      // Without a descriptor we cannot tell whether bhyve wrote anything: stop here.
       if (isExhausted(error)) throw error
     })
     if (untouched !== true) return false
@@ -145,7 +145,7 @@ class VmRequest {
       isSending = true
     }
     traceDecision(vm, 'dialect', { dialect, operation, socket: located.socketPath })
-    // From here on: a bhyve that takes no connection stands as still as one that writes nothing.
+    // Watch from here on: a bhyve that does not accept the connection counts as stalled too.
     const stopWatching = this.#watch(() => isSending || this.#call.asked.peer !== undefined)
     try {
       const { place, peers } = this.#context
@@ -176,7 +176,7 @@ class VmRequest {
   }
 }
 
-/** Undefined where the look fails: that costs no checkpoint, and what is there is looked at again. */
+/** Undefined if the check fails: that must not fail the checkpoint, and the files are inspected later anyway. */
 function isUntouched(stage: Stage): Promise<boolean | undefined> {
   return stage.isUntouched().catch(() => undefined)
 }

@@ -10,17 +10,17 @@ import type { Stage } from '../../store/stage.js'
 const progressIntervalMs = 100
 const longestIntervalMs = 5_000
 
-/** What is watched, and how long it may stand still. */
+/** What is watched, and the stall timeout. */
 interface Watched {
   vm: string
   name: string
-  /** What was asked for ends the VM. */
+  /** The request powers the VM off. */
   poweroff: boolean
-  /** Milliseconds; 0: for ever. */
+  /** Milliseconds; 0: no timeout. */
   stallTimeout: number
 }
 
-/** Starts looking; the returned function stops it and resolves once the last look has ended. */
+/** Starts polling. The returned function stops it and resolves once the last poll has finished. */
 export function watchSaving(
   stage: Stage,
   watched: Watched,
@@ -77,7 +77,7 @@ class Watch {
     this.#settled = this.#lookOnce().finally(() => (this.#looking = false))
   }
 
-  /** A look that is under way must not cancel what has ended well. */
+  /** A poll that is still running must not cancel a save that has succeeded. */
   stop(): Promise<void> {
     this.#stopped = true
     return this.#settled
@@ -89,12 +89,12 @@ class Watch {
       this.#note(begun ? String(written) : othersProgress)
       if (!this.#cancellation.cancelled) this.#progress.report(begun ? 'saving' : 'queued', bytes)
     } catch {
-      // A look that fails is no news: neither good ones nor bad ones.
+      // Ignore failed polls; do not count them toward the stall timeout.
       this.#lastChange = performance.now()
     }
     if (!this.#isStalled()) return
     this.#cancellation.cancel(this.#stalled())
-    // What stands still must not keep room from others; a stage that is gone meanwhile keeps none.
+    // Release the reservation of a stalled save. If the stage is already gone, so is its reservation.
     await this.#stage.dropPromise().catch(() => undefined)
   }
 
