@@ -12,7 +12,7 @@ import { runInNewContext } from 'node:vm'
 import { SimulatedFleet } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../dist/client/client.js'
 import { loadNative } from '../dist/base/native.js'
-import { realSurroundings } from '../dist/client/surroundings.js'
+import { hostEnvironment } from '../dist/client/environment.js'
 import { jobs } from '../dist/worker/jobs.js'
 
 const count = Number(process.argv[2] ?? 20_000)
@@ -49,12 +49,12 @@ const onThisThread = {
   // A job has ended when its call returns.
   emptied: () => Promise.resolve(),
 }
-const surroundings = { threads: realSurroundings, here: { ...realSurroundings, pool: () => onThisThread } }
+const environment = { threads: hostEnvironment, here: { ...hostEnvironment, pool: () => onThisThread } }
 
 const dialects = { older: 'path', oldest: 'struct' }
 const made = []
 function clientOf(where, name, options = {}) {
-  const client = createClientIn(surroundings[where], {
+  const client = createClientIn(environment[where], {
     runDirectory: fleets[name].runDirectory,
     checkpointDirectory: path.join(scratch, where, name),
     dialect: dialects[name] ?? 'descriptor',

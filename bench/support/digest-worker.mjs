@@ -1,7 +1,7 @@
 // One of the threads of the pass over RAM, without the pool around it.
 import fs from 'node:fs'
 import { parentPort, workerData } from 'node:worker_threads'
-import { passOver } from '../../dist/checkpoint/slice.js'
+import { scanRange } from '../../dist/checkpoint/slice.js'
 import { OpenFile } from '../../dist/fs/open_file.js'
 
 const { file, from, to } = workerData
@@ -10,6 +10,6 @@ const opened = OpenFile.own(fs.openSync(file, 'r'), file)
 const stop = new Int32Array(new SharedArrayBuffer(4))
 parentPort.postMessage('ready')
 parentPort.once('message', () => {
-  passOver(opened, { from, to, chunkBytes, stop }, { digest: true, holeBlockBytes: 0 })
+  scanRange(opened, { from, to, chunkBytes, stop }, { digest: true, holeBlockBytes: 0 })
   parentPort.postMessage('done')
 })

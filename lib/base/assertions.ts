@@ -48,10 +48,10 @@ export function assertObject(value: unknown, what: string): void {
   if (typeof value !== 'object' || value === null) throw invalid(`${what} must be an object`, value)
 }
 
-export function assertMilliseconds(value: unknown, option: string, least: number): void {
-  if (typeof value === 'number' && value >= least && value <= longestTimeoutMs) return
+export function assertMilliseconds(value: unknown, option: string, min: number): void {
+  if (typeof value === 'number' && value >= min && value <= longestTimeoutMs) return
   throw invalid(
-    `${option} must be milliseconds between ${String(least)} and ${String(longestTimeoutMs)}`,
+    `${option} must be milliseconds between ${String(min)} and ${String(longestTimeoutMs)}`,
     value,
   )
 }

@@ -12,13 +12,13 @@ interface CancellationOptions {
   doing: string
   vm: string
   /** What a cancel leaves until `begin`. */
-  before?: string | undefined
+  beforeStart?: string | undefined
   /** What a cancel does not stop from then on. */
-  meanwhile?: string | undefined
+  afterStart?: string | undefined
 }
 
-const nothingBegun = 'nothing was begun'
-const goesOn = 'what was begun goes on to its end (client.idle() waits for that)'
+const nothingStarted = 'nothing was begun'
+const stillRuns = 'what was begun goes on to its end (client.idle() waits for that)'
 
 interface Listening {
   callbacks: Set<() => void>
@@ -70,22 +70,22 @@ export class Cancellation implements CommitPoint, Disposable {
   readonly #listeners = new Set<(error: Error) => void>()
   /** What is true of a cancel that comes now. */
   #outcome: string
-  readonly #meanwhile: string
+  readonly #afterStart: string
   readonly #stopListening: (() => void) | undefined
   readonly #timer: NodeJS.Timeout | undefined
   readonly #deadline: number
 
-  constructor({ signal, timeout, doing, vm, before, meanwhile }: CancellationOptions) {
+  constructor({ signal, timeout, doing, vm, beforeStart, afterStart }: CancellationOptions) {
     this.#deadline = timeout === undefined ? Infinity : performance.now() + timeout
-    this.#outcome = nothingBegun
-    this.#meanwhile = meanwhile ?? goesOn
+    this.#outcome = nothingStarted
+    this.#afterStart = afterStart ?? stillRuns
     if (signal !== undefined) {
       const abort = (): void =>
         this.cancel(new AbortError(`${doing}: aborted; ${this.#outcome}`, signal.reason, this.#begun))
       if (signal.aborted) abort()
       else this.#stopListening = onAbort(signal, abort)
     }
-    this.#outcome = before ?? nothingBegun
+    this.#outcome = beforeStart ?? nothingStarted
     if (timeout !== undefined && !this.cancelled) {
       const error = (): CheckpointError => {
         const message = `${doing}: not done after ${String(timeout)} ms; ${this.#outcome}`
@@ -121,7 +121,7 @@ export class Cancellation implements CommitPoint, Disposable {
   begin(): void {
     this.throwIfCancelled()
     this.#begun = true
-    this.#outcome = this.#meanwhile
+    this.#outcome = this.#afterStart
   }
 
   /** From here on a cancel comes too late. Throws where one came before. */
@@ -131,7 +131,7 @@ export class Cancellation implements CommitPoint, Disposable {
   }
 
   /** Of work that is done whether it was cancelled or not: only the caller has given up waiting for it. */
-  get unstoppable(): CommitPoint {
+  get uncancellable(): CommitPoint {
     return {
       commit: () => (this.cancelled ? undefined : this.commit()),
       uncommit: () => this.uncommit(),

@@ -172,7 +172,7 @@ export function isFailure(result: unknown): result is Failure {
   return typeof result === 'object' && result !== null && 'errno' in result && 'syscall' in result
 }
 
-function rootFolder(): string {
+function packageRoot(): string {
   // The threads' file, which a bundle lacks.
   return path.resolve(packageFile('worker/worker.js'), '../../..')
 }
@@ -185,7 +185,7 @@ function namedAddon(): string | undefined {
 
 function tryLoading(): { loaded?: Native; cause?: unknown } {
   try {
-    const root = rootFolder()
+    const root = packageRoot()
     const require = createRequire(import.meta.url)
     const named = namedAddon()
     if (named !== undefined) return { loaded: require(named) as Native }
@@ -197,25 +197,25 @@ function tryLoading(): { loaded?: Native; cause?: unknown } {
 }
 
 function unavailable(cause: unknown): CheckpointError {
-  const root = rootFolder()
-  const said = (cause instanceof Error ? cause.message : String(cause)).trim().replace(/\s+/g, ' ')
+  const root = packageRoot()
+  const loaderOutput = (cause instanceof Error ? cause.message : String(cause)).trim().replace(/\s+/g, ' ')
   const builder = path.join(root, 'scripts', 'build-addon.mjs')
   const message =
     `no native addon can be loaded for ${process.platform}-${process.arch} (${libcName()}, Node-API 8). ` +
-    `Looked in ${placesTried(root).join(', ')}. The loader said: ${said}. ` +
+    `Looked in ${pathsTried(root).join(', ')}. The loader said: ${loaderOutput}. ` +
     `Build it with: node '${builder}' (needs npm, cmake and a C++17 compiler)`
   return new CheckpointError('ERR_NATIVE_UNAVAILABLE', message, { cause })
 }
 
 /** As node-gyp-build does, in its order. */
-function placesTried(root: string): string[] {
+function pathsTried(root: string): string[] {
   const addon = namedAddon()
   if (addon !== undefined) return [`${addon} (BHYVE_CHECKPOINT_ADDON)`]
   const prebuilds = path.join('prebuilds', `${process.platform}-${process.arch}`)
   const { BHYVE_CHECKPOINT_PREBUILD: named = '', PREBUILDS_ONLY: prebuildsOnly = '' } = process.env
   const built = prebuildsOnly === '' ? ['build/Release', 'build/Debug'] : []
-  const places = [...built, prebuilds].map((place) => path.join(named === '' ? root : named, place))
-  return [...places, path.join(path.dirname(process.execPath), prebuilds)]
+  const paths = [...built, prebuilds].map((candidate) => path.join(named === '' ? root : named, candidate))
+  return [...paths, path.join(path.dirname(process.execPath), prebuilds)]
 }
 
 function libcName(): string {

@@ -3,7 +3,7 @@ import os from 'node:os'
 import type { Cancellation } from '../base/cancellation.js'
 import { CheckpointError, errnoName, systemError } from '../base/errors.js'
 import { type Failure, isFailure, loadNative } from '../base/native.js'
-import { isKnownToKernel, type Located, type Place } from './locate.js'
+import { isKnownToKernel, type Located, type Target } from './locate.js'
 import { assertNotPaused, type Peer, vmStateOf } from './peer.js'
 import type { PeerMemory } from './peer_memory.js'
 
@@ -12,7 +12,7 @@ const retryMs = 25
 
 const { EAGAIN, ECONNREFUSED, EPROTOTYPE, ENOENT, EACCES, EPERM } = os.constants.errno
 
-export interface Patience {
+export interface RetryPolicy {
   /** There is no other socket to try: a refusal need not be the end. */
   isLast: boolean
   /** How long refusals in a row are taken for a full backlog, in milliseconds; 0: for ever. */
@@ -26,23 +26,23 @@ export interface Patience {
  */
 export async function connect(
   located: Located,
-  place: Place,
+  target: Target,
   peers: PeerMemory,
   cancellation: Cancellation,
-  patience: Patience,
+  retryPolicy: RetryPolicy,
 ): Promise<number> {
   const native = loadNative()
   const startedAt = performance.now()
   for (;;) {
     cancellation.throwIfCancelled()
     const known = peers.peerAt(located)
-    if (known !== undefined) assertNotPaused(known, place)
+    if (known !== undefined) assertNotPaused(known, target)
     const descriptor = native.connectStream(located.socketPath)
     if (!isFailure(descriptor)) return descriptor
     const waitedMs = performance.now() - startedAt
-    if (!mayBeFull(descriptor, known, place, patience, waitedMs))
-      throw connectError(descriptor, located, place)
-    patience.onFull()
+    if (!mayBeFull(descriptor, known, target, retryPolicy, waitedMs))
+      throw connectError(descriptor, located, target)
+    retryPolicy.onFull()
     await cancellation.pause(retryMs)
   }
 }
@@ -50,18 +50,18 @@ export async function connect(
 function mayBeFull(
   { errno }: Failure,
   known: Peer | undefined,
-  place: Place,
-  { isLast, refusalMs }: Patience,
+  target: Target,
+  { isLast, refusalMs }: RetryPolicy,
   waitedMs: number,
 ): boolean {
   if (errno === EAGAIN) return true
-  if (errno !== ECONNREFUSED || !isLast || !isKnownToKernel(place)) return false
+  if (errno !== ECONNREFUSED || !isLast || !isKnownToKernel(target)) return false
   if (known !== undefined) return vmStateOf(known) !== 'off'
   return refusalMs === 0 || waitedMs < refusalMs
 }
 
-function connectError(failure: Failure, { socketPath }: Located, place: Place): CheckpointError {
-  const { vm } = place
+function connectError(failure: Failure, { socketPath }: Located, target: Target): CheckpointError {
+  const { vm } = target
   const details = { vm, path: socketPath, errno: failure.errno, syscall: failure.syscall }
   switch (failure.errno) {
     case EPROTOTYPE:
@@ -76,8 +76,8 @@ function connectError(failure: Failure, { socketPath }: Located, place: Place): 
       return new CheckpointError(
         'ERR_VM_NOT_RUNNING',
         `VM '${vm}' is not running: nobody listens at '${socketPath}' any more` +
-          (isKnownToKernel(place) ? `, though the kernel still has it (bhyvectl --vm=${vm} --destroy)` : ''),
-        { ...details, vmState: isKnownToKernel(place) ? 'unknown' : 'off' },
+          (isKnownToKernel(target) ? `, though the kernel still has it (bhyvectl --vm=${vm} --destroy)` : ''),
+        { ...details, vmState: isKnownToKernel(target) ? 'unknown' : 'off' },
       )
     case EACCES:
     case EPERM:

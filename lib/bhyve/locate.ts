@@ -9,7 +9,7 @@ import { CheckpointError, isNodeSystemError } from '../base/errors.js'
 import { loadNative } from '../base/native.js'
 import type { Dialect } from '../base/types.js'
 
-export interface Place {
+export interface Target {
   vm: string
   runDirectory: string
   /** `/dev/vmm`: a file for every VM the kernel knows. */
@@ -31,24 +31,24 @@ const othersWrite = 0o002
 const sticky = 0o1000
 
 /** Every socket the VM may be asked at, best first; at least one, or it rejects. */
-export function locateSocket(place: Place): Located[] {
-  const found = candidates(place).flatMap((candidate) => {
-    assertFits(place, candidate.socketPath)
-    const status = statusIfAny(candidate.socketPath, place)
+export function locateSocket(target: Target): Located[] {
+  const found = candidates(target).flatMap((candidate) => {
+    assertFits(target, candidate.socketPath)
+    const status = statusIfAny(candidate.socketPath, target)
     return status === undefined ? [] : [{ candidate, status }]
   })
-  for (const { socketPath } of candidates(place)) assertGuarded(path.dirname(socketPath), socketPath, place)
+  for (const { socketPath } of candidates(target)) assertGuarded(path.dirname(socketPath), socketPath, target)
   const sockets = found.filter(({ status }) => status.isSocket())
   const [other] = found
   if (sockets.length === 0)
-    throw other === undefined ? noSocket(place) : notASocket(place, other.candidate.socketPath)
+    throw other === undefined ? noSocket(target) : notASocket(target, other.candidate.socketPath)
   return sockets.map(({ candidate, status }) => {
     const identity = `${status.dev}:${status.ino}:${status.ctimeMs}`
-    return { ...candidate, identity, ownerUid: checkedOwner(status, candidate.socketPath, place) }
+    return { ...candidate, identity, ownerUid: checkedOwner(status, candidate.socketPath, target) }
   })
 }
 
-function candidates({ runDirectory, vm, dialect }: Place): Omit<Located, 'ownerUid' | 'identity'>[] {
+function candidates({ runDirectory, vm, dialect }: Target): Omit<Located, 'ownerUid' | 'identity'>[] {
   const struct = { socketPath: `${runDirectory}/checkpoint/${vm}`, kind: 'struct' } as const
   const nvlist = { socketPath: `${runDirectory}/${vm}`, kind: 'nvlist' } as const
   if (dialect === 'auto') return [struct, nvlist]
@@ -56,7 +56,7 @@ function candidates({ runDirectory, vm, dialect }: Place): Omit<Located, 'ownerU
 }
 
 /** Older systems cut a longer path silently: two VMs would then share a socket. */
-function assertFits({ vm, dialect, runDirectory }: Place, socketPath: string): void {
+function assertFits({ vm, dialect, runDirectory }: Target, socketPath: string): void {
   const capacity = loadNative().socketPathCapacity
   // With the dialect unknown the longer place of `struct` must not speak for the shorter one.
   const measured = dialect === 'auto' ? `${runDirectory}/${vm}` : socketPath
@@ -73,11 +73,11 @@ function assertFits({ vm, dialect, runDirectory }: Place, socketPath: string): v
  * right owner, and the right process behind it, and the wrong VM would be saved or powered off. The sticky bit keeps
  * others from renaming; a second name of a socket is refused by itself (`checkedOwner`).
  */
-function assertGuarded(directory: string, socketPath: string, place: Place): void {
+function assertGuarded(directory: string, socketPath: string, target: Target): void {
   // Where a part of the way is no folder either.
   const status = fs.existsSync(directory) ? fs.statSync(directory, { throwIfNoEntry: false }) : undefined
   if (status?.isDirectory() !== true) return
-  const { vm, trustedUids } = place
+  const { vm, trustedUids } = target
   const isTrusted = [0, process.geteuid?.(), ...trustedUids].includes(status.uid)
   const isOpen = (status.mode & othersWrite) !== 0 && (status.mode & sticky) === 0
   if (isTrusted && !isOpen) return
@@ -88,7 +88,7 @@ function assertGuarded(directory: string, socketPath: string, place: Place): voi
   throw new CheckpointError('ERR_UNTRUSTED_PEER', message, { vm, path: socketPath })
 }
 
-function statusIfAny(path: string, place: Place): fs.Stats | undefined {
+function statusIfAny(path: string, target: Target): fs.Stats | undefined {
   try {
     return fs.lstatSync(path)
   } catch (error) {
@@ -100,7 +100,7 @@ function statusIfAny(path: string, place: Place): fs.Stats | undefined {
       'ERR_PERMISSION',
       `no permission to look at '${path}': run as bhyve's user or as root`,
       {
-        vm: place.vm,
+        vm: target.vm,
         path,
         cause: error,
       },
@@ -108,8 +108,8 @@ function statusIfAny(path: string, place: Place): fs.Stats | undefined {
   }
 }
 
-function checkedOwner(status: fs.Stats, path: string, place: Place): number {
-  const { vm, trustedUids } = place
+function checkedOwner(status: fs.Stats, path: string, target: Target): number {
+  const { vm, trustedUids } = target
   if (!trustedUids.includes(status.uid)) {
     throw new CheckpointError(
       'ERR_UNTRUSTED_PEER',
@@ -127,7 +127,7 @@ function checkedOwner(status: fs.Stats, path: string, place: Place): number {
   return status.uid
 }
 
-function notASocket({ vm }: Place, path: string): CheckpointError {
+function notASocket({ vm }: Target, path: string): CheckpointError {
   return new CheckpointError(
     'ERR_VM_NOT_RUNNING',
     `'${path}' is not a socket: no bhyve serves VM '${vm}' there`,
@@ -139,10 +139,10 @@ function notASocket({ vm }: Place, path: string): CheckpointError {
   )
 }
 
-function noSocket(place: Place): CheckpointError {
-  const { vm, runDirectory } = place
+function noSocket(target: Target): CheckpointError {
+  const { vm, runDirectory } = target
   const path = `${runDirectory}/${vm}`
-  if (isKnownToKernel(place)) {
+  if (isKnownToKernel(target)) {
     return new CheckpointError(
       'ERR_SNAPSHOT_UNSUPPORTED',
       `VM '${vm}' runs, but has no checkpoint socket in '${runDirectory}': its bhyve was built without ` +
@@ -154,22 +154,22 @@ function noSocket(place: Place): CheckpointError {
     const message = `no VM can be asked: there is no run directory '${runDirectory}' (the option runDirectory)`
     return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, path, vmState: 'unknown' })
   }
-  return socketElsewhere(place) ?? nothingThere(place)
+  return socketElsewhere(target) ?? nothingThere(target)
 }
 
-function nothingThere(place: Place): CheckpointError {
-  const { vm } = place
+function nothingThere(target: Target): CheckpointError {
+  const { vm } = target
   // Of two places the one that later bhyves use.
-  const path = candidates(place).at(-1)?.socketPath ?? ''
+  const path = candidates(target).at(-1)?.socketPath ?? ''
   const message = `VM '${vm}' is not running: no socket '${path}'`
   return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, path, vmState: 'off' })
 }
 
 /** The dialect that was named has its sockets in one place, and this VM's is in the other. */
-function socketElsewhere(place: Place): CheckpointError | undefined {
-  const { vm, dialect } = place
-  const other = candidates({ ...place, dialect: 'auto' }).find(({ socketPath }) =>
-    statusIfAny(socketPath, place)?.isSocket(),
+function socketElsewhere(target: Target): CheckpointError | undefined {
+  const { vm, dialect } = target
+  const other = candidates({ ...target, dialect: 'auto' }).find(({ socketPath }) =>
+    statusIfAny(socketPath, target)?.isSocket(),
   )
   if (other === undefined) return undefined
   const path = other.socketPath

@@ -3,62 +3,63 @@ import os from 'node:os'
 import { CheckpointError, isExhausted, systemError } from '../base/errors.js'
 import { isFailure, loadNative } from '../base/native.js'
 import type { Peer } from './peer.js'
-import type { Place } from './locate.js'
+import type { Target } from './locate.js'
 
 const { SIGSTOP, SIGCONT } = os.constants.signals
 const { ESRCH } = os.constants.errno
 /** A signal takes effect at once, but for a process that is inside the kernel. */
-const patienceMs = 5_000
-const lookMs = 5
+const timeoutMs = 5_000
+const pollIntervalMs = 5
 
 /** Resolves once the process is seen to stand still, or to run. Idempotent. */
-export async function setPaused(peer: Peer, paused: boolean, place: Place): Promise<void> {
+export async function setPaused(peer: Peer, paused: boolean, target: Target): Promise<void> {
   const wanted = paused ? 'stopped' : 'running'
-  const deadline = performance.now() + patienceMs
+  const deadline = performance.now() + timeoutMs
   let isSent = false
   for (;;) {
-    const state = stateOf(peer, place)
+    const state = stateOf(peer, target)
     if (state === wanted) return
-    if (!isSent) send(peer, paused ? SIGSTOP : SIGCONT, place)
+    if (!isSent) send(peer, paused ? SIGSTOP : SIGCONT, target)
     isSent = true
-    if (performance.now() > deadline) throw unheard(peer, paused, place)
-    await new Promise((resolve) => setTimeout(resolve, lookMs))
+    if (performance.now() > deadline) throw unheard(peer, paused, target)
+    await new Promise((resolve) => setTimeout(resolve, pollIntervalMs))
   }
 }
 
 /** The process a caller names by its pid, as it is now. */
-export function peerWithPid(pid: number, place: Place): Peer {
+export function peerWithPid(pid: number, target: Target): Peer {
   const status = loadNative().processStatus(pid)
   if (isFailure(status)) {
     if (isExhausted(status)) throw systemError(status, `looking at process ${String(pid)}`)
-    throw gone(pid, place)
+    throw gone(pid, target)
   }
   return { uid: -1, pid, startedAt: status.startedAt }
 }
 
-function stateOf({ pid, startedAt }: Peer, place: Place): 'running' | 'stopped' {
+function stateOf({ pid, startedAt }: Peer, target: Target): 'running' | 'stopped' {
   const status = loadNative().processStatus(pid)
   if (isFailure(status) && status.errno !== ESRCH)
     throw systemError(status, `looking at process ${String(pid)}`)
-  if (isFailure(status) || status.state === 'zombie' || status.startedAt !== startedAt) throw gone(pid, place)
+  if (isFailure(status) || status.state === 'zombie' || status.startedAt !== startedAt)
+    throw gone(pid, target)
   return status.state
 }
 
-function send({ pid, startedAt }: Peer, signal: number, place: Place): void {
+function send({ pid, startedAt }: Peer, signal: number, target: Target): void {
   // Without its start time a process could be taken for another one: then it is not signalled at all.
-  if (startedAt === undefined) throw gone(pid, place)
+  if (startedAt === undefined) throw gone(pid, target)
   const result = loadNative().signalProcess(pid, startedAt, signal)
   if (!isFailure(result)) return
-  if (result.errno === ESRCH) throw gone(pid, place)
-  throw systemError(result, `signalling process ${String(pid)} of VM '${place.vm}'`)
+  if (result.errno === ESRCH) throw gone(pid, target)
+  throw systemError(result, `signalling process ${String(pid)} of VM '${target.vm}'`)
 }
 
-function gone(pid: number, { vm }: Place): CheckpointError {
+function gone(pid: number, { vm }: Target): CheckpointError {
   const message = `VM '${vm}' is not running: its process ${String(pid)} has ended`
   return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, vmState: 'off' })
 }
 
-function unheard({ pid }: Peer, paused: boolean, { vm }: Place): CheckpointError {
-  const message = `process ${String(pid)} of VM '${vm}' did not ${paused ? 'stop' : 'continue'} within ${String(patienceMs)} ms`
+function unheard({ pid }: Peer, paused: boolean, { vm }: Target): CheckpointError {
+  const message = `process ${String(pid)} of VM '${vm}' did not ${paused ? 'stop' : 'continue'} within ${String(timeoutMs)} ms`
   return new CheckpointError('ERR_TIMEOUT', message, { vm, vmState: 'unknown' })
 }

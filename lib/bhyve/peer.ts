@@ -3,7 +3,7 @@ import os from 'node:os'
 import { CheckpointError, isExhausted, systemError } from '../base/errors.js'
 import { type Failure, isFailure, loadNative, type ProcessStatus } from '../base/native.js'
 import type { VmState } from '../base/types.js'
-import type { Located, Place } from './locate.js'
+import type { Located, Target } from './locate.js'
 
 const { ESRCH } = os.constants.errno
 
@@ -32,8 +32,8 @@ export function peerOf(descriptor: number): Peer {
  * The folder was made for the socket's owner. A peer that is somebody else must not get it, unless it is root,
  * who could take it anyway.
  */
-export function assertTrusted(peer: Peer, located: Located, place: Place): void {
-  const { vm, trustedUids } = place
+export function assertTrusted(peer: Peer, located: Located, target: Target): void {
+  const { vm, trustedUids } = target
   if (trustedUids.includes(peer.uid) && (peer.uid === 0 || peer.uid === located.ownerUid)) return
   throw new CheckpointError(
     'ERR_UNTRUSTED_PEER',
@@ -44,16 +44,16 @@ export function assertTrusted(peer: Peer, located: Located, place: Place): void 
 }
 
 /** A stopped bhyve cannot serve its socket: the request would wait for ever. */
-export function assertNotPaused(peer: Peer, place: Place): void {
+export function assertNotPaused(peer: Peer, target: Target): void {
   if (knownStateOf(peer) !== 'paused') return
-  throw new CheckpointError('ERR_VM_PAUSED', `VM '${place.vm}' is paused: resume it first`, {
-    vm: place.vm,
+  throw new CheckpointError('ERR_VM_PAUSED', `VM '${target.vm}' is paused: resume it first`, {
+    vm: target.vm,
     vmState: 'paused',
   })
 }
 
 /** A question that builds on the answer of another process would be a wrong one. */
-export function assertSame(peer: Peer, expected: Peer, { vm }: Place): void {
+export function assertSame(peer: Peer, expected: Peer, { vm }: Target): void {
   if (peer.pid === expected.pid && peer.startedAt === expected.startedAt) return
   const message = `the bhyve of VM '${vm}' was replaced by another one while it was being asked`
   throw new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, vmState: 'unknown' })

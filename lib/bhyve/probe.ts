@@ -7,7 +7,7 @@ import os from 'node:os'
 import { CheckpointError, errnoName, isExhausted, systemError } from '../base/errors.js'
 import { isFailure, loadNative } from '../base/native.js'
 import { peerOf, type Peer } from './peer.js'
-import { isKnownToKernel, type Located, type Place } from './locate.js'
+import { isKnownToKernel, type Located, type Target } from './locate.js'
 import type { PeerMemory } from './peer_memory.js'
 
 export type Probe =
@@ -53,10 +53,10 @@ export function probe(located: Located, peers: PeerMemory): Probe {
 /** The process behind one of the VM's sockets; rejects where there is none, or none that can be asked. */
 export function findPeer(
   sockets: readonly Located[],
-  place: Place,
+  target: Target,
   peers: PeerMemory,
 ): { peer: Peer; located: Located } {
-  const { vm } = place
+  const { vm } = target
   const probes = sockets.map((located) => ({ located, probe: probe(located, peers) }))
   for (const { located, probe: found } of probes) {
     if (found.kind === 'peer') return { peer: found.peer, located }
@@ -70,13 +70,13 @@ export function findPeer(
       vmState: 'unknown',
     })
   }
-  throw nobodyListens(place)
+  throw nobodyListens(target)
 }
 
 /** FreeBSD refuses a connection to a full backlog as if nobody listened, and that of a VM that stands still fills up. */
-function nobodyListens(place: Place): CheckpointError {
-  const { vm } = place
-  const isKnown = isKnownToKernel(place)
+function nobodyListens(target: Target): CheckpointError {
+  const { vm } = target
+  const isKnown = isKnownToKernel(target)
   const message = isKnown
     ? `nobody takes a connection at the socket of VM '${vm}', but the kernel still has it: either its process stands ` +
       `still (name it by the option 'pid'), or it is dead (bhyvectl --vm=${vm} --destroy)`

@@ -8,8 +8,8 @@ import { isFailure, loadNative } from '../base/native.js'
 import type { Peer } from './peer.js'
 import { vmStateOf } from './peer.js'
 
-const firstLookMs = 2
-const longestLookMs = 100
+const firstPollMs = 2
+const longestPollMs = 100
 
 export class ProcessEnd implements Disposable {
   readonly #peer: Peer
@@ -37,9 +37,9 @@ export class ProcessEnd implements Disposable {
   }
 
   /** True once it is gone; false where it is still there after `patienceMs`. Keeps the process alive meanwhile. */
-  async within(patienceMs: number): Promise<boolean> {
-    const deadline = performance.now() + patienceMs
-    for (let wait = firstLookMs; !this.isReached; wait = Math.min(wait * 2, longestLookMs)) {
+  async within(timeoutMs: number): Promise<boolean> {
+    const deadline = performance.now() + timeoutMs
+    for (let wait = firstPollMs; !this.isReached; wait = Math.min(wait * 2, longestPollMs)) {
       const left = deadline - performance.now()
       if (left <= 0) return false
       await new Promise((resolve) => setTimeout(resolve, Math.min(wait, left)))

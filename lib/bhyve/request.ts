@@ -8,8 +8,8 @@ import type { Cancellation } from '../base/cancellation.js'
 import { systemError } from '../base/errors.js'
 import { type Failure, isFailure, loadNative } from '../base/native.js'
 import type { Dialect } from '../base/types.js'
-import { connect, type Patience } from './connect.js'
-import type { Located, Place } from './locate.js'
+import { connect, type RetryPolicy } from './connect.js'
+import type { Located, Target } from './locate.js'
 import { assertNotPaused, assertSame, assertTrusted, type Peer, peerOf } from './peer.js'
 import type { PeerMemory } from './peer_memory.js'
 import { ReplyBuffer } from './reply.js'
@@ -36,11 +36,11 @@ const goneErrors = new Set<number>([EPIPE, ECONNRESET, ENOTCONN])
 const retryMs = 5
 
 /** Where a request goes, and what is known of the other end. */
-interface Target {
+interface Recipient {
   located: Located
-  place: Place
+  target: Target
   peers: PeerMemory
-  patience: Patience
+  retryPolicy: RetryPolicy
   /** It must be this process, where one was asked before. */
   expected?: Peer | undefined
   /** Done once the peer is known to be welcome, before the first byte; what it throws is thrown. */
@@ -49,15 +49,15 @@ interface Target {
 
 export async function sendRequest(
   request: Request,
-  target: Target,
+  recipient: Recipient,
   cancellation: Cancellation,
 ): Promise<Sent> {
   const native = loadNative()
-  const { located, place, peers, patience } = target
+  const { located, target, peers, retryPolicy } = recipient
   const payload = native.encodeRequest(request.dialect, request.operation, request.filename)
-  const descriptor = await connect(located, place, peers, cancellation, patience)
+  const descriptor = await connect(located, target, peers, cancellation, retryPolicy)
   try {
-    const peer = await welcomePeer(descriptor, request.dialect, target)
+    const peer = await acceptPeer(descriptor, request.dialect, recipient)
     await sendAll(descriptor, payload, request)
     return { peer, ended: hold(descriptor) }
   } catch (error) {
@@ -66,14 +66,14 @@ export async function sendRequest(
   }
 }
 
-async function welcomePeer(descriptor: number, dialect: Dialect, target: Target): Promise<Peer> {
-  const { located, place, peers, expected, beforeSending } = target
+async function acceptPeer(descriptor: number, dialect: Dialect, recipient: Recipient): Promise<Peer> {
+  const { located, target, peers, expected, beforeSending } = recipient
   try {
     const peer = peerOf(descriptor)
     peers.rememberPeer(located, peer)
-    assertTrusted(peer, located, place)
-    assertNotPaused(peer, place)
-    if (expected !== undefined) assertSame(peer, expected, place)
+    assertTrusted(peer, located, target)
+    assertNotPaused(peer, target)
+    if (expected !== undefined) assertSame(peer, expected, target)
     await beforeSending?.(peer)
     return peer
   } catch (error) {

@@ -3,7 +3,7 @@ import fs from 'node:fs'
 import { CheckpointError, isNodeSystemError } from '../base/errors.js'
 import { isVmName } from '../base/names.js'
 import type { VirtualMachine } from '../base/types.js'
-import { isKnownToKernel, type Located, locateSocket, type Place } from './locate.js'
+import { isKnownToKernel, type Located, locateSocket, type Target } from './locate.js'
 import { knownStateOf } from './peer.js'
 import type { PeerMemory } from './peer_memory.js'
 import { probe, type Probe, recall } from './probe.js'
@@ -15,21 +15,21 @@ interface Found {
   untouched?: string
 }
 
-type AnyPlace = Omit<Place, 'vm'>
+type AnyTarget = Omit<Target, 'vm'>
 
 /** Looks at files only. What is no socket is ignored. Runs in the pool. */
-export function findSockets(place: AnyPlace): Found[] {
-  const { runDirectory } = place
+export function findSockets(target: AnyTarget): Found[] {
+  const { runDirectory } = target
   const names = new Set(
     [...socketsIn(runDirectory), ...socketsIn(`${runDirectory}/checkpoint`)].filter(isVmName),
   )
-  return [...names].sort().flatMap((vm) => found({ ...place, vm }))
+  return [...names].sort().flatMap((vm) => found({ ...target, vm }))
 }
 
-function found(place: Place): Found[] {
-  const { vm, runDirectory } = place
+function found(target: Target): Found[] {
+  const { vm, runDirectory } = target
   try {
-    return [{ vm, sockets: locateSocket(place) }]
+    return [{ vm, sockets: locateSocket(target) }]
   } catch (error) {
     if (!(error instanceof CheckpointError)) throw error
     // Gone since, or of the other place than the dialect that was named.
@@ -55,24 +55,24 @@ function isSocket(path: string): boolean {
 /** Asks each process once, if it may connect; sends nothing. */
 export function describeVm(
   found: Found,
-  place: AnyPlace,
+  target: AnyTarget,
   peers: PeerMemory,
   mayConnect: boolean,
 ): VirtualMachine {
   const { vm, sockets, untouched } = found
   const seen = sockets.map((located) => {
     const result = mayConnect ? probe(located, peers) : recall(located, peers)
-    return machineAt(located, { ...place, vm }, result)
+    return machineAt(located, { ...target, vm }, result)
   })
   const alive = seen.find(({ state }) => state === 'running' || state === 'paused')
   const open = seen.find(({ state }) => state === 'unknown')
   return alive ?? open ?? seen[0] ?? { vm, socket: untouched ?? '', state: 'unknown' }
 }
 
-function machineAt(located: Located, place: Place, result: Probe): VirtualMachine {
-  const base = { vm: place.vm, socket: located.socketPath }
+function machineAt(located: Located, target: Target, result: Probe): VirtualMachine {
+  const base = { vm: target.vm, socket: located.socketPath }
   if (result.kind === 'silent') return { ...base, state: 'unknown' }
-  if (result.kind === 'dead') return { ...base, state: isKnownToKernel(place) ? 'unknown' : 'off' }
+  if (result.kind === 'dead') return { ...base, state: isKnownToKernel(target) ? 'unknown' : 'off' }
   const state = knownStateOf(result.peer)
   const isAlive = state === 'running' || state === 'paused'
   return isAlive && result.peer.pid !== -1 ? { ...base, pid: result.peer.pid, state } : { ...base, state }

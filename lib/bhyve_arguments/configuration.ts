@@ -4,7 +4,7 @@
  */
 import { ArgumentsFault } from './arguments_fault.js'
 
-const mostReferences = 15
+const maxReferences = 15
 
 export class Configuration {
   readonly #values = new Map<string, string>()
@@ -44,7 +44,7 @@ export class Configuration {
   #expand(value: string, depth: number): string {
     return value.replace(/%\(([^)]*)\)|\\([^]?)/g, (all, name: string | undefined, literal?: string) => {
       if (name === undefined) return literal ?? ''
-      if (depth > mostReferences) return all
+      if (depth > maxReferences) return all
       const nested = this.#values.get(name)
       return nested === undefined ? '' : this.#expand(nested, depth + 1)
     })

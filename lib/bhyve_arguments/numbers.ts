@@ -41,10 +41,10 @@ function bounded(value: bigint): number | undefined {
  * What sscanf() makes of `%d:%d:...` with at most `most` numbers: it reads as far as it can, and the rest of the text
  * does not matter. Spaces may stand before a number, not before a colon.
  */
-export function scanIntegers(text: string, most: number): number[] {
+export function scanIntegers(text: string, max: number): number[] {
   const found: number[] = []
   let rest = text
-  while (found.length < most) {
+  while (found.length < max) {
     const number = leadingDecimal.exec(rest)?.[0]
     if (number === undefined) break
     found.push(toInt(BigInt(number.trim())))

@@ -2,7 +2,7 @@
 import type { Configuration } from './configuration.js'
 import { ArgumentsFault } from './arguments_fault.js'
 import { memoryBytes, wholeNumber } from './numbers.js'
-import { aliases, isPlace } from './slot.js'
+import { aliases, isSlotNumber } from './slot.js'
 
 export interface Machine {
   cpus: number
@@ -21,49 +21,51 @@ export interface Disk {
 const defaultMemory = '256M'
 /** Of a `virtio-scsi` that names nothing. */
 const defaultScsiDevice = '/dev/cam/ctl'
-const mostCpus = 65_535
+const maxCpus = 65_535
 
 export function machineOf(configuration: Configuration): Machine {
-  const places = placesOf(configuration)
-  const devices = places.map((place) => deviceAt(configuration, place))
+  const addresses = addressesOf(configuration)
+  const devices = addresses.map((address) => deviceAt(configuration, address))
   return {
     cpus: cpusOf(configuration),
     memoryBytes: memoryOf(configuration),
     devices,
-    disks: places.flatMap((place, index) => disksAt(configuration, place, devices[index] ?? place)),
+    disks: addresses.flatMap((address, index) => disksAt(configuration, address, devices[index] ?? address)),
   }
 }
 
 /** bhyve looks for decimal numbers without leading zeros; what else stands below `pci.` it never sees. */
-function placesOf(configuration: Configuration): string[] {
-  const places = new Map<string, number[]>()
+function addressesOf(configuration: Configuration): string[] {
+  const addresses = new Map<string, number[]>()
   for (const path of configuration.paths()) {
     const numbers = /^pci\.(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)\./.exec(path)?.slice(1).map(Number)
     if (numbers === undefined) continue
     const [bus = -1, slot = -1, func = -1] = numbers
-    if (isPlace(bus, slot, func)) places.set(`pci.${numbers.join('.')}`, numbers)
+    if (isSlotNumber(bus, slot, func)) addresses.set(`pci.${numbers.join('.')}`, numbers)
   }
-  const ordered = [...places].sort(([, one], [, other]) => rank(one) - rank(other))
-  return ordered.map(([place]) => place)
+  const ordered = [...addresses].sort(([, one], [, other]) => rank(one) - rank(other))
+  return ordered.map(([address]) => address)
 }
 
 function rank([bus = 0, slot = 0, func = 0]: number[]): number {
   return (bus * 32 + slot) * 8 + func
 }
 
-function deviceAt(configuration: Configuration, place: string): string {
-  const emulation = configuration.get(`${place}.device`)
-  if (emulation === undefined) throw new ArgumentsFault(`'${place}' has no device`)
+function deviceAt(configuration: Configuration, address: string): string {
+  const emulation = configuration.get(`${address}.device`)
+  if (emulation === undefined) throw new ArgumentsFault(`'${address}' has no device`)
   const modern = aliases.get(emulation)
   if (modern !== undefined) {
-    throw new ArgumentsFault(`'${place}.device=${emulation}' is a legacy name: bhyve wants '${modern}' there`)
+    throw new ArgumentsFault(
+      `'${address}.device=${emulation}' is a legacy name: bhyve wants '${modern}' there`,
+    )
   }
-  return `${emulation}@${place}`
+  return `${emulation}@${address}`
 }
 
-function disksAt(configuration: Configuration, place: string, device: string): Disk[] {
+function disksAt(configuration: Configuration, address: string, device: string): Disk[] {
   const emulation = device.slice(0, device.indexOf('@'))
-  const keys = pathsAt(configuration, place, emulation)
+  const keys = pathsAt(configuration, address, emulation)
   if (emulation === 'virtio-scsi' && keys.length === 0) return [{ path: defaultScsiDevice, device }]
   return keys.flatMap((key) => {
     const path = configuration.get(key)
@@ -71,9 +73,9 @@ function disksAt(configuration: Configuration, place: string, device: string): D
   })
 }
 
-function pathsAt(configuration: Configuration, place: string, emulation: string): string[] {
-  if (emulation === 'virtio-blk' || emulation === 'nvme') return [`${place}.path`]
-  const below = configuration.paths().filter((path) => path.startsWith(`${place}.`))
+function pathsAt(configuration: Configuration, address: string, emulation: string): string[] {
+  if (emulation === 'virtio-blk' || emulation === 'nvme') return [`${address}.path`]
+  const below = configuration.paths().filter((path) => path.startsWith(`${address}.`))
   if (emulation === 'ahci') return below.filter((path) => /\.port\.\d+\.path$/.test(path))
   if (emulation === 'virtio-scsi') return below.filter((path) => /\.(?:dev|target\.\d+)$/.test(path))
   return []
@@ -91,7 +93,7 @@ function cpusOf(configuration: Configuration): number {
   const cpus = countOf(configuration, 'cpus')
   const sockets = countOf(configuration, 'sockets') ?? cpus ?? 1
   const total = sockets * (countOf(configuration, 'cores') ?? 1) * (countOf(configuration, 'threads') ?? 1)
-  if (total > mostCpus) throw new ArgumentsFault(`${String(total)} vCPUs are too many`)
+  if (total > maxCpus) throw new ArgumentsFault(`${String(total)} vCPUs are too many`)
   if (cpus !== undefined && cpus !== total) {
     throw new ArgumentsFault(`sockets, cores and threads make ${String(total)} vCPUs, not ${String(cpus)}`)
   }
@@ -102,6 +104,6 @@ function countOf(configuration: Configuration, key: string): number | undefined 
   const text = configuration.get(key)
   if (text === undefined) return undefined
   const value = wholeNumber(text)
-  if (value !== undefined && value >= 1n && value <= BigInt(mostCpus)) return Number(value)
+  if (value !== undefined && value >= 1n && value <= BigInt(maxCpus)) return Number(value)
   throw new ArgumentsFault(`'${text}' is no number of ${key}`)
 }

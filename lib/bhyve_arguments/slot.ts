@@ -17,10 +17,10 @@ export const aliases: ReadonlyMap<string, string> = new Map([
   ['ahci-cd', 'ahci'],
   ['amd_hostbridge', 'hostbridge'],
 ])
-const mostBuses = 256
-const mostSlots = 32
-const mostFunctions = 8
-const mostPorts = 32
+const maxBuses = 256
+const maxSlots = 32
+const maxFunctions = 8
+const maxPorts = 32
 
 /** True for `help` and every abbreviation of it: bhyve prints a list and ends. */
 export function isHelp(value: string): boolean {
@@ -29,8 +29,8 @@ export function isHelp(value: string): boolean {
 
 export function applySlot(configuration: Configuration, value: string): void {
   if (isHelp(value)) throw new ArgumentsFault(`-s ${value} only prints a list`)
-  const [place = '', emulation, ...rest] = value.split(',')
-  const node = nodeOf(place)
+  const [address = '', emulation, ...rest] = value.split(',')
+  const node = nodeOf(address)
   if (emulation === undefined || node === undefined) throw new ArgumentsFault(`-s ${value} names no PCI slot`)
   if (emulation === '') throw new ArgumentsFault(`-s ${value} names no emulation`)
   if (configuration.hasNode(node)) throw new ArgumentsFault(`-s ${value}: that slot is taken already`)
@@ -39,15 +39,15 @@ export function applySlot(configuration: Configuration, value: string): void {
 }
 
 /** `slot`, `slot:function` or `bus:slot:function`; two numbers and rubbish are slot and function all the same. */
-function nodeOf(place: string): string | undefined {
-  const numbers = scanIntegers(place, 3)
+function nodeOf(address: string): string | undefined {
+  const numbers = scanIntegers(address, 3)
   const [first = -1, second = 0, third] = numbers
   const [bus, slot, func] = third === undefined ? [0, first, second] : [first, second, third]
-  return isPlace(bus, slot, func) ? `pci.${String(bus)}.${String(slot)}.${String(func)}` : undefined
+  return isSlotNumber(bus, slot, func) ? `pci.${String(bus)}.${String(slot)}.${String(func)}` : undefined
 }
 
-export function isPlace(bus: number, slot: number, func: number): boolean {
-  return isBelow(bus, mostBuses) && isBelow(slot, mostSlots) && isBelow(func, mostFunctions)
+export function isSlotNumber(bus: number, slot: number, func: number): boolean {
+  return isBelow(bus, maxBuses) && isBelow(slot, maxSlots) && isBelow(func, maxFunctions)
 }
 
 function isBelow(value: number, limit: number): boolean {
@@ -81,7 +81,7 @@ function applyPairs(configuration: Configuration, node: string, options: string)
 
 /** `hd:path,options,cd:path,...`: a port each, empty ones count. */
 function applyPorts(configuration: Configuration, node: string, options: string): void {
-  const ports = options.split(/,(?=hd:|cd:)/).slice(0, mostPorts)
+  const ports = options.split(/,(?=hd:|cd:)/).slice(0, maxPorts)
   for (const [port, text] of ports.entries()) {
     const type = /^(?:hd|cd):/.exec(text)?.[0]
     const disk = text.slice(type?.length ?? 0)

@@ -10,8 +10,8 @@ import { createHash, type Hash } from 'node:crypto'
 export const pieceBytes = 256 * 1024
 export const digestBytes = 32
 
-const leastChunkBytes = pieceBytes
-const mostChunkBytes = 64 * 1024 * 1024
+const minChunkBytes = pieceBytes
+const maxChunkBytes = 64 * 1024 * 1024
 /** As many as a list should have: 8 MiB of digests, 11 MiB in the manifest, whatever the guest's size. */
 const enoughChunks = 2 ** 18
 
@@ -20,13 +20,13 @@ const enoughChunks = 2 ** 18
  * of RAM), and with the guest as large as it takes to keep the list short (4 MiB for 1 TiB).
  */
 export function chunkBytesFor(memoryBytes: number): number {
-  let chunkBytes = leastChunkBytes
-  while (chunkBytes < mostChunkBytes && memoryBytes / chunkBytes > enoughChunks) chunkBytes *= 2
+  let chunkBytes = minChunkBytes
+  while (chunkBytes < maxChunkBytes && memoryBytes / chunkBytes > enoughChunks) chunkBytes *= 2
   return chunkBytes
 }
 
 export function isChunkBytes(value: number): boolean {
-  return value >= leastChunkBytes && value <= mostChunkBytes && Number.isInteger(Math.log2(value))
+  return value >= minChunkBytes && value <= maxChunkBytes && Number.isInteger(Math.log2(value))
 }
 
 export function chunkCount(memoryBytes: number, chunkBytes: number): number {

@@ -73,9 +73,9 @@ export interface Restore {
 }
 
 /** A set that is brought back every hour must not grow its manifest for ever. */
-const mostRestores = 32
+const maxRestores = 32
 /** This release nests four objects, at most. */
-const mostLevels = 64
+const maxLevels = 64
 
 type JsonObject = Record<string, unknown>
 
@@ -164,7 +164,7 @@ export function withPin(text: string, pinned: boolean): string {
 /** The same manifest, marked as restored. */
 export function withRestore(text: string, restore: Restore): string {
   const manifest = parseObject(text)
-  const restores = [...listFrom(manifest?.restores), restore].slice(-mostRestores)
+  const restores = [...listFrom(manifest?.restores), restore].slice(-maxRestores)
   return `${JSON.stringify({ ...manifest, restoredAt: restore.at, restores }, null, 2)}\n`
 }
 
@@ -172,12 +172,12 @@ export function withRestore(text: string, restore: Restore): string {
 export function withoutRestore(text: string, at: string, previous: string | undefined): string {
   const { restoredAt: _, restores, ...rest } = parseObject(text) ?? {}
   const others = listFrom(restores).filter((restore) => !isObject(restore) || restore.at !== at)
-  const marks = { ...optional('restoredAt', previous), ...(others.length > 0 ? { restores: others } : {}) }
-  return `${JSON.stringify({ ...rest, ...marks }, null, 2)}\n`
+  const changes = { ...optional('restoredAt', previous), ...(others.length > 0 ? { restores: others } : {}) }
+  return `${JSON.stringify({ ...rest, ...changes }, null, 2)}\n`
 }
 
 /** The same manifest; its last restore, if it is that one, has come up. */
-export function withServed(text: string, at: string): string {
+export function withConfirmed(text: string, at: string): string {
   const manifest = parseObject(text)
   const restores = listFrom(manifest?.restores).map((restore) =>
     isObject(restore) && restore.at === at ? { ...restore, served: true } : restore,
@@ -209,7 +209,7 @@ function listFrom(value: unknown): unknown[] {
 function parseObject(text: string): JsonObject | undefined {
   try {
     const value: unknown = JSON.parse(text)
-    return isObject(value) && !isDeeper(value, mostLevels) ? value : undefined
+    return isObject(value) && !isDeeper(value, maxLevels) ? value : undefined
   } catch {
     return undefined
   }

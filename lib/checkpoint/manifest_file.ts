@@ -28,7 +28,7 @@ const objectEnd = '\n}\n'
 /** All but the list has about a kilobyte. */
 const usualHeadBytes = 16 * 1024
 /** What a newer release, or somebody's own notes, may need. */
-const mostHeadBytes = 1024 * 1024
+const maxHeadBytes = 1024 * 1024
 
 /** Three digests are 96 bytes, which are 128 characters: a list can be cut there. */
 const digestsPerCut = 3
@@ -38,13 +38,13 @@ const charactersPerCut = (bytesPerCut / 3) * 4
 interface StoredManifest {
   manifest: Manifest
   /** Where in the file the list of digests begins. */
-  listAt?: number
+  listOffset?: number
 }
 
 /** A manifest's text without the list, as JSON, and where the list begins. */
 interface Head {
   text: string
-  listAt: number | undefined
+  listOffset: number | undefined
   bytesRead: number
 }
 
@@ -53,7 +53,7 @@ export function readHead(directory: Directory, file: string, size: number): Head
   if (size > manifestMaxBytes) return undefined
   return (
     splitHead(directory, file, size, usualHeadBytes) ??
-    (size > usualHeadBytes ? splitHead(directory, file, size, mostHeadBytes) : undefined)
+    (size > usualHeadBytes ? splitHead(directory, file, size, maxHeadBytes) : undefined)
   )
 }
 
@@ -62,20 +62,22 @@ function splitHead(directory: Directory, file: string, size: number, length: num
   const start = directory.readStart(file, Math.min(size, length))
   const at = start.indexOf(listStart)
   if (at === -1 && size > length) return undefined
-  if (at === -1) return { text: start.toString('utf8'), listAt: undefined, bytesRead: start.length }
+  if (at === -1) return { text: start.toString('utf8'), listOffset: undefined, bytesRead: start.length }
   const text = start.toString('utf8', 0, at) + objectEnd
-  return { text, listAt: at + listStart.length, bytesRead: start.length }
+  return { text, listOffset: at + listStart.length, bytesRead: start.length }
 }
 
 /** Undefined for what is not a manifest of ours. */
-export function manifestOfHead({ text, listAt }: Head, size: number): StoredManifest | undefined {
+export function manifestOfHead({ text, listOffset }: Head, size: number): StoredManifest | undefined {
   const manifest = parseManifest(text)
   if (manifest === undefined) return undefined
   const { digests, ...others } = manifest
-  if (digests === undefined && listAt === undefined) return { manifest }
-  const isWhole =
-    digests !== undefined && listAt !== undefined && size === listAt + listLength(digests.memory.chunks)
-  if (isWhole) return { manifest, listAt }
+  if (digests === undefined && listOffset === undefined) return { manifest }
+  const isListComplete =
+    digests !== undefined &&
+    listOffset !== undefined &&
+    size === listOffset + listLength(digests.memory.chunks)
+  if (isListComplete) return { manifest, listOffset }
   // A newer release may keep them in another way.
   return manifest.version > manifestVersion ? { manifest: others } : undefined
 }
@@ -115,11 +117,12 @@ export function rewriteManifest(
   const { memoryChunks: _, ...head } = JSON.parse(text) as Record<string, unknown>
   const formatted = `${JSON.stringify(head, null, 2)}\n`
   using old = from.openFileIfAny(file, O_RDONLY)
-  const listAt = old && readHead(from, file, old.status().size)?.listAt
-  if (old === undefined || listAt === undefined) into.directory.writeNew(into.file, formatted, into.durable)
+  const listOffset = old && readHead(from, file, old.status().size)?.listOffset
+  if (old === undefined || listOffset === undefined)
+    into.directory.writeNew(into.file, formatted, into.durable)
   else
     writeWithList(into.directory, into.file, formatted, into.durable, (opened, at) =>
-      copyRest(opened, at, old, listAt),
+      copyRest(opened, at, old, listOffset),
     )
 }
 
@@ -157,10 +160,10 @@ function* inCuts(list: OpenFile, length: number): Generator<Buffer> {
   }
 }
 
-function copyRest(into: OpenFile, at: number, from: OpenFile, listAt: number): void {
+function copyRest(into: OpenFile, at: number, from: OpenFile, listOffset: number): void {
   const buffer = Buffer.alloc(pieceBytes)
   for (let done = 0; ;) {
-    const read = from.readAt(buffer, listAt + done)
+    const read = from.readAt(buffer, listOffset + done)
     if (read === 0) return
     into.writeAt(buffer.subarray(0, read), at + done)
     done += read
@@ -177,14 +180,14 @@ export function rootOf(list: OpenFile, chunks: number): string {
 /** The root of the list in a manifest. Undefined where that is none. */
 export function rootOfListed(
   manifest: OpenFile,
-  listAt: number,
+  listOffset: number,
   chunks: number,
   stop: Int32Array,
 ): string | undefined {
   const hash = createHash('sha256')
   const step = digestsPerCut * 1024
   for (let from = 0; from < chunks && !isStopped(stop); from += step) {
-    const digests = listedDigests(manifest, listAt, from, Math.min(step, chunks - from))
+    const digests = listedDigests(manifest, listOffset, from, Math.min(step, chunks - from))
     if (digests === undefined) return undefined
     hash.update(digests)
   }
@@ -194,7 +197,7 @@ export function rootOfListed(
 /** Digests `from` to `from + count` of the list in a manifest. Undefined where these are none. */
 export function listedDigests(
   manifest: OpenFile,
-  listAt: number,
+  listOffset: number,
   from: number,
   count: number,
 ): Buffer | undefined {
@@ -202,7 +205,7 @@ export function listedDigests(
   const skipped = (from - firstCut * digestsPerCut) * digestBytes
   const wanted = skipped + count * digestBytes
   const characters = Buffer.alloc(Math.ceil(wanted / 3) * 4)
-  const read = manifest.readAt(characters, listAt + firstCut * charactersPerCut)
+  const read = manifest.readAt(characters, listOffset + firstCut * charactersPerCut)
   const bytes = Buffer.from(characters.toString('latin1', 0, read), 'base64')
   return bytes.length < wanted ? undefined : bytes.subarray(skipped, wanted)
 }

@@ -23,7 +23,7 @@ export interface Metadata {
   /** In the older shape one per type, and size 0 where the VM has none. */
   devices: readonly Section[]
   /** Devices are named with their places: the newer shape. */
-  devicesHavePlaces: boolean
+  devicesHaveAddresses: boolean
   /** Whose bhyve takes it. */
   generation: Generation
 }
@@ -37,9 +37,9 @@ export const kernelMaxBytes = 1024 * 1024 * 1024
 /** More RAM than any host has. Its digests still fit a manifest (`manifestMaxBytes`). */
 const memoryMaxBytes = 2 ** 46
 /** `VM_MAXCPU` of sys/amd64/vmm/vmm.c on the kernel with the most, FreeBSD 14's. A host may take fewer. */
-const mostCpus = 1024
+const maxCpus = 1024
 /** bhyve keeps them in an int. */
-const mostFlags = 2 ** 31 - 1
+const maxFlags = 2 ** 31 - 1
 /** Of a VM or a device: what no command line could give would only mislead whoever reads it in a message. */
 const nameMaxLength = 255
 
@@ -56,7 +56,7 @@ interface Shape {
   structureNameKey: string
   structureNumberKey?: string
   deviceNameKey: string
-  devicesHavePlaces: boolean
+  devicesHaveAddresses: boolean
   structures: readonly string[]
 }
 
@@ -67,7 +67,7 @@ const shapes: readonly Shape[] = [
     structuresKey: 'kern_structs',
     structureNameKey: 'device',
     deviceNameKey: 'device',
-    devicesHavePlaces: true,
+    devicesHaveAddresses: true,
     structures: commonStructures,
   },
   {
@@ -75,7 +75,7 @@ const shapes: readonly Shape[] = [
     structureNameKey: 'debug_name',
     structureNumberKey: 'snapshot_req',
     deviceNameKey: 'snapshot_req',
-    devicesHavePlaces: false,
+    devicesHaveAddresses: false,
     structures: [...commonStructures, 'vmx'],
   },
 ]
@@ -164,15 +164,15 @@ function metadataFrom(root: JsonObject): Metadata {
   assertStructures(structures, shape)
   assertContiguous([...structures, ...devices])
   const memflags = basic.members.get('memflags')
-  if (memflags !== undefined) countFrom(memflags, "'memflags'", mostFlags)
+  if (memflags !== undefined) countFrom(memflags, "'memflags'", maxFlags)
   return {
     vm: nameFrom(property(basic, 'vmname', "'basic metadata'"), "'vmname'"),
     cpus: cpusFrom(property(basic, 'ncpus', "'basic metadata'")),
     memoryBytes: countFrom(property(basic, 'memsize', "'basic metadata'"), "'memsize'", memoryMaxBytes),
     kernelStructures: structures.map(sectionOf),
     devices: devices.map(sectionOf),
-    devicesHavePlaces: shape.devicesHavePlaces,
-    generation: shape.devicesHavePlaces ? '14' : generationFrom(structures),
+    devicesHaveAddresses: shape.devicesHaveAddresses,
+    generation: shape.devicesHaveAddresses ? '14' : generationFrom(structures),
   }
 }
 
@@ -262,13 +262,13 @@ function nameFrom(value: JsonValue, what: string): string {
 }
 
 function cpusFrom(value: JsonValue): number {
-  const cpus = countFrom(value, "'ncpus'", mostCpus)
+  const cpus = countFrom(value, "'ncpus'", maxCpus)
   if (cpus === 0) throw invalid("'ncpus' is 0: bhyve does not start a VM without a vCPU", value.at)
   return cpus
 }
 
-function countFrom(value: JsonValue, what: string, most = Number.MAX_SAFE_INTEGER): number {
+function countFrom(value: JsonValue, what: string, max = Number.MAX_SAFE_INTEGER): number {
   if (value.kind !== 'number' || value.value < 0n) throw invalid(`${what} is not a whole number`, value.at)
-  if (value.value <= BigInt(most)) return Number(value.value)
-  throw invalid(`${what} is ${value.value}: bhyve takes at most ${most}`, value.at)
+  if (value.value <= BigInt(max)) return Number(value.value)
+  throw invalid(`${what} is ${value.value}: bhyve takes at most ${max}`, value.at)
 }

@@ -11,12 +11,12 @@ import {
 import type { ListedCheckpoint } from '../base/types.js'
 import type { Directory } from '../fs/directory.js'
 import { describe } from './describe.js'
-import { type Inspection, inspectSet, stateOf } from './structure.js'
+import { type Inspection, inspectCheckpoint, stateOf } from './structure.js'
 
-const mostAttempts = 10
+const maxAttempts = 10
 
 /** The names in a directory that are a checkpoint's, whole or not. Folders are strangers. */
-export function setNames(directory: Directory): string[] {
+export function checkpointNames(directory: Directory): string[] {
   return possibleNames(directory).filter(
     (name) => directory.statusIfAny(name + memorySuffix)?.kind !== 'directory',
   )
@@ -32,15 +32,15 @@ export function possibleNames(directory: Directory): string[] {
 }
 
 /** One that cannot be read is damaged, and no reason to fail for the others. */
-export function listedSet(
+export function listedCheckpoint(
   directory: Directory,
   vm: string,
   name: string,
-  wanted: 'any' | 'unless a folder' = 'any',
+  wanted: 'any' | 'unless a directory' = 'any',
 ): ListedCheckpoint[] {
   try {
-    const inspection = inspectStill(directory, name)
-    if (inspection === undefined || (wanted === 'unless a folder' && inspection.isFolder)) return []
+    const inspection = inspectUnchanged(directory, name)
+    if (inspection === undefined || (wanted === 'unless a directory' && inspection.isDirectory)) return []
     return [describe(directory.path, vm, name, inspection)]
   } catch (error) {
     if (isExhausted(error)) throw error
@@ -58,18 +58,18 @@ function unreadableFile(directory: Directory, name: string, error: unknown): str
 }
 
 /** Where we may not lock, a set may be replaced while we look at it: then look again. */
-export function inspectStill(directory: Directory, name: string): Inspection | undefined {
+export function inspectUnchanged(directory: Directory, name: string): Inspection | undefined {
   for (let attempt = 1; ; attempt++) {
-    const inspection = inspectOnce(directory, name, attempt === mostAttempts)
+    const inspection = inspectOnce(directory, name, attempt === maxAttempts)
     const status = directory.statusIfAny(name + memorySuffix)
     if (inspection !== 'gone' && (status && stateOf(status)) === inspection?.identity) return inspection
-    if (inspection !== 'gone' && attempt === mostAttempts) return inspection
+    if (inspection !== 'gone' && attempt === maxAttempts) return inspection
   }
 }
 
 function inspectOnce(directory: Directory, name: string, isLast: boolean): Inspection | undefined | 'gone' {
   try {
-    return inspectSet(directory, name)
+    return inspectCheckpoint(directory, name)
   } catch (error) {
     const isGone = error instanceof CheckpointError && error.errno === os.constants.errno.ENOENT
     if (!isGone || isLast) throw error

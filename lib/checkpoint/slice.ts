@@ -32,7 +32,7 @@ export function isStopped(stop: Int32Array): boolean {
   return Atomics.load(stop, 0) !== 0
 }
 
-interface Passed {
+interface ScanResult {
   /** Of whole chunks, one after the other; short where it was stopped. */
   digests: Buffer
   /** The file system makes no holes: no need to ask it again. */
@@ -43,14 +43,14 @@ interface Passed {
  * Shorter runs of zeros stay as they are. Thousands of small holes make the scan, the fsync, and above all the removal of
  * a file slow (docs/performance.md).
  */
-const leastHoleBytes = 64 * 1024
+const minHoleBytes = 64 * 1024
 
 /** Digests where `digest`; makes holes of the file system's blocks where `holeBlockBytes` is not 0. */
-export function passOver(
+export function scanRange(
   file: OpenFile,
   slice: Slice,
   { digest, holeBlockBytes }: { digest: boolean; holeBlockBytes: number },
-): Passed {
+): ScanResult {
   const holes = new Holes(file, holeBlockBytes)
   const digests: Buffer[] = []
   for (const chunk of chunksOf(slice)) {
@@ -133,7 +133,7 @@ class Holes {
     const from = Math.ceil(this.#from / this.#blockBytes) * this.#blockBytes
     const to = Math.floor(this.#to / this.#blockBytes) * this.#blockBytes
     this.#from = this.#to
-    if (to - from < leastHoleBytes) return
+    if (to - from < minHoleBytes) return
     const result = loadNative().punchHole(this.#file.descriptor, from, to - from)
     if (!isFailure(result)) return
     if (!refusals.has(result.errno)) throw systemError(result, 'giving back zero pages', this.#file.path)

@@ -23,8 +23,8 @@ export class JsonFault extends Error {
 }
 
 /** Entries of one list or object. */
-const mostEntries = 1024
-const mostValues = 16 * mostEntries
+const maxEntries = 1024
+const maxValues = 16 * maxEntries
 const deepest = 16
 const shownKeyLength = 64
 
@@ -40,7 +40,7 @@ const halfOrNul = /^\\u(?:0000|d[89a-f])/i
 
 /** Throws a JsonFault. Work and depth are bounded, whatever the text is. */
 export function readJson(text: string): JsonValue {
-  return new Reader(text).whole()
+  return new Reader(text).document()
 }
 
 /** Counted from 1. */
@@ -63,7 +63,7 @@ class Reader {
     this.#text = text
   }
 
-  whole(): JsonValue {
+  document(): JsonValue {
     const value = this.#value(0)
     this.#skip(blanks)
     if (this.#at < this.#text.length) throw this.#fault('something follows the end')
@@ -74,7 +74,7 @@ class Reader {
     this.#skip(blanks)
     const at = this.#at
     this.#values++
-    if (this.#values > mostValues) throw this.#fault(`there are more than ${mostValues} values`)
+    if (this.#values > maxValues) throw this.#fault(`there are more than ${maxValues} values`)
     if (depth > deepest) throw this.#fault(`the nesting is deeper than ${deepest}`)
     const first = this.#text[at]
     if (first === '{') return { at, kind: 'object', members: this.#members(depth) }
@@ -114,8 +114,7 @@ class Reader {
       return
     }
     for (;;) {
-      if (readOne() > mostEntries)
-        throw this.#fault(`there are more than ${mostEntries} entries in one place`)
+      if (readOne() > maxEntries) throw this.#fault(`there are more than ${maxEntries} entries in one place`)
       this.#skip(blanks)
       if (this.#text[this.#at] !== ',') break
       this.#at++

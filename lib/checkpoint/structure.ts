@@ -18,7 +18,7 @@ export interface Inspection {
   problems: Problem[]
   foreign: boolean
   /** What has the RAM file's name is a folder. */
-  isFolder: boolean
+  isDirectory: boolean
   /** Changes when another set takes the name, or this one is written anew. */
   identity: string
   /** Of the RAM file, as it is now. */
@@ -37,13 +37,13 @@ export interface Inspection {
     cpus: number
     memoryBytes: number
     devices: string[]
-    devicesHavePlaces: boolean
+    devicesHaveAddresses: boolean
     generation: Generation
     kernelBytes: number
   }
   manifest?: Manifest
   /** Where in the manifest's file the chunks' digests begin. */
-  listAt?: number
+  listOffset?: number
   bytesRead: number
 }
 
@@ -57,7 +57,7 @@ const unproven =
 type Part = { status: FileStatus; problem?: Problem } | undefined
 
 /** Looks at `<name>.ckp` and its companions in `directory`. Undefined where there is no `<name>.ckp`. */
-export function inspectSet(directory: Directory, name: string): Inspection | undefined {
+export function inspectCheckpoint(directory: Directory, name: string): Inspection | undefined {
   return inspectFiles(directory, name + memorySuffix)
 }
 
@@ -71,7 +71,7 @@ export function inspectFiles(directory: Directory, base: string): Inspection | u
   const inspection: Inspection = {
     problems: [],
     foreign: false,
-    isFolder: memory.status.kind === 'directory',
+    isDirectory: memory.status.kind === 'directory',
     identity: stateOf(memory.status),
     modifiedMs: memory.status.mtimeMs,
     writtenMs: memory.status.mtimeMs,
@@ -116,7 +116,7 @@ function storedBytes(parts: readonly Part[]): number {
 
 /** Whether a set is of another tool's format. */
 export function isForeignFormat(directory: Directory, name: string): boolean {
-  return isForeignFile(directory, name + memorySuffix) && inspectSet(directory, name)?.foreign === true
+  return isForeignFile(directory, name + memorySuffix) && inspectCheckpoint(directory, name)?.foreign === true
 }
 
 function isForeignFile(directory: Directory, base: string): boolean {
@@ -210,7 +210,7 @@ function readManifest(directory: Directory, base: string, part: Part, into: Insp
     )
   else {
     into.manifest = stored.manifest
-    if (stored.listAt !== undefined) into.listAt = stored.listAt
+    if (stored.listOffset !== undefined) into.listOffset = stored.listOffset
   }
 }
 
@@ -235,9 +235,17 @@ function attributeManifest(directory: Directory, base: string, kernel: Part, int
 }
 
 function summaryOf(metadata: Metadata): NonNullable<Inspection['metadata']> {
-  const { vm, cpus, memoryBytes, devicesHavePlaces, generation } = metadata
+  const { vm, cpus, memoryBytes, devicesHaveAddresses, generation } = metadata
   const devices = deviceNames(metadata)
-  return { vm, cpus, memoryBytes, devices, devicesHavePlaces, generation, kernelBytes: kernelBytes(metadata) }
+  return {
+    vm,
+    cpus,
+    memoryBytes,
+    devices,
+    devicesHaveAddresses,
+    generation,
+    kernelBytes: kernelBytes(metadata),
+  }
 }
 
 function problem(code: Problem['code'], message: string, file: string): Problem {

@@ -9,9 +9,9 @@ import type { Directory } from '../fs/directory.js'
  * The state of a suspended VM that was not restored; or was about to be, and nobody saw bhyve come up, since the
  * manager died in between.
  */
-export function isUnrestored(directory: Directory, set: ListedCheckpoint): boolean {
-  if (set.poweredOff !== true) return false
-  return set.restoredAt === undefined || hasOpenRestore(directory, set.name)
+export function isUnrestored(directory: Directory, checkpoint: ListedCheckpoint): boolean {
+  if (checkpoint.poweredOff !== true) return false
+  return checkpoint.restoredAt === undefined || hasOpenRestore(directory, checkpoint.name)
 }
 
 function hasOpenRestore(directory: Directory, name: string): boolean {

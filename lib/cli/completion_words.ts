@@ -5,7 +5,7 @@ import { commands } from './commands/all_commands.js'
 import { optionsOf } from './parse.js'
 
 /** A shell that waits longer for names than this is worse than one that shows none. */
-const patienceMs = 2_000
+const timeoutMs = 2_000
 
 /** What may stand where the last of these words is being typed. */
 export async function wordsFor(typed: readonly string[], open: () => Promise<Context>): Promise<string[]> {
@@ -15,7 +15,7 @@ export async function wordsFor(typed: readonly string[], open: () => Promise<Con
   if (before.length === 0) return commands.map(({ name }) => name)
   if (command === undefined || before.includes('--')) return []
   if (current.startsWith('-')) return Object.keys(optionsOf(command)).map((option) => `--${option}`)
-  return Promise.race([namesFor(command, open), setTimeout(patienceMs, [], { ref: false })])
+  return Promise.race([namesFor(command, open), setTimeout(timeoutMs, [], { ref: false })])
 }
 
 /** Whatever goes wrong: there is nothing to complete then. */

@@ -40,21 +40,21 @@ function assertOrder(first: string, others: readonly string[]): void {
 
 async function dispatch(first: string, others: readonly string[], output: Output): Promise<number> {
   assertOrder(first, others)
-  if (first === '--version') return say(output, 'version', [version()])
+  if (first === '--version') return print(output, 'version', [version()])
   if (['', 'help', '--help', '-h', '--json'].includes(first) && (first !== 'help' || others.length === 0)) {
-    const status = say(output, 'help', overview())
+    const status = print(output, 'help', overview())
     return first === '' || first === '--json' ? exitStatus.usage : status
   }
   const name = first === 'help' ? (others[0] ?? '') : first
   const command = commands.find((one) => one.name === name)
   if (command === undefined) throw new UsageError(`there is no command '${name}'`)
   const parsed = first === 'help' ? undefined : parseWords(others, command)
-  if (parsed === undefined || parsed.values.has('help')) return say(output, 'help', helpOn(command))
+  if (parsed === undefined || parsed.values.has('help')) return print(output, 'help', helpOn(command))
   using interrupt = new Interrupt()
   return await command.run(await contextOf(command, parsed, output, interrupt))
 }
 
-function say(output: Output, type: string, lines: string[]): number {
+function print(output: Output, type: string, lines: string[]): number {
   output.result({ type, text: lines.join('\n') }, lines)
   return exitStatus.done
 }

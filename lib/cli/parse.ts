@@ -102,11 +102,11 @@ function withWorkdir(words: readonly string[]): string[] {
 }
 
 function assertCounts({ name, positionals }: Command, parsed: Parsed): void {
-  const [least, most] = positionals
+  const [min, max] = positionals
   const count = parsed.names.length
-  if (count < least)
-    throw new UsageError(`${name} needs ${least === 1 ? 'the name of a VM' : 'a VM and a checkpoint'}`)
-  if (count > most) throw new UsageError(`${name} does not take '${parsed.names[most] ?? ''}'`)
+  if (count < min)
+    throw new UsageError(`${name} needs ${min === 1 ? 'the name of a VM' : 'a VM and a checkpoint'}`)
+  if (count > max) throw new UsageError(`${name} does not take '${parsed.names[max] ?? ''}'`)
 }
 
 export function clientFrom(api: typeof Api, values: Values): Api.CheckpointClient {
@@ -124,7 +124,7 @@ export function runDirectoryFrom(values: Values): string {
 }
 
 /** Where checkpoints are looked for, in words. */
-export function placeFrom(values: Values): string {
+export function checkpointLocation(values: Values): string {
   const workdir = values.text('cbsd')
   if (workdir !== undefined) return `CBSD's workdir ${workdir === '' ? defaults.workdir : workdir}`
   return values.parsed('checkpoint-directory', (text) => path.resolve(text)) ?? defaults.checkpoints

@@ -7,7 +7,7 @@ interface InterruptibleCall<T> {
   start(signal: AbortSignal): Promise<T>
   done(result: T): number
   /** What a stop leaves where nothing had begun, and where something had. */
-  left: { before: string; meanwhile: string }
+  left: { beforeStart: string; afterStart: string }
   /** What has come of what was begun, once that has ended. */
   afterwards(): Promise<void>
   /** Of what was begun: a bhyve that may die, and its VM with it, when this process leaves before its end. */
@@ -36,7 +36,7 @@ export async function interruptible<T>(context: Context, call: InterruptibleCall
   } catch (error) {
     const stop = stopOf(context, call, error)
     isHeld = call.holdsVm === true && stop?.begun === true
-    if (stop !== undefined) tell(context, call, stop)
+    if (stop !== undefined) report(context, call, stop)
     if (stop?.begun === true) {
       signal.addEventListener('abort', stillWaiting)
       await conclude(context, call)
@@ -55,7 +55,7 @@ function waitingNotice(isHeld: boolean): string {
 function stopOf<T>(context: Context, call: InterruptibleCall<T>, error: unknown): Stop | undefined {
   const { api, interrupt, values } = context
   const { doing, left } = call
-  const leftNow = (begun: boolean): string => (begun ? left.meanwhile : left.before)
+  const leftNow = (begun: boolean): string => (begun ? left.afterStart : left.beforeStart)
   if (error instanceof api.AbortError) {
     const why = `${doing}: stopped by ${interrupt.received ?? 'a signal'}`
     return { isInterrupt: true, begun: error.begun, why, left: leftNow(error.begun) }
@@ -67,7 +67,7 @@ function stopOf<T>(context: Context, call: InterruptibleCall<T>, error: unknown)
   return { isInterrupt: false, begun, why, left: leftNow(begun) }
 }
 
-function tell<T>({ interrupt, output }: Context, call: InterruptibleCall<T>, stop: Stop): void {
+function report<T>({ interrupt, output }: Context, call: InterruptibleCall<T>, stop: Stop): void {
   const { isInterrupt, begun } = stop
   const message = begun ? `${inWords(stop)}${whatFollows(call)}` : inWords(stop)
   if (isInterrupt)

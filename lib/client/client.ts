@@ -6,7 +6,7 @@ import { SavingCalls } from './calls/saving_calls.js'
 import { StoredCalls } from './calls/stored_calls.js'
 import type { CheckpointClient } from './checkpoint_client.js'
 import { Session } from './session.js'
-import { realSurroundings, type Surroundings } from './surroundings.js'
+import { hostEnvironment, type Environment } from './environment.js'
 import { tracedClient } from './traced_client.js'
 
 /**
@@ -17,17 +17,17 @@ import { tracedClient } from './traced_client.js'
  * const client = createClient({ checkpointDirectory: '/zroot/checkpoints' })
  */
 export function createClient(options: ClientOptions = {}): CheckpointClient {
-  return createClientIn(realSurroundings, options)
+  return createClientIn(hostEnvironment, options)
 }
 
-/** The same in other surroundings: for tests. */
-export function createClientIn(surroundings: Surroundings, options: ClientOptions = {}): CheckpointClient {
-  const session = new Session(surroundings, options)
-  const rooms = {
+/** The same in other environment: for tests. */
+export function createClientIn(environment: Environment, options: ClientOptions = {}): CheckpointClient {
+  const session = new Session(environment, options)
+  const callGroups = {
     saving: new SavingCalls(session),
     stored: new StoredCalls(session),
     machines: new MachineCalls(session),
     restoring: new RestoringCalls(session),
   }
-  return tracedClient(rooms, () => session.idle())
+  return tracedClient(callGroups, () => session.idle())
 }

@@ -21,8 +21,8 @@ export const descriptorsOf = {
 } as const
 
 /** Left to the host program: an eighth, within these bounds. */
-const leastLeft = 8
-const mostLeft = 1024
+const minLeft = 8
+const maxLeft = 1024
 /** Counting takes longer the more are open: this share of what is free is given out without counting again. */
 const uncounted = 1 / 8
 
@@ -45,7 +45,7 @@ export class DescriptorBudget {
   readonly #counts: DescriptorCounts
   readonly #waiting: Waiting[] = []
   /** Of all calls that were admitted and have not ended. */
-  #promised = 0
+  #reserved = 0
   /** May be promised before they are counted again. */
   #credit = 0
 
@@ -86,7 +86,7 @@ export class DescriptorBudget {
   }
 
   #release(count: number): void {
-    this.#promised -= count
+    this.#reserved -= count
     this.#admit()
   }
 
@@ -102,10 +102,10 @@ export class DescriptorBudget {
     for (let next = this.#waiting[0]; next !== undefined; next = this.#waiting[0]) {
       const hasRoom = this.#hasRoom(next.count)
       // What they hold comes back.
-      if (!hasRoom && this.#promised > 0) return
+      if (!hasRoom && this.#reserved > 0) return
       this.#waiting.shift()
       if (hasRoom) {
-        this.#promised += next.count
+        this.#reserved += next.count
         this.#credit -= next.count
         next.admit()
       } else next.refuse(this.#refusal(next.count))
@@ -123,9 +123,9 @@ export class DescriptorBudget {
 
   #free(): number {
     const { limit, open, held, toCome } = this.#counts
-    const most = limit()
-    const left = Math.min(mostLeft, Math.max(leastLeft, Math.ceil(most / 8)))
-    return most - left - (open() - held()) - this.#promised - toCome()
+    const max = limit()
+    const left = Math.min(maxLeft, Math.max(minLeft, Math.ceil(max / 8)))
+    return max - left - (open() - held()) - this.#reserved - toCome()
   }
 
   #refusal(count: number): CheckpointError {

@@ -2,9 +2,9 @@
 import { assertOptions, invalid } from '../base/assertions.js'
 import { membersOf } from '../base/union_members.js'
 import type { ClientOptions, Dialect, Layout } from '../base/types.js'
-import type { Place } from '../bhyve/locate.js'
+import type { Target } from '../bhyve/locate.js'
 import { defaultRoot, rootLayout } from '../store/layout.js'
-import type { Surroundings } from './surroundings.js'
+import type { Environment } from './environment.js'
 
 export const clientOptions: readonly string[] = membersOf<keyof ClientOptions>({
   runDirectory: true,
@@ -20,15 +20,15 @@ const dialects: readonly string[] = membersOf<Dialect | 'auto'>({
 })
 
 export interface ClientSettings {
-  place: Omit<Place, 'vm'>
+  target: Omit<Target, 'vm'>
   layout: Layout
   /** The directories are of our own making, and go when they are empty. */
   ownsDirectories: boolean
 }
 
-export function clientSettings(options: ClientOptions, surroundings: Surroundings): ClientSettings {
+export function clientSettings(options: ClientOptions, environment: Environment): ClientSettings {
   assertOptions(options, 'ClientOptions', clientOptions)
-  const { runDirectory = surroundings.defaultRunDirectory } = options
+  const { runDirectory = environment.defaultRunDirectory } = options
   const { checkpointDirectory = defaultRoot, dialect = 'auto' } = options
   const { trustedUids = [0, process.geteuid?.() ?? 0] } = options
   if (typeof runDirectory !== 'string' || !runDirectory.startsWith('/') || runDirectory.includes('\0')) {
@@ -38,13 +38,13 @@ export function clientSettings(options: ClientOptions, surroundings: Surrounding
   if (!Array.isArray(trustedUids) || trustedUids.length === 0 || !trustedUids.every(isUid)) {
     throw invalid('trustedUids must be a list of uids', trustedUids)
   }
-  const place = {
+  const target = {
     runDirectory: trimmed(runDirectory),
     dialect,
     trustedUids,
-    vmmDirectory: surroundings.vmmDirectory,
+    vmmDirectory: environment.vmmDirectory,
   }
-  return { place, ...layoutFrom(checkpointDirectory) }
+  return { target, ...layoutFrom(checkpointDirectory) }
 }
 
 function layoutFrom(directory: string | Layout): { layout: Layout; ownsDirectories: boolean } {

@@ -6,7 +6,7 @@ import type { ClientOptions } from '../base/types.js'
 import { type VmJobs, vmJobs } from '../operations/jobs.js'
 import { Store } from '../store/store.js'
 import { type ClientSettings, clientSettings } from './options.js'
-import type { Surroundings } from './surroundings.js'
+import type { Environment } from './environment.js'
 
 /** Adds the VM to an error about invalid arguments. */
 export function about<T>(vm: string, check: () => T): T {
@@ -37,23 +37,23 @@ class Requests {
 }
 
 export class Session {
-  readonly surroundings: Surroundings
+  readonly environment: Environment
   readonly settings: ClientSettings
   readonly store: Store
   readonly vmJobs: VmJobs
   readonly requests = new Requests()
   readonly #inFlight = new Set<Promise<unknown>>()
 
-  constructor(surroundings: Surroundings, options: ClientOptions) {
-    this.surroundings = surroundings
-    this.settings = clientSettings(options, surroundings)
-    const pool = surroundings.pool()
+  constructor(environment: Environment, options: ClientOptions) {
+    this.environment = environment
+    this.settings = clientSettings(options, environment)
+    const pool = environment.pool()
     this.store = new Store(pool, this.settings.layout, this.settings.ownsDirectories)
     this.vmJobs = vmJobs(pool)
   }
 
   assertCan(ability: Ability, doing: string, vm: string, checkpoint: string): void {
-    assertRuntimeCan(this.surroundings.runtime, ability, { doing, vm, checkpoint })
+    assertRuntimeCan(this.environment.runtime, ability, { doing, vm, checkpoint })
   }
 
   /** Adds the operation, the VM and the checkpoint to a rejection. */
@@ -78,6 +78,6 @@ export class Session {
 
   async idle(): Promise<void> {
     while (this.#inFlight.size > 0) await Promise.allSettled(this.#inFlight)
-    await this.surroundings.pool().emptied()
+    await this.environment.pool().emptied()
   }
 }

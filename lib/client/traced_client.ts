@@ -11,7 +11,7 @@ import type { Operation, OperationEvent, OperationResult } from './operation_eve
 type Method = Exclude<keyof CheckpointClient, 'idle' | typeof Symbol.asyncDispose>
 
 /** The calls of a client, grouped by subject. */
-interface Rooms {
+interface CallGroups {
   saving: SavingCalls
   stored: StoredCalls
   machines: MachineCalls
@@ -23,7 +23,7 @@ interface TracedCall<M extends Method> {
   /** The VM and the checkpoint of the call. */
   about: (...args: Parameters<CheckpointClient[M]>) => { vm?: unknown; checkpoint?: unknown }
   /** Runs the call. */
-  run: (rooms: Rooms, ...args: Parameters<CheckpointClient[M]>) => ReturnType<CheckpointClient[M]>
+  run: (callGroups: CallGroups, ...args: Parameters<CheckpointClient[M]>) => ReturnType<CheckpointClient[M]>
   /** The part of the result that subscribers receive. */
   summary: (value: Awaited<ReturnType<CheckpointClient[M]>>) => OperationResult
 }
@@ -137,8 +137,8 @@ const calls: { [M in Method]: TracedCall<M> } = {
 
 export const operations: readonly Operation[] = Object.values(calls).map(({ operation }) => operation)
 
-export function tracedClient(rooms: Rooms, idle: () => Promise<void>): CheckpointClient {
-  const traced = Object.entries(calls).map(([method, call]) => [method, tracedCall(rooms, call)])
+export function tracedClient(callGroups: CallGroups, idle: () => Promise<void>): CheckpointClient {
+  const traced = Object.entries(calls).map(([method, call]) => [method, tracedCall(callGroups, call)])
   const methods = Object.fromEntries(traced) as Pick<CheckpointClient, Method>
   return { ...methods, idle, [Symbol.asyncDispose]: idle }
 }
@@ -146,18 +146,18 @@ export function tracedClient(rooms: Rooms, idle: () => Promise<void>): Checkpoin
 type AnyCall = (...args: unknown[]) => Promise<unknown>
 interface AnyTracedCall {
   operation: Operation
-  run: (rooms: Rooms, ...args: never[]) => Promise<unknown>
+  run: (callGroups: CallGroups, ...args: never[]) => Promise<unknown>
   about: (...args: never[]) => { vm?: unknown; checkpoint?: unknown }
   summary: (value: never) => OperationResult
 }
 
-function tracedCall(rooms: Rooms, { operation, about, run, summary }: AnyTracedCall): AnyCall {
+function tracedCall(callGroups: CallGroups, { operation, about, run, summary }: AnyTracedCall): AnyCall {
   const channel = channelOf(operation)
   return async (...args) => {
     const event = eventOf(operation, about(...(args as never[])))
     const outcome: { value?: unknown } = {}
     await channel.tracePromise(async () => {
-      const value = await run(rooms, ...(args as never[]))
+      const value = await run(callGroups, ...(args as never[]))
       outcome.value = value
       return summary(value as never)
     }, event)

@@ -46,9 +46,9 @@ export class Directory implements Disposable {
   }
 
   /** The last component must be a folder and no link; undefined where it, or the way to it, is not there. */
-  static openFolderIfAny(folderPath: string): Directory | undefined {
-    using parent = Directory.openPathIfAny(path.dirname(folderPath))
-    return parent?.openIfAny(path.basename(folderPath))
+  static openRealDirectoryIfAny(realPath: string): Directory | undefined {
+    using parent = Directory.openPathIfAny(path.dirname(realPath))
+    return parent?.openIfAny(path.basename(realPath))
   }
 
   /** Somebody else's descriptor, which stays theirs. */
@@ -172,8 +172,8 @@ export class Directory implements Disposable {
     const usual = startBuffer.subarray(0, length)
     const read = this.#fill(usual, name)
     if (read < usual.length || usual.length === length) return usual.subarray(0, read)
-    const whole = Buffer.allocUnsafeSlow(length)
-    return whole.subarray(0, this.#fill(whole, name))
+    const buffer = Buffer.allocUnsafeSlow(length)
+    return buffer.subarray(0, this.#fill(buffer, name))
   }
 
   /** A whole file as UTF-8, at most `maxBytes` of it. */

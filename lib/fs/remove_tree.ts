@@ -10,13 +10,13 @@ import type { Directory } from './directory.js'
 const { ENOENT, EPERM, EISDIR } = os.errno
 
 /** More rounds than the deepest tree needs; whoever fills faster than we empty must not hold us for ever. */
-const mostRounds = 100_000
+const maxRounds = 100_000
 /** Names in memory: there may be millions. */
-const mostAtOnce = 10_000
+const maxAtOnce = 10_000
 
 /** Removes whatever stands under a name. Throws where something of it stays. */
 export function removeTree(parent: Directory, name: Name): void {
-  if (unlinkUnlessFolder(parent, name)) return
+  if (unlinkUnlessDirectory(parent, name)) return
   using top = parent.openIfAny(name)
   if (top === undefined) return
   empty(top)
@@ -37,34 +37,34 @@ export function removeRubbish(parent: Directory, name: Name): void {
  * matters, and never more than two descriptors are open.
  */
 function empty(top: Directory): void {
-  for (let round = 0; round < mostRounds; round++) {
-    const entries = top.rawEntries(mostAtOnce)
+  for (let round = 0; round < maxRounds; round++) {
+    const entries = top.rawEntries(maxAtOnce)
     if (entries.length === 0) return
-    const folders = entries.filter((entry) => !unlinkUnlessFolder(top, entry))
-    for (const folder of folders) dissolve(top, folder, round)
+    const subdirectories = entries.filter((entry) => !unlinkUnlessDirectory(top, entry))
+    for (const subdirectory of subdirectories) dissolve(top, subdirectory, round)
   }
   throw stays(top)
 }
 
-function dissolve(top: Directory, folder: Name, round: number): void {
-  if (removeFolder(top, folder)) return
-  using inner = top.openIfAny(folder)
+function dissolve(top: Directory, subdirectory: Name, round: number): void {
+  if (removeSubdirectory(top, subdirectory)) return
+  using inner = top.openIfAny(subdirectory)
   if (inner === undefined) return
   claim(inner)
-  const entries = inner.rawEntries(mostAtOnce)
+  const entries = inner.rawEntries(maxAtOnce)
   for (const [index, entry] of entries.entries()) {
-    if (unlinkUnlessFolder(inner, entry) || removeFolder(inner, entry)) continue
+    if (unlinkUnlessDirectory(inner, entry) || removeSubdirectory(inner, entry)) continue
     inner.renameIfAny(entry, top, freshName(top, `moved-${String(round)}-${String(index)}`))
   }
-  removeFolder(top, folder)
+  removeSubdirectory(top, subdirectory)
 }
 
 /** A folder that belongs to a bhyve of another user could be filled as fast as it is emptied, by its descriptor. */
-function claim(folder: Directory): void {
+function claim(subdirectory: Directory): void {
   const ours = process.geteuid?.()
-  if (ours === undefined || folder.ownStatus().uid === ours) return
-  folder.giveTo(ours)
-  folder.setMode(0o700)
+  if (ours === undefined || subdirectory.ownStatus().uid === ours) return
+  subdirectory.giveTo(ours)
+  subdirectory.setMode(0o700)
 }
 
 function freshName(directory: Directory, wanted: string): string {
@@ -74,14 +74,14 @@ function freshName(directory: Directory, wanted: string): string {
   }
 }
 
-function removeFolder(parent: Directory, name: Name): boolean {
+function removeSubdirectory(parent: Directory, name: Name): boolean {
   if (parent.statusIfAny(name)?.kind !== 'directory') return parent.statusIfAny(name) === undefined
   loadNative().clearFlagsAt?.(parent.descriptor, name)
   return parent.removeEmpty(name)
 }
 
 /** True where nothing of that name is left. unlink() of a folder fails with EISDIR, or EPERM on BSD. */
-function unlinkUnlessFolder(parent: Directory, name: Name): boolean {
+function unlinkUnlessDirectory(parent: Directory, name: Name): boolean {
   const first = loadNative().unlinkAt(parent.descriptor, name)
   if (!isFailure(first) || first.errno === ENOENT) return true
   if (first.errno !== EISDIR && first.errno !== EPERM)

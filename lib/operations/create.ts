@@ -6,7 +6,7 @@ import type { Problem } from '../base/problem.js'
 import type { SavingCall, SavingContext } from './saving/call.js'
 import { inStage } from './saving/in_stage.js'
 import { judge } from './saving/judge.js'
-import { publish } from './saving/publish_set.js'
+import { publish } from './saving/publish_checkpoint.js'
 import { type Answer, request } from './saving/vm_request.js'
 import { scan } from './saving/scan.js'
 import type { SaveSettings } from './settings.js'
@@ -30,23 +30,27 @@ export function create(
     })
     cancellation.throwIfCancelled()
     const verdict = await judge(stage, settings, progress)
-    if (verdict.kind === 'broken') throw notWhole(answer, settings, verdict.collected.problems)
-    const { set } = verdict
-    const content = await scan(stage, set.memoryBytes, settings, cancellation, progress)
+    if (verdict.kind === 'incomplete') throw incomplete(answer, settings, verdict.collected.problems)
+    const { checkpoint: saved } = verdict
+    const content = await scan(stage, saved.memoryBytes, settings, cancellation, progress)
     cancellation.throwIfCancelled()
     const { dialect } = answer
     const publishing = { vm, name, settings: settings.publication, dialect, poweredOff: false, content }
-    return await publish(stage, set, publishing, progress, cancellation)
+    return await publish(stage, saved, publishing, progress, cancellation)
   })
 }
 
-function notWhole(answer: Answer, { vm, name }: SaveSettings, problems: readonly Problem[]): CheckpointError {
+function incomplete(
+  answer: Answer,
+  { vm, name }: SaveSettings,
+  problems: readonly Problem[],
+): CheckpointError {
   const vmState: VmState = vmStateOf(answer.peer)
   const reply = answer.replyError
-  const said = reply === undefined ? '' : ` bhyve said: ${reply}.`
+  const replyText = reply === undefined ? '' : ` bhyve said: ${reply}.`
   const wrong = problems.map((problem) => problem.message).join('; ')
   const message =
-    `bhyve ended without a whole checkpoint '${name}' of VM '${vm}': ${wrong}.${said} ` +
+    `bhyve ended without a whole checkpoint '${name}' of VM '${vm}': ${wrong}.${replyText} ` +
     `The VM is ${vmState === 'unknown' ? 'in an unknown state' : vmState}; nothing was published, and an older ` +
     'checkpoint of that name is as it was'
   return new CheckpointError('ERR_CHECKPOINT_FAILED', message, {

@@ -7,13 +7,13 @@ import { Cancellation } from '../base/cancellation.js'
 import { CheckpointError, detailsOf } from '../base/errors.js'
 import type { Checkpoint } from '../base/types.js'
 import type { Writer } from '../store/staging/intent.js'
-import type { Content } from '../store/staging/memory_pass.js'
+import type { Content } from '../store/staging/memory_scan.js'
 import type { SavingCall, SavingContext } from './saving/call.js'
 import { failureOf } from './saving/suspend_failure.js'
 import type { Suspending } from './saving/suspending.js'
 import { inStage } from './saving/in_stage.js'
-import { judge, type WholeSet } from './saving/judge.js'
-import { publish } from './saving/publish_set.js'
+import { judge, type CompleteCheckpoint } from './saving/judge.js'
+import { publish } from './saving/publish_checkpoint.js'
 import { type Answer, request } from './saving/vm_request.js'
 import { scan } from './saving/scan.js'
 import type { SaveSettings } from './settings.js'
@@ -81,36 +81,40 @@ function assertVisible({ pid, startedAt }: Writer, vm: string): void {
 async function conclude(suspending: Suspending, answer: Answer): Promise<Checkpoint> {
   const { stage, settings, call } = suspending
   const verdict = await explained(suspending, judge(stage, settings, call.progress))
-  if (verdict.kind === 'broken') throw await failureOf(suspending, answer, verdict.collected)
+  if (verdict.kind === 'incomplete') throw await failureOf(suspending, answer, verdict.collected)
   // The scan takes long. Flush first, so that a power failure during it cannot destroy the only copy.
-  if (settings.publication.durable) await explained(suspending, stage.secure(settings.name))
-  const checkpoint = await publishState(suspending, answer, verdict.set)
+  if (settings.publication.durable) await explained(suspending, stage.flush(settings.name))
+  const checkpoint = await publishState(suspending, answer, verdict.checkpoint)
   await untilGone(suspending, checkpoint)
   return checkpoint
 }
 
-async function publishState(suspending: Suspending, { dialect }: Answer, set: WholeSet): Promise<Checkpoint> {
+async function publishState(
+  suspending: Suspending,
+  { dialect }: Answer,
+  checkpoint: CompleteCheckpoint,
+): Promise<Checkpoint> {
   const { stage, settings, call } = suspending
   const { vm, name, publication } = settings
-  const content = await explained(suspending, scanAll(suspending, set))
+  const content = await explained(suspending, scanAll(suspending, checkpoint))
   const publishing = { vm, name, settings: publication, dialect, poweredOff: true, content }
   try {
-    return await publish(stage, set, publishing, call.progress, call.cancellation.unstoppable)
+    return await publish(stage, checkpoint, publishing, call.progress, call.cancellation.uncancellable)
   } catch (error) {
     if (!(error instanceof CheckpointError) || error.code !== 'ERR_CHECKPOINT_EXISTS')
-      throw staged(suspending, error)
-    throw await keptElsewhere(suspending, error)
+      throw withStagePath(suspending, error)
+    throw await publishedElsewhere(suspending, error)
   }
 }
 
 /** Ignores a cancel: the state is published even if nobody waits for it any more. */
 async function scanAll(
   { stage, settings, call }: Suspending,
-  { memoryBytes }: WholeSet,
+  { memoryBytes }: CompleteCheckpoint,
 ): Promise<Content | undefined> {
-  using unstoppable = new Cancellation({ doing: 'digesting', vm: settings.vm })
+  using uncancellable = new Cancellation({ doing: 'digesting', vm: settings.vm })
   try {
-    return await scan(stage, memoryBytes, settings, unstoppable, call.progress)
+    return await scan(stage, memoryBytes, settings, uncancellable, call.progress)
   } catch (error) {
     // Publishing the state without digests is better than not publishing it.
     if (error instanceof CheckpointError && error.code === 'ERR_NO_SPACE') return undefined
@@ -119,20 +123,20 @@ async function scanAll(
 }
 
 /** Another checkpoint took the name while the VM was being saved. */
-async function keptElsewhere(suspending: Suspending, taken: CheckpointError): Promise<CheckpointError> {
+async function publishedElsewhere(suspending: Suspending, taken: CheckpointError): Promise<CheckpointError> {
   const { stage, settings, end } = suspending
-  const settled = await explained(suspending, stage.settle())
-  if (settled.kind !== 'published') return taken
-  const isGone = (await end?.within(patience(suspending))) === true
+  const salvaged = await explained(suspending, stage.salvage())
+  if (salvaged.kind !== 'published') return taken
+  const isGone = (await end?.within(exitTimeout(suspending))) === true
   const { vm, name } = settings
   const message =
     `VM '${vm}' was suspended, but meanwhile its checkpoint's name was taken: ${taken.message}. ` +
-    `Its state is whole, and kept as checkpoint '${settled.name}'`
+    `Its state is whole, and kept as checkpoint '${salvaged.name}'`
   return new CheckpointError('ERR_CHECKPOINT_EXISTS', message, {
     vm,
     checkpoint: name,
     vmState: isGone ? 'off' : 'unknown',
-    path: settled.path,
+    path: salvaged.path,
   })
 }
 
@@ -140,28 +144,28 @@ async function keptElsewhere(suspending: Suspending, taken: CheckpointError): Pr
 async function untilGone(suspending: Suspending, { path }: Checkpoint): Promise<void> {
   const { settings, call, end } = suspending
   if (call.cancellation.cancelled || end === undefined) return
-  if (await end.within(patience(suspending))) return
+  if (await end.within(exitTimeout(suspending))) return
   const { vm, name } = settings
   const message =
-    `VM '${vm}' is saved whole in '${path}', but its process (pid ${String(call.asked.peer?.pid)}) is still there: ` +
+    `VM '${vm}' is saved whole in '${path}', but its process (pid ${String(call.receiver.peer?.pid)}) is still there: ` +
     'start the VM again only once it is gone'
   throw new CheckpointError('ERR_SUSPEND_FAILED', message, { vm, checkpoint: name, vmState: 'unknown', path })
 }
 
-function patience({ context, call }: Suspending): number {
-  return Math.min(context.exitPatienceMs, call.cancellation.leftMs)
+function exitTimeout({ context, call }: Suspending): number {
+  return Math.min(context.exitTimeoutMs, call.cancellation.leftMs)
 }
 
 async function explained<T>(suspending: Suspending, step: Promise<T>): Promise<T> {
   try {
     return await step
   } catch (error) {
-    throw staged(suspending, error)
+    throw withStagePath(suspending, error)
   }
 }
 
 /** A failed publication loses nothing: the next call publishes the state. */
-function staged({ stage, settings }: Suspending, error: unknown): unknown {
+function withStagePath({ stage, settings }: Suspending, error: unknown): unknown {
   if (!(error instanceof CheckpointError)) return error
   const message =
     `${error.message}. What bhyve wrote of VM '${settings.vm}' is in '${stage.path}'; ` +

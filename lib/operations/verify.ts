@@ -5,12 +5,12 @@ import { loadNative } from '../base/native.js'
 import type { ProgressReporter } from './progress.js'
 import { forEachSlice, StopFlag } from './slices.js'
 import type { Store } from '../store/store.js'
-import type { OpenedSet, Recorded } from '../store/catalog/open_set.js'
+import type { OpenedCheckpoint, Recorded } from '../store/catalog/open_checkpoint.js'
 import type { VerificationReport } from '../base/types.js'
 import type { Problem } from '../base/problem.js'
 
 /** Of more places than these the number is told. */
-const mostRanges = 10
+const maxRanges = 10
 
 export type Report = Omit<VerificationReport, 'elapsedMs'>
 
@@ -25,7 +25,7 @@ interface Verifying {
 /** Rejects at a cancel, and has then closed the set's files. */
 export async function verifyContent(verifying: Verifying): Promise<Report> {
   const { store, vm, name } = verifying
-  const opened = await store.jobs.openSet(store.directoryOf(vm), name)
+  const opened = await store.jobs.openCheckpoint(store.directoryOf(vm), name)
   try {
     const { problems, bytesRead, recorded } = opened
     if (recorded === undefined) {
@@ -40,13 +40,13 @@ export async function verifyContent(verifying: Verifying): Promise<Report> {
 
 class Comparison {
   readonly #verifying: Verifying
-  readonly #opened: OpenedSet
+  readonly #opened: OpenedCheckpoint
   readonly #recorded: Recorded
   readonly #stop: StopFlag
   readonly #problems: Problem[]
   #bytesRead: number
 
-  constructor(verifying: Verifying, opened: OpenedSet, recorded: Recorded, stop: StopFlag) {
+  constructor(verifying: Verifying, opened: OpenedCheckpoint, recorded: Recorded, stop: StopFlag) {
     this.#verifying = verifying
     this.#opened = opened
     this.#recorded = recorded
@@ -68,7 +68,7 @@ class Comparison {
     const { store, cancellation, progress } = this.#verifying
     const { memory, manifest } = this.#opened.descriptors
     if (memory === undefined || manifest === undefined) return
-    const isWhole = await store.jobs.isListWhole(manifest, this.#recorded, this.#stop.array)
+    const isWhole = await store.jobs.isListComplete(manifest, this.#recorded, this.#stop.array)
     cancellation.throwIfCancelled()
     if (!isWhole) {
       this.#add('manifest-invalid', "the manifest's list of digests is damaged", manifestSuffix)
@@ -91,7 +91,7 @@ class Comparison {
     )
     progress.report('digesting', memoryBytes)
     if (damage.isAny)
-      this.#add('memory-digest-mismatch', this.#told('the RAM', damage.toString()), memorySuffix)
+      this.#add('memory-digest-mismatch', this.#hasReported('the RAM', damage.toString()), memorySuffix)
   }
 
   async #compareWhole(
@@ -103,15 +103,15 @@ class Comparison {
     const descriptor = this.#opened.descriptors[part]
     if (descriptor === undefined) return
     const { store, cancellation } = this.#verifying
-    const { digest, bytesRead } = await store.jobs.digestWhole(descriptor, this.#stop.array)
+    const { digest, bytesRead } = await store.jobs.digestFile(descriptor, this.#stop.array)
     cancellation.throwIfCancelled()
     this.#bytesRead += bytesRead
     if (digest === expected) return
     const range = `in bytes 0 to ${String(Math.max(0, bytesRead - 1))}`
-    this.#add(`${part}-digest-mismatch`, this.#told(what, range), suffix)
+    this.#add(`${part}-digest-mismatch`, this.#hasReported(what, range), suffix)
   }
 
-  #told(what: string, where: string): string {
+  #hasReported(what: string, where: string): string {
     const since = this.#recorded.writtenSince
       ? '; the RAM file was copied or written to since, maybe by another tool'
       : ''
@@ -137,7 +137,7 @@ class Damage {
     const isContinued = from === this.#last
     this.#last = to
     if (!isContinued) this.#count++
-    if (this.#count > mostRanges) return
+    if (this.#count > maxRanges) return
     const previous = this.#first.at(-1)
     if (isContinued && previous !== undefined) previous.to = to
     else this.#first.push({ from, to })

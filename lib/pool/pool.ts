@@ -111,7 +111,7 @@ class PoolWorker {
   }
 
   #finish(message: Outcome): void {
-    this.#letGoLater(message.held)
+    this.#releaseLater(message.held)
     const job = this.#free()
     if (job === undefined) return
     try {
@@ -164,7 +164,7 @@ class PoolWorker {
   }
 
   /** Once the caller, who is told first, has closed its own. */
-  #letGoLater(held: readonly number[]): void {
+  #releaseLater(held: readonly number[]): void {
     if (held.length > 0) setImmediate(() => this.#post({ kind: 'close', descriptors: held }))
   }
 

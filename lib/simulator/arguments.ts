@@ -28,9 +28,9 @@ const usageText = `Usage: bhyve [-${flags}]
 
 /** 13.0 knew no aliases. */
 const aliases: Readonly<Record<string, string>> = { 'ahci-hd': 'ahci', amd_hostbridge: 'hostbridge' }
-const mostBuses = 256
-const mostSlots = 32
-const mostFunctions = 8
+const maxBuses = 256
+const maxSlots = 32
+const maxFunctions = 8
 
 /** Throws a Refusal. `withAliases`: what a device is called in a checkpoint may differ from its option. */
 export function parseCommandLine(args: readonly string[], withAliases: boolean): CommandLine {
@@ -152,8 +152,8 @@ function applyAssignment(configuration: Configuration, text: string): boolean {
 function applySlot(configuration: Configuration, value: string, withAliases: boolean): void {
   // An abbreviation will do.
   if ('help'.startsWith(value)) throw new UsageRequest(0, '')
-  const [place = '', emulation] = value.split(',')
-  const node = nodeOf(place)
+  const [address = '', emulation] = value.split(',')
+  const node = nodeOf(address)
   if (emulation === undefined || node === undefined) {
     throw new Refusal(exitStatus.cannotStart, `Invalid PCI slot info field "${value}"`)
   }
@@ -165,11 +165,11 @@ function applySlot(configuration: Configuration, value: string, withAliases: boo
 }
 
 // sscanf() takes what it can read and leaves the rest.
-function nodeOf(place: string): string | undefined {
-  const numbers = /^\s*[+-]?\d+(?::\s*[+-]?\d+){0,2}/.exec(place)?.[0].split(':').map(Number) ?? []
+function nodeOf(address: string): string | undefined {
+  const numbers = /^\s*[+-]?\d+(?::\s*[+-]?\d+){0,2}/.exec(address)?.[0].split(':').map(Number) ?? []
   const [first = -1, second = 0, third] = numbers
   const [bus, slot, func] = third === undefined ? [0, first, second] : [first, second, third]
-  const inside = isBelow(bus, mostBuses) && isBelow(slot, mostSlots) && isBelow(func, mostFunctions)
+  const inside = isBelow(bus, maxBuses) && isBelow(slot, maxSlots) && isBelow(func, maxFunctions)
   return inside ? `pci.${String(bus)}.${String(slot)}.${String(func)}` : undefined
 }
 

@@ -21,7 +21,7 @@ import { listenFor, type Listener } from './listener.js'
 import { machineOf, type Machine } from './machine.js'
 import { loadSimulatorNative, type SimulatorNative } from './native_calls.js'
 import {
-  mostCpus,
+  maxCpus,
   settingsOf,
   shapeOf,
   type GuestOptions,
@@ -31,7 +31,7 @@ import {
 import { Reactor } from './reactor.js'
 import { complain, exitStatus, Refusal } from './refusal.js'
 import { restoredState } from './restored_state.js'
-import { SavedSet } from './saved_set.js'
+import { SavedCheckpoint } from './saved_checkpoint.js'
 import { freshState } from './sections.js'
 import { serve } from './server.js'
 
@@ -65,21 +65,23 @@ function run(native: SimulatorNative): void {
   const environment = optionsFromEnvironment()
   const commandLine = parseCommandLine(process.argv.slice(2), environment.dialect !== 'struct')
   const { configuration, restoreFile } = commandLine
-  const set = restoreFile === undefined ? undefined : new SavedSet(native, restoreFile, environment.dialect)
-  const vm = nameOf(commandLine, set)
+  const checkpoint =
+    restoreFile === undefined ? undefined : new SavedCheckpoint(native, restoreFile, environment.dialect)
+  const vm = nameOf(commandLine, checkpoint)
   const machine = machineOf(configuration)
-  const settings = checkedSettings(vm, machine, set, {
+  const settings = checkedSettings(vm, machine, checkpoint, {
     ...environment,
     runDirectory: configuration.get('rundir') ?? environment.runDirectory ?? defaultRunDirectory,
   })
   const say = speaker(native)
-  const guest = set === undefined ? freshGuest(vm, settings, say) : restoredGuest(vm, settings, set, say)
+  const guest =
+    checkpoint === undefined ? freshGuest(vm, settings, say) : restoredGuest(vm, settings, checkpoint, say)
   serveUntilDestroyed(native, vm, settings, guest)
 }
 
 /** A name on the command line wins over the one in the checkpoint, which wins over `name=`. */
-function nameOf({ operand, configuration }: CommandLine, set: SavedSet | undefined): string {
-  const name = operand ?? set?.vm ?? configuration.get('name')
+function nameOf({ operand, configuration }: CommandLine, checkpoint: SavedCheckpoint | undefined): string {
+  const name = operand ?? checkpoint?.vm ?? configuration.get('name')
   if (name === undefined) throw usage()
   return name
 }
@@ -88,26 +90,31 @@ function nameOf({ operand, configuration }: CommandLine, set: SavedSet | undefin
 function checkedSettings(
   vm: string,
   machine: Machine,
-  set: SavedSet | undefined,
+  checkpoint: SavedCheckpoint | undefined,
   options: GuestOptions,
 ): ServerSettings {
   const { devices, memoryBytes } = machine
-  const cpus = set === undefined ? machine.cpus : set.cpus
+  const cpus = checkpoint === undefined ? machine.cpus : checkpoint.cpus
   if (cpus < 1) throw new Refusal(exitStatus.cannotRestore, `Invalid guest vCPUs (${String(cpus)})`)
-  if (cpus > mostCpus) {
-    const message = `${String(cpus)} vCPUs requested but only ${String(mostCpus)} available`
+  if (cpus > maxCpus) {
+    const message = `${String(cpus)} vCPUs requested but only ${String(maxCpus)} available`
     throw new Refusal(exitStatus.cannotStart, message)
   }
   try {
-    return settingsOf([vm], false, { ...options, devices, cpus, ...(set === undefined && { memoryBytes }) })
+    return settingsOf([vm], false, {
+      ...options,
+      devices,
+      cpus,
+      ...(checkpoint === undefined && { memoryBytes }),
+    })
   } catch (error) {
     throw new Refusal(exitStatus.cannotStart, (error as Error).message)
   }
 }
 
-type Say = (line: string) => void
+type Log = (line: string) => void
 
-function freshGuest(vm: string, settings: ServerSettings, say: Say): Guest {
+function freshGuest(vm: string, settings: ServerSettings, say: Log): Guest {
   const { cpus, devices, dialect, writeRate, fault } = settings
   say(`${vm}: ${String(cpus)} vCPUs, ${String(settings.memoryBytes)} bytes of memory`)
   const memory = new SyntheticMemory(vm, settings)
@@ -115,19 +122,19 @@ function freshGuest(vm: string, settings: ServerSettings, say: Say): Guest {
   return { vm, cpus, state, memory, dialect, writeRate, fault, say }
 }
 
-function restoredGuest(vm: string, settings: ServerSettings, set: SavedSet, say: Say): Guest {
+function restoredGuest(vm: string, settings: ServerSettings, checkpoint: SavedCheckpoint, say: Log): Guest {
   const { cpus, devices, dialect, writeRate, fault } = settings
-  const { memory } = set
+  const { memory } = checkpoint
   say('Restoring vm mem...')
-  if (set.memoryBytes !== memory.size) {
+  if (checkpoint.memoryBytes !== memory.size) {
     throw new Refusal(
       exitStatus.cannotRestore,
-      `Failed to restore VM memory: mem size mismatch: ${String(set.memoryBytes)} vs ${String(memory.size)}`,
+      `Failed to restore VM memory: mem size mismatch: ${String(checkpoint.memoryBytes)} vs ${String(memory.size)}`,
     )
   }
   say('Restoring pci devs and kernel structs...')
-  const state = restoredState(set, shapeOf(dialect), { vm, cpus, devices })
-  set.close()
+  const state = restoredState(checkpoint, shapeOf(dialect), { vm, cpus, devices })
+  checkpoint.close()
   return { vm, cpus, state, memory, dialect, writeRate, fault, say }
 }
 
@@ -181,7 +188,7 @@ function parseOptions(text: string): GuestOptions {
   return options
 }
 
-function speaker(native: SimulatorNative): Say {
+function speaker(native: SimulatorNative): Log {
   return (line) => {
     try {
       writeSync(standardOutput, `${line}\r\n`)

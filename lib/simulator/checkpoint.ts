@@ -1,7 +1,7 @@
 /** Saves a simulated guest: three files, in the order, with the modes and the failures of bhyve's own. */
 import { closeSync, openSync, statSync, writeSync, constants } from 'node:fs'
 import { isFailure } from '../base/native.js'
-import { strikes, type Fault } from './fault.js'
+import { applies, type Fault } from './fault.js'
 import { type GuestMemory, pageSize } from './guest.js'
 import { MetadataWriter } from './metadata_writer.js'
 import type { SimulatorNative } from './native_calls.js'
@@ -86,14 +86,14 @@ class CheckpointRun {
     // Everything is opened, and thereby emptied, before anything is saved.
     const kernel = yield* this.#open('.kern', O_WRONLY, 0o700)
     if (kernel === undefined) return failed('Failed to open kernel data snapshot file')
-    if (yield* this.#strikes('open')) return failed('Failed to create checkpoint file')
+    if (yield* this.#applies('open')) return failed('Failed to create checkpoint file')
     const memory = yield* this.#open('', O_RDWR, 0o700)
     if (memory === undefined) return failed('Failed to create checkpoint file')
     // The trees before `fddir` open this one with fopen().
     const metadata = yield* this.#open('.meta', O_WRONLY, this.#metadataMode)
     // bhyve forgets to call this a failure.
     if (metadata === undefined) return { error: undefined, destroyed: false }
-    if (yield* this.#strikes('pause')) return failed('Could not pause devices')
+    if (yield* this.#applies('pause')) return failed('Could not pause devices')
     const saved = yield* this.#saveMemory(memory)
     this.#guest.say('')
     if (!saved) return failed('Could not write guest memory to file')
@@ -130,7 +130,7 @@ class CheckpointRun {
       }
       yield limit.nextTurn(offset)
     }
-    return !(yield* this.#strikes('memory'))
+    return !(yield* this.#applies('memory'))
   }
 
   *#saveSections(
@@ -141,7 +141,7 @@ class CheckpointRun {
     // In the middle: some sections are there, some are not.
     const fatal = at === 'kernel' ? 3 : Math.floor(sections.length / 2)
     for (const [index, { name, size, read }] of sections.entries()) {
-      if (index === fatal && (yield* this.#strikes(at))) return false
+      if (index === fatal && (yield* this.#applies(at))) return false
       if (!writeAll(output, read())) return false
       const section = { name, size, offset: this.#kernelBytes }
       if (at === 'kernel') this.#metadata.structure(section)
@@ -154,7 +154,7 @@ class CheckpointRun {
 
   *#flushMetadata(output: Output): Coroutine {
     const text = Buffer.from(this.#metadata.text)
-    const lost = yield* this.#strikes('metadata')
+    const lost = yield* this.#applies('metadata')
     if (!lost) writeAll(output, text)
     else if (this.#guest.fault?.kind === 'no-space') writeAll(output, text.subarray(0, text.length / 2))
   }
@@ -169,8 +169,8 @@ class CheckpointRun {
     return shapeOf(this.#guest.dialect) === 'current' ? 0o700 : 0o666
   }
 
-  #strikes(at: Fault['at']): Coroutine<boolean> {
-    return strikes(this.#native, this.#guest.fault, at)
+  #applies(at: Fault['at']): Coroutine<boolean> {
+    return applies(this.#native, this.#guest.fault, at)
   }
 
   *#open(extension: string, access: number, mode: number): Coroutine<Output | undefined> {

@@ -58,7 +58,7 @@ export function parseFault(fault: Fault | undefined): Fault | undefined {
  * To be passed at a point where `fault` may strike. True where the work has to fail (or the connection to
  * be closed) here; never returns from a kill or a hang.
  */
-export function* strikes(
+export function* applies(
   native: SimulatorNative,
   fault: Fault | undefined,
   at: Fault['at'],

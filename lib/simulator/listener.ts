@@ -10,11 +10,11 @@ import { structSize } from './receive_request.js'
 const backlog = 10
 
 /** Where a VM's socket lies. */
-export function socketPathOf({ runDirectory, dialect }: SocketPlace, vm: string): string {
+export function socketPathOf({ runDirectory, dialect }: SocketTarget, vm: string): string {
   return dialect === 'struct' ? join(runDirectory, 'checkpoint', vm) : join(runDirectory, vm)
 }
 
-type SocketPlace = Pick<ServerSettings, 'runDirectory' | 'dialect'>
+type SocketTarget = Pick<ServerSettings, 'runDirectory' | 'dialect'>
 
 export interface Listener {
   readonly descriptor: number
@@ -23,13 +23,13 @@ export interface Listener {
 }
 
 /** Throws, in words, where the socket's place is taken or cannot be used. */
-export function listenFor(native: SimulatorNative, place: SocketPlace, vm: string): Listener {
-  const path = socketPathOf(place, vm)
+export function listenFor(native: SimulatorNative, address: SocketTarget, vm: string): Listener {
+  const path = socketPathOf(address, vm)
   if (Buffer.byteLength(path) > native.socketPathCapacity) {
     throw new Error(`${path} is too long for a socket: at most ${String(native.socketPathCapacity)} bytes`)
   }
   mkdirSync(dirname(path), { recursive: true, mode: 0o755 })
-  removeStale(native, place, path)
+  removeStale(native, address, path)
   const descriptor = native.simulator.listenStream(path, backlog)
   if (isFailure(descriptor)) {
     throw new Error(
@@ -57,14 +57,14 @@ function renew(path: string): void {
 }
 
 // A dead VM leaves its socket behind, and bhyve unlinks it without looking. Here a live one is spared.
-function removeStale(native: SimulatorNative, place: SocketPlace, path: string): void {
+function removeStale(native: SimulatorNative, address: SocketTarget, path: string): void {
   const status = lstatSync(path, { throwIfNoEntry: false })
   if (status === undefined) return
   if (!status.isSocket()) throw new Error(`${path} exists and is no socket`)
   const connection = native.connectStream(path)
   if (!isFailure(connection)) {
     // Leaving a `struct` VM without a word would execute its previous request once more.
-    if (place.dialect === 'struct') native.send(connection, Buffer.alloc(structSize, 0xff), 0)
+    if (address.dialect === 'struct') native.send(connection, Buffer.alloc(structSize, 0xff), 0)
     native.close(connection)
   } else if (connection.errno === errnoOf('ECONNREFUSED')) {
     unlinkSync(path)

@@ -10,7 +10,7 @@ export interface Machine {
 }
 
 const mebibyte = 1024 * 1024
-const mostCpus = 65535
+const maxCpus = 65535
 const suffixes = 'kmgtpe'
 const deviceKey = /^pci\.(\d+)\.(\d+)\.(\d+)\./
 
@@ -29,7 +29,7 @@ function cpusOf(configuration: Configuration): number {
   const cpus = count(configuration, 'cpus')
   const sockets = count(configuration, 'sockets') ?? cpus ?? 1
   const total = sockets * cores * threads
-  if (total > mostCpus) {
+  if (total > maxCpus) {
     throw new Refusal(exitStatus.cannotStart, `Computed number of vCPUs too high: ${String(total)}`)
   }
   if (cpus === undefined || cpus === total) return total
@@ -44,7 +44,7 @@ function count(configuration: Configuration, key: string): number | undefined {
   const value = configuration.get(key)
   if (value === undefined) return undefined
   const number = integerOf(value)
-  if (number !== undefined && number >= 1 && number <= mostCpus) return number
+  if (number !== undefined && number >= 1 && number <= maxCpus) return number
   throw new Refusal(exitStatus.cannotStart, `Invalid value for ${key}: '${value}'`)
 }
 
@@ -71,19 +71,22 @@ function integerOf(text: string): number | undefined {
 }
 
 function devicesOf(configuration: Configuration): string[] {
-  const places = new Map<string, readonly number[]>()
+  const addresses = new Map<string, readonly number[]>()
   for (const key of configuration.keys()) {
-    const place = deviceKey.exec(key)?.slice(1).map(Number)
-    if (place !== undefined) places.set(place.join('.'), place)
+    const address = deviceKey.exec(key)?.slice(1).map(Number)
+    if (address !== undefined) addresses.set(address.join('.'), address)
   }
-  const ordered = [...places].sort(([, one], [, other]) => compare(one, other))
-  return ordered.map(([place]) => `${emulationAt(configuration, place)}@pci.${place}`)
+  const ordered = [...addresses].sort(([, one], [, other]) => compare(one, other))
+  return ordered.map(([address]) => `${emulationAt(configuration, address)}@pci.${address}`)
 }
 
-function emulationAt(configuration: Configuration, place: string): string {
-  const emulation = configuration.get(`pci.${place}.device`)
+function emulationAt(configuration: Configuration, address: string): string {
+  const emulation = configuration.get(`pci.${address}.device`)
   if (emulation !== undefined) return emulation
-  throw new Refusal(exitStatus.cannotStart, `pci slot ${place.replaceAll('.', ':')}: missing "device" value`)
+  throw new Refusal(
+    exitStatus.cannotStart,
+    `pci slot ${address.replaceAll('.', ':')}: missing "device" value`,
+  )
 }
 
 function compare(one: readonly number[], other: readonly number[]): number {

@@ -109,7 +109,7 @@ class Decoder {
     return this.#bytes.subarray(this.#offset - length, this.#offset)
   }
 
-  // A plain nested list keeps the byte order of its surroundings whatever its own header says; the lists of
+  // A plain nested list keeps the byte order of its environment whatever its own header says; the lists of
   // an array set it for everything after them.
   #enter(pairs: NvPair[], parent: Frame | undefined, following: NvPair[][], setsOrder: boolean): Frame {
     const left = this.#left

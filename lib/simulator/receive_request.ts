@@ -35,7 +35,7 @@ const opSuspend = 1
 /** libnv would try to allocate any size: larger ones are refused here. */
 const largestPayload = 64n * 1024n * 1024n
 const largestRead = 1024 * 1024
-const mostDescriptors = 1024n
+const maxDescriptors = 1024n
 /** libnv on FreeBSD sends at most this many descriptors with one byte. */
 const descriptorsPerMessage = 85
 
@@ -104,7 +104,7 @@ function* receiveNvlist(
   const size = Number(header.size)
   const payload = yield* receiveAll(native, socket, halfway ? Math.floor(size / 2) : size)
   if (halfway) return { kind: 'interrupted' }
-  if (payload === undefined || header.descriptors > mostDescriptors) return { kind: 'failed' }
+  if (payload === undefined || header.descriptors > maxDescriptors) return { kind: 'failed' }
   const announced = Number(header.descriptors)
   if (!(yield* receiveDescriptors(native, socket, announced, descriptors))) return { kind: 'failed' }
   const pairs = decodeNvlist(Buffer.concat([headerBytes, payload]), announced)
@@ -145,9 +145,9 @@ function* receiveAll(native: SimulatorNative, socket: number, size: number): Cor
 }
 
 /** Empty at the end of the connection, undefined where it broke. */
-function* receiveSome(native: SimulatorNative, socket: number, most: number): Coroutine<Buffer | undefined> {
+function* receiveSome(native: SimulatorNative, socket: number, max: number): Coroutine<Buffer | undefined> {
   for (;;) {
-    const bytes = native.simulator.receive(socket, Math.min(most, largestRead))
+    const bytes = native.simulator.receive(socket, Math.min(max, largestRead))
     if (!isFailure(bytes)) return bytes
     if (bytes.errno !== errnoOf('EAGAIN')) return undefined
     yield { readable: socket }

@@ -1,7 +1,7 @@
 /** Kernel structures and devices taken from a checkpoint, or the reason why bhyve would not start from it. */
 import { exitStatus, Refusal } from './refusal.js'
 import type { MetadataShape } from './metadata_writer.js'
-import type { SavedSet } from './saved_set.js'
+import type { SavedCheckpoint } from './saved_checkpoint.js'
 import { devicesOf, freshState, structuresOf, type GuestState, type StateSection } from './sections.js'
 
 interface Configured {
@@ -11,19 +11,23 @@ interface Configured {
 }
 
 /** The devices first: that is the order in which upstream complains. */
-export function restoredState(set: SavedSet, shape: MetadataShape, configured: Configured): GuestState {
+export function restoredState(
+  checkpoint: SavedCheckpoint,
+  shape: MetadataShape,
+  configured: Configured,
+): GuestState {
   const devices =
     shape === 'current'
-      ? configured.devices.map((name) => restoredDevice(set, name))
-      : restoredTypes(set, configured)
+      ? configured.devices.map((name) => restoredDevice(checkpoint, name))
+      : restoredTypes(checkpoint, configured)
   const structures = structuresOf(shape, configured.cpus).map(({ name }) => {
-    return restoredStructure(set, shape, name)
+    return restoredStructure(checkpoint, shape, name)
   })
   return { structures, devices }
 }
 
-function restoredDevice(set: SavedSet, name: string): StateSection {
-  const bytes = set.device(name)
+function restoredDevice(checkpoint: SavedCheckpoint, name: string): StateSection {
+  const bytes = checkpoint.device(name)
   if (bytes === undefined) {
     throw new Refusal(exitStatus.cannotRestore, `Failed to restore PCI device state: no ${name}`)
   }
@@ -35,18 +39,18 @@ function restoredDevice(set: SavedSet, name: string): StateSection {
 
 // The old trees look up every type they know, and go on without what they do not find: a device that was
 // not saved starts afresh.
-function restoredTypes(set: SavedSet, { vm, cpus, devices }: Configured): StateSection[] {
+function restoredTypes(checkpoint: SavedCheckpoint, { vm, cpus, devices }: Configured): StateSection[] {
   const fresh = freshState({ vm, shape: 'old', cpus, devices }).devices
   const present = new Map(devicesOf('old', devices).map(({ name, size }) => [name, size > 0]))
   return fresh.map((section) => {
-    const bytes = set.device(section.name)
+    const bytes = checkpoint.device(section.name)
     const usable = bytes !== undefined && bytes.length > 0 && present.get(section.name) === true
     return usable ? saved(section.name, bytes) : section
   })
 }
 
-function restoredStructure(set: SavedSet, shape: MetadataShape, name: string): StateSection {
-  const bytes = set.structure(name)
+function restoredStructure(checkpoint: SavedCheckpoint, shape: MetadataShape, name: string): StateSection {
+  const bytes = checkpoint.structure(name)
   if (bytes !== undefined && bytes.length > 0) return saved(name, bytes)
   const status = shape === 'current' ? exitStatus.invalidData : exitStatus.cannotRestore
   throw new Refusal(

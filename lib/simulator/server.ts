@@ -2,7 +2,7 @@
 import { constants } from 'node:os'
 import { isFailure } from '../base/native.js'
 import { saveCheckpoint, type Guest, type Outcome } from './checkpoint.js'
-import { strikes } from './fault.js'
+import { applies } from './fault.js'
 import type { Listener } from './listener.js'
 import type { SimulatorNative } from './native_calls.js'
 import { NvType, type NvPair } from './nvlist.js'
@@ -25,7 +25,7 @@ export function* serve(
   for (;;) {
     yield { readable: listener.descriptor }
     // A hang comes before accept: nothing is ever taken from the backlog.
-    const closeAtOnce = yield* strikes(native, guest.fault, 'accept')
+    const closeAtOnce = yield* applies(native, guest.fault, 'accept')
     const socket = native.simulator.accept(listener.descriptor)
     if (isFailure(socket)) continue
     if (!closeAtOnce) {
@@ -53,14 +53,14 @@ function* serveRequest(
   const halfway = guest.fault?.at === 'receive'
   const received = yield* receiveRequest(native, socket, guest.dialect, state, halfway)
   if (received.kind === 'interrupted') {
-    yield* strikes(native, guest.fault, 'receive')
+    yield* applies(native, guest.fault, 'receive')
     return undefined
   }
   if (received.kind === 'no-command' && guest.dialect === 'reply')
     native.simulator.dieBy(constants.signals.SIGABRT)
   const outcome =
     received.kind === 'checkpoint' ? yield* saveCheckpoint(native, guest, received.request) : undefined
-  const unanswered = yield* strikes(native, guest.fault, 'reply')
+  const unanswered = yield* applies(native, guest.fault, 'reply')
   if (guest.dialect === 'reply' && !unanswered) yield* answer(native, socket, received, outcome)
   return outcome
 }

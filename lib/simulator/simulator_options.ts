@@ -72,7 +72,7 @@ export interface ServerSettings {
 }
 
 /** `VM_MAXCPU` of the kernel with the most, FreeBSD 14's. */
-export const mostCpus = 1024
+export const maxCpus = 1024
 
 const dialects: readonly string[] = membersOf<SimulatedDialect>({
   struct: true,
@@ -123,7 +123,7 @@ export function settingsOf(vms: readonly string[], fleet: boolean, options: Gues
     runDirectory: optionalText('runDirectory', options.runDirectory) ?? '',
     dialect: checkedDialect(options.dialect ?? 'descriptor'),
     memoryBytes: checkedMemory(options.memoryBytes ?? defaultMemoryBytes),
-    cpus: integer('cpus', options.cpus ?? 2, 1, mostCpus),
+    cpus: integer('cpus', options.cpus ?? 2, 1, maxCpus),
     devices: checkedDevices(options.devices ?? defaultDevices),
     zeroFraction: numberWithin('zeroFraction', options.zeroFraction ?? 0.5, 0, 1),
     zeroLayout: checkedLayout(options.zeroLayout ?? 'runs'),
@@ -195,16 +195,16 @@ function optionalText(name: string, value: unknown): string | undefined {
   return value
 }
 
-function integer(name: string, value: number, least: number, most: number): number {
-  numberWithin(name, value, least, most)
+function integer(name: string, value: number, min: number, max: number): number {
+  numberWithin(name, value, min, max)
   if (!Number.isInteger(value)) throw new RangeError(`${name} must be a whole number, not ${String(value)}`)
   return value
 }
 
-function numberWithin(name: string, value: number, least: number, most: number): number {
+function numberWithin(name: string, value: number, min: number, max: number): number {
   if (typeof value !== 'number') throw new TypeError(`${name} must be a number, not ${typeof value}`)
-  if (!(value >= least && value <= most)) {
-    throw new RangeError(`${name} must be from ${String(least)} to ${String(most)}, not ${String(value)}`)
+  if (!(value >= min && value <= max)) {
+    throw new RangeError(`${name} must be from ${String(min)} to ${String(max)}, not ${String(value)}`)
   }
   return value
 }

@@ -2,7 +2,7 @@
 import type { JobKind } from '../pool/messages.js'
 import { type Remote, remote } from '../pool/remote.js'
 import type { JobRunner } from '../pool/pool.js'
-import { patiently } from './patience.js'
+import { retryWhileBusy } from './retry_while_busy.js'
 
 type Jobs = typeof import('./catalog/jobs.js') &
   typeof import('./commit/jobs.js') &
@@ -12,17 +12,17 @@ export type StoreJobs = Remote<Jobs>
 
 /** One slice of guest RAM takes a few milliseconds and stays `short`, so other short jobs can run between slices. */
 const kinds = {
-  endPass: 'long',
-  passWhole: 'long',
-  isListWhole: 'long',
-  digestWhole: 'long',
-  secureStage: 'long',
+  endScan: 'long',
+  scanAtOnce: 'long',
+  isListComplete: 'long',
+  digestFile: 'long',
+  flushStage: 'long',
   prepareStage: 'long',
   abandonStage: 'long',
-  settleStage: 'long',
-  destroySet: 'long',
-  destroySets: 'long',
-  pruneSets: 'long',
+  salvageStage: 'long',
+  destroyCheckpoint: 'long',
+  destroyCheckpoints: 'long',
+  pruneCheckpoints: 'long',
   emptyRemoved: 'removal',
   emptyAllRemoved: 'removal',
 } as const satisfies Partial<Record<keyof Jobs, JobKind>>
@@ -30,25 +30,25 @@ const kinds = {
 /** Jobs that take the lock of the VM's `.staging`. They are retried while another process holds it. */
 const locking: ReadonlySet<string> = new Set<keyof Jobs>([
   'createStage',
-  'dropOutrun',
+  'removeOrphans',
   'abandonStage',
-  'settleStage',
-  'listSets',
-  'hasSets',
-  'getSet',
-  'verifySet',
-  'openSet',
-  'destroySet',
-  'destroySets',
-  'pinSet',
-  'pruneSets',
+  'salvageStage',
+  'listCheckpoints',
+  'hasCheckpoints',
+  'getCheckpoint',
+  'verifyStructure',
+  'openCheckpoint',
+  'destroyCheckpoint',
+  'destroyCheckpoints',
+  'pinCheckpoint',
+  'pruneCheckpoints',
   'suspendedState',
-  'lookAtSet',
+  'inspectForRestore',
   'beginRestore',
-  'markRestored',
-  'holdSet',
+  'recordRestore',
+  'holdCheckpoint',
   'confirmRestore',
-  'takeBackMark',
+  'revokeRestore',
 ])
 
 /**
@@ -59,6 +59,6 @@ export function storeJobs(pool: JobRunner, onStart?: () => void): StoreJobs {
   return remote<Jobs>(pool, {
     kinds,
     ...(onStart && { onStart }),
-    around: (name, attempt) => (locking.has(name) ? patiently(attempt) : attempt()),
+    around: (name, attempt) => (locking.has(name) ? retryWhileBusy(attempt) : attempt()),
   })
 }

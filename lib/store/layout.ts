@@ -15,7 +15,7 @@ export function rootLayout(root: string): Layout {
   const base = absolute(root, 'checkpointDirectory')
   return {
     directoryOf: (vm) => path.join(base, vm),
-    vms: async () => (await storeJobs(sharedPool()).foldersIn(base)).filter(isVmName),
+    vms: async () => (await storeJobs(sharedPool()).directoriesIn(base)).filter(isVmName),
   }
 }
 
@@ -31,7 +31,7 @@ export function cbsdLayout(options: { workdir?: string | undefined } = {}): Layo
   const base = path.join(absolute(options.workdir ?? defaultCbsdWorkdir, 'workdir'), 'jails-system')
   return {
     directoryOf: (vm) => path.join(base, vm, 'checkpoints'),
-    vms: async () => (await storeJobs(sharedPool()).foldersWith(base, 'checkpoints')).filter(isVmName),
+    vms: async () => (await storeJobs(sharedPool()).directoriesWith(base, 'checkpoints')).filter(isVmName),
   }
 }
 

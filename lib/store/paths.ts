@@ -10,7 +10,7 @@ export const guestFiles: readonly (readonly [string, string])[] = [
   [`${guestFile}.meta`, metadataSuffix],
 ]
 export const stagingName = '.staging'
-export const inName = 'in'
+export const inboxName = 'in'
 /** In a stage: how much RAM is going to be written, where that is known. */
 export const sizeRecord = 'size'
 /** In a stage: the digests of the RAM's chunks, until they are in the manifest. */
@@ -26,7 +26,7 @@ const longestId = 12
 
 /** As long as the path of a stage's RAM file can get. */
 export function longestRequestPath(directory: string): string {
-  return `${directory}/${stagingName}/${'x'.repeat(longestId)}/${inName}/${guestFile}`
+  return `${directory}/${stagingName}/${'x'.repeat(longestId)}/${inboxName}/${guestFile}`
 }
 
 /** Beside the checkpoints: what the bhyve of the last restore says. */

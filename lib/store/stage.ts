@@ -6,26 +6,26 @@ import type { Checkpoint } from '../base/types.js'
 import type { Slice } from '../checkpoint/slice.js'
 import type { StageResult } from './commit/begin.js'
 import type { Publication } from './commit/commit.js'
-import type { Settled } from './commit/settle.js'
+import type { Salvaged } from './commit/salvage.js'
 import type { StoreJobs } from './jobs.js'
 import { stagingName } from './paths.js'
-import { lockRetryMs, patiently, pause } from './patience.js'
+import { lockRetryMs, retryWhileBusy, pause } from './retry_while_busy.js'
 import { ChangingFate, type StageFate } from './stage_fate.js'
 import type { Collected } from './staging/collect.js'
 import type { Writer } from './staging/intent.js'
-import type { Content, ContentRequest, Pass, PassedSlice } from './staging/memory_pass.js'
+import type { Content, ContentRequest, MemoryScan, ScannedSlice } from './staging/memory_scan.js'
 import type { Saved } from './staging/saved.js'
-import type { Promised } from './staging/space.js'
+import type { StageReservation } from './staging/space.js'
 import type { StageHandle } from './staging/stage_handle.js'
 
 /** How often to retry a reservation while other stages may still release space. */
-const mostReservations = 6
+const maxReservationAttempts = 6
 
 /** The parts of the store that a stage uses. */
 interface StageStore {
   readonly jobs: StoreJobs
   jobsFrom(onStart: () => void): StoreJobs
-  promised(vm: string): Promise<Promised[]>
+  reservations(vm: string): Promise<StageReservation[]>
   freeRemoved(vm: string): Promise<void>
 }
 
@@ -38,30 +38,30 @@ export class Stage {
   readonly #handle: StageHandle
   readonly #orphans: readonly string[]
   /** What bhyve gets, until it has got it. */
-  #in: number | undefined
+  #inbox: number | undefined
   readonly #fate: ChangingFate
 
   constructor(store: StageStore, directoryPath: string, made: StageResult, poweroff: boolean) {
-    const { directory, stage, in: inFolder } = made.descriptors
+    const { directory, stage, in: inbox } = made.descriptors
     this.#store = store
     this.#handle = { directoryPath, directory, stage, id: made.id }
     this.#orphans = made.orphans
-    this.#in = inFolder
+    this.#inbox = inbox
     this.requestPath = made.requestPath
     this.memoryBytes = made.memoryBytes
     this.#fate = new ChangingFate(poweroff, () => store.jobs.abandonStage(this.#handle, made.made))
   }
 
   /** The descriptor of `in/` to pass on. */
-  async inDescriptor(): Promise<number> {
-    this.#in ??= (await this.#store.jobs.reopenIn(this.#handle)).descriptors.in
-    return this.#in
+  async inboxDescriptor(): Promise<number> {
+    this.#inbox ??= (await this.#store.jobs.reopenInbox(this.#handle)).descriptors.in
+    return this.#inbox
   }
 
   /** bhyve has its own copy: ours is not needed any more. */
-  closeIn(): void {
-    if (this.#in !== undefined) loadNative().close(this.#in)
-    this.#in = undefined
+  closeInbox(): void {
+    if (this.#inbox !== undefined) loadNative().close(this.#inbox)
+    this.#inbox = undefined
   }
 
   /**
@@ -72,13 +72,13 @@ export class Stage {
     const bytes = this.memoryBytes ?? atLeastBytes
     if (bytes === undefined) return
     for (let attempt = 1; ; attempt++) {
-      const device = await this.#store.jobs.promiseSpace(this.#handle, bytes)
-      const reserved = sumOfOthers(await this.#store.promised(vm), device, this.path)
+      const device = await this.#store.jobs.recordReservation(this.#handle, bytes)
+      const reserved = sumOfOthers(await this.#store.reservations(vm), device, this.path)
       const result = await this.#store.jobs.reserveSpace(this.#handle, bytes, reserved)
       if (result.kind === 'granted') return
       const { message, ...details } = result.refusal
       const isHopeless = result.kind === 'full' && attempt > 1
-      if (isHopeless || attempt === mostReservations)
+      if (isHopeless || attempt === maxReservationAttempts)
         throw new CheckpointError('ERR_NO_SPACE', message, details)
       if (attempt === 1) await this.#store.freeRemoved(vm)
       // Two that refuse each other must not meet again.
@@ -87,13 +87,13 @@ export class Stage {
   }
 
   /** bhyve runs as this user: `in/` has to be its own. */
-  giveIn(writerUid: number): Promise<void> {
-    return this.#store.jobs.giveIn(this.#handle, writerUid)
+  chownInbox(writerUid: number): Promise<void> {
+    return this.#store.jobs.chownInbox(this.#handle, writerUid)
   }
 
   /** What bhyve does not write any more stands in nobody's way. */
-  dropPromise(): Promise<void> {
-    return this.#store.jobs.dropPromise(this.#handle)
+  dropReservation(): Promise<void> {
+    return this.#store.jobs.dropReservation(this.#handle)
   }
 
   /**
@@ -103,12 +103,12 @@ export class Stage {
   async recordWriter(writer: Writer, begin: () => void): Promise<void> {
     await this.#store.jobs.recordWriter(this.#handle, writer)
     begin()
-    this.#fate.asked()
+    this.#fate.requestSent()
   }
 
   /** Call this only after verifying that the VM still runs. */
-  vmRunsOn(): void {
-    this.#fate.vmRunsOn()
+  vmStillRuns(): void {
+    this.#fate.vmStillRuns()
   }
 
   get fate(): StageFate {
@@ -124,43 +124,43 @@ export class Stage {
   }
 
   /** This process has served us, and whatever was asked of it before. */
-  async wasServedBy({ pid, startedAt }: { pid: number; startedAt: string | undefined }): Promise<void> {
+  async removeOrphans({ pid, startedAt }: { pid: number; startedAt: string | undefined }): Promise<void> {
     if (this.#orphans.length === 0) return
     const { directoryPath } = this.#handle
-    await this.#store.jobs.dropOutrun(directoryPath, this.#orphans, { pid, startedAt })
+    await this.#store.jobs.removeOrphans(directoryPath, this.#orphans, { pid, startedAt })
   }
 
   collect(name: string): Promise<Collected> {
     return this.#store.jobs.collectStage(this.#handle, name)
   }
 
-  beginPass(request: ContentRequest): Promise<Pass> {
-    return this.#store.jobs.beginPass(this.#handle, request)
+  beginScan(request: ContentRequest): Promise<MemoryScan> {
+    return this.#store.jobs.beginScan(this.#handle, request)
   }
 
   /** Rejects where it is cancelled before its turn comes. */
-  passSlice(pass: Pass, slice: Slice, cancellation: Cancellation): Promise<PassedSlice> {
+  scanSlice(memoryScan: MemoryScan, slice: Slice, cancellation: Cancellation): Promise<ScannedSlice> {
     const onStart = (): void => cancellation.throwIfCancelled()
-    return this.#store.jobsFrom(onStart).passSlice(this.#handle, pass, slice)
+    return this.#store.jobsFrom(onStart).scanSlice(this.#handle, memoryScan, slice)
   }
 
-  endPass(pass: Pass, stop: Int32Array): Promise<Content> {
-    return this.#store.jobs.endPass(this.#handle, pass, stop)
+  endScan(memoryScan: MemoryScan, stop: Int32Array): Promise<Content> {
+    return this.#store.jobs.endScan(this.#handle, memoryScan, stop)
   }
 
   /** The whole pass at once. Undefined where it was stopped; rejects where it is cancelled before its turn comes. */
-  passWhole(
+  scanAtOnce(
     request: ContentRequest,
     stop: Int32Array,
     cancellation: Cancellation,
   ): Promise<Content | undefined> {
     const onStart = (): void => cancellation.throwIfCancelled()
-    return this.#store.jobsFrom(onStart).passWhole(this.#handle, request, stop)
+    return this.#store.jobsFrom(onStart).scanAtOnce(this.#handle, request, stop)
   }
 
   /** Fsyncs a suspended VM's files and records that they are on the disk. */
-  secure(name: string): Promise<void> {
-    return this.#store.jobs.secureStage(this.#handle, name)
+  flush(name: string): Promise<void> {
+    return this.#store.jobs.flushStage(this.#handle, name)
   }
 
   prepare(publication: Publication): Promise<void> {
@@ -169,15 +169,15 @@ export class Stage {
 
   /** May be cancelled while somebody else holds the lock, and not once it is ours. */
   async commit(publication: Publication, cancellation: CommitPoint): Promise<Checkpoint> {
-    return patiently(
+    return retryWhileBusy(
       () => this.#store.jobsFrom(() => cancellation.commit()).commitStage(this.#handle, publication),
       () => cancellation.uncommit(),
     )
   }
 
   /** A suspend's stage that cannot go its way: what it holds is kept where its owner can see it. */
-  settle(): Promise<Settled> {
-    return this.#store.jobs.settleStage(this.#handle)
+  salvage(): Promise<Salvaged> {
+    return this.#store.jobs.salvageStage(this.#handle)
   }
 
   /** Where it lies. */
@@ -186,7 +186,7 @@ export class Stage {
   }
 
   close(): void {
-    this.closeIn()
+    this.closeInbox()
     // A stage that stays is the next call's, whoever has a copy of the descriptor.
     loadNative().unlock(this.#handle.stage)
     loadNative().close(this.#handle.stage)
@@ -194,7 +194,7 @@ export class Stage {
   }
 }
 
-function sumOfOthers(promises: readonly Promised[], device: string, own: string): number {
-  const others = promises.filter((one) => one.device === device && one.path !== own)
+function sumOfOthers(reservations: readonly StageReservation[], device: string, own: string): number {
+  const others = reservations.filter((one) => one.device === device && one.path !== own)
   return others.reduce((sum, { bytes }) => sum + bytes, 0)
 }

@@ -28,12 +28,12 @@ export class ChangingFate {
   }
 
   /** The writer is recorded on disk, and the request is about to be sent. */
-  asked(): void {
+  requestSent(): void {
     if (this.#poweroff) this.#kind = 'holdsVm'
   }
 
   /** Call this only after verifying that the VM still runs: its suspend failed or was not accepted. */
-  vmRunsOn(): void {
+  vmStillRuns(): void {
     this.#kind = 'discardable'
   }
 }

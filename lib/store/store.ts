@@ -5,22 +5,22 @@ import type { JobRunner } from '../pool/pool.js'
 import type { SuspendedState } from './catalog/suspended.js'
 import type { StageRequest } from './commit/begin.js'
 import { type StoreJobs, storeJobs } from './jobs.js'
-import { isBusy, lockRetryMs, pause } from './patience.js'
-import { SharedScan } from './shared_scan.js'
+import { isBusy, lockRetryMs, pause } from './retry_while_busy.js'
+import { SharedRead } from './shared_read.js'
 import { Stage } from './stage.js'
-import type { Promised } from './staging/space.js'
+import type { StageReservation } from './staging/space.js'
 
 /** How long another process may take to force a suspended VM's state to the disk. */
-const publicationPatienceMs = 600_000
+const publicationTimeoutMs = 600_000
 
 export class Store {
-  /** Jobs on stored checkpoints, for example `store.jobs.getSet(store.directoryOf(vm), vm, name)`. */
+  /** Jobs on stored checkpoints, for example `store.jobs.getCheckpoint(store.directoryOf(vm), vm, name)`. */
   readonly jobs: StoreJobs
   /** The library creates the directories, and removes them once they are empty. */
   readonly ownsDirectories: boolean
   readonly #pool: JobRunner
   readonly #layout: Layout
-  readonly #promises = new SharedScan<Promised[]>((from) => this.#lookAtPromises(from))
+  readonly #reservations = new SharedRead<StageReservation[]>((from) => this.#readReservations(from))
 
   constructor(pool: JobRunner, layout: Layout, ownsDirectories: boolean) {
     this.#pool = pool
@@ -50,12 +50,12 @@ export class Store {
   }
 
   /** What all live stages still have to write, this VM's too; read after this call. */
-  promised(vm: string): Promise<Promised[]> {
-    return this.#promises.take(vm)
+  reservations(vm: string): Promise<StageReservation[]> {
+    return this.#reservations.take(vm)
   }
 
-  async #lookAtPromises(from: readonly string[]): Promise<Promised[]> {
-    return this.jobs.promisedSpace(await this.#directoriesOf(from))
+  async #readReservations(from: readonly string[]): Promise<StageReservation[]> {
+    return this.jobs.reservedSpace(await this.#directoriesOf(from))
   }
 
   /** Frees what was removed and still occupies the disk, in every VM's directory. */
@@ -71,7 +71,7 @@ export class Store {
 
   /** The newest state of a suspended VM that was not restored; one that is just being published is waited for. */
   async suspended(vm: string, sinceMs: number): Promise<Checkpoint | undefined> {
-    const deadline = performance.now() + publicationPatienceMs
+    const deadline = performance.now() + publicationTimeoutMs
     for (;;) {
       const state = await this.#suspendedState(vm, sinceMs)
       if (state.kind === 'known') return state.checkpoint
@@ -96,7 +96,7 @@ export class Store {
   /** VMs with at least one checkpoint, whole or not. */
   async storedVms(): Promise<string[]> {
     const vms = await this.#layout.vms()
-    const having = await Promise.all(vms.map((vm) => this.jobs.hasSets(this.directoryOf(vm))))
+    const having = await Promise.all(vms.map((vm) => this.jobs.hasCheckpoints(this.directoryOf(vm))))
     return vms.filter((_, index) => having[index]).sort()
   }
 }

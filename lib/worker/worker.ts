@@ -28,15 +28,15 @@ function whatIsLeft(): Pick<Outcome, 'held' | 'later'> {
 }
 
 parentPort?.on('message', (message: ToWorker) => {
-  if (message.kind === 'run') tell(run(message.job, message.args))
+  if (message.kind === 'run') post(run(message.job, message.args))
   else for (const descriptor of message.descriptors) loadNative().close(descriptor)
 })
 
 keepReserve(loadNative())
 beginHolding()
 beginDeferring()
-tell('up')
+post('up')
 
-function tell(message: FromWorker): void {
+function post(message: FromWorker): void {
   parentPort?.postMessage(message)
 }

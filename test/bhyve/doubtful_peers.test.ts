@@ -7,7 +7,7 @@ import { createCheckpoint, createClient } from 'bhyve-checkpoint'
 import { PeerMemory } from '../../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../../dist/client/client.js'
 import { isFailure } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
 import {
   childEnvironment,
@@ -63,7 +63,7 @@ t.test('who did not get the first request does not get the second', async (t) =>
   const { serve } = serveByHand(t, directory)
   const system = { platform: 'linux', release: '6.1' } as const
   const client = createClientIn(
-    { ...realSurroundings, peers: new PeerMemory(), system },
+    { ...hostEnvironment, peers: new PeerMemory(), system },
     { runDirectory: directory, checkpointDirectory: path.join(directory, 'c') },
   )
   let requests = 0
@@ -83,7 +83,7 @@ t.test('who died of the first request is not asked in another dialect', async (t
   for (const poweroff of [false, true]) {
     const { runDirectory } = await start(t, { fault: { at: 'receive', kind: 'kill' } })
     const client = createClientIn(
-      { ...realSurroundings, peers: new PeerMemory(), system },
+      { ...hostEnvironment, peers: new PeerMemory(), system },
       { runDirectory, checkpointDirectory: scratch(t) },
     )
     t.match(await rejection(client.createCheckpoint('vm1', { poweroff })), {
@@ -103,7 +103,7 @@ t.test('a path bhyve of another user is not asked in the other dialect', needsRo
       checkpointDirectory: path.join(directory, 'c'),
       trustedUids: [0, 65534],
     }
-    const client = createClientIn({ ...realSurroundings, system }, { ...options, dialect })
+    const client = createClientIn({ ...hostEnvironment, system }, { ...options, dialect })
     t.match(await rejection(client.createCheckpoint('vm1')), { code: 'ERR_PERMISSION', vm: 'vm1' }, dialect)
   }
   t.strictSame(tree(run), before, 'no stray file in its working directory')
@@ -114,21 +114,21 @@ t.test('a dead bhyve whose VM is still in the kernel', async (t) => {
   const vmmDirectory = path.join(directory, 'vmm')
   fs.mkdirSync(vmmDirectory)
   fs.writeFileSync(path.join(vmmDirectory, 'vm1'), '')
-  const surroundings = { ...realSurroundings, vmmDirectory, peers: new PeerMemory() }
+  const environment = { ...hostEnvironment, vmmDirectory, peers: new PeerMemory() }
   const die = (socketPath: string): void => {
     const dead = native.simulator.listenStream(socketPath, 1)
     if (!isFailure(dead)) native.close(dead)
   }
   die(path.join(directory, 'vm1'))
   const checkpointDirectory = path.join(directory, 'c')
-  const client = createClientIn(surroundings, { runDirectory: directory, checkpointDirectory })
+  const client = createClientIn(environment, { runDirectory: directory, checkpointDirectory })
   t.match(await rejection(client.createCheckpoint('vm1', { stallTimeout: 200 })), {
     code: 'ERR_VM_NOT_RUNNING',
     vmState: 'unknown',
   })
   const socketPath = path.join(directory, 'vm1')
   const { dev, ino, ctimeMs, uid } = fs.lstatSync(socketPath)
-  surroundings.peers.rememberPeer(
+  environment.peers.rememberPeer(
     { socketPath, kind: 'nvlist', ownerUid: uid, identity: `${dev}:${ino}:${ctimeMs}` },
     { uid, pid: 2 ** 30, startedAt: 'once' },
   )
@@ -141,7 +141,7 @@ t.test('a dead bhyve whose VM is still in the kernel', async (t) => {
   const { runDirectory } = await start(t)
   fs.mkdirSync(path.join(runDirectory, 'checkpoint'))
   die(path.join(runDirectory, 'checkpoint/vm1'))
-  const upgraded = createClientIn(surroundings, { runDirectory, checkpointDirectory })
+  const upgraded = createClientIn(environment, { runDirectory, checkpointDirectory })
   t.match(
     await upgraded.createCheckpoint('vm1'),
     { name: 'checkpoint' },

@@ -8,7 +8,7 @@ import { SimulatedBhyve, SimulatedFleet, type SimulatorOptions } from 'bhyve-che
 import { PeerMemory } from '../../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../../dist/client/client.js'
 import { isFailure } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 import { type JobRunner, sharedPool } from '../../dist/pool/pool.js'
 import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
 import { rejection, runScript, scratch, tree, until } from '../support/index.js'
@@ -72,7 +72,7 @@ t.test('struct cannot be asked without harm', async (t) => {
   const bhyve = await start(t, { dialect: 'struct' })
   const checkpointDirectory = scratch(t)
   const client = createClientIn(
-    { ...realSurroundings, peers: new PeerMemory() },
+    { ...hostEnvironment, peers: new PeerMemory() },
     { runDirectory: bhyve.runDirectory, checkpointDirectory },
   )
   t.match(await client.listVirtualMachines(), [{ vm: 'vm1', socket: bhyve.socketPath, state: 'unknown' }])
@@ -149,7 +149,7 @@ t.test('polled for an hour, a paused VM can still be resumed', async (t) => {
 t.test('listed without a connection, as often as one likes', async (t) => {
   const bhyve = await start(t)
   const { runDirectory, socketPath } = bhyve
-  const stranger = () => createClientIn({ ...realSurroundings, peers: new PeerMemory() }, { runDirectory })
+  const stranger = () => createClientIn({ ...hostEnvironment, peers: new PeerMemory() }, { runDirectory })
   const client = stranger()
   await client.pause('vm1')
   const unknown = [{ vm: 'vm1', socket: socketPath, state: 'unknown' }]
@@ -170,7 +170,7 @@ t.test('a VM that the kernel knows and that takes no connection may stand still'
   const vmmDirectory = scratch(t)
   fs.writeFileSync(path.join(vmmDirectory, 'vm1'), '')
   const client = createClientIn(
-    { ...realSurroundings, peers: new PeerMemory(), vmmDirectory },
+    { ...hostEnvironment, peers: new PeerMemory(), vmmDirectory },
     { runDirectory },
   )
   for (const call of [client.pause('vm1'), client.resume('vm1')]) {
@@ -192,7 +192,7 @@ t.test('a pid that was given to another process is never signalled', async (t) =
   const bhyve = await start(t)
   const peers = new PeerMemory()
   const client = createClientIn(
-    { ...realSurroundings, peers },
+    { ...hostEnvironment, peers },
     { runDirectory: bhyve.runDirectory, dialect: 'descriptor' },
   )
   const { ino, dev, ctimeMs } = fs.lstatSync(bhyve.socketPath)
@@ -217,8 +217,8 @@ t.test('a suspended VM of a fleet is off, though its process lives', async (t) =
   t.teardown(() => fleet.stop())
   const directory = scratch(t)
   const { runDirectory } = fleet
-  const surroundings = { ...realSurroundings, peers: new PeerMemory(), exitPatienceMs: 1 }
-  const client = createClientIn(surroundings, {
+  const environment = { ...hostEnvironment, peers: new PeerMemory(), exitTimeoutMs: 1 }
+  const client = createClientIn(environment, {
     runDirectory,
     checkpointDirectory: directory,
     dialect: 'descriptor',
@@ -249,7 +249,7 @@ t.test('every VM in the run directory', async (t) => {
   fs.symlinkSync('a', path.join(runDirectory, 'link'))
   const datagram = native.simulator.bindDatagram(path.join(runDirectory, 'datagram'))
   t.notOk(isFailure(datagram))
-  const client = createClientIn({ ...realSurroundings, peers: new PeerMemory() }, { runDirectory })
+  const client = createClientIn({ ...hostEnvironment, peers: new PeerMemory() }, { runDirectory })
   t.strictSame(await client.listVirtualMachines(), [
     { vm: 'a', socket: path.join(runDirectory, 'a'), pid: fleet.pid, state: 'running' },
     { vm: 'b', socket: path.join(runDirectory, 'b'), pid: fleet.pid, state: 'running' },
@@ -298,7 +298,7 @@ t.test('a VM is not stopped under a request that was made while it was looked fo
     },
   }
   const options = { runDirectory: bhyve.runDirectory, checkpointDirectory: scratch(t) }
-  const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  const client = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
   const pausing = rejection(client.pause('vm1'))
   let isSaving = false
   const onProgress = ({ phase }: { phase: string }) => (isSaving ||= phase === 'saving')

@@ -49,7 +49,7 @@ class Recorder {
     native.close(connection)
   }
 
-  /** One byte at a time, so that a descriptor's place is known. True at the end. */
+  /** One byte at a time, so that a descriptor's target is known. True at the end. */
   #takeByte(connection: number): boolean {
     for (;;) {
       const before = native.ownedDescriptors()
@@ -104,7 +104,7 @@ async function sendGolden(
 ): Promise<void> {
   using cancellation = new Cancellation({ doing: 'test', vm: 'vm0' })
   const ours = process.geteuid?.() ?? 0
-  const place = {
+  const target = {
     vm: 'vm0',
     runDirectory: '/',
     vmmDirectory: '/',
@@ -114,9 +114,9 @@ async function sendGolden(
   const located = { socketPath, kind: 'nvlist', ownerUid: ours, identity: socketPath } as const
   const operation = request.suspend ? 'suspend' : 'checkpoint'
   const { dialect, filename } = request
-  const patience = { isLast: true, refusalMs: 0, onFull: () => undefined }
-  const target = { located, place, peers: new PeerMemory(), patience }
-  const sent = await sendRequest({ dialect, operation, filename, directory }, target, cancellation)
+  const retryPolicy = { isLast: true, refusalMs: 0, onFull: () => undefined }
+  const recipient = { located, target, peers: new PeerMemory(), retryPolicy }
+  const sent = await sendRequest({ dialect, operation, filename, directory }, recipient, cancellation)
   await sent.ended
 }
 
@@ -133,7 +133,7 @@ t.test('every golden request goes out as upstream sends it', async (t) => {
     const places = new Recorder(path.join(directory, `places${index}`))
     await Promise.all([sendGolden(request, places.path, descriptor), places.record()])
     t.equal(places.bytes.length * 2, request.hex.length, `${what}: length`)
-    t.equal(places.descriptorPosition, request.fd_position, `${what}: place of the descriptor`)
+    t.equal(places.descriptorPosition, request.fd_position, `${what}: target of the descriptor`)
     if (request.fd_position !== null) t.equal(places.directory, directory, `${what}: the folder`)
     places.close()
   }
@@ -225,7 +225,7 @@ t.test('the decoder is strict', async (t) => {
   for (const letter of ['a', 'x']) {
     const bytes = Buffer.from(inner)
     bytes[bytes.indexOf(letter)] = 0
-    t.equal(native.decodeNvlist(bytes, 0), undefined, `NUL in the place of ${letter}`)
+    t.equal(native.decodeNvlist(bytes, 0), undefined, `NUL in the target of ${letter}`)
   }
 })
 

@@ -10,7 +10,7 @@ import { createClientIn } from '../../dist/client/client.js'
 import { chunkBytesFor, chunkCount, pieceBytes } from '../../dist/checkpoint/digest.js'
 import { manifestMaxBytes } from '../../dist/checkpoint/manifest.js'
 import { isFailure, loadNative } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 import { type JobRunner, poolSize, sharedPool } from '../../dist/pool/pool.js'
 import { checkpointFiles, inlinePool, scratch, serveByHand } from '../support/index.js'
 import { needs } from '../support/programs.js'
@@ -235,7 +235,7 @@ t.test('a guest of 64 GiB: listing reads kilobytes, verifying reads around holes
   t.ok(fs.statSync(`${base}.manifest`).size > 10 * MiB)
 
   const client = createClientIn(
-    { ...realSurroundings, pool: () => inlinePool() },
+    { ...hostEnvironment, pool: () => inlinePool() },
     { checkpointDirectory: root },
   )
   let read = 0
@@ -283,7 +283,7 @@ t.test('bounded whatever the size', async (t) => {
   const pool: JobRunner = {
     emptied: () => shared.emptied(),
     run: async (job, onStart) => {
-      const isSlice = job.name === 'passSlice' || job.name === 'compareSlice'
+      const isSlice = job.name === 'scanSlice' || job.name === 'compareSlice'
       if (isSlice) most = Math.max(most, ++running)
       const result = await shared.run(job, onStart).finally(() => isSlice && running--)
       const told = JSON.stringify([job.args, result], (_, value: unknown) =>
@@ -294,7 +294,7 @@ t.test('bounded whatever the size', async (t) => {
     },
   }
   const options = { runDirectory, checkpointDirectory: root, dialect: 'descriptor' } as const
-  const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  const client = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
   await client.createCheckpoint('vm1')
   await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })
   t.equal(sent.length, 2 * 12)

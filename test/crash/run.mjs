@@ -115,7 +115,7 @@ class World {
     const before = new Map(this.legal)
     this.pieces = []
     let piecesLeft = this.mostPieces
-    const listed = jobs.listSets(this.directory, 'vm1')
+    const listed = jobs.listCheckpoints(this.directory, 'vm1')
     const seen = new Map(listed.map((set) => [set.name, set]))
     for (const [name, outcomes] of before) {
       const set = seen.get(name)
@@ -146,17 +146,17 @@ class World {
 
   /** Every byte of it, where it has digests. */
   verify(name) {
-    const { problems, recorded, descriptors } = jobs.openSet(this.directory, name)
+    const { problems, recorded, descriptors } = jobs.openCheckpoint(this.directory, name)
     if (problems.length > 0) throw new Error(`'${name}' does not verify: ${JSON.stringify(problems)}`)
     if (recorded === undefined) return
     const { digests, memoryBytes } = recorded
     const stop = new Int32Array(1)
     const slice = { from: 0, to: memoryBytes, chunkBytes: digests.memory.chunkBytes, stop }
     const isWhole =
-      jobs.isListWhole(descriptors.manifest, recorded, stop) &&
+      jobs.isListComplete(descriptors.manifest, recorded, stop) &&
       jobs.compareSlice(descriptors.memory, descriptors.manifest, recorded, slice).damaged.length === 0 &&
-      jobs.digestWhole(descriptors.kernel, stop).digest === digests.kernel &&
-      jobs.digestWhole(descriptors.metadata, stop).digest === digests.metadata
+      jobs.digestFile(descriptors.kernel, stop).digest === digests.kernel &&
+      jobs.digestFile(descriptors.metadata, stop).digest === digests.metadata
     for (const descriptor of Object.values(descriptors)) native.close(descriptor)
     if (!isWhole) throw new Error(`the content of '${name}' is not what was published`)
   }

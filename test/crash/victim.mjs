@@ -76,12 +76,12 @@ function savedStage(poweroff) {
 function publish(handle, poweredOff) {
   const { problems, inspection, savedMs } = jobs.collectStage(handle, name)
   if (problems.length > 0) throw new Error(JSON.stringify(problems))
-  if (poweredOff) jobs.secureStage(handle, name)
+  if (poweredOff) jobs.flushStage(handle, name)
   const { memoryBytes, kernelBytes } = inspection.metadata
-  const pass = jobs.beginPass(handle, { name, memoryBytes, digest: true, sparsify: true })
+  const pass = jobs.beginScan(handle, { name, memoryBytes, digest: true, sparsify: true })
   const stop = new Int32Array(1)
-  jobs.passSlice(handle, pass, { from: 0, to: memoryBytes, chunkBytes: pass.chunkBytes, stop })
-  const { modifiedMs, digests } = jobs.endPass(handle, pass, stop)
+  jobs.scanSlice(handle, pass, { from: 0, to: memoryBytes, chunkBytes: pass.chunkBytes, stop })
+  const { modifiedMs, digests } = jobs.endScan(handle, pass, stop)
   const manifest = {
     version: 1,
     vm: 'vm1',
@@ -107,11 +107,11 @@ const operations = {
     fs.writeFileSync(strike.saved, '')
     publish(handle, true)
   },
-  destroy: () => jobs.destroySet(directory, name),
-  destroyAll: () => jobs.destroySets(directory, true),
-  prune: () => jobs.pruneSets(directory, 'vm1', { keepLast: 1 }, Date.now()),
-  pin: () => jobs.pinSet(directory, 'vm1', name, true),
-  list: () => jobs.listSets(directory, 'vm1'),
+  destroy: () => jobs.destroyCheckpoint(directory, name),
+  destroyAll: () => jobs.destroyCheckpoints(directory, true),
+  prune: () => jobs.pruneCheckpoints(directory, 'vm1', { keepLast: 1 }, Date.now()),
+  pin: () => jobs.pinCheckpoint(directory, 'vm1', name, true),
+  list: () => jobs.listCheckpoints(directory, 'vm1'),
 }
 // As a thread of the pool does, for files of any size.
 beginDeferring(0)

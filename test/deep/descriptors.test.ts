@@ -13,7 +13,7 @@ import { Cancellation } from '../../dist/base/cancellation.js'
 import { createClientIn } from '../../dist/client/client.js'
 import { DescriptorBudget } from '../../dist/client/descriptor_budget.js'
 import { loadNative } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 import {
   childEnvironment,
   failure,
@@ -81,7 +81,7 @@ class Exhaustion {
 /** All in this thread, where native calls can be made to fail, and with a memory of its own. */
 function clientHere(options: Parameters<typeof createClientIn>[1]): CheckpointClient {
   const pool = inlinePool()
-  return createClientIn({ ...realSurroundings, pool: () => pool, peers: new PeerMemory() }, options)
+  return createClientIn({ ...hostEnvironment, pool: () => pool, peers: new PeerMemory() }, options)
 }
 
 function assertNamed(t: Test, error: CheckpointError, what: string): void {
@@ -194,14 +194,14 @@ t.test('a bhyve that cannot be started for want of a descriptor is not blamed', 
   const pool = inlinePool()
   const client = createClientIn(
     {
-      ...realSurroundings,
+      ...hostEnvironment,
       peers: new PeerMemory(),
       pool: () => ({
         ...pool,
         run: async (job, onStart) => {
           const result = await pool.run(job, onStart)
           // The last job before the start.
-          if (job.name === 'holdSet') queueMicrotask(() => takeAll(taken))
+          if (job.name === 'holdCheckpoint') queueMicrotask(() => takeAll(taken))
           return result
         },
       }),

@@ -9,8 +9,8 @@ import { CheckpointError, type CheckpointClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../../dist/client/client.js'
 import { loadNative } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
-import { SharedScan } from '../../dist/store/shared_scan.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
+import { SharedRead } from '../../dist/store/shared_read.js'
 import {
   checkpointFiles,
   childEnvironment,
@@ -90,7 +90,7 @@ async function world(t: Test): Promise<World> {
   t.teardown(() => bhyve.stop())
   const root = scratch(t)
   const client = createClientIn(
-    { ...realSurroundings, pool: () => pool },
+    { ...hostEnvironment, pool: () => pool },
     { runDirectory: bhyve.runDirectory, checkpointDirectory: root, dialect: 'descriptor' },
   )
   return { client, directory: path.join(root, 'vm1'), injector: new Injector(t) }
@@ -186,7 +186,7 @@ t.test('suspend', { timeout: 600_000 }, async (t) => {
   for (let at = 1; ; at++) {
     const bhyve = await starting
     const client = createClientIn(
-      { ...realSurroundings, pool: () => pool },
+      { ...hostEnvironment, pool: () => pool },
       { runDirectory: bhyve.runDirectory, checkpointDirectory: root, dialect: 'descriptor' },
     )
     request.sent = false
@@ -265,8 +265,8 @@ t.test('a disk that is really full', async (t) => {
   }
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 256 * 1024 })
   t.teardown(() => bhyve.stop())
-  const surroundings = { ...realSurroundings, pool: () => pool }
-  const client = createClientIn(surroundings, {
+  const environment = { ...hostEnvironment, pool: () => pool }
+  const client = createClientIn(environment, {
     runDirectory: bhyve.runDirectory,
     checkpointDirectory: directory,
     dialect: 'descriptor',
@@ -279,7 +279,7 @@ t.test('a disk that is really full', async (t) => {
   const filler = path.join(directory, 'filler')
   const sparse = createClientIn(
     {
-      ...surroundings,
+      ...environment,
       pool: () =>
         inlinePool((name) => (name === 'reserveSpace' ? Promise.resolve({ kind: 'granted' }) : undefined)),
     },
@@ -307,7 +307,7 @@ t.test('a disk that is really full', async (t) => {
 
 t.test('hundreds that ask what the others have promised share one look', async (t) => {
   const looks: { from: string[]; end: (result: string | Error) => void }[] = []
-  const shared = new SharedScan<string>(
+  const shared = new SharedRead<string>(
     (from) =>
       new Promise((resolve, reject) => {
         const end = (result: string | Error): void =>

@@ -466,7 +466,7 @@ t.test('a dead stage that a bhyve of another user still fills', needsRoot, async
     return names
   }
   t.teardown(() => (native.readDirectory = readDirectory))
-  t.strictSame(jobs.listSets(directory, 'vm1'), [])
+  t.strictSame(jobs.listCheckpoints(directory, 'vm1'), [])
   t.notOk(fs.existsSync(dead))
   t.ok(reads > 3)
   t.equal(filled, 0, 'no folder is emptied before it is ours')

@@ -11,7 +11,7 @@ import {
   type Progress,
 } from 'bhyve-checkpoint'
 import { createClientIn } from '../../dist/client/client.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
 import {
   checkpointFiles,
@@ -279,7 +279,7 @@ t.test('a checkpoint is as old as the last byte of it, not as the publication', 
     return undefined
   })
   const options = { runDirectory, checkpointDirectory, dialect: 'descriptor' } as const
-  const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  const client = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
   t.strictSame((await client.createCheckpoint('vm1')).createdAt, anHourAgo)
   t.match(await client.listCheckpoints('vm1'), [{ createdAt: anHourAgo }])
 })

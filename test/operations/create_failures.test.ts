@@ -6,7 +6,7 @@ import t from 'tap'
 import { createCheckpoint, createClient } from 'bhyve-checkpoint'
 import { type SimulatorOptions } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../../dist/client/client.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
 import {
   failure,
@@ -27,7 +27,7 @@ t.test('a bhyve that cannot be seen and makes no file gets one request', async (
   const { directory, requests } = await refusing(t)
   intercept(t, 'processStatus', () => failure('EACCES', 'open'))
   const options = { runDirectory: directory, checkpointDirectory: path.join(directory, 'c') }
-  const client = createClientIn({ ...realSurroundings, pool: () => inlinePool() }, options)
+  const client = createClientIn({ ...hostEnvironment, pool: () => inlinePool() }, options)
   t.match(await rejection(client.createCheckpoint('vm1')), {
     code: 'ERR_CHECKPOINT_FAILED',
     vmState: 'unknown',
@@ -207,7 +207,7 @@ t.test('struct: a bhyve that is not asked after all gets a request that it refus
     return undefined
   })
   const options = { runDirectory, checkpointDirectory: scratch(t) }
-  const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  const client = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
   const { signal } = controller
   await t.rejects(client.createCheckpoint('vm1', { signal }), { name: 'AbortError' })
   await until(() => requests.length > 0, 'the end of the connection')

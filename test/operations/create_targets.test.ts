@@ -6,7 +6,7 @@ import t, { type Test } from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../../dist/client/client.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 import { isFailure } from '../../dist/base/native.js'
 import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
 import { childEnvironment, rejection, scratch, tree, until } from '../support/index.js'
@@ -20,7 +20,7 @@ t.test('a runtime that cannot do a call says so before anything is sent or touch
   const { directory, requests } = await refusing(t)
   const checkpointDirectory = path.join(directory, 'c')
   const clientOn = (runtime: 'bun' | 'deno') =>
-    createClientIn({ ...realSurroundings, runtime }, { runDirectory: directory, checkpointDirectory })
+    createClientIn({ ...hostEnvironment, runtime }, { runDirectory: directory, checkpointDirectory })
   const [bun, deno] = [clientOn('bun'), clientOn('deno')]
   for (const [what, call] of [
     ['Bun: create', bun.createCheckpoint('vm1')],
@@ -52,7 +52,7 @@ t.test('a FreeBSD bhyve that makes no file gets one request, and no descriptor b
     const { directory, requests } = await refusing(t)
     const client = createClientIn(
       {
-        ...realSurroundings,
+        ...hostEnvironment,
         vmmDirectory: path.join(directory, 'vmm'),
         system: { platform: 'freebsd', release },
       },
@@ -75,7 +75,7 @@ t.test('where there is nobody to ask: each its own code, and nothing on the disk
   fs.mkdirSync(runDirectory)
   const system = { platform: process.platform, release: '1' }
   const client = createClientIn(
-    { ...realSurroundings, vmmDirectory, system },
+    { ...hostEnvironment, vmmDirectory, system },
     { runDirectory, checkpointDirectory },
   )
   const create = () => rejection(client.createCheckpoint('vm1', { timeout: 5000 }))

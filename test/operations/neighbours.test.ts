@@ -10,13 +10,13 @@ import { Cancellation } from '../../dist/base/cancellation.js'
 import type { CheckpointClient } from '../../dist/client/checkpoint_client.js'
 import { createClientIn } from '../../dist/client/client.js'
 import { isFailure } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 import { ProgressReporter } from '../../dist/operations/progress.js'
 import { watchSaving } from '../../dist/operations/saving/watch_saving.js'
 import { Directory } from '../../dist/fs/directory.js'
 import { removeTree } from '../../dist/fs/remove_tree.js'
 import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
-import { lastMemoryBytes, promisedSpace } from '../../dist/store/staging/space.js'
+import { lastMemoryBytes, reservedSpace } from '../../dist/store/staging/space.js'
 import type { Stage } from '../../dist/store/stage.js'
 import { jobs } from '../../dist/worker/jobs.js'
 import { failure, inlinePool, intercept, rejection, scratch, until } from '../support/index.js'
@@ -33,8 +33,8 @@ async function start(t: Test, options: Partial<SimulatorOptions> = {}): Promise<
 
 /** Calls of the pool on this thread, where those of the system can be made to fail. */
 function clientIn(checkpointDirectory: string, runDirectory = '/nonexistent'): CheckpointClient {
-  const surroundings = { ...realSurroundings, peers: new PeerMemory(), pool: () => inlinePool() }
-  return createClientIn(surroundings, { runDirectory, checkpointDirectory, dialect: 'descriptor' })
+  const environment = { ...hostEnvironment, peers: new PeerMemory(), pool: () => inlinePool() }
+  return createClientIn(environment, { runDirectory, checkpointDirectory, dialect: 'descriptor' })
 }
 
 t.test('a guest that says it is huge reserves no more than the host has', (t) => {
@@ -76,7 +76,7 @@ t.test('a bhyve that stands still keeps no room from others', async (t) => {
 })
 
 function promised(root: string): number {
-  return promisedSpace([path.join(root, 'vm1')]).reduce((sum, { bytes }) => sum + bytes, 0)
+  return reservedSpace([path.join(root, 'vm1')]).reduce((sum, { bytes }) => sum + bytes, 0)
 }
 
 t.test('a bhyve that takes no connection is not waited for without end', async (t) => {
@@ -128,7 +128,7 @@ t.test('a call that was given up before its turn came says nothing to bhyve', as
   }
   const root = scratch(t)
   const client = createClientIn(
-    { ...realSurroundings, peers: new Meanwhile() },
+    { ...hostEnvironment, peers: new Meanwhile() },
     { runDirectory: run, checkpointDirectory: root, dialect: 'descriptor' },
   )
   await t.rejects(client.createCheckpoint('vm1', { signal: controller.signal }), { name: 'AbortError' })
@@ -153,7 +153,7 @@ t.test('writing of any file is work', async (t) => {
       looks += 1
       return Promise.resolve({ begun: true, bytes: 1, written: isWriting ? looks : 0, othersProgress: '' })
     },
-    dropPromise: () => Promise.resolve(void (dropped += 1)),
+    dropReservation: () => Promise.resolve(void (dropped += 1)),
   } as unknown as Stage
   const watched = { ...settings, poweroff: false }
   const stop = watchSaving(stage, watched, cancellation, progress, () => true)

@@ -9,7 +9,7 @@ import { createClient, type Progress } from 'bhyve-checkpoint'
 import { Cancellation } from '../../dist/base/cancellation.js'
 import { createClientIn } from '../../dist/client/client.js'
 import { loadNative } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 import { ProgressReporter } from '../../dist/operations/progress.js'
 import { watchSaving } from '../../dist/operations/saving/watch_saving.js'
 import { forEachSlice, StopFlag } from '../../dist/operations/slices.js'
@@ -140,11 +140,11 @@ t.test('a timeout in the middle', async (t) => {
   let slices = 0
   // The third slice takes until the timeout has struck.
   const pool = inlinePool((name) => {
-    if (name !== 'passSlice' || ++slices !== 3) return undefined
+    if (name !== 'scanSlice' || ++slices !== 3) return undefined
     return new Promise((resolve) => setTimeout(() => resolve({ holesRefused: false }), 600))
   })
   const options = { runDirectory, checkpointDirectory: root, dialect: 'descriptor' } as const
-  const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  const client = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
   const owned = native.ownedDescriptors()
   t.match(await rejection(client.createCheckpoint('vm1', { timeout: 500 })), {
     code: 'ERR_TIMEOUT',
@@ -197,7 +197,7 @@ t.test('a file system of large blocks', async (t) => {
     target.holeBlockBytes = () => block
     holes.length = 0
     const client = createClientIn(
-      { ...realSurroundings, pool: () => inlinePool() },
+      { ...hostEnvironment, pool: () => inlinePool() },
       { runDirectory: directory, checkpointDirectory: path.join(directory, 'stored'), dialect: 'path' },
     )
     const call = client.createCheckpoint('vm1')
@@ -221,7 +221,7 @@ t.test('a file system that makes no holes', async (t) => {
   await t.test('each way of saying so', async (t) => {
     const { runDirectory, root, memory } = await world(t, { memoryBytes: 16 * MiB })
     const options = { runDirectory, checkpointDirectory: root, dialect: 'descriptor' } as const
-    const client = createClientIn({ ...realSurroundings, pool: () => inlinePool() }, options)
+    const client = createClientIn({ ...hostEnvironment, pool: () => inlinePool() }, options)
     const original = native.punchHole.bind(native)
     const target = native as { punchHole: typeof native.punchHole }
     t.teardown(() => (target.punchHole = original))
@@ -287,10 +287,10 @@ t.test('what is swapped in while it is digested is noticed', async (t) => {
     'a shorter one': (file) => fs.writeFileSync(file, 'short'),
     nothing: () => undefined,
   }
-  for (const at of ['beginPass', 'passSlice', 'endPass']) {
+  for (const at of ['beginScan', 'scanSlice', 'endScan']) {
     for (const [what, swap] of Object.entries(swaps)) {
       // Before it begins, another file is as good as the one.
-      if (at === 'beginPass' && what === 'another file') continue
+      if (at === 'beginScan' && what === 'another file') continue
       let struck = false
       const pool = inlinePool((name) => {
         if (name !== at || struck) return undefined
@@ -301,7 +301,7 @@ t.test('what is swapped in while it is digested is noticed', async (t) => {
         swap(file)
         return undefined
       })
-      const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+      const client = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
       const error = await rejection(client.createCheckpoint('vm1'))
       await client.idle()
       t.match(
@@ -330,13 +330,13 @@ t.test('a file that is cut off while it is digested', async (t) => {
   const { runDirectory, root, directory } = await world(t, { memoryBytes: 24 * MiB })
   let slices = 0
   const pool = inlinePool((name) => {
-    if (name !== 'passSlice' || ++slices !== 2) return undefined
+    if (name !== 'scanSlice' || ++slices !== 2) return undefined
     const staging = path.join(directory, '.staging')
     fs.truncateSync(path.join(staging, fs.readdirSync(staging)[0]!, 'checkpoint.ckp'), MiB)
     return undefined
   })
   const options = { runDirectory, checkpointDirectory: root, dialect: 'descriptor' } as const
-  const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  const client = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
   t.match(await rejection(client.createCheckpoint('vm1')), {
     code: 'ERR_CHECKPOINT_DAMAGED',
     message: /changed before it was published/,

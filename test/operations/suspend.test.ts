@@ -9,7 +9,7 @@ import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { ProcessEnd } from '../../dist/bhyve/process_end.js'
 import { createClientIn } from '../../dist/client/client.js'
 import { isFailure, loadNative } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 import { PeerMemory } from '../../dist/bhyve/peer_memory.js'
 import { jobs } from '../../dist/worker/jobs.js'
 import {
@@ -76,8 +76,8 @@ t.test('an exit that takes its time is waited for', async (t) => {
 
 t.test('a whole set and a process that never ends', async (t) => {
   const { bhyve, root } = await start(t, { suspendExitDelayMs: 1e9 })
-  const surroundings = { ...realSurroundings, exitPatienceMs: 100 }
-  const client = createClientIn(surroundings, { runDirectory: bhyve.runDirectory, checkpointDirectory: root })
+  const environment = { ...hostEnvironment, exitTimeoutMs: 100 }
+  const client = createClientIn(environment, { runDirectory: bhyve.runDirectory, checkpointDirectory: root })
   const error = await rejection(client.suspend('vm1'))
   t.match(error, { code: 'ERR_SUSPEND_FAILED', vm: 'vm1', checkpoint: 'suspend', vmState: 'unknown' })
   t.equal(error.path, path.join(root, 'vm1', 'suspend.ckp'))
@@ -175,7 +175,7 @@ t.test('cancelled just before the first byte is sent: nothing happens', async (t
   const { runDirectory } = bhyve
   // Named: a request of another dialect would be refused, whenever it was sent.
   const options = { runDirectory, checkpointDirectory: root, dialect: 'descriptor' } as const
-  const client = createClientIn({ ...realSurroundings, pool }, options)
+  const client = createClientIn({ ...hostEnvironment, pool }, options)
   await t.rejects(client.suspend('vm1', { signal: controller.signal }), { name: 'AbortError' })
   await client.idle()
   t.equal(isGone(bhyve.pid), false)
@@ -222,7 +222,7 @@ t.test('FreeBSD: a VM that its kernel does not have any more was destroyed', asy
     dialect: 'descriptor',
   } as const
   const system = { platform: 'freebsd', release: '14.2-RELEASE' } as const
-  const client = createClientIn({ ...realSurroundings, system, vmmDirectory: scratch(t) }, options)
+  const client = createClientIn({ ...hostEnvironment, system, vmmDirectory: scratch(t) }, options)
   const error = await rejection(client.suspend('vm1'))
   t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'off', message: /lost/ })
 })
@@ -292,7 +292,7 @@ t.test('the end that is waited for is that of the process that was asked last', 
     return undefined
   })
   const client = createClientIn(
-    { ...realSurroundings, peers: new PeerMemory(), pool: () => pool },
+    { ...hostEnvironment, peers: new PeerMemory(), pool: () => pool },
     { runDirectory: bhyve.runDirectory, checkpointDirectory: root },
   )
   t.match(await client.suspend('vm1'), { poweredOff: true })

@@ -8,7 +8,7 @@ import { createClient, type Progress } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../../dist/client/client.js'
 import { loadNative } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 import {
   checkpointFiles,
   failure,
@@ -35,7 +35,7 @@ t.test('suspendedCheckpoint: what a suspended VM has to be restored from', async
   let release: () => void = () => undefined
   const published = new Promise<void>((resolve) => (release = resolve))
   const pool = watchedPool((name) => (name === 'prepareStage' ? published : undefined))
-  const slow = createClientIn({ ...realSurroundings, pool }, { runDirectory, checkpointDirectory: root })
+  const slow = createClientIn({ ...hostEnvironment, pool }, { runDirectory, checkpointDirectory: root })
   const suspended = slow.suspend('vm1')
   await bhyve.exited
   let looks = 0
@@ -44,7 +44,7 @@ t.test('suspendedCheckpoint: what a suspended VM has to be restored from', async
     (name) => name === 'suspendedState' && looks++,
   )
   const asking = createClientIn(
-    { ...realSurroundings, pool: counting },
+    { ...hostEnvironment, pool: counting },
     { runDirectory, checkpointDirectory: root },
   )
   let known: unknown = 'not yet'
@@ -126,7 +126,7 @@ t.test('a live checkpoint that is slow to be published does not replace the VM',
     isSaved ||= name === 'prepareStage'
     return name === 'prepareStage' ? published : undefined
   })
-  const live = rejection(createClientIn({ ...realSurroundings, pool }, options).createCheckpoint('vm1'))
+  const live = rejection(createClientIn({ ...hostEnvironment, pool }, options).createCheckpoint('vm1'))
   await until(() => isSaved, 'the live checkpoint to be saved')
   const client = createClient(options)
   await client.createCheckpoint('vm1', { poweroff: true })
@@ -168,7 +168,7 @@ t.test('a set that cannot be read may be the state', async (t) => {
       : readStartAt(directory, name, bytes)
   const pool = inlinePool()
   const options = { runDirectory: bhyve.runDirectory, checkpointDirectory: root }
-  const here = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  const here = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
   const problems = [{ code: 'unreadable', file: 'suspend.ckp.manifest' }]
   t.match(await here.listCheckpoints('vm1'), [{ state: 'damaged', problems }])
   t.match(await rejection(here.suspendedCheckpoint('vm1')), { code: 'ERR_SYSTEM', vm: 'vm1' })
@@ -176,8 +176,8 @@ t.test('a set that cannot be read may be the state', async (t) => {
   t.equal(await here.suspendedCheckpoint('vm1', { since }), undefined, 'too old to count')
   const second = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: MiB })
   t.teardown(() => second.stop())
-  const surroundings = { ...realSurroundings, pool: () => pool }
-  const again = createClientIn(surroundings, { ...options, runDirectory: second.runDirectory })
+  const environment = { ...hostEnvironment, pool: () => pool }
+  const again = createClientIn(environment, { ...options, runDirectory: second.runDirectory })
   const file = path.join(root, 'vm1', 'suspend.ckp')
   fs.utimesSync(file, 4e9, 4e9)
   t.match(await rejection(again.createCheckpoint('vm1', { name: 'suspend' })), {
@@ -194,7 +194,7 @@ t.test('struct: a state whose name was taken gets one that this bhyve can open',
     return undefined
   })
   const options = { runDirectory: bhyve.runDirectory, checkpointDirectory: root, dialect: 'struct' } as const
-  const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  const client = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
   const error = await rejection(client.createCheckpoint('vm1', { name, poweroff: true, ifExists: 'fail' }))
   t.match(error, { code: 'ERR_CHECKPOINT_EXISTS', vmState: 'off' })
   t.ok(Buffer.byteLength(error.path!) <= 95, error.path!)
@@ -210,8 +210,8 @@ t.test('the state is on the disk before it is scanned', async (t) => {
     checkpointDirectory: root,
     dialect: 'descriptor',
   } as const
-  await createClientIn({ ...realSurroundings, pool: () => pool }, options).suspend('vm1')
-  const steps = ['recordWriter', 'collectStage', 'secureStage', 'passWhole', 'prepareStage', 'commitStage']
+  await createClientIn({ ...hostEnvironment, pool: () => pool }, options).suspend('vm1')
+  const steps = ['recordWriter', 'collectStage', 'flushStage', 'scanAtOnce', 'prepareStage', 'commitStage']
   t.strictSame(
     started.filter((job) => steps.includes(job)),
     steps,
@@ -230,7 +230,7 @@ t.test('where nobody can see what became of the VM, what was written stays', asy
     checkpointDirectory: root,
     dialect: 'descriptor',
   } as const
-  const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  const client = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
   const error = await rejection(client.suspend('vm1'))
   t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'unknown', message: /What was written is in/ })
   t.ok(tree(directory).some((entry) => entry.endsWith('/suspend.ckp')))
@@ -280,7 +280,7 @@ t.test('who is queued behind a suspend and cannot see what it got has not been s
     checkpointDirectory: root,
     dialect: 'descriptor',
   } as const
-  const client = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  const client = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
   t.match(await rejection(client.createCheckpoint('vm1')), { code: 'ERR_CHECKPOINT_FAILED' })
   show?.()
   const left = [{ state: 'damaged', poweredOff: true, name: /^suspend-/ }]

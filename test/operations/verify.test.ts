@@ -5,7 +5,7 @@ import path from 'node:path'
 import t from 'tap'
 import { createClientIn } from '../../dist/client/client.js'
 import { loadNative } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 import { jobs } from '../../dist/worker/jobs.js'
 import { checkpointFiles, inlinePool, rejection, scratch, until } from '../support/index.js'
 import { type ManifestJson, manifestOf, world, flip } from '../support/digesting.js'
@@ -252,7 +252,7 @@ t.test('verifying holds no lock, and reads what it opened', async (t) => {
     return gate.then(() => ({ bytesRead: 0, damaged: [] }))
   })
   const options = { runDirectory, checkpointDirectory: root } as const
-  const slow = createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  const slow = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
   const verifying = slow.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })
   await until(() => reached, 'the first slice')
   await client.destroyCheckpoint('vm1', 'checkpoint')
@@ -269,7 +269,7 @@ t.test('where the list of digests has an end, all of the RAM behind it is damage
   const descriptor = fs.openSync(file, 'r')
   t.teardown(() => fs.closeSync(descriptor))
   const slice = { from: chunk, to: 2 * chunk, chunkBytes: chunk, stop: new Int32Array(1) }
-  const recorded = { listAt: 2 * chunk } as Parameters<typeof jobs.compareSlice>[2]
+  const recorded = { listOffset: 2 * chunk } as Parameters<typeof jobs.compareSlice>[2]
   const found = jobs.compareSlice(descriptor, descriptor, recorded, slice)
   t.strictSame(found, { bytesRead: 0, damaged: [{ from: chunk, to: 2 * chunk }] })
 })

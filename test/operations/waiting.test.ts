@@ -5,7 +5,7 @@ import t from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { createClientIn } from '../../dist/client/client.js'
 import { isFailure } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
 import { firstWarning, inlinePool, intercept, rejection, scratch, tree } from '../support/index.js'
 import { start } from '../support/small_vm.js'
@@ -69,7 +69,7 @@ t.test('a cancel that comes just when the commit finds the lock held is not forg
     return 0
   })
   const client = createClientIn(
-    { ...realSurroundings, pool: () => inlinePool() },
+    { ...hostEnvironment, pool: () => inlinePool() },
     { runDirectory, checkpointDirectory: scratch(t), dialect: 'descriptor' },
   )
   const onProgress = ({ phase }: { phase: string }) => (isPublishing ||= phase === 'publishing')
@@ -85,7 +85,7 @@ t.test('a look at the progress that fails costs nothing', async (t) => {
     name === 'savedSoFar' ? Promise.reject(new Error('no descriptor')) : undefined,
   )
   const client = createClientIn(
-    { ...realSurroundings, pool: () => failing },
+    { ...hostEnvironment, pool: () => failing },
     { runDirectory, checkpointDirectory: scratch(t), dialect: 'descriptor' },
   )
   t.match(await client.createCheckpoint('vm1', { stallTimeout: 100, onProgress: () => undefined }), {
@@ -143,7 +143,7 @@ t.test('a cancel is heard while the commit waits for a thread', async (t) => {
     return undefined
   })
   const client = createClientIn(
-    { ...realSurroundings, pool: () => slow },
+    { ...hostEnvironment, pool: () => slow },
     { runDirectory, checkpointDirectory: scratch(t), dialect: 'descriptor' },
   )
   const error: unknown = await client

@@ -39,25 +39,31 @@ t.test('one reader does not keep the others out', async (t) => {
   if (isFailure(reader)) throw new Error('open')
   t.equal(native.lock(reader, 'shared'), 1)
   const { jobs } = await import('../../dist/worker/jobs.js')
-  t.match(jobs.listSets(path.join(root, 'vm1'), 'vm1'), [{ name: 'a' }])
+  t.match(jobs.listCheckpoints(path.join(root, 'vm1'), 'vm1'), [{ name: 'a' }])
   fs.mkdirSync(path.join(root, 'vm1/.staging/dead'))
-  t.match(jobs.listSets(path.join(root, 'vm1'), 'vm1'), [{ name: 'a' }], 'what needs the lock alone can wait')
+  t.match(
+    jobs.listCheckpoints(path.join(root, 'vm1'), 'vm1'),
+    [{ name: 'a' }],
+    'what needs the lock alone can wait',
+  )
   native.close(reader)
-  jobs.listSets(path.join(root, 'vm1'), 'vm1')
+  jobs.listCheckpoints(path.join(root, 'vm1'), 'vm1')
   t.notOk(fs.existsSync(path.join(root, 'vm1/.staging/dead')))
 })
 
 t.test('arguments that cannot be passed to a thread cost no thread', async (t) => {
   for (let call = 0; call < 5; call++)
-    await t.rejects(storeJobs(sharedPool()).listSets((() => 1) as never, 'vm1'))
-  t.strictSame(await storeJobs(sharedPool()).listSets('/nonexistent', 'vm1'), [])
+    await t.rejects(storeJobs(sharedPool()).listCheckpoints((() => 1) as never, 'vm1'))
+  t.strictSame(await storeJobs(sharedPool()).listCheckpoints('/nonexistent', 'vm1'), [])
 })
 
 t.test('what takes long leaves a thread to what does not', async (t) => {
   const pool = new Pool()
   const started: string[] = []
-  const short = (name: string) => storeJobs(pool, () => started.push(name)).listSets('/nonexistent', 'vm1')
-  const long = (name: string) => storeJobs(pool, () => started.push(name)).destroySets('/nonexistent', false)
+  const short = (name: string) =>
+    storeJobs(pool, () => started.push(name)).listCheckpoints('/nonexistent', 'vm1')
+  const long = (name: string) =>
+    storeJobs(pool, () => started.push(name)).destroyCheckpoints('/nonexistent', false)
   // Threads are started one by one: all of them have to be there.
   await until(async () => {
     started.length = 0
@@ -79,8 +85,8 @@ t.test('what is removed takes no thread away from others', async (t) => {
   const pool = new Pool()
   const started: string[] = []
   const note = (name: string) => () => started.push(name)
-  const short = (name: string) => storeJobs(pool, note(name)).listSets('/nonexistent', 'vm1')
-  const long = (name: string) => storeJobs(pool, note(name)).destroySets('/nonexistent', false)
+  const short = (name: string) => storeJobs(pool, note(name)).listCheckpoints('/nonexistent', 'vm1')
+  const long = (name: string) => storeJobs(pool, note(name)).destroyCheckpoints('/nonexistent', false)
   const removal = (name: string) => storeJobs(pool, note(name)).emptyAllRemoved([])
   await until(async () => {
     started.length = 0

@@ -14,10 +14,10 @@ t.test('awaiting, printing or serializing the object starts no job', async (t) =
   inspect(jobs)
   JSON.stringify(jobs)
   t.same(started, [])
-  await jobs.destroySet('/nowhere', 'name')
-  await jobs.listSets('/nowhere', 'vm1')
+  await jobs.destroyCheckpoint('/nowhere', 'name')
+  await jobs.listCheckpoints('/nowhere', 'vm1')
   t.same(started, [
-    { name: 'destroySet', kind: 'long', args: ['/nowhere', 'name'] },
-    { name: 'listSets', kind: 'short', args: ['/nowhere', 'vm1'] },
+    { name: 'destroyCheckpoint', kind: 'long', args: ['/nowhere', 'name'] },
+    { name: 'listCheckpoints', kind: 'short', args: ['/nowhere', 'vm1'] },
   ])
 })

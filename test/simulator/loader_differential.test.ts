@@ -9,9 +9,9 @@ import fc from 'fast-check'
 import t from 'tap'
 import { deviceNames, kernelBytes, type Metadata, parseMetadata } from '../../dist/checkpoint/metadata.js'
 import { type SimulatorNative } from '../../dist/simulator/native_calls.js'
-import { mostCpus, type SimulatedDialect } from '../../dist/simulator/simulator_options.js'
+import { maxCpus, type SimulatedDialect } from '../../dist/simulator/simulator_options.js'
 import { restoredState } from '../../dist/simulator/restored_state.js'
-import { SavedSet } from '../../dist/simulator/saved_set.js'
+import { SavedCheckpoint } from '../../dist/simulator/saved_checkpoint.js'
 import { parseUcl } from '../../dist/simulator/ucl.js'
 import { fixtures, holds, scratch } from '../support/index.js'
 
@@ -135,10 +135,10 @@ const mortal = {
 
 /** What the stand-in's loader makes of a set with these metadata. Throws where bhyve would not come up. */
 function load(base: string, dialect: SimulatedDialect, metadata: Metadata): void {
-  const set = new SavedSet(mortal, base, dialect)
+  const set = new SavedCheckpoint(mortal, base, dialect)
   try {
     const { vm, cpus, memoryBytes } = set
-    assert.ok(cpus >= 1 && cpus <= mostCpus, `vCPUs: ${cpus}`)
+    assert.ok(cpus >= 1 && cpus <= maxCpus, `vCPUs: ${cpus}`)
     assert.deepEqual(
       { vm, cpus, memoryBytes },
       { vm: metadata.vm, cpus: metadata.cpus, memoryBytes: metadata.memoryBytes },
@@ -196,7 +196,7 @@ t.test('no loader takes the checkpoint of another generation', async (t) => {
     fs.writeFileSync(`${base}.meta`, text)
     for (const dialect of ['struct', 'path', 'descriptor'] as const) {
       const come = () => {
-        const set = new SavedSet(mortal, base, dialect)
+        const set = new SavedCheckpoint(mortal, base, dialect)
         restoredState(set, shapes[dialect], { vm: 'x', cpus: 2, devices: ['atkbdc'] })
       }
       if (dialect === saved) t.doesNotThrow(come, dialect)

@@ -4,7 +4,7 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { createClientIn } from '../../dist/client/client.js'
 import { isFailure, loadNative } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 import { jobs } from '../../dist/worker/jobs.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from '../crash/sets.mjs'
@@ -108,16 +108,20 @@ t.test("another user's `.staging` is not worked in", needsRoot, async (t) => {
   fs.chownSync(staging, 65534, 65534)
   const calls: Record<string, () => unknown> = {
     create: () => makeStage(directory),
-    destroy: () => jobs.destroySet(directory, 'a'),
-    destroyAll: () => jobs.destroySets(directory, true),
-    prune: () => jobs.pruneSets(directory, 'vm1', { keepLast: 0 }, Date.now()),
-    pin: () => jobs.pinSet(directory, 'vm1', 'a', true),
+    destroy: () => jobs.destroyCheckpoint(directory, 'a'),
+    destroyAll: () => jobs.destroyCheckpoints(directory, true),
+    prune: () => jobs.pruneCheckpoints(directory, 'vm1', { keepLast: 0 }, Date.now()),
+    pin: () => jobs.pinCheckpoint(directory, 'vm1', 'a', true),
     restore: () => jobs.beginRestore(directory, 'a'),
     'free what was removed': () => jobs.emptyRemoved({ directoryPath: directory, withDirectory: true }),
   }
   for (const [what, call] of Object.entries(calls))
     t.throws(call, { code: 'ERR_PERMISSION', message: /belongs to uid 65534/ }, what)
-  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'a', state: 'complete', pinned: false }], 'it is read')
+  t.match(
+    jobs.listCheckpoints(directory, 'vm1'),
+    [{ name: 'a', state: 'complete', pinned: false }],
+    'it is read',
+  )
   t.strictSame(fs.readdirSync(staging), [])
 })
 
@@ -142,16 +146,16 @@ for (const [how, rewrite] of Object.entries(rewritings)) {
   t.test(`a set that was written anew ${how} is not the one that was looked at`, async (t) => {
     const { directory } = store(t)
     putSet(directory, 'a')
-    const { identity } = jobs.lookAtSet(directory, 'vm1', 'a')
+    const { identity } = jobs.inspectForRestore(directory, 'vm1', 'a')
     const at = new Date().toISOString()
     const restore = { at, again: false }
-    t.match(jobs.markRestored(directory, 'vm1', 'a', identity, restore), { at }, 'this one is')
-    const held = jobs.holdSet(directory, 'a', identity, restore)
+    t.match(jobs.recordRestore(directory, 'vm1', 'a', identity, restore), { at }, 'this one is')
+    const held = jobs.holdCheckpoint(directory, 'a', identity, restore)
     if (held === undefined) return t.fail('and is held')
     native.close(held.descriptors.staging)
     rewrite(path.join(directory, 'a.ckp'))
-    t.equal(jobs.markRestored(directory, 'vm1', 'a', identity, restore), undefined)
-    t.equal(jobs.holdSet(directory, 'a', identity, restore), undefined)
+    t.equal(jobs.recordRestore(directory, 'vm1', 'a', identity, restore), undefined)
+    t.equal(jobs.holdCheckpoint(directory, 'a', identity, restore), undefined)
   })
 }
 
@@ -164,10 +168,10 @@ t.test('a set that changes while it is looked at is looked at again', (t) => {
     () => fs.utimesSync(memory, new Date(), new Date(fs.statSync(memory).mtimeMs + 5000)),
   ]
   intercept(t, 'readStartAt', (_, name) => (name === 'a.ckp.meta' ? meanwhile.shift()?.() : undefined))
-  const { identity, listed } = jobs.lookAtSet(directory, 'vm1', 'a')
+  const { identity, listed } = jobs.inspectForRestore(directory, 'vm1', 'a')
   t.strictSame(meanwhile, [])
   t.match(listed, { state: 'complete' })
-  t.equal(identity, jobs.lookAtSet(directory, 'vm1', 'a').identity)
+  t.equal(identity, jobs.inspectForRestore(directory, 'vm1', 'a').identity)
   t.end()
 })
 
@@ -179,8 +183,8 @@ t.test('the lock is held for as long as sets are read', (t) => {
   t.teardown(() => native.close(other))
   const taken: unknown[] = []
   intercept(t, 'readStartAt', () => void taken.push(native.lock(other, 'exclusive')))
-  jobs.listSets(directory, 'vm1')
-  jobs.getSet(directory, 'vm1', 'a')
+  jobs.listCheckpoints(directory, 'vm1')
+  jobs.getCheckpoint(directory, 'vm1', 'a')
   t.ok(taken.length > 0)
   t.strictSame([...new Set(taken)], [0], 'nobody has it alone')
   t.end()
@@ -192,10 +196,10 @@ t.test('what goes while it is looked for was never there', (t) => {
   const goes = (file: string): (() => void) =>
     intercept(t, 'openAt', (_, name) => (name === file ? failure('ENOENT', 'openat') : undefined))
   const back = goes('restore.lock')
-  t.strictSame(jobs.listSets(directory, 'vm1'), [])
+  t.strictSame(jobs.listCheckpoints(directory, 'vm1'), [])
   back()
   goes('.staging')
-  t.equal(jobs.hasSets(directory), false)
+  t.equal(jobs.hasCheckpoints(directory), false)
   t.end()
 })
 
@@ -203,7 +207,7 @@ t.test('a set that is replaced while it is opened is held against its own digest
   const run = fs.realpathSync(scratch(t))
   const { serve } = serveByHand(t, run)
   const client = createClientIn(
-    { ...realSurroundings, pool: () => inlinePool() },
+    { ...hostEnvironment, pool: () => inlinePool() },
     { runDirectory: run, checkpointDirectory: path.join(run, 'c'), dialect: 'path' },
   )
   for (const [tag, name] of ['a', 'b'].entries()) {

@@ -10,18 +10,18 @@ t.test('a discard obtained before the suspend was sent removes nothing afterward
   })
   const before = fate.now
   if (before.kind !== 'discardable') return t.fail('discardable until the request is sent')
-  fate.asked()
+  fate.requestSent()
   t.same(fate.now, { kind: 'holdsVm' })
   await before.discard()
   t.equal(discarded, 0)
-  fate.vmRunsOn()
+  fate.vmStillRuns()
   await before.discard()
   t.equal(discarded, 1)
 })
 
 t.test('the stage of a live checkpoint stays discardable', (t) => {
   const fate = new ChangingFate(false, () => Promise.resolve())
-  fate.asked()
+  fate.requestSent()
   t.equal(fate.now.kind, 'discardable')
   t.end()
 })

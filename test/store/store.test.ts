@@ -7,7 +7,7 @@ import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../../dist/client/client.js'
 import { isFailure, loadNative } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 import { jobs } from '../../dist/worker/jobs.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from '../crash/sets.mjs'
@@ -40,7 +40,7 @@ t.test('a folder in the place of any of its files keeps a checkpoint from being 
     t.throws(make, { code: 'ERR_CHECKPOINT_EXISTS', path: folder }, suffix)
     fs.rmdirSync(folder)
   }
-  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'b' }])
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'b' }])
 })
 
 t.test('who holds the lock is told, and a dead holder holds nothing', async (t) => {
@@ -50,12 +50,12 @@ t.test('who holds the lock is told, and a dead holder holds nothing', async (t) 
   const staging = native.openPath(path.join(directory, '.staging'), fs.constants.O_DIRECTORY)
   if (isFailure(staging)) throw new Error('open')
   t.equal(native.lock(staging, 'exclusive'), 1)
-  const held = () => jobs.destroySet(directory, 'a')
+  const held = () => jobs.destroyCheckpoint(directory, 'a')
   t.throws(held, {
     code: 'ERR_CHECKPOINT_BUSY',
     ...(process.platform === 'linux' ? { holderPid: process.pid } : {}),
   })
-  t.throws(() => jobs.listSets(directory, 'vm1'), { code: 'ERR_CHECKPOINT_BUSY' })
+  t.throws(() => jobs.listCheckpoints(directory, 'vm1'), { code: 'ERR_CHECKPOINT_BUSY' })
   const { readFileSync } = fs
   const inAnotherContainer = (...args: Parameters<typeof readFileSync>) =>
     args[0] === '/proc/locks'
@@ -68,7 +68,7 @@ t.test('who holds the lock is told, and a dead holder holds nothing', async (t) 
   fs.mkdirSync(committed)
   for (const file of fs.readdirSync(directory).filter((entry) => entry !== '.staging'))
     fs.renameSync(path.join(directory, file), path.join(committed, file))
-  t.equal(jobs.hasSets(directory), true, 'what is committed is there, whoever holds the lock')
+  t.equal(jobs.hasCheckpoints(directory), true, 'what is committed is there, whoever holds the lock')
   native.close(staging)
   t.doesNotThrow(held)
 })
@@ -90,11 +90,11 @@ t.test('who has a copy of a descriptor holds no lock', async (t) => {
   put('a')
   const { jobs } = await import('../../dist/worker/jobs.js')
   const copies = copiesOfLocked(t)
-  jobs.pinSet(directory, 'vm1', 'a', true)
-  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'a', pinned: true }])
-  jobs.pinSet(directory, 'vm1', 'a', false)
+  jobs.pinCheckpoint(directory, 'vm1', 'a', true)
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'a', pinned: true }])
+  jobs.pinCheckpoint(directory, 'vm1', 'a', false)
   native.close(jobs.beginRestore(directory, 'a').descriptors.turn)
-  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'a', pinned: false }])
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'a', pinned: false }])
   t.ok(copies.length > 4)
 })
 
@@ -104,7 +104,7 @@ t.test('nor is at work in a stage that its owner has let go', async (t) => {
   const { root } = store(t)
   const pool = inlinePool()
   const client = createClientIn(
-    { ...realSurroundings, pool: () => pool },
+    { ...hostEnvironment, pool: () => pool },
     { runDirectory: bhyve.runDirectory, checkpointDirectory: root, dialect: 'descriptor' },
   )
   const copies = copiesOfLocked(t)
@@ -127,10 +127,10 @@ t.test('a lock that is held is waited for, and not for ever', async (t) => {
   let looks = 0
   let atLook: (look: number) => void = () => undefined
   const pool = inlinePool((name) => {
-    if (name === 'listSets') atLook(++looks)
+    if (name === 'listCheckpoints') atLook(++looks)
     return undefined
   })
-  const client = createClientIn({ ...realSurroundings, pool: () => pool }, { checkpointDirectory: root })
+  const client = createClientIn({ ...hostEnvironment, pool: () => pool }, { checkpointDirectory: root })
   let waitedMs = 0
   const later = globalThis.setTimeout
   t.teardown(() => (globalThis.setTimeout = later))
@@ -280,7 +280,7 @@ t.test('what another tool makes under the name of a destroyed set keeps its file
   fs.renameSync(path.join(directory, 'x.ckp'), path.join(trash, 'x.ckp'))
   put('x')
   const before = contents(directory)
-  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'x', state: 'complete' }])
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'x', state: 'complete' }])
   const { '.staging/abc.trash/x.ckp': _, ...others } = before
   t.strictSame(contents(directory), others)
 })

@@ -3,12 +3,12 @@
 // the only VM's suspend is being written, this program opens files until it can open no more, and keeps them.
 import fs from 'node:fs'
 import { createClientIn } from '../../dist/client/client.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 
 const [runDirectory, checkpointDirectory, count, what] = process.argv.slice(2)
 // The process of a simulated fleet outlives its VMs.
-const surroundings = { ...realSurroundings, exitPatienceMs: 1 }
-const client = createClientIn(surroundings, { runDirectory, checkpointDirectory, dialect: 'descriptor' })
+const environment = { ...hostEnvironment, exitTimeoutMs: 1 }
+const client = createClientIn(environment, { runDirectory, checkpointDirectory, dialect: 'descriptor' })
 const vms = Array.from({ length: Number(count) }, (_, index) => `vm${index}`)
 const taken = []
 

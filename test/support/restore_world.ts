@@ -9,7 +9,7 @@ import { simulatedBhyve, type SimulatedDialect } from 'bhyve-checkpoint/simulato
 import { PeerMemory } from '../../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../../dist/client/client.js'
 import { isFailure } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
 import { inlinePool, scratch, until } from './index.js'
 import { manifestOf } from './sets.js'
@@ -68,8 +68,8 @@ export class World {
   newClient(): CheckpointClient {
     const dialect: Dialect = this.dialect === 'reply' ? 'descriptor' : this.dialect
     const { runDirectory, checkpointDirectory } = this
-    const surroundings = { ...realSurroundings, peers: new PeerMemory() }
-    return createClientIn(surroundings, { runDirectory, checkpointDirectory, dialect })
+    const environment = { ...hostEnvironment, peers: new PeerMemory() }
+    return createClientIn(environment, { runDirectory, checkpointDirectory, dialect })
   }
 
   /** An executable for `bhyve`. It leaves its pid beside it before anything else. */
@@ -151,7 +151,7 @@ export const codesOf = (error: { blockers?: readonly { code: string }[] }) =>
 /** A client whose jobs run here: `on` is called before each. */
 export function watched(world: World, on: (job: string) => unknown): CheckpointClient {
   const pool = () => inlinePool((name) => on(name) as Promise<unknown> | undefined)
-  const surroundings = { ...realSurroundings, peers: new PeerMemory(), pool }
+  const environment = { ...hostEnvironment, peers: new PeerMemory(), pool }
   const { runDirectory, checkpointDirectory } = world
-  return createClientIn(surroundings, { runDirectory, checkpointDirectory })
+  return createClientIn(environment, { runDirectory, checkpointDirectory })
 }

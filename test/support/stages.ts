@@ -13,7 +13,7 @@ const ours = process.geteuid!()
 /** No system gives out such a pid. */
 export const nobody = { pid: 2 ** 30, startedAt: '1', uid: ours, dialect: 'descriptor' }
 
-type Handle = Parameters<typeof jobs.secureStage>[0]
+type Handle = Parameters<typeof jobs.flushStage>[0]
 
 interface StageOptions {
   poweroff?: boolean
@@ -68,7 +68,7 @@ export class MadeStage {
     const { inspection, savedMs } = jobs.collectStage(handle, 'suspend')
     meanwhile?.()
     const request = { name: 'suspend', memoryBytes, digest: true, sparsify: true, durable: true }
-    const content = jobs.passWhole(handle, request, new Int32Array(1))!
+    const content = jobs.scanAtOnce(handle, request, new Int32Array(1))!
     const manifest = {
       ...{ version: 1, id: 'an-id', vm: 'vm1', name: 'suspend', createdAt: new Date(savedMs).toISOString() },
       ...{ poweredOff: true, pinned: false, memoryModifiedMs: content.modifiedMs },
@@ -88,7 +88,7 @@ export function store(t: Test): string {
 }
 
 export function list(directory: string): ListedCheckpoint[] {
-  return jobs.listSets(directory, 'vm1')
+  return jobs.listCheckpoints(directory, 'vm1')
 }
 
 export function assertRam(t: Test, directory: string, name: string): void {

@@ -10,7 +10,7 @@ import { type CheckpointClient, createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../../dist/client/client.js'
 import { isFailure, loadNative } from '../../dist/base/native.js'
-import { realSurroundings } from '../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
 import type { JobRunner } from '../../dist/pool/pool.js'
 import { childEnvironment, inlinePool, scratch, until } from './index.js'
 
@@ -48,7 +48,7 @@ export function watchedPool(
   before: (name: string) => unknown,
   after: (name: string) => unknown = () => undefined,
 ): () => JobRunner {
-  const real = realSurroundings.pool()
+  const real = hostEnvironment.pool()
   const run: JobRunner['run'] = async (job, onStart) => {
     await before(job.name)
     const result = await real.run(job, onStart)
@@ -70,7 +70,7 @@ export function spoiling(
     return undefined
   })
   const options = { runDirectory: bhyve.runDirectory, checkpointDirectory: root }
-  return createClientIn({ ...realSurroundings, pool: () => pool }, options)
+  return createClientIn({ ...hostEnvironment, pool: () => pool }, options)
 }
 
 export interface Asked {

@@ -186,7 +186,7 @@ function start(context: Context, vm: string, name: string): Promise<number> {
       output.result({ type: 'restored', vm, name, pid, logFile }, [line])
       return exitStatus.done
     },
-    left: { before: 'nothing was started', meanwhile: 'bhyve was started and goes on' },
+    left: { beforeStart: 'nothing was started', afterStart: 'bhyve was started and goes on' },
     isLeft: true,
     afterwards: async () => {
       const machine = (await client.listVirtualMachines()).find((one) => one.vm === vm)

@@ -52,8 +52,8 @@ export const create: Command = {
       start: (signal) => context.client.createCheckpoint(vm, createOptions(context, signal)),
       done: (checkpoint) => saved(context, checkpoint, 'created'),
       left: {
-        before: nothingSent,
-        meanwhile: 'bhyve was asked and goes on to the end of its work; nothing is published',
+        beforeStart: nothingSent,
+        afterStart: 'bhyve was asked and goes on to the end of its work; nothing is published',
       },
       holdsVm: true,
       afterwards: () => {
@@ -81,17 +81,17 @@ export const suspend: Command = {
       start: (signal) => context.client.suspend(vm, createOptions(context, signal)),
       done: (checkpoint) => saved(context, checkpoint, 'suspended'),
       left: {
-        before: nothingSent,
-        meanwhile: 'bhyve was asked and goes on; the state of the VM is published once it is saved',
+        beforeStart: nothingSent,
+        afterStart: 'bhyve was asked and goes on; the state of the VM is published once it is saved',
       },
       holdsVm: true,
-      afterwards: () => sayWhatWasSaved(context, vm, since),
+      afterwards: () => reportSaved(context, vm, since),
     })
   },
 }
 
 /** The state of a suspended VM is published whatever became of the call. */
-async function sayWhatWasSaved({ client, output }: Context, vm: string, since: Date): Promise<void> {
+async function reportSaved({ client, output }: Context, vm: string, since: Date): Promise<void> {
   // An older state is of another suspend.
   const checkpoint = await client.suspendedCheckpoint(vm, { since })
   if (checkpoint === undefined) output.notice(`VM '${vm}' was not suspended: there is no state to restore`)

@@ -3,7 +3,7 @@ import type { ListedCheckpoint, PrunePolicy } from '../../index.js'
 import type { Command, Context, Values } from '../command.js'
 import { checkpointLines, checkpointMessage, checkpointTable } from '../checkpoint_text.js'
 import { exitStatus } from '../exit_status.js'
-import { placeFrom } from '../parse.js'
+import { checkpointLocation } from '../parse.js'
 import { UsageError } from '../usage_error.js'
 import { formatSize, parseCount, parseDuration, parseSize } from '../values.js'
 import { interruptible } from '../waiting.js'
@@ -29,14 +29,14 @@ export const list: Command = {
     }
     if (found.length > 0) output.result({ type: 'list' }, checkpointTable(found, output))
     for (const vm of without) output.notice(noneOf(vm, values))
-    if (vms.length === 0) output.notice(`no checkpoints in ${placeFrom(values)}`)
+    if (vms.length === 0) output.notice(`no checkpoints in ${checkpointLocation(values)}`)
     return exitStatus.done
   },
 }
 
 /** Said for each VM that was named: a misspelt one looks like one without checkpoints. */
 function noneOf(vm: string, values: Values): string {
-  return `VM '${vm}' has no checkpoints in ${placeFrom(values)}`
+  return `VM '${vm}' has no checkpoints in ${checkpointLocation(values)}`
 }
 
 function notFound({ api }: Context, message: string, vm: string, checkpoint?: string): Error {
@@ -75,8 +75,8 @@ export const verify: Command = {
     interruptible(context, {
       doing: `verifying checkpoints of VM '${context.names[0] ?? ''}'`,
       start: (signal) => verifyAll(context, signal),
-      done: (allWhole) => (allWhole ? exitStatus.done : exitStatus.damaged),
-      left: { before: 'the next one was not read', meanwhile: 'the reading stops' },
+      done: (allComplete) => (allComplete ? exitStatus.done : exitStatus.damaged),
+      left: { beforeStart: 'the next one was not read', afterStart: 'the reading stops' },
       afterwards: () => Promise.resolve(),
     }),
 }
@@ -84,26 +84,26 @@ export const verify: Command = {
 async function verifyAll(context: Context, signal: AbortSignal): Promise<boolean> {
   const [vm = '', ...named] = context.names
   if (named.length === 0) return verifyListed(context, vm, signal)
-  let allWhole = true
-  for (const name of named) allWhole = (await verifyOne(context, vm, name, signal)) && allWhole
-  return allWhole
+  let allComplete = true
+  for (const name of named) allComplete = (await verifyOne(context, vm, name, signal)) && allComplete
+  return allComplete
 }
 
 /** Nothing found is no success: whoever checks a misspelt VM every night believes to have checkpoints. */
 async function verifyListed(context: Context, vm: string, signal: AbortSignal): Promise<boolean> {
   const names = await ours(context, vm)
   if (names.length === 0) throw notFound(context, noneOf(vm, context.values), vm)
-  let allWhole = true
+  let allComplete = true
   for (const name of names) {
     try {
-      allWhole = (await verifyOne(context, vm, name, signal)) && allWhole
+      allComplete = (await verifyOne(context, vm, name, signal)) && allComplete
     } catch (error) {
       if (!(error instanceof context.api.CheckpointError) || error.code !== 'ERR_CHECKPOINT_NOT_FOUND')
         throw error
       context.output.notice(`${vm}/${name} was removed meanwhile`)
     }
   }
-  return allWhole
+  return allComplete
 }
 
 async function ours({ client }: Context, vm: string): Promise<string[]> {

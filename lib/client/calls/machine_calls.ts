@@ -18,11 +18,11 @@ export class MachineCalls {
 
   async pause(vm: string, options: { pid?: number | undefined } = {}): Promise<void> {
     assertVmName(vm)
-    this.#assertNotAsked(vm)
+    this.#assertNoRequest(vm)
     return this.#session.explained(`pausing VM '${vm}'`, () => ({ vm }), this.#setPaused(vm, true, options))
   }
 
-  #assertNotAsked(vm: string): void {
+  #assertNoRequest(vm: string): void {
     if (!this.#session.requests.has(vm)) return
     const message = `VM '${vm}' is being asked for a checkpoint: stopped now, it would never end`
     throw new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm, holderPid: process.pid })
@@ -35,29 +35,29 @@ export class MachineCalls {
 
   async #setPaused(vm: string, paused: boolean, options: { pid?: number | undefined }): Promise<void> {
     assertOptions(options, 'the options', ['pid'])
-    const place = { ...this.#session.settings.place, vm }
+    const target = { ...this.#session.settings.target, vm }
     if (options.pid !== undefined) {
       assertPid(options.pid)
-      return setPaused(peerWithPid(options.pid, place), paused, place)
+      return setPaused(peerWithPid(options.pid, target), paused, target)
     }
-    const sockets = await this.#session.vmJobs.locateSocket(place)
-    const { peer, located } = findPeer(sockets, place, this.#session.surroundings.peers)
-    assertTrusted(peer, located, place)
+    const sockets = await this.#session.vmJobs.locateSocket(target)
+    const { peer, located } = findPeer(sockets, target, this.#session.environment.peers)
+    assertTrusted(peer, located, target)
     // A request may have been made meanwhile. One that comes after the stop finds the VM paused.
-    if (paused) this.#assertNotAsked(vm)
-    return setPaused(peer, paused, place)
+    if (paused) this.#assertNoRequest(vm)
+    return setPaused(peer, paused, target)
   }
 
   async listVirtualMachines(options: { connect?: boolean | undefined } = {}): Promise<VirtualMachine[]> {
     assertOptions(options, 'the options', ['connect'])
     const { connect = true } = options
     assertBoolean(connect, 'connect')
-    const { place } = this.#session.settings
+    const { target } = this.#session.settings
     const found = this.#session.explained(
       'listing virtual machines',
       () => ({}),
-      this.#session.vmJobs.findSockets(place),
+      this.#session.vmJobs.findSockets(target),
     )
-    return (await found).map((one) => describeVm(one, place, this.#session.surroundings.peers, connect))
+    return (await found).map((one) => describeVm(one, target, this.#session.environment.peers, connect))
   }
 }

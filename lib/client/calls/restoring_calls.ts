@@ -9,8 +9,8 @@ import { about, type Session } from '../session.js'
 
 /** What a cancel leaves: before bhyve is started, and after. */
 const outcome = {
-  before: 'nothing was started',
-  meanwhile: 'bhyve was started and goes on (client.idle() waits until it serves or has ended)',
+  beforeStart: 'nothing was started',
+  afterStart: 'bhyve was started and goes on (client.idle() waits until it serves or has ended)',
 } as const
 
 export class RestoringCalls {
@@ -29,7 +29,7 @@ export class RestoringCalls {
       async (context, settings, cancellation) => {
         const plan = () => planRestore(context, settings)
         const count = settings.verify ? descriptorsOf.verify : 0
-        return (await this.#session.surroundings.descriptors().during(count, cancellation, plan)).plan
+        return (await this.#session.environment.descriptors().during(count, cancellation, plan)).plan
       },
     )
   }
@@ -39,9 +39,7 @@ export class RestoringCalls {
       this.#session.assertCan('restore', `restoring checkpoint '${name}' of VM '${vm}'`, vm, name)
       const count = descriptorsOf.restore + (settings.verify ? descriptorsOf.verify : 0)
       const begin = () => restore(context, settings, cancellation)
-      return this.#session.tracked(
-        this.#session.surroundings.descriptors().during(count, cancellation, begin),
-      )
+      return this.#session.tracked(this.#session.environment.descriptors().during(count, cancellation, begin))
     })
   }
 
@@ -61,12 +59,12 @@ export class RestoringCalls {
     const doing = `${verb} checkpoint '${name}' of VM '${vm}'`
     const cancellation = new Cancellation({ signal, timeout, doing, vm, ...outcome })
     cancellation.throwIfCancelled()
-    const { peers, host, system, defaultRunDirectory } = this.#session.surroundings
-    const place = { ...this.#session.settings.place, vm }
+    const { peers, host, system, defaultRunDirectory } = this.#session.environment
+    const target = { ...this.#session.settings.target, vm }
     const context = {
       store: this.#session.store,
       vmJobs: this.#session.vmJobs,
-      place,
+      target,
       peers,
       host,
       system,

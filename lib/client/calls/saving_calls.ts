@@ -18,13 +18,13 @@ const suspendOptions = createOptions.filter((option) => option !== 'poweroff')
 /** What a cancel leaves: before bhyve is asked, and after. */
 const outcomes = {
   checkpoint: {
-    before: 'nothing was sent to bhyve',
-    meanwhile:
+    beforeStart: 'nothing was sent to bhyve',
+    afterStart:
       'bhyve was asked and goes on to the end of its work; nothing is published (client.idle() waits for that)',
   },
   suspend: {
-    before: 'nothing was sent to bhyve',
-    meanwhile:
+    beforeStart: 'nothing was sent to bhyve',
+    afterStart:
       'bhyve was asked and goes on; the state of the VM is published once it is saved (client.idle() waits for that)',
   },
 } as const
@@ -38,7 +38,7 @@ export class SavingCalls {
   }
 
   async createCheckpoint(vm: string, options: CreateOptions = {}): Promise<Checkpoint> {
-    const settings = about(vm, () => createSettings(vm, options, this.#session.settings.place.dialect))
+    const settings = about(vm, () => createSettings(vm, options, this.#session.settings.target.dialect))
     const { signal, timeout, name } = settings
     const doing = settings.poweroff
       ? `suspending VM '${vm}' as checkpoint '${name}'`
@@ -47,14 +47,14 @@ export class SavingCalls {
     const outcome = settings.poweroff ? outcomes.suspend : outcomes.checkpoint
     const cancellation = new Cancellation({ signal, timeout, doing, vm, ...outcome })
     cancellation.throwIfCancelled()
-    const asked: SavingCall['asked'] = {}
+    const receiver: SavingCall['receiver'] = {}
     const progress = new ProgressReporter(settings, cancellation)
-    const call = { cancellation, progress, asked }
+    const call = { cancellation, progress, receiver }
     const task = this.#create(settings, call).finally(() => cancellation[Symbol.dispose]())
     const details = () => ({
       vm,
       checkpoint: name,
-      vmState: asked.peer === undefined ? ('unknown' as const) : vmStateOf(asked.peer),
+      vmState: receiver.peer === undefined ? ('unknown' as const) : vmStateOf(receiver.peer),
     })
     return this.#session.explained(doing, details, cancellation.race(this.#session.tracked(task)))
   }
@@ -71,15 +71,15 @@ export class SavingCalls {
     // A call that gave up leaves the order to bhyve's own queue: its request may never end.
     cancellation.onCancel(endTurn)
     try {
-      const place = { ...this.#session.settings.place, vm }
-      const { system, peers, exitPatienceMs, descriptors } = this.#session.surroundings
+      const target = { ...this.#session.settings.target, vm }
+      const { system, peers, exitTimeoutMs, descriptors } = this.#session.environment
       const context = {
         store: this.#session.store,
         vmJobs: this.#session.vmJobs,
-        place,
+        target,
         system,
         peers,
-        exitPatienceMs,
+        exitTimeoutMs,
       }
       const { count, save } = settings.poweroff
         ? { count: descriptorsOf.suspend, save: suspend }

@@ -19,8 +19,8 @@ import { about, type Session } from '../session.js'
 
 /** What a cancel leaves: before a file is read, and after. */
 const verifying = {
-  before: 'nothing was read',
-  meanwhile: 'the reading stops (client.idle() waits for that)',
+  beforeStart: 'nothing was read',
+  afterStart: 'the reading stops (client.idle() waits for that)',
 } as const
 
 export class StoredCalls {
@@ -35,19 +35,19 @@ export class StoredCalls {
     return this.#session.explained(
       `listing the checkpoints of VM '${vm}'`,
       () => ({ vm }),
-      this.#session.store.jobs.listSets(this.#session.store.directoryOf(vm), vm),
+      this.#session.store.jobs.listCheckpoints(this.#session.store.directoryOf(vm), vm),
     )
   }
 
   async getCheckpoint(vm: string, name: string): Promise<Checkpoint> {
     return this.#onStored('reading', vm, name, (directory) =>
-      this.#session.store.jobs.getSet(directory, vm, name),
+      this.#session.store.jobs.getCheckpoint(directory, vm, name),
     )
   }
 
   async destroyCheckpoint(vm: string, name: string): Promise<void> {
     return this.#onStored('destroying', vm, name, (directory) =>
-      this.#session.store.jobs.destroySet(directory, name),
+      this.#session.store.jobs.destroyCheckpoint(directory, name),
     )
   }
 
@@ -56,7 +56,7 @@ export class StoredCalls {
     return this.#session.explained(
       `destroying the checkpoints of VM '${vm}'`,
       () => ({ vm }),
-      this.#session.store.jobs.destroySets(
+      this.#session.store.jobs.destroyCheckpoints(
         this.#session.store.directoryOf(vm),
         this.#session.store.ownsDirectories,
       ),
@@ -80,8 +80,8 @@ export class StoredCalls {
     const progress = new ProgressReporter({ vm, name, onProgress, memoryBytes: undefined }, cancellation)
     const task = this.#onStored('verifying', vm, name, (directory) =>
       depth === 'structure'
-        ? this.#session.store.jobs.verifySet(directory, name)
-        : this.#session.surroundings.descriptors().during(descriptorsOf.verify, cancellation, () => {
+        ? this.#session.store.jobs.verifyStructure(directory, name)
+        : this.#session.environment.descriptors().during(descriptorsOf.verify, cancellation, () => {
             cancellation.begin()
             return verifyContent({ store: this.#session.store, vm, name, cancellation, progress })
           }),
@@ -96,7 +96,7 @@ export class StoredCalls {
     assertCheckpointName(name, vm)
     this.#session.assertCan('pin', `pinning checkpoint '${name}' of VM '${vm}'`, vm, name)
     return this.#onStored('pinning', vm, name, (directory) =>
-      this.#session.store.jobs.pinSet(directory, vm, name, pinned),
+      this.#session.store.jobs.pinCheckpoint(directory, vm, name, pinned),
     )
   }
 
@@ -108,7 +108,7 @@ export class StoredCalls {
     return this.#session.explained(
       `pruning the checkpoints of VM '${vm}'`,
       () => ({ vm }),
-      this.#session.store.jobs.pruneSets(this.#session.store.directoryOf(vm), vm, rules, Date.now()),
+      this.#session.store.jobs.pruneCheckpoints(this.#session.store.directoryOf(vm), vm, rules, Date.now()),
     )
   }
 

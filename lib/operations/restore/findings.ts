@@ -3,7 +3,7 @@ import { Buffer } from 'node:buffer'
 import { restorablePathBytes, structPathBytes } from '../../base/names.js'
 import type { Host } from '../../checkpoint/host.js'
 import type { RestoreSettings } from '../settings.js'
-import type { SetReport } from '../../store/catalog/restore_records.js'
+import type { CheckpointReport } from '../../store/catalog/restore_records.js'
 import type { RestoreBlocker, RestorePlan, RestoreWarning } from '../../base/types.js'
 import type { ArgumentsReport, SeenDisk } from '../../bhyve_arguments/report.js'
 import type { Machine } from '../../bhyve_arguments/parsed_machine.js'
@@ -20,7 +20,10 @@ export function warning(code: RestoreWarning, message: string): Warning {
   return { code, message }
 }
 
-export function setBlockers({ listed, isOfNewerRelease }: SetReport, again: boolean): Blocker[] {
+export function checkpointBlockers(
+  { listed, isOfNewerRelease }: CheckpointReport,
+  again: boolean,
+): Blocker[] {
   const { state } = listed
   const problems = listed.problems.filter(({ code }) => !again || code !== 'durability-unproven')
   const reasons = problems.map(({ message, file }) => (file === undefined ? message : `${file}: ${message}`))
@@ -33,12 +36,12 @@ export function setBlockers({ listed, isOfNewerRelease }: SetReport, again: bool
 }
 
 /** A checkpoint that is damaged only because nothing proves its content: `again` restores it. */
-export function durabilityWarnings({ listed }: SetReport): Warning[] {
+export function durabilityWarnings({ listed }: CheckpointReport): Warning[] {
   const unproven = listed.problems.filter(({ code }) => code === 'durability-unproven')
   return unproven.map(({ message }) => warning('not-verified', message))
 }
 
-export function pathBlockers({ listed, dialect, generation }: SetReport): Blocker[] {
+export function pathBlockers({ listed, dialect, generation }: CheckpointReport): Blocker[] {
   const limit = dialect === 'struct' || generation === '13.0' ? structPathBytes : restorablePathBytes
   const bytes = Buffer.byteLength(listed.path)
   if (bytes <= limit) return []
@@ -51,9 +54,13 @@ export function pathBlockers({ listed, dialect, generation }: SetReport): Blocke
  * The older shape has one entry per type and no slots: a type without an entry, or with an empty one, is passed over
  * ("Continuing the restore", `vm_restore_user_dev()`), so that bhyve starts. No device can be missed there.
  */
-export function deviceBlockers(set: SetReport, machine: Machine, { machine: architecture }: Host): Blocker[] {
-  const { devices: saved } = set.listed
-  if (!set.devicesHavePlaces || saved === undefined) return []
+export function deviceBlockers(
+  checkpoint: CheckpointReport,
+  machine: Machine,
+  { machine: architecture }: Host,
+): Blocker[] {
+  const { devices: saved } = checkpoint.listed
+  if (!checkpoint.devicesHaveAddresses || saved === undefined) return []
   const spare = saved.filter((name) => !machine.devices.some((device) => isSameDevice(device, name)))
   const missing = machine.devices.filter((device) => !saved.some((name) => isSameDevice(device, name)))
   const blockers = missing.map((device) => missed(device, spare))
@@ -68,21 +75,21 @@ const keyboard = 'atkbdc'
 
 /** A bhyve without aliases names a device in its checkpoints as in its arguments. */
 function isSameDevice(device: string, saved: string): boolean {
-  const [emulation = '', place] = saved.split('@')
-  return device === saved || device === `${aliases.get(emulation) ?? emulation}@${place ?? ''}`
+  const [emulation = '', address] = saved.split('@')
+  return device === saved || device === `${aliases.get(emulation) ?? emulation}@${address ?? ''}`
 }
 
 function missed(device: string, spare: readonly string[]): Blocker {
-  const [emulation = '', place = ''] = device.split('@')
+  const [emulation = '', address = ''] = device.split('@')
   const elsewhere = spare.filter((name) => isSameDevice(`${emulation}@${name.split('@')[1] ?? ''}`, name))
   if (elsewhere.length === 0) return blocker('device-missing', `the checkpoint has no ${device}`)
   return blocker(
     'device-moved',
-    `the checkpoint has ${elsewhere.join(', ')}, the arguments have it at ${place}`,
+    `the checkpoint has ${elsewhere.join(', ')}, the arguments have it at ${address}`,
   )
 }
 
-export function againBlockers({ listed }: SetReport, { again }: RestoreSettings): Blocker[] {
+export function againBlockers({ listed }: CheckpointReport, { again }: RestoreSettings): Blocker[] {
   if (again || listed.restoredAt === undefined) return []
   const at = listed.restoredAt.toISOString()
   return [
@@ -108,22 +115,29 @@ export interface Findings {
  * A suspended VM's disks must be as it left them. The disks of one that ran on have moved on by nature: that is a
  * warning unless they show that they have not (put back from a snapshot of theirs, with their times).
  */
-export function diskFindings(set: SetReport, disks: readonly SeenDisk[], again: boolean): Findings {
+export function diskFindings(
+  checkpoint: CheckpointReport,
+  disks: readonly SeenDisk[],
+  again: boolean,
+): Findings {
   const newer = disks.filter(
-    ({ modifiedMs }) => modifiedMs !== undefined && modifiedMs > set.disksQuietMs + lateTimeMs,
+    ({ modifiedMs }) => modifiedMs !== undefined && modifiedMs > checkpoint.disksQuietMs + lateTimeMs,
   )
   const unknown = disks.filter(({ modifiedMs }) => modifiedMs === undefined)
-  if (set.listed.poweredOff === true && !again) {
-    return { blockers: newer.map((disk) => newerDisk(disk, set)), warnings: unknown.map(unverifiedDisk) }
+  if (checkpoint.listed.poweredOff === true && !again) {
+    return {
+      blockers: newer.map((disk) => newerDisk(disk, checkpoint)),
+      warnings: unknown.map(unverifiedDisk),
+    }
   }
-  const moved = set.listed.poweredOff === true ? newer : [...newer, ...unknown]
+  const moved = checkpoint.listed.poweredOff === true ? newer : [...newer, ...unknown]
   const paths = moved.map(({ path }) => `'${path}'`).join(', ')
   const warnings = moved.length === 0 ? [] : [warning('disks-moved-on', `older than its disks: ${paths}`)]
-  if (set.listed.poweredOff === true) warnings.push(...unknown.map(unverifiedDisk))
+  if (checkpoint.listed.poweredOff === true) warnings.push(...unknown.map(unverifiedDisk))
   return { blockers: [], warnings }
 }
 
-function newerDisk({ path, device, modifiedMs = 0 }: SeenDisk, { disksQuietMs }: SetReport): Blocker {
+function newerDisk({ path, device, modifiedMs = 0 }: SeenDisk, { disksQuietMs }: CheckpointReport): Blocker {
   const [changed, saved] = [modifiedMs, disksQuietMs].map((time) => new Date(time).toISOString())
   const message = `'${path}' (${device}) was changed at ${changed ?? ''}, after the VM was powered off at ${saved ?? ''}`
   return blocker('disk-newer', `${message} (the option 'again' overrides)`)
@@ -134,7 +148,7 @@ function unverifiedDisk({ path, device, why = '' }: SeenDisk): Warning {
 }
 
 /** bhyve takes memory and vCPUs from the checkpoint, whatever the arguments say. */
-export function machineWarnings({ listed }: SetReport, machine: Machine): Warning[] {
+export function machineWarnings({ listed }: CheckpointReport, machine: Machine): Warning[] {
   const warnings: Warning[] = []
   const { memoryBytes, cpus } = listed
   if (memoryBytes !== undefined && memoryBytes !== machine.memoryBytes) {
@@ -149,14 +163,18 @@ export function machineWarnings({ listed }: SetReport, machine: Machine): Warnin
   return warnings
 }
 
-export function nameWarnings(vm: string, { name }: ArgumentsReport, { metadataVm }: SetReport): Warning[] {
+export function nameWarnings(
+  vm: string,
+  { name }: ArgumentsReport,
+  { metadataVm }: CheckpointReport,
+): Warning[] {
   const names = new Set([vm, name ?? vm, metadataVm ?? vm])
   if (names.size === 1) return []
   const message = `asked for '${vm}', started as '${name ?? vm}', the checkpoint is of '${metadataVm ?? vm}'`
   return [warning('vm-name-differs', message)]
 }
 
-export function hostWarnings({ listed, host: then }: SetReport, now: Host): Warning[] {
+export function hostWarnings({ listed, host: then }: CheckpointReport, now: Host): Warning[] {
   const warnings: Warning[] = []
   if (then !== undefined && then.cpuModel !== now.cpuModel) {
     warnings.push(warning('cpu-model-differs', `made on '${then.cpuModel}', this is '${now.cpuModel}'`))

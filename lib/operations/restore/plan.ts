@@ -1,13 +1,13 @@
 /** What a restore would do, and every reason not to: where the set, the arguments and the system are looked at. */
 import type { System } from '../../bhyve/dialects.js'
-import type { Place } from '../../bhyve/locate.js'
+import type { Target } from '../../bhyve/locate.js'
 import type { PeerMemory } from '../../bhyve/peer_memory.js'
 import type { Cancellation } from '../../base/cancellation.js'
 import { CheckpointError } from '../../base/errors.js'
 import { isVmName } from '../../base/names.js'
 import type { Host } from '../../checkpoint/host.js'
 import { defaultBhyve, type RestoreSettings } from '../settings.js'
-import type { SetReport } from '../../store/catalog/restore_records.js'
+import type { CheckpointReport } from '../../store/catalog/restore_records.js'
 import type { Store } from '../../store/store.js'
 import type { VmJobs } from '../jobs.js'
 import { ProgressReporter } from '../progress.js'
@@ -26,7 +26,7 @@ import {
   machineWarnings,
   nameWarnings,
   pathBlockers,
-  setBlockers,
+  checkpointBlockers,
   warning,
 } from './findings.js'
 import { generationBlockers, readerOf } from './reader.js'
@@ -36,7 +36,7 @@ export interface RestoreContext {
   store: Store
   vmJobs: VmJobs
   /** Of the VM that was asked for. */
-  place: Place
+  target: Target
   peers: PeerMemory
   /** Where bhyve's socket is if the arguments say nothing. */
   defaultRunDirectory: string
@@ -48,9 +48,9 @@ export interface RestoreContext {
 /** A plan, and what its execution needs to know besides. */
 export interface Planned {
   plan: RestorePlan
-  set: SetReport
+  checkpoint: CheckpointReport
   /** Where the new bhyve's socket is going to be: the first, or where arguments say nothing and bhyve is told otherwise, another. */
-  places: Place[]
+  targets: Target[]
 }
 
 /** `starts`: it is going to be carried out, here and now. */
@@ -61,50 +61,50 @@ export async function planRestore(
 ): Promise<Planned> {
   const { store } = context
   const { vm, name } = settings
-  const set = await store.jobs.lookAtSet(store.directoryOf(vm), vm, name)
-  const report = await context.vmJobs.readArguments(settings.args, set.metadataVm, settings.bhyve)
-  const places = placesOf(context, report)
+  const checkpoint = await store.jobs.inspectForRestore(store.directoryOf(vm), vm, name)
+  const report = await context.vmJobs.readArguments(settings.args, checkpoint.metadataVm, settings.bhyve)
+  const targets = targetsOf(context, report)
   const host = context.host()
-  const content = await contentFindings(context, settings, set)
-  const running = await runningBlockers(context, places)
-  const disks = diskFindings(set, report.disks, settings.again)
+  const content = await contentFindings(context, settings, checkpoint)
+  const running = await runningBlockers(context, targets)
+  const disks = diskFindings(checkpoint, report.disks, settings.again)
   const { machine } = report
   const others = [
-    ...setBlockers(set, settings.again),
+    ...checkpointBlockers(checkpoint, settings.again),
     ...content.blockers,
-    ...pathBlockers(set),
-    ...generationBlockers(set, readerOf(context.place.dialect, context.system)),
+    ...pathBlockers(checkpoint),
+    ...generationBlockers(checkpoint, readerOf(context.target.dialect, context.system)),
     ...running,
-    ...(machine === undefined ? [] : deviceBlockers(set, machine, host)),
-    ...againBlockers(set, settings),
+    ...(machine === undefined ? [] : deviceBlockers(checkpoint, machine, host)),
+    ...againBlockers(checkpoint, settings),
     ...disks.blockers,
     ...argumentBlockers(report),
   ]
   const needsBhyve = !mayLackBhyve(settings) || (starts && others.length === 0)
   const blockers = needsBhyve ? [...others, ...executableBlockers(report)] : others
   const warnings = [
-    ...(machine === undefined ? [] : machineWarnings(set, machine)),
-    ...nameWarnings(vm, report, set),
-    ...hostWarnings(set, host),
+    ...(machine === undefined ? [] : machineWarnings(checkpoint, machine)),
+    ...nameWarnings(vm, report, checkpoint),
+    ...hostWarnings(checkpoint, host),
     ...disks.warnings,
     ...content.warnings,
-    ...durabilityWarnings(set),
+    ...durabilityWarnings(checkpoint),
   ]
-  const args = settings.args.toSpliced(report.insertAt, 0, '-r', set.listed.path)
-  return { plan: { command: settings.bhyve, args, blockers, warnings }, set, places }
+  const args = settings.args.toSpliced(report.insertAt, 0, '-r', checkpoint.listed.path)
+  return { plan: { command: settings.bhyve, args, blockers, warnings }, checkpoint, targets }
 }
 
 /**
  * The arguments may name the VM and its run directory otherwise than the call. Where they name no directory, bhyve takes
  * its default, unless it is one that was built for another: so both are looked at.
  */
-function placesOf(
-  { place, defaultRunDirectory }: RestoreContext,
+function targetsOf(
+  { target, defaultRunDirectory }: RestoreContext,
   { name, runDirectory }: ArgumentsReport,
-): Place[] {
-  const vm = name !== undefined && isVmName(name) ? name : place.vm
-  const directories = runDirectory === undefined ? [place.runDirectory, defaultRunDirectory] : [runDirectory]
-  return [...new Set(directories)].map((directory) => ({ ...place, vm, runDirectory: directory }))
+): Target[] {
+  const vm = name !== undefined && isVmName(name) ? name : target.vm
+  const directories = runDirectory === undefined ? [target.runDirectory, defaultRunDirectory] : [runDirectory]
+  return [...new Set(directories)].map((directory) => ({ ...target, vm, runDirectory: directory }))
 }
 
 /** Where there is no bhyve at all, a plan that names none is for another host. */
@@ -124,20 +124,20 @@ function executableBlockers({ executableFault }: ArgumentsReport): Blocker[] {
 
 /** Under the name that was asked for, and under the one that bhyve is going to use. */
 async function runningBlockers(
-  { vmJobs, place, peers }: RestoreContext,
-  effective: readonly Place[],
+  { vmJobs, target, peers }: RestoreContext,
+  effective: readonly Target[],
 ): Promise<Blocker[]> {
-  const [first = place, ...guesses] = effective
-  const isSame = first.vm === place.vm && first.runDirectory === place.runDirectory
-  const places = isSame ? [place] : [place, first]
-  const found = places.map((one) => runningBlocker(vmJobs, one, peers))
+  const [first = target, ...guesses] = effective
+  const isSame = first.vm === target.vm && first.runDirectory === target.runDirectory
+  const targets = isSame ? [target] : [target, first]
+  const found = targets.map((one) => runningBlocker(vmJobs, one, peers))
   const guessed = guesses.map((one) => runningBlocker(vmJobs, one, peers).catch(noneUnlessExhausted))
   return (await Promise.all([...found, ...guessed])).flat()
 }
 
-async function runningBlocker(vmJobs: VmJobs, place: Place, peers: PeerMemory): Promise<Blocker[]> {
+async function runningBlocker(vmJobs: VmJobs, target: Target, peers: PeerMemory): Promise<Blocker[]> {
   try {
-    const sign = await signOfLife(vmJobs, place, peers)
+    const sign = await signOfLife(vmJobs, target, peers)
     return sign === undefined ? [] : [blocker('already-running', sign)]
   } catch (error) {
     const isLong = error instanceof CheckpointError && error.code === 'ERR_PATH_TOO_LONG'
@@ -150,16 +150,16 @@ async function runningBlocker(vmJobs: VmJobs, place: Place, peers: PeerMemory): 
 async function contentFindings(
   { store, cancellation }: RestoreContext,
   settings: RestoreSettings,
-  set: SetReport,
+  checkpoint: CheckpointReport,
 ): Promise<Findings> {
-  if (!settings.verify || set.listed.state !== 'complete') return { blockers: [], warnings: [] }
+  if (!settings.verify || checkpoint.listed.state !== 'complete') return { blockers: [], warnings: [] }
   const { vm, name } = settings
   const progress = new ProgressReporter(
     { vm, name, onProgress: undefined, memoryBytes: undefined },
     cancellation,
   )
   const { problems, depth } = await verifyContent({ store, vm, name, cancellation, progress })
-  const reasons = problems.map(({ message, file }) => `${file ?? set.listed.path}: ${message}`)
+  const reasons = problems.map(({ message, file }) => `${file ?? checkpoint.listed.path}: ${message}`)
   return {
     blockers: problems.length === 0 ? [] : [blocker('damaged', reasons.join('; '))],
     warnings:

@@ -1,7 +1,7 @@
 /** Whose bhyve is going to read a checkpoint, and whether it can (protocol.md section 6). */
 import type { System } from '../../bhyve/dialects.js'
 import { type Generation, systemOf } from '../../checkpoint/generation.js'
-import type { SetReport } from '../../store/catalog/restore_records.js'
+import type { CheckpointReport } from '../../store/catalog/restore_records.js'
 import type { Dialect } from '../../base/types.js'
 import { blocker, type Blocker } from './findings.js'
 
@@ -32,7 +32,7 @@ function generationOfSystem({ platform, release }: System): Generation | undefin
 }
 
 /** A manifest is not asked: the metadata themselves decide, as they do for bhyve. */
-export function generationBlockers({ generation }: SetReport, reader: Reader | undefined): Blocker[] {
+export function generationBlockers({ generation }: CheckpointReport, reader: Reader | undefined): Blocker[] {
   if (generation === undefined || reader === undefined || reader.generation === generation) return []
   const message =
     `bhyve of ${systemOf(generation)} made it, and bhyve of ${systemOf(reader.generation)}, which would read it here ` +

@@ -3,7 +3,7 @@ import { CheckpointError, detailsOf, isExhausted, toCheckpointError, withDetails
 import type { Cancellation } from '../../base/cancellation.js'
 import { loadNative } from '../../base/native.js'
 import type { RestoreSettings } from '../settings.js'
-import type { Mark } from '../../store/catalog/restore_records.js'
+import type { RestoreRecord } from '../../store/catalog/restore_records.js'
 import type { OpenedLog } from '../../store/catalog/restore_log.js'
 import { planRestore, type Planned, type RestoreContext } from './plan.js'
 import { socketsIn } from './running.js'
@@ -71,10 +71,10 @@ async function restoreLogged(
   try {
     const { vm, name, again } = settings
     const restoring = { at: new Date().toISOString(), again }
-    const mark = await jobs.markRestored(directory, vm, name, planned.set.identity, restoring)
-    if (mark === undefined) throw changed(settings)
-    return await restoreMarked(
-      { ...context, directory, settings, planned, log, mark, mayHaveRun: false },
+    const record = await jobs.recordRestore(directory, vm, name, planned.checkpoint.identity, restoring)
+    if (record === undefined) throw changed(settings)
+    return await restoreRecorded(
+      { ...context, directory, settings, planned, log, record, mayHaveRun: false },
       cancellation,
     )
   } finally {
@@ -88,16 +88,16 @@ interface Starting extends RestoreContext {
   settings: RestoreSettings
   planned: Planned
   log: OpenedLog
-  mark: Mark
+  record: RestoreRecord
   /** The guest, from this set, although bhyve has ended. */
   mayHaveRun: boolean
 }
 
 /** From here on the set is marked: every way out without a guest that ran takes the mark back. */
-async function restoreMarked(starting: Starting, cancellation: Cancellation): Promise<Restored> {
+async function restoreRecorded(starting: Starting, cancellation: Cancellation): Promise<Restored> {
   const restored = await restoreHeld(starting, cancellation).catch(async (error: unknown) => {
     if (starting.mayHaveRun) await confirm(starting)
-    else await takeBack(starting, error)
+    else await revoke(starting, error)
     throw error
   })
   await confirm(starting)
@@ -105,23 +105,23 @@ async function restoreMarked(starting: Starting, cancellation: Cancellation): Pr
 }
 
 /** Where that fails, the set is kept as if it were all there is of the VM: too careful, and no harm. */
-async function confirm({ store, directory, settings, mark }: Starting): Promise<void> {
-  await store.jobs.confirmRestore(directory, settings.name, mark).catch(() => undefined)
+async function confirm({ store, directory, settings, record }: Starting): Promise<void> {
+  await store.jobs.confirmRestore(directory, settings.name, record).catch(() => undefined)
 }
 
 /** Marking takes the lock alone, starting shares it: the set must still be the same once the one became the other. */
 async function restoreHeld(starting: Starting, cancellation: Cancellation): Promise<Restored> {
-  const { store, vmJobs, directory, settings, planned, mark, log, peers } = starting
-  const held = await store.jobs.holdSet(directory, settings.name, planned.set.identity, mark)
+  const { store, vmJobs, directory, settings, planned, record, log, peers } = starting
+  const held = await store.jobs.holdCheckpoint(directory, settings.name, planned.checkpoint.identity, record)
   if (held === undefined) throw changed(settings)
   try {
-    const places = placesOfNew(planned)
-    const before = await socketsIn(vmJobs, places)
+    const targets = targetsOfNew(planned)
+    const before = await socketsIn(vmJobs, targets)
     const stale = new Set(before.map(({ identity }) => identity))
     cancellation.begin()
     const { command, args } = planned.plan
     const bhyve = startBhyve(command, args, log.descriptors.log, settings.env)
-    const ended = await untilServed(bhyve, { vmJobs, places, peers, stale, bound: new Set() })
+    const ended = await untilServed(bhyve, { vmJobs, targets, peers, stale, bound: new Set() })
     starting.mayHaveRun = ended?.mayHaveRun === true
     if (ended !== undefined || bhyve.pid === undefined) throw await didNotServe(starting, ended)
     return new Restored(bhyve, bhyve.pid, log.path)
@@ -136,9 +136,9 @@ function changed({ vm, name }: RestoreSettings): CheckpointError {
 }
 
 /** The new bhyve runs as we do. */
-function placesOfNew({ places }: Planned): Planned['places'] {
+function targetsOfNew({ targets }: Planned): Planned['targets'] {
   const ours = process.geteuid?.() ?? 0
-  return places.map((place) => ({ ...place, trustedUids: [...place.trustedUids, ours] }))
+  return targets.map((target) => ({ ...target, trustedUids: [...target.trustedUids, ours] }))
 }
 
 async function didNotServe(
@@ -152,14 +152,14 @@ async function didNotServe(
     return new CheckpointError(known.code, known.message, { ...detailsOf(known), vmState: 'off' })
   }
   const output = await store.jobs.readLogEnd(log.descriptors.log, log.start).catch(() => '')
-  const said = output === '' ? 'It said nothing' : `Its last words:\n${output}\n`
+  const lastOutput = output === '' ? 'It said nothing' : `Its last words:\n${output}\n`
   const what = mayHaveRun ? 'came up and ended at once' : 'did not come up'
-  const mark = mayHaveRun
+  const outcome = mayHaveRun
     ? ". The guest may have run: the checkpoint stays marked as restored (the option 'again' overrides)"
     : ''
   const message =
-    `bhyve ${what} from checkpoint '${name}' of VM '${vm}': ${inWords(bhyve, ending)}. ${said} ` +
-    `(all of it is in '${log.path}')${mark}`
+    `bhyve ${what} from checkpoint '${name}' of VM '${vm}': ${inWords(bhyve, ending)}. ${lastOutput} ` +
+    `(all of it is in '${log.path}')${outcome}`
   return new CheckpointError('ERR_RESTORE_FAILED', message, {
     vm,
     checkpoint: name,
@@ -177,9 +177,9 @@ function inWords(bhyve: string, ending: Ending | undefined): string {
 }
 
 /** Where that fails too, the set stays marked, and the error says so; one that is gone has no mark. */
-async function takeBack({ store, directory, settings, mark }: Starting, reason: unknown): Promise<void> {
+async function revoke({ store, directory, settings, record }: Starting, reason: unknown): Promise<void> {
   try {
-    await store.jobs.takeBackMark(directory, settings.name, mark)
+    await store.jobs.revokeRestore(directory, settings.name, record)
   } catch (error) {
     if (error instanceof CheckpointError && error.code === 'ERR_CHECKPOINT_NOT_FOUND') return
     const known = toCheckpointError(reason, 'restoring')

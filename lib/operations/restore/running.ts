@@ -1,5 +1,5 @@
 /** Is a VM running under that name? Nothing harmful is sent, and each process is asked once (protocol.md section 2). */
-import { isKnownToKernel, type Located, type Place } from '../../bhyve/locate.js'
+import { isKnownToKernel, type Located, type Target } from '../../bhyve/locate.js'
 import { knownStateOf } from '../../bhyve/peer.js'
 import type { PeerMemory } from '../../bhyve/peer_memory.js'
 import { probe } from '../../bhyve/probe.js'
@@ -7,13 +7,17 @@ import { CheckpointError, isExhausted } from '../../base/errors.js'
 import type { VmJobs } from '../jobs.js'
 
 /** Why the VM must be taken for running; undefined where nothing says so. */
-export async function signOfLife(jobs: VmJobs, place: Place, peers: PeerMemory): Promise<string | undefined> {
-  for (const located of await socketsOf(jobs, place)) {
+export async function signOfLife(
+  jobs: VmJobs,
+  target: Target,
+  peers: PeerMemory,
+): Promise<string | undefined> {
+  for (const located of await socketsOf(jobs, target)) {
     const sign = signAt(located, peers)
     if (sign !== undefined) return sign
   }
-  if (!isKnownToKernel(place)) return undefined
-  const { vm, vmmDirectory } = place
+  if (!isKnownToKernel(target)) return undefined
+  const { vm, vmmDirectory } = target
   return `the kernel has a VM '${vm}' ('${vmmDirectory}/${vm}'); if its bhyve is dead: bhyvectl --vm=${vm} --destroy`
 }
 
@@ -30,9 +34,9 @@ function signAt(located: Located, peers: PeerMemory): string | undefined {
 }
 
 /** The sockets that the VM may have, dead or alive. */
-async function socketsOf(jobs: VmJobs, place: Place): Promise<Located[]> {
+async function socketsOf(jobs: VmJobs, target: Target): Promise<Located[]> {
   try {
-    return await jobs.locateSocket(place)
+    return await jobs.locateSocket(target)
   } catch (error) {
     const isNone =
       error instanceof CheckpointError &&
@@ -43,9 +47,9 @@ async function socketsOf(jobs: VmJobs, place: Place): Promise<Located[]> {
 }
 
 /** The same of several places. After the first they are guesses: one that cannot be looked at is not the one. */
-export async function socketsIn(jobs: VmJobs, places: readonly Place[]): Promise<Located[]> {
-  const found = places.map((place, index) => {
-    const sockets = socketsOf(jobs, place)
+export async function socketsIn(jobs: VmJobs, targets: readonly Target[]): Promise<Located[]> {
+  const found = targets.map((target, index) => {
+    const sockets = socketsOf(jobs, target)
     return index === 0 ? sockets : sockets.catch(noneUnlessExhausted)
   })
   return (await Promise.all(found)).flat()

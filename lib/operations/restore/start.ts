@@ -1,6 +1,6 @@
 /** Starting bhyve so that it outlives us, and waiting until it serves its socket or has ended. */
 import { type ChildProcess, spawn } from 'node:child_process'
-import type { Located, Place } from '../../bhyve/locate.js'
+import type { Located, Target } from '../../bhyve/locate.js'
 import { knownStateOf } from '../../bhyve/peer.js'
 import type { PeerMemory } from '../../bhyve/peer_memory.js'
 import { probe } from '../../bhyve/probe.js'
@@ -8,7 +8,7 @@ import { isFailure, loadNative } from '../../base/native.js'
 import type { VmJobs } from '../jobs.js'
 import { socketsIn } from './running.js'
 
-const lookMs = 25
+const pollIntervalMs = 25
 
 /** How it ended before it served; `error` where it never ran. */
 export interface Ending {
@@ -64,7 +64,7 @@ function endOf(child: ChildProcess): Promise<Ending> {
 export interface Awaited {
   vmJobs: VmJobs
   /** Where its socket may come to be. */
-  places: readonly Place[]
+  targets: readonly Target[]
   peers: PeerMemory
   /** Socket files that were there before it was started: dead ones. */
   stale: ReadonlySet<string>
@@ -82,26 +82,26 @@ export interface Ended {
 export async function untilServed(bhyve: Bhyve, awaited: Awaited): Promise<Ended | undefined> {
   while (bhyve.ending === undefined) {
     if (await serves(bhyve, awaited)) return undefined
-    await new Promise((resolve) => setTimeout(resolve, lookMs))
+    await new Promise((resolve) => setTimeout(resolve, pollIntervalMs))
   }
   const ran = bhyve.ending.error === undefined
   return { ending: bhyve.ending, mayHaveRun: ran && (await hasNewSocket(awaited)) }
 }
 
 /** bhyve leaves its socket's file behind. Where nobody can look, the worse is assumed. */
-async function hasNewSocket({ vmJobs, places, stale }: Awaited): Promise<boolean> {
+async function hasNewSocket({ vmJobs, targets, stale }: Awaited): Promise<boolean> {
   try {
-    return (await socketsIn(vmJobs, places)).some(({ identity }) => !stale.has(identity))
+    return (await socketsIn(vmJobs, targets)).some(({ identity }) => !stale.has(identity))
   } catch {
     return true
   }
 }
 
 /** A look that fails is no news: bhyve runs, and what it is marked with must not be taken back. */
-async function serves({ pid }: Bhyve, { vmJobs, places, peers, stale, bound }: Awaited): Promise<boolean> {
+async function serves({ pid }: Bhyve, { vmJobs, targets, peers, stale, bound }: Awaited): Promise<boolean> {
   if (pid === undefined) return false
   try {
-    const fresh = (await socketsIn(vmJobs, places)).filter(({ identity }) => !stale.has(identity))
+    const fresh = (await socketsIn(vmJobs, targets)).filter(({ identity }) => !stale.has(identity))
     return fresh.some((located) => isServedBy(pid, located, peers, bound))
   } catch {
     return false

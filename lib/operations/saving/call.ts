@@ -1,6 +1,6 @@
 /** What the steps of one create or suspend share. */
 import type { System } from '../../bhyve/dialects.js'
-import type { Place } from '../../bhyve/locate.js'
+import type { Target } from '../../bhyve/locate.js'
 import type { Peer } from '../../bhyve/peer.js'
 import type { PeerMemory } from '../../bhyve/peer_memory.js'
 import type { Cancellation } from '../../base/cancellation.js'
@@ -12,16 +12,16 @@ import type { ProgressReporter } from '../progress.js'
 export interface SavingContext {
   store: Store
   vmJobs: VmJobs
-  place: Place
+  target: Target
   system: System
   peers: PeerMemory
   /** How long to wait for the process of a suspended VM to exit, in milliseconds. */
-  exitPatienceMs: number
+  exitTimeoutMs: number
 }
 
 export interface SavingCall {
   cancellation: Cancellation
   progress: ProgressReporter
   /** The process that received the request. Errors report the state of its VM. */
-  asked: { peer?: Peer }
+  receiver: { peer?: Peer }
 }

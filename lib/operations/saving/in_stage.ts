@@ -29,7 +29,7 @@ export async function inStage(
   const { store } = context
   const path = `${store.directoryOf(vm)}/${name}${memorySuffix}`
   assertRestorablePath(path, vm, name)
-  const sockets = await context.vmJobs.locateSocket(context.place)
+  const sockets = await context.vmJobs.locateSocket(context.target)
   const [first] = sockets
   if (first === undefined) throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${vm}' has no socket`)
   assertPathsFit(context, sockets, path, settings)

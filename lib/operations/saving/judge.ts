@@ -6,14 +6,15 @@ import type { Collected } from '../../store/staging/collect.js'
 import type { ProgressReporter } from '../progress.js'
 
 /** Checkpoint files that are all present and consistent. */
-export interface WholeSet {
+export interface CompleteCheckpoint {
   inspection: Inspection
   memoryBytes: number
   /** Time of bhyve's last write, in milliseconds since the epoch. */
   savedMs: number
 }
 
-type Verdict = { kind: 'whole'; set: WholeSet } | { kind: 'broken'; collected: Collected }
+type Verdict =
+  { kind: 'complete'; checkpoint: CompleteCheckpoint } | { kind: 'incomplete'; collected: Collected }
 
 /** Moves the files out of bhyve's inbox, so that it can no longer change them, and inspects them. */
 export async function judge(
@@ -25,8 +26,8 @@ export async function judge(
   const collected = await stage.collect(name)
   const { problems, inspection, savedMs } = collected
   traceVerdict(vm, problems)
-  if (problems.length > 0 || inspection?.metadata === undefined) return { kind: 'broken', collected }
+  if (problems.length > 0 || inspection?.metadata === undefined) return { kind: 'incomplete', collected }
   const { memoryBytes } = inspection.metadata
   progress.saved(memoryBytes)
-  return { kind: 'whole', set: { inspection, memoryBytes, savedMs } }
+  return { kind: 'complete', checkpoint: { inspection, memoryBytes, savedMs } }
 }

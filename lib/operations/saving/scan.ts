@@ -4,7 +4,7 @@ import { usualSliceBytes } from '../../checkpoint/slice.js'
 import type { PublicationSettings, ScanSettings } from '../settings.js'
 import type { ProgressReporter } from '../progress.js'
 import { forEachSlice, StopFlag } from '../slices.js'
-import type { Content, ContentRequest } from '../../store/staging/memory_pass.js'
+import type { Content, ContentRequest } from '../../store/staging/memory_scan.js'
 import type { Stage } from '../../store/stage.js'
 
 /** What the scan does, and whether the files will be fsynced afterwards. */
@@ -27,7 +27,7 @@ export async function scan(
 ): Promise<Content | undefined> {
   using stop = new StopFlag(cancellation)
   const request = { name, memoryBytes, digest, sparsify, durable }
-  if (!digest && !sparsify) return await stage.passWhole(request, stop.array, cancellation)
+  if (!digest && !sparsify) return await stage.scanAtOnce(request, stop.array, cancellation)
   const content =
     memoryBytes <= usualSliceBytes
       ? await atOnce(stage, request, stop, cancellation, progress)
@@ -46,7 +46,7 @@ function atOnce(
   progress: ProgressReporter,
 ): Promise<Content | undefined> {
   progress.report('digesting', 0)
-  return stage.passWhole(request, stop.array, cancellation)
+  return stage.scanAtOnce(request, stop.array, cancellation)
 }
 
 async function inSlices(
@@ -56,16 +56,22 @@ async function inSlices(
   cancellation: Cancellation,
   progress: ProgressReporter,
 ): Promise<Content> {
-  const pass = await stage.beginPass(request)
-  if (pass.digest || pass.holeBlockBytes > 0) {
-    const slicing = { bytes: request.memoryBytes, chunkBytes: pass.chunkBytes, stop, cancellation, progress }
+  const memoryScan = await stage.beginScan(request)
+  if (memoryScan.digest || memoryScan.holeBlockBytes > 0) {
+    const slicing = {
+      bytes: request.memoryBytes,
+      chunkBytes: memoryScan.chunkBytes,
+      stop,
+      cancellation,
+      progress,
+    }
     await forEachSlice(
       slicing,
-      (slice) => stage.passSlice(pass, slice, cancellation),
+      (slice) => stage.scanSlice(memoryScan, slice, cancellation),
       ({ holesRefused }) => {
-        if (holesRefused) pass.holeBlockBytes = 0
+        if (holesRefused) memoryScan.holeBlockBytes = 0
       },
     )
   }
-  return stage.endPass(pass, stop.array)
+  return stage.endScan(memoryScan, stop.array)
 }

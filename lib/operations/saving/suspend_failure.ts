@@ -12,7 +12,7 @@ import type { Suspending } from './suspending.js'
  * How long to wait for an exit. bhyve powers the VM off even if it could not write the metadata, and a process whose VM was
  * suspended by an earlier request is exiting: both may outlive the connection for a moment.
  */
-const lastWordsMs = 2_500
+const exitGraceMs = 2_500
 
 /** If the VM still runs, the stage becomes discardable. If the VM is gone, its remains are kept. */
 export async function failureOf(
@@ -23,25 +23,25 @@ export async function failureOf(
   const { stage } = suspending
   const failure = new SuspendFailure(suspending, answer, collected.problems)
   const before = vmStateOf(answer.peer)
-  if (before === 'unknown') return failure.told(before, leftIn(stage.path))
+  if (before === 'unknown') return failure.toError(before, leftIn(stage.path))
   const fate = before === 'off' ? 'gone' : await fateOf(suspending, answer, collected)
   if (fate === 'gone') return lost(suspending, failure)
-  stage.vmRunsOn()
-  return failure.told(vmStateOf(answer.peer), nothingKept)
+  stage.vmStillRuns()
+  return failure.toError(vmStateOf(answer.peer), nothingKept)
 }
 
 async function lost({ stage }: Suspending, failure: SuspendFailure): Promise<CheckpointError> {
   try {
-    const settled = await stage.settle()
-    if (settled.kind === 'nothing') return failure.told('off', nothingSaved)
-    if (settled.kind === 'damaged') {
-      const { path, name } = settled
-      return failure.told('off', lostIn(path, name), { path })
+    const salvaged = await stage.salvage()
+    if (salvaged.kind === 'nothing') return failure.toError('off', nothingSaved)
+    if (salvaged.kind === 'damaged') {
+      const { path, name } = salvaged
+      return failure.toError('off', lostIn(path, name), { path })
     }
-    return failure.told('unknown', leftIn(stage.path))
+    return failure.toError('unknown', leftIn(stage.path))
   } catch (cause) {
     const outcome = `The VM is gone and its state is lost. ${leftIn(stage.path)}`
-    return failure.told('off', outcome, { path: stage.path, cause })
+    return failure.toError('off', outcome, { path: stage.path, cause })
   }
 }
 
@@ -54,13 +54,13 @@ async function fateOf(
   { replyError }: Answer,
   { problems, untouched, inspection }: Collected,
 ): Promise<'runs on' | 'gone'> {
-  const { place, system, exitPatienceMs } = context
+  const { target, system, exitTimeoutMs } = context
   // A bhyve that replies with an error has aborted the suspend.
   if (replyError !== undefined || end === undefined) return 'runs on'
-  const tookItForDone = inspection?.metadata !== undefined
-  if (!tookItForDone && !untouched && problems.some(isNoticed)) return 'runs on'
-  const isDestroyed = system.platform === 'freebsd' && !isKnownToKernel(place)
-  const isGone = await end.within(isDestroyed ? exitPatienceMs : lastWordsMs)
+  const bhyveSucceeded = inspection?.metadata !== undefined
+  if (!bhyveSucceeded && !untouched && problems.some(isNoticed)) return 'runs on'
+  const isDestroyed = system.platform === 'freebsd' && !isKnownToKernel(target)
+  const isGone = await end.within(isDestroyed ? exitTimeoutMs : exitGraceMs)
   return isGone || isDestroyed ? 'gone' : 'runs on'
 }
 
@@ -100,13 +100,13 @@ class SuspendFailure {
     this.#problems = problems
   }
 
-  told(vmState: VmState, outcome: string, more: { path?: string; cause?: unknown } = {}): CheckpointError {
+  toError(vmState: VmState, outcome: string, more: { path?: string; cause?: unknown } = {}): CheckpointError {
     const { vm, name } = this.#suspending.settings
     const reply = this.#answer.replyError
     const problems = this.#problems
-    const said = reply === undefined ? '' : ` bhyve said: ${reply}.`
+    const replyText = reply === undefined ? '' : ` bhyve said: ${reply}.`
     const wrong = problems.map(({ message }) => message).join('; ')
-    const message = `bhyve ended without a whole checkpoint of VM '${vm}': ${wrong}.${said} ${outcome}`
+    const message = `bhyve ended without a whole checkpoint of VM '${vm}': ${wrong}.${replyText} ${outcome}`
     const details = { vm, checkpoint: name, problems, reply, vmState, ...more }
     return new CheckpointError('ERR_SUSPEND_FAILED', message, details)
   }

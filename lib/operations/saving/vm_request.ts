@@ -22,7 +22,7 @@ export interface Answer {
   replyError: string | undefined
 }
 
-export interface Asking {
+export interface RequestOptions {
   /** Sockets that may belong to the VM, best first. */
   sockets: readonly Located[]
   /** Called after the peer was accepted and before the first byte is sent. If it throws, nothing is sent. */
@@ -55,9 +55,9 @@ export function request(
   stage: Stage,
   settings: SaveSettings,
   call: SavingCall,
-  asking: Asking,
+  options: RequestOptions,
 ): Promise<Answer> {
-  return new VmRequest(context, stage, settings, call, asking).atEachSocket()
+  return new VmRequest(context, stage, settings, call, options).atEachSocket()
 }
 
 class VmRequest {
@@ -65,27 +65,27 @@ class VmRequest {
   readonly #stage: Stage
   readonly #settings: SaveSettings
   readonly #call: SavingCall
-  readonly #asking: Asking
+  readonly #options: RequestOptions
 
   constructor(
     context: SavingContext,
     stage: Stage,
     settings: SaveSettings,
     call: SavingCall,
-    asking: Asking,
+    options: RequestOptions,
   ) {
     this.#context = context
     this.#stage = stage
     this.#settings = settings
     this.#call = call
-    this.#asking = asking
+    this.#options = options
   }
 
   async atEachSocket(): Promise<Answer> {
-    const { sockets } = this.#asking
+    const { sockets } = this.#options
     for (const [index, located] of sockets.entries()) {
       const isLast = index === sockets.length - 1
-      if (located.ownerUid !== sockets[0]?.ownerUid) await this.#stage.giveIn(located.ownerUid)
+      if (located.ownerUid !== sockets[0]?.ownerUid) await this.#stage.chownInbox(located.ownerUid)
       try {
         return await this.#inEachDialect(located, isLast)
       } catch (error) {
@@ -109,7 +109,7 @@ class VmRequest {
     if ((await isUntouched(this.#stage)) === false) {
       this.#context.peers.rememberDialect(located, last.peer, last.dialect)
       // A failed cleanup must not fail the checkpoint.
-      await this.#stage.wasServedBy(last.peer).catch(() => undefined)
+      await this.#stage.removeOrphans(last.peer).catch(() => undefined)
     }
     return last
   }
@@ -123,7 +123,7 @@ class VmRequest {
       if (isExhausted(error)) throw error
     })
     if (untouched !== true) return false
-    this.#stage.vmRunsOn()
+    this.#stage.vmStillRuns()
     traceDecision(this.#settings.vm, 'nothing was made: it may be of another dialect')
     return true
   }
@@ -137,22 +137,23 @@ class VmRequest {
     const { vm, poweroff } = this.#settings
     const operation = poweroff ? ('suspend' as const) : ('checkpoint' as const)
     const filename = dialect === 'descriptor' ? guestFile : this.#stage.requestPath
-    const content = { dialect, operation, filename, directory: await this.#stage.inDescriptor() }
+    const content = { dialect, operation, filename, directory: await this.#stage.inboxDescriptor() }
     let isSending = false
     const beforeSending = async (peer: Peer): Promise<void> => {
       traceDecision(vm, 'peer is welcome', { pid: peer.pid, uid: peer.uid })
-      await this.#asking.beforeSending({ ...peer, dialect })
+      await this.#options.beforeSending({ ...peer, dialect })
       isSending = true
     }
     traceDecision(vm, 'dialect', { dialect, operation, socket: located.socketPath })
     // Watch from here on: a bhyve that does not accept the connection counts as stalled too.
-    const stopWatching = this.#watch(() => isSending || this.#call.asked.peer !== undefined)
+    const stopWatching = this.#watch(() => isSending || this.#call.receiver.peer !== undefined)
     try {
-      const { place, peers } = this.#context
-      const target = { located, place, peers, patience: this.#patience(isLast), expected, beforeSending }
-      const sent = await sendRequest(content, target, this.#call.cancellation)
-      this.#call.asked.peer = sent.peer
-      this.#stage.closeIn()
+      const { target, peers } = this.#context
+      const retryPolicy = this.#retryPolicy(isLast)
+      const recipient = { located, target, peers, retryPolicy, expected, beforeSending }
+      const sent = await sendRequest(content, recipient, this.#call.cancellation)
+      this.#call.receiver.peer = sent.peer
+      this.#stage.closeInbox()
       const { replyError } = await sent.ended
       traceDecision(vm, 'EOF', { vmState: vmStateOf(sent.peer), replyError })
       await stopWatching()
@@ -163,16 +164,16 @@ class VmRequest {
     }
   }
 
-  #patience(isLast: boolean): { isLast: boolean; refusalMs: number; onFull: () => void } {
+  #retryPolicy(isLast: boolean): { isLast: boolean; refusalMs: number; onFull: () => void } {
     const { stallTimeout } = this.#settings.request
     return { isLast, refusalMs: stallTimeout, onFull: () => this.#call.progress.report('queued') }
   }
 
-  #watch(isAsked: () => boolean): () => Promise<void> {
+  #watch(isSent: () => boolean): () => Promise<void> {
     const { vm, name, poweroff, request } = this.#settings
     const { cancellation, progress } = this.#call
     const watched = { vm, name, poweroff, stallTimeout: request.stallTimeout }
-    return watchSaving(this.#stage, watched, cancellation, progress, isAsked)
+    return watchSaving(this.#stage, watched, cancellation, progress, isSent)
   }
 }
 

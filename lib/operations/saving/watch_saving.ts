@@ -26,12 +26,12 @@ export function watchSaving(
   watched: Watched,
   cancellation: Cancellation,
   progress: ProgressReporter,
-  isAsked: () => boolean,
+  isSent: () => boolean,
 ): () => Promise<void> {
   const interval = intervalOf(watched, progress)
   if (interval === undefined) return () => Promise.resolve()
-  const watch = new Watch(stage, watched, cancellation, progress, isAsked)
-  const timer = setInterval(() => watch.look(), interval)
+  const watch = new Watch(stage, watched, cancellation, progress, isSent)
+  const timer = setInterval(() => watch.poll(), interval)
   timer.unref()
   return () => {
     clearInterval(timer)
@@ -47,7 +47,7 @@ function intervalOf({ stallTimeout }: Watched, progress: ProgressReporter): numb
 
 class Watch {
   #settled: Promise<void> = Promise.resolve()
-  #looking = false
+  #polling = false
   #stopped = false
   #lastSeen = ''
   #lastChange = performance.now()
@@ -55,26 +55,26 @@ class Watch {
   readonly #watched: Watched
   readonly #cancellation: Cancellation
   readonly #progress: ProgressReporter
-  readonly #isAsked: () => boolean
+  readonly #isSent: () => boolean
 
   constructor(
     stage: Stage,
     watched: Watched,
     cancellation: Cancellation,
     progress: ProgressReporter,
-    isAsked: () => boolean,
+    isSent: () => boolean,
   ) {
     this.#stage = stage
     this.#watched = watched
     this.#cancellation = cancellation
     this.#progress = progress
-    this.#isAsked = isAsked
+    this.#isSent = isSent
   }
 
-  look(): void {
-    if (this.#looking || this.#cancellation.cancelled) return
-    this.#looking = true
-    this.#settled = this.#lookOnce().finally(() => (this.#looking = false))
+  poll(): void {
+    if (this.#polling || this.#cancellation.cancelled) return
+    this.#polling = true
+    this.#settled = this.#pollOnce().finally(() => (this.#polling = false))
   }
 
   /** A poll that is still running must not cancel a save that has succeeded. */
@@ -83,7 +83,7 @@ class Watch {
     return this.#settled
   }
 
-  async #lookOnce(): Promise<void> {
+  async #pollOnce(): Promise<void> {
     try {
       const { begun, bytes, written, othersProgress } = await this.#stage.saved()
       this.#note(begun ? String(written) : othersProgress)
@@ -95,7 +95,7 @@ class Watch {
     if (!this.#isStalled()) return
     this.#cancellation.cancel(this.#stalled())
     // Release the reservation of a stalled save. If the stage is already gone, so is its reservation.
-    await this.#stage.dropPromise().catch(() => undefined)
+    await this.#stage.dropReservation().catch(() => undefined)
   }
 
   #note(seen: string): void {
@@ -111,7 +111,7 @@ class Watch {
 
   #stalled(): CheckpointError {
     const { stallTimeout, vm, name, poweroff } = this.#watched
-    const begun = this.#isAsked()
+    const begun = this.#isSent()
     const details = { vm, checkpoint: name, begun }
     const forSoLong = `for ${String(stallTimeout)} ms`
     if (!begun) {

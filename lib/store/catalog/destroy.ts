@@ -6,29 +6,29 @@ import { CheckpointError, detailsOf, isExhausted, toCheckpointError } from '../.
 import { isForeignFormat } from '../../checkpoint/structure.js'
 import { memorySuffix } from '../../base/names.js'
 import { Directory } from '../../fs/directory.js'
-import { notFound, setNames } from '../../checkpoint/read.js'
+import { notFound, checkpointNames } from '../../checkpoint/read.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
 import { assertNotStuck, moveCompanions, recover } from '../commit/recover.js'
 import { removeDirectoryLater, removeEntry } from '../staging/removed.js'
 import { freshId, trashSuffix } from '../staging/staging_entries.js'
 
-export function destroySet(directoryPath: string, name: string): void {
-  using directory = Directory.openFolderIfAny(directoryPath)
+export function destroyCheckpoint(directoryPath: string, name: string): void {
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) throw notFound(directoryPath, name)
   // Where there is nothing, no `.staging` is made either.
-  if (!setNames(directory).includes(name)) finishOthers(directory)
-  if (!setNames(directory).includes(name)) throw notFound(directoryPath, name)
+  if (!checkpointNames(directory).includes(name)) finishOthers(directory)
+  if (!checkpointNames(directory).includes(name)) throw notFound(directoryPath, name)
   using staging = lockStagingUnlessGone(directory)
   if (staging === undefined) throw notFound(directoryPath, name)
   assertNotStuck(recover(directory, staging), name)
-  if (!setNames(directory).includes(name)) throw notFound(directoryPath, name)
+  if (!checkpointNames(directory).includes(name)) throw notFound(directoryPath, name)
   if (isForeign(directory, name) === true) throw foreign(directory, name)
   discard(directory, staging, [name])
 }
 
 /** Every set but the foreign ones; says which went. `isOurs`: the directory goes too once it is empty. */
-export function destroySets(directoryPath: string, isOurs: boolean): string[] {
-  using directory = Directory.openFolderIfAny(directoryPath)
+export function destroyCheckpoints(directoryPath: string, isOurs: boolean): string[] {
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) return []
   finishOthers(directory)
   // One lock for both: were it found taken in between, the call would begin anew and no longer know which went.
@@ -40,13 +40,15 @@ export function destroySets(directoryPath: string, isOurs: boolean): string[] {
 
 /** Where there is nothing, no `.staging` is made either. */
 function lockIfNeeded(directory: Directory): Directory | undefined {
-  if (setNames(directory).length === 0) return lockStagingIfAny(directory, 'exclusive')
+  if (checkpointNames(directory).length === 0) return lockStagingIfAny(directory, 'exclusive')
   return lockStagingUnlessGone(directory)
 }
 
 function discardAll(directory: Directory, staging: Directory): string[] {
   const stuck = recover(directory, staging)
-  const names = setNames(directory).filter((name) => !stuck.has(name) && isForeign(directory, name) === false)
+  const names = checkpointNames(directory).filter(
+    (name) => !stuck.has(name) && isForeign(directory, name) === false,
+  )
   discard(directory, staging, names)
   return names.sort()
 }

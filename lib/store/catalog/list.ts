@@ -2,7 +2,14 @@
 import { CheckpointError, isExhausted } from '../../base/errors.js'
 import { type Inspection } from '../../checkpoint/structure.js'
 import type { Checkpoint, ListedCheckpoint, VerificationReport } from '../../base/types.js'
-import { byAge, inspectStill, listedSet, notFound, possibleNames, setNames } from '../../checkpoint/read.js'
+import {
+  byAge,
+  inspectUnchanged,
+  listedCheckpoint,
+  notFound,
+  possibleNames,
+  checkpointNames,
+} from '../../checkpoint/read.js'
 import { Directory } from '../../fs/directory.js'
 import { lockStagingIfAny } from '../staging/lock.js'
 import { stagingName } from '../paths.js'
@@ -10,23 +17,23 @@ import { holdsRemovals, noteRemovals } from '../staging/removed.js'
 import { holdsUnpublished, isCommitted, needsRecovery, recover } from '../commit/recover.js'
 
 /** Oldest first; `[]` where there is no directory. */
-export function listSets(directoryPath: string, vm: string): ListedCheckpoint[] {
-  using directory = Directory.openFolderIfAny(directoryPath)
+export function listCheckpoints(directoryPath: string, vm: string): ListedCheckpoint[] {
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) return []
   using _lock = lockForReading(directory)
   return possibleNames(directory)
-    .flatMap((name) => listedSet(directory, vm, name, 'unless a folder'))
+    .flatMap((name) => listedCheckpoint(directory, vm, name, 'unless a directory'))
     .sort(byAge)
 }
 
 /** Whether there is anything to list; a checkpoint that waits for recovery counts. */
-export function hasSets(directoryPath: string): boolean {
+export function hasCheckpoints(directoryPath: string): boolean {
   try {
-    using directory = Directory.openFolderIfAny(directoryPath)
+    using directory = Directory.openRealDirectoryIfAny(directoryPath)
     if (directory === undefined) return false
-    const hasNames = (): boolean => setNames(directory).length > 0
+    const hasNames = (): boolean => checkpointNames(directory).length > 0
     // Once more: a publication may end between the first look and the second.
-    return hasNames() || hasCommitted(directory) || bringsHome(directory) || hasNames()
+    return hasNames() || hasCommitted(directory) || recovers(directory) || hasNames()
   } catch (error) {
     if (isForbidden(error)) return false // another user's store is not ours to see
     throw error
@@ -34,12 +41,12 @@ export function hasSets(directoryPath: string): boolean {
 }
 
 /** A VM whose suspend nobody has published yet has a checkpoint all the same. */
-function bringsHome(directory: Directory): boolean {
+function recovers(directory: Directory): boolean {
   if (directory.statusIfAny(stagingName)?.kind !== 'directory') return false
   using staging = lockStagingIfAny(directory, 'exclusive')
   if (staging === undefined) return false
   recover(directory, staging)
-  return setNames(directory).length > 0 || holdsUnpublished(staging)
+  return checkpointNames(directory).length > 0 || holdsUnpublished(staging)
 }
 
 function isForbidden(error: unknown): boolean {
@@ -57,8 +64,8 @@ function hasCommitted(directory: Directory): boolean {
   }
 }
 
-export function getSet(directoryPath: string, vm: string, name: string): Checkpoint {
-  const listed = findSet(directoryPath, vm, name)
+export function getCheckpoint(directoryPath: string, vm: string, name: string): Checkpoint {
+  const listed = findCheckpoint(directoryPath, vm, name)
   if (listed.state !== 'complete') {
     throw new CheckpointError(
       'ERR_CHECKPOINT_DAMAGED',
@@ -73,26 +80,26 @@ export function getSet(directoryPath: string, vm: string, name: string): Checkpo
   return checkpoint
 }
 
-export function verifySet(directoryPath: string, name: string): Omit<VerificationReport, 'elapsedMs'> {
+export function verifyStructure(directoryPath: string, name: string): Omit<VerificationReport, 'elapsedMs'> {
   const { problems, bytesRead } = inspectStored(directoryPath, name)
   return { ok: problems.length === 0, problems, depth: 'structure', bytesRead }
 }
 
 /** A set as it lies there, whole or not. */
 export function inspectStored(directoryPath: string, name: string): Inspection {
-  using directory = Directory.openFolderIfAny(directoryPath)
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) throw notFound(directoryPath, name)
   using _lock = lockForReading(directory)
-  const inspection = inspectStill(directory, name)
+  const inspection = inspectUnchanged(directory, name)
   if (inspection === undefined) throw notFound(directoryPath, name)
   return inspection
 }
 
-function findSet(directoryPath: string, vm: string, name: string): ListedCheckpoint {
-  using directory = Directory.openFolderIfAny(directoryPath)
+function findCheckpoint(directoryPath: string, vm: string, name: string): ListedCheckpoint {
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) throw notFound(directoryPath, name)
   using _lock = lockForReading(directory)
-  const [listed] = listedSet(directory, vm, name)
+  const [listed] = listedCheckpoint(directory, vm, name)
   if (listed === undefined) throw notFound(directoryPath, name)
   return listed
 }

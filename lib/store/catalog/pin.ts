@@ -2,13 +2,13 @@
 import { withPin } from '../../checkpoint/manifest.js'
 import { Directory } from '../../fs/directory.js'
 import { notFound } from '../../checkpoint/read.js'
-import { inspectForMarking, lockForMarking, manifestText, replaceManifest } from './rewrite_manifest.js'
+import { inspectForRewrite, lockForRewrite, manifestText, replaceManifest } from './rewrite_manifest.js'
 
-export function pinSet(directoryPath: string, vm: string, name: string, pinned: boolean): void {
-  using directory = Directory.openFolderIfAny(directoryPath)
+export function pinCheckpoint(directoryPath: string, vm: string, name: string, pinned: boolean): void {
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) throw notFound(directoryPath, name)
-  using staging = lockForMarking(directory, name)
-  const inspection = inspectForMarking(directory, staging, name)
+  using staging = lockForRewrite(directory, name)
+  const inspection = inspectForRewrite(directory, staging, name)
   if ((inspection.manifest?.pinned ?? false) === pinned) return
   const text = withPin(manifestText(directory, vm, name, inspection), pinned)
   replaceManifest(directory, staging, name, text)

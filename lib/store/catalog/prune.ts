@@ -3,7 +3,7 @@ import { manifestSuffix } from '../../base/names.js'
 import type { ListedCheckpoint, PrunePolicy } from '../../base/types.js'
 import { discard } from './destroy.js'
 import { Directory } from '../../fs/directory.js'
-import { listedSet, byAge, setNames } from '../../checkpoint/read.js'
+import { listedCheckpoint, byAge, checkpointNames } from '../../checkpoint/read.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
 import { recover } from '../commit/recover.js'
 import { isUnrestored } from '../../checkpoint/unrestored.js'
@@ -16,32 +16,42 @@ interface Pruned {
   freedBytes: number
 }
 
-export function pruneSets(directoryPath: string, vm: string, policy: PrunePolicy, now: number): Pruned {
-  using directory = Directory.openFolderIfAny(directoryPath)
+export function pruneCheckpoints(
+  directoryPath: string,
+  vm: string,
+  policy: PrunePolicy,
+  now: number,
+): Pruned {
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) return { removed: [], kept: [], freedBytes: 0 }
   using staging = lockToPrune(directory)
   const stuck = staging === undefined ? new Map() : recover(directory, staging)
-  const sets = setNames(directory).flatMap((name) => listedSet(directory, vm, name))
-  const going = choose(withOpenRestores(directory, sets), policy, now).filter(({ name }) => !stuck.has(name))
+  const checkpoints = checkpointNames(directory).flatMap((name) => listedCheckpoint(directory, vm, name))
+  const going = choose(withOpenRestores(directory, checkpoints), policy, now).filter(
+    ({ name }) => !stuck.has(name),
+  )
   const removed = going.map(({ name }) => name)
   if (policy.dryRun !== true && staging !== undefined) discard(directory, staging, removed)
   const gone = new Set(removed)
-  const kept = sets.filter(({ name }) => !gone.has(name)).sort(byAge)
+  const kept = checkpoints.filter(({ name }) => !gone.has(name)).sort(byAge)
   return { removed, kept: kept.map(({ name }) => name), freedBytes: sum(going) }
 }
 
 /** A restore that nobody saw come up is none. */
-function withOpenRestores(directory: Directory, sets: readonly ListedCheckpoint[]): ListedCheckpoint[] {
-  return sets.map((set) => {
-    if (set.restoredAt === undefined || !isUnrestored(directory, set)) return set
-    const { restoredAt: _, ...others } = set
+function withOpenRestores(
+  directory: Directory,
+  checkpoints: readonly ListedCheckpoint[],
+): ListedCheckpoint[] {
+  return checkpoints.map((checkpoint) => {
+    if (checkpoint.restoredAt === undefined || !isUnrestored(directory, checkpoint)) return checkpoint
+    const { restoredAt: _, ...others } = checkpoint
     return others
   })
 }
 
 /** Nothing to prune, nothing to lock. */
 function lockToPrune(directory: Directory): Directory | undefined {
-  return setNames(directory).length === 0
+  return checkpointNames(directory).length === 0
     ? lockStagingIfAny(directory, 'exclusive')
     : lockStagingUnlessGone(directory)
 }
@@ -51,17 +61,19 @@ function lockToPrune(directory: Directory): Directory | undefined {
  * keep goes; of what they keep, the oldest go until `maxBytes` fits. Each rule added lets more go, never less.
  */
 export function choose(
-  sets: readonly ListedCheckpoint[],
+  checkpoints: readonly ListedCheckpoint[],
   policy: PrunePolicy,
   now: number,
 ): ListedCheckpoint[] {
-  const candidates = sets.filter((set) => !isUntouchable(set) && !isInTheMaking(set, now)).sort(byValue)
-  const complete = sets.filter(({ state }) => state === 'complete').sort(byAge)
+  const candidates = checkpoints
+    .filter((checkpoint) => !isUntouchable(checkpoint) && !isInTheMaking(checkpoint, now))
+    .sort(byValue)
+  const complete = checkpoints.filter(({ state }) => state === 'complete').sort(byAge)
   const last = complete.at(-1)
-  const removable = candidates.filter((set) => set !== last)
-  const kept = new Set(keptByRules(sets, complete, policy, now))
-  const going = removable.filter((set) => hasKeepRule(policy) && !kept.has(set))
-  return [...going, ...tooMuch(sets, removable, going, policy)]
+  const removable = candidates.filter((checkpoint) => checkpoint !== last)
+  const kept = new Set(keptByRules(checkpoints, complete, policy, now))
+  const going = removable.filter((checkpoint) => hasKeepRule(policy) && !kept.has(checkpoint))
+  return [...going, ...tooMuch(checkpoints, removable, going, policy)]
 }
 
 function hasKeepRule({ keepLast, keepWithinMs }: PrunePolicy): boolean {
@@ -70,32 +82,32 @@ function hasKeepRule({ keepLast, keepWithinMs }: PrunePolicy): boolean {
 
 /** A damaged set does not count among the newest: it could not be restored. */
 function keptByRules(
-  sets: readonly ListedCheckpoint[],
+  checkpoints: readonly ListedCheckpoint[],
   complete: readonly ListedCheckpoint[],
   { keepLast = 0, keepWithinMs = 0 }: PrunePolicy,
   now: number,
 ): ListedCheckpoint[] {
   const newest = keepLast === 0 ? [] : complete.slice(-keepLast)
-  const young = sets.filter(
+  const young = checkpoints.filter(
     ({ createdAt }) => createdAt !== undefined && now - createdAt.getTime() < keepWithinMs,
   )
   return [...newest, ...young]
 }
 
 function tooMuch(
-  sets: readonly ListedCheckpoint[],
+  checkpoints: readonly ListedCheckpoint[],
   removable: readonly ListedCheckpoint[],
   going: readonly ListedCheckpoint[],
   { maxBytes }: PrunePolicy,
 ): ListedCheckpoint[] {
   if (maxBytes === undefined) return []
-  let occupied = sum(sets) - sum(going)
+  let occupied = sum(checkpoints) - sum(going)
   const more: ListedCheckpoint[] = []
   const gone = new Set(going)
-  for (const set of removable.filter((one) => !gone.has(one))) {
+  for (const checkpoint of removable.filter((one) => !gone.has(one))) {
     if (occupied <= maxBytes) break
-    more.push(set)
-    occupied -= set.storedBytes ?? 0
+    more.push(checkpoint)
+    occupied -= checkpoint.storedBytes ?? 0
   }
   return more
 }
@@ -110,10 +122,10 @@ function isInTheMaking({ state, files, createdAt }: ListedCheckpoint, now: numbe
 }
 
 /** Other tools' formats, pinned ones, and the state of a suspended VM that was not restored: that is the VM. */
-function isUntouchable(set: ListedCheckpoint): boolean {
-  const { state, pinned, poweredOff, restoredAt } = set
+function isUntouchable(checkpoint: ListedCheckpoint): boolean {
+  const { state, pinned, poweredOff, restoredAt } = checkpoint
   if (state === 'foreign' || pinned === true) return true
-  return (poweredOff === true && restoredAt === undefined) || isUnknown(set)
+  return (poweredOff === true && restoredAt === undefined) || isUnknown(checkpoint)
 }
 
 /** Where the manifest, or anything at all, cannot be read, it may be one of those. */
@@ -126,6 +138,6 @@ function byValue(one: ListedCheckpoint, other: ListedCheckpoint): number {
   return byAge(one, other)
 }
 
-function sum(sets: readonly ListedCheckpoint[]): number {
-  return sets.reduce((bytes, { storedBytes = 0 }) => bytes + storedBytes, 0)
+function sum(checkpoints: readonly ListedCheckpoint[]): number {
+  return checkpoints.reduce((bytes, { storedBytes = 0 }) => bytes + storedBytes, 0)
 }

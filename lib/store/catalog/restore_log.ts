@@ -30,15 +30,15 @@ export function openLog(directoryPath: string, logFile: string | undefined): Ope
 
 /** A VM that still writes into the old one keeps it. */
 function openFresh(directoryPath: string): OpenedLog {
-  using directory = Directory.openFolderIfAny(directoryPath)
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) throw unfit(directoryPath, 'is gone')
-  assertPlain(directory, restoreLogName)
+  assertRegular(directory, restoreLogName)
   directory.unlink(restoreLogName)
   return openIn(directory, restoreLogName, O_CREAT | O_EXCL)
 }
 
 function openIn(directory: Directory, name: string, flags: number): OpenedLog {
-  assertPlain(directory, name)
+  assertRegular(directory, name)
   const shown = directory.pathOf(name)
   const all = flags | O_RDWR | O_APPEND | O_NOFOLLOW | O_NONBLOCK
   const log = loadNative().openAt(directory.descriptor, name, all, ownerOnly)
@@ -52,7 +52,7 @@ function openIn(directory: Directory, name: string, flags: number): OpenedLog {
 }
 
 /** Told in words; the opening itself follows no link either. */
-function assertPlain(directory: Directory, name: string): void {
+function assertRegular(directory: Directory, name: string): void {
   const kind = directory.statusIfAny(name)?.kind ?? 'file'
   if (kind !== 'file') throw unfit(directory.pathOf(name), `is a ${kind}`)
 }

@@ -7,9 +7,9 @@ import {
   type Restore,
   withoutRestore,
   withRestore,
-  withServed,
+  withConfirmed,
 } from '../../checkpoint/manifest.js'
-import { type Inspection, inspectSet } from '../../checkpoint/structure.js'
+import { type Inspection, inspectCheckpoint } from '../../checkpoint/structure.js'
 import { memorySuffix } from '../../base/names.js'
 import type { ListedCheckpoint } from '../../base/types.js'
 import { describe } from '../../checkpoint/describe.js'
@@ -18,9 +18,9 @@ import { inspectStored } from './list.js'
 import { notFound } from '../../checkpoint/read.js'
 import { lockStagingIfAny, openStaging } from '../staging/lock.js'
 import {
-  inspectForMarking,
+  inspectForRewrite,
   isOfNewerRelease,
-  lockForMarking,
+  lockForRewrite,
   manifestText,
   replaceManifest,
 } from './rewrite_manifest.js'
@@ -28,7 +28,7 @@ import { OpenFile } from '../../fs/open_file.js'
 import { restoreLockName, stagingName } from '../paths.js'
 import { removeRestoreLock, takeRestoreLock } from '../staging/restore_lock.js'
 
-export interface SetReport {
+export interface CheckpointReport {
   listed: ListedCheckpoint
   /** Changes when another set takes the name. */
   identity: string
@@ -38,14 +38,14 @@ export interface SetReport {
   host: ManifestHost | undefined
   /** The VM's name in the metadata. */
   metadataVm: string | undefined
-  devicesHavePlaces: boolean
+  devicesHaveAddresses: boolean
   /** Whose bhyve takes it; unknown of metadata that are damaged. */
   generation: Generation | undefined
   /** From before this moment on bhyve wrote nothing to the disks until the set was complete, in milliseconds. */
   disksQuietMs: number
 }
 
-export function lookAtSet(directoryPath: string, vm: string, name: string): SetReport {
+export function inspectForRestore(directoryPath: string, vm: string, name: string): CheckpointReport {
   const inspection = inspectStored(directoryPath, name)
   const { metadata, manifest, identity } = inspection
   const listed = describe(directoryPath, vm, name, inspection)
@@ -56,7 +56,7 @@ export function lookAtSet(directoryPath: string, vm: string, name: string): SetR
     dialect: manifest?.dialect,
     host: manifest?.host,
     metadataVm: metadata?.vm,
-    devicesHavePlaces: metadata?.devicesHavePlaces ?? false,
+    devicesHaveAddresses: metadata?.devicesHaveAddresses ?? false,
     generation: metadata?.generation,
     disksQuietMs: disksQuietMs(listed, inspection),
   }
@@ -71,7 +71,7 @@ function disksQuietMs({ createdAt, poweredOff }: ListedCheckpoint, { writtenMs }
 /** One restore of a VM at a time. The lock is held for as long as the caller keeps the descriptor (`endRestore`). */
 export function beginRestore(directoryPath: string, name: string): { descriptors: { turn: number } } {
   for (;;) {
-    using directory = Directory.openFolderIfAny(directoryPath)
+    using directory = Directory.openRealDirectoryIfAny(directoryPath)
     if (directory === undefined) throw notFound(directoryPath, name)
     // Where there is nothing, no `.staging` is made either.
     const mayBeThere = [name + memorySuffix, stagingName].some((entry) => directory.statusIfAny(entry))
@@ -95,34 +95,34 @@ function takeUnlessGone(staging: Directory): OpenFile | undefined {
 }
 
 function leadsTo(directoryPath: string, staging: Directory): boolean {
-  using directory = Directory.openFolderIfAny(directoryPath)
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
   return directory?.statusIfAny(stagingName)?.identity === staging.ownStatus().identity
 }
 
 /** Before the caller closes the descriptor. */
 export function endRestore(directoryPath: string, turn: number): void {
-  using directory = Directory.openFolderIfAny(directoryPath)
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
   using staging = directory?.openIfAny(stagingName)
   if (staging !== undefined)
     removeRestoreLock(staging, OpenFile.borrow(turn, staging.pathOf(restoreLockName)))
 }
 
-export interface Mark extends Restore {
+export interface RestoreRecord extends Restore {
   /** The set's `restoredAt` before. */
   previous?: string
 }
 
 /** Records the restore, on the disk for good. Undefined where the set is not the one that was judged. */
-export function markRestored(
+export function recordRestore(
   directoryPath: string,
   vm: string,
   name: string,
   identity: string,
   restore: Restore,
-): Mark | undefined {
-  using directory = openFolder(directoryPath, name)
-  using staging = lockForMarking(directory, name)
-  const inspection = inspectForMarking(directory, staging, name)
+): RestoreRecord | undefined {
+  using directory = openDirectoryOf(directoryPath, name)
+  using staging = lockForRewrite(directory, name)
+  const inspection = inspectForRewrite(directory, staging, name)
   if (inspection.identity !== identity) return undefined
   const text = withRestore(manifestText(directory, vm, name, inspection), restore)
   replaceManifest(directory, staging, name, text)
@@ -134,44 +134,44 @@ export function markRestored(
  * The shared lock, for as long as the caller keeps the descriptor: nobody replaces or removes the set. Between the
  * marking and this somebody may have: undefined then.
  */
-export function holdSet(
+export function holdCheckpoint(
   directoryPath: string,
   name: string,
   identity: string,
-  mark: Mark,
+  record: RestoreRecord,
 ): { descriptors: { staging: number } } | undefined {
-  using directory = openFolder(directoryPath, name)
+  using directory = openDirectoryOf(directoryPath, name)
   using staging = lockStagingIfAny(directory, 'shared')
-  const inspection = inspectSet(directory, name)
+  const inspection = inspectCheckpoint(directory, name)
   if (staging === undefined || inspection?.identity !== identity) return undefined
   const isDamaged = inspection.problems.some(({ code }) => code !== 'durability-unproven')
-  if (isDamaged || inspection.manifest?.restoredAt !== mark.at) return undefined
+  if (isDamaged || inspection.manifest?.restoredAt !== record.at) return undefined
   return { descriptors: { staging: staging.release() } }
 }
 
 /** As if it had not been tried. False where the set is not the marked one any more. */
-export function takeBackMark(directoryPath: string, name: string, mark: Mark): boolean {
-  using directory = openFolder(directoryPath, name)
-  using staging = lockForMarking(directory, name)
-  const inspection = inspectForMarking(directory, staging, name)
-  if (inspection.manifest?.restoredAt !== mark.at) return false
+export function revokeRestore(directoryPath: string, name: string, record: RestoreRecord): boolean {
+  using directory = openDirectoryOf(directoryPath, name)
+  using staging = lockForRewrite(directory, name)
+  const inspection = inspectForRewrite(directory, staging, name)
+  if (inspection.manifest?.restoredAt !== record.at) return false
   const text = manifestText(directory, inspection.manifest.vm, name, inspection)
-  replaceManifest(directory, staging, name, withoutRestore(text, mark.at, mark.previous))
+  replaceManifest(directory, staging, name, withoutRestore(text, record.at, record.previous))
   return true
 }
 
 /** bhyve has come up: the set is not all there is of its VM any more. */
-export function confirmRestore(directoryPath: string, name: string, mark: Mark): void {
-  using directory = openFolder(directoryPath, name)
-  using staging = lockForMarking(directory, name)
-  const inspection = inspectForMarking(directory, staging, name)
-  if (inspection.manifest?.restoredAt !== mark.at) return
+export function confirmRestore(directoryPath: string, name: string, record: RestoreRecord): void {
+  using directory = openDirectoryOf(directoryPath, name)
+  using staging = lockForRewrite(directory, name)
+  const inspection = inspectForRewrite(directory, staging, name)
+  if (inspection.manifest?.restoredAt !== record.at) return
   const text = manifestText(directory, inspection.manifest.vm, name, inspection)
-  replaceManifest(directory, staging, name, withServed(text, mark.at))
+  replaceManifest(directory, staging, name, withConfirmed(text, record.at))
 }
 
-function openFolder(directoryPath: string, name: string): Directory {
-  const directory = Directory.openFolderIfAny(directoryPath)
+function openDirectoryOf(directoryPath: string, name: string): Directory {
+  const directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) throw notFound(directoryPath, name)
   return directory
 }

@@ -2,7 +2,7 @@
 import { CheckpointError } from '../../base/errors.js'
 import { formatManifest, manifestVersion, newManifest, parseManifest } from '../../checkpoint/manifest.js'
 import { readHead, rewriteManifest } from '../../checkpoint/manifest_file.js'
-import { type Inspection, inspectSet } from '../../checkpoint/structure.js'
+import { type Inspection, inspectCheckpoint } from '../../checkpoint/structure.js'
 import { manifestSuffix, memorySuffix } from '../../base/names.js'
 import type { Directory } from '../../fs/directory.js'
 import { notFound } from '../../checkpoint/read.js'
@@ -12,7 +12,7 @@ import { removeRubbish } from '../../fs/remove_tree.js'
 import { freshId } from '../staging/staging_entries.js'
 
 /** Where there is nothing of that name, no `.staging` is made either. */
-export function lockForMarking(directory: Directory, name: string): Directory {
+export function lockForRewrite(directory: Directory, name: string): Directory {
   const staging = lockStagingIfAny(directory, 'exclusive')
   if (staging !== undefined) return staging
   if (directory.statusIfAny(name + memorySuffix) === undefined) throw notFound(directory.path, name)
@@ -22,15 +22,15 @@ export function lockForMarking(directory: Directory, name: string): Directory {
 }
 
 /** The set, once what others left is finished. Rejects where its manifest is not ours to rewrite. */
-export function inspectForMarking(directory: Directory, staging: Directory, name: string): Inspection {
+export function inspectForRewrite(directory: Directory, staging: Directory, name: string): Inspection {
   assertNotStuck(recover(directory, staging), name)
-  const inspection = inspectSet(directory, name)
+  const inspection = inspectCheckpoint(directory, name)
   if (inspection === undefined) throw notFound(directory.path, name)
-  assertMarkable(directory, name, inspection)
+  assertRewritable(directory, name, inspection)
   return inspection
 }
 
-function assertMarkable(directory: Directory, name: string, inspection: Inspection): void {
+function assertRewritable(directory: Directory, name: string, inspection: Inspection): void {
   const path = directory.pathOf(name + manifestSuffix)
   if (inspection.foreign) throw damaged(path, "is another tool's checkpoint and left alone", inspection)
   if (inspection.hasManifest && inspection.manifest === undefined)
@@ -71,10 +71,10 @@ export function replaceManifest(directory: Directory, staging: Directory, name: 
   const id = freshId(staging)
   staging.make(id)
   try {
-    using folder = staging.open(id)
+    using subdirectory = staging.open(id)
     const file = name + manifestSuffix
-    rewriteManifest(directory, file, text, { directory: folder, file, durable: true })
-    folder.rename(file, directory, file)
+    rewriteManifest(directory, file, text, { directory: subdirectory, file, durable: true })
+    subdirectory.rename(file, directory, file)
     directory.sync()
   } finally {
     removeRubbish(staging, id)

@@ -4,7 +4,7 @@ import type { Checkpoint, ListedCheckpoint } from '../../base/types.js'
 import { memorySuffix } from '../../base/names.js'
 import { describe } from '../../checkpoint/describe.js'
 import { Directory } from '../../fs/directory.js'
-import { byAge, inspectStill, setNames } from '../../checkpoint/read.js'
+import { byAge, inspectUnchanged, checkpointNames } from '../../checkpoint/read.js'
 import { lockStagingIfAny } from '../staging/lock.js'
 import { holdsUnpublished, isLeftByWriter, recover, type Stuck } from '../commit/recover.js'
 import { isAlive, isStageId } from '../staging/staging_entries.js'
@@ -18,7 +18,7 @@ export type SuspendedState = { kind: 'publishing' } | { kind: 'known'; checkpoin
  * overlook one that cannot be published now: whoever asks would start the VM without it.
  */
 export function suspendedState(directoryPath: string, vm: string, sinceMs: number): SuspendedState {
-  using directory = Directory.openFolderIfAny(directoryPath)
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) return { kind: 'known' }
   using staging = lockStagingIfAny(directory, 'exclusive')
   if (staging !== undefined) {
@@ -26,22 +26,27 @@ export function suspendedState(directoryPath: string, vm: string, sinceMs: numbe
     if (isBeingPublished(staging)) return { kind: 'publishing' }
     assertSettled(staging, stuck)
   }
-  const states = setNames(directory)
-    .flatMap((name) => readableSet(directory, vm, name, sinceMs))
+  const states = checkpointNames(directory)
+    .flatMap((name) => readableCheckpoint(directory, vm, name, sinceMs))
     .sort(byAge)
-    .flatMap((set) => {
-      if (set.state !== 'complete' || !isUnrestored(directory, set)) return []
-      const { state: _state, problems: _problems, ...checkpoint } = set
-      return set.createdAt.getTime() < sinceMs ? [] : [checkpoint]
+    .flatMap((listed) => {
+      if (listed.state !== 'complete' || !isUnrestored(directory, listed)) return []
+      const { state: _state, problems: _problems, ...checkpoint } = listed
+      return checkpoint.createdAt.getTime() < sinceMs ? [] : [checkpoint]
     })
   const newest = states.at(-1)
   return newest === undefined ? { kind: 'known' } : { kind: 'known', checkpoint: newest }
 }
 
 /** One that cannot be read may be the state; unless it is too old to count. */
-function readableSet(directory: Directory, vm: string, name: string, sinceMs: number): ListedCheckpoint[] {
+function readableCheckpoint(
+  directory: Directory,
+  vm: string,
+  name: string,
+  sinceMs: number,
+): ListedCheckpoint[] {
   try {
-    const inspection = inspectStill(directory, name)
+    const inspection = inspectUnchanged(directory, name)
     return inspection === undefined ? [] : [describe(directory.path, vm, name, inspection)]
   } catch (error) {
     if ((directory.statusIfAny(name + memorySuffix)?.mtimeMs ?? 0) < sinceMs) return []

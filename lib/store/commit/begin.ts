@@ -3,12 +3,12 @@
  * itself says that somebody is still at it. Runs in the pool.
  */
 import { Directory } from '../../fs/directory.js'
-import { makeFolder, needsGiving } from '../staging/inbox.js'
+import { makeDirectory, needsGiving } from '../staging/inbox.js'
 import { holdOpen } from '../staging/deferred_close.js'
 import { lockStagingIfAny } from '../staging/lock.js'
 import { type Intent, removeIntent, writeIntent } from '../staging/intent.js'
 import { openLocked, removeMade } from '../staging/opening.js'
-import { guestFile, inName, stagingName } from '../paths.js'
+import { guestFile, inboxName, stagingName } from '../paths.js'
 import { assertReplaceable } from './replaceable.js'
 import { assertNotStuck, recover } from './recover.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
@@ -66,10 +66,10 @@ function openStage(
 ): StageResult {
   const id = freshId(staging)
   try {
-    using stage = makeFolder(staging, id)
+    using stage = makeDirectory(staging, id)
     stage.lock('exclusive')
-    using inFolder = makeFolder(stage, inName)
-    if (needsGiving(request.writerUid)) inFolder.giveTo(request.writerUid)
+    using inbox = makeDirectory(stage, inboxName)
+    if (needsGiving(request.writerUid)) inbox.giveTo(request.writerUid)
     if (request.intent !== undefined) writeIntent(stage, request.intent)
     if (request.durable || request.intent?.poweroff === true) {
       stage.sync()
@@ -77,8 +77,8 @@ function openStage(
     }
     const memoryBytes = request.memoryBytes ?? lastMemoryBytes(directory)
     const orphans = orphansIn(staging)
-    const descriptors = { directory: directory.release(), stage: stage.release(), in: inFolder.release() }
-    return { id, requestPath: `${inFolder.path}/${guestFile}`, made, memoryBytes, orphans, descriptors }
+    const descriptors = { directory: directory.release(), stage: stage.release(), in: inbox.release() }
+    return { id, requestPath: `${inbox.path}/${guestFile}`, made, memoryBytes, orphans, descriptors }
   } catch (error) {
     removeRubbish(staging, id)
     if (made.includes(directory.path)) directory.removeEmpty(stagingName)

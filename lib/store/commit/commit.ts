@@ -5,7 +5,7 @@
 import { CheckpointError, detailsOf } from '../../base/errors.js'
 import { formatManifest, type Manifest, manifestVersion, parseManifest } from '../../checkpoint/manifest.js'
 import { readHead, rewriteManifest } from '../../checkpoint/manifest_file.js'
-import { inspectSet } from '../../checkpoint/structure.js'
+import { inspectCheckpoint } from '../../checkpoint/structure.js'
 import { manifestSuffix, memorySuffix } from '../../base/names.js'
 import type { Checkpoint } from '../../base/types.js'
 import { describe } from '../../checkpoint/describe.js'
@@ -33,7 +33,7 @@ export function commitStaged(
   publication: Publication,
 ): Checkpoint {
   keepPin(directory, stage, publication)
-  const checkpoint = whole(directory, stage, publication)
+  const checkpoint = inspectComplete(directory, stage, publication)
   const ready = id + readySuffix
   staging.rename(id, staging, ready)
   finishCommit(directory, staging, ready, publication)
@@ -83,8 +83,12 @@ function isPinned(directory: Directory, name: string): boolean {
 }
 
 /** The stage's set as it is going to be found under its name: looked at once more while there is a way back. */
-function whole(directory: Directory, stage: Directory, { name, manifest }: Publication): Checkpoint {
-  const inspection = inspectSet(stage, name)
+function inspectComplete(
+  directory: Directory,
+  stage: Directory,
+  { name, manifest }: Publication,
+): Checkpoint {
+  const inspection = inspectCheckpoint(stage, name)
   const listed = inspection && describe(directory.path, manifest.vm, name, inspection)
   if (listed?.state !== 'complete') {
     throw new CheckpointError(

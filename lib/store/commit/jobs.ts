@@ -1,3 +1,3 @@
 /** What this folder does in the pool's threads. */
 export { abandonStage, createStage } from './begin.js'
-export { commitStage, prepareStage, secureStage, settleStage } from './publish.js'
+export { commitStage, prepareStage, flushStage, salvageStage } from './publish.js'

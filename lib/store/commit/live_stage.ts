@@ -3,17 +3,17 @@
  * cannot answer: then a complete checkpoint in the stage is the last there is of its VM. Always under the exclusive
  * lock of `.staging`; doing it twice, or dying in it, changes nothing. Runs in the pool.
  */
-import { inspectSet } from '../../checkpoint/structure.js'
+import { inspectCheckpoint } from '../../checkpoint/structure.js'
 import { isFailure, loadNative } from '../../base/native.js'
 import { lastChangeOf } from '../staging/collect.js'
 import { commitStaged } from './commit.js'
 import type { Directory } from '../../fs/directory.js'
-import { moveToFreshName, type StagePlaces } from '../staging/fresh_name.js'
+import { moveToFreshName, type StageDirectories } from '../staging/fresh_name.js'
 import { bootOf, type Intent, isWriterAlive, readIntent, writerOf } from '../staging/intent.js'
 import { copyLinked } from '../staging/own_files.js'
 import { removeEntry } from '../staging/removed.js'
 import { publicationOrder } from '../paths.js'
-import { gather, holdsWholeSet, isWhole, lastWriteMs } from '../staging/stage_files.js'
+import { gather, holdsCompleteCheckpoint, isComplete, lastWriteMs } from '../staging/stage_files.js'
 import { manifestFor, storeManifest } from '../staging/staged_manifest.js'
 
 /** A bhyve that answers does so right after its last write, and would have died of it by then. */
@@ -22,7 +22,7 @@ const answeredMs = 2_500
 const givenUpMs = 60_000
 
 /** Keeps a complete checkpoint whose bhyve has ended as `<name>-<id>`; removes it where bhyve runs on. */
-export function settleLive(directory: Directory, staging: Directory, id: string): void {
+export function recoverLiveStage(directory: Directory, staging: Directory, id: string): void {
   using stage = staging.open(id)
   const intent = readIntent(stage)
   if (intent === undefined) return
@@ -45,17 +45,17 @@ function mayYetEnd(stage: Directory, { name }: Intent, pid: number): boolean {
   const status = loadNative().processStatus(pid)
   if (isFailure(status) || status.state !== 'running') return true
   const quietMs = Date.now() - lastWriteMs(stage, name)
-  return quietMs < (holdsWholeSet(stage, name) ? answeredMs : givenUpMs)
+  return quietMs < (holdsCompleteCheckpoint(stage, name) ? answeredMs : givenUpMs)
 }
 
 /** False where there is no complete checkpoint in the stage. */
-function keep(places: StagePlaces, wanted: Intent): boolean {
-  const { directory, staging, stage, id } = places
+function keep(directories: StageDirectories, wanted: Intent): boolean {
+  const { directory, staging, stage, id } = directories
   gather(stage, wanted.name)
   copyLinked(stage, wanted.name)
-  const inspection = inspectSet(stage, wanted.name)
-  if (inspection === undefined || !isWhole(inspection)) return false
-  const intent = moveToFreshName(places, wanted)
+  const inspection = inspectCheckpoint(stage, wanted.name)
+  if (inspection === undefined || !isComplete(inspection)) return false
+  const intent = moveToFreshName(directories, wanted)
   const { name } = intent
   const manifest = manifestFor(stage, intent, lastChangeOf(stage, name), inspection)
   storeManifest(stage, manifest)

@@ -10,17 +10,17 @@ import { Directory } from '../../fs/directory.js'
 import { makeDurable, recordingFailure } from '../staging/durability.js'
 import { holdOpen } from '../staging/deferred_close.js'
 import { lockStaging } from '../staging/lock.js'
-import { digestList, inName, sizeRecord, stagingName } from '../paths.js'
+import { digestList, inboxName, sizeRecord, stagingName } from '../paths.js'
 import { assertNotOlder, assertReplaceable } from './replaceable.js'
 import { assertNotStuck, recover } from './recover.js'
 import { removeTree } from '../../fs/remove_tree.js'
-import { settleSuspend, type Settled } from './settle.js'
+import { salvageSuspend, type Salvaged } from './salvage.js'
 import { borrowStage, isSameStage, type StageHandle } from '../staging/stage_handle.js'
 
 const { O_RDONLY } = fs.constants
 
 /** Makes a suspended VM's files durable before anything else is done to them. */
-export function secureStage(handle: StageHandle, name: string): void {
+export function flushStage(handle: StageHandle, name: string): void {
   makeDurable(borrowStage(handle), name)
 }
 
@@ -30,7 +30,7 @@ export function secureStage(handle: StageHandle, name: string): void {
  */
 export function prepareStage(handle: StageHandle, publication: Publication): void {
   const stage = borrowStage(handle)
-  removeTree(stage, inName)
+  removeTree(stage, inboxName)
   stage.unlink(sizeRecord)
   const { name, manifest, durable } = publication
   writeManifestIn(stage, name + manifestSuffix, manifest, durable)
@@ -65,12 +65,12 @@ export function commitStage(handle: StageHandle, publication: Publication): Chec
 }
 
 /** A suspend's stage that cannot go its way, once bhyve has ended. */
-export function settleStage(handle: StageHandle): Settled {
+export function salvageStage(handle: StageHandle): Salvaged {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
   using staging = lockStaging(directory)
   const stuck = recover(directory, staging)
   if (!isSameStage(staging, handle)) throw vanished(handle)
-  return settleSuspend(directory, staging, handle.id, stuck)
+  return salvageSuspend(directory, staging, handle.id, stuck)
 }
 
 function vanished(handle: StageHandle): CheckpointError {

@@ -6,12 +6,12 @@ import { CheckpointError, toCheckpointError } from '../../base/errors.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import type { Directory } from '../../fs/directory.js'
 import { isWriterAlive, readIntent, writerOf } from '../staging/intent.js'
-import { settleLive } from './live_stage.js'
+import { recoverLiveStage } from './live_stage.js'
 import { restoreLockName, publicationOrder, restSuffix } from '../paths.js'
 import { holdsRemovals, noteRemovals, removeEntry } from '../staging/removed.js'
 import { dropDeadRestoreLock, isRestoring } from '../staging/restore_lock.js'
-import { openFolder, rollForward } from './roll_forward.js'
-import { settleSuspend } from './settle.js'
+import { openDirectoryOf, rollForward } from './roll_forward.js'
+import { salvageSuspend } from './salvage.js'
 import { holdsAnything } from '../staging/stage_files.js'
 import { isAlive, isStageId, readySuffix, removedSuffix, trashSuffix } from '../staging/staging_entries.js'
 
@@ -43,14 +43,14 @@ export function recover(directory: Directory, staging: Directory): Stuck {
 function recoverStage(directory: Directory, staging: Directory, id: string, stuck: Stuck): void {
   const intent = intentIn(staging, id)
   if (intent === undefined) removeEntry(staging, id)
-  else if (intent.poweroff) settleSuspend(directory, staging, id, stuck)
-  else settleLiveNowOrLater(directory, staging, id)
+  else if (intent.poweroff) salvageSuspend(directory, staging, id, stuck)
+  else recoverLiveStageNowOrLater(directory, staging, id)
 }
 
 /** A live checkpoint that cannot be kept now stops nobody, not even a new one of its name. */
-function settleLiveNowOrLater(directory: Directory, staging: Directory, id: string): void {
+function recoverLiveStageNowOrLater(directory: Directory, staging: Directory, id: string): void {
   try {
-    settleLive(directory, staging, id)
+    recoverLiveStage(directory, staging, id)
   } catch (error) {
     if (!(error instanceof CheckpointError)) throw error
   }
@@ -81,8 +81,8 @@ function attempt(staging: Directory, entry: string, stuck: Stuck, finish: () => 
 
 /** The checkpoints whose files a folder holds. */
 function namesIn(staging: Directory, entry: string): string[] {
-  using folder = openFolder(staging, entry)
-  const files = folder?.entries() ?? []
+  using subdirectory = openDirectoryOf(staging, entry)
+  const files = subdirectory?.entries() ?? []
   return files.flatMap((file) => {
     const suffix = publicationOrder.find((candidate) => file.endsWith(candidate))
     return suffix === undefined ? [] : [file.slice(0, -suffix.length)]
@@ -99,8 +99,10 @@ export function holdsUnpublished(staging: Directory): boolean {
 /** A committed stage that still holds what has to be put into place; an empty one may have been left by a removal. */
 export function isCommitted(staging: Directory, entry: string): boolean {
   if (!entry.endsWith(readySuffix) || staging.statusIfAny(entry)?.kind !== 'directory') return false
-  using folder = staging.openIfAny(entry)
-  return folder?.entries().some((file) => publicationOrder.some((suffix) => file.endsWith(suffix))) ?? false
+  using subdirectory = staging.openIfAny(entry)
+  return (
+    subdirectory?.entries().some((file) => publicationOrder.some((suffix) => file.endsWith(suffix))) ?? false
+  )
 }
 
 /** A suspend's stage whose bhyve has ended, and may have written the VM's state. */
@@ -125,15 +127,15 @@ export function needsRecovery(staging: Directory): boolean {
  * meantime: then the companions are that one's.
  */
 function finishDestroying(directory: Directory, staging: Directory, trash: string): void {
-  using folder = openFolder(staging, trash)
-  if (folder === undefined) return
+  using subdirectory = openDirectoryOf(staging, trash)
+  if (subdirectory === undefined) return
   // As in discard(): the RAM files must be gone for good before a companion goes.
-  folder.sync()
+  subdirectory.sync()
   directory.sync()
-  for (const memory of folder.entries().filter((entry) => entry.endsWith(memorySuffix))) {
+  for (const memory of subdirectory.entries().filter((entry) => entry.endsWith(memorySuffix))) {
     // After a crash on UFS both names may be there: the checkpoint was on its way out.
-    if (folder.isSameFile(memory, directory, memory)) directory.unlink(memory)
-    moveCompanions(directory, folder, memory.slice(0, -memorySuffix.length))
+    if (subdirectory.isSameFile(memory, directory, memory)) directory.unlink(memory)
+    moveCompanions(directory, subdirectory, memory.slice(0, -memorySuffix.length))
   }
   directory.sync()
   removeEntry(staging, trash)

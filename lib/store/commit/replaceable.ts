@@ -3,7 +3,7 @@ import { CheckpointError } from '../../base/errors.js'
 import { isForeignFormat } from '../../checkpoint/structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import type { Directory } from '../../fs/directory.js'
-import { listedSet } from '../../checkpoint/read.js'
+import { listedCheckpoint } from '../../checkpoint/read.js'
 
 export function assertReplaceable(directory: Directory, name: string, ifExists: 'replace' | 'fail'): void {
   // Past the commit point a folder in the way could not be replaced any more.
@@ -35,7 +35,7 @@ interface Candidate {
  */
 export function assertNotOlder(directory: Directory, saved: Candidate): void {
   const { vm, name, savedMs, poweredOff } = saved
-  const [standing] = listedSet(directory, vm, name)
+  const [standing] = listedCheckpoint(directory, vm, name)
   if (standing === undefined || standing.state === 'foreign') return
   // One that cannot be read may be such a state; its file still tells how old it is.
   const isKnown = standing.createdAt !== undefined

@@ -14,35 +14,35 @@ import { replacedName } from '../staging/staging_entries.js'
  * updates a rename across directories reaches the disk in two steps, and the old names may come back after a crash.
  */
 export function rollForward(directory: Directory, staging: Directory, ready: string): void {
-  using folder = openFolder(staging, ready)
-  if (folder === undefined) return
-  const entries = entriesOfOne(folder)
+  using subdirectory = openDirectoryOf(staging, ready)
+  if (subdirectory === undefined) return
+  const entries = entriesOfOne(subdirectory)
   const memory = entries.find((entry) => entry.endsWith(memorySuffix))
-  dropOutdated(directory, folder, entries)
-  if (memory !== undefined && !folder.isSameFile(memory, directory, memory))
-    setReplacedAside(directory, memory, folder)
+  removeOutdated(directory, subdirectory, entries)
+  if (memory !== undefined && !subdirectory.isSameFile(memory, directory, memory))
+    setReplacedAside(directory, memory, subdirectory)
   for (const suffix of [restSuffix, ...publicationOrder]) {
     for (const entry of entries.filter((name) => name.endsWith(suffix)))
-      folder.moveIfAny(entry, directory, entry)
+      subdirectory.moveIfAny(entry, directory, entry)
   }
   directory.sync()
-  folder.sync()
+  subdirectory.sync()
   removeEntry(staging, ready)
   staging.sync()
 }
 
 /** A crash may have left the files under an earlier name as well, which somebody else's checkpoint may have by now. */
-function entriesOfOne(folder: Directory): string[] {
-  const entries = folder.entries()
-  const name = readIntent(folder)?.name
+function entriesOfOne(subdirectory: Directory): string[] {
+  const entries = subdirectory.entries()
+  const name = readIntent(subdirectory)?.name
   if (name === undefined || !entries.includes(name + memorySuffix)) return entries
   const files = new Set([restSuffix, ...publicationOrder].map((suffix) => name + suffix))
   return entries.filter((entry) => files.has(entry))
 }
 
 /** Not removed here: freeing the blocks of a large file takes long, and the lock is held. */
-function setReplacedAside(directory: Directory, memory: string, folder: Directory): void {
-  if (directory.statusIfAny(memory)?.kind === 'file') directory.moveIfAny(memory, folder, replacedName)
+function setReplacedAside(directory: Directory, memory: string, subdirectory: Directory): void {
+  if (directory.statusIfAny(memory)?.kind === 'file') directory.moveIfAny(memory, subdirectory, replacedName)
   else directory.unlink(memory)
 }
 
@@ -50,11 +50,11 @@ function setReplacedAside(directory: Directory, memory: string, folder: Director
  * A commit that a crash brought back, long after it was finished: the manifest in place is the same checkpoint's, with the
  * pins and restores that came later.
  */
-function dropOutdated(directory: Directory, folder: Directory, entries: readonly string[]): void {
+function removeOutdated(directory: Directory, subdirectory: Directory, entries: readonly string[]): void {
   for (const entry of entries.filter((name) => name.endsWith(manifestSuffix))) {
-    const id = idIn(folder, entry)
-    if (id === undefined || folder.isSameFile(entry, directory, entry)) continue
-    if (idIn(directory, entry) === id) folder.unlink(entry)
+    const id = idIn(subdirectory, entry)
+    if (id === undefined || subdirectory.isSameFile(entry, directory, entry)) continue
+    if (idIn(directory, entry) === id) subdirectory.unlink(entry)
   }
 }
 
@@ -72,7 +72,7 @@ function idIn(directory: Directory, file: string): string | undefined {
 }
 
 /** Something that is no folder cannot be ours: it is removed. */
-export function openFolder(staging: Directory, name: string): Directory | undefined {
+export function openDirectoryOf(staging: Directory, name: string): Directory | undefined {
   if (staging.statusIfAny(name)?.kind === 'directory') return staging.openIfAny(name)
   staging.unlink(name)
   return undefined

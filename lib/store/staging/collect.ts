@@ -1,12 +1,12 @@
 /** What bhyve has left in a stage. Runs in the pool. */
-import { type Inspection, inspectSet, missingMemory } from '../../checkpoint/structure.js'
+import { type Inspection, inspectCheckpoint, missingMemory } from '../../checkpoint/structure.js'
 import { kernelSuffix, metadataSuffix } from '../../base/names.js'
 import { loadNative } from '../../base/native.js'
 import type { Problem } from '../../base/problem.js'
 import type { Directory } from '../../fs/directory.js'
 import { readIntent } from './intent.js'
 import { copyLinked } from './own_files.js'
-import { guestFiles, inName, spaceReserve } from '../paths.js'
+import { guestFiles, inboxName, spaceReserve } from '../paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 
 export interface Collected {
@@ -29,17 +29,17 @@ export function collectStage(handle: StageHandle, name: string): Collected {
   if (readIntent(stage)?.poweroff === true) copyLinked(stage, name)
   if (moved === 0) return { untouched: true, problems: absentProblems(name), savedMs: 0 }
   const savedMs = lastChangeOf(stage, name)
-  const inspection = inspectSet(stage, name)
+  const inspection = inspectCheckpoint(stage, name)
   if (inspection === undefined) return { untouched: false, problems: [missingMemory(name)], savedMs }
   return { untouched: false, problems: inspection.problems, inspection, savedMs }
 }
 
 /** Takes bhyve's files out of `in/`; how many there were. */
 export function moveOut(stage: Directory, name: string): number {
-  using inFolder = stage.openIfAny(inName)
-  if (inFolder === undefined) return 0
-  takeBack(stage, inFolder)
-  const moved = guestFiles.filter(([from, suffix]) => inFolder.moveIfAny(from, stage, name + suffix))
+  using inbox = stage.openIfAny(inboxName)
+  if (inbox === undefined) return 0
+  takeBack(stage, inbox)
+  const moved = guestFiles.filter(([from, suffix]) => inbox.moveIfAny(from, stage, name + suffix))
   return moved.length
 }
 
@@ -50,15 +50,15 @@ export function lastChangeOf(stage: Directory, name: string): number {
 }
 
 /** The folder was bhyve's for as long as it wrote; from now on nothing is added to it. */
-function takeBack(stage: Directory, inFolder: Directory): void {
+function takeBack(stage: Directory, inbox: Directory): void {
   const ours = process.geteuid?.()
-  if (ours === undefined || inFolder.ownStatus().uid === ours) return
+  if (ours === undefined || inbox.ownStatus().uid === ours) return
   // Its owner may have put flags on it that keep even root from moving a file.
-  loadNative().clearFlagsAt?.(stage.descriptor, inName)
-  inFolder.giveTo(ours)
-  inFolder.setMode(0o700)
+  loadNative().clearFlagsAt?.(stage.descriptor, inboxName)
+  inbox.giveTo(ours)
+  inbox.setMode(0o700)
   // Now that nobody else can put other files into their places.
-  for (const [file] of guestFiles) loadNative().clearFlagsAt?.(inFolder.descriptor, file)
+  for (const [file] of guestFiles) loadNative().clearFlagsAt?.(inbox.descriptor, file)
 }
 
 function absentProblems(name: string): Problem[] {
@@ -75,6 +75,6 @@ function absentProblems(name: string): Problem[] {
 
 /** Whether bhyve left `in/` as it got it. */
 export function isUntouched(handle: StageHandle): boolean {
-  using inFolder = borrowStage(handle).open(inName)
-  return inFolder.rawEntries(1).length === 0
+  using inbox = borrowStage(handle).open(inboxName)
+  return inbox.rawEntries(1).length === 0
 }

@@ -8,10 +8,10 @@ import { isSame } from '../../checkpoint/fingerprint.js'
 import type { Manifest } from '../../checkpoint/manifest.js'
 import type { Inspection } from '../../checkpoint/structure.js'
 import { bootOf } from './intent.js'
-import { digestStaged } from './memory_pass.js'
+import { digestStaged } from './memory_scan.js'
 import { copyInPlace } from './own_files.js'
 import type { Directory } from '../../fs/directory.js'
-import { inName } from '../paths.js'
+import { inboxName } from '../paths.js'
 
 /** In a stage: bhyve's files, the inbox and the stage were fsynced without an error. */
 const syncedRecord = 'synced'
@@ -29,7 +29,7 @@ export function makeDurable(stage: Directory, name: string): void {
   recordingFailure(stage, () => {
     stage.syncFile(name + kernelSuffix)
     stage.syncFile(name + metadataSuffix)
-    using inbox = stage.openIfAny(inName)
+    using inbox = stage.openIfAny(inboxName)
     inbox?.sync()
     stage.sync()
     stage.syncFile(name + memorySuffix)

@@ -7,7 +7,7 @@ import { gather } from './stage_files.js'
 import { freshId } from './staging_entries.js'
 
 /** A stage that recovery works at, and where. */
-export interface StagePlaces {
+export interface StageDirectories {
   directory: Directory
   staging: Directory
   stage: Directory
@@ -15,26 +15,26 @@ export interface StagePlaces {
 }
 
 /** The record first: whoever comes after a crash brings the files under its name. */
-export function moveToFreshName(places: StagePlaces, intent: Intent): Intent {
-  if (hasFreshName(places, intent)) return intent
-  const { stage } = places
-  const renamed = renameIntent(stage, intent, freshName(places, intent.wanted ?? intent.name))
+export function moveToFreshName(directories: StageDirectories, intent: Intent): Intent {
+  if (hasFreshName(directories, intent)) return intent
+  const { stage } = directories
+  const renamed = renameIntent(stage, intent, freshName(directories, intent.wanted ?? intent.name))
   gather(stage, renamed.name)
   return renamed
 }
 
 /** An earlier attempt has found one. */
-function hasFreshName({ directory }: StagePlaces, { name, wanted }: Intent): boolean {
+function hasFreshName({ directory }: StageDirectories, { name, wanted }: Intent): boolean {
   return wanted !== undefined && directory.statusIfAny(name + memorySuffix) === undefined
 }
 
 /** `<name>-<id>`, the name cut where a file name, or a path that `bhyve -r` can open, would get too long. */
-function freshName({ directory, staging, stage }: StagePlaces, name: string): string {
+function freshName({ directory, staging, stage }: StageDirectories, name: string): string {
   const pathBytes = writerOf(stage)?.dialect === 'struct' ? structPathBytes : restorablePathBytes
   for (;;) {
     const ending = `-${freshId(staging)}`
-    const inPath = pathBytes - Buffer.byteLength(directory.pathOf(memorySuffix))
-    const fresh = cut(name, Math.min(checkpointNameBytes, inPath) - ending.length) + ending
+    const inboxPath = pathBytes - Buffer.byteLength(directory.pathOf(memorySuffix))
+    const fresh = cut(name, Math.min(checkpointNameBytes, inboxPath) - ending.length) + ending
     if (directory.statusIfAny(fresh + memorySuffix) === undefined) return fresh
   }
 }

@@ -7,7 +7,7 @@ import { Directory } from '../../fs/directory.js'
 import { lockStaging } from './lock.js'
 
 /** A dangling link looks like a directory that is being removed again and again. */
-const mostAttempts = 10_000
+const maxAttempts = 10_000
 
 interface LockedStore extends Disposable {
   directory: Directory
@@ -19,7 +19,7 @@ interface LockedStore extends Disposable {
  * it: then it is made again.
  */
 export function openLocked(directoryPath: string, made: string[]): LockedStore {
-  for (let attempt = 0; attempt < mostAttempts; attempt++) {
+  for (let attempt = 0; attempt < maxAttempts; attempt++) {
     const store = tryOpenLocked(directoryPath, made)
     if (store !== undefined) return store
   }
@@ -43,7 +43,7 @@ function tryOpenLocked(directoryPath: string, made: string[]): LockedStore | und
   try {
     directory = openOrMake(directoryPath, made)
     staging = lockStaging(directory)
-    using present = Directory.openFolderIfAny(directoryPath)
+    using present = Directory.openRealDirectoryIfAny(directoryPath)
     if (present?.ownStatus().identity === directory.ownStatus().identity) {
       return { directory, staging, [Symbol.dispose]: close }
     }

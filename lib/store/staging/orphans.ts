@@ -3,7 +3,7 @@ import { Directory } from '../../fs/directory.js'
 import { bootOf, readIntent, removeIntent, writerOf } from './intent.js'
 import { lockStagingIfAny } from './lock.js'
 import { removeEntry } from './removed.js'
-import { holdsWholeSet } from './stage_files.js'
+import { holdsCompleteCheckpoint } from './stage_files.js'
 import { isAlive, isStageId } from './staging_entries.js'
 
 /** Stages whose makers are dead. Asked under the lock, after recovery: their bhyves may write yet. */
@@ -19,20 +19,20 @@ export function orphansIn(staging: Directory): string[] {
  * bhyve serves one request after the other. Once it has served a later one, it runs on: an earlier live checkpoint is not
  * needed, and an earlier suspend that left no complete checkpoint has failed.
  */
-export function dropOutrun(
+export function removeOrphans(
   directoryPath: string,
   orphans: readonly string[],
   server: { pid: number; startedAt: string | undefined },
 ): void {
-  using directory = Directory.openFolderIfAny(directoryPath)
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
   using staging = directory && lockStagingIfAny(directory, 'exclusive')
   if (staging === undefined) return
   for (const id of orphans.filter((orphan) => staging.statusIfAny(orphan)?.kind === 'directory')) {
-    if (!isAlive(staging, id) && isOutrun(staging, id, server)) removeEntry(staging, id)
+    if (!isAlive(staging, id) && isObsolete(staging, id, server)) removeEntry(staging, id)
   }
 }
 
-function isOutrun(
+function isObsolete(
   staging: Directory,
   id: string,
   { pid, startedAt }: { pid: number; startedAt: string | undefined },
@@ -42,7 +42,7 @@ function isOutrun(
   if (stage === undefined || intent === undefined || startedAt === undefined) return false
   const writer = writerOf(stage)
   if (writer?.pid !== pid || writer.startedAt !== startedAt || bootOf(stage) === 'another') return false
-  if (intent.poweroff && holdsWholeSet(stage, intent.name)) return false
+  if (intent.poweroff && holdsCompleteCheckpoint(stage, intent.name)) return false
   removeIntent(stage)
   return true
 }

@@ -7,7 +7,7 @@ import fs from 'node:fs'
 import { totalmem } from 'node:os'
 import { pieceBuffer, pieceBytes } from '../../checkpoint/digest.js'
 import { kernelMaxBytes, metadataMaxBytes } from '../../checkpoint/metadata.js'
-import { inspectSet } from '../../checkpoint/structure.js'
+import { inspectCheckpoint } from '../../checkpoint/structure.js'
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import { isFailure, loadNative } from '../../base/native.js'
 import type { Directory } from '../../fs/directory.js'
@@ -26,15 +26,15 @@ const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL } = fs.constants
 export function copyLinked(stage: Directory, name: string): void {
   copyIfLinked(stage, name + kernelSuffix, kernelMaxBytes)
   copyIfLinked(stage, name + metadataSuffix, metadataMaxBytes)
-  const size = inspectSet(stage, name)?.metadata?.memoryBytes ?? 0
+  const size = inspectCheckpoint(stage, name)?.metadata?.memoryBytes ?? 0
   if (stage.statusIfAny(name + memorySuffix)?.size === size)
     copyIfLinked(stage, name + memorySuffix, totalmem())
 }
 
-function copyIfLinked(stage: Directory, file: string, mostBytes: number): void {
+function copyIfLinked(stage: Directory, file: string, maxBytes: number): void {
   const status = stage.statusIfAny(file)
   const isLinked = status?.kind === 'file' && status.links > 1
-  if (isLinked && status.size <= mostBytes && status.uid === writerOf(stage)?.uid)
+  if (isLinked && status.size <= maxBytes && status.uid === writerOf(stage)?.uid)
     copyInPlace(stage, file, { clone: true })
 }
 

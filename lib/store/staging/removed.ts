@@ -8,7 +8,7 @@ import { memorySuffix } from '../../base/names.js'
 import { CheckpointError } from '../../base/errors.js'
 import { Directory } from '../../fs/directory.js'
 import { assertOurs, lockStagingIfAny } from './lock.js'
-import { guestFile, inName, restoreLogName, stagingName } from '../paths.js'
+import { guestFile, inboxName, restoreLogName, stagingName } from '../paths.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
 import { removedSuffix, replacedName } from './staging_entries.js'
 
@@ -56,10 +56,11 @@ function isSetAside(staging: Directory, entry: string, fromBytes: number): boole
 /** Of guest RAM, which is nearly all there is. */
 function storedIn(staging: Directory, entry: string): number {
   if (staging.statusIfAny(entry)?.kind !== 'directory') return 0
-  using folder = staging.openIfAny(entry)
-  using inbox = folder?.openIfAny(inName)
-  const names = folder?.entries().filter((name) => name === replacedName || name.endsWith(memorySuffix)) ?? []
-  const files = [...names.map((name) => folder?.statusIfAny(name)), inbox?.statusIfAny(guestFile)]
+  using subdirectory = staging.openIfAny(entry)
+  using inbox = subdirectory?.openIfAny(inboxName)
+  const names =
+    subdirectory?.entries().filter((name) => name === replacedName || name.endsWith(memorySuffix)) ?? []
+  const files = [...names.map((name) => subdirectory?.statusIfAny(name)), inbox?.statusIfAny(guestFile)]
   return files.reduce((sum, status) => sum + (status?.allocatedBytes ?? 0), 0)
 }
 
@@ -90,7 +91,7 @@ export function removeDirectoryLater(directory: Directory, staging: Directory | 
 
 /** Frees the blocks. Others may do the same at the same time, and nobody is kept from working here. */
 export function emptyRemoved({ directoryPath, withDirectory }: Removal): void {
-  using directory = Directory.openFolderIfAny(directoryPath)
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) return
   {
     using staging = directory.openIfAny(stagingName)

@@ -1,6 +1,6 @@
 /** How far bhyve is with a stage. Runs in the pool. */
 import { Directory } from '../../fs/directory.js'
-import { guestFile, guestFiles, inName, stagingName } from '../paths.js'
+import { guestFile, guestFiles, inboxName, stagingName } from '../paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 import { isStageId } from './staging_entries.js'
 
@@ -18,16 +18,16 @@ export interface Saved {
 /** How far bhyve is, by the growing file. */
 export function savedSoFar(handle: StageHandle): Saved {
   const stage = borrowStage(handle)
-  using inFolder = stage.open(inName)
-  const written = writtenIn(inFolder)
+  using inbox = stage.open(inboxName)
+  const written = writtenIn(inbox)
   const begun = written !== undefined
-  const bytes = inFolder.statusIfAny(guestFile)?.size ?? 0
+  const bytes = inbox.statusIfAny(guestFile)?.size ?? 0
   return { begun, bytes, written: written ?? 0, othersProgress: begun ? '' : othersProgress(handle) }
 }
 
 /** Undefined before bhyve has begun. */
-function writtenIn(inFolder: Directory): number | undefined {
-  const sizes = guestFiles.map(([file]) => inFolder.statusIfAny(file)?.size)
+function writtenIn(inbox: Directory): number | undefined {
+  const sizes = guestFiles.map(([file]) => inbox.statusIfAny(file)?.size)
   const known = sizes.filter((size) => size !== undefined)
   return known.length === 0 ? undefined : known.reduce((sum, size) => sum + size, 0)
 }
@@ -44,6 +44,6 @@ function othersProgress(handle: StageHandle): string {
 /** Undefined before bhyve has begun, and for what is being removed. */
 function writtenByOther(staging: Directory, id: string): number | undefined {
   using stage = staging.openIfAny(id)
-  using inFolder = stage?.openIfAny(inName)
-  return inFolder && writtenIn(inFolder)
+  using inbox = stage?.openIfAny(inboxName)
+  return inbox && writtenIn(inbox)
 }

@@ -4,8 +4,8 @@ import { CheckpointError, type ErrorDetails } from '../../base/errors.js'
 import { memorySuffix } from '../../base/names.js'
 import { Directory } from '../../fs/directory.js'
 import { isWriterAlive, readIntent } from './intent.js'
-import { listedSet, setNames } from '../../checkpoint/read.js'
-import { guestFile, inName, sizeRecord, stagingName } from '../paths.js'
+import { listedCheckpoint, checkpointNames } from '../../checkpoint/read.js'
+import { guestFile, inboxName, sizeRecord, stagingName } from '../paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 import { isAlive, isStageId } from './staging_entries.js'
 
@@ -13,16 +13,16 @@ import { isAlive, isStageId } from './staging_entries.js'
 const marginBytes = 64 * 1024 * 1024
 
 /** Of damaged and foreign ones this many are passed over. */
-const mostLooks = 5
+const maxInspected = 5
 
 /** RAM size of the VM's newest whole checkpoint: what the next one will most likely have. */
 export function lastMemoryBytes(directory: Directory): number | undefined {
-  const dated = setNames(directory).map((name) => {
+  const dated = checkpointNames(directory).map((name) => {
     return { name, mtimeMs: directory.statusIfAny(name + memorySuffix)?.mtimeMs ?? 0 }
   })
-  const newest = dated.sort((one, other) => other.mtimeMs - one.mtimeMs).slice(0, mostLooks)
+  const newest = dated.sort((one, other) => other.mtimeMs - one.mtimeMs).slice(0, maxInspected)
   for (const { name } of newest) {
-    const [listed] = listedSet(directory, '', name)
+    const [listed] = listedCheckpoint(directory, '', name)
     // The metadata are bhyve's words, and its guest's maybe: no guest has more than the host.
     if (listed?.state === 'complete') return Math.min(listed.memoryBytes, totalmem())
   }
@@ -30,7 +30,7 @@ export function lastMemoryBytes(directory: Directory): number | undefined {
 }
 
 /** What a live stage still has to write. */
-export interface Promised {
+export interface StageReservation {
   /** Of the stage. */
   path: string
   device: string
@@ -41,7 +41,7 @@ export interface Promised {
  * Writes down what this stage is going to hold. It is on the disk before the others' promises are read: of two that come
  * at once, neither overlooks the other. Says on which device.
  */
-export function promiseSpace(handle: StageHandle, memoryBytes: number): string {
+export function recordReservation(handle: StageHandle, memoryBytes: number): string {
   const stage = borrowStage(handle)
   stage.unlink(sizeRecord)
   stage.writeNew(sizeRecord, String(memoryBytes), false)
@@ -49,18 +49,18 @@ export function promiseSpace(handle: StageHandle, memoryBytes: number): string {
 }
 
 /** Nothing more is going to be written, as far as anybody can see. */
-export function dropPromise(handle: StageHandle): void {
+export function dropReservation(handle: StageHandle): void {
   borrowStage(handle).unlink(sizeRecord)
 }
 
 /** What all live stages in these directories still have to write. */
-export function promisedSpace(directories: readonly string[]): Promised[] {
-  return directories.flatMap(promisedIn)
+export function reservedSpace(directories: readonly string[]): StageReservation[] {
+  return directories.flatMap(reservationsIn)
 }
 
-function promisedIn(directoryPath: string): Promised[] {
+function reservationsIn(directoryPath: string): StageReservation[] {
   try {
-    using directory = Directory.openFolderIfAny(directoryPath)
+    using directory = Directory.openRealDirectoryIfAny(directoryPath)
     if (directory === undefined) return []
     using staging = directory.openIfAny(stagingName)
     if (staging === undefined) return []
@@ -125,15 +125,14 @@ function isStillSaved(staging: Directory, id: string): boolean {
 function stillToWrite(staging: Directory, id: string): number {
   using stage = staging.openIfAny(id)
   if (stage?.statusIfAny(sizeRecord) === undefined) return 0
-  const promised = Number(stage.readText(sizeRecord, 32))
-  if (!Number.isSafeInteger(promised)) return 0
-  using inFolder = stage.openIfAny(inName)
+  const recordedBytes = Number(stage.readText(sizeRecord, 32))
+  if (!Number.isSafeInteger(recordedBytes)) return 0
+  using inbox = stage.openIfAny(inboxName)
   // Without `in/` bhyve is done with it: what it wrote is not free any more anyway.
-  if (inFolder === undefined) return 0
+  if (inbox === undefined) return 0
   const moved = stage.entries().find((entry) => entry.endsWith(memorySuffix))
-  const written =
-    inFolder.statusIfAny(guestFile) ?? (moved === undefined ? undefined : stage.statusIfAny(moved))
-  return Math.max(0, promised - (written?.size ?? 0))
+  const written = inbox.statusIfAny(guestFile) ?? (moved === undefined ? undefined : stage.statusIfAny(moved))
+  return Math.max(0, recordedBytes - (written?.size ?? 0))
 }
 
 function deviceOf(directory: Directory): string {

@@ -1,5 +1,5 @@
 /** bhyve's files in a stage that nobody works at any more. Runs in the pool. */
-import { inspectFiles, type Inspection, inspectSet } from '../../checkpoint/structure.js'
+import { inspectFiles, type Inspection, inspectCheckpoint } from '../../checkpoint/structure.js'
 import { manifestSuffix } from '../../base/names.js'
 import { moveOut } from './collect.js'
 import type { Directory } from '../../fs/directory.js'
@@ -9,7 +9,7 @@ import {
   freshManifest,
   guestFile,
   guestFiles,
-  inName,
+  inboxName,
   spaceReserve,
   publicationOrder,
   restSuffix,
@@ -38,7 +38,7 @@ function suffixOf(entry: string): string | undefined {
 /** Anything of bhyve's, in the stage or still in the inbox. */
 export function holdsAnything(stage: Directory): boolean {
   if (stage.entries().some(isOfVm)) return true
-  using inbox = stage.openIfAny(inName)
+  using inbox = stage.openIfAny(inboxName)
   return inbox !== undefined && inbox.rawEntries(1).length > 0
 }
 
@@ -48,20 +48,20 @@ function isOfVm(entry: string): boolean {
 }
 
 /** In the stage, or still in the inbox. A bhyve that has not ended keeps its inbox as it is. */
-export function holdsWholeSet(stage: Directory, name: string): boolean {
-  using inbox = stage.openIfAny(inName)
-  const inspections = [inspectSet(stage, name), inbox && inspectFiles(inbox, guestFile)]
-  return inspections.some((inspection) => inspection !== undefined && isWhole(inspection))
+export function holdsCompleteCheckpoint(stage: Directory, name: string): boolean {
+  using inbox = stage.openIfAny(inboxName)
+  const inspections = [inspectCheckpoint(stage, name), inbox && inspectFiles(inbox, guestFile)]
+  return inspections.some((inspection) => inspection !== undefined && isComplete(inspection))
 }
 
 /** A manifest that was not written to its end is written anew. */
-export function isWhole({ problems }: Inspection): boolean {
+export function isComplete({ problems }: Inspection): boolean {
   return problems.every(({ code }) => code === 'manifest-invalid')
 }
 
 /** When bhyve last wrote, in milliseconds; whoever wrote may have set any time. */
 export function lastWriteMs(stage: Directory, name: string): number {
-  using inbox = stage.openIfAny(inName)
+  using inbox = stage.openIfAny(inboxName)
   const times = guestFiles.map(([file, suffix]) => {
     const status = stage.statusIfAny(name + suffix) ?? inbox?.statusIfAny(file)
     return status?.mtimeMs ?? 0

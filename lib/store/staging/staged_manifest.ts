@@ -20,7 +20,7 @@ export function manifestFor(
   inspection: Inspection | undefined,
 ): Manifest {
   const written = inspection?.manifest
-  if (written !== undefined && hasWholeList(stage, name, inspection)) return { ...written, name }
+  if (written !== undefined && hasCompleteList(stage, name, inspection)) return { ...written, name }
   const { dialect } = writerOf(stage) ?? {}
   const facts = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff: poweroff, host }
   const fingerprint = inspection && fingerprintOf(stage, name + memorySuffix)
@@ -28,15 +28,15 @@ export function manifestFor(
 }
 
 /** A power failure may have torn a manifest that was not fsynced: its list of digests has a digest of its own. */
-function hasWholeList(
+function hasCompleteList(
   stage: Directory,
   name: string,
-  { manifest, listAt }: Partial<Inspection> = {},
+  { manifest, listOffset }: Partial<Inspection> = {},
 ): boolean {
-  if (manifest?.digests === undefined || listAt === undefined) return true
+  if (manifest?.digests === undefined || listOffset === undefined) return true
   using file = stage.openFile(name + manifestSuffix, O_RDONLY)
   const { chunks, root } = manifest.digests.memory
-  return rootOfListed(file, listAt, chunks, new Int32Array(1)) === root
+  return rootOfListed(file, listOffset, chunks, new Int32Array(1)) === root
 }
 
 /** Over what an earlier attempt may have left; its digests, where it had any, stay. */

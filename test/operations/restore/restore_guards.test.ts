@@ -7,12 +7,12 @@ import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { type CheckpointError } from 'bhyve-checkpoint'
 import { createClientIn } from '../../../dist/client/client.js'
-import { realSurroundings } from '../../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../../dist/client/environment.js'
 import {
   beginRestore,
-  holdSet,
-  lookAtSet,
-  markRestored,
+  holdCheckpoint,
+  inspectForRestore,
+  recordRestore,
 } from '../../../dist/store/catalog/restore_records.js'
 import {
   childEnvironment,
@@ -125,8 +125,8 @@ t.test('a restore does not make listing take the lock alone', async (t) => {
   await world.saved('a')
   const { runDirectory, checkpointDirectory, directory } = world
   const pool = inlinePool()
-  const surroundings = { ...realSurroundings, pool: () => pool }
-  const client = createClientIn(surroundings, { runDirectory, checkpointDirectory })
+  const environment = { ...hostEnvironment, pool: () => pool }
+  const client = createClientIn(environment, { runDirectory, checkpointDirectory })
   const { turn } = beginRestore(directory, 'a').descriptors
   const modes: unknown[] = []
   intercept(t, 'lock', (_, mode) => void modes.push(mode))
@@ -164,7 +164,7 @@ t.test('two processes at once: one starts', async (t) => {
 })
 
 t.test('a set that is replaced between the look and the start', async (t) => {
-  for (const when of ['markRestored', 'holdSet']) {
+  for (const when of ['recordRestore', 'holdCheckpoint']) {
     const world = new World(t)
     await world.saved('a', 'b')
     const bhyve = world.script()
@@ -185,12 +185,12 @@ t.test('a set that is replaced between the look and the start', async (t) => {
 t.test('a set that another tool makes anew beside our manifest is not the one that was judged', async (t) => {
   const directory = path.join(scratch(t), 'vm1')
   putSet(directory, 'a')
-  const { identity } = lookAtSet(directory, 'vm1', 'a')
+  const { identity } = inspectForRestore(directory, 'vm1', 'a')
   const restore = { at: '2026-01-01T00:00:00.000Z', again: false }
-  const mark = markRestored(directory, 'vm1', 'a', identity, restore)!
+  const mark = recordRestore(directory, 'vm1', 'a', identity, restore)!
   fs.utimesSync(path.join(directory, 'a.ckp'), 1, 1)
   const before = manifestOf(directory, 'a')
-  t.equal(holdSet(directory, 'a', identity, mark), undefined)
-  t.equal(markRestored(directory, 'vm1', 'a', identity, restore), undefined)
+  t.equal(holdCheckpoint(directory, 'a', identity, mark), undefined)
+  t.equal(recordRestore(directory, 'vm1', 'a', identity, restore), undefined)
   t.strictSame(manifestOf(directory, 'a'), before)
 })

@@ -6,20 +6,20 @@ import { type ClientOptions, createClient, type RestoreOptions } from 'bhyve-che
 import type { System } from '../../../dist/bhyve/dialects.js'
 import { createClientIn } from '../../../dist/client/client.js'
 import { PeerMemory } from '../../../dist/bhyve/peer_memory.js'
-import { realSurroundings, type Surroundings } from '../../../dist/client/surroundings.js'
+import { hostEnvironment, type Environment } from '../../../dist/client/environment.js'
 import { rejection, scratch } from '../../support/index.js'
 import { host, manifestOf, memoryBytes, putSet, type SetOptions } from '../../support/sets.js'
 
 const MiB = 1024 * 1024
 
 const freeMemoryBytes = 64 * MiB
-const quiet: Partial<Surroundings> = {
+const quiet: Partial<Environment> = {
   host: () => ({ ...host, freeMemoryBytes }),
   vmmDirectory: '/nonexistent',
 }
 
-function clientFor(root: string, surroundings: Partial<Surroundings> = {}, options: ClientOptions = {}) {
-  const all = { ...realSurroundings, ...quiet, peers: new PeerMemory(), ...surroundings }
+function clientFor(root: string, environment: Partial<Environment> = {}, options: ClientOptions = {}) {
+  const all = { ...hostEnvironment, ...quiet, peers: new PeerMemory(), ...environment }
   return createClientIn(all, { checkpointDirectory: root, runDirectory: path.join(root, '.run'), ...options })
 }
 

@@ -6,10 +6,10 @@ import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { AbortError } from 'bhyve-checkpoint'
 import {
-  holdSet,
-  lookAtSet,
-  markRestored,
-  takeBackMark,
+  holdCheckpoint,
+  inspectForRestore,
+  recordRestore,
+  revokeRestore,
 } from '../../../dist/store/catalog/restore_records.js'
 import { childEnvironment, rejection, scratch, until } from '../../support/index.js'
 import { changeManifest, manifestOf, putSet } from '../../support/sets.js'
@@ -65,7 +65,7 @@ t.test('a cancel between the mark and the start', async (t) => {
   const bhyve = world.script()
   const controller = new AbortController()
   const client = watched(world, (job) => {
-    if (job === 'holdSet') controller.abort()
+    if (job === 'holdCheckpoint') controller.abort()
   })
   const call = client.restore('vm1', 'a', { args: world.args, bhyve, signal: controller.signal })
   t.ok((await call.catch((reason: unknown) => reason)) instanceof AbortError)
@@ -78,7 +78,7 @@ t.test('a mark that cannot be taken back is told of', async (t) => {
   const world = new World(t)
   await world.saved('a')
   const client = watched(world, (job) => {
-    return job === 'takeBackMark' ? Promise.reject(new Error('the disk is gone')) : undefined
+    return job === 'revokeRestore' ? Promise.reject(new Error('the disk is gone')) : undefined
   })
   const error = await rejection(
     client.restore('vm1', 'a', { args: world.args, bhyve: world.script({ instead: 'exit 1' }) }),
@@ -138,17 +138,17 @@ t.test('where nobody can look whether the guest has run, the mark stays', async 
 t.test("another restore's record is neither taken back nor started from", async (t) => {
   const directory = path.join(scratch(t), 'vm1')
   putSet(directory, 'a')
-  const { identity } = lookAtSet(directory, 'vm1', 'a')
-  const mark = (at: string) => markRestored(directory, 'vm1', 'a', identity, { at, again: true })!
+  const { identity } = inspectForRestore(directory, 'vm1', 'a')
+  const mark = (at: string) => recordRestore(directory, 'vm1', 'a', identity, { at, again: true })!
   const first = mark('2026-01-01T00:00:00.000Z')
   const second = mark('2026-01-02T00:00:00.000Z')
   const before = manifestOf(directory, 'a')
   t.match(before, { restoredAt: second.at, restores: [{ at: first.at }, { at: second.at }] })
-  t.equal(takeBackMark(directory, 'a', first), false)
+  t.equal(revokeRestore(directory, 'a', first), false)
   t.strictSame(manifestOf(directory, 'a'), before)
-  t.equal(holdSet(directory, 'a', identity, first), undefined)
-  const held = holdSet(directory, 'a', identity, second)
+  t.equal(holdCheckpoint(directory, 'a', identity, first), undefined)
+  const held = holdCheckpoint(directory, 'a', identity, second)
   native.close(held!.descriptors.staging)
-  t.equal(takeBackMark(directory, 'a', second), true)
+  t.equal(revokeRestore(directory, 'a', second), true)
   t.match(manifestOf(directory, 'a'), { restoredAt: first.at, restores: [{ at: first.at }] })
 })

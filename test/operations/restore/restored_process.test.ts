@@ -7,7 +7,7 @@ import { simulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { PeerMemory } from '../../../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../../../dist/client/client.js'
 import { isFailure } from '../../../dist/base/native.js'
-import { realSurroundings } from '../../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../../dist/client/environment.js'
 import {
   checkpointFiles,
   contents,
@@ -309,9 +309,9 @@ t.test('a bhyve that is told no run directory is looked for where it goes by its
   const world = new World(t)
   await world.suspended()
   const defaultRunDirectory = scratch(t)
-  const surroundings = { ...realSurroundings, peers: new PeerMemory(), defaultRunDirectory }
+  const environment = { ...hostEnvironment, peers: new PeerMemory(), defaultRunDirectory }
   const { runDirectory, checkpointDirectory } = world
-  const client = createClientIn(surroundings, { runDirectory, checkpointDirectory })
+  const client = createClientIn(environment, { runDirectory, checkpointDirectory })
   const args = world.args.filter((word) => word !== '-o' && !word.startsWith('rundir='))
   const run = `export SIMULATED_BHYVE_RUN_DIRECTORY='${defaultRunDirectory}'; exec '${process.execPath}' '${simulatedBhyve}' "$@"`
   const bhyve = world.script({ instead: run })

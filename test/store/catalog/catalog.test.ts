@@ -252,7 +252,7 @@ t.test('what was made in the same moment is listed by name', (t) => {
     put(name)
     fs.utimesSync(path.join(directory, `${name}.ckp`), 1_000_000, 1_000_000)
   }
-  const listed = jobs.listSets(directory, 'vm1').map(({ name }) => name)
+  const listed = jobs.listCheckpoints(directory, 'vm1').map(({ name }) => name)
   t.strictSame(listed, names.sort())
   t.end()
 })

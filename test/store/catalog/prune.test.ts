@@ -6,7 +6,7 @@ import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../../../dist/client/client.js'
 import { choose } from '../../../dist/store/catalog/prune.js'
-import { realSurroundings } from '../../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../../dist/client/environment.js'
 import { jobs } from '../../../dist/worker/jobs.js'
 import type { ListedCheckpoint } from '../../../dist/base/types.js'
 import { checkpointFiles, failure, inlinePool, intercept, rejection } from '../../support/index.js'
@@ -158,7 +158,7 @@ t.test('destroyAll knows what it has destroyed, whoever takes the lock then', as
   put('a')
   put('b')
   const pool = inlinePool()
-  const client = createClientIn({ ...realSurroundings, pool: () => pool }, { checkpointDirectory: root })
+  const client = createClientIn({ ...hostEnvironment, pool: () => pool }, { checkpointDirectory: root })
   let isTaken = false
   intercept(t, 'lock', () => {
     if (isTaken || fs.existsSync(path.join(directory, 'a.ckp'))) return undefined
@@ -196,15 +196,15 @@ t.test('what cannot be read goes only by its name', async (t) => {
     for (const [index, name] of ['unreadable', 'old', 'young'].entries()) put(name, (9 - index) * 1000)
     const unreadable = ['unreadable.ckp', 'unreadable.ckp.kern', 'unreadable.ckp.meta']
     intercept(t, 'readStartAt', (_, name) => (name === unreadable[0] ? failure(code, 'openat') : undefined))
-    const [listed] = jobs.listSets(directory, 'vm1')
+    const [listed] = jobs.listCheckpoints(directory, 'vm1')
     t.match(listed, { name: 'unreadable', state: 'damaged' }, code)
     const named = listed?.problems.map((problem) => [problem.code, problem.file])
     t.strictSame(named, [['unreadable', 'unreadable.ckp']], code)
-    const { removed } = jobs.pruneSets(directory, 'vm1', { keepLast: 0, maxBytes: 0 }, Date.now())
+    const { removed } = jobs.pruneCheckpoints(directory, 'vm1', { keepLast: 0, maxBytes: 0 }, Date.now())
     t.strictSame(removed, ['old'], code)
-    t.strictSame(jobs.destroySets(directory, false), ['young'], code)
+    t.strictSame(jobs.destroyCheckpoints(directory, false), ['young'], code)
     t.strictSame(checkpointFiles(directory), unreadable, code)
-    jobs.destroySet(directory, 'unreadable')
+    jobs.destroyCheckpoint(directory, 'unreadable')
     t.strictSame(checkpointFiles(directory), [], code)
   }
 })

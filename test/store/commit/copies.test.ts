@@ -59,9 +59,9 @@ async function whileItRuns<T>(work: () => Promise<T>): Promise<T> {
 }
 
 function markAsRestored(directory: string, name: string): void {
-  const { identity } = jobs.lookAtSet(directory, 'vm1', name)
+  const { identity } = jobs.inspectForRestore(directory, 'vm1', name)
   const restore = { at: new Date().toISOString(), again: false }
-  const mark = jobs.markRestored(directory, 'vm1', name, identity, restore)
+  const mark = jobs.recordRestore(directory, 'vm1', name, identity, restore)
   if (mark !== undefined) jobs.confirmRestore(directory, name, mark)
 }
 

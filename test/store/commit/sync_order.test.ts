@@ -5,7 +5,7 @@ import t, { type Test } from 'tap'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../../../dist/client/client.js'
 import { isFailure, loadNative } from '../../../dist/base/native.js'
-import { realSurroundings } from '../../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../../dist/client/environment.js'
 import { jobs } from '../../../dist/worker/jobs.js'
 import { failure, inlinePool, intercept, scratch } from '../../support/index.js'
 import { manifestOf, memoryBytes, putSet } from '../../support/sets.js'
@@ -34,7 +34,7 @@ t.test('EIO at any fsync of a suspend: the state is found afterwards, in new fil
     const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
     const root = scratch(t)
     const client = createClientIn(
-      { ...realSurroundings, pool: () => inlinePool() },
+      { ...hostEnvironment, pool: () => inlinePool() },
       { runDirectory: bhyve.runDirectory, checkpointDirectory: root },
     )
     let count = 0
@@ -84,7 +84,7 @@ t.test("a suspend's records are on the disk before bhyve gets a byte, even witho
   const directory = path.join(root, 'vm1')
   fs.mkdirSync(directory)
   const client = createClientIn(
-    { ...realSurroundings, pool: () => inlinePool() },
+    { ...hostEnvironment, pool: () => inlinePool() },
     { runDirectory: bhyve.runDirectory, checkpointDirectory: root, dialect: 'descriptor' },
   )
   const order = recordOrder(t, directory)
@@ -110,7 +110,7 @@ t.test('a pass that makes no holes opens the RAM for reading, and needs no fsync
   })
   const order = recordOrder(t, directory)
   const request = { name: 'suspend', memoryBytes, digest: true, sparsify: false, durable: false }
-  t.match(jobs.passWhole(stage.handle, request, new Int32Array(1)), { digests: {} })
+  t.match(jobs.scanAtOnce(stage.handle, request, new Int32Array(1)), { digests: {} })
   t.strictSame([...modes], [fs.constants.O_RDONLY])
   t.strictSame(order, [])
   stage.release()
@@ -137,13 +137,13 @@ t.test('a pin that stays with the name is on the disk before the commit', async 
 t.test('a pin and the record of a restore are on the disk when their call ends', async (t) => {
   const directory = store(t)
   putSet(directory, 'x')
-  const { identity } = jobs.lookAtSet(directory, 'vm1', 'x')
+  const { identity } = jobs.inspectForRestore(directory, 'vm1', 'x')
   const mark = { at: new Date().toISOString(), again: false }
   const calls: Record<string, () => unknown> = {
-    pin: () => jobs.pinSet(directory, 'vm1', 'x', true),
-    record: () => jobs.markRestored(directory, 'vm1', 'x', identity, mark),
+    pin: () => jobs.pinCheckpoint(directory, 'vm1', 'x', true),
+    record: () => jobs.recordRestore(directory, 'vm1', 'x', identity, mark),
     confirm: () => jobs.confirmRestore(directory, 'x', mark),
-    'take back': () => jobs.takeBackMark(directory, 'x', mark),
+    'take back': () => jobs.revokeRestore(directory, 'x', mark),
   }
   const order = recordOrder(t, directory)
   for (const [what, call] of Object.entries(calls)) {

@@ -5,7 +5,7 @@ import path from 'node:path'
 import t from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { createClientIn } from '../../../dist/client/client.js'
-import { realSurroundings } from '../../../dist/client/surroundings.js'
+import { hostEnvironment } from '../../../dist/client/environment.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from '../../crash/sets.mjs'
 import {
@@ -118,7 +118,7 @@ t.test("a set that cannot be replaced or destroyed stands in nobody else's way",
   const root = scratch(t)
   for (const name of ['golden', 'other', 'more']) putSet(root, name)
   const client = createClientIn(
-    { ...realSurroundings, pool: () => inlinePool() },
+    { ...hostEnvironment, pool: () => inlinePool() },
     { runDirectory, checkpointDirectory: root, dialect: 'descriptor' },
   )
   const release = intercept(t, 'renameAt', (_, name, __, toName) =>
@@ -156,7 +156,7 @@ t.test('recovery relies on nothing that may not be on the disk', async (t) => {
   }
   fs.mkdirSync(path.join(directory, '.staging/abc.ready'), { recursive: true, mode: 0o700 })
   writeSet(path.join(directory, '.staging/abc.ready/x.ckp'), 2)
-  jobs.listSets(directory, 'vm1')
+  jobs.listCheckpoints(directory, 'vm1')
   t.ok(
     calls.includes('sync .staging') && calls.indexOf('sync .staging') < calls.indexOf('renameAt x.ckp'),
     calls.join(', '),
@@ -164,7 +164,7 @@ t.test('recovery relies on nothing that may not be on the disk', async (t) => {
   calls.length = 0
   fs.mkdirSync(path.join(directory, '.staging/abc.trash'), { recursive: true, mode: 0o700 })
   fs.renameSync(path.join(directory, 'x.ckp'), path.join(directory, '.staging/abc.trash/x.ckp'))
-  jobs.listSets(directory, 'vm1')
+  jobs.listCheckpoints(directory, 'vm1')
   const moved = calls.indexOf('renameAt x.ckp.kern')
   t.ok(
     moved > calls.indexOf('sync .staging/abc.trash') &&
@@ -182,20 +182,20 @@ t.test('looks that a replacement overtakes', async (t) => {
   const directory = path.join(root, 'vm1')
   let hidden = 1
   const showAgain = intercept(t, 'readDirectory', () => (hidden-- > 0 ? Buffer.alloc(0) : undefined))
-  t.equal(jobs.hasSets(directory), true, 'published between the two looks')
+  t.equal(jobs.hasCheckpoints(directory), true, 'published between the two looks')
   showAgain()
   let gone = 1
   intercept(t, 'openAt', (_, name) =>
     name === 'x.ckp' && gone-- > 0 ? failure('ENOENT', 'openat') : undefined,
   )
-  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'x', state: 'complete' }])
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'x', state: 'complete' }])
 })
 
 t.test('a set of which a file cannot be read can be destroyed and replaced', async (t) => {
   const { runDirectory } = await start(t)
   const root = scratch(t)
   const client = createClientIn(
-    { ...realSurroundings, pool: () => inlinePool() },
+    { ...hostEnvironment, pool: () => inlinePool() },
     { runDirectory, checkpointDirectory: root, dialect: 'descriptor' },
   )
   const unreadable = /^[ab]\.ckp\.(meta|manifest)$/

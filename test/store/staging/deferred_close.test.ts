@@ -70,7 +70,7 @@ t.test("a stage that stays is nobody's once its owner has let go", async (t) => 
   close()
   t.ok(fs.existsSync(folder), 'it stays')
   // In the same turn: what has been held until now would make the next call take the stage for one at work.
-  t.same(jobs.listSets(directory, 'vm1'), [])
+  t.same(jobs.listCheckpoints(directory, 'vm1'), [])
   t.notOk(fs.existsSync(folder), 'and the next call removes it')
   t.equal(letGo(), 0)
 })

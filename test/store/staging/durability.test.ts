@@ -70,7 +70,7 @@ t.test('files that were fsynced before the host went down are the checkpoint', a
   const directory = store(t)
   const stage = new MadeStage(directory)
   jobs.collectStage(stage.handle, 'suspend')
-  jobs.secureStage(stage.handle, 'suspend')
+  jobs.flushStage(stage.handle, 'suspend')
   stage.reboot()
   t.match(list(directory), [{ name: 'suspend', state: 'complete', poweredOff: true }])
   assertRam(t, directory, 'suspend')
@@ -93,14 +93,14 @@ t.test('digests prove what no record of an fsync does', async (t) => {
     bad.reboot()
     const damaged = list(directory).filter(({ state }) => state === 'damaged')
     t.match(damaged, unproven, `zeros in ${file}`)
-    jobs.destroySet(directory, damaged[0]!.name)
+    jobs.destroyCheckpoint(directory, damaged[0]!.name)
   }
 })
 
 t.test('what was not fsynced of the digests does not get into the manifest', async (t) => {
   const directory = store(t)
   const torn = new MadeStage(directory)
-  torn.prepare(() => jobs.secureStage(torn.handle, 'suspend'))
+  torn.prepare(() => jobs.flushStage(torn.handle, 'suspend'))
   const manifest = torn.file('suspend.ckp.manifest')
   const text = fs.readFileSync(manifest)
   fs.writeFileSync(manifest, text.fill(0, text.length - 100, text.length - 50))
@@ -113,7 +113,7 @@ t.test('what was not fsynced of the digests does not get into the manifest', asy
   })
 
   const stale = new MadeStage(directory)
-  stale.prepare(() => jobs.secureStage(stale.handle, 'suspend'))
+  stale.prepare(() => jobs.flushStage(stale.handle, 'suspend'))
   fs.writeFileSync(stale.file('digests'), Buffer.alloc(512))
   stale.reboot()
   list(directory)
@@ -147,7 +147,7 @@ t.test('where the system has no boot identity, nothing is concluded from it', as
   t.match(list(directory), unproven)
   const secured = new MadeStage(directory)
   jobs.collectStage(secured.handle, 'suspend')
-  jobs.secureStage(secured.handle, 'suspend')
+  jobs.flushStage(secured.handle, 'suspend')
   secured.release()
   t.match(list(directory).at(-1), { name: 'suspend', state: 'complete' })
 })
@@ -174,7 +174,7 @@ t.test('a failed fsync is not forgotten', async (t) => {
       const isIt = fs.readlinkSync(`/proc/self/fd/${String(descriptor)}`).endsWith(`/${file}`)
       return isIt ? failure('EIO', 'fsync') : undefined
     })
-    t.throws(() => jobs.secureStage(stage.handle, 'suspend'), { code: 'ERR_SYSTEM', syscall: 'fsync' })
+    t.throws(() => jobs.flushStage(stage.handle, 'suspend'), { code: 'ERR_SYSTEM', syscall: 'fsync' })
     stage.release()
     t.strictSame(list(directory), [], `${file}: nothing is published while the disk fails`)
     restore()
@@ -190,7 +190,7 @@ t.test('after a failed fsync the copy has to have the digests from before', asyn
   const stage = new MadeStage(directory)
   let restore: (() => void) | undefined
   const secureThenFail = (): void => {
-    jobs.secureStage(stage.handle, 'suspend')
+    jobs.flushStage(stage.handle, 'suspend')
     restore = intercept(t, 'sync', (descriptor) => {
       const target = fs.readlinkSync(`/proc/self/fd/${String(descriptor)}`)
       return target.endsWith('/suspend.ckp') ? failure('EIO', 'fsync') : undefined
@@ -223,7 +223,7 @@ t.test('after a failed fsync and a reboot nothing is certain', async (t) => {
     const target = fs.readlinkSync(`/proc/self/fd/${String(descriptor)}`)
     return target.endsWith('/suspend.ckp') ? failure('EIO', 'fsync') : undefined
   })
-  t.throws(() => jobs.secureStage(stage.handle, 'suspend'), { code: 'ERR_SYSTEM', syscall: 'fsync' })
+  t.throws(() => jobs.flushStage(stage.handle, 'suspend'), { code: 'ERR_SYSTEM', syscall: 'fsync' })
   restore()
   stage.reboot()
   t.match(list(directory), unproven)

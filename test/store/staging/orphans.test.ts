@@ -58,12 +58,12 @@ function smallDisk(t: Test, size: string): string {
 
 t.test('a whole set is published, whoever calls', async (t) => {
   const calls: Record<string, (directory: string) => unknown> = {
-    list: (directory) => jobs.listSets(directory, 'vm1'),
-    has: (directory) => t.equal(jobs.hasSets(directory), true),
+    list: (directory) => jobs.listCheckpoints(directory, 'vm1'),
+    has: (directory) => t.equal(jobs.hasCheckpoints(directory), true),
     suspendedState: (directory) =>
       t.match(jobs.suspendedState(directory, 'vm1', 0), { kind: 'known', checkpoint: { name: 'suspend' } }),
-    prune: (directory) => jobs.pruneSets(directory, 'vm1', { keepLast: 0, maxBytes: 0 }, Date.now()),
-    pin: (directory) => jobs.pinSet(directory, 'vm1', 'suspend', false),
+    prune: (directory) => jobs.pruneCheckpoints(directory, 'vm1', { keepLast: 0, maxBytes: 0 }, Date.now()),
+    pin: (directory) => jobs.pinCheckpoint(directory, 'vm1', 'suspend', false),
   }
   for (const [what, call] of Object.entries(calls)) {
     const directory = store(t)
@@ -74,11 +74,15 @@ t.test('a whole set is published, whoever calls', async (t) => {
       ['suspend.ckp', 'suspend.ckp.kern', 'suspend.ckp.manifest', 'suspend.ckp.meta'],
       what,
     )
-    t.match(jobs.listSets(directory, 'vm1'), [{ state: 'complete', poweredOff: true, pinned: false }])
-    const { createdAt } = jobs.getSet(directory, 'vm1', 'suspend')
+    t.match(jobs.listCheckpoints(directory, 'vm1'), [{ state: 'complete', poweredOff: true, pinned: false }])
+    const { createdAt } = jobs.getCheckpoint(directory, 'vm1', 'suspend')
     const later = new Date(createdAt.getTime() + 60_000)
     fs.utimesSync(path.join(directory, 'suspend.ckp'), later, later)
-    t.strictSame(jobs.getSet(directory, 'vm1', 'suspend').createdAt, createdAt, 'also once it was copied')
+    t.strictSame(
+      jobs.getCheckpoint(directory, 'vm1', 'suspend').createdAt,
+      createdAt,
+      'also once it was copied',
+    )
   }
 })
 
@@ -92,7 +96,7 @@ t.test('what was saved later is never replaced by what was saved before it', asy
         fs.utimesSync(path.join(inFolder, file), anHourAgo, anHourAgo)
     },
   })
-  t.match(jobs.listSets(directory, 'vm1'), [
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [
     { name: /^suspend-/, state: 'complete', poweredOff: true },
     { name: 'suspend', state: 'complete', poweredOff: false },
   ])
@@ -109,15 +113,19 @@ t.test('a commit that could not be finished does not come over a suspended VM', 
     intercept(t, 'renameAt', (_, name) =>
       name === 'suspend.ckp.kern' && failures-- > 0 ? failure('EIO', 'renameat') : undefined,
     )
-    jobs.listSets(directory, 'vm1')
+    jobs.listCheckpoints(directory, 'vm1')
     if (isFolder) {
       const refused = { code: 'ERR_SYSTEM', syscall: 'renameat' }
       t.throws(() => jobs.suspendedState(directory, 'vm1', 0), refused, 'it may be the state')
       t.throws(() => orphan(directory, 'suspend'), refused, 'nobody is asked for a name that is not free')
-      t.throws(() => jobs.pinSet(directory, 'vm1', 'suspend', true), refused, 'nor is an older one marked')
+      t.throws(
+        () => jobs.pinCheckpoint(directory, 'vm1', 'suspend', true),
+        refused,
+        'nor is an older one marked',
+      )
     }
     if (isFolder) fs.rmdirSync(path.join(directory, 'suspend.ckp.kern'))
-    const states = jobs.listSets(directory, 'vm1').map(({ state, poweredOff }) => [state, poweredOff])
+    const states = jobs.listCheckpoints(directory, 'vm1').map(({ state, poweredOff }) => [state, poweredOff])
     t.same(states.sort(), [
       ['complete', false],
       ['complete', true],
@@ -129,7 +137,7 @@ t.test('a pin stays with the name', async (t) => {
   const directory = store(t)
   putSet(directory, 'suspend', { manifest: { pinned: true } })
   orphan(directory, 'suspend')
-  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'suspend', pinned: true, poweredOff: true }])
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'suspend', pinned: true, poweredOff: true }])
 })
 
 t.test('under a name of its own a state replaces nothing either', async (t) => {
@@ -148,7 +156,7 @@ t.test('under a name of its own a state replaces nothing either', async (t) => {
   const goOn = intercept(t, 'renameAt', (_, __, ___, toName) =>
     String(toName).endsWith('.ready') ? failure('EIO', 'renameat') : undefined,
   )
-  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'suspend' }])
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'suspend' }])
   goOn()
   const record = fs.readFileSync(path.join(directory, '.staging', id, 'intent'), 'utf8')
   const { name } = JSON.parse(record) as { name: string }
@@ -156,7 +164,7 @@ t.test('under a name of its own a state replaces nothing either', async (t) => {
   putSet(directory, name, { manifest: false })
   age(path.join(directory, `${name}.ckp`), 2)
   const { ino } = fs.statSync(path.join(directory, `${name}.ckp`))
-  const states = jobs.listSets(directory, 'vm1').map(({ state, poweredOff }) => [state, poweredOff])
+  const states = jobs.listCheckpoints(directory, 'vm1').map(({ state, poweredOff }) => [state, poweredOff])
   t.strictSame(states, [
     ['complete', false],
     ['complete', true],
@@ -183,11 +191,11 @@ t.test('another one who asks whether a stage is worked at does not work at it', 
   if (isFailure(asking)) return t.fail('open')
   const modes: unknown[] = []
   const goOn = intercept(t, 'lock', (_, mode) => void modes.push(mode))
-  jobs.promisedSpace([directory])
+  jobs.reservedSpace([directory])
   goOn()
   t.strictSame(modes, ['shared', 'shared'], 'of `.staging`, and of the stage')
   t.equal(native.lock(asking, 'shared'), 1)
-  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'suspend', state: 'complete', poweredOff: true }])
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'suspend', state: 'complete', poweredOff: true }])
   native.close(asking)
 })
 
@@ -195,7 +203,7 @@ t.test('a bhyve whose pid is another process by now has ended', async (t) => {
   const directory = store(t)
   const writer = { ...nobody, pid: process.pid, startedAt: 'when that bhyve was started' }
   orphan(directory, 'suspend', { writer, change: cutMetadata })
-  t.match(jobs.listSets(directory, 'vm1'), [{ name: /^suspend-/, state: 'damaged', poweredOff: true }])
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: /^suspend-/, state: 'damaged', poweredOff: true }])
 })
 
 t.test('what a bhyve of somebody else may plant', async (t) => {
@@ -219,7 +227,7 @@ t.test('what a bhyve of somebody else may plant', async (t) => {
   }
   for (const [what, change] of Object.entries(plants)) {
     orphan(directory, 'suspend', { change })
-    const [listed, ...others] = jobs.listSets(directory, 'vm1')
+    const [listed, ...others] = jobs.listCheckpoints(directory, 'vm1')
     t.same(others, [], what)
     t.match(listed, { poweredOff: true })
     // What is not a file of bhyve's own is kept beside the checkpoint and never taken for a part of it.
@@ -228,7 +236,7 @@ t.test('what a bhyve of somebody else may plant', async (t) => {
       t.ok(status.isFile() && status.nlink === 1, `${what}: ${file}`)
     }
     t.ok(listed!.createdAt!.getTime() <= Date.now(), what)
-    jobs.destroySets(directory, false)
+    jobs.destroyCheckpoints(directory, false)
     t.strictSame(checkpointFiles(directory), [], `${what}: all of it goes with the checkpoint`)
     t.equal(fs.readFileSync(secret, 'utf8'), 'secret')
   }
@@ -239,7 +247,7 @@ t.test('a long name whose place is taken', async (t) => {
   const name = `${'ü'.repeat(90)}x`
   orphan(directory, name, { ifExists: 'fail' })
   putSet(directory, name)
-  const listed = jobs.listSets(directory, 'vm1')
+  const listed = jobs.listCheckpoints(directory, 'vm1')
   t.same(
     listed.map(({ state }) => state),
     ['complete', 'complete'],
@@ -255,7 +263,7 @@ t.test('a bhyve that lives keeps its stage as it is', async (t) => {
   const id = orphan(directory, 'suspend', { writer, change: cutMetadata })
   const stage = path.join(directory, '.staging', id)
   const before = tree(stage)
-  t.same(jobs.listSets(directory, 'vm1'), [])
+  t.same(jobs.listCheckpoints(directory, 'vm1'), [])
   t.same(jobs.suspendedState(directory, 'vm1', 0), { kind: 'known' })
   t.same(tree(stage), before)
   // It counts among those that still write.
@@ -268,8 +276,8 @@ t.test('a bhyve that lives keeps its stage as it is', async (t) => {
     stage: other.descriptors.stage,
     id: other.id,
   }
-  jobs.promiseSpace(handle, 4096)
-  const promised = new Map(jobs.promisedSpace([directory]).map((one) => [path.basename(one.path), one.bytes]))
+  jobs.recordReservation(handle, 4096)
+  const promised = new Map(jobs.reservedSpace([directory]).map((one) => [path.basename(one.path), one.bytes]))
   t.equal(promised.size, 2)
   t.equal(promised.get(other.id), 4096)
   const written = fs.statSync(path.join(stage, 'in', 'ckp')).size
@@ -280,7 +288,7 @@ t.test('a bhyve that lives keeps its stage as it is', async (t) => {
   const intent = path.join(stage, 'intent')
   const record = JSON.parse(fs.readFileSync(intent, 'utf8')) as object
   fs.writeFileSync(intent, JSON.stringify({ ...record, boot: 'another' }))
-  t.match(jobs.listSets(directory, 'vm1'), [{ state: 'damaged', name: /^suspend-/ }])
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ state: 'damaged', name: /^suspend-/ }])
 })
 
 t.test('records that cannot be read', async (t) => {
@@ -289,17 +297,21 @@ t.test('records that cannot be read', async (t) => {
   fs.truncateSync(path.join(directory, '.staging', torn, 'intent'), 5)
   const unproven = [{ code: 'durability-unproven' }]
   t.match(
-    jobs.listSets(directory, 'vm1'),
+    jobs.listCheckpoints(directory, 'vm1'),
     [{ name: /^suspend-/, state: 'damaged', poweredOff: true, problems: unproven }],
     'nobody knows in which boot it was made',
   )
   const id = orphan(directory, 'two', { change: cutMetadata })
   fs.truncateSync(path.join(directory, '.staging', id, 'peer'), 5)
-  t.equal(jobs.listSets(directory, 'vm1').length, 1)
+  t.equal(jobs.listCheckpoints(directory, 'vm1').length, 1)
   t.ok(fs.existsSync(path.join(directory, '.staging', id, 'in', 'ckp')), 'who wrote it may live')
   const half = orphan(directory, 'three')
   fs.writeFileSync(path.join(directory, '.staging', half, 'three.ckp.manifest'), '{"format": "bhyve-ch')
-  t.match(jobs.listSets(directory, 'vm1').at(-1), { name: /^three$/, state: 'complete', poweredOff: true })
+  t.match(jobs.listCheckpoints(directory, 'vm1').at(-1), {
+    name: /^three$/,
+    state: 'complete',
+    poweredOff: true,
+  })
 })
 
 t.test('a state that cannot be published now is never taken for none', async (t) => {
@@ -348,11 +360,11 @@ t.test('promises that cannot be read are not none', async (t) => {
   t.teardown(() => (target.readDirectory = readDirectory))
   const failing = (errno: number) => () => ({ errno, syscall: 'getdents' })
   target.readDirectory = failing(os.constants.errno.EIO)
-  t.throws(() => jobs.promisedSpace([directory]), { code: 'ERR_SYSTEM' })
+  t.throws(() => jobs.reservedSpace([directory]), { code: 'ERR_SYSTEM' })
   target.readDirectory = failing(os.constants.errno.EACCES)
-  t.strictSame(jobs.promisedSpace([directory]), [], 'not ours to read')
+  t.strictSame(jobs.reservedSpace([directory]), [], 'not ours to read')
   target.readDirectory = readDirectory
-  t.strictSame(jobs.promisedSpace([directory, '/nonexistent']), [])
+  t.strictSame(jobs.reservedSpace([directory, '/nonexistent']), [])
 })
 
 /** This process, which lives. */
@@ -369,9 +381,9 @@ t.test('what a bhyve has still to write is promised, though its manager died', (
     fs.writeFileSync(path.join(directory, '.staging', id, 'size'), String(memoryBytes + 4096))
   }
   promise(nobody)
-  t.strictSame(jobs.promisedSpace([directory]), [])
+  t.strictSame(jobs.reservedSpace([directory]), [])
   promise({ ...nobody, ...alive() })
-  t.match(jobs.promisedSpace([directory]), [{ bytes: 4096 }])
+  t.match(jobs.reservedSpace([directory]), [{ bytes: 4096 }])
   t.end()
 })
 
@@ -387,7 +399,7 @@ t.test('what cannot be ours in .staging goes', (t) => {
   }
   for (const [name, put] of Object.entries(strangers)) {
     put(path.join(staging, name))
-    t.match(jobs.listSets(directory, 'vm1'), [{ name: 'a' }])
+    t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'a' }])
     t.strictSame(tree(staging), [], name)
   }
   t.end()
@@ -404,7 +416,7 @@ t.test('in the same tick the end of a VM came last, and the state that stands is
         for (const file of fs.readdirSync(inFolder)) fs.utimesSync(path.join(inFolder, file), at, at)
       },
     })
-    const listed = jobs.listSets(directory, 'vm1')
+    const listed = jobs.listCheckpoints(directory, 'vm1')
     t.ok(listed.every((one) => one.poweredOff === true && one.state === 'complete'))
     t.equal(listed.length, poweredOff ? 2 : 1)
     t.equal(fs.readdirSync(directory).includes('suspend.ckp'), true)
@@ -417,11 +429,11 @@ t.test('a look at a bhyve that fails is no news of its death', async (t) => {
   const before = tree(stage)
   for (const code of ['EACCES', 'EIO', 'EMFILE'] as const) {
     const show = intercept(t, 'processStatus', () => failure(code, 'open'))
-    t.strictSame(jobs.listSets(directory, 'vm1'), [], code)
+    t.strictSame(jobs.listCheckpoints(directory, 'vm1'), [], code)
     t.strictSame(tree(stage), before, `${code}: it may write yet`)
     show()
   }
-  t.match(jobs.listSets(directory, 'vm1'), [{ state: 'damaged', poweredOff: true }])
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ state: 'damaged', poweredOff: true }])
 })
 
 t.test('a bhyve that has served a later request: what it left goes, a complete state never', async (t) => {
@@ -432,17 +444,17 @@ t.test('a bhyve that has served a later request: what it left goes, a complete s
   const whole = orphan(directory, 'whole', { writer })
   const ids = [partial, whole]
   const left = (): string[] => ids.filter((id) => fs.existsSync(path.join(directory, '.staging', id)))
-  jobs.dropOutrun(directory, ids, { ...server, startedAt: 'of another process' })
+  jobs.removeOrphans(directory, ids, { ...server, startedAt: 'of another process' })
   t.strictSame(left(), ids, 'another process with that pid has served nobody')
   const intent = path.join(directory, '.staging', partial, 'intent')
   const record = fs.readFileSync(intent, 'utf8')
   fs.writeFileSync(intent, JSON.stringify({ ...(JSON.parse(record) as object), boot: 'another' }))
-  jobs.dropOutrun(directory, ids, server)
+  jobs.removeOrphans(directory, ids, server)
   t.strictSame(left(), ids, 'nor has a process of another boot')
   fs.writeFileSync(intent, record)
-  jobs.dropOutrun(directory, ids, server)
+  jobs.removeOrphans(directory, ids, server)
   t.strictSame(left(), [whole])
-  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'whole', state: 'complete', poweredOff: true }])
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'whole', state: 'complete', poweredOff: true }])
 })
 
 t.test('what else lies where bhyve wrote is kept, too', async (t) => {
@@ -453,7 +465,7 @@ t.test('what else lies where bhyve wrote is kept, too', async (t) => {
       fs.writeFileSync(path.join(inFolder, 'else'), 'of the VM')
     },
   })
-  const [kept] = jobs.listSets(directory, 'vm1')
+  const [kept] = jobs.listCheckpoints(directory, 'vm1')
   t.match(kept, { state: 'damaged', poweredOff: true })
   t.equal(fs.readFileSync(path.join(directory, `${kept!.name}.ckp.rest/in/else`), 'utf8'), 'of the VM')
 })

@@ -29,9 +29,9 @@ function removedIn(directory: string): string[] {
 
 t.test('what is destroyed is gone at once, and its blocks later', async (t) => {
   const directory = store(t, 'one', 'two')
-  jobs.destroySet(directory, 'one')
+  jobs.destroyCheckpoint(directory, 'one')
   t.equal(removedIn(directory).length, 1)
-  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'two' }])
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'two' }])
   t.ok(tree(directory).some((entry) => entry.endsWith('.removed/one.ckp')))
   const removals = takeRemovals()
   t.strictSame(removals, [{ directoryPath: directory, withDirectory: false }], 'listing asks for it too')
@@ -48,7 +48,7 @@ t.test('what is small is freed at once: its RAM says how large it is, and nothin
     fs.writeFileSync(path.join(directory, 'one.ckp'), Buffer.alloc(128 * 1024, 1))
     fs.writeFileSync(path.join(directory, 'one.ckp.kern'), Buffer.alloc(256 * 1024, 1))
     beginDeferring(stored(path.join(directory, 'one.ckp')) + (deferred ? 0 : 1))
-    jobs.destroySet(directory, 'one')
+    jobs.destroyCheckpoint(directory, 'one')
     t.equal(removedIn(directory).length, deferred ? 1 : 0)
   }
   // A checkpoint that was replaced is RAM too.
@@ -59,7 +59,7 @@ t.test('what is small is freed at once: its RAM says how large it is, and nothin
   fs.mkdirSync(path.join(staging, 'b.ready'), { recursive: true, mode: 0o700 })
   fs.renameSync(path.join(directory, 'one.ckp'), path.join(staging, 'b.ready/replaced'))
   beginDeferring(size)
-  t.same(jobs.listSets(directory, 'vm1'), [])
+  t.same(jobs.listCheckpoints(directory, 'vm1'), [])
   t.equal(removedIn(directory).length, 1)
   t.end()
 })
@@ -67,20 +67,20 @@ t.test('what is small is freed at once: its RAM says how large it is, and nothin
 t.test('what is not there cannot be destroyed', (t) => {
   const directory = store(t)
   for (const where of [directory, path.join(directory, 'none'), path.join(directory, 'no/way')])
-    t.throws(() => jobs.destroySet(where, 'one'), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
+    t.throws(() => jobs.destroyCheckpoint(where, 'one'), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
   t.strictSame(tree(directory), [])
   t.end()
 })
 
 t.test('the lock is free meanwhile, and readers need not take it alone', async (t) => {
   const directory = store(t, 'one', 'two')
-  jobs.destroySet(directory, 'one')
+  jobs.destroyCheckpoint(directory, 'one')
   let exclusive = 0
   intercept(t, 'lock', (_, mode) => {
     if (mode === 'exclusive') exclusive++
     return undefined
   })
-  jobs.listSets(directory, 'vm1')
+  jobs.listCheckpoints(directory, 'vm1')
   t.equal(exclusive, 0, 'what waits to be removed is no reason to recover')
   for (const removal of takeRemovals()) jobs.emptyRemoved(removal)
   t.equal(exclusive, 0)
@@ -88,22 +88,22 @@ t.test('the lock is free meanwhile, and readers need not take it alone', async (
 
 t.test('the directory goes with the last of it', async (t) => {
   const directory = store(t, 'one')
-  t.strictSame(jobs.destroySets(directory, true), ['one'])
+  t.strictSame(jobs.destroyCheckpoints(directory, true), ['one'])
   t.ok(fs.existsSync(directory))
   for (const removal of takeRemovals()) jobs.emptyRemoved(removal)
   t.notOk(fs.existsSync(directory))
 
   const used = store(t, 'one')
-  jobs.destroySets(used, true)
+  jobs.destroyCheckpoints(used, true)
   const removals = takeRemovals()
   putSet(used, 'new')
   for (const removal of removals) jobs.emptyRemoved(removal)
-  t.match(jobs.listSets(used, 'vm1'), [{ name: 'new', state: 'complete' }])
+  t.match(jobs.listCheckpoints(used, 'vm1'), [{ name: 'new', state: 'complete' }])
   t.strictSame(removedIn(used), [])
 
   const shared = store(t, 'one')
   for (const file of ['notes', 'restore.log']) fs.writeFileSync(path.join(shared, file), '')
-  jobs.destroySets(shared, true)
+  jobs.destroyCheckpoints(shared, true)
   for (const removal of takeRemovals()) jobs.emptyRemoved(removal)
   t.strictSame(tree(shared), ['.staging/', 'notes', 'restore.log'], "beside somebody's file all of it stays")
 })
@@ -113,7 +113,7 @@ t.test('what a process that died has left is removed by the next one', async (t)
   const left = path.join(directory, '.staging', 'abc.removed')
   fs.mkdirSync(left, { recursive: true })
   putSet(left, 'old')
-  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'one' }])
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'one' }])
   for (const removal of takeRemovals()) jobs.emptyRemoved(removal)
   t.notOk(fs.existsSync(left))
 })
@@ -123,16 +123,16 @@ t.test('a full disk that takes no new name lets the files go at once', (t) => {
   intercept(t, 'renameAt', (_from, _name, _to, name) =>
     String(name).endsWith('.removed') ? { errno: os.constants.errno.ENOSPC, syscall: 'renameat' } : undefined,
   )
-  jobs.destroySet(directory, 'one')
+  jobs.destroyCheckpoint(directory, 'one')
   t.strictSame(tree(path.join(directory, '.staging')), [])
   t.strictSame(takeRemovals(), [])
-  t.match(jobs.listSets(directory, 'vm1'), [{ name: 'two' }])
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'two' }])
   t.end()
 })
 
 t.test("what waits in another user's .staging is left to that user", (t) => {
   const directory = store(t, 'one')
-  jobs.destroySet(directory, 'one')
+  jobs.destroyCheckpoint(directory, 'one')
   const removals = takeRemovals()
   const statusOf = native.statusOf.bind(native)
   const restore = intercept(t, 'statusOf', (descriptor) => {
@@ -154,7 +154,7 @@ t.test('a second name of what is removed keeps its content', async (t) => {
   fs.writeFileSync(path.join(directory, 'one.ckp'), Buffer.alloc(4 * MiB, 'backup'))
   const content = fs.readFileSync(path.join(directory, 'one.ckp'))
   fs.linkSync(path.join(directory, 'one.ckp'), other)
-  jobs.destroySets(directory, false)
+  jobs.destroyCheckpoints(directory, false)
   for (const removal of takeRemovals()) jobs.emptyRemoved(removal)
   t.ok(fs.readFileSync(other).equals(content))
 })

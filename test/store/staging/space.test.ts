@@ -4,7 +4,7 @@ import path from 'node:path'
 import t from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { isFailure } from '../../../dist/base/native.js'
-import { promisedSpace } from '../../../dist/store/staging/space.js'
+import { reservedSpace } from '../../../dist/store/staging/space.js'
 import { loadSimulatorNative } from '../../../dist/simulator/native_calls.js'
 import { rejection, scratch } from '../../support/index.js'
 import { start } from '../../support/small_vm.js'
@@ -13,7 +13,7 @@ const native = loadSimulatorNative()
 
 t.test('where nobody has worked yet nothing is promised', (t) => {
   const directory = scratch(t)
-  t.same(promisedSpace([directory, path.join(directory, 'missing')]), [])
+  t.same(reservedSpace([directory, path.join(directory, 'missing')]), [])
   t.end()
 })
 

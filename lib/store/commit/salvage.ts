@@ -4,25 +4,25 @@
  * nothing. Runs in the pool.
  */
 import { CheckpointError } from '../../base/errors.js'
-import { type Inspection, inspectSet, missingMemory } from '../../checkpoint/structure.js'
+import { type Inspection, inspectCheckpoint, missingMemory } from '../../checkpoint/structure.js'
 import { memorySuffix } from '../../base/names.js'
 import type { Problem } from '../../base/problem.js'
 import { lastChangeOf } from '../staging/collect.js'
 import { commitStaged } from './commit.js'
 import type { Directory } from '../../fs/directory.js'
 import { makeDurable, proveContent, recordingFailure } from '../staging/durability.js'
-import { moveToFreshName, type StagePlaces } from '../staging/fresh_name.js'
+import { moveToFreshName, type StageDirectories } from '../staging/fresh_name.js'
 import { type Intent, isWriterAlive, readIntent } from '../staging/intent.js'
 import { copyLinked } from '../staging/own_files.js'
-import { digestList, inName, publicationOrder, restSuffix } from '../paths.js'
+import { digestList, inboxName, publicationOrder, restSuffix } from '../paths.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
 import { assertNotOlder, assertReplaceable } from './replaceable.js'
 import { rollForward } from './roll_forward.js'
-import { gather, holdsAnything, holdsWholeSet, isWhole } from '../staging/stage_files.js'
+import { gather, holdsAnything, holdsCompleteCheckpoint, isComplete } from '../staging/stage_files.js'
 import { manifestFor, storeManifest } from '../staging/staged_manifest.js'
 import { readySuffix } from '../staging/staging_entries.js'
 
-export type Settled =
+export type Salvaged =
   | { kind: 'published'; name: string; path: string }
   /** Kept, and listed as damaged. */
   | { kind: 'damaged'; name: string; path: string; problems: readonly Problem[] }
@@ -31,42 +31,42 @@ export type Settled =
   /** bhyve lives, and may write yet. */
   | { kind: 'pending' }
 
-interface Places extends StagePlaces {
+interface SalvageDirectories extends StageDirectories {
   stuck: ReadonlyMap<string, unknown>
 }
 
 /** `stuck`: names under which something waits that is committed already, and would come over it. */
-export function settleSuspend(
+export function salvageSuspend(
   directory: Directory,
   staging: Directory,
   id: string,
   stuck: ReadonlyMap<string, unknown>,
-): Settled {
+): Salvaged {
   using stage = staging.open(id)
   const intent = readIntent(stage)
   if (intent === undefined) throw new CheckpointError('ERR_SYSTEM', `'${stage.path}' is no suspend's stage`)
   // Asked first: what a bhyve that is gone has not written by now never comes.
   const mayWrite = isWriterAlive(stage)
-  if (mayWrite && !holdsWholeSet(stage, intent.name)) return { kind: 'pending' }
-  const places = { directory, staging, stage, id, stuck }
+  if (mayWrite && !holdsCompleteCheckpoint(stage, intent.name)) return { kind: 'pending' }
+  const directories = { directory, staging, stage, id, stuck }
   gather(stage, intent.name)
   copyLinked(stage, intent.name)
-  const inspection = inspectSet(stage, intent.name)
-  if (inspection !== undefined && isWhole(inspection)) {
-    if (proveContent(stage, intent.name, inspection)) return publishState(places, intent, inspection)
-    return keepDamaged(places, intent, inspection)
+  const inspection = inspectCheckpoint(stage, intent.name)
+  if (inspection !== undefined && isComplete(inspection)) {
+    if (proveContent(stage, intent.name, inspection)) return publishState(directories, intent, inspection)
+    return keepDamaged(directories, intent, inspection)
   }
   if (mayWrite) return { kind: 'pending' }
-  if (holdsAnything(stage)) return keepDamaged(places, intent, inspection)
+  if (holdsAnything(stage)) return keepDamaged(directories, intent, inspection)
   removeRubbish(staging, id)
   return { kind: 'nothing' }
 }
 
-function publishState(places: Places, wanted: Intent, inspection: Inspection): Settled {
-  const { directory, staging, stage, id } = places
+function publishState(directories: SalvageDirectories, wanted: Intent, inspection: Inspection): Salvaged {
+  const { directory, staging, stage, id } = directories
   makeDurable(stage, wanted.name)
   const savedMs = lastChangeOf(stage, wanted.name)
-  const intent = mayTake(places, wanted, savedMs) ? wanted : moveToFreshName(places, wanted)
+  const intent = isNameFree(directories, wanted, savedMs) ? wanted : moveToFreshName(directories, wanted)
   const { name, ifExists } = intent
   const manifest = manifestFor(stage, intent, savedMs, inspection)
   storeManifest(stage, manifest)
@@ -76,7 +76,7 @@ function publishState(places: Places, wanted: Intent, inspection: Inspection): S
 }
 
 /** Its name may be taken by now. */
-function mayTake({ directory, stuck }: Places, intent: Intent, savedMs: number): boolean {
+function isNameFree({ directory, stuck }: SalvageDirectories, intent: Intent, savedMs: number): boolean {
   const { vm, name, ifExists } = intent
   if (stuck.has(name)) return false
   try {
@@ -90,16 +90,20 @@ function mayTake({ directory, stuck }: Places, intent: Intent, savedMs: number):
 }
 
 /** What is left of a VM that is gone stays where its owner can see it. */
-function keepDamaged(places: Places, wanted: Intent, inspection: Inspection | undefined): Settled {
-  const { directory, staging, stage, id } = places
-  const { name } = moveToFreshName(places, wanted)
+function keepDamaged(
+  directories: SalvageDirectories,
+  wanted: Intent,
+  inspection: Inspection | undefined,
+): Salvaged {
+  const { directory, staging, stage, id } = directories
+  const { name } = moveToFreshName(directories, wanted)
   setAside(stage, name)
   // Where there is no RAM file nothing would be listed.
   if (stage.statusIfAny(name + memorySuffix) === undefined) stage.writeNew(name + memorySuffix, '', true)
   const manifest = manifestFor(stage, { ...wanted, name }, lastChangeOf(stage, name), inspection)
   // A list of what was found now would not be the recorded digests'.
   stage.unlink(digestList)
-  const isUnproven = inspection !== undefined && isWhole(inspection)
+  const isUnproven = inspection !== undefined && isComplete(inspection)
   const kept = isUnproven
     ? ({ ...manifest, durability: 'unproven', memoryModifiedMs: inspection.modifiedMs } as const)
     : manifest
@@ -112,23 +116,25 @@ function keepDamaged(places: Places, wanted: Intent, inspection: Inspection | un
   staging.rename(id, staging, id + readySuffix)
   staging.sync()
   rollForward(directory, staging, id + readySuffix)
-  const problems = inspectSet(directory, name)?.problems ?? [missingMemory(name)]
+  const problems = inspectCheckpoint(directory, name)?.problems ?? [missingMemory(name)]
   return { kind: 'damaged', name, path: directory.pathOf(name + memorySuffix), problems }
 }
 
 /** bhyve makes regular files of its own. What else stands there is no file of a checkpoint, and is kept beside it. */
 function setAside(stage: Directory, name: string): void {
-  const strangers = publicationOrder.map((suffix) => name + suffix).filter((file) => isStranger(stage, file))
-  using inbox = stage.openIfAny(inName)
-  if (inbox !== undefined && inbox.rawEntries(1).length > 0) strangers.push(inName)
-  if (strangers.length === 0) return
+  const unexpectedFiles = publicationOrder
+    .map((suffix) => name + suffix)
+    .filter((file) => isUnexpected(stage, file))
+  using inbox = stage.openIfAny(inboxName)
+  if (inbox !== undefined && inbox.rawEntries(1).length > 0) unexpectedFiles.push(inboxName)
+  if (unexpectedFiles.length === 0) return
   stage.make(name + restSuffix)
   using rest = stage.open(name + restSuffix)
-  for (const stranger of strangers) stage.rename(stranger, rest, stranger)
+  for (const unexpectedFile of unexpectedFiles) stage.rename(unexpectedFile, rest, unexpectedFile)
   rest.sync()
 }
 
-function isStranger(stage: Directory, file: string): boolean {
+function isUnexpected(stage: Directory, file: string): boolean {
   const status = stage.statusIfAny(file)
   return status !== undefined && (status.kind !== 'file' || status.links !== 1)
 }

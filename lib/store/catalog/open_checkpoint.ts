@@ -12,19 +12,19 @@ import { type Compared, compare, type Slice } from '../../checkpoint/slice.js'
 import { type Inspection, stateOf } from '../../checkpoint/structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import type { Problem } from '../../base/problem.js'
-import { digestOfFile } from '../staging/memory_pass.js'
+import { digestOfFile } from '../staging/memory_scan.js'
 import { Directory } from '../../fs/directory.js'
 import { lockForReading } from './list.js'
-import { inspectStill, notFound } from '../../checkpoint/read.js'
+import { inspectUnchanged, notFound } from '../../checkpoint/read.js'
 import { OpenFile } from '../../fs/open_file.js'
 
 const { O_RDONLY } = fs.constants
 const { ELOOP, ENXIO, EMLINK, EOPNOTSUPP } = os.errno
-const mostAttempts = 10
+const maxAttempts = 10
 
-type SetPart = 'memory' | 'kernel' | 'metadata' | 'manifest'
+type CheckpointPart = 'memory' | 'kernel' | 'metadata' | 'manifest'
 
-const parts: readonly (readonly [SetPart, string])[] = [
+const parts: readonly (readonly [CheckpointPart, string])[] = [
   ['memory', memorySuffix],
   ['kernel', kernelSuffix],
   ['metadata', metadataSuffix],
@@ -36,33 +36,33 @@ export interface Recorded {
   digests: Digests
   memoryBytes: number
   /** Where in the manifest's file the chunks' digests begin. */
-  listAt: number
+  listOffset: number
   /** The RAM file has another time than it was published with: it was copied, or somebody wrote to it. */
   writtenSince: boolean
 }
 
-export interface OpenedSet {
+export interface OpenedCheckpoint {
   problems: Problem[]
   bytesRead: number
   /** Absent where there is nothing to compare with; then nothing is open either. */
   recorded?: Recorded
   /** What is absent, or no plain file, is not among them. */
-  descriptors: Partial<Record<SetPart, number>>
+  descriptors: Partial<Record<CheckpointPart, number>>
 }
 
 /** Looks at the set's structure, and opens its files where there are digests to compare them with. */
-export function openSet(directoryPath: string, name: string): OpenedSet {
-  using directory = Directory.openFolderIfAny(directoryPath)
+export function openCheckpoint(directoryPath: string, name: string): OpenedCheckpoint {
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) throw notFound(directoryPath, name)
   using _lock = lockForReading(directory)
   for (let attempt = 1; ; attempt++) {
-    const inspection = inspectStill(directory, name)
+    const inspection = inspectUnchanged(directory, name)
     if (inspection === undefined) throw notFound(directoryPath, name)
     const { problems, bytesRead } = inspection
     const recorded = recordedIn(inspection)
     if (recorded === undefined) return { problems, bytesRead, descriptors: {} }
     const files = openFiles(directory, name)
-    if (isStill(directory, name, files, inspection) || attempt === mostAttempts) {
+    if (isStill(directory, name, files, inspection) || attempt === maxAttempts) {
       return { problems, bytesRead, recorded, descriptors: released(files) }
     }
     closeAll(files)
@@ -76,20 +76,20 @@ function isStill(directory: Directory, name: string, files: Files, { identity }:
   return there !== undefined && stateOf(there) === identity && stateOf(opened ?? there) === identity
 }
 
-function recordedIn({ foreign, manifest, listAt, modifiedMs }: Inspection): Recorded | undefined {
-  if (foreign || listAt === undefined || manifest?.digests === undefined) return undefined
+function recordedIn({ foreign, manifest, listOffset, modifiedMs }: Inspection): Recorded | undefined {
+  if (foreign || listOffset === undefined || manifest?.digests === undefined) return undefined
   const { digests, sizes, memoryModifiedMs } = manifest
   if (sizes === undefined) return undefined
-  return { digests, memoryBytes: sizes.memory, listAt, writtenSince: memoryModifiedMs !== modifiedMs }
+  return { digests, memoryBytes: sizes.memory, listOffset, writtenSince: memoryModifiedMs !== modifiedMs }
 }
 
-type Files = Map<SetPart, OpenFile>
+type Files = Map<CheckpointPart, OpenFile>
 
 function openFiles(directory: Directory, name: string): Files {
   const files: Files = new Map()
   try {
     for (const [part, suffix] of parts) {
-      const file = openPlain(directory, name + suffix)
+      const file = openRegular(directory, name + suffix)
       if (file !== undefined) files.set(part, file)
     }
     return files
@@ -100,7 +100,7 @@ function openFiles(directory: Directory, name: string): Files {
 }
 
 /** What is no plain file is a problem of the structure, and told there. */
-function openPlain(directory: Directory, name: string): OpenFile | undefined {
+function openRegular(directory: Directory, name: string): OpenFile | undefined {
   try {
     const file = directory.openFileIfAny(name, O_RDONLY)
     const { kind, links } = file?.status() ?? {}
@@ -119,25 +119,34 @@ function closeAll(files: Files): void {
   for (const file of files.values()) file[Symbol.dispose]()
 }
 
-function released(files: Files): OpenedSet['descriptors'] {
+function released(files: Files): OpenedCheckpoint['descriptors'] {
   return Object.fromEntries([...files].map(([part, file]) => [part, file.release()]))
 }
 
 /** Whether the list in the manifest is the one that was written: its own digest tells. */
-export function isListWhole(manifest: number, { listAt, digests }: Recorded, stop: Int32Array): boolean {
+export function isListComplete(
+  manifest: number,
+  { listOffset, digests }: Recorded,
+  stop: Int32Array,
+): boolean {
   const { chunks, root } = digests.memory
-  return rootOfListed(OpenFile.borrow(manifest, 'the manifest'), listAt, chunks, stop) === root
+  return rootOfListed(OpenFile.borrow(manifest, 'the manifest'), listOffset, chunks, stop) === root
 }
 
-export function compareSlice(memory: number, manifest: number, { listAt }: Recorded, slice: Slice): Compared {
+export function compareSlice(
+  memory: number,
+  manifest: number,
+  { listOffset }: Recorded,
+  slice: Slice,
+): Compared {
   const { from, to, chunkBytes } = slice
   const count = chunkCount(to - from, chunkBytes)
   const list = OpenFile.borrow(manifest, 'the manifest')
-  const expected = listedDigests(list, listAt, from / chunkBytes, count)
+  const expected = listedDigests(list, listOffset, from / chunkBytes, count)
   if (expected === undefined) return { bytesRead: 0, damaged: [{ from, to }] }
   return compare(OpenFile.borrow(memory, 'the RAM file'), slice, expected)
 }
 
-export function digestWhole(descriptor: number, stop: Int32Array): ReturnType<typeof digestOfFile> {
+export function digestFile(descriptor: number, stop: Int32Array): ReturnType<typeof digestOfFile> {
   return digestOfFile(OpenFile.borrow(descriptor, 'a file of the set'), stop)
 }

@@ -42,7 +42,7 @@ class SavedMemory implements GuestMemory {
 }
 
 /** An opened set. Throws a Refusal where bhyve refuses, and dies where bhyve fails an assertion. */
-export class SavedSet {
+export class SavedCheckpoint {
   readonly memory: SavedMemory
   readonly #native: SimulatorNative
   readonly #kernel: number

@@ -2,20 +2,20 @@
 import { CheckpointError } from '../base/errors.js'
 
 /** How long it is waited for. */
-const lockPatienceMs = 30_000
+const lockTimeoutMs = 30_000
 export const lockRetryMs = 20
 
 /**
  * Retries while another process holds the lock, for 30 seconds. Only the pauses between attempts are counted. An attempt
  * may be slow because the host was stopped or the library's threads were busy, which says nothing about the lock.
  */
-export async function patiently<T>(attempt: () => Promise<T>, onBusy?: () => void): Promise<T> {
+export async function retryWhileBusy<T>(attempt: () => Promise<T>, onBusy?: () => void): Promise<T> {
   for (let waitedMs = 0; ;) {
     try {
       return await attempt()
     } catch (error) {
       if (isBusy(error)) onBusy?.()
-      if (!isBusy(error) || waitedMs >= lockPatienceMs) throw error
+      if (!isBusy(error) || waitedMs >= lockTimeoutMs) throw error
     }
     const pauseMs = lockRetryMs * (0.5 + Math.random())
     await pause(pauseMs)

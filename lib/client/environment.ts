@@ -8,7 +8,7 @@ import { type JobRunner, sharedPool } from '../pool/pool.js'
 import { DescriptorBudget, systemCounts } from './descriptor_budget.js'
 import { type Runtime, thisRuntime } from './runtime.js'
 
-export interface Surroundings {
+export interface Environment {
   /** bhyve's default directory for its sockets. */
   defaultRunDirectory: string
   /** Runs blocking work. */
@@ -22,7 +22,7 @@ export interface Surroundings {
   runtime: Runtime
   peers: PeerMemory
   /** How long to wait for the process of a suspended VM to exit, in milliseconds. */
-  exitPatienceMs: number
+  exitTimeoutMs: number
   /** The facts of this host, compared with those in a manifest. */
   host: () => Host
 }
@@ -35,14 +35,14 @@ function sharedBudget(): DescriptorBudget {
   return budget
 }
 
-export const realSurroundings: Surroundings = {
+export const hostEnvironment: Environment = {
   defaultRunDirectory: '/var/run/bhyve',
   pool: sharedPool,
   descriptors: sharedBudget,
   vmmDirectory: '/dev/vmm',
   peers: sharedPeers,
   // Giving back hundreds of gigabytes takes a while.
-  exitPatienceMs: 120_000,
+  exitTimeoutMs: 120_000,
   system: { platform: process.platform, release: os.release() },
   runtime: thisRuntime,
   host: hostNow,

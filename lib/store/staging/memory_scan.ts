@@ -10,7 +10,7 @@ import { fingerprintOf } from '../../checkpoint/fingerprint.js'
 import type { Digests, Fingerprint } from '../../checkpoint/manifest.js'
 import { rootOf } from '../../checkpoint/manifest_file.js'
 import { kernelMaxBytes } from '../../checkpoint/metadata.js'
-import { changed, isStopped, passOver, type Slice } from '../../checkpoint/slice.js'
+import { changed, isStopped, scanRange, type Slice } from '../../checkpoint/slice.js'
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import { loadNative } from '../../base/native.js'
 import type { Directory } from '../../fs/directory.js'
@@ -30,7 +30,7 @@ export interface ContentRequest {
 }
 
 /** A pass that was begun. */
-export interface Pass extends ContentRequest {
+export interface MemoryScan extends ContentRequest {
   /** The file system's block; 0: no holes are made. */
   holeBlockBytes: number
   /** Of the RAM file, which must stay the same one. */
@@ -47,13 +47,13 @@ export interface Content {
   fingerprint?: Fingerprint
 }
 
-export function beginPass(handle: StageHandle, request: ContentRequest): Pass {
-  return beginPassIn(borrowStage(handle), request)
+export function beginScan(handle: StageHandle, request: ContentRequest): MemoryScan {
+  return beginScanIn(borrowStage(handle), request)
 }
 
-function beginPassIn(stage: Directory, request: ContentRequest): Pass {
+function beginScanIn(stage: Directory, request: ContentRequest): MemoryScan {
   using memory = stage.openFile(request.name + memorySuffix, O_RDONLY)
-  const { identity } = assertPlain(memory)
+  const { identity } = assertRegular(memory)
   const { mtimeNs } = fs.fstatSync(memory.descriptor, { bigint: true })
   stage.unlink(digestList)
   if (request.digest) stage.writeNew(digestList, '', false)
@@ -65,23 +65,23 @@ function beginPassIn(stage: Directory, request: ContentRequest): Pass {
 }
 
 /** What came of a slice. */
-export interface PassedSlice {
+export interface ScannedSlice {
   holesRefused: boolean
 }
 
 /** One slice of it. */
-export function passSlice(handle: StageHandle, pass: Pass, slice: Slice): PassedSlice {
-  if (!pass.digest && pass.holeBlockBytes === 0) return { holesRefused: false }
-  return passSliceIn(borrowStage(handle), pass, slice)
+export function scanSlice(handle: StageHandle, memoryScan: MemoryScan, slice: Slice): ScannedSlice {
+  if (!memoryScan.digest && memoryScan.holeBlockBytes === 0) return { holesRefused: false }
+  return scanSliceIn(borrowStage(handle), memoryScan, slice)
 }
 
-function passSliceIn(stage: Directory, pass: Pass, slice: Slice): PassedSlice {
+function scanSliceIn(stage: Directory, memoryScan: MemoryScan, slice: Slice): ScannedSlice {
   // Opened by every slice: a descriptor that threads share could be closed, and its number given to another file,
   // while one of them still writes to it.
-  using memory = openMemory(stage, pass, pass.holeBlockBytes > 0 ? O_RDWR : O_RDONLY)
-  const { digests, holesRefused } = passOver(memory, slice, pass)
+  using memory = openMemory(stage, memoryScan, memoryScan.holeBlockBytes > 0 ? O_RDWR : O_RDONLY)
+  const { digests, holesRefused } = scanRange(memory, slice, memoryScan)
   // What has been looked at is written while the rest is. A hint: whether it reaches the disk, the sync says.
-  if (pass.durable) loadNative().beginWriting(memory.descriptor, slice.from, slice.to - slice.from)
+  if (memoryScan.durable) loadNative().beginWriting(memory.descriptor, slice.from, slice.to - slice.from)
   if (digests.length > 0) {
     using list = stage.openFile(digestList, O_WRONLY)
     list.writeAt(digests, (slice.from / slice.chunkBytes) * digestBytes)
@@ -90,43 +90,52 @@ function passSliceIn(stage: Directory, pass: Pass, slice: Slice): PassedSlice {
 }
 
 /** Once every slice is done. */
-export function endPass(handle: StageHandle, pass: Pass, stop: Int32Array): Content {
+export function endScan(handle: StageHandle, memoryScan: MemoryScan, stop: Int32Array): Content {
   const stage = borrowStage(handle)
-  const digests = pass.digest ? digestsOf(stage, pass, stop) : undefined
-  const fingerprint = pass.digest ? undefined : fingerprintOf(stage, pass.name + memorySuffix)
-  using memory = openMemory(stage, pass, O_RDONLY)
+  const digests = memoryScan.digest ? digestsOf(stage, memoryScan, stop) : undefined
+  const fingerprint = memoryScan.digest ? undefined : fingerprintOf(stage, memoryScan.name + memorySuffix)
+  using memory = openMemory(stage, memoryScan, O_RDONLY)
   // Where the system does not allow it, the manifest tells the time that the file has now.
-  if (pass.sparsify) loadNative().setModifiedAt(memory.descriptor, pass.modifiedNs)
+  if (memoryScan.sparsify) loadNative().setModifiedAt(memory.descriptor, memoryScan.modifiedNs)
   const { mtimeMs } = memory.status()
   return { modifiedMs: mtimeMs, ...(digests && { digests }), ...(fingerprint && { fingerprint }) }
 }
 
 /** All three for a file that is no longer than a slice. Undefined where it was stopped. */
-export function passWhole(
+export function scanAtOnce(
   handle: StageHandle,
   request: ContentRequest,
   stop: Int32Array,
 ): Content | undefined {
-  const pass = beginPass(handle, request)
-  passSlice(handle, pass, { from: 0, to: pass.memoryBytes, chunkBytes: pass.chunkBytes, stop })
-  return isStopped(stop) ? undefined : endPass(handle, pass, stop)
+  const memoryScan = beginScan(handle, request)
+  scanSlice(handle, memoryScan, {
+    from: 0,
+    to: memoryScan.memoryBytes,
+    chunkBytes: memoryScan.chunkBytes,
+    stop,
+  })
+  return isStopped(stop) ? undefined : endScan(handle, memoryScan, stop)
 }
 
 /** The digests of a checkpoint in a stage, read whole; the list of chunk digests stays in the stage. */
 export function digestStaged(stage: Directory, name: string, memoryBytes: number): Digests {
   const request = { name, memoryBytes, digest: true, sparsify: false, durable: false }
-  const pass = beginPassIn(stage, request)
+  const memoryScan = beginScanIn(stage, request)
   const stop = new Int32Array(1)
-  passSliceIn(stage, pass, { from: 0, to: memoryBytes, chunkBytes: pass.chunkBytes, stop })
-  return digestsOf(stage, pass, stop)
+  scanSliceIn(stage, memoryScan, { from: 0, to: memoryBytes, chunkBytes: memoryScan.chunkBytes, stop })
+  return digestsOf(stage, memoryScan, stop)
 }
 
-function digestsOf(stage: Directory, { name, memoryBytes, chunkBytes }: Pass, stop: Int32Array): Digests {
+function digestsOf(
+  stage: Directory,
+  { name, memoryBytes, chunkBytes }: MemoryScan,
+  stop: Int32Array,
+): Digests {
   using list = stage.openFile(digestList, O_RDONLY)
   using kernel = stage.openFile(name + kernelSuffix, O_RDONLY)
   using metadata = stage.openFile(name + metadataSuffix, O_RDONLY)
-  assertPlain(kernel)
-  assertPlain(metadata)
+  assertRegular(kernel)
+  assertRegular(metadata)
   const chunks = chunkCount(memoryBytes, chunkBytes)
   return {
     algorithm: 'sha256',
@@ -152,11 +161,11 @@ export function digestOfFile(file: OpenFile, stop: Int32Array): { digest: string
   return { digest: hash.digest('hex'), bytesRead }
 }
 
-function openMemory(stage: Directory, pass: Pass, flags: number): OpenFile {
-  const memory = stage.openFile(pass.name + memorySuffix, flags)
+function openMemory(stage: Directory, memoryScan: MemoryScan, flags: number): OpenFile {
+  const memory = stage.openFile(memoryScan.name + memorySuffix, flags)
   try {
-    const { identity, size } = assertPlain(memory)
-    if (identity !== pass.identity || size !== pass.memoryBytes) throw changed(memory.path)
+    const { identity, size } = assertRegular(memory)
+    if (identity !== memoryScan.identity || size !== memoryScan.memoryBytes) throw changed(memory.path)
     return memory
   } catch (error) {
     memory[Symbol.dispose]()
@@ -165,7 +174,7 @@ function openMemory(stage: Directory, pass: Pass, flags: number): OpenFile {
 }
 
 /** bhyve may run as somebody else, and still hold what it wrote. */
-function assertPlain(file: OpenFile): ReturnType<OpenFile['status']> {
+function assertRegular(file: OpenFile): ReturnType<OpenFile['status']> {
   const status = file.status()
   if (status.kind !== 'file' || status.links !== 1) throw changed(file.path)
   return status

@@ -5,10 +5,10 @@ import type { Checkpoint, Dialect } from '../../base/types.js'
 import { hostFacts } from '../../checkpoint/host.js'
 import { newManifest } from '../../checkpoint/manifest.js'
 import type { Stage } from '../../store/stage.js'
-import type { Content } from '../../store/staging/memory_pass.js'
+import type { Content } from '../../store/staging/memory_scan.js'
 import type { ProgressReporter } from '../progress.js'
 import type { PublicationSettings } from '../settings.js'
-import type { WholeSet } from './judge.js'
+import type { CompleteCheckpoint } from './judge.js'
 
 interface Publishing {
   vm: string
@@ -23,7 +23,7 @@ interface Publishing {
 /** Can be cancelled up to the commit point. */
 export async function publish(
   stage: Stage,
-  { inspection, savedMs }: WholeSet,
+  { inspection, savedMs }: CompleteCheckpoint,
   { vm, name, settings, dialect, poweredOff, content }: Publishing,
   progress: ProgressReporter,
   commitPoint: CommitPoint,
