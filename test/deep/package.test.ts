@@ -168,7 +168,7 @@ t.test('has a command line that works', async (t) => {
 
 t.test('the README takes a newcomer to a verified checkpoint', async (t) => {
   const readme = fs.readFileSync(path.join(root, 'README.md'), 'utf8')
-  const section = readme.slice(readme.indexOf('## Try it'), readme.indexOf('## Ten lines'))
+  const section = readme.slice(readme.indexOf('## Try it'), readme.indexOf('## What it does not do'))
   const [install = '', use = ''] = [...section.matchAll(/^```sh\n(.*?)^```$/gms)].map((match) => match[1]!)
   const simulate = install.split('\n').find((line) => line.includes(' simulate '))!
   // npx itself would ask the registry.
