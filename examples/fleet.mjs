@@ -1,11 +1,11 @@
-// A fleet of hosts on BullMQ: one worker on each bhyve host takes the jobs of that host's queue.
+// Saves the VMs of many hosts with BullMQ: one worker on each bhyve host processes the jobs of that host's queue.
 //
 //   node fleet.mjs worker host1                      on every host, under a supervisor
-//   node fleet.mjs enqueue host1 vm1 2026-11-25      from anywhere, as often as you like
+//   node fleet.mjs enqueue host1 vm1 2026-11-25      from anywhere; repeating the command is harmless
 //
-// A job is named after what it is for, so the same night is never queued twice. What a job makes is named after it
-// too, so a job that is run again, after its worker was killed, finds what is there already or makes it: a checkpoint is
-// there once it is whole, never before.
+// The job id contains the host, the VM and the night, so the same night is not queued twice. The checkpoint's name
+// contains the night. If a worker is killed, the job runs again: it finds the checkpoint, or saves the VM again. A
+// checkpoint appears under its name only when it is complete.
 import { createClient } from 'bhyve-checkpoint'
 import { Queue, Worker } from 'bullmq'
 
@@ -13,16 +13,16 @@ const connection = {
   path: process.env.REDIS_SOCKET ?? '/var/run/redis/redis.sock',
   maxRetriesPerRequest: null,
 }
-/** A worker that says nothing for so long is dead, and its job is given to the next one. */
+/** If a worker does not renew its lock for this long, BullMQ gives the job to another worker. */
 const lockDuration = Number(process.env.LOCK_MS ?? 60_000)
 const [command, host, vm, night] = process.argv.slice(2)
 
-/** BullMQ takes no colon in an id, and a VM's name may have one. */
+/** BullMQ rejects a colon in an id, but a VM's name can contain one. */
 const idOf = (...parts) => parts.map(encodeURIComponent).join('_')
 
 async function enqueue() {
   const queue = new Queue(`checkpoints-${host}`, { connection })
-  // A job that is kept would keep its id, and the same night could not be asked for again.
+  // A stored job occupies its id. A failed job must be removed, so that the same night can be queued again.
   const kept = { removeOnFail: true, removeOnComplete: { age: 7 * 86_400 } }
   const retries = { attempts: 5, backoff: { type: 'exponential', delay: 10_000 }, ...kept }
   const job = await queue.add('checkpoint', { vm, night }, { jobId: idOf(host, vm, night), ...retries })
@@ -44,7 +44,7 @@ function work() {
     runDirectory: process.env.RUN_DIRECTORY,
     checkpointDirectory: process.env.CHECKPOINT_DIRECTORY,
   })
-  // Killed more than once in the middle of a job is bad luck, not a reason to give it up.
+  // A job whose worker was killed several times is still worth another attempt.
   const options = {
     connection,
     concurrency: 2,
@@ -53,9 +53,9 @@ function work() {
     maxStalledCount: 10,
   }
   const worker = new Worker(`checkpoints-${host}`, ({ data }) => checkpoint(client, data), options)
-  worker.on('active', ({ id }) => console.log(`begun ${id}`))
+  worker.on('active', ({ id }) => console.log(`started ${id}`))
   worker.on('completed', ({ id }, { again }) =>
-    console.log(`done ${id}${again ? ' (was there already)' : ''}`),
+    console.log(`done ${id}${again ? ' (it existed already)' : ''}`),
   )
   worker.on('failed', (job, error) => console.error(`failed ${job?.id}: ${error.code}: ${error.message}`))
   worker.on('error', (error) => console.error(error.message))

@@ -1,6 +1,10 @@
-// Before the host goes down: `node host-reboot.mjs suspend`. After it is up again: `node host-reboot.mjs restore`.
-// Each VM's bhyve arguments are in <ARGUMENTS_DIRECTORY>/<vm>.json, a list of words as bhyve gets them. The rc.d
-// script `bhyve_checkpoint` beside this file calls both.
+// Suspends all VMs before the host goes down, and restores them after it is up again:
+//
+//   node host-reboot.mjs suspend
+//   node host-reboot.mjs restore
+//
+// <ARGUMENTS_DIRECTORY>/<vm>.json contains the VM's bhyve arguments as a JSON array of strings. The rc.d script
+// `bhyve_checkpoint` in this directory runs both commands.
 import fs from 'node:fs/promises'
 import path from 'node:path'
 import { createClient } from 'bhyve-checkpoint'
@@ -26,7 +30,7 @@ async function suspendAll() {
   const paused = new Set(machines.filter(({ state }) => state === 'paused').map(({ vm }) => vm))
   const running = machines.filter(({ state }) => state !== 'off').map(({ vm }) => vm)
   await each(running, 'suspend', async (vm) => {
-    // It could not answer.
+    // A stopped process cannot serve the request.
     if (paused.has(vm)) await client.resume(vm)
     const { path } = await client.suspend(vm)
     console.log(`${vm} is suspended: ${path}`)
@@ -43,7 +47,7 @@ async function restoreAll() {
       bhyve: process.env.BHYVE,
       timeout: 600_000,
     })
-    console.log(`${vm} runs again, as process ${pid}`)
+    console.log(`${vm} is running again as process ${pid}`)
   })
 }
 
@@ -51,7 +55,7 @@ const work = { suspend: suspendAll, restore: restoreAll }[process.argv[2]]
 if (work === undefined) throw new Error('usage: host-reboot.mjs suspend | restore')
 await work()
 const status = failed.length === 0 ? 0 : 1
-// A bhyve that never comes up must not keep the host from doing so: it runs by itself.
+// Do not wait for a bhyve that never serves its socket: the host's boot must continue. That bhyve runs on by itself.
 if (work === restoreAll) process.exit(status)
 await client.idle()
 process.exitCode = status

@@ -1,9 +1,9 @@
-// A small service: create (with progress as server-sent events), list, destroy.
+// A small HTTP service that creates checkpoints (with progress as server-sent events), lists and destroys them.
 //
 //   TOKEN=secret PORT=8080 node http-service.mjs
 //   curl -N -X POST -H 'Authorization: Bearer secret' localhost:8080/vms/vm1/checkpoints/before-upgrade
 //
-// It runs as root, so it listens on this host alone, and asks everybody for the token.
+// The service runs as root. It therefore listens on localhost only, and every request needs the token.
 import { createHash, timingSafeEqual } from 'node:crypto'
 import { createClient } from 'bhyve-checkpoint'
 import fastify from 'fastify'
@@ -46,7 +46,7 @@ server.delete('/vms/:vm/checkpoints/:name', async ({ params }, reply) => {
 })
 
 server.post('/vms/:vm/checkpoints/:name', async ({ params }, reply) => {
-  // From here on the answer is ours. A listener that goes away does not stop the checkpoint.
+  // From here on, this handler writes the response itself. The save continues if the client disconnects.
   reply.hijack()
   reply.raw.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' })
   const send = (event, data) => reply.raw.write(`event: ${event}\ndata: ${JSON.stringify(data)}\n\n`)

@@ -1,8 +1,8 @@
-// Every night: a checkpoint of each running VM, two at a time; the last seven nights stay. Who must know is told.
+// Saves every running VM each night, two at a time. Keeps the last seven nights, and alerts on failures.
 //
 //   RUN_DIRECTORY=/var/run/bhyve CHECKPOINT_DIRECTORY=/zroot/checkpoints node nightly.mjs
 //
-// Ends with status 1 if anything went wrong, so that cron or periodic(8) tells too.
+// Exits with status 1 if anything failed, so that cron or periodic(8) reports it too.
 import { createClient } from 'bhyve-checkpoint'
 import pLimit from 'p-limit'
 
@@ -17,7 +17,7 @@ const client = createClient({
 const name = `nightly-${new Date().toISOString().slice(0, 10)}`
 let alerts = 0
 
-/** Put your pager here. */
+/** Replace this with a call to your pager. */
 function alert(vm, error) {
   alerts += 1
   const problems = (error.problems ?? []).map(({ code }) => code).join(', ')
@@ -37,7 +37,7 @@ async function removeOldNights(vm) {
 async function night(vm) {
   try {
     const { storedBytes } = await client.createCheckpoint(vm, { name, ...oneNight })
-    // Only now: as long as nothing new is there, nothing old goes. What others made is theirs.
+    // Remove old nights only after the new checkpoint exists, and never checkpoints with other names.
     const removed = await removeOldNights(vm)
     console.log(`${vm}: ${name}, ${storedBytes} bytes; ${removed} pruned`)
   } catch (error) {
@@ -49,10 +49,10 @@ const limit = pLimit(atOnce)
 const machines = await client.listVirtualMachines()
 if (machines.length === 0) {
   alerts += 1
-  console.error('ALERT: no VM has a socket there: is RUN_DIRECTORY the right one?')
+  console.error('ALERT: no VM has a socket in the run directory. Check RUN_DIRECTORY')
 }
 const running = machines.filter(({ state }) => state === 'running' || state === 'unknown')
 await Promise.all(running.map(({ vm }) => limit(() => night(vm))))
-// A call that timed out still holds its connection: some versions of bhyve die when it closes early.
+// A call that timed out still holds its connection. Some versions of bhyve die if it closes early.
 await client.idle()
 process.exitCode = alerts === 0 ? 0 : 1

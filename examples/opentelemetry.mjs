@@ -1,4 +1,4 @@
-// Every operation of the library as an OpenTelemetry span: import this file once, beside whatever sets your tracer up.
+// Creates an OpenTelemetry span for every operation of the library. Import this file once, after your tracer setup.
 //
 //   node --import ./telemetry-setup.mjs --import ./opentelemetry.mjs server.mjs
 import { tracingChannel } from 'node:diagnostics_channel'
@@ -16,7 +16,7 @@ const operations = [
   'resume',
 ]
 const tracer = trace.getTracer('bhyve-checkpoint')
-/** The event is the same object from the start of a call to its end. */
+/** All events of one call carry the same object. */
 const spans = new WeakMap()
 
 function attributesOf(facts, prefix = '') {
@@ -29,7 +29,7 @@ function attributesOf(facts, prefix = '') {
 function begin(event) {
   const { operation, vm, checkpoint } = event
   const attributes = attributesOf({ vm, checkpoint })
-  // The span that the caller is in becomes the parent.
+  // The caller's active span becomes the parent.
   spans.set(event, tracer.startSpan(`bhyve-checkpoint ${operation}`, { attributes }, context.active()))
 }
 

@@ -1,4 +1,4 @@
-// What the library does, as Prometheus reads it: how many operations of each kind ended how, and how long they took.
+// Exposes metrics for Prometheus: the number of operations by kind and outcome, and their duration.
 //
 //   import { metrics } from './prometheus.mjs'
 //   server.get('/metrics', (_request, reply) => reply.type('text/plain; version=0.0.4').send(metrics()))
@@ -15,7 +15,7 @@ const operations = [
   'pause',
   'resume',
 ]
-/** Seconds. A checkpoint takes as long as the guest's RAM takes to be written. */
+/** Seconds. The upper buckets are for guests whose RAM takes minutes to write. */
 const bounds = [0.1, 1, 5, 15, 60, 300, 1800]
 const counts = new Map()
 const durations = new Map(
@@ -24,7 +24,7 @@ const durations = new Map(
 const startedAt = new WeakMap()
 const bytes = { stored: 0 }
 
-/** A VM's name is no label: there may be thousands, and each would be a series of its own for ever. */
+/** The VM's name is not a label: each of thousands of VMs would create a time series that never ends. */
 function ended(event) {
   const { operation, error, result } = event
   const code = error === undefined ? 'ok' : (error.code ?? 'unknown')
@@ -53,10 +53,10 @@ export function metrics() {
   const seconds = 'bhyve_checkpoint_operation_seconds'
   const stored = 'bhyve_checkpoint_stored_bytes_total'
   return [
-    `# HELP ${total} Operations that ended, by how.`,
+    `# HELP ${total} Operations that ended, by outcome.`,
     `# TYPE ${total} counter`,
     ...[...counts].map(([labels, count]) => `${total}{${labels}} ${count}`),
-    `# HELP ${seconds} How long operations took.`,
+    `# HELP ${seconds} Duration of operations in seconds.`,
     `# TYPE ${seconds} histogram`,
     ...[...durations].flatMap(([operation, { buckets, sum, count }]) => [
       ...buckets.map(
@@ -66,7 +66,7 @@ export function metrics() {
       `${seconds}_sum{operation="${operation}"} ${sum}`,
       `${seconds}_count{operation="${operation}"} ${count}`,
     ]),
-    `# HELP ${stored} What new checkpoints occupy on the disk.`,
+    `# HELP ${stored} Bytes that new checkpoints occupy on disk.`,
     `# TYPE ${stored} counter`,
     `${stored} ${bytes.stored}`,
     '',

@@ -1,10 +1,10 @@
-// A checkpoint as a tar archive into any Writable, as fast as that takes it. Holes stay holes, on the way too.
+// Writes a checkpoint as a tar archive into any Writable, with backpressure. Holes are not read, sent or filled.
 //
 //   set -o pipefail
 //   node stream-out.mjs vm1 before-upgrade | ssh other-host "$(cat receive.sh)"
 //
-// with receive.sh, which puts it under a name that is free there, and only once all of it has arrived: half a checkpoint
-// would be listed as damaged, and pruned. What stopped half-way stays in `.arriving`, to be removed by hand.
+// receive.sh publishes the checkpoint only when all of it has arrived and the name is free. A partial checkpoint would
+// be listed as damaged, and pruned. If the transfer fails, remove `.arriving` by hand.
 //
 //   set -e
 //   cd /zroot/checkpoints/vm1 && mkdir .arriving
@@ -12,10 +12,10 @@
 //   for file in .arriving/*; do [ ! -e "${file##*/}" ]; done
 //   mv .arriving/*.ckp.* . && mv .arriving/*.ckp . && rmdir .arriving
 //
-// Look at the status of the pipe here, and `bhyve-checkpoint verify vm1 before-upgrade --content` there.
+// Check the exit status of the pipe here, and run `bhyve-checkpoint verify vm1 before-upgrade --content` there.
 //
-// The system's own tar does it: it finds holes by asking the file system (FreeBSD's does so by itself, GNU tar with
-// --sparse), where the archive libraries of npm would read and send every zero.
+// The archive is made by the system's tar, which queries the file system for holes (FreeBSD's by default, GNU tar with
+// --sparse). The archive libraries of npm would read and send every zero.
 import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { realpathSync } from 'node:fs'
@@ -27,11 +27,12 @@ import { createClient } from 'bhyve-checkpoint'
 const isGnu = execFileSync('tar', ['--version'], { encoding: 'utf8' }).includes('GNU')
 const sparse = isGnu ? ['--sparse', '--format=posix'] : ['--format', 'pax']
 
-/** Rejects where the set was replaced meanwhile: the archive may then be of both. */
+/** Rejects if the checkpoint was replaced meanwhile, because the archive can then contain files of both. */
 export async function streamOut(client, vm, name, writable, { end = true } = {}) {
   const checkpoint = await client.getCheckpoint(vm, name)
   const directory = path.dirname(checkpoint.path)
-  // `./`: a name that begins with a dash or an @ is no option. `.ckp` last: while it is missing there is no checkpoint.
+  // `./` keeps tar from reading a name that begins with a dash or an @ as an option. `.ckp` comes last, because the
+  // checkpoint does not exist without it.
   const { memory, ...others } = checkpoint.files
   const files = [...Object.values(others), memory].map((file) => `./${path.basename(file)}`)
   const tar = spawn('tar', [...sparse, '-C', directory, '-cf', '-', ...files], {
@@ -41,14 +42,14 @@ export async function streamOut(client, vm, name, writable, { end = true } = {})
   try {
     await pipeline(tar.stdout, writable, { end })
   } finally {
-    // A writable that failed: nobody reads any more, and tar ends too.
+    // If the writable failed, close the pipe, so that tar exits too.
     tar.stdout.destroy()
   }
   const [code, signal] = await ended
   if (code !== 0) throw new Error(`tar ended with ${signal ?? `status ${code}`}`)
   const { createdAt } = await client.getCheckpoint(vm, name)
   if (createdAt.getTime() !== checkpoint.createdAt.getTime())
-    throw new Error(`'${name}' was replaced meanwhile`)
+    throw new Error(`Checkpoint '${name}' was replaced meanwhile`)
 }
 
 if (process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {

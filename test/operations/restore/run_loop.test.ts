@@ -18,7 +18,7 @@ interface Loop {
 interface Example {
   runVm: (
     client: CheckpointClient,
-    options: { vm: string; bhyve: string; args: string[]; say: (line: string) => void },
+    options: { vm: string; bhyve: string; args: string[]; log: (line: string) => void },
   ) => Promise<string>
 }
 
@@ -39,7 +39,7 @@ async function loop(t: Test, suspendExitCode: number): Promise<Loop> {
   const lines: string[] = []
   const args = ['-c2', '-m4M', '-s0,hostbridge', '-s31,lpc', '-o', `rundir=${runDirectory}`, 'vm1']
   const run = (): Promise<string> =>
-    runVm(client, { vm: 'vm1', bhyve, args, say: (line) => lines.push(line) })
+    runVm(client, { vm: 'vm1', bhyve, args, log: (line) => lines.push(line) })
   return { client, run, lines, next: (script) => next(script.replace('SIMULATE', simulate)) }
 }
 
