@@ -1,4 +1,4 @@
-/** What a checkpoint takes on the disk, and that its content is the same with its zeros given back. */
+/** How much disk space a checkpoint takes, and whether its content is the same with holes. */
 import { execFileSync } from 'node:child_process'
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'

@@ -1,4 +1,4 @@
-/** How long the host program's event loop stands still for 50 checkpoints, and whether its size matters. */
+/** How long 50 checkpoints block the host program's event loop, and whether the size of the program matters. */
 import { execFile } from 'node:child_process'
 import { promisify } from 'node:util'
 import { fileURLToPath } from 'node:url'
@@ -16,7 +16,7 @@ export async function measure({ report, quick, scratch }) {
   const bhyvectl = buildBhyvectl(scratch.path)
   const vms = Array.from({ length: count }, (_, index) => `vm${index}`)
   const fleet = await SimulatedFleet.start({ vms, memoryBytes: MiB })
-  // The dialect that a socket of Node's can speak: no descriptor is passed.
+  // Node's sockets cannot pass a descriptor, and this dialect needs none.
   const bareFleet = await SimulatedFleet.start({ vms, memoryBytes: MiB, dialect: 'path' })
   const ways = ['nothing', 'bare sockets', 'bhyve-checkpoint', ...Object.keys(rivals(bhyvectl))]
   const sizes = quick ? [60, 1600] : [60, 200, 600, 1600]
@@ -60,7 +60,11 @@ function show(report, ways, sizes, found) {
   const ours = of('bhyve-checkpoint', most, 'max')
   report.atMost('median of the maxima, ms, at 1.6 GB', ours, 5)
   report.atMost('maximum at 1.6 GB over that at 60 MB', ours / of('bhyve-checkpoint', least, 'max'), 1.5)
-  report.atLeast("(a)'s maximum over ours, at 1.6 GB", of('execFile, no wait', most, 'max') / ours, 20)
+  report.atLeast(
+    'maximum of execFile, no wait, over ours, at 1.6 GB',
+    of('execFile, no wait', most, 'max') / ours,
+    20,
+  )
   const sums = of('execFile, no wait', most, 'sum') / of('bhyve-checkpoint', most, 'sum')
-  report.atLeast("(a)'s whole blocked time over ours, at 1.6 GB", sums, 20)
+  report.atLeast('total blocked time of execFile, no wait, over ours, at 1.6 GB', sums, 20)
 }

@@ -1,4 +1,4 @@
-/** How small a hole is worth making: what is stored, what it costs now, and what it costs whoever reads it. */
+/** The smallest useful hole: what is stored, and what the scan, the fsync and the removal cost. */
 import fs from 'node:fs'
 import { loadNative } from '../dist/base/native.js'
 import { KiB, MiB, median, timed } from './support/harness.mjs'
@@ -32,7 +32,7 @@ export async function measure({ report, quick, scratch }) {
   const of = (rounds, key) => median(rounds.map((round) => round[key]))
   report.table(
     `half of ${bytes / MiB} MiB is zero`,
-    ['layout', 'least hole', 'stored', 'holes', 'pass ms', 'fsync ms', 'unlink ms'],
+    ['layout', 'smallest hole', 'stored', 'holes', 'scan ms', 'fsync ms', 'unlink ms'],
     found.map(({ layout, leastHoleBytes, rounds }) => [
       layout,
       `${leastHoleBytes / KiB} KiB`,

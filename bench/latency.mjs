@@ -1,4 +1,4 @@
-/** From the end of bhyve's work to the resolved promise. */
+/** The time from the end of bhyve's work to the resolved promise. */
 import path from 'node:path'
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
@@ -14,7 +14,7 @@ export async function measure({ report, quick, scratch }) {
   await byRam({ report, quick, scratch })
 }
 
-/** A guest so small that only the way itself takes time. */
+/** A guest so small that its RAM takes no time. */
 async function small({ report, quick, scratch }) {
   const { bhyve, client } = await start(scratch, 256 * 1024)
   const waiting = rivals(buildBhyvectl(scratch.path))['execFile, wait for EOF']
@@ -34,16 +34,16 @@ async function small({ report, quick, scratch }) {
     'a guest of 256 KiB, no digest, no sparsify, no fsync; ms',
     ['what', 'p50', 'p99', 'max'],
     [
-      ['from the end to the resolved promise', after],
+      ['from the end of the connection to the promise', after],
       ['the whole call', whole],
-      ['execFile, wait for EOF: the whole', rival],
+      ['execFile, wait for EOF: the whole call', rival],
     ].map(([what, values]) => [what, percentile(values, 50), percentile(values, 99), Math.max(...values)]),
   )
-  report.atMost('from the end to the promise, p50, ms', median(after), 3)
+  report.atMost('from the end of the connection to the promise, p50, ms', median(after), 3)
   report.atMost('the whole call over execFile waiting for EOF', pairedRatio(whole, rival), 1)
 }
 
-/** Everything on: it grows with the RAM. */
+/** With all features on, the time grows with the RAM. */
 async function byRam({ report, quick, scratch }) {
   const found = []
   for (const mib of quick ? [64, 256] : [64, 128, 256, 512, 1024, 2048]) {
@@ -61,8 +61,8 @@ async function byRam({ report, quick, scratch }) {
   }
   report.keep('byRam', found)
   report.table(
-    'half zero, everything on',
-    ['RAM MiB', 'from the end to the promise, ms', 'per GiB'],
+    'half zero, all features on',
+    ['RAM MiB', 'from the end of the connection to the promise, ms', 'per GiB'],
     found.map(({ memoryBytes, afterEndMs }) => {
       const ms = median(afterEndMs)
       return [memoryBytes / MiB, ms, (ms * GiB) / memoryBytes]

@@ -1,4 +1,4 @@
-/** Listing many checkpoints, against `find -printf` and against a shell script. */
+/** Lists many checkpoints, compared with `find -printf` and with a shell script. */
 import { execFile, execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -33,7 +33,7 @@ function fill(folder, set, from, to) {
   fs.mkdirSync(folder, { recursive: true })
   for (let index = from; index < to; index++) {
     for (const ending of endings) fs.copyFileSync(set + ending, path.join(folder, `c${index}.ckp${ending}`))
-    // As if it had been made here: a copy with a time of its own costs two digests.
+    // Keep the time of the RAM file: listing a copy with another time computes two digests.
     const { atime, mtime } = fs.statSync(set)
     fs.utimesSync(path.join(folder, `c${index}.ckp`), atime, mtime)
   }
@@ -52,7 +52,7 @@ async function oneDirectory({ report, quick, scratch }, set) {
   const [first, last] = [found[0], found.at(-1)]
   const many = found.filter(({ count }) => count >= 1000)
   const worst = Math.max(...many.map(({ oursMs, findMs }) => pairedRatio(oursMs, findMs)))
-  report.atMost('1,000 and more in one directory, the worst: ours over find', worst, 8)
+  report.atMost('1,000 and more in one directory, worst case: ours over find', worst, 8)
   const perOne = ({ count, oursMs }) => median(oursMs) / count
   report.atMost(`time per checkpoint, ${last.count} over ${first.count}`, perOne(last) / perOne(first), 1.2)
 }
@@ -82,11 +82,12 @@ async function rounds(root, vms, count, quick) {
       maxBuffer: 64 * MiB,
     })
     const ours = JSON.parse(stdout)
-    if (ours.complete !== count) throw new Error(`${ours.complete} of ${count} were listed`)
+    if (ours.complete !== count)
+      throw new Error(`only ${ours.complete} of ${count} checkpoints were listed as complete`)
     result.oursMs.push(ours.ms)
     result.rssGrowthBytes.push(ours.rssGrowthBytes)
     result.findMs.push((await timed(find)).ms)
-    // A process or two for each file: once is enough, and minutes for more.
+    // The script starts a process or two for each file. More rounds would take minutes.
     if (round > 0 || count > mostForShell) continue
     const shell = async () => {
       for (const vm of vms) await shellList(path.join(root, vm))

@@ -1,4 +1,4 @@
-/** Many VMs at once, in a host program that has one libuv thread and reads files meanwhile. */
+/** Saves many VMs at once, in a host program that has one libuv thread and reads files meanwhile. */
 import { execFile } from 'node:child_process'
 import { promisify } from 'node:util'
 import { fileURLToPath } from 'node:url'
@@ -26,7 +26,7 @@ export async function measure({ report, quick, scratch }) {
 
 async function oneRun(scratch, { way, reads }, count) {
   const vms = Array.from({ length: count }, (_, index) => `vm${index}`)
-  // The dialect that a bare socket of Node's can speak: no descriptor is passed.
+  // Node's sockets cannot pass a descriptor, and this dialect needs none.
   const fleet = await SimulatedFleet.start({ vms, memoryBytes, dialect: 'path' })
   try {
     const directory = scratch.folder(`${way}-${reads ? 'reading' : 'alone'}-${count}`)
@@ -46,7 +46,7 @@ function show(report, found) {
   const all = (count, way, key) => of(count).map((one) => one[way][key])
   const ratio = (count) => pairedRatio(all(count, 'ours', 'readP99Ms'), all(count, 'bare', 'readP99Ms'))
   report.table(
-    `checkpoints of so many VMs at once (${memoryBytes / KiB} KiB of RAM each), UV_THREADPOOL_SIZE=1; medians`,
+    `checkpoints of many VMs at once (${memoryBytes / KiB} KiB of RAM each), UV_THREADPOOL_SIZE=1; medians`,
     ['VMs', 'ms', 'ms of bare sockets', 'ms per VM', 'RSS growth MiB', 'left open', 'readFile p99 ratio'],
     counts.map((count) => {
       const ms = median(all(count, 'ours', 'ms'))

@@ -1,4 +1,4 @@
-/** `npm run bench -- plots`: how cost grows, drawn from bench/results into docs/performance/. */
+/** `npm run bench -- plots` draws from bench/results into docs/performance/ how cost grows. */
 import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -7,7 +7,7 @@ import { lineChart } from './support/line_chart.mjs'
 
 const folder = fileURLToPath(new URL('../docs/performance', import.meta.url))
 
-/** Each gives a chart from the raw figures of one benchmark. */
+/** Each function returns a chart of the raw figures of one benchmark. */
 const plots = {
   'event-loop': ({ runs }) => {
     const ways = [...new Set(runs.map(({ way }) => way))]
@@ -18,14 +18,14 @@ const plots = {
       return sizes.map((size) => [size, median(maxima(size))])
     }
     return {
-      title: 'Longest time the event loop stood still, 50 checkpoints',
+      title: 'Longest block of the event loop, 50 checkpoints',
       x: 'RSS of the host program, MiB',
       y: 'ms',
       series: ways.map((way) => ({ name: way, points: of(way) })),
     }
   },
   latency: ({ byRam }) => ({
-    title: "From the end of bhyve's work to the promise, everything on",
+    title: "From the end of bhyve's work to the promise, all features on",
     x: 'guest RAM, MiB',
     y: 'ms',
     series: [
@@ -33,7 +33,7 @@ const plots = {
     ],
   }),
   throughput: ({ guests }) => ({
-    title: 'One checkpoint, everything on, against dd conv=fsync + openssl dgst',
+    title: 'One checkpoint, all features on, over dd conv=fsync + openssl dgst',
     x: 'guest RAM, MiB',
     y: 'ratio',
     series: [0.5, 0].map((fraction) => ({
@@ -57,7 +57,7 @@ const plots = {
       x: 'VMs',
       y: 'ms',
       series: [
-        { name: 'bhyve-checkpoint, digested and synced', points: counts.map(of('ours')) },
+        { name: 'bhyve-checkpoint, digested and fsynced', points: counts.map(of('ours')) },
         { name: 'bare sockets, nothing checked', points: counts.map(of('bare')) },
       ],
     }
@@ -76,8 +76,8 @@ const plots = {
     }),
   }),
   holes: ({ holes }) => ({
-    title: 'Stored of an image that is half zero, by the least hole',
-    x: 'least hole, KiB',
+    title: 'Stored part of an image that is half zero, by the smallest hole',
+    x: 'smallest hole, KiB',
     y: 'stored, %',
     series: [...new Set(holes.map(({ layout }) => layout))].map((layout) => ({
       name: layout,

@@ -1,6 +1,6 @@
 /**
- * The two things the pass over RAM consists of, on their own: digesting and looking for zeros. And how fast the
- * simulated bhyve writes, which must not be what the other benchmarks measure.
+ * The two parts of the scan, measured separately: digesting and zero detection. Also how fast the simulated bhyve writes,
+ * because the other benchmarks must not measure the simulator.
  */
 import { execFileSync } from 'node:child_process'
 import { createCipheriv } from 'node:crypto'
@@ -53,7 +53,7 @@ function writeRandom(file, bytes) {
   fs.closeSync(descriptor)
 }
 
-/** The workers start, and load, before the clock does. */
+/** The clock starts after the workers have started and loaded their modules. */
 async function digestMs(file, bytes, count) {
   const share = bytes / count
   const workers = Array.from({ length: count }, (_, index) => {
@@ -70,7 +70,10 @@ async function digestMs(file, bytes, count) {
   return ms
 }
 
-/** By the clock, as ours is, and not by the processor's time. Bytes per ms of its own report: `sha256  <thousands of bytes per second>k`. */
+/**
+ * Bytes per ms from the output of openssl: `sha256  <thousands of bytes per second>k`. `-elapsed` measures wall time, as
+ * our own measurement does, and not processor time.
+ */
 function opensslRate() {
   const args = ['speed', '-elapsed', '-seconds', '1', '-bytes', String(pieceBytes), '-evp', 'sha256']
   const text = execFileSync('openssl', args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] })
@@ -79,7 +82,7 @@ function opensslRate() {
 
 function zeroScan({ report, quick }) {
   const bytes = 256 * MiB
-  // Written to, so that it is memory of its own and not the one page of zeros that the system lends.
+  // Written to, so that the pages are real memory and not the system's shared page of zeros.
   const zeros = Buffer.alloc(bytes, 1).fill(0)
   const target = Buffer.alloc(bytes, 1)
   const rates = { wholePieces: [], pages: [], memcpy: [] }
@@ -97,14 +100,14 @@ function zeroScan({ report, quick }) {
   report.keep('zeroScanBytesPerMs', rates)
   const row = (what, values) => [what, (median(values) * 1000) / GiB, pairedRatio(values, rates.memcpy)]
   report.table(
-    'looking through 256 MiB of zeros, against copying them',
+    'zero detection in 256 MiB of zeros, compared with copying them',
     ['what', 'GiB/s', 'over memcpy'],
     [row('whole pieces', rates.wholePieces), row('page by page', rates.pages), row('memcpy', rates.memcpy)],
   )
   report.atLeast('zero scan, page by page, over memcpy', pairedRatio(rates.pages, rates.memcpy), 0.5)
 }
 
-/** Into a tmpfs, with nothing of ours in the way; against dd of the same bytes from one tmpfs file to another. */
+/** The simulated bhyve writes into a tmpfs. `dd` copies the same bytes from one tmpfs file to another. */
 async function simulatorRate({ report, quick }) {
   const memoryBytes = (quick ? 0.5 : 2) * GiB
   const folder = fs.mkdtempSync('/dev/shm/bhyve-checkpoint-bench-')

@@ -1,6 +1,6 @@
 /**
- * What it costs that there was something before: replacing a checkpoint against making the first one, and destroying
- * ten against moving their files away. Neither may wait until the file system has freed the blocks.
+ * The cost of removing files: replacing a checkpoint compared with creating the first one, and destroying ten compared
+ * with moving their files away. Neither call must wait until the file system has freed the blocks.
  */
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
@@ -14,7 +14,7 @@ const replaced = {
   key: 'replacing',
   what: 'a guest',
   columns: ['replacing', 'the first time'],
-  aim: 'replacing over the first time',
+  aim: 'replacing over creating the first one',
   most: 1.15,
 }
 const destroyed = {
@@ -62,7 +62,7 @@ async function replacing({ client, rounds }) {
   return found
 }
 
-/** The rival moves the same files away and back again before they are destroyed. */
+/** The rival moves the same files away. They are moved back before they are destroyed. */
 async function destroying({ scratch, client, rounds }) {
   const found = { oursMs: [], rivalMs: [], blocksFreedMs: [] }
   const folder = scratch.at('ours', vm)
@@ -91,7 +91,7 @@ function show(report, { key, what, columns, aim, most }, { memoryBytes, found })
   report.keep(key, { memoryBytes, ...found })
   report.table(
     `${what} of ${memoryBytes / MiB} MiB, half zero; medians in ms`,
-    [...columns, 'ratio', 'until the blocks are free'],
+    [...columns, 'ratio', 'until the blocks are freed'],
     [[median(oursMs), median(rivalMs), ratio, median(blocksFreedMs)]],
   )
   report.atMost(aim, ratio, most)

@@ -1,5 +1,5 @@
-// `npm run bench -- <name> [--quick]`: measures, prints tables, writes bench/results/<name>.json. `all` does all of it
-// and draws the plots.
+// `npm run bench -- <name> [--quick]` measures, prints tables, and writes bench/results/<name>.json. `all` runs all
+// benchmarks and draws the plots.
 import { Report } from './support/harness.mjs'
 import { Scratch } from './support/scratch.mjs'
 

@@ -1,7 +1,7 @@
 /**
- * A checkpoint with everything on against what it takes to write the same bytes to the disk and digest them:
- * `dd conv=fsync` from memory, then `openssl dgst`. And against a careful script: the same bhyve asked, its end waited
- * for, `sync`, `openssl dgst`.
+ * A checkpoint with all features on, compared with writing the same bytes to disk and digesting them: `dd conv=fsync` from
+ * memory, then `openssl dgst`. Also compared with a careful script: a request to the same bhyve, wait for its end, `sync`,
+ * `openssl dgst`.
  */
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
@@ -21,7 +21,7 @@ export async function measure({ report, quick, scratch }) {
   show(report, found)
 }
 
-/** Both contents in the same rounds, so that one can be held against the other. */
+/** Measures both contents in the same rounds, so that they can be compared. */
 async function compareContents(scratch, memoryBytes, rounds) {
   const rivalsAsk = rivals(buildBhyvectl(scratch.path))['execFile, wait for EOF']
   const guests = []
@@ -71,7 +71,7 @@ async function measureRound(scratch, { vm, bhyve, client, source, result }, riva
   fs.rmSync(scratch.at('script'), { recursive: true })
 }
 
-/** The guest's RAM where reading it costs no disk, as bhyve has it. */
+/** A copy of the guest's RAM in memory, where bhyve has it too. Reading it costs no disk access. */
 async function imageInMemory(client, vm) {
   const { path: file } = await client.createCheckpoint(vm, { digest: false, sparsify: false, fsync: false })
   const source = `/dev/shm/bhyve-checkpoint-bench-${process.pid}-${vm}`
@@ -99,7 +99,7 @@ function show(report, found) {
   const sumOf = ({ ddMs, opensslMs }) => ddMs.map((ms, round) => ms + opensslMs[round])
   const named = (zeroFraction) => (zeroFraction === 0 ? 'all random' : 'half zero')
   report.table(
-    'to the resolved promise, everything on; medians in ms, ratios of each round',
+    'to the resolved promise, all features on; medians in ms, ratios of each round',
     ['RAM MiB', 'content', 'ours', 'bhyve writes', 'dd', 'openssl', 'ratio', 'script', 'ratio'],
     found.map((one) => [
       one.memoryBytes / MiB,

@@ -1,4 +1,4 @@
-/** Who says that a checkpoint is there when it is not? Every stage of it is made to fail. */
+/** Which programs report a checkpoint that was not created? Every step of bhyve is made to fail. */
 import path from 'node:path'
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
@@ -36,7 +36,7 @@ export async function measure({ report, quick, scratch }) {
   show(report, Object.keys(ways), found)
 }
 
-/** `'false success'`: it was said to be there, and is not what a whole one would be. */
+/** `'false success'`: the program reported success, but the files differ from those of an undisturbed run. */
 async function oneRun(fault, directory, ask, expected) {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes, fault })
   const file = path.join(directory, 'vm1', 'checkpoint.ckp')
@@ -44,7 +44,7 @@ async function oneRun(fault, directory, ask, expected) {
     const said = await answerOf(
       ask === undefined ? createOurs(bhyve, directory) : ask(bhyve.socketPath, file),
     )
-    if (said !== 'success') return { said, outcome: said === 'nothing' ? 'no answer' : 'failure told' }
+    if (said !== 'success') return { said, outcome: said === 'nothing' ? 'no answer' : 'failure reported' }
     return { said, outcome: isEqualSet(file, expected) ? 'true success' : 'false success' }
   } finally {
     await bhyve.stop()
@@ -73,10 +73,10 @@ async function soundSet(scratch) {
 }
 
 function show(report, ways, found) {
-  const outcomes = ['false success', 'true success', 'failure told', 'no answer']
+  const outcomes = ['false success', 'true success', 'failure reported', 'no answer']
   const count = (way, outcome) => found.filter((one) => one.way === way && one.outcome === outcome).length
   report.table(
-    `what was said of ${found.length / ways.length} checkpoints with an injected failure`,
+    `what was reported of ${found.length / ways.length} checkpoints with an injected failure`,
     ['way', ...outcomes],
     ways.map((way) => [way, ...outcomes.map((outcome) => count(way, outcome))]),
   )

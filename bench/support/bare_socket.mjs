@@ -1,9 +1,9 @@
-// Asks a bhyve with nothing but a socket and checks nothing: what the VMs' own writing does to the machine.
+// Sends a request through a plain socket and checks nothing. It shows how the VMs' own writing loads the machine.
 import fs from 'node:fs'
 import net from 'node:net'
 import path from 'node:path'
 
-/** The request of a bhyve that takes a whole path, and the wait for its end: what any way needs at least. */
+/** Sends a request of dialect `path` and waits for the end of the connection: the minimum for every program. */
 export async function askBare(socketPath, file) {
   fs.mkdirSync(path.dirname(file), { recursive: true })
   const socket = net.connect(socketPath)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A rival: the way of CBSD's bcheckpoint, written anew. Asks, sleeps, and hopes.
+# A rival: works like CBSD's bcheckpoint, but is new code. It sends the request, sleeps, and assumes success.
 #   bcheckpoint.sh create <folder> <name> <bhyvectl> <socket> <seconds per step>
 #   bcheckpoint.sh list <folder>
 #   bcheckpoint.sh destroyall <folder>

@@ -1,5 +1,5 @@
-// A rival: what bhyvectl does for `--checkpoint`. The same bytes to bhyve's socket, and then it leaves; with
-// a third argument it waits for the end of the connection first, which bhyvectl does not.
+// A rival: does what `bhyvectl --checkpoint` does. It sends the same bytes to bhyve's socket and exits. With a third
+// argument it first waits for the end of the connection, which bhyvectl does not.
 #include <cstdint>
 #include <cstdio>
 #include <cstring>

@@ -1,4 +1,4 @@
-// One of the threads of the pass over RAM, without the pool around it.
+// One thread of the scan, without the pool.
 import fs from 'node:fs'
 import { parentPort, workerData } from 'node:worker_threads'
 import { scanRange } from '../../dist/checkpoint/slice.js'

@@ -1,4 +1,4 @@
-/** When this process learns that a connection has ended, which is when bhyve's work has. */
+/** Records when Node reports the end of a connection. bhyve's work has ended then. */
 import net from 'node:net'
 
 const push = net.Socket.prototype.push

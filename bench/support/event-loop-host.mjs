@@ -1,4 +1,4 @@
-// A host program of a given size that has checkpoints made, while it is measured how late its timer comes.
+// A host program of a given size that creates checkpoints and measures how late its timer fires.
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { createClient } from 'bhyve-checkpoint'
@@ -9,7 +9,7 @@ import { rivals } from './rivals.mjs'
 const { way, rssMiB, vms, runDirectory, bareDirectory, directory, bhyvectl } = JSON.parse(process.argv[2])
 const atOnce = 25
 const tickMs = 1
-// What the loop does in a second without work; the sleeps of the rivals hold no loop and are shortened to it.
+// The sleeps of the rivals do not block the loop. They are shortened to a second.
 const seconds = 1
 
 const ballast = []
@@ -18,7 +18,7 @@ while (rss() < rssMiB * MiB) ballast.push(Buffer.allocUnsafeSlow(256 * 1024).fil
 
 const checkpoint = waysOf()[way]
 const late = []
-// How much of that the loop's thread was ready and waited for a processor.
+// How much of that time the loop's thread was ready and waited for a processor.
 const waiting = []
 let last = clocks()
 const ticking = setInterval(tick, tickMs)
@@ -39,7 +39,7 @@ console.log(
   }),
 )
 
-/** Linux counts for each thread how long it was ready and did not run, in ns. */
+/** Linux counts for each thread, in ns, how long it was ready and did not run. */
 function clocks() {
   const [, waited] = readFileSync('/proc/thread-self/schedstat', 'latin1').split(' ')
   return { now: performance.now(), waited: Number(waited) / 1e6 }

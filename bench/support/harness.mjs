@@ -1,6 +1,6 @@
 /**
- * What every benchmark shares: rounds, medians, tables, and a JSON file of everything that was measured. Figures that
- * count are ratios of two things measured in turns in the same run: the machine is noisy, and noise meets both.
+ * Shared by all benchmarks: rounds, medians, tables, and a JSON file of everything that was measured. Figures that count are
+ * ratios of two things measured alternately in the same run, because noise of the machine affects both.
  */
 import fs from 'node:fs'
 import os from 'node:os'
@@ -17,13 +17,13 @@ export function median(values) {
   return percentile(values, 50)
 }
 
-/** The nearest rank; of an even number the lower one of the middle two. */
+/** The nearest rank. For an even number of values the median is the lower one of the middle two. */
 export function percentile(values, percent) {
   const sorted = [...values].sort((one, other) => one - other)
   return sorted[Math.max(0, Math.ceil((percent / 100) * sorted.length) - 1)]
 }
 
-/** The median of each round's own ratio: what slows one whole round down does not show in it. */
+/** The median of the ratios of the rounds. If something slows a whole round down, its ratio does not change. */
 export function pairedRatio(ours, theirs) {
   return median(ours.map((value, round) => value / theirs[round]))
 }
@@ -34,7 +34,7 @@ export async function timed(work) {
   return { ms: performance.now() - start, value }
 }
 
-/** Runs `work` for every item, so many at a time. */
+/** Runs `work` for every item, `count` at a time. */
 export async function inParallel(items, count, work) {
   const waiting = [...items]
   const worker = async () => {
@@ -43,7 +43,7 @@ export async function inParallel(items, count, work) {
   await Promise.all(Array.from({ length: Math.min(count, items.length) }, worker))
 }
 
-/** Collects what a benchmark finds, prints it, and keeps it. */
+/** Collects the results of a benchmark, prints them, and writes them to a file. */
 export class Report {
   #name
   #mode
@@ -58,7 +58,7 @@ export class Report {
     console.log(`\n== ${name} (${this.#mode}, load ${this.#loadBefore.toFixed(1)})`)
   }
 
-  /** Numbers as they were measured. */
+  /** Stores raw numbers. */
   keep(key, values) {
     this.#raw[key] = values
   }
@@ -86,7 +86,7 @@ export class Report {
     console.log(`${aim.met ? 'met   ' : 'MISSED'}  ${aim.what}: ${shown(aim.value)} (${aim.aim})`)
   }
 
-  /** A quick run must not overwrite what a whole one has found. */
+  /** A quick run must not overwrite the results of a full run. */
   save() {
     const file = this.#mode === 'quick' ? `${this.#name}.quick.json` : `${this.#name}.json`
     const { model } = os.cpus()[0]
@@ -122,7 +122,7 @@ function shown(value) {
   return Math.abs(value) >= 100 ? value.toFixed(0) : value.toPrecision(3)
 }
 
-/** The result of an earlier run, or undefined. A whole run counts more than a quick one. */
+/** The result of an earlier run, or undefined. Prefers a full run to a quick one. */
 export function readResult(name) {
   for (const file of [`${name}.json`, `${name}.quick.json`]) {
     const full = path.join(resultsFolder, file)

@@ -1,4 +1,4 @@
-/** RAM images with zeros in them, laid out as guests have them, and as they do not. */
+/** RAM images with zeros, in realistic and in unrealistic layouts. */
 import { createCipheriv } from 'node:crypto'
 import fs from 'node:fs'
 import { MiB } from './harness.mjs'
@@ -6,7 +6,7 @@ import { MiB } from './harness.mjs'
 const pageBytes = 4096
 const partBytes = 8 * MiB
 
-/** A small generator whose numbers are the same in every run: 0 to 1. */
+/** Pseudo-random numbers from 0 to 1, the same in every run. */
 function numbers(seed) {
   let state = seed
   return () => {
@@ -16,8 +16,8 @@ function numbers(seed) {
 }
 
 /**
- * Which pages are zero, as runs of a mean length that lies in an exponential distribution: 1 gives single pages
- * everywhere, 256 what a guest has that was booted and not used up.
+ * Which pages are zero. The lengths of the runs are exponentially distributed with the mean `meanRun`: 1 gives single pages
+ * everywhere, 256 resembles a guest that was booted and has free memory.
  */
 export function* zeroPages(pages, fraction, meanRun, seed = 1) {
   const next = numbers(seed)

@@ -1,4 +1,4 @@
-/** Lines over two logarithmic axes, as SVG: what grows in proportion is a straight line. */
+/** Lines over two logarithmic axes, as SVG. Proportional growth is a straight line. */
 const width = 720
 const height = 420
 const box = { left: 64, right: 500, top: 40, bottom: 372 }
@@ -34,7 +34,7 @@ export function lineChart({ title, x, y, series }) {
   ].join('\n')
 }
 
-/** Where values lie between two edges, and the round numbers among them. */
+/** Maps values to positions between two edges, and lists the round numbers among them. */
 function axis(values, from, to) {
   const [low, high] = [Math.min(...values), Math.max(...values)].map((value) =>
     Math.log10(Math.max(value, 1e-6)),

@@ -1,10 +1,10 @@
-// Lists the checkpoints of some VMs in a process of its own, whose memory can be looked at.
+// Lists the checkpoints of some VMs in a process of its own, so that its memory can be measured.
 import { createClient } from 'bhyve-checkpoint'
 import { inParallel } from './harness.mjs'
 
 const { root, vms } = JSON.parse(process.argv[2])
 const client = createClient({ checkpointDirectory: root })
-// The threads start before the clock does.
+// Start the threads before the clock.
 await Promise.all([1, 2, 3].map(() => client.listCheckpoints('none')))
 const before = process.memoryUsage.rss()
 const start = performance.now()

@@ -1,5 +1,5 @@
-// A host program that has many VMs saved at once and, where asked to, reads a file again and again meanwhile: what it
-// reads is garbage of its own, so that memory is measured without it.
+// A host program that saves many VMs at once. With `reads` it reads a file again and again meanwhile. Reading makes garbage
+// of its own, so memory is measured without it.
 import fs from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import net from 'node:net'
@@ -16,9 +16,9 @@ let isRunning = reads
 
 const bare = (vm) => askBare(path.join(runDirectory, vm), path.join(directory, vm, 'checkpoint.ckp'))
 const ask = way === 'ours' ? library() : bare
-// What this file's own reading needs is there before it is counted.
+// Open the descriptors that reading needs before counting them.
 await readFile(process.argv[1])
-// libuv keeps a descriptor in reserve from the first socket on.
+// From the first socket on libuv keeps a descriptor in reserve.
 await new Promise((resolve) => {
   net.connect(path.join(runDirectory, 'nobody')).once('error', resolve)
 })
@@ -54,7 +54,7 @@ console.log(
   }),
 )
 
-/** The library's threads have some of their own until they have been idle for a while. */
+/** The library's threads keep some descriptors until they have been idle for a while. */
 async function untilBack() {
   for (const deadline = performance.now() + 10_000; performance.now() < deadline;) {
     if (opened() <= descriptors) return 0

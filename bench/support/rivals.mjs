@@ -1,6 +1,6 @@
 /**
- * The ways in which programs have a checkpoint made today. Each resolves where it would tell its user that the
- * checkpoint is there, and rejects where it would tell of a failure.
+ * How programs create a checkpoint today. Each function resolves when that program would report success, and rejects when
+ * it would report a failure.
  */
 import { execFile, spawnSync } from 'node:child_process'
 import fs from 'node:fs'
@@ -13,21 +13,21 @@ const run = promisify(execFile)
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
 const script = fileURLToPath(new URL('bcheckpoint.sh', import.meta.url))
 
-/** CBSD says "1/5" to "5/5", a second each. */
+/** CBSD prints "1/5" to "5/5", one per second. */
 export const cbsdSeconds = 5
 const pollMs = 200
-const stillLooks = 3
+const stablePolls = 3
 
 /** Compiles the bhyvectl-like program and returns its path. */
 export function buildBhyvectl(folder) {
   const program = path.join(folder, 'bhyvectl')
   const source = fileURLToPath(new URL('bhyvectl.cc', import.meta.url))
   const { status, stderr } = spawnSync(process.env.CXX ?? 'c++', ['-O2', '-std=c++17', '-o', program, source])
-  if (status !== 0) throw new Error(`the rival's bhyvectl does not compile: ${stderr}`)
+  if (status !== 0) throw new Error(`bench/support/bhyvectl.cc does not compile: ${stderr}`)
   return program
 }
 
-/** `seconds`: how long the ways that sleep do so. */
+/** `seconds`: how long the programs sleep that do. */
 export function rivals(bhyvectl, seconds = cbsdSeconds) {
   const ask = async (socket, file, ...more) => {
     await fsPromises.mkdir(path.dirname(file), { recursive: true })
@@ -42,7 +42,7 @@ export function rivals(bhyvectl, seconds = cbsdSeconds) {
     },
     'execFile, poll sizes': async (socket, file) => {
       await ask(socket, file)
-      await untilSizesStand(file)
+      await untilSizesStable(file)
     },
     'execFile, wait for EOF': (socket, file) => ask(socket, file, 'wait'),
     'shell script': async (socket, file) => {
@@ -60,10 +60,10 @@ export function shellDestroyAll(folder) {
   return run(script, ['destroyall', folder])
 }
 
-async function untilSizesStand(file) {
+async function untilSizesStable(file) {
   let last = ''
-  for (let same = 0, looks = 0; same < stillLooks; looks++) {
-    if (looks > 300) throw new Error('the files never stood still')
+  for (let same = 0, polls = 0; same < stablePolls; polls++) {
+    if (polls > 300) throw new Error('the sizes of the files never stopped changing')
     await pause(pollMs)
     const sizes = await sizesOf(file)
     same = sizes === last && sizes !== '' ? same + 1 : 0
@@ -71,7 +71,7 @@ async function untilSizesStand(file) {
   }
 }
 
-/** Empty as long as the RAM file is not there or empty. */
+/** Empty while the RAM file is missing or empty. */
 async function sizesOf(file) {
   const sizes = await Promise.all(
     ['', '.kern', '.meta'].map((ending) =>
@@ -84,7 +84,7 @@ async function sizesOf(file) {
   return sizes[0] > 0 ? sizes.join(' ') : ''
 }
 
-/** Whether a set is, byte for byte, what it should be. */
+/** Whether the three files are byte for byte the expected ones. */
 export function isEqualSet(file, expected) {
   return ['', '.kern', '.meta'].every((ending) => {
     if (!fs.existsSync(file + ending)) return false

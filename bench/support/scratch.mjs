@@ -1,4 +1,4 @@
-/** A folder for one benchmark, on the disk that is measured: `BENCH_DIRECTORY`, or the system's temporary folder. */
+/** A directory for one benchmark, on the measured disk: in `BENCH_DIRECTORY`, or the system's temporary directory. */
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
@@ -21,7 +21,7 @@ export class Scratch {
   }
 }
 
-/** What one round leaves to be written must not slow the next one down. */
+/** Flushes what one round left unwritten, so that it does not slow the next one down. */
 export function settleDisk() {
   execFileSync('sync')
 }
