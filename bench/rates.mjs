@@ -1,6 +1,6 @@
 /**
- * The two parts of the scan, measured separately: digesting and zero detection. Also how fast the simulated bhyve writes,
- * because the other benchmarks must not measure the simulator.
+ * The two parts of the scan, measured separately: digesting and zero detection. Also how fast the simulated bhyve
+ * writes, because the other benchmarks must not measure the simulator.
  */
 import { execFileSync } from 'node:child_process'
 import { createCipheriv } from 'node:crypto'
@@ -71,8 +71,8 @@ async function digestMs(file, bytes, count) {
 }
 
 /**
- * Bytes per ms from the output of openssl: `sha256  <thousands of bytes per second>k`. `-elapsed` measures wall time, as
- * our own measurement does, and not processor time.
+ * Bytes per ms from the output of openssl: `sha256  <thousands of bytes per second>k`. `-elapsed` measures wall time,
+ * as our own measurement does, and not processor time.
  */
 function opensslRate() {
   const args = ['speed', '-elapsed', '-seconds', '1', '-bytes', String(pieceBytes), '-evp', 'sha256']

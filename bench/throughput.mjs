@@ -1,7 +1,7 @@
 /**
- * A checkpoint with all features on, compared with writing the same bytes to disk and digesting them: `dd conv=fsync` from
- * memory, then `openssl dgst`. Also compared with a careful script: a request to the same bhyve, wait for its end, `sync`,
- * `openssl dgst`.
+ * A checkpoint with all features on, compared with writing the same bytes to disk and digesting them: `dd conv=fsync`
+ * from memory, then `openssl dgst`. Also compared with a careful script: a request to the same bhyve, wait for its end,
+ * `sync`, `openssl dgst`.
  */
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'

@@ -1,5 +1,5 @@
-// A rival: does what `bhyvectl --checkpoint` does. It sends the same bytes to bhyve's socket and exits. With a third
-// argument it first waits for the end of the connection, which bhyvectl does not.
+// A rival: does what `bhyvectl --checkpoint` does. It sends the same bytes to bhyve's socket and exits. With
+// a third argument it first waits for the end of the connection, which bhyvectl does not.
 #include <cstdint>
 #include <cstdio>
 #include <cstring>

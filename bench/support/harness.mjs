@@ -1,6 +1,6 @@
 /**
- * Shared by all benchmarks: rounds, medians, tables, and a JSON file of everything that was measured. Figures that count are
- * ratios of two things measured alternately in the same run, because noise of the machine affects both.
+ * Shared by all benchmarks: rounds, medians, tables, and a JSON file of everything that was measured. Figures that
+ * count are ratios of two things measured alternately in the same run, because noise of the machine affects both.
  */
 import fs from 'node:fs'
 import os from 'node:os'

@@ -16,8 +16,8 @@ function numbers(seed) {
 }
 
 /**
- * Which pages are zero. The lengths of the runs are exponentially distributed with the mean `meanRun`: 1 gives single pages
- * everywhere, 256 resembles a guest that was booted and has free memory.
+ * Which pages are zero. The lengths of the runs are exponentially distributed with the mean `meanRun`: 1 gives single
+ * pages everywhere, 256 resembles a guest that was booted and has free memory.
  */
 export function* zeroPages(pages, fraction, meanRun, seed = 1) {
   const next = numbers(seed)

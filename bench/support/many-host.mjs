@@ -1,5 +1,5 @@
-// A host program that saves many VMs at once. With `reads` it reads a file again and again meanwhile. Reading makes garbage
-// of its own, so memory is measured without it.
+// A host program that saves many VMs at once. With `reads` it reads a file again and again meanwhile. Reading makes
+// garbage of its own, so memory is measured without it.
 import fs from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import net from 'node:net'

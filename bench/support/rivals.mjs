@@ -1,6 +1,6 @@
 /**
- * How programs create a checkpoint today. Each function resolves when that program would report success, and rejects when
- * it would report a failure.
+ * How programs create a checkpoint today. Each function resolves when that program would report success, and rejects
+ * when it would report a failure.
  */
 import { execFile, spawnSync } from 'node:child_process'
 import fs from 'node:fs'
