@@ -1,4 +1,4 @@
-// `npm run docs:api` makes docs/api out of the declarations; with `--check` it only says whether that is current.
+// `npm run docs:api` generates docs/api from the declarations. With `--check` it only fails if docs/api is out of date.
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
@@ -13,14 +13,13 @@ else {
   const fresh = fs.mkdtempSync(path.join(os.tmpdir(), 'bhyve-checkpoint-api-'))
   try {
     generate(fresh)
-    if (!same(contents(fresh), contents(kept)))
-      fail('docs/api is not what the declarations say: npm run docs:api')
+    if (!same(contents(fresh), contents(kept))) fail('docs/api is out of date. Run npm run docs:api')
   } finally {
     fs.rmSync(fresh, { recursive: true })
   }
 }
 
-/** A warning is a failure: it is a name that is used and not explained. */
+/** A warning is a failure: it reports a name that is used but not documented. */
 function generate(out) {
   const typedoc = path.join(root, 'node_modules/typedoc/bin/typedoc')
   const args = [

@@ -1,6 +1,6 @@
-// Builds the addon of an installed package where no prebuild fits: ERR_NATIVE_UNAVAILABLE names this file.
-// cmake-js and the C++ headers are no dependencies of the package, so that nobody with a prebuild downloads them: they
-// are installed into a folder of their own, which goes when the addon is there. The project around is not touched.
+// Builds the addon of an installed package if it has no prebuild for the platform. ERR_NATIVE_UNAVAILABLE names this
+// file. cmake-js and the C++ headers are not dependencies of the package, so that users of a prebuild do not download
+// them. They are installed into a temporary directory. The project around the package is not touched.
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import { createRequire } from 'node:module'
@@ -18,7 +18,7 @@ if (hasTools()) build(createRequire(path.join(root, 'package.json')).resolve('cm
 else withInstalledTools((modules) => build(path.join(modules, 'cmake-js/bin/cmake-js'), modules))
 console.log(`built ${path.join(root, 'build/Release/bhyve_checkpoint.node')}`)
 
-/** In a checkout they are there. */
+/** A checkout has them. */
 function hasTools() {
   return tools.every((tool) => fs.existsSync(path.join(root, 'node_modules', tool)))
 }
@@ -35,16 +35,16 @@ function withInstalledTools(work) {
   }
 }
 
-/** cmake-js looks for the headers from the project it builds: NODE_PATH leads it to where they are. */
+/** cmake-js searches the headers from the project it builds. NODE_PATH adds the directory that has them. */
 function build(cmakeJs, modules) {
-  // A build begun with tools that are gone by now cannot be gone on with.
+  // A build that was begun with tools that no longer exist cannot be continued.
   fs.rmSync(path.join(root, 'build'), { recursive: true, force: true })
   const environment = { ...process.env, NODE_PATH: modules }
   run(process.execPath, [cmakeJs, 'compile', '--directory', root, '--log-level', 'error'], environment)
 }
 
 function npm(folder, ...args) {
-  // Other package managers set the same variable to their own program, which takes other options.
+  // Other package managers set the same variable to their own program, which has other options.
   const script = process.env.npm_execpath ?? ''
   const isNpm = path.basename(script) === 'npm-cli.js'
   const [command, first] = isNpm ? [process.execPath, [script]] : ['npm', []]
@@ -53,7 +53,7 @@ function npm(folder, ...args) {
 
 function requireOnPath(command, what) {
   if (spawnSync(command, ['--version'], { stdio: 'ignore' }).error === undefined) return
-  fail(`${what} is needed to build the addon, and '${command}' was not found`)
+  fail(`Building the addon needs ${what}, but '${command}' was not found`)
 }
 
 function run(command, args, env = process.env) {

@@ -1,6 +1,6 @@
-// `npm run check:dependencies`: licences as the lock file has them, and what the registry knows against any version in
-// it. Where the registry cannot be asked, it says so aloud: then nothing is known, which is neither good nor bad.
-// With `--strict`, as in a release, not being able to ask is a failure.
+// `npm run check:dependencies` checks the licenses in the lock file, and queries the registry for known vulnerabilities
+// of the versions in it. If the registry cannot be reached, the check prints that. With `--strict`, as in a release, an
+// unreachable registry is a failure.
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -8,9 +8,9 @@ import { fileURLToPath } from 'node:url'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const strict = process.argv.includes('--strict')
-/** Of what users get: permissive, and nothing to print beside the text itself. */
+/** For packages that users install: permissive licenses that require only their own text. */
 const forUsers = new Set(['MIT', 'ISC', 'BSD-2-Clause', 'BSD-3-Clause', 'Apache-2.0', '0BSD'])
-/** Of what only we run. Data files are under the CC ones. */
+/** For packages that only we run. The CC licenses are those of data files. */
 const forUs = new Set([
   ...forUsers,
   'BlueOak-1.0.0',
@@ -20,14 +20,14 @@ const forUs = new Set([
   'Unlicense',
   'WTFPL',
 ])
-/** Its package.json names none, its licence file does. */
+/** Its package.json names no license, its license file does. */
 const readByHand = new Map([['node_modules/jsonc-simple-parser', 'MIT']])
 
 const { packages } = JSON.parse(fs.readFileSync(path.join(root, 'package-lock.json'), 'utf8'))
 const bad = Object.entries(packages).filter(([place, entry]) => !isLicensed(place, entry))
 for (const [place, { license }] of bad)
-  console.error(`licence: ${place || 'this package'}: ${license ?? 'none named'}`)
-if (bad.length === 0) console.log(`licence: ${Object.keys(packages).length} packages, all fine`)
+  console.error(`license: ${place || 'this package'}: ${license ?? 'none named'}`)
+if (bad.length === 0) console.log(`license: ${Object.keys(packages).length} packages, all allowed`)
 const audited = audit()
 process.exit(bad.length === 0 && audited ? 0 : 1)
 
@@ -43,7 +43,7 @@ function audit() {
   const counts = report?.metadata?.vulnerabilities
   if (counts === undefined) {
     console.error(
-      `audit: NOT DONE: the registry could not be asked (${report?.message ?? 'npm gave no report'})`,
+      `audit: NOT DONE: the registry could not be reached (${report?.message ?? 'npm returned no report'})`,
     )
     return !strict
   }

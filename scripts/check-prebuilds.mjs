@@ -1,5 +1,5 @@
-// `node scripts/check-prebuilds.mjs`: a release has an addon for each of these platforms, and each is what it is named
-// after. Fails if one is missing, or if there is one that nobody asked for.
+// `node scripts/check-prebuilds.mjs` checks that a release has an addon for each of these platforms, and that each
+// addon is built for the platform in its name. It fails if one is missing or unexpected.
 import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url'
 const wanted = ['linux-x64', 'linux-arm64', 'freebsd-x64', 'freebsd-arm64']
 const folder = path.resolve(process.argv[2] ?? fileURLToPath(new URL('../prebuilds', import.meta.url)))
 
-/** As ELF numbers them. */
+/** ELF machine numbers. */
 const machines = new Map([
   [62, 'x64'],
   [183, 'arm64'],
@@ -16,22 +16,23 @@ const freebsd = 9
 
 const faults = wanted.flatMap(faultOf)
 const found = fs.existsSync(folder) ? fs.readdirSync(folder) : []
-for (const name of found) if (!wanted.includes(name)) faults.push(`${name}: not one of ${wanted.join(', ')}`)
+for (const name of found)
+  if (!wanted.includes(name)) faults.push(`${name}: unexpected, not one of ${wanted.join(', ')}`)
 for (const fault of faults) console.error(fault)
 if (faults.length > 0) process.exit(1)
-console.log(`all there: ${wanted.join(', ')}`)
+console.log(`complete: ${wanted.join(', ')}`)
 
 function faultOf(name) {
   const place = path.join(folder, name)
   const addons = fs.existsSync(place) ? fs.readdirSync(place).filter((file) => file.endsWith('.node')) : []
-  if (addons.length !== 1) return [`${name}: one addon is wanted, there are ${addons.length}`]
+  if (addons.length !== 1) return [`${name}: expected one addon, found ${addons.length}`]
   const is = platformOf(fs.readFileSync(path.join(place, addons[0])))
   return is === name ? [] : [`${name}: ${addons[0]} is for ${is}`]
 }
 
-/** Linux and FreeBSD differ in the header's OS; libraries for Linux name none. */
+/** The OS in the ELF header distinguishes FreeBSD. Libraries for Linux have none there. */
 function platformOf(elf) {
-  if (elf.length < 64 || elf.toString('latin1', 0, 4) !== '\x7fELF') return 'no ELF file'
+  if (elf.length < 64 || elf.toString('latin1', 0, 4) !== '\x7fELF') return 'not an ELF file'
   const machine = machines.get(elf.readUInt16LE(18)) ?? 'another machine'
   return `${elf[7] === freebsd ? 'freebsd' : 'linux'}-${machine}`
 }

@@ -1,4 +1,4 @@
-// `npm run demo`: the whole life of a checkpoint, on a simulated VM.
+// `npm run demo` shows the life of a checkpoint on a simulated VM.
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import fs from 'node:fs/promises'
@@ -9,8 +9,8 @@ import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, simulatedBhyve } from 'bhyve-checkpoint/simulator'
 
 const MiB = 1024 * 1024
-/** Whatever takes longer has gone wrong. */
-const patience = AbortSignal.timeout(120_000)
+/** Longer waits mean that something is wrong. */
+const deadline = AbortSignal.timeout(120_000)
 const scratch = await fs.mkdtemp(path.join(os.tmpdir(), 'bhyve-checkpoint-demo-'))
 const checkpointDirectory = path.join(scratch, 'checkpoints')
 
@@ -49,7 +49,7 @@ try {
   const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory })
   console.log(`  process ${bhyve.pid}, socket ${bhyve.socketPath}`)
 
-  title('createCheckpoint: resolved when complete, checked and on the disk')
+  title('createCheckpoint: resolves when the checkpoint is complete and durable')
   const first = await client.createCheckpoint('ubuntu', { name: 'before-upgrade', onProgress: showProgress })
   console.log(`  ${first.path}`)
   console.log(`  ${first.cpus} vCPUs, devices: ${first.devices.join(', ')}`)
@@ -57,15 +57,15 @@ try {
   title('listCheckpoints and verifyCheckpoint')
   await show(client)
   const report = await client.verifyCheckpoint('ubuntu', 'before-upgrade', { depth: 'content' })
-  console.log(`  verified: ${report.ok ? 'whole' : 'damaged'} (${report.depth})`)
+  console.log(`  verified: ${report.ok ? 'complete' : 'damaged'} (${report.depth})`)
   assert(report.ok)
 
-  title('Created again under the same name: the old one is there until the new one is')
+  title('The same name again: the old checkpoint stays until the new one is published')
   await client.createCheckpoint('ubuntu', { name: 'before-upgrade', onProgress: showProgress })
   await show(client)
   await bhyve.stop()
 
-  title('The same VM on a host whose disk fails in the middle of the RAM')
+  title('The same VM on a host whose disk runs full while RAM is written')
   const fault = { at: 'memory', kind: 'no-space' }
   const failing = await SimulatedBhyve.start({ vm: 'ubuntu', memoryBytes: 256 * MiB, fault })
   const second = createClient({ runDirectory: failing.runDirectory, checkpointDirectory })
@@ -73,12 +73,12 @@ try {
   assert.equal(error.code, 'ERR_CHECKPOINT_FAILED')
   console.log(`  rejected with ${error.code}; the VM is ${error.vmState}`)
   for (const { code, message } of error.problems) console.log(`    ${code}: ${message}`)
-  console.log('  The old one is still there, and whole:')
+  console.log('  The old checkpoint is still there and complete:')
   await show(second)
   assert((await second.verifyCheckpoint('ubuntu', 'before-upgrade', { depth: 'content' })).ok)
   await failing.stop()
 
-  title('suspend: the VM is saved and off; then restored, and not twice')
+  title('suspend: the VM is saved and powered off, then restored once')
   const args = [
     '-c',
     '2',
@@ -99,19 +99,19 @@ try {
   }).unref()
   const third = createClient({ runDirectory: scratch, checkpointDirectory })
   while ((await third.listVirtualMachines())[0]?.state !== 'running') {
-    await setTimeout(20, undefined, { signal: patience })
+    await setTimeout(20, undefined, { signal: deadline })
   }
   const state = await third.suspend('ubuntu', { onProgress: showProgress })
   console.log(`  saved as '${state.name}', powered off: ${state.poweredOff}`)
   const restored = await third.restore('ubuntu', 'suspend', { args, bhyve: simulatedBhyve })
-  console.log(`  restored: process ${restored.pid}, its output is in ${restored.logFile}`)
+  console.log(`  restored: process ${restored.pid}, output in ${restored.logFile}`)
   process.kill(restored.pid, 'SIGKILL')
   await restored.exited
   const refusal = await third
     .restore('ubuntu', 'suspend', { args, bhyve: simulatedBhyve })
     .catch((reason) => reason)
   assert.equal(refusal.code, 'ERR_RESTORE_BLOCKED')
-  console.log(`  once more: ${refusal.code}`)
+  console.log(`  a second restore is rejected with ${refusal.code}`)
   for (const { code, message } of refusal.blockers) console.log(`    ${code}: ${message}`)
 
   title('destroyAll')

@@ -1,7 +1,7 @@
-// `npm run fuzz -- <target> [seconds]`: looks for inputs that break a promise of the native parsers. Begins with the
-// kept corpus and with upstream's own bytes. What it finds stays in build-fuzz/: a broken promise as
-// `crash-...`, inputs that reach new code in corpus/. With `--keep` in the place of the seconds, the latter are
-// reduced to the fewest and become the kept corpus; with `--replay`, the kept corpus is run once, under valgrind.
+// `npm run fuzz -- <target> [seconds]` searches inputs that violate a property of the native parsers. It starts from
+// the kept corpus and from upstream's own bytes. Findings are written to build-fuzz/: violations as `crash-...`, inputs
+// that reach new code in corpus/. With `--keep` instead of the seconds, the latter are reduced to the fewest and become
+// the kept corpus. With `--replay` the kept corpus is run once, under valgrind.
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -10,7 +10,7 @@ import { fileURLToPath } from 'node:url'
 const root = fileURLToPath(new URL('..', import.meta.url))
 const build = path.join(root, 'build-fuzz')
 const targets = ['nvlist_decode', 'nvlist_encode', 'reply']
-/** Two pairs with the longest names there are fit in. */
+/** Room for two pairs with the longest possible names. */
 const longest = 6144
 const defaultSeconds = '60'
 
@@ -38,12 +38,12 @@ function compiler() {
   return spawnSync('clang++-19', ['--version']).status === 0 ? 'clang++-19' : 'clang++'
 }
 
-/** Upstream's own requests and answers. In front of a list for `nvlist_decode` stands its number of descriptors. */
+/** Upstream's own requests and answers. `nvlist_decode` expects the number of descriptors in front of the list. */
 function plantSeeds() {
   const golden = JSON.parse(fs.readFileSync(path.join(root, 'test/fixtures/golden/requests.json'), 'utf8'))
   const lists = golden.requests.filter(({ dialect }) => dialect !== 'struct')
   const messages = [...lists, ...golden.replies].map(({ hex, fds = 0 }) => ({
-    // The byte that carries the descriptor is a message of its own.
+    // The byte that carries the descriptor is a separate message.
     bytes: Buffer.from(hex, 'hex').subarray(0, fds > 0 ? -1 : undefined),
     descriptors: fds,
   }))

@@ -1,9 +1,10 @@
-// `npm run test:leaks [-- count]`: very many operations, successes and every failure, in one process. Its memory and its
-// descriptors must stay as they were after the first fifth. Prints a line for each tenth.
+// `npm run test:leaks [-- count]` runs very many operations, successes and every failure, in one process. Memory and
+// descriptors must not grow after the first fifth. Prints a line for each tenth.
 //
-// Half of it runs in the library's threads, as for everybody. V8 cleans up a thread's heap when it pleases; so what is
-// looked at is what remains when they have ended, as threads with nothing to do do. The other half runs the same jobs
-// on this thread, where garbage can be collected before looking: there a leak of JavaScript would show.
+// Half of the operations run in the library's threads, as usual. V8 collects a thread's garbage at times of its own
+// choice. Memory is therefore measured when these threads have ended, which idle threads do. The other half runs the
+// same jobs on this thread, where garbage can be collected before measuring. A leak in JavaScript would be visible
+// there.
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
@@ -17,9 +18,11 @@ import { jobs } from '../dist/worker/jobs.js'
 
 const count = Number(process.argv[2] ?? 20_000)
 const lanes = 8
-/** Longer than a thread of the library waits for work. */
+/** Longer than an idle thread of the library lives. */
 const restMs = 2_500
-/** What V8 and malloc keep or give back as they please, within which memory is flat. */
+/**
+ * V8 and malloc keep and return memory at times of their own choice. Differences below these do not count as growth.
+ */
 const tolerated = { rss: 24 * 1024 * 1024, heapUsed: 1024 * 1024 }
 
 setFlagsFromString('--expose-gc')
@@ -65,7 +68,7 @@ function clientOf(where, name, options = {}) {
 }
 
 function clientsOf(where) {
-  // In a root of its own: what one call asks for in vain is not there for others meanwhile.
+  // In a root of its own, because a reservation that is refused still reduces the space of others for a moment.
   const cramped = clientOf(where, 'well', { checkpointDirectory: path.join(scratch, where, 'cramped') })
   const wary = clientOf(where, 'well', { trustedUids: [12345] })
   const nowhere = clientOf(where, 'well', { runDirectory: scratch })
@@ -94,7 +97,7 @@ async function dispose({ where }, vm) {
   }
 }
 
-/** What is done, and how it must come out: `ok`, or the code of the rejection. */
+/** The operations with their expected result: `ok`, or the code of the rejection. */
 const operations = [
   ['ok', ({ well }, vm) => well.createCheckpoint(vm)],
   ['ok', ({ well }, vm) => well.listCheckpoints(vm)],
@@ -136,7 +139,7 @@ let next = 0
 let unexpected = 0
 const descriptors = () => fs.readdirSync('/dev/fd').length
 
-/** Each lane has a VM of its own, and goes through all operations again and again. */
+/** Each lane has a VM of its own, and repeats all operations. */
 async function runLane(lane, until) {
   while (next < until) {
     next++
@@ -151,7 +154,7 @@ async function runLane(lane, until) {
   }
 }
 
-/** Once the library's threads have ended, and nothing is in flight. */
+/** Measures when the library's threads have ended and no operation is running. */
 async function sample() {
   for (const client of made) await client.idle()
   await new Promise((resolve) => setTimeout(resolve, restMs))
@@ -184,7 +187,7 @@ const warm = samples.slice(steps / 5, (2 * steps) / 5)
 const late = samples.slice((4 * steps) / 5)
 const grown = (key) => most(late, key) - most(warm, key)
 const faults = [
-  ...(unexpected > 0 ? [`${unexpected} operations came out otherwise than they should`] : []),
+  ...(unexpected > 0 ? [`${unexpected} operations had an unexpected result`] : []),
   ...(grown('descriptors') > 0 ? ['descriptors leak'] : []),
   ...(most(late, 'owned') > 0 ? ['the addon keeps descriptors'] : []),
   ...Object.keys(tolerated)

@@ -1,6 +1,6 @@
-// `npm run test:matrix [-- --smoke]`: the suite on every Node there is a line for in the README's table, and what works
-// on Bun and Deno. Runtimes are installed from npm into .cache/ once, without running their scripts. `--smoke` runs
-// the tests of the wire only. Linux x64, Linux arm64, macOS.
+// `npm run test:matrix [-- --smoke]` runs the tests on every Node of the README's table, and checks which calls work on
+// Bun and Deno. Runtimes are installed from npm into .cache/ once, without running their scripts. `--smoke` runs only
+// the tests of the protocol. Linux x64, Linux arm64, macOS.
 import { spawn, spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
@@ -16,7 +16,7 @@ const nodes = ['20', '22', '24', '26']
 const stored = ['stored VMs', 'list', 'verify', 'verify content', 'suspended state', 'plan', 'pin', 'destroy']
 const all = [...stored, 'machines', 'pause and resume', 'create', 'suspend', 'restore']
 const unsupported = 'ERR_RUNTIME_UNSUPPORTED'
-/** As in the README: a runtime that does more or less than this has outgrown the table. */
+/** As in the README. If a runtime does more or less than this, the README's table is out of date. */
 const others = [
   {
     runtime: 'bun',
@@ -48,7 +48,7 @@ let failures = 0
 await prepare()
 for (const version of nodes) runSuite(version)
 for (const other of others) await smoke(other)
-console.log(failures === 0 ? 'matrix: all as in the table' : `matrix: ${failures} failed`)
+console.log(failures === 0 ? 'matrix: all results match the table' : `matrix: ${failures} failed`)
 process.exit(failures === 0 ? 0 : 1)
 
 function runSuite(version) {
@@ -58,7 +58,7 @@ function runSuite(version) {
   const { status, stdout, stderr } = spawnSync(
     node,
     [path.join(root, 'node_modules/.bin/tap'), '--reporter=tap', ...files],
-    // Children that are started by name, not by path, are to be the same Node.
+    // Child processes that are started by name must be the same Node.
     {
       cwd: root,
       encoding: 'utf8',
@@ -78,7 +78,7 @@ function failedIn(stdout) {
     .join('\n')
 }
 
-/** A store with two checkpoints of a running VM and the state of a suspended one, made by Node: then the runtime is asked. */
+/** Node makes a store with two checkpoints of a running VM and one suspended state. Then the runtime works on it. */
 async function smoke({ runtime, install: name, find, args, fails }) {
   const executable = find(install(runtime, name), name)
   const { createClient } = await import('bhyve-checkpoint')

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
-// prebuildify calls this in the place of node-gyp; cmake-js builds. Of node-gyp's arguments only those that
-// cmake-js shares are passed on: the addon is built against Node-API, so the target version does not matter.
+// prebuildify calls this instead of node-gyp, and cmake-js builds. Only the arguments that cmake-js shares with
+// node-gyp are passed on. The addon is built against Node-API, so the target version does not matter.
 import { spawnSync } from 'node:child_process'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'

@@ -1,5 +1,5 @@
-// Brings a checkout to where its commands can run: dependencies installed as locked, addon and TypeScript built.
-// Does only what is missing or stale, judged by the content of what it is made from. Needs nothing but Node.
+// Prepares a checkout: installs the locked dependencies, builds the addon and the TypeScript. Skips a step if the
+// content of its sources has not changed. Needs nothing but Node.
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
@@ -55,7 +55,7 @@ function filesIn(source) {
 }
 
 function npm(...args) {
-  // npm names the script that runs it; outside npm it is on the path.
+  // npm sets this variable to its own script. Outside npm, `npm` is on the PATH.
   const script = process.env.npm_execpath
   if (script?.endsWith('.js')) execute(process.execPath, [script, ...args])
   else execute('npm', args)
@@ -65,7 +65,7 @@ function tool(name, ...args) {
   execute(path.join(root, 'node_modules', '.bin', name), args)
 }
 
-/** Quiet while all is well; all that was said where it is not. */
+/** Prints the output of the command only if it fails. */
 function execute(command, args) {
   const { status, signal, error, stdout, stderr } = spawnSync(command, args, { cwd: root, encoding: 'utf8' })
   if (status === 0) return

@@ -1,10 +1,10 @@
-// `npm run test:asan` and `npm run test:tsan`: the tests with an addon that watches itself. Takes tap's arguments, such
-// as test files; without any, runs the whole suite. A report of any process, children and threads included, is a
-// failure, whatever the tests say. Linux with gcc.
+// `npm run test:asan` and `npm run test:tsan` run the tests with an addon that is built with sanitizers. They take
+// tap's arguments, such as test files. Without any they run all tests. A report of any process, including children and
+// threads, is a failure, even if the tests pass. Linux with gcc.
 //
-// Nothing is suppressed. Leaks are judged here, one by one: V8 leaves much of its own behind when a process calls
-// process.exit() or has threads, and a suppression by name would hide the addon too, since V8 calls it. A leak counts
-// where the addon is among the callers, and V8 did not allocate for its own heap when it was called.
+// No suppression is used. Leaks are judged here, one by one. V8 leaves much of its own memory behind when a process
+// calls process.exit() or has threads. A suppression by name would hide leaks of the addon too, because V8 calls the
+// addon. A leak counts if the addon is among the callers and V8 did not allocate for its own heap at that moment.
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -17,7 +17,7 @@ const flavours = {
     sanitizers: 'address,undefined',
     libraries: ['libasan.so'],
     options: {
-      // The status 0 is for leaks, of which most are Node's; everything else ends the process by SIGABRT.
+      // Status 0 is for leaks, because most of them are Node's. All other reports end the process with SIGABRT.
       ASAN_OPTIONS:
         'detect_leaks=1:exitcode=0:abort_on_error=1:detect_stack_use_after_return=1:check_initialization_order=1',
       UBSAN_OPTIONS: 'print_stacktrace=1:abort_on_error=1',
@@ -25,10 +25,10 @@ const flavours = {
   },
   tsan: {
     sanitizers: 'thread',
-    // Alone it takes down every shell: it needs the library of C++ in the process, which Node has and they have not.
+    // libtsan needs the C++ library in the process. Node has it, but shells do not, and would crash without it.
     libraries: ['libtsan.so', 'libstdc++.so.6'],
     options: {
-      // Node itself is not built for it: what its own code does with memory cannot be judged. Its locks still count.
+      // Node itself is not built for TSan: its own memory accesses cannot be judged, but its locks are seen.
       TSAN_OPTIONS: 'ignore_noninstrumented_modules=1:second_deadlock_stack=1',
     },
   },
@@ -55,14 +55,14 @@ run(bin('cmake-js'), [
 fs.rmSync(reports, { recursive: true, force: true })
 fs.mkdirSync(reports, { mode: 0o777 })
 fs.chmodSync(reports, 0o777)
-// Everything takes several times as long.
+// The tests take several times as long.
 const preload = `LD_PRELOAD=${flavour.libraries.map(runtimeOf).join(' ')}`
 const [command, ...words] = [...placement(), 'env', preload, bin('tap'), '--timeout=1800', ...tapArguments]
 const status = run(command, words, environment(), () => undefined)
 const faults = judge(fs.readdirSync(reports).map((file) => fs.readFileSync(path.join(reports, file), 'utf8')))
 process.exit(status === 0 && faults.length === 0 ? 0 : 1)
 
-/** What the reports hold against the addon. Says aloud what they hold against others. */
+/** Returns the reports about the addon. Prints how many others there are. */
 function judge(texts) {
   const [blind, seeing] = partition(texts, isBlind)
   const [leaks, others] = partition(seeing, (text) => text.includes('LeakSanitizer: detected memory leaks'))
@@ -77,7 +77,7 @@ function judge(texts) {
   return found
 }
 
-/** A process that is being traced, or has changed its user, cannot look at itself. */
+/** LeakSanitizer cannot inspect a process that is being traced or has changed its user. */
 function isBlind(text) {
   return (
     text.includes('LeakSanitizer has encountered a fatal error') && !text.includes('ERROR: AddressSanitizer')
@@ -88,7 +88,7 @@ function leaksIn(text) {
   return text.split('\n\n').filter((paragraph) => /^(Direct|Indirect) leak/m.test(paragraph))
 }
 
-/** The frames nearest to the allocation come first. */
+/** The frames are ordered from the allocation outward. */
 function isOurs(leak) {
   const frames = leak.split('\n').slice(1)
   const first = frames.findIndex((frame) =>
@@ -114,8 +114,8 @@ function environment() {
 }
 
 /**
- * Before version 14 gcc's TSan cannot start where the system spreads the memory of programs wider than this; what
- * keeps the system from it must not have the library in itself.
+ * gcc's TSan before version 14 cannot start if the system randomizes addresses by more bits than this. `setarch` turns
+ * the randomization off. It must not load the TSan library itself, so it comes before `env`.
  */
 function placement() {
   const file = '/proc/sys/vm/mmap_rnd_bits'
@@ -127,7 +127,7 @@ function runtimeOf(library) {
   const { stdout } = spawnSync('gcc', [`-print-file-name=${library}`], { encoding: 'utf8' })
   const found = stdout?.trim() ?? ''
   if (path.isAbsolute(found)) return fs.realpathSync(found)
-  console.error(`gcc has no ${library}`)
+  console.error(`gcc does not have ${library}`)
   process.exit(1)
 }
 

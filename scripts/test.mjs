@@ -1,5 +1,5 @@
-// Runs the tests: `npm test` those of test/, `npm run test:deep` those of test/deep/, which take longer. Repeats at the
-// end which tests were skipped for want of a program, and how to install it.
+// Runs the tests: `npm test` those of test/, `npm run test:deep` those of test/deep/, which take longer. Lists at the
+// end which tests were skipped because a program is missing, and how to install it.
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
@@ -12,7 +12,7 @@ const words = process.argv.slice(isDeep ? 3 : 2)
 const scratch = fs.mkdtempSync(path.join(os.tmpdir(), 'bhyve-checkpoint-test-'))
 const list = path.join(scratch, 'skipped')
 
-/** Those of the folder and of the folders in it, where none is named. */
+/** All test files, unless the arguments name some. */
 function files() {
   if (words.some((word) => word.endsWith('.ts'))) return []
   const all = fs.readdirSync(path.join(root, 'test'), { recursive: true })

@@ -1,4 +1,5 @@
-// `npm run test:valgrind`: the native units and the parsers under valgrind, over the kept fuzzing corpus. Linux.
+// `npm run test:valgrind` runs the native unit tests, and the parsers on the kept fuzzing corpus, under valgrind.
+// Linux.
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'

@@ -416,7 +416,7 @@ t.test('a release needs every prebuild, each for the platform it is named after'
   add('linux-x64', 0, 62)
   add('linux-arm64', 0, 183)
   add('freebsd-x64', 9, 62)
-  t.match(check().stderr, /^freebsd-arm64: one addon is wanted, there are 0$/m)
+  t.match(check().stderr, /^freebsd-arm64: expected one addon, found 0$/m)
   t.equal(check().status, 1)
   add('freebsd-arm64', 9, 62)
   t.match(check().stderr, /^freebsd-arm64: addon.node is for freebsd-x64$/m)
