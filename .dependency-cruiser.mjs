@@ -1,5 +1,6 @@
-// Which folder of lib/ may import which: down this list, never up, and never in a circle. Type-only imports count.
-const floors = [
+// A directory of lib/ may import only from directories further down this list, and imports must not form a cycle.
+// Type-only imports count too.
+const layers = [
   'cli',
   'index.ts',
   'client',
@@ -13,32 +14,32 @@ const floors = [
   'fs',
   'base',
 ]
-/** Within the store. `paths.ts` has names only, and everybody may know them. */
+/** The layers within the store. `paths.ts` has only names, and every layer may import it. */
 const store = ['catalog', 'commit', 'staging']
 
-const inFloor = (floor) => (floor.endsWith('.ts') ? `^lib/${floor}$` : `^lib/${floor}/`)
+const inLayer = (layer) => (layer.endsWith('.ts') ? `^lib/${layer}$` : `^lib/${layer}/`)
 
 export default {
   forbidden: [
-    { name: 'no-circle', severity: 'error', from: {}, to: { circular: true } },
-    ...floors.slice(1).map((floor, index) => ({
-      name: `no-import-up-from-${floor}`,
+    { name: 'no-cycle', severity: 'error', from: {}, to: { circular: true } },
+    ...layers.slice(1).map((layer, index) => ({
+      name: `no-import-up-from-${layer}`,
       severity: 'error',
-      from: { path: inFloor(floor) },
-      to: { path: floors.slice(0, index + 1).map(inFloor) },
+      from: { path: inLayer(layer) },
+      to: { path: layers.slice(0, index + 1).map(inLayer) },
     })),
-    ...store.map((folder, index) => ({
-      name: `no-import-up-from-store-${folder}`,
+    ...store.map((directory, index) => ({
+      name: `no-import-up-from-store-${directory}`,
       severity: 'error',
-      from: { path: `^lib/store/${folder}/` },
+      from: { path: `^lib/store/${directory}/` },
       to: {
         path: ['^lib/store/[^/]+$', ...store.slice(0, index).map((above) => `^lib/store/${above}/`)],
         pathNot: '^lib/store/paths\\.ts$',
       },
     })),
     {
-      name: 'simulator-stands-alone',
-      comment: 'It decodes with its own code, so that one mistake cannot hide on both sides.',
+      name: 'simulator-is-independent',
+      comment: 'The simulator decodes with its own code, so that the same mistake is not in both programs.',
       severity: 'error',
       from: { path: '^lib/simulator/' },
       to: { path: '^lib/', pathNot: '^lib/(simulator|base|fs)/' },
@@ -50,8 +51,8 @@ export default {
       to: { path: '^lib/simulator/' },
     },
     {
-      name: 'nothing-loose',
-      comment: 'Every file but index.ts is in a folder.',
+      name: 'every-file-in-a-directory',
+      comment: 'Every file except index.ts is in a directory.',
       severity: 'error',
       from: { path: '^lib/' },
       to: { path: '^lib/[^/]+\\.ts$', pathNot: '^lib/index\\.ts$' },

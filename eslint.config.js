@@ -15,12 +15,12 @@ export default tseslint.config(
       },
     },
     rules: {
-      // A union narrows better with these written as they are read.
+      // Interfaces and type aliases are both allowed: unions need type aliases.
       '@typescript-eslint/consistent-type-definitions': 'off',
       '@typescript-eslint/no-confusing-void-expression': ['error', { ignoreArrowShorthand: true }],
       '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true }],
       '@typescript-eslint/no-unused-vars': ['error', { argsIgnorePattern: '^_', varsIgnorePattern: '^_' }],
-      // What callers pass is checked at run time, whatever the types promise: JavaScript calls this library too.
+      // Arguments are checked at run time, whatever their types are, because JavaScript calls this library too.
       '@typescript-eslint/no-unnecessary-condition': 'off',
       '@typescript-eslint/no-unnecessary-type-conversion': 'off',
       'max-lines-per-function': ['error', { max: 60, skipBlankLines: true, skipComments: true }],
@@ -35,7 +35,7 @@ export default tseslint.config(
     },
   },
   {
-    // A test is a list of steps.
+    // A test is a long list of steps.
     files: ['test/**/*.ts'],
     rules: {
       'max-lines-per-function': 'off',

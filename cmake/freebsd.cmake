@@ -3,8 +3,8 @@
 #   FREEBSD_SYSROOT=/path/to/base npx cmake-js compile -O build-freebsd-x64 \
 #     --CDCMAKE_TOOLCHAIN_FILE=cmake/freebsd.cmake --CDFREEBSD_ARCH=x64
 #
-# FREEBSD_SYSROOT is an unpacked base.txz of that architecture, or a folder with the same usr/include and usr/lib; or
-# one that holds such a folder for each architecture, x64 and arm64. FREEBSD_ARCH is x64 or arm64.
+# FREEBSD_SYSROOT is an unpacked base.txz of that architecture, or a directory with the same usr/include and usr/lib. It
+# can also be a directory with such a directory for each architecture, x64 and arm64. FREEBSD_ARCH is x64 or arm64.
 
 set(CMAKE_SYSTEM_NAME FreeBSD)
 
@@ -18,7 +18,7 @@ if(EXISTS "${FREEBSD_SYSROOT}/${FREEBSD_ARCH}/usr/include/sys/param.h")
   set(FREEBSD_SYSROOT "${FREEBSD_SYSROOT}/${FREEBSD_ARCH}")
 endif()
 if(NOT EXISTS "${FREEBSD_SYSROOT}/usr/include/sys/param.h")
-  message(FATAL_ERROR "FREEBSD_SYSROOT ('${FREEBSD_SYSROOT}') is no FreeBSD base: it has no usr/include/sys/param.h")
+  message(FATAL_ERROR "FREEBSD_SYSROOT ('${FREEBSD_SYSROOT}') is not a FreeBSD base system: it has no usr/include/sys/param.h")
 endif()
 
 if(FREEBSD_ARCH STREQUAL "x64")
@@ -31,7 +31,7 @@ else()
   message(FATAL_ERROR "FREEBSD_ARCH must be x64 or arm64, not '${FREEBSD_ARCH}'")
 endif()
 
-# The compiler takes the system's version, __FreeBSD__, from its target: it must be that of the headers.
+# The compiler derives the system's version, __FreeBSD__, from its target. It must be the version of the headers.
 file(STRINGS "${FREEBSD_SYSROOT}/usr/include/sys/param.h" version REGEX "^#define[ \t]+__FreeBSD_version[ \t]")
 string(REGEX MATCH "[0-9]+" version "${version}")
 if(NOT version)
@@ -49,7 +49,7 @@ foreach(kind EXE SHARED MODULE)
   set(CMAKE_${kind}_LINKER_FLAGS_INIT -fuse-ld=lld)
 endforeach()
 
-# CMake reads this file again for every test compilation, with nothing set but these.
+# CMake reads this file again for every test compilation. Only these variables are set then.
 set(CMAKE_TRY_COMPILE_PLATFORM_VARIABLES FREEBSD_SYSROOT FREEBSD_ARCH)
 
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)

@@ -1,6 +1,6 @@
-# Node itself defines Node-API, and only when the addon is loaded: so the addon's own link cannot be strict. The same
-# objects are linked once more, into a library nobody loads, against a stand-in that defines the functions of
-# Node-API 8 and no other. What is still unresolved then would be missing on a user's machine.
+# Node defines the functions of Node-API, but only when the addon is loaded. So the link of the addon itself cannot be
+# strict. The same objects are linked once more, into a library that is never loaded, against a stub library that
+# defines exactly the functions of Node-API 8. A symbol that is still unresolved would be missing on a user's machine.
 set(symbols_script
     "const { v8 } = require('node-api-headers').symbols; [...v8.js_native_api_symbols, ...v8.node_api_symbols].join(';')")
 execute_process(
@@ -10,14 +10,14 @@ execute_process(
   OUTPUT_STRIP_TRAILING_WHITESPACE
   RESULT_VARIABLE failed)
 if(failed)
-  message(FATAL_ERROR "node-api-headers does not say which functions Node-API has")
+  message(FATAL_ERROR "node-api-headers does not list the functions of Node-API")
 endif()
 
-set(stand_in "")
+set(stub "")
 foreach(symbol ${node_api_symbols})
-  string(APPEND stand_in "extern \"C\" __attribute__((visibility(\"default\"))) void ${symbol}() {}\n")
+  string(APPEND stub "extern \"C\" __attribute__((visibility(\"default\"))) void ${symbol}() {}\n")
 endforeach()
-file(GENERATE OUTPUT ${CMAKE_BINARY_DIR}/strict/node_api.cc CONTENT "${stand_in}")
+file(GENERATE OUTPUT ${CMAKE_BINARY_DIR}/strict/node_api.cc CONTENT "${stub}")
 
 add_library(node_api SHARED ${CMAKE_BINARY_DIR}/strict/node_api.cc)
 add_library(strict_link SHARED $<TARGET_OBJECTS:${PROJECT_NAME}>)

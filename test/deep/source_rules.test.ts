@@ -35,10 +35,10 @@ const planted = [
   ['base/names.ts', "export type { Store } from '../store/store.js'", 'no-import-up-from-base'],
   ['store/staging/space.ts', "import '../catalog/list.js'", 'no-import-up-from-store-staging'],
   ['bhyve/reply.ts', "import '../store/staging/intent.js'", 'no-import-up-from-bhyve'],
-  ['checkpoint/digest.ts', "export type { Slice } from './slice.js'", 'no-circle'],
-  ['simulator/ucl.ts', "import '../checkpoint/metadata.js'", 'simulator-stands-alone'],
+  ['checkpoint/digest.ts', "export type { Slice } from './slice.js'", 'no-cycle'],
+  ['simulator/ucl.ts', "import '../checkpoint/metadata.js'", 'simulator-is-independent'],
   ['store/paths.ts', "import '../simulator/ucl.js'", 'only-the-command-line-simulates'],
-  ['bhyve/locate.ts', "import '../loose.js'", 'nothing-loose'],
+  ['bhyve/locate.ts', "import '../loose.js'", 'every-file-in-a-directory'],
 ] as const
 
 t.test('what breaks it is found, type-only imports included', async (t) => {
