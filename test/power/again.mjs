@@ -1,5 +1,5 @@
-// A second power failure, during the recovery from a first one. Picks states of the first failure that leave
-// something to recover, and records that recovery like any other operation.
+// A second power failure, during recovery from a first one. Chooses states of the first failure that leave something to
+// recover, and records that recovery like any other operation.
 import fs from 'node:fs'
 import path from 'node:path'
 import { recordRecovery } from './record.mjs'
@@ -23,7 +23,7 @@ export async function recordAgain({ checker, directory, seed, count, operations,
   return names
 }
 
-/** One state for each operation and model. States that break a rule already are left out. */
+/** One state for each operation and model. Skips states that already break a rule. */
 async function* worthwhile(checker, seed, operations, models) {
   const diskFor = (operation, model) => checker.disk(operation, model)
   const seen = new Set()

@@ -38,7 +38,10 @@ export class Checker {
     }
   }
 
-  /** What the first failure's caller knew still holds, and so do the bytes that survived it. */
+  /**
+   * After the recovery, the results that callers had before the first failure must still hold. Bytes that survived it
+   * must too.
+   */
   #completeRecovery(recorded) {
     const state = this.parse(recorded.base)
     const first = this.recorded(state.operation)
@@ -78,7 +81,7 @@ export class Checker {
     return brokenRules({ ...recorded, digest }, state.cut, tree, observed)
   }
 
-  /** Puts back what is lost, piece by piece and file by file, as long as the same rule stays broken. */
+  /** Restores lost changes, piece by piece and file by file, as long as the same rule stays broken. */
   async smallest(state, rule) {
     const breaks = async (candidate) => (await this.check(candidate)).some((broken) => broken.rule === rule)
     let best = state
@@ -100,7 +103,7 @@ export class Checker {
   }
 }
 
-/** The first cut at which all of a generation's files are on the disk in every state. */
+/** The first cut at which all files of a generation are on disk in every state. */
 function durableFrom(disk, { inodes }) {
   const ids = Object.values(inodes)
   const isDurableAt = (cut) => {
@@ -134,14 +137,14 @@ function withPiece(lost, piece) {
   return fewer
 }
 
-/** A state in words: the calls around the failure, and what is missing on the disk. */
+/** Describes a state: the calls around the failure, and what is missing on disk. */
 export function describeState({ operation, model, cut, lost, fates, keeps }, disk) {
   const { history } = disk
   const around = history.steps.slice(Math.max(0, cut - 3), cut + 2).map((step, index) => {
     const at = Math.max(0, cut - 3) + index
     return `    ${at === cut ? '>> the power fails\n    ' : ''}${at}: ${step.said ?? JSON.stringify(step.mark)}`
   })
-  const pieces = [...lost].map((piece) => `    not on the disk: ${describePiece(history, piece)}`)
+  const pieces = [...lost].map((piece) => `    not on disk: ${describePiece(history, piece)}`)
   const files = [...fates].map(([id, fate]) => `    ${nameOf(history, id)}: ${fate}`)
   const kept = keeps === 'first' ? ['    a directory with two names keeps the older one'] : []
   return [`  ${operation}, ${model}, cut ${cut}:`, ...around, ...pieces, ...files, ...kept].join('\n')

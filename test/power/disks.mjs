@@ -1,20 +1,20 @@
 // What a disk may show after a power failure, in three models. A model splits the changes of directories into pieces
-// that survive or do not, and knows which fsync flushes a piece and which other pieces it needs.
+// that survive or are lost. It defines which fsync flushes a piece and which other pieces a piece needs.
 //
 // - `journal` (ext4 with data=ordered or data=writeback, XFS): pieces survive as a prefix. An fsync commits
 //   everything up to the last change of that inode, and no more: ext4 commits the transaction of that change, XFS
 //   flushes its log up to it. Both often commit more (delayed allocation; ext4 commits everything for a directory).
 //   The model does not rely on it.
-// - `subset`: each piece survives on its own, in any order. Only an fsync of its directory flushes it. A rename is
+// - `subset`: each piece survives independently, in any order. Only an fsync of its directory flushes it. A rename is
 //   one piece, and an fsync of either directory flushes it. The pieces of one inode survive in their order.
 // - `soft` (UFS with soft updates): a rename adds an entry and removes the old one later. Each of the two is flushed
 //   by an fsync of its own directory only. An fsync of a file or directory also flushes the entries that lead to it,
 //   but never the removal of an old one. No inode loses its last name before it has a new one. A directory is removed
-//   after its entries. Of a directory with two names one stays: fsck_ffs removes the other. All steps of an operation
-//   happen within the 30 seconds in which soft updates may hold changes back; everything before it is on the disk.
+//   after its entries. If a directory has two names, fsck_ffs removes one of them. All steps of an operation happen
+//   within the 30 seconds for which soft updates may delay changes; everything before the operation is on disk.
 //
-// In all models a file that was not flushed has its old content, the new content, zeros where it was written, a part
-// of its length, or some of its pages, and any of its times. sync_file_range() guarantees nothing and is ignored.
+// In all models a file that was not flushed has its old content, its new content, zeros where it was written, a part of
+// its length, or some of its new pages. It has any of its times. sync_file_range() guarantees nothing and is ignored.
 import { Buffer } from 'node:buffer'
 import { keyOf } from './history.mjs'
 import { generator } from '../support/random.mjs'
@@ -48,7 +48,7 @@ export class Disk {
     flushed(this, sync, before).forEach(mark)
   }
 
-  /** Pieces and files that may or may not be on the disk if the power fails before step `cut`. */
+  /** Pieces and files that are not certain to be on disk if the power fails before step `cut`. */
   pendingAt(cut) {
     const pieces = this.pieces.filter(({ at, flushedAt }) => at < cut && flushedAt >= cut)
     const files = this.history.inodes.filter((inode) => !inode.isDirectory && this.isDirty(inode, cut))
@@ -185,7 +185,7 @@ function keepOneName({ inodes }, entries, keeps) {
   }
 }
 
-/** Cached, so that the judge recognises equal content. There are too many partial ones to keep. */
+/** Cached, so that the judge recognizes equal content. Partial contents are too many to cache. */
 function contentOf(inode, covered, count, fate) {
   if (fate.startsWith('part')) return contentAfter(inode, covered, count, fate)
   inode.variants ??= new Map()

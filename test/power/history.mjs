@@ -1,9 +1,8 @@
 // Applies a trace to a small file system in memory and keeps every change with the number of its step, so that
-// disks.mjs can tell what had been changed and what had been flushed at any step.
+// disks.mjs can compute what had been changed and what had been flushed at any step.
 //
-// Assumptions: write() continues where the last write() to that file ended, and starts at 0 after each open (each
-// file has one writer at a time); a call takes effect when it returns. A call that changes a store and is unknown
-// here is an error.
+// Assumptions: write() continues where the last write() to that file ended, and starts at 0 after each open (each file
+// has one writer at a time); a call takes effect when it returns. An unknown call that changes a store is an error.
 import { Buffer } from 'node:buffer'
 
 const marks = '/power-mark/'
@@ -79,7 +78,7 @@ export class History {
     const handler = handlers[event.call]
     const paths = pathsOf(event)
     if (!paths.some((path) => this.#isInside(path))) return
-    if (changing.has(event.call)) throw new Error(`${event.call} of '${paths[0]}' is not known to the model`)
+    if (changing.has(event.call)) throw new Error(`the model does not support ${event.call} of '${paths[0]}'`)
     handler?.(this, event, paths)
   }
 
@@ -113,7 +112,7 @@ export class History {
     let directory = this.top
     for (const name of names.slice(0, -1))
       directory = this.inodes[this.entries.get(keyOf({ dir: directory.id, name }))]
-    if (directory === undefined) throw new Error(`the model has no way to '${path}'`)
+    if (directory === undefined) throw new Error(`the model does not have the directory of '${path}'`)
     return { dir: directory.id, name: names.at(-1) }
   }
 
@@ -135,7 +134,7 @@ export function keyOf({ dir, name }) {
 /** Calls that take a directory and a name. All others take a path, or a descriptor of the file itself. */
 const relative = new Set(['openat', 'mkdirat', 'renameat', 'renameat2', 'linkat', 'unlinkat'])
 
-/** The files that a call is about. */
+/** The paths of the files that a call uses. */
 function pathsOf({ call, args }) {
   if (!relative.has(call)) {
     const isPath = (arg) => Buffer.isBuffer(arg) && args[0].path === undefined
@@ -225,7 +224,7 @@ function written(history, { call, args, pid, time, result }, [path]) {
 }
 
 function punched(history, { args, pid, time }, [path]) {
-  if (!args[1].includes('PUNCH_HOLE')) throw new Error(`fallocate ${args[1]} is not known to the model`)
+  if (!args[1].includes('PUNCH_HOLE')) throw new Error(`the model does not support fallocate ${args[1]}`)
   const inode = history.find(path)
   const from = Number(args[2])
   const to = Math.min(from + Number(args[3]), inode.data.length)
@@ -251,7 +250,7 @@ function synced(history, { pid, startedAt: eventStart }, [path]) {
 }
 
 function everythingSynced() {
-  throw new Error('sync() of everything is not known to the model')
+  throw new Error('the model does not support sync() and syncfs()')
 }
 
 const handlers = {

@@ -1,5 +1,5 @@
 // Puts a state on a real file system and inspects it with the public API only, as a manager does after the next boot:
-// the recorded boot id is replaced, and no recorded process lives. The result is an observation; rules.mjs judges it.
+// the recorded boot id is replaced, and no recorded process lives. Returns an observation, which rules.mjs judges.
 import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
@@ -32,7 +32,7 @@ export class Judge {
   /** Equal trees are inspected once. */
   observe(tree, bootId) {
     const key = this.#keyOf(tree)
-    if (!this.#observations.has(key)) this.#observations.set(key, this.#look(tree, bootId, key))
+    if (!this.#observations.has(key)) this.#observations.set(key, this.#inspect(tree, bootId, key))
     return this.#observations.get(key)
   }
 
@@ -51,7 +51,7 @@ export class Judge {
     return this.#digests.get(data)
   }
 
-  async #look(tree, bootId, key) {
+  async #inspect(tree, bootId, key) {
     const store = path.join(this.#root, `state-${this.#slots++}`)
     this.materialise(tree, bootId, store)
     try {
@@ -79,7 +79,7 @@ export class Judge {
     }
   }
 
-  /** Another boot: a boot id of equal length. */
+  /** Replaces the boot id by that of another boot, of equal length. */
   #rebooted(data, bootId) {
     if (data.length > 8192) return data
     if (!this.#afterBoot.has(data)) {
@@ -96,7 +96,7 @@ function byPath(one, other) {
   return one.path < other.path ? -1 : 1
 }
 
-/** The first call recovers, whichever it is: half of the states begin with suspendedCheckpoint. */
+/** The first call recovers, whichever it is. Half of the states therefore begin with suspendedCheckpoint. */
 async function observation(store, listsFirst) {
   const client = createClient({ runDirectory: store, checkpointDirectory: store })
   const early = listsFirst ? undefined : await outcome(client.suspendedCheckpoint(vm))

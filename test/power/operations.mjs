@@ -1,5 +1,5 @@
-// The operations to record. `setup` runs before the recording and is on the disk; `traced` is recorded. `c` is the
-// Operator of operator.mjs, and each of its methods makes one call of the public API.
+// The operations to record. `setup` runs before the recording, and its result is on disk. `traced` is recorded. `c` is
+// the Operator of operator.mjs, and each of its methods makes one call of the public API.
 
 const two = async (c) => {
   await c.create('checkpoint')
@@ -11,7 +11,7 @@ const withForeignFile = async (c) => {
 }
 const suspended = (c) => c.suspend('suspend')
 
-/** A manager is killed during a suspend (`strike` says where: strike.mjs). Another process recovers. */
+/** A manager is killed during a suspend, at the point that `strike` defines (strike.mjs). Another process recovers. */
 const killedSuspend = (strike) => ({
   traced: async (c) => {
     await c.killed('suspend', 'suspend', strike)

@@ -1,6 +1,6 @@
 // Runs one operation: `operator.mjs <operation> <root> setup|traced`. A manager that is going to be killed runs as
-// `operator.mjs <call> <root> victim <name>`. openat() calls of `/power-mark/...`, which fail, put marks into the
-// trace.
+// `operator.mjs <call> <root> victim <name>`. openat() calls of `/power-mark/...` put marks into the trace. They always
+// fail.
 import { spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
@@ -23,7 +23,7 @@ function mark(fact) {
   try {
     fs.openSync(`/power-mark/${JSON.stringify(fact)}`)
   } catch {
-    return // it is never there
+    return // the path never exists
   }
 }
 
@@ -110,7 +110,7 @@ export class Operator {
     mark({ event: 'listed', names: listed.map(({ name }) => name) })
   }
 
-  /** Runs `call` in a process of its own, which is killed where `strike` says. */
+  /** Runs `call` in a process of its own, which is killed at the point that `strike` defines. */
   async killed(call, name, strike) {
     const environment = {
       ...process.env,

@@ -35,7 +35,7 @@ export async function recordAll(directory, names, say) {
       await record(path.join(directory, name), name)
     }
   }
-  // Each lane waits most of the time.
+  // The lanes wait most of the time, so three of them run at once.
   await Promise.all([lane(), lane(), lane()])
 }
 

@@ -1,9 +1,9 @@
-// What may be found after a power failure at a cut. The marks before the cut tell what a caller knew by then. Each
-// broken rule is `{ rule, why }`.
+// The rules for what is found after a power failure at a cut. The marks before the cut are what a caller knew at that
+// time. A broken rule is `{ rule, why }`.
 const suffixes = { memory: '.ckp', kernel: '.ckp.kern', metadata: '.ckp.meta' }
 const none = 'none'
 
-/** What a caller knew at a cut: for each name the generations that it may legally have, its pin, its restore record. */
+/** What a caller knew at a cut: for each name the legal generations, its pin, its restore record. */
 export class Known {
   constructor({ history, standing, generations }, cut) {
     this.names = new Map()
@@ -63,7 +63,7 @@ export class Known {
     this.suspend.isRestoring = true
   }
 
-  /** What a call returned stays true. */
+  /** A result that a call returned must still hold later. */
   #shown({ name, state, digest }) {
     if (state !== 'complete' || !this.names.has(name)) return
     const [generation] = Object.entries(this.generations).find(([, { memory }]) => memory === digest)
@@ -102,15 +102,15 @@ function checkCalls({ observed, fail }) {
   if (early?.code !== undefined)
     fail('call-fails', `suspendedCheckpoint, first: ${early.code} ${early.message}`)
   if (early !== undefined && early.value?.name !== suspended.value)
-    fail('not-idempotent', `suspendedCheckpoint was ${early.value?.name}, then ${suspended.value}`)
-  if (!isSame) fail('not-idempotent', `the second answer is another one: ${JSON.stringify(second)}`)
+    fail('not-idempotent', `suspendedCheckpoint returned ${early.value?.name}, then ${suspended.value}`)
+  if (!isSame) fail('not-idempotent', `the second result differs: ${JSON.stringify(second)}`)
 }
 
 function digestAt({ observed }, file) {
   return observed.files.find((one) => one.file === `vm1/${file}`)?.digest
 }
 
-/** The generation of which all three files are; undefined if there is none. */
+/** The generation that all three files belong to; undefined if there is none. */
 function generationOf(context, name) {
   const parts = Object.entries(suffixes).map(([part, suffix]) => [part, digestAt(context, name + suffix)])
   const isOf = (generation) => parts.every(([part, digest]) => digest === generation[part])
@@ -124,7 +124,10 @@ function isStateName({ known: { suspend } }, name) {
   )
 }
 
-/** Under a name of its own: a suspended VM, or a live checkpoint that bhyve ended with before it was published. */
+/**
+ * Whether a checkpoint may be kept as `NAME-ID`: a suspended state, or a live checkpoint whose bhyve ended with its
+ * manager.
+ */
 function mayBeKept({ known, generations }, name, generation) {
   if (generation === known.suspend?.generation) return true
   return !generations[generation].poweredOff && known.names.has(/^(.*)-[0-9a-z]+$/.exec(name)?.[1])
@@ -138,7 +141,8 @@ function checkListed(context) {
     const expected = known.names.get(name)
     const generation = generationOf(context, name)
     if (state === 'complete') {
-      if (generation === undefined) fail('complete-but-wrong', `'${name}' is complete and of no generation`)
+      if (generation === undefined)
+        fail('complete-but-wrong', `'${name}' is complete but matches no generation`)
       else if (
         expected !== undefined ? !expected.outcomes.has(generation) : !mayBeKept(context, name, generation)
       )
@@ -149,7 +153,7 @@ function checkListed(context) {
       else checkMarks(context, set, expected, generation)
       if (got !== 'resolved') fail('get-differs', `getCheckpoint of complete '${name}': ${got}`)
       if (generation !== undefined && !verified.ok)
-        fail('verify-differs', `'${name}' is right and does not verify`)
+        fail('verify-differs', `'${name}' has the right content, but verification fails`)
     } else {
       if (got !== 'ERR_CHECKPOINT_DAMAGED') fail('get-differs', `getCheckpoint of ${state} '${name}': ${got}`)
       if (!mayBeDamaged(context, name)) fail('damaged', `'${name}' is ${state}: ${problems.join(', ')}`)
@@ -182,14 +186,14 @@ function checkMarks(
   const isBlocked = observed.details.get(name).blockers.includes('already-restored')
   if (!possible.has(isBlocked)) fail('restore-record', `'${name}': already-restored is ${isBlocked}`)
   const others = observed.details.get(name).blockers.filter((code) => code !== 'already-restored')
-  if (others.length > 0) fail('plan-blocked', `'${name}' is complete and blocked by ${others.join(', ')}`)
+  if (others.length > 0) fail('plan-blocked', `'${name}' is complete but blocked by ${others.join(', ')}`)
 }
 
 function checkAbsent({ known, observed, fail }) {
   const listed = new Set(observed.listed.value.map(({ name }) => name))
   for (const [name, { outcomes }] of known.names) {
     if (listed.has(name) || outcomes.has(none)) continue
-    fail('lost', `'${name}' is not there; legal: ${[...outcomes].join(', ')}`)
+    fail('lost', `'${name}' is missing; legal: ${[...outcomes].join(', ')}`)
   }
 }
 
@@ -204,15 +208,16 @@ function checkSuspended(context) {
     if (isThere !== undefined && suspend.isRestoring !== true)
       fail(
         'suspended-not-named',
-        `'${isThere.name}' is the state of the VM and suspendedCheckpoint does not name it`,
+        `'${isThere.name}' is the suspended state, but suspendedCheckpoint does not return it`,
       )
     return
   }
   if (suspend === undefined)
-    fail('suspended-wrong', `suspendedCheckpoint names '${named}', and no VM was suspended`)
+    fail('suspended-wrong', `suspendedCheckpoint returns '${named}', but no VM was suspended`)
   else if (!isOfSuspend(context, named))
-    fail('suspended-wrong', `suspendedCheckpoint names '${named}', which is not what was saved`)
-  else if (suspend.isServed === true) fail('suspended-wrong', `'${named}' was restored and is named`)
+    fail('suspended-wrong', `suspendedCheckpoint returns '${named}', which is not the state that was saved`)
+  else if (suspend.isServed === true)
+    fail('suspended-wrong', `suspendedCheckpoint returns '${named}', which was restored`)
 }
 
 function isOfSuspend(context, name) {
@@ -221,8 +226,8 @@ function isOfSuspend(context, name) {
 }
 
 /**
- * The files of a suspended VM, after its bhyve has ended, that have any of its bytes; all three once they were
- * flushed.
+ * The files of a suspended VM that still have any of its bytes, after its bhyve has ended. All three files, once they
+ * were flushed.
  */
 export function survivorsIn({ known: { suspend }, generations, cut, tree, digest }) {
   const { inodes, durableFrom, ...parts } = generations[suspend?.generation] ?? {}
@@ -230,7 +235,7 @@ export function survivorsIn({ known: { suspend }, generations, cut, tree, digest
   return Object.entries(inodes).flatMap(([part, id]) => {
     const file = tree.find((one) => one.id === id)
     if (file?.data.some((byte) => byte !== 0)) return [{ part, where: file.path, digest: digest(file.data) }]
-    return cut < durableFrom ? [] : [{ part, where: 'on the disk', digest: parts[part] }]
+    return cut < durableFrom ? [] : [{ part, where: 'on disk', digest: parts[part] }]
   })
 }
 
@@ -240,7 +245,7 @@ function checkSurvivors(context) {
   const listed = (observed.listed.value ?? []).map(({ name }) => name)
   for (const { part, where, digest } of context.survivors ?? survivorsIn(context)) {
     if (listed.some((name) => digestAt(context, name + suffixes[part]) === digest)) continue
-    fail('state-gone', `the ${part} of the suspended VM was at '${where}' and is nowhere`)
+    fail('state-gone', `the ${part} file of the suspended VM was at '${where}' and is gone`)
   }
 }
 
@@ -253,7 +258,7 @@ function checkStrays({ observed, foreign, fail }) {
       if (name !== '.staging/restore.lock') fail('left-in-staging', name)
       continue
     }
-    // What a VM that is gone has left besides its files.
+    // Other remains of a VM that is gone.
     if (names.has(/^(.*)\.ckp\.rest(\/|$)/.exec(name)?.[1])) continue
     if (nlink > 1) fail('two-names', `'${name}' has ${nlink} links`)
     const companion = /^(.*)\.ckp(\.kern|\.meta|\.manifest)?$/.exec(name)

@@ -1,12 +1,11 @@
-// Checks what a power failure may leave: `npm run test:power -- --seed 1 --count 2000` records each operation as a
-// trace of system calls (record.mjs, history.mjs), works out what a disk may show if the power fails at any step
-// (disks.mjs, states.mjs), inspects these states with the public API (judge.mjs), and reports what is illegal
-// (rules.mjs).
+// Checks what a power failure can leave: `npm run test:power -- --seed 1 --count 2000` records each operation as a
+// trace of system calls (record.mjs, history.mjs), computes what a disk may show if the power fails at any step
+// (disks.mjs, states.mjs), inspects these states with the public API (judge.mjs), and reports broken rules (rules.mjs).
 //
-// --count N      random states, in addition to the extreme states of each step
+// --count N      checks N random states, besides the extreme states of each step
 // --again N      also records the recovery from N states, and checks a second power failure during it
 // --without      leaves out one fsync at a time and shows which of them are needed
-// --traces DIR   uses the recordings in DIR, makes missing ones there, and keeps them
+// --traces DIR   uses the recordings in DIR, adds missing ones, and keeps them
 // --replay ID    judges one state; with --drop N, without the fsync at step N
 // --steps        shows the steps of the recordings
 // --operation NAME, --model NAME: only these; may be repeated
@@ -109,7 +108,7 @@ async function main() {
 let isKept = false
 try {
   const violations = await main()
-  // A violation can be replayed.
+  // Keep the recordings, so that the violation can be replayed.
   isKept = violations > 0 && values.traces === undefined
   process.exitCode = violations === 0 ? 0 : 1
 } finally {

@@ -1,5 +1,5 @@
-// Chooses states. A state is an operation, a model, a cut (the step before which the power fails) and a choice. Its
-// id holds all of it: `create:soft:57:3.9:12=zero,14=cut4096~:last`.
+// Chooses states. A state is an operation, a model, a cut (the step before which the power fails) and a choice. Its id
+// contains all of them: `create:soft:57:3.9:12=zero,14=cut4096~:last`.
 import { generator } from '../support/random.mjs'
 
 export function formatState({ operation, model, cut, lost, fates, keeps }) {
@@ -23,7 +23,8 @@ export function parseState(id, diskFor) {
 }
 
 /**
- * The extremes at a cut: nothing that was not flushed is there; everything is; everything, but zeros or no new data.
+ * The extremes at a cut: all changes that were not flushed are lost; none is lost; only the data are lost, and the
+ * files have zeros or their old content.
  */
 export function extremesAt(disk, operation, cut) {
   const { pieces, files } = disk.pendingAt(cut)
@@ -43,7 +44,7 @@ export function extremesAt(disk, operation, cut) {
   )
 }
 
-/** A third of the states lacks one thing only: most bugs need no more. */
+/** A third of the states lacks only one change, because that is enough for most bugs. */
 export function randomAt(disk, operation, cut, random) {
   const { pieces, files } = disk.pendingAt(cut)
   const keeps = disk.model === 'soft' && random() < 0.5 ? 'first' : 'last'

@@ -1,5 +1,5 @@
-// Preloaded into a manager: kills it at one call of the addon, so that the recovery by another process can be
-// recorded. It changes nothing else in what the manager does.
+// Preloaded into a manager. Kills it at one call of the addon, so that recovery by another process can be recorded. It
+// changes nothing else.
 import childProcess from 'node:child_process'
 import { syncBuiltinESMExports } from 'node:module'
 import { fileURLToPath } from 'node:url'
@@ -10,7 +10,7 @@ const strike = JSON.parse(process.env.POWER_STRIKE)
 const path = fileURLToPath(new URL('strike_calls.mjs', import.meta.url))
 const arming = `require(${JSON.stringify(path)}).arm(${JSON.stringify(strike)});`
 
-/** The library's threads ignore preloads; they start from a text that can be extended. */
+/** The library's threads ignore preloads. Their source is a string, to which code can be added. */
 workerThreads.Worker = class extends workerThreads.Worker {
   constructor(text, options) {
     super(arming + text, options)

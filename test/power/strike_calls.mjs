@@ -1,4 +1,4 @@
-// Kills the process at a call of the addon: `{ before | after: call, to?: end of the call's last argument, since?: a
+// Kills the process at a call of the addon: `{ before | after: call, to?: suffix of the call's last argument, since?: a
 // call that some thread must have made before }`.
 import fs from 'node:fs'
 import { loadNative } from '../../dist/base/native.js'
@@ -17,7 +17,7 @@ export function arm({ before, after, to = '', since, flag }) {
   const kill = (args) => {
     if (!String(args.at(-1)).endsWith(to) || (since !== undefined && !fs.existsSync(flag))) return
     process.kill(process.pid, 'SIGKILL')
-    for (;;); // the signal is on its way
+    for (;;); // wait for the signal
   }
   const nothing = () => undefined
   if (since !== undefined) wrap(since, () => fs.writeFileSync(flag, ''), nothing)

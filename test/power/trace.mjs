@@ -1,7 +1,7 @@
 // Parses strace's output (record.mjs has the options) into one event per call, in the order in which the calls
-// returned. strace splits a call in two lines (`<unfinished ...>`, `resumed`) when another thread's call comes
-// between. `startedAt` is the number of events that had ended when the call started: an fsync covers only what came
-// before that.
+// returned. If another thread's call comes between, strace splits a call into two lines (`<unfinished ...>`,
+// `resumed`). `startedAt` is the number of events that had ended when the call started: an fsync covers only those
+// events.
 import { Buffer } from 'node:buffer'
 
 const line = /^(\d+) +(\d+)\.(\d+) (.*)$/s

@@ -1,5 +1,5 @@
-// Leaves out one fsync at a time. For each, checks the states that only its absence makes possible; everything else
-// is on the disk. A rule that is broken with the fsync too does not count.
+// Leaves out one fsync at a time. Checks the states that are possible only without that fsync. Everything else is on
+// disk. A rule that is also broken with the fsync does not count.
 import { generator } from '../support/random.mjs'
 import { formatState } from './states.mjs'
 
@@ -54,7 +54,7 @@ async function newlyBroken(checker, state, { whole, lesser }) {
   return broken.find(({ rule }) => !known.has(rule))
 }
 
-/** States at the cuts at which something is not on the disk that would be there with the fsync. */
+/** States in which something is not on disk that would be there with the fsync. */
 function* differing(operation, { whole, lesser }, at) {
   for (let cut = at + 1; cut <= whole.history.steps.length; cut++) {
     const [before, now] = [whole.pendingAt(cut), lesser.pendingAt(cut)]
