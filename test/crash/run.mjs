@@ -1,6 +1,6 @@
-// Kills a process before and after every system call of create, suspend, destroy, destroyAll, prune, pin and list, over and
-// over, and examines what is left: `npm run test:crash -- --seed 1 --count 10000`. This process is the fresh one
-// that recovers and examines; it never did any of the work.
+// `npm run test:crash -- --seed 1 --count 10000` kills processes before or after a system call of create, suspend,
+// destroy, destroyAll, prune, pin and list, and examines the store. The processes that are killed do the work. This
+// process only recovers and examines.
 import { execFile } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
@@ -26,7 +26,7 @@ const environment = { ...process.env, NODE_OPTIONS: '' }
 const operations = ['create', 'create', 'suspend', 'suspend', 'destroy', 'prune', 'destroyAll', 'pin', 'list']
 const suffixes = ['.ckp', '.ckp.kern', '.ckp.meta', '.ckp.manifest']
 
-/** A store, and for each name what may legally stand under it: tags, or undefined for nothing. */
+/** A store, and for each name its legal contents: tags, or undefined for no checkpoint. */
 class World {
   constructor(random, root) {
     this.random = random
@@ -34,7 +34,7 @@ class World {
     this.legal = new Map()
     this.nextTag = 1
     this.mostPieces = 0
-    /** Of live checkpoints whose manager died, and their bhyve with it: each may be kept under a name of its own. */
+    /** Tags of live checkpoints whose manager and bhyve died. Each may be kept as `NAME-ID`. */
     this.keptTags = new Set()
     fs.mkdirSync(this.directory, { mode: 0o700 })
     fs.writeFileSync(path.join(this.directory, 'notes.txt'), 'of somebody else')
@@ -44,7 +44,7 @@ class World {
     }
   }
 
-  /** A set as CBSD makes it: without a manifest. */
+  /** A checkpoint as CBSD makes it: without a manifest. */
   bare(name) {
     const tag = this.nextTag++
     writeSet(path.join(this.directory, `${name}.ckp`), tag)
@@ -55,7 +55,7 @@ class World {
     return list[Math.floor(this.random() * list.length)]
   }
 
-  /** One operation, struck at a call that is somewhere in it, or just behind its end. */
+  /** Runs one operation and kills it at some call, or lets it finish. */
   async strikeOne(lengths) {
     const op = this.pick(operations)
     const name = this.pick([...this.legal.keys()])
@@ -65,9 +65,9 @@ class World {
     const saved = path.join(path.dirname(this.directory), `saved-${tag}`)
     const strike = { op, name, tag, at, how, saved, directory: this.directory }
     const finished = await this.execute(strike)
-    // A VM whose state is on the disk must not lose it, wherever its manager dies.
+    // When the state of a VM is on disk, it must survive a kill at any call.
     const isSuspended = op === 'suspend' && fs.existsSync(saved)
-    // One that died while it was saved leaves its pieces, under a fresh name, to whoever wants to see them.
+    // A VM that died while it was saved leaves its pieces, under a fresh name.
     if (op === 'suspend' && !isSuspended) this.mostPieces++
     if (op === 'create' && finished === undefined) this.keptTags.add(tag)
     this.note(op, name, tag, isSuspended ? 0 : finished)
@@ -95,12 +95,12 @@ class World {
     if (op === 'create' || op === 'suspend') add(name, tag)
     if (op === 'destroy') add(name, undefined)
     if (op === 'destroyAll') for (const key of this.legal.keys()) add(key, undefined)
-    // Which one is the newest is the store's business: the others may or must go.
+    // Which checkpoint is the newest is not known here: any of them may be removed.
     if (op === 'prune')
       for (const [key, outcomes] of this.legal) this.legal.set(key, new Set([...outcomes, undefined]))
   }
 
-  /** What CBSD or `bhyve -r` would find now, without any recovery: a set that is there is of one piece. */
+  /** What CBSD or `bhyve -r` would find without recovery: the files of a checkpoint belong together. */
   examineUnrecovered() {
     if (!fs.existsSync(this.directory)) return
     for (const name of this.legal.keys()) {
@@ -108,22 +108,22 @@ class World {
     }
   }
 
-  /** Recovers, then looks at everything. Throws at the first thing that may not be. */
+  /** Recovers, then examines everything. Throws if anything is illegal. */
   examine() {
     if (!fs.existsSync(this.directory))
-      throw new Error('the directory is gone, though it held a file of somebody else')
+      throw new Error('the directory is gone, although it had a file of another user')
     const before = new Map(this.legal)
     this.pieces = []
     let piecesLeft = this.mostPieces
     const listed = jobs.listCheckpoints(this.directory, 'vm1')
-    const seen = new Map(listed.map((set) => [set.name, set]))
+    const seen = new Map(listed.map((checkpoint) => [checkpoint.name, checkpoint]))
     for (const [name, outcomes] of before) {
-      const set = seen.get(name)
+      const checkpoint = seen.get(name)
       seen.delete(name)
-      if (set !== undefined && set.state !== 'complete')
-        throw new Error(`'${name}' is ${set.state}: ${JSON.stringify(set.problems)}`)
-      if (set !== undefined) this.verify(name)
-      const found = set === undefined ? undefined : tagOf(this.directory, name)
+      if (checkpoint !== undefined && checkpoint.state !== 'complete')
+        throw new Error(`'${name}' is ${checkpoint.state}: ${JSON.stringify(checkpoint.problems)}`)
+      if (checkpoint !== undefined) this.verify(name)
+      const found = checkpoint === undefined ? undefined : tagOf(this.directory, name)
       if (!outcomes.has(found)) throw new Error(`'${name}' is ${found}; legal: ${[...outcomes].join(', ')}`)
       this.legal.set(name, new Set([found]))
     }
@@ -131,7 +131,8 @@ class World {
       if (state !== 'complete' || poweredOff || !/-[0-9a-z]+$/.test(name)) continue
       this.verify(name)
       const tag = tagOf(this.directory, name)
-      if (!this.keptTags.delete(tag)) throw new Error(`'${name}' is ${tag}, which nobody lost`)
+      if (!this.keptTags.delete(tag))
+        throw new Error(`'${name}' is ${tag}, which was never in a stage of a dead manager`)
       seen.delete(name)
       this.legal.set(name, new Set([tag]))
     }
@@ -140,25 +141,25 @@ class World {
       seen.delete(name)
       this.pieces.push(...Object.values(files).map((file) => path.basename(file)))
     }
-    if (seen.size > 0) throw new Error(`there are others: ${[...seen.keys()].join(', ')}`)
+    if (seen.size > 0) throw new Error(`unexpected checkpoints: ${[...seen.keys()].join(', ')}`)
     this.examineStrays()
   }
 
-  /** Every byte of it, where it has digests. */
+  /** Verifies every byte, if there are digests. */
   verify(name) {
     const { problems, recorded, descriptors } = jobs.openCheckpoint(this.directory, name)
-    if (problems.length > 0) throw new Error(`'${name}' does not verify: ${JSON.stringify(problems)}`)
+    if (problems.length > 0) throw new Error(`verification of '${name}' fails: ${JSON.stringify(problems)}`)
     if (recorded === undefined) return
     const { digests, memoryBytes } = recorded
     const stop = new Int32Array(1)
     const slice = { from: 0, to: memoryBytes, chunkBytes: digests.memory.chunkBytes, stop }
-    const isWhole =
+    const isIntact =
       jobs.isListComplete(descriptors.manifest, recorded, stop) &&
       jobs.compareSlice(descriptors.memory, descriptors.manifest, recorded, slice).damaged.length === 0 &&
       jobs.digestFile(descriptors.kernel, stop).digest === digests.kernel &&
       jobs.digestFile(descriptors.metadata, stop).digest === digests.metadata
     for (const descriptor of Object.values(descriptors)) native.close(descriptor)
-    if (!isWhole) throw new Error(`the content of '${name}' is not what was published`)
+    if (!isIntact) throw new Error(`the content of '${name}' differs from what was published`)
   }
 
   examineStrays() {
@@ -173,7 +174,7 @@ class World {
   }
 }
 
-/** How many calls each operation makes on an ordinary store. */
+/** The number of calls of each operation on an ordinary store. */
 async function measure(root) {
   const lengths = new Map()
   for (const op of new Set(operations)) {
@@ -194,7 +195,7 @@ async function scenario(seed, root, lengths) {
   const world = new World(random, fs.mkdtempSync(path.join(root, 'world-')))
   const history = []
   try {
-    // A few strikes upon each other: recovery is interrupted too, and so is the recovery of that.
+    // Several kills in a row interrupt recovery too, and the recovery from that.
     const strikes = 1 + Math.floor(random() * 4)
     for (let i = 0; i < strikes; i++) {
       history.push(await world.strikeOne(lengths))

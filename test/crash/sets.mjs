@@ -1,4 +1,4 @@
-// Checkpoint sets whose three files carry a tag, so that parts of different sets are told apart.
+// Checkpoints whose files contain a tag, so that files of different checkpoints can be distinguished.
 import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -16,13 +16,14 @@ export function writeSet(base, tag) {
   fs.writeFileSync(`${base}.meta`, JSON.stringify({ ...metadata, 'basic metadata': basic }))
 }
 
-/** The tag of a set in place; throws where its parts are of different sets. */
+/** The tag of a published checkpoint. Throws if its files belong to different checkpoints. */
 export function tagOf(directory, name) {
   const read = (suffix) => fs.readFileSync(path.join(directory, `${name}.ckp${suffix}`), 'latin1')
   const tags = [/ram of (\d+);/.exec(read(''))?.[1], /kern of (\d+);/.exec(read('.kern'))?.[1]]
   if (fs.existsSync(path.join(directory, `${name}.ckp.manifest`))) {
     tags.push(/tag (\d+)/.exec(JSON.parse(read('.manifest')).dialect ?? `tag ${tags[0]}`)?.[1])
   }
-  if (new Set(tags).size !== 1) throw new Error(`'${name}' is made of ${tags.join(', ')}`)
+  if (new Set(tags).size !== 1)
+    throw new Error(`'${name}' has files of different checkpoints: ${tags.join(', ')}`)
   return Number(tags[0])
 }

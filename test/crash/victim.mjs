@@ -1,5 +1,5 @@
-// Does one operation on a store and is struck at its n-th system call: killed before or after it, or the call
-// fails. Runs the store's own code on its main thread, so that a call's number means the same in every run.
+// Does one operation on a store and is killed before or after its n-th system call. Runs the store's own code on its
+// main thread, so that the numbers of the calls are the same in every run.
 import fs from 'node:fs'
 import path from 'node:path'
 import { loadNative } from '../../dist/base/native.js'
@@ -13,7 +13,7 @@ let calls = 0
 
 function kill() {
   process.kill(process.pid, 'SIGKILL')
-  for (;;); // the signal is on its way
+  for (;;); // wait for the signal
 }
 
 function struck(target, name) {
@@ -48,7 +48,10 @@ struck(fs, 'writeSync')
 struck(fs, 'readSync')
 
 const { directory, name, tag } = strike
-/** A stage with a set in it, as bhyve leaves it: a bhyve that dies with its manager, this process. */
+/**
+ * A stage with checkpoint files, as bhyve leaves it. This process is also the recorded bhyve, which dies with its
+ * manager.
+ */
 function savedStage(poweroff) {
   const intent = { vm: 'vm1', name, ifExists: 'replace', poweroff }
   const request = {
@@ -103,7 +106,7 @@ const operations = {
   create: () => publish(savedStage(false), false),
   suspend() {
     const handle = savedStage(true)
-    // From here on the VM is in these files and nowhere else.
+    // From here on these files are the VM's only state.
     fs.writeFileSync(strike.saved, '')
     publish(handle, true)
   },
@@ -113,7 +116,7 @@ const operations = {
   pin: () => jobs.pinCheckpoint(directory, 'vm1', name, true),
   list: () => jobs.listCheckpoints(directory, 'vm1'),
 }
-// As a thread of the pool does, for files of any size.
+// Defer removals as a thread of the pool does, but for files of any size.
 beginDeferring(0)
 try {
   operations[strike.op]()

@@ -1,12 +1,12 @@
-/** Mutants that change nothing anybody can see, each with the reason. */
+/** Mutants without any observable effect, each with the reason. */
 export const equivalents = [
   {
     key: '47c309d6d0',
-    why: 'checkpoint/manifest_file.ts: without a place of the list the sum that the size is compared with is NaN, which no size equals',
+    why: 'checkpoint/manifest_file.ts: without the position of the list the size is compared with NaN, which no size equals',
   },
   {
     key: 'a0b92ec179',
-    why: 'checkpoint/manifest_file.ts: the round more asks for no digests, and an empty update changes no hash',
+    why: 'checkpoint/manifest_file.ts: the additional iteration reads no digests, and an empty update changes no hash',
   },
   {
     key: 'ae8a62705d',
@@ -14,6 +14,6 @@ export const equivalents = [
   },
   {
     key: 'a77568cb4b',
-    why: 'store/commit/recover.ts: what is no folder goes either way, by removeEntry here, or by openFolder once the opening has failed',
+    why: 'store/commit/recover.ts: an entry that is not a directory is removed either way: by removeEntry here, or by openFolder when opening fails',
   },
 ]

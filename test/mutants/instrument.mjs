@@ -1,14 +1,14 @@
 /**
  * Makes the mutants: Stryker's instrumenter puts all of them into the code, each behind a switch. Before that, each
- * statement is put into a block of its own, since the mutant that matters most here, "this call is left out", is a
- * block that is emptied.
+ * statement is put into a block of its own, because Stryker empties blocks. The most important mutants here leave out
+ * one call.
  */
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
 import path from 'node:path'
 import ts from 'typescript'
 
-/** Left out: most of these mutants only change messages, or do not compile. */
+/** Not used: most of these mutants only change messages, or do not compile. */
 const excludedMutations = [
   'StringLiteral',
   'Regex',
@@ -19,8 +19,8 @@ const excludedMutations = [
 ]
 const quiet = { debug() {}, info() {}, isDebugEnabled: () => false }
 /**
- * In front of each file: notes which mutants a test reaches, while that is found out. At the first time, and not at the
- * end: many of these processes are killed.
+ * Code in front of each file that records which mutants a test reaches. It writes a mutant when it is reached first,
+ * and not at the end, because many of these processes are killed.
  */
 const noting = `import { appendFileSync as append_9fa48 } from 'node:fs'
 if (globalThis.process.env.MUTANTS_REACHED !== undefined && globalThis.__stryker__ === undefined) {
@@ -32,7 +32,7 @@ if (globalThis.process.env.MUTANTS_REACHED !== undefined && globalThis.__stryker
   globalThis.__stryker__ = { mutantCoverage: { static: new Proxy({}, { set }), perTest: {} } }
 }
 `
-/** Tracing is told of decisions and makes none. */
+/** Tracing only reports decisions. */
 const isTrace = /^(await )?(trace\w*|channel\w*)\(/
 
 /** Writes the instrumented code of `files` into `root`/dist, and returns the mutants. */
@@ -65,11 +65,14 @@ async function loadInstrumenter() {
   try {
     return await import('@stryker-mutator/instrumenter')
   } catch (cause) {
-    throw new Error('missing: npm install --no-save @stryker-mutator/instrumenter@9', { cause })
+    throw new Error(
+      'The instrumenter is missing. Run npm install --no-save @stryker-mutator/instrumenter@9',
+      { cause },
+    )
   }
 }
 
-/** The line numbers stay as they are. */
+/** Puts statements into blocks of their own. The line numbers do not change. */
 function inBlocks(text) {
   const source = ts.createSourceFile('x.ts', text, ts.ScriptTarget.Latest, true)
   const inserts = []
@@ -112,7 +115,7 @@ function described({ id, fileName, location, mutatorName, replacement }, lines) 
   }
 }
 
-/** A name that stays the same when lines are added elsewhere. */
+/** Adds keys that do not change when lines are added elsewhere. */
 function withKeys(mutants) {
   const seen = new Map()
   return mutants.map(({ where, ...mutant }) => {

@@ -1,6 +1,6 @@
 /**
- * A copy of the project in which one test runs at a time, in namespaces of its own: what a mutant leaves running ends
- * with it, and no other test meets its sockets in bhyve's default directory. Needs root on Linux.
+ * A copy of the project in which one test runs at a time, in namespaces of its own. Processes that a mutant leaves
+ * running end with the test, and other tests do not see its sockets in bhyve's default directory. Needs root on Linux.
  */
 import { spawn, spawnSync } from 'node:child_process'
 import fs from 'node:fs'
@@ -20,12 +20,12 @@ export class Lane {
     fs.mkdirSync(folder, { recursive: true })
     must('git', ['clone', '-q', root, this.root])
     must('cp', ['-a', 'node_modules', 'build', 'dist', this.root], root)
-    // Configured for the folder it was copied from, it would go on to build what is there.
+    // The copied configuration names the original directory, and would build that one.
     fs.rmSync(path.join(this.root, 'build/CMakeCache.txt'), { force: true })
     fs.rmSync(path.join(this.root, 'build/CMakeFiles'), { recursive: true, force: true })
   }
 
-  /** Resolves to whether it passed; undefined: it had not ended in time. */
+  /** Resolves to whether the test passed, or to undefined if it did not end in time. */
   async passes({ name, command, args }, { seconds, env = {} }) {
     fs.mkdirSync(this.scratch, { recursive: true })
     const log = fs.openSync(path.join(this.scratch, '..', `${name}.log`), 'w')

@@ -1,4 +1,4 @@
-/** Changes written by hand, in the library and in native code, and the tests that must notice each of them. */
+/** Changes written by hand, in the library and in native code, and the tests that must detect each of them. */
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -7,7 +7,7 @@ import ts from 'typescript'
 const change = (id, file, tests, from, to) => ({ id, key: id, file, tests: tests.split(' '), from, to })
 
 export const listed = [
-  // A VM's state.
+  // The state of a VM.
   change(
     'suspend-not-held',
     'lib/store/stage_fate.ts',
@@ -38,7 +38,7 @@ export const listed = [
   ),
   change('live-stage-kept', 'lib/store/stage_fate.ts', 'create', 'if (this.#poweroff) ', ''),
   change(
-    'state-not-whole',
+    'state-not-complete',
     'lib/store/staging/orphans.ts',
     'orphans',
     'if (intent.poweroff && holdsCompleteCheckpoint(stage, intent.name)) return false',
@@ -52,7 +52,7 @@ export const listed = [
     'problems.length === 0',
   ),
   change(
-    'failed-look-is-death',
+    'failed-check-is-death',
     'lib/store/staging/intent.ts',
     'orphans',
     'if (isFailure(status)) return status.errno !== ESRCH',
@@ -73,14 +73,14 @@ export const listed = [
     'isState ? standingMs < savedMs : standingMs < savedMs',
   ),
   change(
-    'outrun-by-a-reused-pid',
+    'later-request-of-a-reused-pid',
     'lib/store/staging/orphans.ts',
     'orphans',
     ' || writer.startedAt !== startedAt || bootOf',
     ' || bootOf',
   ),
   change(
-    'outrun-after-a-reboot',
+    'later-request-after-a-reboot',
     'lib/store/staging/orphans.ts',
     'orphans',
     " || bootOf(stage) === 'another') return false",
@@ -129,7 +129,7 @@ export const listed = [
     '',
   ),
   change(
-    'committed-comes-over-state',
+    'committed-replaces-state',
     'lib/store/commit/salvage.ts',
     'orphans',
     'if (stuck.has(name)) return false',
@@ -150,7 +150,7 @@ export const listed = [
     'sinceMs) return []\n    return []',
   ),
   change(
-    'stuck-state-overlooked',
+    'unfinished-state-overlooked',
     'lib/store/catalog/suspended.ts',
     'orphans',
     '    assertSettled(staging, stuck)',
@@ -171,21 +171,21 @@ export const listed = [
     '',
   ),
   change(
-    'companions-of-a-new-set',
+    'files-of-a-new-checkpoint',
     'lib/store/commit/recover.ts',
     'store',
     'if (directory.statusIfAny(name + memorySuffix) !== undefined) return\n',
     '\n',
   ),
   change(
-    'queued-behind-is-served',
+    'queued-behind-is-handled',
     'lib/operations/saving/vm_request.ts',
     'suspend suspended_state killed_manager',
     'if ((await isUntouched(this.#stage)) === false) {',
     '{',
   ),
   change(
-    'failed-look-is-service',
+    'failed-poll-is-service',
     'lib/operations/saving/vm_request.ts',
     'suspend suspended_state killed_manager',
     'if ((await isUntouched(this.#stage)) === false) {',
@@ -199,13 +199,13 @@ export const listed = [
     '',
   ),
   change(
-    'litter-of-a-vm-removed',
+    'remains-of-a-vm-removed',
     'lib/store/commit/salvage.ts',
     'orphans',
     'if (inbox !== undefined && inbox.rawEntries(1).length > 0) unexpectedFiles.push(inboxName)',
     '',
   ),
-  // Syncs.
+  // Fsyncs.
   change(
     'orphan-small-not-synced',
     'lib/store/staging/durability.ts',
@@ -322,7 +322,7 @@ export const listed = [
     '',
   ),
   change(
-    'failed-sync-forgiven-by-a-reboot',
+    'failed-sync-ignored-after-a-reboot',
     'lib/store/staging/durability.ts',
     'durability',
     "return hasFailed && boot === 'this'",
@@ -338,48 +338,48 @@ export const listed = [
   change('rest-not-synced', 'lib/store/commit/salvage.ts', 'sync_order', '  rest.sync()\n', ''),
   // Restore.
   change(
-    'failed-look-did-not-run',
+    'failed-poll-did-not-run',
     'lib/operations/restore/start.ts',
     'restore_records',
     '} catch {\n    return true',
     '} catch {\n    return false',
   ),
   change(
-    'dying-serves',
+    'ending-process-serves',
     'lib/operations/restore/start.ts',
     'restored_process',
     "found.peer.pid === pid && knownStateOf(found.peer) !== 'off'",
     'found.peer.pid === pid',
   ),
   change(
-    'takes-back-others-record',
+    'revokes-record-of-another',
     'lib/store/catalog/restore_records.ts',
     'restore_records',
     'if (inspection.manifest?.restoredAt !== record.at) return false',
     'if (inspection.manifest === undefined) return false',
   ),
   change(
-    'held-though-marked-anew',
+    'held-despite-new-record',
     'lib/store/catalog/restore_records.ts',
     'restore_records',
     'if (isDamaged || inspection.manifest?.restoredAt !== record.at) return undefined',
     'if (isDamaged) return undefined',
   ),
   change(
-    'marked-though-replaced',
+    'recorded-despite-replacement',
     'lib/store/catalog/restore_records.ts',
     'restore_guards',
     'if (inspection.identity !== identity) return undefined\n',
     '\n',
   ),
   change(
-    'held-though-replaced',
+    'held-despite-replacement',
     'lib/store/catalog/restore_records.ts',
     'restore_guards',
     'inspection?.identity !== identity) return',
     'inspection === undefined) return',
   ),
-  // What cannot be read.
+  // Unreadable files.
   change(
     'unreadable-destroyed',
     'lib/store/catalog/destroy.ts',
@@ -397,7 +397,7 @@ export const listed = [
   ),
   // Locks and identity.
   change(
-    'lock-of-a-gone-folder',
+    'lock-of-a-removed-directory',
     'lib/store/staging/lock.ts',
     'identity',
     'taken = directory.statusIfAny(stagingName)?.identity === staging.ownStatus().identity',
@@ -439,21 +439,21 @@ export const listed = [
     '`${identity} ${mtimeMs}`',
   ),
   change(
-    'replaced-between-look-and-open',
+    'replaced-between-inspection-and-open',
     'lib/store/catalog/open_checkpoint.ts',
     'identity',
     'if (isStill(directory, name, files, inspection) || attempt === maxAttempts) {',
     'if (attempt >= 1) {',
   ),
   change(
-    'folder-in-the-way',
+    'directory-in-the-way',
     'lib/store/commit/replaceable.ts',
     'store',
     '[memorySuffix, kernelSuffix, metadataSuffix, manifestSuffix]',
     '[memorySuffix]',
   ),
   change(
-    'unasked-is-publishing',
+    'no-request-is-publishing',
     'lib/store/commit/recover.ts',
     'orphans',
     'return writerOf(stage) !== undefined || holdsAnything(stage)',
@@ -474,7 +474,7 @@ export const listed = [
     'if (directory !== undefined) {',
   ),
   change(
-    'restore-lock-of-a-gone-file',
+    'restore-lock-of-a-removed-file',
     'lib/store/staging/restore_lock.ts',
     'identity',
     'isTaken = isPresent(staging, file)\n',
@@ -509,7 +509,7 @@ export const listed = [
     '',
   ),
   change(
-    'asking-looks-like-working',
+    'check-counts-as-owner',
     'lib/store/staging/staging_entries.ts',
     'orphans',
     "stage.lock('shared')",
@@ -522,7 +522,7 @@ export const listed = [
     'if (expected !== undefined) assertSame(peer, expected, target)',
     '',
   ),
-  // Calls.
+  // Requests and processes.
   change('turn-kept', 'lib/client/vm_queue.ts', 'lifecycle', 'end()\n      throw error', 'throw error'),
   change(
     'cancel-while-recorded',
@@ -539,13 +539,13 @@ export const listed = [
     '',
   ),
   change(
-    'not-running-asked-again',
+    'not-running-retried',
     'lib/operations/saving/vm_request.ts',
     'doubtful_peers',
     "if (knownStateOf(peer) !== 'running') return false",
     '',
   ),
-  // Native.
+  // Native code.
   ...['open(path.c_str(), flags', 'openat(directory, name.c_str(), flags'].map((call, index) =>
     change(
       `inherited-${index === 0 ? 'path' : 'at'}`,
@@ -695,12 +695,12 @@ export const listed = [
   ),
 ]
 
-/** Makes the change in the copy of the project at `root`, and builds it. Returns what takes it back. */
+/** Makes the change in the copy of the project at `root`, and builds it. Returns a function that undoes it. */
 export function apply(root, { id, file, from, to }) {
   const source = path.join(root, file)
   const before = fs.readFileSync(source, 'utf8')
   const [head, ...rest] = before.split(from)
-  if (rest.length !== 1) throw new Error(`${id}: '${from}' stands ${rest.length} times in ${file}`)
+  if (rest.length !== 1) throw new Error(`${id}: '${from}' occurs ${rest.length} times in ${file}`)
   const after = head + to + rest[0]
   return file.startsWith('lib/') ? applyScript(root, file, after) : applyNative(root, source, before, after)
 }

@@ -1,13 +1,13 @@
-// Changes the code that guards a VM, one change at a time, and looks whether a test fails: `npm run test:mutants`.
-// Takes hours for many mutants; needs root on Linux, and `npm install --no-save @stryker-mutator/instrumenter@9`.
+// `npm run test:mutants` changes the code that protects a VM, one change at a time, and checks that a test fails. Takes
+// hours for many mutants. Needs root on Linux, and `npm install --no-save @stryker-mutator/instrumenter@9`.
 //
-// --seed N --count N   a random sample of the mutants of these rooms (200)
+// --seed N --count N   a random sample of the mutants (200)
 // --listed             the changes of listed.mjs instead, native code included
 // --room TEXT          only files with this in their path; may be repeated
 // --again KEY          only this mutant; may be repeated
-// --within SECONDS     how long tests are tried for one mutant, those that killed its neighbours first (150)
-// --lanes N            how many at a time (2)
-// --work DIR           where the copies are; what was found out about the tests is used again
+// --within SECONDS     the time for the tests of one mutant (150); tests that detected mutants of its file run first
+// --lanes N            how many mutants at a time (2)
+// --work DIR           keeps the copies and what was measured about the tests in DIR, and uses them again
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
@@ -33,16 +33,16 @@ const work = path.resolve(values.work ?? fs.mkdtempSync(path.join(os.tmpdir(), '
 // Some tests run as another user.
 fs.mkdirSync(work, { recursive: true })
 fs.chmodSync(work, 0o755)
-const rooms = [
+const scope = [
   /^lib\/(store|fs|bhyve)\//,
   /^lib\/operations\/(create|suspend|saving\/\w+|restore\/(restore|start|running))\.ts$/,
   /^lib\/checkpoint\/(structure|manifest|manifest_file|slice|digest|unrestored)\.ts$/,
   /^lib\/(base\/cancellation|client\/vm_queue)\.ts$/,
 ]
 
-function filesOfRooms() {
+function filesInScope() {
   const all = fs.readdirSync(path.join(root, 'lib'), { recursive: true }).map((name) => `lib/${name}`)
-  return all.filter((name) => name.endsWith('.ts') && rooms.some((room) => room.test(name))).sort()
+  return all.filter((name) => name.endsWith('.ts') && scope.some((pattern) => pattern.test(name))).sort()
 }
 
 /** The same order for the same seed. */
@@ -54,14 +54,14 @@ function shuffled(items, seed) {
     .map(({ item }) => item)
 }
 
-/** What is chosen: by key, or a sample. The shuffle comes first, so that the sample of a room is part of the whole one. */
+/** The mutants with the given keys, or a sample. `--room` filters the mutants before they are shuffled. */
 function chosen(mutants) {
   const known = mutants.filter(({ file }) => values.room?.some((room) => file.includes(room)) ?? true)
   if (values.again !== undefined) return known.filter(({ key, id }) => values.again.includes(key ?? id))
   return shuffled(known, Number(values.seed)).slice(0, Number(values.count))
 }
 
-/** Which test killed how many mutants of a file, in how many seconds: the best ones are tried first. */
+/** Counts the mutants of a file that each test detected. Tests with the best ratio of mutants to seconds run first. */
 class Experience {
   #kills = new Map()
 
@@ -78,7 +78,7 @@ class Experience {
 
 const experience = new Experience()
 
-/** The name of the test that fails, `time` where one does not end, undefined where all that were tried pass. */
+/** The name of the test that fails, with `(time)` if it does not end. Undefined if all tests that ran pass. */
 async function killerOf(lane, mutant, tests, { within, env }) {
   let spent = 0
   for (const test of experience.order(mutant.file, tests)) {
@@ -139,7 +139,7 @@ if (values.listed) {
   })
 } else {
   let mutants
-  for (const lane of lanes) mutants = await instrument(lane.root, filesOfRooms())
+  for (const lane of lanes) mutants = await instrument(lane.root, filesInScope())
   const reach = await reachOf(lanes, testsOf(root), path.join(work, 'reach.json'))
   console.log(`${mutants.length} mutants`)
   counts = await inLanes(lanes, chosen(mutants), (lane, mutant) => {

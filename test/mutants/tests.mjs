@@ -2,7 +2,7 @@
 import fs from 'node:fs'
 import path from 'node:path'
 
-/** These do not run the rooms that are changed, or take too long for what they tell. */
+/** These tests do not run the changed code, or take too long for what they detect. */
 const without = /^(docs|types|simulator\/.*|deep\/(examples|package|stand_in\w*|cli\w*|teardown))\.test\.ts$/
 
 export function testsOf(root) {
@@ -24,7 +24,7 @@ export function testsOf(root) {
   return [...ofTap, power]
 }
 
-/** Each test once, without a mutant. One that fails then can kill nothing. */
+/** Runs each test once without a mutant. A test that fails then cannot detect mutants. */
 export async function reachOf(lanes, tests, file) {
   if (fs.existsSync(file)) return JSON.parse(fs.readFileSync(file, 'utf8'))
   const waiting = [...tests]
