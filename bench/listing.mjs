@@ -29,13 +29,14 @@ async function oneSet(scratch) {
   return file
 }
 
-function fill(folder, set, from, to) {
-  fs.mkdirSync(folder, { recursive: true })
+function fill(directory, set, from, to) {
+  fs.mkdirSync(directory, { recursive: true })
   for (let index = from; index < to; index++) {
-    for (const ending of endings) fs.copyFileSync(set + ending, path.join(folder, `c${index}.ckp${ending}`))
+    for (const ending of endings)
+      fs.copyFileSync(set + ending, path.join(directory, `c${index}.ckp${ending}`))
     // Keep the time of the RAM file: listing a copy with another time computes two digests.
     const { atime, mtime } = fs.statSync(set)
-    fs.utimesSync(path.join(folder, `c${index}.ckp`), atime, mtime)
+    fs.utimesSync(path.join(directory, `c${index}.ckp`), atime, mtime)
   }
 }
 
@@ -117,11 +118,11 @@ async function destroying({ report, quick, scratch }, set) {
   const client = createClient({ checkpointDirectory: scratch.at('destroyed') })
   const result = { count, oursMs: [], shellMs: [] }
   for (let round = 0; round < 3; round++) {
-    const folder = scratch.at('destroyed', 'vm1')
-    fill(folder, set, 0, count)
+    const directory = scratch.at('destroyed', 'vm1')
+    fill(directory, set, 0, count)
     result.oursMs.push((await timed(() => client.destroyAll('vm1'))).ms)
-    fill(folder, set, 0, count)
-    result.shellMs.push((await timed(() => shellDestroyAll(folder))).ms)
+    fill(directory, set, 0, count)
+    result.shellMs.push((await timed(() => shellDestroyAll(directory))).ms)
   }
   report.keep('destroyAll', result)
   report.table(

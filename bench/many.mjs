@@ -29,7 +29,7 @@ async function oneRun(scratch, { way, reads }, count) {
   // Node's sockets cannot pass a descriptor, and this dialect needs none.
   const fleet = await SimulatedFleet.start({ vms, memoryBytes, dialect: 'path' })
   try {
-    const directory = scratch.folder(`${way}-${reads ? 'reading' : 'alone'}-${count}`)
+    const directory = scratch.makeDirectory(`${way}-${reads ? 'reading' : 'alone'}-${count}`)
     const task = { way, reads, vms, runDirectory: fleet.runDirectory, directory }
     const env = { ...process.env, UV_THREADPOOL_SIZE: '1' }
     const { stdout } = await run(process.execPath, [host, JSON.stringify(task)], { env, maxBuffer: MiB })

@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url'
 import { KiB, median, MiB, pairedRatio, readResult } from './support/harness.mjs'
 import { lineChart } from './support/line_chart.mjs'
 
-const folder = fileURLToPath(new URL('../docs/performance', import.meta.url))
+const directory = fileURLToPath(new URL('../docs/performance', import.meta.url))
 
 /** Each function returns a chart of the raw figures of one benchmark. */
 const plots = {
@@ -91,9 +91,9 @@ const plots = {
   }),
 }
 
-fs.mkdirSync(folder, { recursive: true })
+fs.mkdirSync(directory, { recursive: true })
 for (const [name, chartOf] of Object.entries(plots)) {
   const result = readResult(name)
   if (result === undefined) console.log(`${name}: not measured yet`)
-  else fs.writeFileSync(path.join(folder, `${name}.svg`), lineChart(chartOf(result.raw)))
+  else fs.writeFileSync(path.join(directory, `${name}.svg`), lineChart(chartOf(result.raw)))
 }

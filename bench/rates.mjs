@@ -110,16 +110,16 @@ function zeroScan({ report, quick }) {
 /** The simulated bhyve writes into a tmpfs. `dd` copies the same bytes from one tmpfs file to another. */
 async function simulatorRate({ report, quick }) {
   const memoryBytes = (quick ? 0.5 : 2) * GiB
-  const folder = fs.mkdtempSync('/dev/shm/bhyve-checkpoint-bench-')
+  const directory = fs.mkdtempSync('/dev/shm/bhyve-checkpoint-bench-')
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes, zeroFraction: 0.5 })
   const client = createClient({
     runDirectory: bhyve.runDirectory,
-    checkpointDirectory: folder,
+    checkpointDirectory: directory,
     dialect: 'descriptor',
   })
   const rates = { simulator: [], dd: [] }
   try {
-    const [source, copy] = [`${folder}/source`, `${folder}/copy`]
+    const [source, copy] = [`${directory}/source`, `${directory}/copy`]
     for (let round = 0; round < (quick ? 3 : 5); round++) {
       const start = performance.now()
       const made = await client.createCheckpoint('vm1', { digest: false, sparsify: false, fsync: false })
@@ -136,7 +136,7 @@ async function simulatorRate({ report, quick }) {
     }
   } finally {
     await bhyve.stop()
-    fs.rmSync(folder, { recursive: true, force: true })
+    fs.rmSync(directory, { recursive: true, force: true })
   }
   report.keep('simulatorBytesPerMs', rates)
   const row = (what, values) => [what, (median(values) * 1000) / GiB, pairedRatio(values, rates.dd)]

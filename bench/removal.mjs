@@ -65,13 +65,13 @@ async function replacing({ client, rounds }) {
 /** The rival moves the same files away. They are moved back before they are destroyed. */
 async function destroying({ scratch, client, rounds }) {
   const found = { oursMs: [], rivalMs: [], blocksFreedMs: [] }
-  const folder = scratch.at('ours', vm)
+  const directory = scratch.at('ours', vm)
   for (let round = 0; round < rounds; round++) {
     for (let index = 0; index < 10; index++) await client.createCheckpoint(vm, { name: `c${index}` })
     await settle(client)
-    const aside = scratch.folder('aside')
-    found.rivalMs.push((await timed(() => move(folder, aside))).ms)
-    move(aside, folder)
+    const aside = scratch.makeDirectory('aside')
+    found.rivalMs.push((await timed(() => move(directory, aside))).ms)
+    move(aside, directory)
     await settle(client)
     found.oursMs.push((await timed(() => client.destroyAll(vm))).ms)
     found.blocksFreedMs.push((await timed(() => client.idle())).ms)

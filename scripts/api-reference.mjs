@@ -34,12 +34,12 @@ function generate(out) {
   if (status !== 0) fail(`${stdout}${stderr}`)
 }
 
-function contents(folder) {
-  const entries = fs.readdirSync(folder, { recursive: true, withFileTypes: true })
+function contents(directory) {
+  const entries = fs.readdirSync(directory, { recursive: true, withFileTypes: true })
   const files = entries
     .filter((entry) => entry.isFile())
     .map((entry) => path.join(entry.parentPath, entry.name))
-  return new Map(files.sort().map((file) => [path.relative(folder, file), fs.readFileSync(file, 'utf8')]))
+  return new Map(files.sort().map((file) => [path.relative(directory, file), fs.readFileSync(file, 'utf8')]))
 }
 
 function same(one, other) {

@@ -24,14 +24,14 @@ function hasTools() {
 }
 
 function withInstalledTools(work) {
-  const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'bhyve-checkpoint-build-'))
+  const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'bhyve-checkpoint-build-'))
   try {
-    fs.writeFileSync(path.join(folder, 'package.json'), '{ "private": true }\n')
+    fs.writeFileSync(path.join(directory, 'package.json'), '{ "private": true }\n')
     const wanted = tools.map((tool) => `${tool}@${devDependencies[tool]}`)
-    npm(folder, 'install', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error', ...wanted)
-    work(path.join(folder, 'node_modules'))
+    npm(directory, 'install', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error', ...wanted)
+    work(path.join(directory, 'node_modules'))
   } finally {
-    fs.rmSync(folder, { recursive: true, force: true })
+    fs.rmSync(directory, { recursive: true, force: true })
   }
 }
 
@@ -43,12 +43,12 @@ function build(cmakeJs, modules) {
   run(process.execPath, [cmakeJs, 'compile', '--directory', root, '--log-level', 'error'], environment)
 }
 
-function npm(folder, ...args) {
+function npm(directory, ...args) {
   // Other package managers set the same variable to their own program, which has other options.
   const script = process.env.npm_execpath ?? ''
   const isNpm = path.basename(script) === 'npm-cli.js'
   const [command, first] = isNpm ? [process.execPath, [script]] : ['npm', []]
-  run(command, [...first, '--prefix', folder, ...args])
+  run(command, [...first, '--prefix', directory, ...args])
 }
 
 function requireOnPath(command, what) {

@@ -5,7 +5,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 const wanted = ['linux-x64', 'linux-arm64', 'freebsd-x64', 'freebsd-arm64']
-const folder = path.resolve(process.argv[2] ?? fileURLToPath(new URL('../prebuilds', import.meta.url)))
+const directory = path.resolve(process.argv[2] ?? fileURLToPath(new URL('../prebuilds', import.meta.url)))
 
 /** ELF machine numbers. */
 const machines = new Map([
@@ -15,7 +15,7 @@ const machines = new Map([
 const freebsd = 9
 
 const faults = wanted.flatMap(faultOf)
-const found = fs.existsSync(folder) ? fs.readdirSync(folder) : []
+const found = fs.existsSync(directory) ? fs.readdirSync(directory) : []
 for (const name of found)
   if (!wanted.includes(name)) faults.push(`${name}: unexpected, not one of ${wanted.join(', ')}`)
 for (const fault of faults) console.error(fault)
@@ -23,7 +23,7 @@ if (faults.length > 0) process.exit(1)
 console.log(`complete: ${wanted.join(', ')}`)
 
 function faultOf(name) {
-  const place = path.join(folder, name)
+  const place = path.join(directory, name)
   const addons = fs.existsSync(place) ? fs.readdirSync(place).filter((file) => file.endsWith('.node')) : []
   if (addons.length !== 1) return [`${name}: expected one addon, found ${addons.length}`]
   const is = platformOf(fs.readFileSync(path.join(place, addons[0])))

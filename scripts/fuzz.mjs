@@ -27,7 +27,7 @@ const seeds = path.join(build, 'seeds', target)
 
 run('cmake', ['-S', root, '-B', build, '-DBHYVE_FUZZ=ON', `-DCMAKE_CXX_COMPILER=${compiler()}`], 'ignore')
 run('cmake', ['--build', build, '-j2'], 'ignore')
-for (const folder of [kept, found, seeds]) fs.mkdirSync(folder, { recursive: true })
+for (const directory of [kept, found, seeds]) fs.mkdirSync(directory, { recursive: true })
 plantSeeds()
 if (mode === '--keep') keep()
 else if (mode === '--replay') replay()
@@ -78,8 +78,8 @@ function keep() {
 }
 
 function replay() {
-  const inputs = [kept, seeds].flatMap((folder) =>
-    fs.readdirSync(folder).map((file) => path.join(folder, file)),
+  const inputs = [kept, seeds].flatMap((directory) =>
+    fs.readdirSync(directory).map((file) => path.join(directory, file)),
   )
   run('valgrind', ['--quiet', '--error-exitcode=1', '--leak-check=full', program('replay'), ...inputs])
 }

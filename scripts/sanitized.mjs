@@ -41,15 +41,15 @@ if (flavour === undefined) {
   process.exit(2)
 }
 
-const folder = path.join(root, `build-${name}`)
-const reports = path.join(folder, 'reports')
+const directory = path.join(root, `build-${name}`)
+const reports = path.join(directory, 'reports')
 const bin = (tool) => path.join(root, 'node_modules/.bin', tool)
 
 run(process.execPath, [path.join(root, 'scripts/prepare.mjs')])
 run(bin('cmake-js'), [
   'compile',
   '--log-level=error',
-  ...['-O', path.join(folder, 'build')],
+  ...['-O', path.join(directory, 'build')],
   `--CDBHYVE_SANITIZE=${flavour.sanitizers}`,
 ])
 fs.rmSync(reports, { recursive: true, force: true })
@@ -109,7 +109,7 @@ function environment() {
   return {
     ...process.env,
     ...Object.fromEntries(options),
-    BHYVE_CHECKPOINT_PREBUILD: folder,
+    BHYVE_CHECKPOINT_PREBUILD: directory,
   }
 }
 

@@ -8,14 +8,14 @@ import { fileURLToPath } from 'node:url'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const build = path.join(root, 'build-native')
-const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'bc-native-'))
+const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'bc-native-'))
 
-process.on('exit', () => fs.rmSync(folder, { recursive: true, force: true }))
+process.on('exit', () => fs.rmSync(directory, { recursive: true, force: true }))
 
 run('cmake', '-S', root, '-B', build, '-DBHYVE_NATIVE_TEST=ON')
 run('cmake', '--build', build, '--target', 'native_test')
 const checks = ['--quiet', '--error-exitcode=1', '--leak-check=full', '--track-fds=yes']
-run('valgrind', ...checks, path.join(build, 'native/test/native_test'), folder)
+run('valgrind', ...checks, path.join(build, 'native/test/native_test'), directory)
 for (const target of ['nvlist_decode', 'nvlist_encode', 'reply']) {
   run(process.execPath, path.join(root, 'scripts/fuzz.mjs'), target, '--replay')
 }

@@ -36,19 +36,19 @@ int main(int argc, char **argv) {
   put<std::uint64_t>(message, pairs.size());
   message += pairs;
 
-  const int folder = open(file.substr(0, slash).c_str(), O_RDONLY | O_DIRECTORY);
+  const int directory = open(file.substr(0, slash).c_str(), O_RDONLY | O_DIRECTORY);
   const int connection = socket(AF_UNIX, SOCK_STREAM, 0);
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   std::strncpy(address.sun_path, argv[1], sizeof address.sun_path - 1);
-  if (folder == -1 || connect(connection, reinterpret_cast<sockaddr *>(&address), sizeof address) == -1 ||
+  if (directory == -1 || connect(connection, reinterpret_cast<sockaddr *>(&address), sizeof address) == -1 ||
       send(connection, message.data(), message.size(), 0) != static_cast<ssize_t>(message.size())) {
     std::perror("bhyvectl");
     return 1;
   }
   char nothing = 0;
   iovec part{&nothing, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof folder)] = {};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof directory)] = {};
   msghdr header{};
   header.msg_iov = &part;
   header.msg_iovlen = 1;
@@ -57,8 +57,8 @@ int main(int argc, char **argv) {
   cmsghdr *attached = CMSG_FIRSTHDR(&header);
   attached->cmsg_level = SOL_SOCKET;
   attached->cmsg_type = SCM_RIGHTS;
-  attached->cmsg_len = CMSG_LEN(sizeof folder);
-  std::memcpy(CMSG_DATA(attached), &folder, sizeof folder);
+  attached->cmsg_len = CMSG_LEN(sizeof directory);
+  std::memcpy(CMSG_DATA(attached), &directory, sizeof directory);
   if (sendmsg(connection, &header, 0) != 1)
     return 1;
   char answer[256];

@@ -19,8 +19,8 @@ const pollMs = 200
 const stablePolls = 3
 
 /** Compiles the bhyvectl-like program and returns its path. */
-export function buildBhyvectl(folder) {
-  const program = path.join(folder, 'bhyvectl')
+export function buildBhyvectl(directory) {
+  const program = path.join(directory, 'bhyvectl')
   const source = fileURLToPath(new URL('bhyvectl.cc', import.meta.url))
   const { status, stderr } = spawnSync(process.env.CXX ?? 'c++', ['-O2', '-std=c++17', '-o', program, source])
   if (status !== 0) throw new Error(`bench/support/bhyvectl.cc does not compile: ${stderr}`)
@@ -52,12 +52,12 @@ export function rivals(bhyvectl, seconds = cbsdSeconds) {
   }
 }
 
-export function shellList(folder) {
-  return run(script, ['list', folder], { maxBuffer: 64 * 1024 * 1024 })
+export function shellList(directory) {
+  return run(script, ['list', directory], { maxBuffer: 64 * 1024 * 1024 })
 }
 
-export function shellDestroyAll(folder) {
-  return run(script, ['destroyall', folder])
+export function shellDestroyAll(directory) {
+  return run(script, ['destroyall', directory])
 }
 
 async function untilSizesStable(file) {

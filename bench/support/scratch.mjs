@@ -11,7 +11,7 @@ export class Scratch {
     return path.join(this.path, ...names)
   }
 
-  folder(...names) {
+  makeDirectory(...names) {
     fs.mkdirSync(this.at(...names), { recursive: true })
     return this.at(...names)
   }

@@ -13,11 +13,11 @@ const inNamespaces = [
 ]
 
 export class Lane {
-  constructor(root, folder) {
-    this.root = path.join(folder, 'p')
-    this.scratch = path.join(folder, 't')
+  constructor(root, directory) {
+    this.root = path.join(directory, 'p')
+    this.scratch = path.join(directory, 't')
     if (fs.existsSync(this.root)) return
-    fs.mkdirSync(folder, { recursive: true })
+    fs.mkdirSync(directory, { recursive: true })
     must('git', ['clone', '-q', root, this.root])
     must('cp', ['-a', 'node_modules', 'build', 'dist', this.root], root)
     // The copied configuration names the original directory, and would build that one.

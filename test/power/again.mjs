@@ -8,7 +8,7 @@ import { formatState, randomStates } from './states.mjs'
 const mostTries = 10_000
 
 /** Returns the names of the recordings. The checker treats them like operations. */
-export async function recordAgain({ checker, directory, seed, count, operations, models, say }) {
+export async function recordAgain({ checker, directory, seed, count, operations, models, log }) {
   const names = Array.from({ length: count }, (_, index) => `again-${index}`)
   const missing = names.filter((name) => !fs.existsSync(path.join(directory, name, 'facts.json')))
   const states = worthwhile(checker, seed, operations, models)
@@ -16,7 +16,7 @@ export async function recordAgain({ checker, directory, seed, count, operations,
     const { value: state } = await states.next()
     if (state === undefined) return names.filter((one) => !missing.includes(one))
     const { bootId } = checker.recorded(state.operation)
-    say(`recording ${name}: after ${formatState(state)}`)
+    log(`recording ${name}: after ${formatState(state)}`)
     const fill = (store) => checker.judge.materialise(checker.tree(state), bootId, store)
     await recordRecovery(path.join(directory, name), formatState(state), fill)
   }

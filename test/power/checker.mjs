@@ -142,7 +142,7 @@ export function describeState({ operation, model, cut, lost, fates, keeps }, dis
   const { history } = disk
   const around = history.steps.slice(Math.max(0, cut - 3), cut + 2).map((step, index) => {
     const at = Math.max(0, cut - 3) + index
-    return `    ${at === cut ? '>> the power fails\n    ' : ''}${at}: ${step.said ?? JSON.stringify(step.mark)}`
+    return `    ${at === cut ? '>> the power fails\n    ' : ''}${at}: ${step.label ?? JSON.stringify(step.mark)}`
   })
   const pieces = [...lost].map((piece) => `    not on disk: ${describePiece(history, piece)}`)
   const files = [...fates].map(([id, fate]) => `    ${nameOf(history, id)}: ${fate}`)
@@ -151,9 +151,9 @@ export function describeState({ operation, model, cut, lost, fates, keeps }, dis
 }
 
 function describePiece({ steps }, { at, kind }) {
-  return `${at}: ${steps[at].said} (${kind})`
+  return `${at}: ${steps[at].label} (${kind})`
 }
 
 function nameOf({ steps }, id) {
-  return steps.findLast((step) => step.inode === id)?.said ?? `file ${id}`
+  return steps.findLast((step) => step.inode === id)?.label ?? `file ${id}`
 }

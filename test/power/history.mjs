@@ -163,18 +163,18 @@ function opened(history, { args, pid, time }, [path]) {
   if (existing !== undefined) {
     existing.position = 0
     if (!flags.includes('O_TRUNC') || existing.data.length === 0) return
-    const at = history.step({ said: `truncate ${history.shown(path)}`, pid, inode: existing.id })
+    const at = history.step({ label: `truncate ${history.shown(path)}`, pid, inode: existing.id })
     existing.change(at, 'truncate', { from: 0, to: existing.data.length }, Buffer.alloc(0), time)
     return
   }
   const to = history.placeOf(path)
   const inode = history.make({ isDirectory: false, mtime: time, mode: modeOf(args.at(-1)) & 0o777 })
-  added(history, { said: `create ${history.shown(path)}`, pid, kind: 'add', inode: inode.id, to })
+  added(history, { label: `create ${history.shown(path)}`, pid, kind: 'add', inode: inode.id, to })
 }
 
 /** A change of directories. */
-function added(history, { said, pid, kind, inode, from, to }) {
-  const at = history.step({ said, pid, inode, isCreation: kind === 'add' })
+function added(history, { label, pid, kind, inode, from, to }) {
+  const at = history.step({ label, pid, inode, isCreation: kind === 'add' })
   history.units.push({ at, kind, inode, from, to })
   if (from !== undefined && history.entries.get(keyOf(from)) === inode) history.entries.delete(keyOf(from))
   if (to !== undefined) history.entries.set(keyOf(to), inode)
@@ -183,27 +183,27 @@ function added(history, { said, pid, kind, inode, from, to }) {
 function made(history, { args, pid }, [path]) {
   const to = history.placeOf(path)
   const inode = history.make({ isDirectory: true, mode: modeOf(args.at(-1)) & 0o777 })
-  added(history, { said: `mkdir ${history.shown(path)}`, pid, kind: 'add', inode: inode.id, to })
+  added(history, { label: `mkdir ${history.shown(path)}`, pid, kind: 'add', inode: inode.id, to })
 }
 
 function linked(history, { pid }, [old, path]) {
   const to = history.placeOf(path)
-  const said = `link ${history.shown(old)} -> ${history.shown(path)}`
-  added(history, { said, pid, kind: 'add', inode: history.find(old).id, to })
+  const label = `link ${history.shown(old)} -> ${history.shown(path)}`
+  added(history, { label, pid, kind: 'add', inode: history.find(old).id, to })
 }
 
 function renamed(history, { pid }, [old, path]) {
-  const said = `rename ${history.shown(old)} -> ${history.shown(path)}`
+  const label = `rename ${history.shown(old)} -> ${history.shown(path)}`
   const inode = history.find(old).id
   // rename() of one name of a file to another name of the same file does nothing.
   if (history.find(path)?.id === inode) return
-  added(history, { said, pid, kind: 'move', inode, from: history.placeOf(old), to: history.placeOf(path) })
+  added(history, { label, pid, kind: 'move', inode, from: history.placeOf(old), to: history.placeOf(path) })
 }
 
 function removed(history, { pid }, [path]) {
   const inode = history.find(path)
-  const said = `${inode.isDirectory ? 'rmdir' : 'unlink'} ${history.shown(path)}`
-  added(history, { said, pid, kind: 'remove', inode: inode.id, from: history.placeOf(path) })
+  const label = `${inode.isDirectory ? 'rmdir' : 'unlink'} ${history.shown(path)}`
+  added(history, { label, pid, kind: 'remove', inode: inode.id, from: history.placeOf(path) })
 }
 
 function written(history, { call, args, pid, time, result }, [path]) {
@@ -215,7 +215,7 @@ function written(history, { call, args, pid, time, result }, [path]) {
   inode.data.copy(data)
   args[1].copy(data, from, 0, result)
   const at = history.step({
-    said: `write ${history.shown(path)} ${from}+${result}`,
+    label: `write ${history.shown(path)} ${from}+${result}`,
     pid,
     inode: inode.id,
     isWrite: true,
@@ -229,7 +229,11 @@ function punched(history, { args, pid, time }, [path]) {
   const from = Number(args[2])
   const to = Math.min(from + Number(args[3]), inode.data.length)
   const data = Buffer.from(inode.data).fill(0, from, to)
-  const at = history.step({ said: `punch ${history.shown(path)} ${from}+${to - from}`, pid, inode: inode.id })
+  const at = history.step({
+    label: `punch ${history.shown(path)} ${from}+${to - from}`,
+    pid,
+    inode: inode.id,
+  })
   inode.change(at, 'punch', { from, to }, data, time)
 }
 
@@ -237,14 +241,14 @@ function dated(history, { args, pid, time }, [path]) {
   const inode = history.find(path)
   const stamps = [...args.at(-2).matchAll(/tv_sec=(\d+), tv_nsec=(\d+)/g)].at(-1)
   const mtime = stamps === undefined ? time : BigInt(stamps[1]) * 1_000_000_000n + BigInt(stamps[2])
-  const at = history.step({ said: `utimes ${history.shown(path)}`, pid, inode: inode.id })
+  const at = history.step({ label: `utimes ${history.shown(path)}`, pid, inode: inode.id })
   inode.change(at, 'time', { from: 0, to: 0 }, inode.data, mtime)
 }
 
 function synced(history, { pid, startedAt: eventStart }, [path]) {
   const startedAt = history.stepsAtEvent[eventStart] ?? history.steps.length
   const inode = history.find(path)
-  const at = history.step({ said: `fsync ${history.shown(path)}`, pid, inode: inode.id, isSync: true })
+  const at = history.step({ label: `fsync ${history.shown(path)}`, pid, inode: inode.id, isSync: true })
   inode.syncs.push({ at, covered: inode.countAt(startedAt) })
   history.syncs.push({ at, startedAt, inode: inode.id })
 }

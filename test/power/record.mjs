@@ -27,11 +27,11 @@ const straceOptions = [
 ]
 
 /** Records the operations that have no recording yet. */
-export async function recordAll(directory, names, say) {
+export async function recordAll(directory, names, log) {
   const missing = names.filter((name) => !fs.existsSync(path.join(directory, name, 'facts.json')))
   const lane = async () => {
     for (let name = missing.shift(); name !== undefined; name = missing.shift()) {
-      say(`recording ${name}`)
+      log(`recording ${name}`)
       await record(path.join(directory, name), name)
     }
   }
@@ -142,7 +142,7 @@ function savedIn(history) {
     const mine = history.steps.flatMap((step, at) => (step.pid === mark.pid ? [{ ...step, at }] : []))
     const made = mine.filter(({ isCreation }) => isCreation)
     if (made.length === 0) continue
-    const inodeOf = (ending) => made.find(({ said }) => endingOf(said) === ending).inode
+    const inodeOf = (ending) => made.find(({ label }) => endingOf(label) === ending).inode
     const inodes = { memory: inodeOf(''), kernel: inodeOf('.kern'), metadata: inodeOf('.meta') }
     const endedAt = mine.filter(({ isWrite }) => isWrite).at(-1).at
     const contents = Object.entries(inodes).map(([part, id]) => [part, digestOf(history.inodes[id].data)])
@@ -152,6 +152,6 @@ function savedIn(history) {
   return generations
 }
 
-function endingOf(said) {
-  return /\.(kern|meta)$/.exec(said)?.[0] ?? ''
+function endingOf(label) {
+  return /\.(kern|meta)$/.exec(label)?.[0] ?? ''
 }

@@ -87,8 +87,8 @@ async function replay(id) {
 function showSteps(names) {
   for (const name of names) {
     console.log(name)
-    checker.recorded(name).history.steps.forEach(({ said, mark }, at) => {
-      console.log(`  ${at}: ${said ?? JSON.stringify(mark)}`)
+    checker.recorded(name).history.steps.forEach(({ label, mark }, at) => {
+      console.log(`  ${at}: ${label ?? JSON.stringify(mark)}`)
     })
   }
   return 0
@@ -101,7 +101,7 @@ async function main() {
   if (values.steps) return showSteps(names)
   if (values.without) return showWithout(checker, names, models)
   const [seed, count] = [Number(values.seed), Number(values.again)]
-  const more = { checker, directory: traces, seed, count, operations: names, models, say: console.log }
+  const more = { checker, directory: traces, seed, count, operations: names, models, log: console.log }
   return checkRecorded([...names, ...(await recordAgain(more))])
 }
 

@@ -16,15 +16,15 @@ export function* eventsIn(text) {
   for (const entry of text.split('\n')) {
     const parts = line.exec(entry)
     if (parts === null) continue
-    const [, pid, seconds, micros, said] = parts
-    if (said.endsWith(unfinished)) {
-      begun.set(pid, { said: said.slice(0, -unfinished.length), startedAt: ended })
+    const [, pid, seconds, micros, label] = parts
+    if (label.endsWith(unfinished)) {
+      begun.set(pid, { label: label.slice(0, -unfinished.length), startedAt: ended })
       continue
     }
-    const rest = resumed.exec(said)
+    const rest = resumed.exec(label)
     const start = rest === null ? undefined : begun.get(pid)
     if (rest !== null && start === undefined) continue
-    const event = parse((start?.said ?? '') + (rest?.[2] ?? said))
+    const event = parse((start?.label ?? '') + (rest?.[2] ?? label))
     begun.delete(pid)
     if (event === undefined) continue
     yield {
@@ -37,8 +37,8 @@ export function* eventsIn(text) {
   }
 }
 
-function parse(said) {
-  const parts = call.exec(said)
+function parse(label) {
+  const parts = call.exec(label)
   if (parts === null) return undefined // a signal, an end, or a call that never returned
   const [, name, args, result] = parts
   return { call: name, args: splitArguments(args).map(valueOf), result: Number(result) }

@@ -16,7 +16,7 @@ export async function showWithout(checker, operations, models) {
       total++
       if (found.rule !== undefined) missed++
       console.log(
-        `${operation.padEnd(26)} ${String(sync.at).padStart(3)} ${history.steps[sync.at].said}: ${wordsFor(found)}`,
+        `${operation.padEnd(26)} ${String(sync.at).padStart(3)} ${history.steps[sync.at].label}: ${wordsFor(found)}`,
       )
     }
   }
