@@ -35,7 +35,7 @@ function withInstalledTools(work) {
   }
 }
 
-/** cmake-js searches the headers from the project it builds. NODE_PATH adds the directory that has them. */
+/** cmake-js searches for the headers from the project it builds. NODE_PATH adds the directory that has them. */
 function build(cmakeJs, modules) {
   // A build that was begun with tools that no longer exist cannot be continued.
   fs.rmSync(path.join(root, 'build'), { recursive: true, force: true })

@@ -1,7 +1,7 @@
-// `npm run fuzz -- <target> [seconds]` searches inputs that violate a property of the native parsers. It starts from
-// the kept corpus and from upstream's own bytes. Findings are written to build-fuzz/: violations as `crash-...`, inputs
-// that reach new code in corpus/. With `--keep` instead of the seconds, the latter are reduced to the fewest and become
-// the kept corpus. With `--replay` the kept corpus is run once, under valgrind.
+// `npm run fuzz -- <target> [seconds]` searches for inputs that violate a property of the native parsers. It starts
+// from the kept corpus and from upstream's own bytes. Findings are written to build-fuzz/: violations as `crash-...`,
+// inputs that reach new code in corpus/. With `--keep` instead of the seconds, the latter are reduced to the fewest and
+// become the kept corpus. With `--replay` the kept corpus is run once, under valgrind.
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
