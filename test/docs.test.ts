@@ -201,7 +201,10 @@ t.test('no two files of tests have one name', async (t) => {
 
 t.test('every line of the trust model names a test that exists', async (t) => {
   const text = fs.readFileSync(path.join(root, 'SECURITY.md'), 'utf8')
-  const model = text.slice(text.indexOf('### Who can make requests'), text.indexOf('## What is not protected'))
+  const model = text.slice(
+    text.indexOf('### Who can make requests'),
+    text.indexOf('## What is not protected'),
+  )
   const claims = model.split(/^- /m).slice(1)
   t.ok(claims.length > 30, `${claims.length} lines`)
   for (const claim of claims) {
