@@ -1,24 +1,24 @@
 /**
- * What stops a call: its signal, its timeout, a stall. It stops the waiting only: the work behind the call
- * looks at `throwIfCancelled` between its steps and cleans up in its own time.
+ * Cancels a call when its signal is aborted, its timeout expires or bhyve stalls. A cancel stops only the waiting. The
+ * work behind the call checks `throwIfCancelled` between its steps and cleans up when it has stopped.
  */
 import { AbortError, CheckpointError } from './errors.js'
 
 interface CancellationOptions {
   signal?: AbortSignal | undefined
-  /** Milliseconds; undefined: none. */
+  /** In milliseconds. Undefined: no timeout. */
   timeout?: number | undefined
-  /** For messages: what the call does, and on which VM. */
+  /** Used in messages: what the call does and on which VM, capitalized. */
   doing: string
   vm: string
-  /** What a cancel leaves until `begin`. */
+  /** Appended to the message of a cancel before `begin`: the state that is left. */
   beforeStart?: string | undefined
-  /** What a cancel does not stop from then on. */
+  /** Appended to the message of a cancel after `begin`: the work that continues. */
   afterStart?: string | undefined
 }
 
-const nothingStarted = 'nothing was begun'
-const stillRuns = 'what was begun goes on to its end (client.idle() waits for that)'
+const nothingStarted = 'nothing was started'
+const stillRuns = 'the work continues until it has finished (client.idle() waits for that)'
 
 interface Listening {
   callbacks: Set<() => void>
@@ -26,12 +26,12 @@ interface Listening {
 }
 
 /**
- * One listener for each signal, however many calls share it: of more than ten, Node warns of a leak. A process has each
- * signal once.
+ * One listener per signal, shared by all calls that use the signal: Node warns of a leak at more than ten listeners.
+ * The map is module-level state because all clients of a process share its signals.
  */
 const listening = new WeakMap<AbortSignal, Listening>()
 
-/** Calls back when the signal is aborted. Returns what takes the callback back. */
+/** Calls `callback` when the signal is aborted. Returns a function that removes the callback. */
 function onAbort(signal: AbortSignal, callback: () => void): () => void {
   const { callbacks, listener } = listening.get(signal) ?? listenTo(signal)
   callbacks.add(callback)
@@ -54,10 +54,11 @@ function listenTo(signal: AbortSignal): Listening {
   return started
 }
 
-/** Where a call tells that a cancel comes too late from now on, and that it does not yet after all. */
+/** Lets a call declare that a cancel has no effect any more. */
 export interface CommitPoint {
-  /** Throws where a cancel came before. */
+  /** From here on a cancel has no effect. Throws if the call was cancelled before. */
   commit(): void
+  /** Withdraws `commit` because the step failed. A cancel has its effect again. */
   uncommit(): void
 }
 
@@ -65,10 +66,10 @@ export class Cancellation implements CommitPoint, Disposable {
   #error: Error | undefined
   #begun = false
   #committed = false
-  /** A cancel that came while committed. */
+  /** The first cancel that arrived while committed. */
   #late: Error | undefined
   readonly #listeners = new Set<(error: Error) => void>()
-  /** What is true of a cancel that comes now. */
+  /** Appended to the message if a cancel arrives now. */
   #outcome: string
   readonly #afterStart: string
   readonly #stopListening: (() => void) | undefined
@@ -88,7 +89,7 @@ export class Cancellation implements CommitPoint, Disposable {
     this.#outcome = beforeStart ?? nothingStarted
     if (timeout !== undefined && !this.cancelled) {
       const error = (): CheckpointError => {
-        const message = `${doing}: not done after ${String(timeout)} ms; ${this.#outcome}`
+        const message = `${doing}: timed out after ${String(timeout)} ms; ${this.#outcome}`
         return new CheckpointError('ERR_TIMEOUT', message, { vm, begun: this.#begun })
       }
       this.#timer = setTimeout(() => this.cancel(error()), timeout)
@@ -108,7 +109,7 @@ export class Cancellation implements CommitPoint, Disposable {
     this.#listeners.clear()
   }
 
-  /** Of the timeout; Infinity where there is none. */
+  /** Milliseconds until the timeout; Infinity if there is no timeout. */
   get leftMs(): number {
     return Math.max(0, this.#deadline - performance.now())
   }
@@ -117,20 +118,23 @@ export class Cancellation implements CommitPoint, Disposable {
     if (this.#error !== undefined) throw this.#error
   }
 
-  /** From here on a cancel stops the waiting only, and says so. Throws where one came before. */
+  /**
+   * From here on a cancel stops only the waiting, and its message reports that. Throws if the call was cancelled
+   * before.
+   */
   begin(): void {
     this.throwIfCancelled()
     this.#begun = true
     this.#outcome = this.#afterStart
   }
 
-  /** From here on a cancel comes too late. Throws where one came before. */
+  /** From here on a cancel has no effect. Throws if the call was cancelled before. */
   commit(): void {
     this.throwIfCancelled()
     this.#committed = true
   }
 
-  /** Of work that is done whether it was cancelled or not: only the caller has given up waiting for it. */
+  /** The commit point of work that finishes even if it was cancelled. Its `commit` does not throw after a cancel. */
   get uncancellable(): CommitPoint {
     return {
       commit: () => (this.cancelled ? undefined : this.commit()),
@@ -138,20 +142,20 @@ export class Cancellation implements CommitPoint, Disposable {
     }
   }
 
-  /** The commit did not come about: a cancel that came meanwhile holds again. */
+  /** Withdraws `commit` because the step failed. A cancel that arrived in the meantime takes effect now. */
   uncommit(): void {
     this.#committed = false
     if (this.#late !== undefined) this.cancel(this.#late)
   }
 
-  /** Calls back at a cancel, at once if there was one. Returns what takes the callback back. */
+  /** Calls `listener` on a cancel, or at once if there was one. Returns a function that removes the listener. */
   onCancel(listener: (error: Error) => void): () => void {
     if (this.#error !== undefined) listener(this.#error)
     else this.#listeners.add(listener)
     return () => this.#listeners.delete(listener)
   }
 
-  /** The task's end, or the cancel, whichever is first; a cancelled task's own end is of no interest any more. */
+  /** Follows the task or the cancel, whichever ends first. After a cancel the task's result is ignored. */
   race<T>(task: Promise<T>): Promise<T> {
     return new Promise((resolve, reject) => {
       const forget = this.onCancel(reject)
@@ -159,7 +163,7 @@ export class Cancellation implements CommitPoint, Disposable {
     })
   }
 
-  /** Waits, but not past a cancel. The wait keeps the process alive. */
+  /** Waits for `milliseconds` or until a cancel. The wait keeps the process alive. */
   pause(milliseconds: number): Promise<void> {
     return new Promise((resolve) => {
       const timer = setTimeout(end, milliseconds)

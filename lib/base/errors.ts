@@ -1,4 +1,4 @@
-/** What the library rejects with. */
+/** The errors that the library rejects with. */
 import { constants } from 'node:os'
 import { types } from 'node:util'
 import type { RestorePlan, VmState } from './types.js'
@@ -36,38 +36,47 @@ type KnownDetails = {
     CheckpointError[Detail] | undefined
 }
 
-/** What a `CheckpointError` knows besides its code and message. */
+/** The properties of a `CheckpointError` besides its code and message. */
 export interface ErrorDetails extends KnownDetails {
   cause?: unknown
 }
 
-/** Everything the library rejects with, `AbortError` aside. `docs/errors.md` explains each code. */
+/**
+ * Every call of the library that fails rejects with this error, or with `AbortError` if its signal was aborted.
+ * `docs/errors.md` explains each code.
+ */
 export class CheckpointError extends Error {
+  /** Why the call failed. Decide by this field, not by the message. */
   readonly code: ErrorCode
+  /** The name of the VM. */
   declare readonly vm?: string
+  /** The name of the checkpoint. */
   declare readonly checkpoint?: string
-  /** What is wrong with the files. */
+  /** The problems found in the checkpoint files. */
   declare readonly problems?: readonly Problem[]
-  /** ERR_RESTORE_BLOCKED: why. */
+  /** `ERR_RESTORE_BLOCKED`: why the restore would fail or harm the VM. */
   declare readonly blockers?: RestorePlan['blockers']
-  /** bhyve's own text, where it answered one. */
+  /** The error text that bhyve returned, if any. */
   declare readonly reply?: string
-  /** ERR_NO_SPACE, in bytes. */
+  /** `ERR_NO_SPACE`: the disk space needed, in bytes. */
   declare readonly requiredBytes?: number
-  /** ERR_NO_SPACE, in bytes. */
+  /** `ERR_NO_SPACE`: the disk space available, in bytes. */
   declare readonly availableBytes?: number
-  /** ERR_CHECKPOINT_BUSY, where it can be known. */
+  /** `ERR_CHECKPOINT_BUSY`: the pid of the process that holds the lock, if it is known. */
   declare readonly holderPid?: number
-  /** What the VM is doing now, as far as we know. */
+  /** The state of the VM after the failure, as far as it is known. */
   declare readonly vmState?: VmState
   /**
-   * `ERR_TIMEOUT` and `ERR_STALLED` of a call that waits for bhyve: whether bhyve had been asked, or started. It then goes
-   * on, and `idle()` waits for it. False: nothing was sent or started, and nothing will be.
+   * `ERR_TIMEOUT` and `ERR_STALLED` of a call that waits for bhyve. True: the request was sent or bhyve was started.
+   * bhyve continues until it has finished, and `idle()` waits for that. False: nothing was sent or started, and nothing
+   * will be.
    */
   declare readonly begun?: boolean
-  /** Positive, as the system numbers it. */
+  /** The positive error number of the failed system call. */
   declare readonly errno?: number
+  /** The name of the failed system call. */
   declare readonly syscall?: string
+  /** The file, directory or socket that the error is about. */
   declare readonly path?: string
 
   constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
@@ -82,12 +91,12 @@ export class CheckpointError extends Error {
   }
 }
 
-/** A call that its own `signal` cancelled. `cause` is the signal's reason. */
+/** A call rejects with this error if its `signal` was aborted. `cause` is the reason of the signal. */
 export class AbortError extends Error {
   readonly code = 'ABORT_ERR'
   /**
-   * Whether what the call is for had begun: bhyve was asked or started, or content was being read. `idle()` waits for
-   * its end. False: nothing was sent, started or read, and nothing will be.
+   * True: the work of the call had started. The request was sent to bhyve, bhyve was started, or content was being
+   * read. `idle()` waits until that has finished. False: nothing was sent, started or read, and nothing will be.
    */
   readonly begun: boolean
 
@@ -98,7 +107,7 @@ export class AbortError extends Error {
   }
 }
 
-/** The same error with more known about it; what it knew already stays. */
+/** Returns the same error with more details. Details that the error already has are kept. */
 export function withDetails(error: unknown, details: ErrorDetails): unknown {
   if (!(error instanceof CheckpointError)) return error
   const copy = new CheckpointError(error.code, error.message, { ...details, ...detailsOf(error) })
@@ -114,14 +123,14 @@ export function detailsOf(error: CheckpointError): ErrorDetails {
 
 const errnoNames = new Map(Object.entries(constants.errno).map(([name, number]) => [number, name]))
 
-/** `ENOENT` for 2, and so on for this system. */
+/** Returns the name of an error number on this system: `ENOENT` for 2. */
 export function errnoName(errno: number): string {
   return errnoNames.get(errno) ?? `errno ${String(errno)}`
 }
 
-/** What Node's own calls throw has its number negative and its name as `code`. */
+/** True for errors thrown by Node's own system calls. Their `errno` is negative and their `code` is its name. */
 export function isNodeSystemError(error: unknown): error is NodeJS.ErrnoException {
-  // Not by its class: in a context of `node:vm` that is another one.
+  // Do not use instanceof: a `node:vm` context has its own Error class.
   return (
     types.isNativeError(error) && 'syscall' in error && 'errno' in error && typeof error.errno === 'number'
   )
@@ -130,22 +139,28 @@ export function isNodeSystemError(error: unknown): error is NodeJS.ErrnoExceptio
 const { EACCES, EPERM, EROFS, ENOSPC, EDQUOT, EFBIG, EMFILE, ENFILE } = constants.errno
 const permissionErrors = new Set<number>([EACCES, EPERM, EROFS])
 const spaceErrors = new Set<number>([ENOSPC, EDQUOT, EFBIG])
-/** What to do where no descriptor is left. */
+/** Advice if no file descriptor is left. */
 const exhaustion = new Map<number, string>([
-  [EMFILE, 'This process has no descriptor left: raise its limit (ulimit -n), or run fewer calls at once'],
-  [ENFILE, 'The system has no descriptor left: raise its limit (kern.maxfiles, or fs.file-max on Linux)'],
+  [
+    EMFILE,
+    'This process has no file descriptor left. Raise its limit (ulimit -n) or run fewer calls at once',
+  ],
+  [
+    ENFILE,
+    'The system has no file descriptor left. Raise its limit (kern.maxfiles, or fs.file-max on Linux)',
+  ],
 ])
 
 /**
- * Whether a call failed for want of a descriptor. That says nothing about what the call was for: no process has ended,
- * no file is damaged.
+ * True if a call failed because no file descriptor was left. Nothing else follows from such a failure: it does not show
+ * that a process has ended or that a file is damaged.
  */
 export function isExhausted(error: unknown): boolean {
   if (typeof error !== 'object' || error === null || !('errno' in error)) return false
   return typeof error.errno === 'number' && exhaustion.has(Math.abs(error.errno))
 }
 
-/** The error of a failed system call: `ERR_PERMISSION`, `ERR_NO_SPACE`, or `ERR_SYSTEM`. */
+/** Returns the error for a failed system call: `ERR_PERMISSION`, `ERR_NO_SPACE` or `ERR_SYSTEM`. */
 export function systemError(
   failure: { errno: number; syscall: string },
   doing: string,
@@ -172,7 +187,7 @@ export function systemError(
   return new CheckpointError(code, message, { errno, syscall, path, cause: origin })
 }
 
-/** Turns whatever was thrown into something the public calls may reject with. */
+/** Converts any thrown value into an error that the public calls can reject with. */
 export function toCheckpointError(error: unknown, doing: string): CheckpointError {
   if (error instanceof CheckpointError) return error
   if (isNodeSystemError(error)) {

@@ -1,46 +1,50 @@
-/** Names of VMs and checkpoints, and how long paths may be: all decided before any system call. */
+/** Checks names of VMs and checkpoints and the lengths of paths, before any system call. */
 import { Buffer } from 'node:buffer'
 import { CheckpointError } from './errors.js'
 
-/** A set's files: the first makes the checkpoint exist; bhyve appends the next two suffixes itself. */
+/** The checkpoint files. A checkpoint exists if its RAM file exists. bhyve appends the next two suffixes itself. */
 export const memorySuffix = '.ckp'
 export const kernelSuffix = '.ckp.kern'
 export const metadataSuffix = '.ckp.meta'
 export const manifestSuffix = '.ckp.manifest'
 
-/** What the other files have behind the name of the RAM file. */
+/** The suffixes of the other files, relative to the name of the RAM file. */
 export const endings = {
   kernel: kernelSuffix.slice(memorySuffix.length),
   metadata: metadataSuffix.slice(memorySuffix.length),
   manifest: manifestSuffix.slice(memorySuffix.length),
 }
 
-/** What file systems allow for one component. */
+/** The longest name that file systems allow for one path component, in bytes. */
 const componentBytes = 255
-/** A checkpoint's name, so that the longest file of its set still has one. */
+/** The longest checkpoint name in bytes: the longest file name of the checkpoint must still fit. */
 export const checkpointNameBytes = componentBytes - manifestSuffix.length
-/** `bhyve -r` opens `<path>.kern` and `<path>.meta` from a buffer of 255 (protocol.md section 6). */
+/** `bhyve -r` builds `<path>.kern` and `<path>.meta` in a buffer of 255 bytes (protocol.md section 6). */
 export const restorablePathBytes = 250
-/** The same for the `struct` dialect, whose requests carry the path in 100 bytes. */
+/** The same for the `struct` dialect, whose requests hold the path in 100 bytes. */
 export const structPathBytes = 95
 
 export function assertVmName(vm: unknown): asserts vm is string {
   const wrong = nameFault(vm, componentBytes)
   if (wrong === undefined) return
-  throw new CheckpointError('ERR_INVALID_VM_NAME', `a VM name ${wrong}: ${shown(vm)}`, textually('vm', vm))
+  throw new CheckpointError(
+    'ERR_INVALID_VM_NAME',
+    `A VM name ${wrong}: ${shown(vm)}`,
+    detailIfString('vm', vm),
+  )
 }
 
-/** `vm` is for the error only. */
+/** `vm` is used only for the error. */
 export function assertCheckpointName(name: unknown, vm: string): asserts name is string {
   const wrong = nameFault(name, checkpointNameBytes)
   if (wrong === undefined) return
-  throw new CheckpointError('ERR_INVALID_CHECKPOINT_NAME', `a checkpoint name ${wrong}: ${shown(name)}`, {
+  throw new CheckpointError('ERR_INVALID_CHECKPOINT_NAME', `A checkpoint name ${wrong}: ${shown(name)}`, {
     vm,
-    ...textually('checkpoint', name),
+    ...detailIfString('checkpoint', name),
   })
 }
 
-function textually(key: 'vm' | 'checkpoint', name: unknown): { vm?: string; checkpoint?: string } {
+function detailIfString(key: 'vm' | 'checkpoint', name: unknown): { vm?: string; checkpoint?: string } {
   return typeof name === 'string' ? { [key]: name } : {}
 }
 
@@ -59,17 +63,17 @@ function nameFault(name: unknown, maxBytes: number): string | undefined {
   return undefined
 }
 
-/** True for names `assertCheckpointName` accepts: what stands on the disk under another name is not ours. */
+/** True for names that `assertCheckpointName` accepts. Files on disk with other names are not checkpoints of ours. */
 export function isCheckpointName(name: string): boolean {
   return nameFault(name, checkpointNameBytes) === undefined
 }
 
-/** True for names `assertVmName` accepts. */
+/** True for names that `assertVmName` accepts. */
 export function isVmName(name: string): boolean {
   return nameFault(name, componentBytes) === undefined
 }
 
-/** Rejects a checkpoint that `bhyve -r` could not open again. */
+/** Throws if `bhyve -r` could not open a checkpoint at this path. */
 export function assertRestorablePath(
   path: string,
   vm: string,
@@ -80,8 +84,8 @@ export function assertRestorablePath(
   if (bytes <= limit) return
   throw new CheckpointError(
     'ERR_PATH_TOO_LONG',
-    `'${path}' has ${String(bytes)} bytes, but bhyve -r can open only paths of at most ${String(limit)}: ` +
-      'choose a shorter checkpoint name or directory',
+    `'${path}' is ${String(bytes)} bytes long, but bhyve -r can open paths of at most ${String(limit)} bytes. ` +
+      'Choose a shorter checkpoint name or checkpoint directory',
     { vm, checkpoint, path },
   )
 }

@@ -1,20 +1,20 @@
 /**
- * Loads the addon and declares its types. Nothing else in the library imports it.
+ * Loads the addon and declares its types. No other file of the library imports the addon.
  *
- * The addon is dumb on purpose: arguments in, a result or a `Failure` out. It never decides, never
- * retries (beyond EINTR), never words a message. Every descriptor it opens is close-on-exec and
- * belongs to the environment (main thread or Worker) that opened it: whatever ends that environment
- * closes it.
+ * The addon is kept simple on purpose: it takes arguments and returns a result or a `Failure`. It makes no decisions,
+ * does not retry (except after EINTR) and composes no messages. Every descriptor that it opens is close-on-exec and
+ * belongs to the environment (main thread or Worker) that opened it. The descriptor is closed when that environment
+ * ends.
  */
 import { createRequire } from 'node:module'
 import path from 'node:path'
 import { CheckpointError } from './errors.js'
 import { packageFile } from './package_files.js'
 
-/** One component of a path; bytes where it is no valid UTF-8. */
+/** One path component. Bytes if it is not valid UTF-8. */
 export type Name = string | Uint8Array
 
-/** A system call that failed. `errno` is the positive number of the platform. */
+/** A failed system call. `errno` is the platform's positive error number. */
 export interface Failure {
   readonly errno: number
   readonly syscall: string
@@ -25,7 +25,7 @@ type FileKind = 'file' | 'directory' | 'symlink' | 'socket' | 'fifo' | 'other'
 export interface FileStatus {
   readonly kind: FileKind
   readonly size: number
-  /** What it occupies on the disk, in bytes. */
+  /** The bytes that the file occupies on disk. */
   readonly allocatedBytes: number
   readonly mtimeMs: number
   /** `<device>:<inode>`, decimal. */
@@ -36,15 +36,15 @@ export interface FileStatus {
 }
 
 export interface ProcessStatus {
-  /** `zombie`: dead, or dying past any return. */
+  /** `zombie`: the process has ended, or has begun to exit. */
   readonly state: 'running' | 'stopped' | 'zombie'
-  /** Changes when the pid is used again. Opaque. */
+  /** An opaque start time. It differs if the pid has been reused. */
   readonly startedAt: string
 }
 
 /**
- * A decoded nvlist pair: null, bool, number, string, descriptor (as its index) or binary. bhyve's checkpoint
- * protocol has no nested lists and no arrays; the decoder refuses them.
+ * A decoded nvlist pair. The value of a descriptor is its index. The decoder rejects nested lists and arrays because
+ * bhyve's checkpoint protocol does not use them.
  */
 export interface NvPair {
   readonly name: string
@@ -52,37 +52,40 @@ export interface NvPair {
   readonly value: null | boolean | bigint | string | Buffer
 }
 
-/** What only the simulator needs of the addon is no part of this: lib/simulator/native_calls.ts declares it. */
+/** The calls of the addon. lib/simulator/native_calls.ts declares the calls that only the simulator uses. */
 export interface Native {
-  /** Bytes that fit a socket's path, the terminating NUL excluded. */
+  /** The longest socket path in bytes, without the terminating NUL. */
   readonly socketPathCapacity: number
 
   // nvlist and requests (native/nvlist.*, native/checkpoint_request.*)
-  /** The payload of a request; `descriptor` payloads are followed by `sendDescriptor`. */
+  /** Returns the payload of a request. In dialect `descriptor`, call `sendDescriptor` after it was sent. */
   encodeRequest(
     dialect: 'struct' | 'path' | 'descriptor',
     operation: 'checkpoint' | 'suspend' | 'refused',
     filename: string,
   ): Buffer
-  /** Undefined where the bytes are not exactly one valid nvlist. */
+  /** Returns undefined if the bytes are not exactly one valid nvlist. */
   decodeNvlist(bytes: Uint8Array, descriptors: number): NvPair[] | undefined
 
   // the client's end of a socket (native/unix_socket.*)
-  /** Never blocks. EAGAIN (Linux) and ECONNREFUSED (FreeBSD) also mean a full backlog. */
+  /** Never blocks. EAGAIN (Linux) and ECONNREFUSED (FreeBSD) can also mean that the backlog is full. */
   connectStream(path: string): number | Failure
-  /** Whoever called listen(). `pid` is -1 where the system does not tell. */
+  /** Returns the credentials of the process that called listen(). `pid` is -1 if the system does not provide it. */
   peerOf(socket: number): { uid: number; pid: number } | Failure
-  /** Bytes taken from `offset` on: may be fewer than asked, EAGAIN when none. Never SIGPIPE. */
+  /**
+   * Sends the bytes from `offset` on. Returns the number of bytes sent, which can be fewer. Fails with EAGAIN if none
+   * can be sent. Never raises SIGPIPE.
+   */
   send(socket: number, bytes: Uint8Array, offset: number): number | Failure
-  /** One message: a single zero byte that carries `descriptor`. */
+  /** Sends one message: a single zero byte with `descriptor` attached. */
   sendDescriptor(socket: number, descriptor: number): number | Failure
   shutdownWrite(socket: number): number | Failure
 
-  // directory descriptors (native/directory.*, native/file_status.*). Names are single components: one with a slash is refused
-  // with EINVAL. `openAt` follows a link only where its flags do not say O_NOFOLLOW; no other call does.
+  // directory descriptors (native/directory.*, native/file_status.*). Names are single path components: a name with a
+  // slash fails with EINVAL. Only `openAt` follows symbolic links, and only if its flags lack O_NOFOLLOW.
   openPath(path: string, flags: number): number | Failure
   openAt(directory: number, name: Name, flags: number, mode: number): number | Failure
-  /** Fills `bytes` from the start of a file, links not followed; says how much there was. */
+  /** Reads the start of a file into `bytes` without following links. Returns the number of bytes read. */
   readStartAt(directory: number, name: Name, bytes: Uint8Array): number | Failure
   makeDirectoryAt(directory: number, name: Name, mode: number): number | Failure
   statusAt(directory: number, name: Name): FileStatus | Failure
@@ -90,80 +93,93 @@ export interface Native {
   renameAt(fromDirectory: number, from: Name, toDirectory: number, to: Name): number | Failure
   unlinkAt(directory: number, name: Name): number | Failure
   removeDirectoryAt(directory: number, name: Name): number | Failure
-  /** FreeBSD and macOS: takes off the flags with which an owner keeps even root from removing a file. */
+  /** FreeBSD and macOS: clears the file flags with which an owner can keep even root from removing a file. */
   clearFlagsAt?(directory: number, name: Name): number | Failure
-  /** Names, each followed by a NUL byte, without `.` and `..`; no order. */
+  /**
+   * Returns the names in the directory in no particular order, without `.` and `..`. A NUL byte follows each name. At
+   * most `limit` names; 0: all.
+   */
   readDirectory(directory: number, limit: number): Buffer | Failure
   sync(descriptor: number): number | Failure
-  /** 1 when taken, 0 when somebody else holds it. Never waits. */
+  /** Returns 1 if the lock was taken, 0 if it is held elsewhere. Never waits. */
   lock(descriptor: number, mode: 'shared' | 'exclusive'): number | Failure
   unlock(descriptor: number): number | Failure
-  /** Bytes an unprivileged writer may still use on this file system. */
+  /** Returns the bytes that are free for unprivileged users on this file system. */
   freeSpace(descriptor: number): number | Failure
 
   // guest RAM in files (native/memory_image.*)
   /**
-   * Where `bytes` are zero in whole blocks: starts and ends in turn, ascending, neighbours joined. What is left
-   * behind the last whole block is a block too.
+   * Returns the ranges of `bytes` that consist of zero blocks: their starts and ends in turn, ascending, with adjacent
+   * ranges joined. The remainder after the last full block counts as a block.
    */
   zeroRuns(bytes: Uint8Array, blockBytes: number): Uint32Array
-  /** The blocks that a hole in this file is made of. 0: none can be made here. */
+  /** Returns the block size of holes in this file. 0: the file system cannot make holes. */
   holeBlockBytes(descriptor: number): number | Failure
-  /** EOPNOTSUPP, ENOSYS or EINVAL where the file system cannot. Neither content nor size change. */
+  /**
+   * Makes a hole in a range of zeros. The content and the size stay the same. Fails with EOPNOTSUPP, ENOSYS or EINVAL
+   * if the file system cannot make holes.
+   */
   punchHole(descriptor: number, offset: number, length: number): number | Failure
-  /** Linux: has the system begin to write a range to the disk, and does not wait. A hint. Elsewhere nothing. */
+  /** Linux: makes the kernel start to write a range to disk, without waiting. Only a hint. Elsewhere: does nothing. */
   beginWriting(descriptor: number, offset: number, length: number): number | Failure
   /**
-   * The first stretch of data that ends behind `offset`; empty at the file's end where there is none. Moves the
-   * open file's position. EINVAL or ENOTTY where the file system does not know.
+   * Returns the first data range that ends after `offset`, or an empty range at the end of the file if there is none.
+   * Moves the position of the open file. Fails with EINVAL or ENOTTY if the file system does not report data ranges.
    */
   dataRange(descriptor: number, offset: number): { start: number; end: number } | Failure
-  /** Makes the empty file `to` share the blocks of `from`. Fails where the file system cannot. */
+  /** Makes the empty file `to` share the blocks of `from`. Fails if the file system cannot do that. */
   cloneFile(from: number, to: number): number | Failure
-  /** Nanoseconds since 1970. */
+  /** Changes the modification time to `nanoseconds` since 1970. */
   setModifiedAt(descriptor: number, nanoseconds: bigint): number | Failure
 
-  /** Which boot of the system this is, as text (native/boot_identity.*). Fails where the system has no such identity. */
+  /** Returns text that identifies this boot of the system (native/boot_identity.*). Fails if the system has none. */
   bootIdentity(): Buffer | Failure
 
   // processes (native/process.*, native/process_exit.*)
   processStatus(pid: number): ProcessStatus | Failure
-  /** Signals that very process: ESRCH where the pid belongs to another one by now. */
+  /** Signals exactly this process. Fails with ESRCH if the pid now belongs to another process. */
   signalProcess(pid: number, startedAt: string, signal: number): number | Failure
-  /** A descriptor for `hasEnded`. ESRCH where that process has ended, ENOSYS where the system has none. */
+  /**
+   * Returns a descriptor for `hasEnded`. Fails with ESRCH if the process has ended, with ENOSYS if the system has no
+   * such descriptors.
+   */
   watchProcess(pid: number, startedAt: string): number | Failure
-  /** 1 once the process has ended and its memory is free, else 0. Never waits. */
+  /** Returns 1 if the process has ended and its memory is free, else 0. Never waits. */
   hasEnded(watch: number): number | Failure
-  /** How many descriptors this process may have open. */
+  /** Returns how many descriptors this process can have open. */
   descriptorLimit(): number | Failure
-  /** How many it has open. On Linux before 6.2 counting takes two more for a moment. */
+  /** Returns how many descriptors this process has open. On Linux before 6.2, counting briefly opens two more. */
   openDescriptors(): number | Failure
-  /** 1 where the working directory is still there, 0 where somebody has removed it. */
+  /** Returns 1 if the working directory exists, 0 if it was removed. */
   hasWorkingDirectory(): number | Failure
-  /** Makes an open directory the process's working directory, one that was removed too. */
+  /** Makes an open directory the working directory of the process, even if the directory was removed. */
   enterDirectory(descriptor: number): number | Failure
 
   // ownership (native/descriptor_table.h)
-  /** A close-on-exec duplicate that belongs to this environment. */
+  /** Returns a close-on-exec duplicate that belongs to this environment. */
   adopt(descriptor: number): number | Failure
-  /** Gives up ownership: somebody else closes it from now on. */
+  /** Releases a descriptor without closing it. The caller must close it. */
   disown(descriptor: number): void
   close(descriptor: number): void
-  /** How many descriptors this environment owns. */
+  /** Returns how many descriptors this environment owns. */
   ownedDescriptors(): number
 }
 
-/** At the import, so that no call has to wait for it. What goes wrong is for the calls to say: an import would end the program. */
+/**
+ * Loaded at import, so that no call waits for it. An error is kept for `loadNative`, because an exception at import
+ * would end the program.
+ */
 const { loaded, cause } = tryLoading()
 let failure: CheckpointError | undefined
 
 /**
- * The addon of this environment: `build/Release` in a checkout, else the prebuild in the package. Throws
- * `ERR_NATIVE_UNAVAILABLE` with the loader's own error as `cause`.
+ * Returns the addon of this environment: `build/Release` in a checkout, else the prebuild in the package. Throws
+ * `ERR_NATIVE_UNAVAILABLE` with the error of the loader as `cause`.
  */
 export function loadNative(): Native {
   if (loaded !== undefined) return loaded
-  // Once: finding out which libc this is takes long, and looks up the names of whoever is connected to this process.
+  // Created only once: the report that names the libc is slow and resolves the host names of this process's
+  // connections.
   failure ??= cause instanceof CheckpointError ? cause : unavailable(cause)
   throw failure
 }
@@ -173,11 +189,11 @@ export function isFailure(result: unknown): result is Failure {
 }
 
 function packageRoot(): string {
-  // The threads' file, which a bundle lacks.
+  // Any file that a bundle lacks would do. This one is the entry file of the threads.
   return path.resolve(packageFile('worker/worker.js'), '../../..')
 }
 
-/** Exactly this file, and no search. */
+/** The path in BHYVE_CHECKPOINT_ADDON, if it is set. Only this file is tried then. */
 function namedAddon(): string | undefined {
   const { BHYVE_CHECKPOINT_ADDON: named = '' } = process.env
   return named === '' ? undefined : path.resolve(named)
@@ -201,13 +217,13 @@ function unavailable(cause: unknown): CheckpointError {
   const loaderOutput = (cause instanceof Error ? cause.message : String(cause)).trim().replace(/\s+/g, ' ')
   const builder = path.join(root, 'scripts', 'build-addon.mjs')
   const message =
-    `no native addon can be loaded for ${process.platform}-${process.arch} (${libcName()}, Node-API 8). ` +
-    `Looked in ${pathsTried(root).join(', ')}. The loader said: ${loaderOutput}. ` +
-    `Build it with: node '${builder}' (needs npm, cmake and a C++17 compiler)`
+    `No native addon can be loaded for ${process.platform}-${process.arch} (${libcName()}, Node-API 8). ` +
+    `Paths tried: ${pathsTried(root).join(', ')}. Loader error: ${loaderOutput}. ` +
+    `Build the addon: node '${builder}' (needs npm, cmake and a C++17 compiler)`
   return new CheckpointError('ERR_NATIVE_UNAVAILABLE', message, { cause })
 }
 
-/** As node-gyp-build does, in its order. */
+/** The paths that node-gyp-build tries, in the same order. */
 function pathsTried(root: string): string[] {
   const addon = namedAddon()
   if (addon !== undefined) return [`${addon} (BHYVE_CHECKPOINT_ADDON)`]

@@ -1,9 +1,9 @@
-/** Problems of checkpoint files, found by `lib/checkpoint/structure.ts`. */
+/** A problem in the files of a checkpoint. `lib/checkpoint/structure.ts` finds them. */
 export interface Problem {
   code:
     | 'memory-empty'
     | 'memory-size-mismatch'
-    /** Content differs from what was published; the message names the bytes. */
+    /** The content differs from the content that was published. The message names the byte ranges. */
     | 'memory-digest-mismatch'
     | 'kernel-missing'
     | 'kernel-size-mismatch'
@@ -14,15 +14,19 @@ export interface Problem {
     | 'metadata-digest-mismatch'
     | 'manifest-invalid'
     /**
-     * A suspended VM's files that were not fsynced when the host went down, and that no digests prove: it may be a good
-     * only copy. `restore` takes it with `again: true`.
+     * The host went down before the files of a suspended VM were fsynced, and there are no digests to verify them. The
+     * files may be intact and the only copy of the VM. `restore` accepts them with `again: true`.
      */
     | 'durability-unproven'
     | 'not-a-regular-file'
     | 'foreign-format'
-    /** A file of the set could not be read (EIO, EACCES): whether it is whole, pinned, or a suspended VM is not known. */
+    /**
+     * A file of the checkpoint could not be read (EIO, EACCES). It is unknown whether the checkpoint is complete or
+     * pinned, or is the state of a suspended VM.
+     */
     | 'unreadable'
+  /** A description of the problem for people. */
   message: string
-  /** Its name in the directory of the VM's checkpoints, never a path. */
+  /** The name of the file in the VM's checkpoint directory, not its path. */
   file?: string
 }

@@ -1,4 +1,4 @@
-/** With `NODE_DEBUG=bhyve-checkpoint` a line on standard error at every decision. docs/insight.md has an example. */
+/** Logs every decision to standard error if `NODE_DEBUG=bhyve-checkpoint` is set. docs/insight.md has an example. */
 import { debuglog } from 'node:util'
 import type { Problem } from './problem.js'
 
@@ -9,7 +9,10 @@ export function traceDecision(vm: string, decision: string, facts: Record<string
   if (log.enabled) log('%s: %s %j', vm, decision, facts)
 }
 
-/** Logs whether bhyve left a complete checkpoint. */
+/** Logs whether bhyve wrote a complete checkpoint. */
 export function traceVerdict(vm: string, problems: readonly Problem[]): void {
-  traceDecision(vm, 'verdict', { whole: problems.length === 0, problems: problems.map(({ code }) => code) })
+  traceDecision(vm, 'verdict', {
+    complete: problems.length === 0,
+    problems: problems.map(({ code }) => code),
+  })
 }

@@ -1,120 +1,148 @@
-/** The shapes of the public surface. Sizes are bytes, times milliseconds, dates `Date`. */
+/** The types of the public API. Sizes are in bytes, durations in milliseconds, dates are `Date` objects. */
 import type { Problem } from './problem.js'
 
-/** What a VM's process is doing, as far as it can be known. */
+/**
+ * The state of a VM's bhyve process. `paused`: stopped by SIGSTOP. `off`: no process runs the VM. `unknown`: the state
+ * cannot be determined, or not without harm to the VM.
+ */
 export type VmState = 'running' | 'paused' | 'off' | 'unknown'
 
 /**
- * How a bhyve of some age expects to be asked: `struct` FreeBSD 13.0, `path` 13.1 to 13.x, `descriptor` 14.0
+ * One generation of bhyve's request format: `struct` for FreeBSD 13.0, `path` for 13.1 to 13.x, `descriptor` for 14.0
  * and later. `docs/protocol.md` has the details.
  */
 export type Dialect = 'struct' | 'path' | 'descriptor'
 
 export interface ClientOptions {
-  /** Where bhyve keeps its sockets. Default `/var/run/bhyve`. */
+  /** The run directory: the directory that holds bhyve's sockets. Default `/var/run/bhyve`. */
   runDirectory?: string | undefined
   /**
-   * Where checkpoints live: a root (a VM's in `<root>/<vm>/`) or a layout of your own.
-   * Default root `/var/db/bhyve-checkpoint`. CBSD's layout is `cbsdLayout()`.
+   * Where the checkpoints are stored: a root directory or a layout. With a root directory, the checkpoints of a VM are
+   * in `<root>/<vm>/`. For CBSD's directories, pass `cbsdLayout()`. Default: the root `/var/db/bhyve-checkpoint`.
    */
   checkpointDirectory?: string | Layout | undefined
-  /** Default `'auto'`: found out per VM. */
+  /** The dialect of bhyve. Default `'auto'`: detected for each VM. */
   dialect?: Dialect | 'auto' | undefined
   /**
-   * uids a VM's bhyve may run as. Default: 0 and our own effective uid. The folder it writes into is given to
-   * it where the uids differ (that takes root).
+   * The user ids that a VM's bhyve process may run as. Default: 0 and the effective uid of this process. If bhyve runs
+   * as another user than this process, the directory that bhyve writes into is given to that user. This requires root.
    */
   trustedUids?: readonly number[] | undefined
 }
 
-/** Where the checkpoints of each VM lie. */
+/** Maps each VM to its checkpoint directory. */
 export interface Layout {
-  /** Absolute directory of this VM's checkpoints. */
+  /** Returns the absolute path of the VM's checkpoint directory. */
   directoryOf(vm: string): string
   /**
-   * VMs that have such a directory. Asked before each checkpoint too, to count the space that others are going to need:
-   * all calls of a client that are about to ask their bhyve wait for one answer.
+   * Returns the VMs that have a checkpoint directory. It is also called before each checkpoint, to count the disk space
+   * that is reserved for other VMs. Keep it fast: the other calls of the client that are about to send a request wait
+   * for the same result.
    */
   vms(): Promise<string[]>
 }
 
 export interface CreateOptions {
   /**
-   * Default `'checkpoint'`, as CBSD's bcheckpoint. Any UTF-8 text within the path's length; not empty, `.`,
-   * `..`, nor with `/`, NUL or control characters.
+   * The name of the checkpoint: any UTF-8 text of at most 242 bytes that fits the length of the path. It must not be
+   * empty, `.` or `..`, and must not contain `/`, NUL or control characters. Default `'checkpoint'`, as CBSD's
+   * bcheckpoint.
    */
   name?: string | undefined
   /**
-   * Power the VM off at the moment of the checkpoint, which then is the VM: see `suspend` of the client. Default
-   * false.
+   * Power the VM off at the moment of the checkpoint. The checkpoint is then the only state of the VM: see `suspend` of
+   * the client. Default false.
    */
   poweroff?: boolean | undefined
-  /** The old one stays whole until the new one is published. Default `'replace'`. */
+  /**
+   * What to do if a checkpoint of this name exists. With `'replace'` the previous checkpoint stays unchanged until the
+   * new one is published. With `'fail'` the call rejects with `ERR_CHECKPOINT_EXISTS`. Default `'replace'`.
+   */
   ifExists?: 'replace' | 'fail' | undefined
   /**
-   * Stops the waiting, not bhyve; the process stays alive until bhyve has ended its work (closing early can
-   * kill a VM). Nothing is published after an abort, except a suspended VM's state: that is the VM itself. After
-   * the commit point an abort comes too late: the call resolves.
+   * Cancels the call. This stops the waiting only: bhyve continues until it has finished. The process stays alive until
+   * then, because closing the connection early can kill the VM. After an abort nothing is published, except the state
+   * of a suspended VM. After the commit point an abort has no effect, and the call resolves.
    */
   signal?: AbortSignal | undefined
-  /** The whole call, in milliseconds, as an abort with `ERR_TIMEOUT`. Default: none. */
+  /**
+   * The time limit of the call, in milliseconds. When it expires, the call is cancelled as by `signal` and rejects with
+   * `ERR_TIMEOUT`. Default: no limit.
+   */
   timeout?: number | undefined
   /**
-   * No byte written and no end for this many milliseconds, or no connection taken: `ERR_STALLED`. Waiting behind
-   * another request of this library for the same VM does not count. Default 60 000; 0: off.
+   * The call rejects with `ERR_STALLED` if bhyve does not accept the connection, or neither writes a byte nor finishes,
+   * for this many milliseconds. Waiting for another request of this library to the same VM does not count. 0 disables
+   * it. Default 60 000.
    */
   stallTimeout?: number | undefined
-  /** What it throws becomes a process warning, and it is not called again: the checkpoint goes on. */
+  /**
+   * Called with the progress. If it throws, the error becomes a process warning, the callback is not called again and
+   * the checkpoint continues.
+   */
   onProgress?: ((progress: Progress) => void) | undefined
-  /** Force files and directory to the disk before publishing. Default true. */
+  /** Flush the files and the directory to disk before publishing. Default true. */
   fsync?: boolean | undefined
   /**
-   * Record SHA-256 digests in the manifest, so that `verifyCheckpoint` can prove the content. Default true. The VM
-   * runs on while they are made.
+   * Record SHA-256 digests in the manifest, so that `verifyCheckpoint` can verify the content. The VM runs again while
+   * they are computed. Default true.
    */
   digest?: boolean | undefined
   /**
-   * Give zero pages of guest RAM back to the file system. Default true. The file's content and size stay the same;
-   * a file system that cannot make holes is left as it is, and nothing is said. Runs of zeros under 64 KiB stay as they
-   * are (docs/storage.md).
+   * Replace runs of zeros in the RAM file by holes, so that they occupy no disk space. The content and the size of the
+   * file stay the same. Runs shorter than 64 KiB are kept (docs/storage.md). If the file system cannot make holes, the
+   * option has no effect and no error is reported. Default true.
    */
   sparsify?: boolean | undefined
-  /** Guest RAM in bytes, if the caller knows it: gives progress a total and space a check. */
+  /**
+   * The size of the guest RAM in bytes, if you know it. It is used for `totalBytes` and to check the free disk space.
+   */
   memoryBytes?: number | undefined
 }
 
 export interface Progress {
   vm: string
   name: string
+  /** The step that the call is at. */
   phase: 'queued' | 'saving' | 'checking' | 'digesting' | 'syncing' | 'publishing'
-  /** Guest RAM written (saving) or read (digesting) so far. */
+  /** The bytes of guest RAM written (`saving`) or read (`digesting`) so far. */
   bytes: number
-  /** Known from the caller, the last checkpoint of this VM, or the metadata. */
+  /** The size of the guest RAM, if known: from the caller, the last checkpoint of this VM or the metadata. */
   totalBytes?: number
+  /** Milliseconds since the call started. */
   elapsedMs: number
 }
 
+/** A complete checkpoint on disk. */
 export interface Checkpoint {
   vm: string
   name: string
-  /** What `bhyve -r` takes. */
+  /** The path of the RAM file. Pass it to `bhyve -r`. */
   path: string
+  /** The absolute paths of the checkpoint files. */
   files: { memory: string; kernel: string; metadata: string; manifest?: string }
-  /** When bhyve wrote the last of it. */
+  /** When bhyve finished writing the checkpoint. */
   createdAt: Date
-  /** Guest RAM. */
+  /** The size of the guest RAM, in bytes. */
   memoryBytes: number
-  /** What the set really occupies on the disk. */
+  /** The disk space that the checkpoint files occupy, in bytes. Holes do not count. */
   storedBytes: number
+  /** The number of vCPUs. */
   cpus: number
+  /** The names of the devices whose state was saved. */
   devices: readonly string[]
+  /** True if the VM was powered off at the moment of the checkpoint (`suspend`). */
   poweredOff: boolean
-  /** Set once it has been restored: a suspended VM must not be resumed twice. */
+  /** When the checkpoint was restored, if it was. A suspended VM must not be restored twice. */
   restoredAt?: Date
+  /** True if `pruneCheckpoints` must keep the checkpoint. */
   pinned: boolean
 }
 
-/** A checkpoint as found on disk. `foreign`: another tool's format, left alone by every call. */
+/**
+ * A checkpoint as found on disk. `complete`: the structure of its files is valid. `damaged`: `problems` lists the
+ * defects. `foreign`: another tool wrote it in its own format, and no call changes it.
+ */
 export type ListedCheckpoint =
   | (Checkpoint & { state: 'complete'; problems: readonly [] })
   | (Partial<Checkpoint> & {
@@ -127,92 +155,109 @@ export type ListedCheckpoint =
 
 export interface VerifyOptions {
   /**
-   * Default `'structure'`: sizes and metadata. `'content'` reads everything and compares digests, where a set has
-   * any; the report says what was done.
+   * `'structure'` checks sizes and metadata. `'content'` also reads all files and compares their digests, if the
+   * checkpoint has digests. The `depth` of the report is the check that was done. Default `'structure'`.
    */
   depth?: 'structure' | 'content' | undefined
-  /** The threads stop within 100 ms, and `client.idle()` waits for that. */
+  /** Cancels the call. The threads stop reading within 100 ms. `client.idle()` waits for that. */
   signal?: AbortSignal | undefined
   onProgress?: ((progress: Progress) => void) | undefined
 }
 
 export interface VerificationReport {
+  /** True if no problem was found. */
   ok: boolean
   problems: readonly Problem[]
-  /** `'content'` once digests were compared. */
+  /** `'content'` if digests were compared, else `'structure'`. */
   depth: 'structure' | 'content'
   bytesRead: number
   elapsedMs: number
 }
 
 export interface PrunePolicy {
-  /** The newest so many stay. */
+  /** Keep this many of the newest checkpoints. */
   keepLast?: number | undefined
-  /** Everything younger than this many milliseconds stays. */
+  /** Keep all checkpoints that are younger than this many milliseconds. */
   keepWithinMs?: number | undefined
-  /** What all together may occupy: the oldest go until it fits. */
+  /** The disk space for all checkpoints of the VM together, in bytes. The oldest are removed until the rest fits. */
   maxBytes?: number | undefined
-  /** Say what would go, remove nothing. Default false. */
+  /** Return what would be removed, but remove nothing. Default false. */
   dryRun?: boolean | undefined
 }
 
 export interface RestoreOptions {
   /**
-   * The VM's own bhyve arguments as it is started with them, without `-r`, VM name last. Relative paths in them are
-   * taken from this process's working directory, which bhyve gets too. Where that was removed, they lead nowhere.
+   * The bhyve arguments that the VM is started with, without `-r`, the VM name last. bhyve runs in the working
+   * directory of this process, and relative paths are resolved there. If that directory was removed, they cannot be
+   * resolved.
    */
   args: readonly string[]
-  /** Absolute path of the executable: bhyve itself, or a script that ends in `exec`. Default `/usr/sbin/bhyve`. */
+  /** The absolute path of bhyve, or of a script that runs bhyve by `exec`. Default `/usr/sbin/bhyve`. */
   bhyve?: string | undefined
   /**
-   * The environment that bhyve gets, and nothing besides. Default: `PATH`, `HOME`, `LANG` and `TZ` of this process: bhyve
-   * outlives it, and its secrets are not for bhyve.
+   * The complete environment of bhyve. Default: `PATH`, `HOME`, `LANG` and `TZ` of this process. Other variables are
+   * not passed, because bhyve outlives this process and must not get its secrets.
    */
   env?: Readonly<Record<string, string>> | undefined
-  /** Overrides `already-restored` and `disk-newer`: old RAM over newer disks. Recorded. Default false. */
+  /**
+   * Restore although the blockers `already-restored` or `disk-newer` are present, or although the only problem is
+   * `durability-unproven`. Old RAM over newer disks can destroy the file systems of the guest. The override is recorded
+   * in the manifest. Default false.
+   */
   again?: boolean | undefined
   /**
-   * Digests compared before starting. Default false: structure only. A set without recorded digests gives the
-   * warning `not-verified`.
+   * Compare the digests before bhyve is started. A checkpoint without digests gets the warning `not-verified`. Default
+   * false: only the structure is checked.
    */
   verify?: boolean | undefined
   /**
-   * Absolute path of the file that bhyve's output is appended to (0600, no link; made where it is not). Default:
-   * `restore.log` beside the checkpoints, made anew by every restore. Never a pipe. A guest whose console is `stdio`
-   * writes into it without limit.
+   * The absolute path of the file that bhyve's output is appended to. The file is created with mode 0600 if it does not
+   * exist. It must be a regular file, not a link and not a pipe. If the console of the guest is `stdio`, the file grows
+   * without limit. Default: `restore.log` in the checkpoint directory, created anew by each restore.
    */
   logFile?: string | undefined
   /**
-   * Stops the waiting. A bhyve that was started by then is the VM, and is never killed: it is waited for in the
-   * background, and `restoredAt` is taken back if it ends before its socket is there.
+   * Cancels the call. This stops the waiting only: a bhyve that was already started runs the VM and is never killed.
+   * The library waits for it in the background, and revokes `restoredAt` if bhyve ends before its socket exists.
    */
   signal?: AbortSignal | undefined
-  /** The whole call, in milliseconds, as an abort with `ERR_TIMEOUT`. Default: none. */
+  /**
+   * The time limit of the call, in milliseconds. When it expires, the call is cancelled as by `signal` and rejects with
+   * `ERR_TIMEOUT`. Default: no limit.
+   */
   timeout?: number | undefined
 }
 
+/** What `restore` would do. `planRestore` of the client returns it. */
 export interface RestorePlan {
-  /** Executable and arguments, `-r <path>` put in, ready for spawn. */
+  /** The executable, for `spawn`. */
   command: string
+  /** The arguments, for `spawn`. They include `-r <path>`. */
   args: readonly string[]
-  /** Why it would fail or harm. Empty: go. */
+  /** Why the restore would fail or harm the VM. `restore` starts bhyve only if there are none. */
   blockers: readonly { code: RestoreBlocker; message: string }[]
+  /** What to know before the restore. Warnings do not stop it. */
   warnings: readonly { code: RestoreWarning; message: string }[]
 }
 
 /**
- * - `damaged`: the set is not whole, or its manifest is a newer release's, which this one could not mark
- * - `foreign`: another tool's format
- * - `generation-differs`: the checkpoint was made by a bhyve whose format the one that would read it refuses. There are
- *   three: FreeBSD 13.0's, that of 13.1 and later 13.x, and that of 14 and later. `again` does not override it
- * - `path-too-long`: this bhyve could not open the set's path, or make its socket
- * - `already-running`: a process serves the VM's socket, or the kernel has a VM of that name (one that a dead bhyve
- *   left behind too: `bhyvectl --vm=<vm> --destroy`)
- * - `device-missing`, `device-moved`: bhyve would end, since the checkpoint has no state for that device, or has it in
- *   another slot. Never from a bhyve older than FreeBSD 14: that one starts such a device afresh
- * - `already-restored`, `disk-newer`: old RAM over newer disks, unless `again`. `disk-newer` is for powered-off VMs
- * - `arguments-invalid`: bhyve would not take the arguments, or they hold `-r`; or `bhyve` is not an executable file (its
- *   default path is checked on FreeBSD; elsewhere only `restore` checks it)
+ * Why a restore would fail or harm the VM.
+ *
+ * - `damaged`: the checkpoint is damaged, or a newer release wrote its manifest and this release cannot add a restore
+ *   record
+ * - `foreign`: another tool wrote the checkpoint in its own format
+ * - `generation-differs`: the bhyve to start rejects the format of the checkpoint. There are three formats: that of
+ *   FreeBSD 13.0, that of 13.1 and later 13.x, and that of 14 and later. `again` does not override this blocker
+ * - `path-too-long`: this bhyve could not open the path of the checkpoint, or could not create its socket
+ * - `already-running`: a process serves the VM's socket, or the kernel has a VM of that name. If its bhyve is dead, run
+ *   `bhyvectl --vm=<vm> --destroy`
+ * - `device-missing`, `device-moved`: bhyve would exit, because the checkpoint has no state for that device, or has it
+ *   in another slot. Not reported for a bhyve older than FreeBSD 14: that one starts such a device without its state
+ * - `already-restored`: the checkpoint was restored before, and its VM may have written to its disks since. `again`
+ *   overrides this blocker
+ * - `disk-newer`: a disk of a powered-off VM has changed since the checkpoint. `again` overrides this blocker
+ * - `arguments-invalid`: bhyve would reject the arguments, or they contain `-r`, or `bhyve` is not an executable file.
+ *   Its default path is checked on FreeBSD; elsewhere only `restore` checks it
  */
 export type RestoreBlocker =
   | 'damaged'
@@ -227,13 +272,17 @@ export type RestoreBlocker =
   | 'arguments-invalid'
 
 /**
- * - `memory-differs`, `cpus-differ`: bhyve takes them from the checkpoint, not from the arguments
- * - `vm-name-differs`: arguments, checkpoint and call do not name the same VM
- * - `cpu-model-differs`, `release-differs`: the checkpoint was made on another CPU or system
- * - `not-enough-memory`: less is free than the guest has; what caches would give back is not counted everywhere
- * - `disks-moved-on`: the VM ran on after its checkpoint and its disks have changed since, or nobody can tell
- * - `not-verified`: digests were asked for and there are none, or a powered-off VM's disk has no time of change
- *   (device nodes, zvols)
+ * What to know before a restore.
+ *
+ * - `memory-differs`, `cpus-differ`: the arguments differ from the checkpoint. bhyve uses the values of the checkpoint
+ * - `vm-name-differs`: the call, the arguments and the checkpoint do not name the same VM
+ * - `cpu-model-differs`, `release-differs`: the checkpoint was made on another CPU model or system release
+ * - `not-enough-memory`: the free memory is smaller than the guest RAM. Memory that caches would release is not counted
+ *   on every system
+ * - `disks-moved-on`: the VM continued to run after its checkpoint, and its disks have changed since or cannot be
+ *   checked
+ * - `not-verified`: `verify` was requested but the checkpoint has no digests, or a disk of a powered-off VM has no
+ *   meaningful modification time (device nodes, zvols)
  */
 export type RestoreWarning =
   | 'memory-differs'
@@ -245,10 +294,12 @@ export type RestoreWarning =
   | 'disks-moved-on'
   | 'not-verified'
 
+/** A VM with a checkpoint socket in the run directory. */
 export interface VirtualMachine {
   vm: string
+  /** The path of the checkpoint socket. */
   socket: string
-  /** Absent where it cannot be asked without harm (dialect `struct`, full backlog). */
+  /** The process id of bhyve. Absent if it cannot be determined without harm (dialect `struct`, full backlog). */
   pid?: number
   state: VmState
 }
