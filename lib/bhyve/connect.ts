@@ -1,4 +1,4 @@
-/** A connection to a VM's socket, by a peer that is trusted, or the reason why there is none. */
+/** Connects to the checkpoint socket of a VM, or rejects with the reason why that is not possible. */
 import os from 'node:os'
 import type { Cancellation } from '../base/cancellation.js'
 import { CheckpointError, errnoName, systemError } from '../base/errors.js'
@@ -7,22 +7,23 @@ import { isKnownToKernel, type Located, type Target } from './locate.js'
 import { assertNotPaused, type Peer, vmStateOf } from './peer.js'
 import type { PeerMemory } from './peer_memory.js'
 
-/** How long to wait before knocking again at a full backlog. */
+/** The time between two attempts while the backlog is full. */
 const retryMs = 25
 
 const { EAGAIN, ECONNREFUSED, EPROTOTYPE, ENOENT, EACCES, EPERM } = os.constants.errno
 
 export interface RetryPolicy {
-  /** There is no other socket to try: a refusal need not be the end. */
+  /** True if there is no other socket to try. Then a refused connection is retried while the VM exists in the kernel. */
   isLast: boolean
-  /** How long refusals in a row are taken for a full backlog, in milliseconds; 0: for ever. */
+  /** For how many milliseconds refused connections are treated as a full backlog. 0: without limit. */
   refusalMs: number
   onFull: () => void
 }
 
 /**
- * Connects: a non-blocking descriptor, the caller's to close. A full backlog is waited for until the call is cancelled: EAGAIN on Linux; on FreeBSD ECONNREFUSED,
- * which a dead bhyve gives too, also while its VM is still in the kernel.
+ * Returns a connected, non-blocking descriptor, which the caller must close. While the backlog is full, it retries
+ * until the call is cancelled. Linux reports a full backlog as EAGAIN. FreeBSD reports ECONNREFUSED, but also for a
+ * dead bhyve whose VM still exists in the kernel.
  */
 export async function connect(
   located: Located,
@@ -67,26 +68,29 @@ function connectError(failure: Failure, { socketPath }: Located, target: Target)
     case EPROTOTYPE:
       return new CheckpointError(
         'ERR_DIALECT_UNSUPPORTED',
-        `'${socketPath}' is a datagram socket, as only development trees between FreeBSD releases had: it gives no ` +
-          'sign when a checkpoint is done. Upgrade bhyve',
+        `'${socketPath}' is a datagram socket, which does not report the end of a checkpoint. Only development ` +
+          'versions of bhyve used it, never a release. Upgrade bhyve',
         { ...details, vmState: 'running' },
       )
     case ECONNREFUSED:
     case ENOENT:
       return new CheckpointError(
         'ERR_VM_NOT_RUNNING',
-        `VM '${vm}' is not running: nobody listens at '${socketPath}' any more` +
-          (isKnownToKernel(target) ? `, though the kernel still has it (bhyvectl --vm=${vm} --destroy)` : ''),
+        `VM '${vm}' is not running: no process listens on '${socketPath}'` +
+          (isKnownToKernel(target)
+            ? `, but the VM still exists in the kernel. Run bhyvectl --vm=${vm} --destroy to remove it`
+            : ''),
         { ...details, vmState: isKnownToKernel(target) ? 'unknown' : 'off' },
       )
     case EACCES:
     case EPERM:
       return new CheckpointError(
         'ERR_PERMISSION',
-        `no permission to connect to '${socketPath}' (${errnoName(failure.errno)}): run as bhyve's user or as root`,
+        `No permission to connect to '${socketPath}' (${errnoName(failure.errno)}). ` +
+          'Run as the user of bhyve or as root',
         details,
       )
     default:
-      return systemError(failure, `connecting to VM '${vm}'`, socketPath)
+      return systemError(failure, `Connecting to VM '${vm}'`, socketPath)
   }
 }

@@ -1,4 +1,4 @@
-/** Which form to ask in, and when another may be tried (protocol.md section 3). */
+/** Which dialect to use for a VM, and when a second one may be tried (protocol.md section 3). */
 import { Buffer } from 'node:buffer'
 import { CheckpointError } from '../base/errors.js'
 import { restorablePathBytes, structPathBytes } from '../base/names.js'
@@ -12,9 +12,10 @@ export interface System {
 }
 
 /**
- * The dialects to try at this socket, in order. On FreeBSD there is only one: a `path` bhyve that could make no file, as
- * with a full inode table, looks like one of another dialect, and would then write the guest's RAM into its own working
- * directory. Elsewhere there are only simulators; a second dialect follows after `mayTryNext`.
+ * Returns the dialects to try at this socket, in order. On FreeBSD only one dialect is tried. A `path` bhyve that could
+ * not create a file, for example because the inode table is full, seems to be of another dialect. A second request in
+ * dialect `descriptor` would make it write the guest RAM into its own working directory. Other systems run only
+ * simulators; there a second dialect can follow.
  */
 export function dialectsFor(
   located: Located,
@@ -30,16 +31,18 @@ export function dialectsFor(
 }
 
 /**
- * False where it is not certain: a `descriptor` bhyve refuses a `path` request and is left as it was, a `path` bhyve
- * would serve a `descriptor` request in the wrong place. 14.0-CURRENT was every tree between 13.0 and 14.0.
+ * True only if it is certain. A `descriptor` bhyve rejects a `path` request without effect, but a `path` bhyve would
+ * write the files of a `descriptor` request into the wrong directory. The release 14.0-CURRENT can be either, because
+ * all development versions between 13.0 and 14.0 had this name.
  */
 function takesDescriptors(release: string): boolean {
   return Number.parseInt(release, 10) >= 14 && !release.startsWith('14.0-CURRENT')
 }
 
 /**
- * `struct` and `path` name the file by its path, which leads through folders that are ours alone: a bhyve of
- * another user could not open it, would make no file, and would look like one of another dialect.
+ * Rejects a VM whose bhyve could not open the path in the request. `struct` and `path` requests contain the path of the
+ * file, which leads through directories that only our user can enter. A bhyve of another user would create no file and
+ * would seem to be of another dialect.
  */
 export function assertReachable(
   dialects: readonly Dialect[],
@@ -49,25 +52,26 @@ export function assertReachable(
 ): void {
   const isOthers = located.ownerUid !== 0 && located.ownerUid !== process.geteuid?.()
   if (!isOthers || dialects.every((dialect) => dialect === 'descriptor')) return
-  // Elsewhere there is nothing but simulators, and what one of another dialect writes astray harms nobody.
+  // Other systems run only simulators. Files that one of another dialect writes elsewhere do no harm.
   if (system.platform !== 'freebsd' && dialects.includes('descriptor')) return
   throw new CheckpointError(
     'ERR_PERMISSION',
-    `the bhyve of VM '${vm}' runs as uid ${String(located.ownerUid)} and may be one that is given a path, which it ` +
-      "could not reach: ask as that user, or name the dialect 'descriptor' if it is FreeBSD 14's or later",
+    `The bhyve of VM '${vm}' runs as uid ${String(located.ownerUid)}. If it is older than FreeBSD 14, that user ` +
+      "cannot enter the checkpoint directory. Run as that user, or pass the option 'dialect' as 'descriptor' if bhyve is " +
+      'from FreeBSD 14 or later',
     { vm, path: located.socketPath },
   )
 }
 
-/** `struct` and `path` name the file by its whole path, in buffers of bhyve's. */
+/** `struct` and `path` requests contain the full path of the file. bhyve copies it into a buffer of fixed size. */
 export function assertRequestFits(dialect: Dialect, requestPath: string, vm: string): void {
   const limit = dialect === 'struct' ? structPathBytes : restorablePathBytes
   const bytes = Buffer.byteLength(requestPath)
   if (dialect === 'descriptor' || bytes <= limit) return
   throw new CheckpointError(
     'ERR_PATH_TOO_LONG',
-    `this VM's bhyve (dialect '${dialect}') takes paths of at most ${String(limit)} bytes; '${requestPath}' has ` +
-      `${String(bytes)}: choose a shorter checkpoint directory`,
+    `The bhyve of VM '${vm}' (dialect '${dialect}') accepts paths of at most ${String(limit)} bytes, but ` +
+      `'${requestPath}' is ${String(bytes)} bytes long. Choose a shorter checkpoint directory`,
     { vm, path: requestPath },
   )
 }

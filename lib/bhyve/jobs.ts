@@ -1,3 +1,3 @@
-/** What this folder does in the pool's threads. */
+/** The jobs of this directory that run in the pool's threads. */
 export { locateSocket } from './locate.js'
 export { findSockets } from './virtual_machines.js'

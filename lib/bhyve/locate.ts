@@ -1,6 +1,6 @@
 /**
- * Where is this VM's checkpoint socket, whose is it, and which dialect does its place speak of? Looks at
- * files only; nothing is sent (protocol.md sections 1 and 3). Runs in the pool.
+ * Finds the checkpoint socket of a VM, checks its owner and derives the dialect from its path. It only reads the status
+ * of files and sends nothing (protocol.md sections 1 and 3). Runs in the pool.
  */
 import fs from 'node:fs'
 import path from 'node:path'
@@ -12,7 +12,7 @@ import type { Dialect } from '../base/types.js'
 export interface Target {
   vm: string
   runDirectory: string
-  /** `/dev/vmm`: a file for every VM the kernel knows. */
+  /** `/dev/vmm`: it has a file for each VM in the kernel. */
   vmmDirectory: string
   dialect: Dialect | 'auto'
   trustedUids: readonly number[]
@@ -20,17 +20,17 @@ export interface Target {
 
 export interface Located {
   socketPath: string
-  /** What the socket's place tells: `struct` has one of its own. */
+  /** Derived from the path of the socket: dialect `struct` has a directory of its own. */
   kind: 'struct' | 'nvlist'
   ownerUid: number
-  /** Of the socket's file. */
+  /** Identifies the file of the socket. */
   identity: string
 }
 
 const othersWrite = 0o002
 const sticky = 0o1000
 
-/** Every socket the VM may be asked at, best first; at least one, or it rejects. */
+/** Returns all sockets to which a request for the VM can be sent, the preferred one first. Throws if there is none. */
 export function locateSocket(target: Target): Located[] {
   const found = candidates(target).flatMap((candidate) => {
     assertFits(target, candidate.socketPath)
@@ -55,36 +55,39 @@ function candidates({ runDirectory, vm, dialect }: Target): Omit<Located, 'owner
   return dialect === 'struct' ? [struct] : [nvlist]
 }
 
-/** Older systems cut a longer path silently: two VMs would then share a socket. */
+/** Older systems silently truncate a longer path. Two VMs would then share a socket. */
 function assertFits({ vm, dialect, runDirectory }: Target, socketPath: string): void {
   const capacity = loadNative().socketPathCapacity
-  // With the dialect unknown the longer place of `struct` must not speak for the shorter one.
+  // If the dialect is unknown, measure only the nvlist path. The longer `struct` path need not fit.
   const measured = dialect === 'auto' ? `${runDirectory}/${vm}` : socketPath
   if (Buffer.byteLength(measured) <= capacity) return
   throw new CheckpointError(
     'ERR_PATH_TOO_LONG',
-    `the socket path '${measured}' has more than the ${String(capacity)} bytes a socket's path can have`,
+    `'${measured}' is too long for a socket path, which can have at most ${String(capacity)} bytes. Choose a shorter ` +
+      'run directory or VM name',
     { vm, path: measured },
   )
 }
 
 /**
- * Who may rename what lies in a run directory can put one VM's socket in the place of another's: it would have the
- * right owner, and the right process behind it, and the wrong VM would be saved or powered off. The sticky bit keeps
- * others from renaming; a second name of a socket is refused by itself (`checkedOwner`).
+ * Rejects a run directory in which others can rename files. They could replace the socket of a VM by that of another
+ * VM. The owner and the process would still be trusted, but the wrong VM would be saved or powered off. The sticky bit
+ * prevents such renames. `checkedOwner` rejects sockets that have a second name.
  */
 function assertGuarded(directory: string, socketPath: string, target: Target): void {
-  // Where a part of the way is no folder either.
+  // existsSync() also returns false if a parent is not a directory.
   const status = fs.existsSync(directory) ? fs.statSync(directory, { throwIfNoEntry: false }) : undefined
   if (status?.isDirectory() !== true) return
   const { vm, trustedUids } = target
   const isTrusted = [0, process.geteuid?.(), ...trustedUids].includes(status.uid)
   const isOpen = (status.mode & othersWrite) !== 0 && (status.mode & sticky) === 0
   if (isTrusted && !isOpen) return
-  const why = isTrusted
-    ? `anybody may write in the run directory '${directory}': chmod o-w it`
-    : `the run directory '${directory}' belongs to uid ${String(status.uid)}, which is not among the trusted ones`
-  const message = `${why}. The socket of VM '${vm}' could be another VM's: nothing was sent`
+  const [why, advice] = isTrusted
+    ? ['is writable by every user', `. Run chmod o-w '${directory}'`]
+    : [`belongs to uid ${String(status.uid)}, which is not trusted`, '']
+  const message =
+    `The run directory '${directory}' ${why}. The socket of VM '${vm}' could be that of another VM. ` +
+    `Nothing was sent to bhyve${advice}`
   throw new CheckpointError('ERR_UNTRUSTED_PEER', message, { vm, path: socketPath })
 }
 
@@ -93,12 +96,12 @@ function statusIfAny(path: string, target: Target): fs.Stats | undefined {
     return fs.lstatSync(path)
   } catch (error) {
     if (!isNodeSystemError(error)) throw error
-    // ENOTDIR: `checkpoint` is itself the socket of a VM of that name. ENAMETOOLONG: no file can have that name.
+    // ENOTDIR: `checkpoint` is the socket of a VM named 'checkpoint'. ENAMETOOLONG: no file can have that name.
     if (['ENOENT', 'ENOTDIR', 'ENAMETOOLONG'].includes(error.code ?? '')) return undefined
     if (error.code !== 'EACCES' && error.code !== 'EPERM') throw error
     throw new CheckpointError(
       'ERR_PERMISSION',
-      `no permission to look at '${path}': run as bhyve's user or as root`,
+      `No permission to read the status of '${path}'. Run as the user of bhyve or as root`,
       {
         vm: target.vm,
         path,
@@ -113,15 +116,16 @@ function checkedOwner(status: fs.Stats, path: string, target: Target): number {
   if (!trustedUids.includes(status.uid)) {
     throw new CheckpointError(
       'ERR_UNTRUSTED_PEER',
-      `the socket '${path}' belongs to uid ${String(status.uid)}, which is not among the trusted ones ` +
-        `(${trustedUids.join(', ')}): nothing was sent. If that user runs the VM, name it in trustedUids`,
+      `The socket '${path}' belongs to uid ${String(status.uid)}, which is not trusted ` +
+        `(trusted: ${trustedUids.join(', ')}). Nothing was sent to bhyve. If that user runs the VM, add the ` +
+        "uid to the option 'trustedUids'",
       { vm, path },
     )
   }
   if (status.nlink !== 1) {
     const message =
-      `the socket '${path}' has ${String(status.nlink)} names, and may be another VM's: nothing was sent. ` +
-      'Remove the names that bhyve did not give it'
+      `The socket '${path}' has ${String(status.nlink)} hard links and could be that of another VM. Nothing was sent ` +
+      'to bhyve. Remove the links that bhyve did not create'
     throw new CheckpointError('ERR_UNTRUSTED_PEER', message, { vm, path })
   }
   return status.uid
@@ -130,7 +134,7 @@ function checkedOwner(status: fs.Stats, path: string, target: Target): number {
 function notASocket({ vm }: Target, path: string): CheckpointError {
   return new CheckpointError(
     'ERR_VM_NOT_RUNNING',
-    `'${path}' is not a socket: no bhyve serves VM '${vm}' there`,
+    `'${path}' is not a socket, so no bhyve serves VM '${vm}' there`,
     {
       vm,
       path,
@@ -145,27 +149,29 @@ function noSocket(target: Target): CheckpointError {
   if (isKnownToKernel(target)) {
     return new CheckpointError(
       'ERR_SNAPSHOT_UNSUPPORTED',
-      `VM '${vm}' runs, but has no checkpoint socket in '${runDirectory}': its bhyve was built without ` +
-        'BHYVE_SNAPSHOT, or uses another run directory (-o rundir=)',
+      `VM '${vm}' is running but has no checkpoint socket in '${runDirectory}'. Its bhyve was built without ` +
+        "BHYVE_SNAPSHOT, or uses another run directory (-o rundir=): then pass it as the option 'runDirectory'",
       { vm, path, vmState: 'running' },
     )
   }
   if (!fs.existsSync(runDirectory)) {
-    const message = `no VM can be asked: there is no run directory '${runDirectory}' (the option runDirectory)`
+    const message =
+      `The run directory '${runDirectory}' does not exist, so no request can be sent to VM '${vm}'. ` +
+      "Check the option 'runDirectory'"
     return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, path, vmState: 'unknown' })
   }
-  return socketElsewhere(target) ?? nothingThere(target)
+  return socketElsewhere(target) ?? withoutSocket(target)
 }
 
-function nothingThere(target: Target): CheckpointError {
+function withoutSocket(target: Target): CheckpointError {
   const { vm } = target
-  // Of two places the one that later bhyves use.
+  // Of the two paths, report that of the newer bhyves.
   const path = candidates(target).at(-1)?.socketPath ?? ''
-  const message = `VM '${vm}' is not running: no socket '${path}'`
+  const message = `VM '${vm}' is not running: it has no socket '${path}'`
   return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, path, vmState: 'off' })
 }
 
-/** The dialect that was named has its sockets in one place, and this VM's is in the other. */
+/** The error if the socket of this VM is in the directory of another dialect than the one that was passed. */
 function socketElsewhere(target: Target): CheckpointError | undefined {
   const { vm, dialect } = target
   const other = candidates({ ...target, dialect: 'auto' }).find(({ socketPath }) =>
@@ -174,12 +180,12 @@ function socketElsewhere(target: Target): CheckpointError | undefined {
   if (other === undefined) return undefined
   const path = other.socketPath
   const message =
-    `no bhyve of dialect '${dialect}' serves VM '${vm}': its socket is '${path}', where that dialect has none. ` +
-    "Leave the option 'dialect' out"
+    `No bhyve of dialect '${dialect}' serves VM '${vm}': its socket is '${path}', a path that this dialect does not ` +
+    "use. Omit the option 'dialect'"
   return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, path, vmState: 'unknown' })
 }
 
-/** FreeBSD's kernel lists the VMs it has. Elsewhere there is nothing to ask. */
+/** The FreeBSD kernel has a file in `vmmDirectory` for each of its VMs. Other systems have none. */
 export function isKnownToKernel({ vm, vmmDirectory }: { vm: string; vmmDirectory: string }): boolean {
   return fs.existsSync(`${vmmDirectory}/${vm}`)
 }

@@ -1,4 +1,4 @@
-/** Stopping and continuing a VM's process, as CBSD's bpause: SIGSTOP, SIGCONT, and a look at what came of it. */
+/** Stops and continues the process of a VM by SIGSTOP and SIGCONT, as CBSD's bpause, and waits for the effect. */
 import os from 'node:os'
 import { CheckpointError, isExhausted, systemError } from '../base/errors.js'
 import { isFailure, loadNative } from '../base/native.js'
@@ -7,11 +7,11 @@ import type { Target } from './locate.js'
 
 const { SIGSTOP, SIGCONT } = os.constants.signals
 const { ESRCH } = os.constants.errno
-/** A signal takes effect at once, but for a process that is inside the kernel. */
+/** A signal takes effect at once, unless the process is inside the kernel. */
 const timeoutMs = 5_000
 const pollIntervalMs = 5
 
-/** Resolves once the process is seen to stand still, or to run. Idempotent. */
+/** Resolves when the process is stopped (if `paused`) or running. Idempotent. */
 export async function setPaused(peer: Peer, paused: boolean, target: Target): Promise<void> {
   const wanted = paused ? 'stopped' : 'running'
   const deadline = performance.now() + timeoutMs
@@ -21,16 +21,16 @@ export async function setPaused(peer: Peer, paused: boolean, target: Target): Pr
     if (state === wanted) return
     if (!isSent) send(peer, paused ? SIGSTOP : SIGCONT, target)
     isSent = true
-    if (performance.now() > deadline) throw unheard(peer, paused, target)
+    if (performance.now() > deadline) throw withoutEffect(peer, paused, target)
     await new Promise((resolve) => setTimeout(resolve, pollIntervalMs))
   }
 }
 
-/** The process a caller names by its pid, as it is now. */
+/** Returns the process that currently has this pid, which the caller passed. */
 export function peerWithPid(pid: number, target: Target): Peer {
   const status = loadNative().processStatus(pid)
   if (isFailure(status)) {
-    if (isExhausted(status)) throw systemError(status, `looking at process ${String(pid)}`)
+    if (isExhausted(status)) throw systemError(status, `Reading the status of process ${String(pid)}`)
     throw gone(pid, target)
   }
   return { uid: -1, pid, startedAt: status.startedAt }
@@ -39,19 +39,19 @@ export function peerWithPid(pid: number, target: Target): Peer {
 function stateOf({ pid, startedAt }: Peer, target: Target): 'running' | 'stopped' {
   const status = loadNative().processStatus(pid)
   if (isFailure(status) && status.errno !== ESRCH)
-    throw systemError(status, `looking at process ${String(pid)}`)
+    throw systemError(status, `Reading the status of process ${String(pid)}`)
   if (isFailure(status) || status.state === 'zombie' || status.startedAt !== startedAt)
     throw gone(pid, target)
   return status.state
 }
 
 function send({ pid, startedAt }: Peer, signal: number, target: Target): void {
-  // Without its start time a process could be taken for another one: then it is not signalled at all.
+  // Without the start time the pid could belong to another process, so no signal is sent.
   if (startedAt === undefined) throw gone(pid, target)
   const result = loadNative().signalProcess(pid, startedAt, signal)
   if (!isFailure(result)) return
   if (result.errno === ESRCH) throw gone(pid, target)
-  throw systemError(result, `signalling process ${String(pid)} of VM '${target.vm}'`)
+  throw systemError(result, `Signaling process ${String(pid)} of VM '${target.vm}'`)
 }
 
 function gone(pid: number, { vm }: Target): CheckpointError {
@@ -59,7 +59,8 @@ function gone(pid: number, { vm }: Target): CheckpointError {
   return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, vmState: 'off' })
 }
 
-function unheard({ pid }: Peer, paused: boolean, { vm }: Target): CheckpointError {
-  const message = `process ${String(pid)} of VM '${vm}' did not ${paused ? 'stop' : 'continue'} within ${String(timeoutMs)} ms`
+function withoutEffect({ pid }: Peer, paused: boolean, { vm }: Target): CheckpointError {
+  const change = paused ? 'stop' : 'continue'
+  const message = `Process ${String(pid)} of VM '${vm}' did not ${change} within ${String(timeoutMs)} ms`
   return new CheckpointError('ERR_TIMEOUT', message, { vm, vmState: 'unknown' })
 }

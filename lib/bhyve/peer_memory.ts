@@ -1,14 +1,14 @@
 /**
- * Who was found behind a socket, and which dialect that process speaks. A question costs a connection, and a bhyve
- * that is busy or stopped takes none from its backlog: asked again and again, it would shut everybody out
- * (protocol.md section 2). So it is asked once, until the socket's file or the process behind it is another one.
+ * Remembers which process serves a socket, and its dialect. Finding out takes a connection. A bhyve that is busy or
+ * stopped accepts no connections, so repeated attempts would fill its backlog and shut out all clients (protocol.md
+ * section 2). Therefore the library connects once, and again only if the socket's file or the process has changed.
  */
 import type { Dialect } from '../base/types.js'
 import type { Located } from './locate.js'
 import { knownStateOf, type Peer } from './peer.js'
 
 interface Remembered {
-  /** Of the socket's file: a bhyve that starts makes a new one. */
+  /** Identifies the file of the socket. Each bhyve creates a new file when it starts. */
   identity: string
   peer: Peer
   dialect?: Dialect
@@ -17,12 +17,12 @@ interface Remembered {
 export class PeerMemory {
   readonly #remembered = new Map<string, Remembered>()
 
-  /** The process behind this very socket file, dead or alive. */
+  /** Returns the process that was found behind this socket file. It may have ended since. */
   peerAt(located: Located): Peer | undefined {
     return this.#at(located)?.peer
   }
 
-  /** The dialect it was found to speak, while it lives. */
+  /** Returns the dialect of the process, if it is known and the process is running. */
   dialectAt(located: Located): Dialect | undefined {
     const known = this.#at(located)
     return known !== undefined && knownStateOf(known.peer) === 'running' ? known.dialect : undefined
@@ -53,7 +53,7 @@ export class PeerMemory {
 }
 
 /**
- * One for all clients of this environment. It holds what is true of the system, checked at every use, and nothing
- * of a client's own: clients made for a single call would otherwise ask a stopped VM anew each time.
+ * One memory for all clients of this environment. It contains facts about the system that are checked at each use, and
+ * no state of a client. Otherwise clients that are created for a single call would connect to a stopped VM each time.
  */
 export const sharedPeers = new PeerMemory()

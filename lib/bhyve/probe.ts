@@ -1,7 +1,7 @@
 /**
- * Which process serves a VM's socket? By the socket's peer, not by `ps`: connect, read the credentials, close.
- * Harmless in the nvlist dialects, and done once per process (peer_memory.ts); never done in `struct`, whose bhyve
- * would repeat its previous request (protocol.md section 2).
+ * Finds the process that serves a VM's socket. It does not use `ps`: it connects, reads the credentials of the peer and
+ * closes the connection. This is harmless in the nvlist dialects, and done once per process (peer_memory.ts). It is
+ * never done in dialect `struct`, because that bhyve would repeat its previous request (protocol.md section 2).
  */
 import os from 'node:os'
 import { CheckpointError, errnoName, isExhausted, systemError } from '../base/errors.js'
@@ -12,17 +12,17 @@ import type { PeerMemory } from './peer_memory.js'
 
 export type Probe =
   | { kind: 'peer'; peer: Peer }
-  /** Nobody listens. */
+  /** No process listens on the socket. */
   | { kind: 'dead' }
-  /** It cannot be asked now, or not without harm. */
+  /** The process cannot be determined now, or not without harm. */
   | { kind: 'silent'; why: string }
 
 const { ECONNREFUSED, ENOENT } = os.constants.errno
 
-/** What is known already: nobody is asked. */
+/** Returns what is known from an earlier probe, without a connection. */
 export function recall(located: Located, peers: PeerMemory): Probe {
   const peer = peers.peerAt(located)
-  return peer === undefined ? { kind: 'silent', why: 'it was not asked' } : { kind: 'peer', peer }
+  return peer === undefined ? { kind: 'silent', why: 'no connection was made' } : { kind: 'peer', peer }
 }
 
 export function probe(located: Located, peers: PeerMemory): Probe {
@@ -31,15 +31,15 @@ export function probe(located: Located, peers: PeerMemory): Probe {
   if (located.kind === 'struct') {
     return {
       kind: 'silent',
-      why: "a bhyve of dialect 'struct' would repeat its previous request if it were asked",
+      why: "a connection would make a bhyve of dialect 'struct' repeat its previous request",
     }
   }
   const native = loadNative()
   const descriptor = native.connectStream(located.socketPath)
   if (isFailure(descriptor)) {
     if (descriptor.errno === ECONNREFUSED || descriptor.errno === ENOENT) return { kind: 'dead' }
-    if (isExhausted(descriptor)) throw systemError(descriptor, 'connecting to a VM', located.socketPath)
-    return { kind: 'silent', why: `its socket answers ${errnoName(descriptor.errno)}` }
+    if (isExhausted(descriptor)) throw systemError(descriptor, 'Connecting to a VM', located.socketPath)
+    return { kind: 'silent', why: `connecting to its socket failed with ${errnoName(descriptor.errno)}` }
   }
   try {
     const peer = peerOf(descriptor)
@@ -50,7 +50,7 @@ export function probe(located: Located, peers: PeerMemory): Probe {
   }
 }
 
-/** The process behind one of the VM's sockets; rejects where there is none, or none that can be asked. */
+/** Returns the process behind one of the VM's sockets. Throws if there is none or if it cannot be determined. */
 export function findPeer(
   sockets: readonly Located[],
   target: Target,
@@ -63,23 +63,27 @@ export function findPeer(
   }
   for (const { located, probe: found } of probes) {
     if (found.kind !== 'silent') continue
-    const message = `the process of VM '${vm}' cannot be found out: ${found.why}. Name it by the option 'pid'`
+    const message = `The process of VM '${vm}' cannot be determined: ${found.why}. Pass its pid as the option 'pid'`
     throw new CheckpointError('ERR_DIALECT_UNSUPPORTED', message, {
       vm,
       path: located.socketPath,
       vmState: 'unknown',
     })
   }
-  throw nobodyListens(target)
+  throw withoutListener(target)
 }
 
-/** FreeBSD refuses a connection to a full backlog as if nobody listened, and that of a VM that stands still fills up. */
-function nobodyListens(target: Target): CheckpointError {
+/**
+ * FreeBSD reports a full backlog as ECONNREFUSED, as if no process listened. The backlog of a paused VM fills up, so
+ * such a VM may be alive.
+ */
+function withoutListener(target: Target): CheckpointError {
   const { vm } = target
   const isKnown = isKnownToKernel(target)
   const message = isKnown
-    ? `nobody takes a connection at the socket of VM '${vm}', but the kernel still has it: either its process stands ` +
-      `still (name it by the option 'pid'), or it is dead (bhyvectl --vm=${vm} --destroy)`
-    : `VM '${vm}' is not running: nobody listens at its socket`
+    ? `No process accepts connections on the socket of VM '${vm}', but the VM still exists in the kernel. If its ` +
+      `process is paused, pass its pid as the option 'pid'. If its process has ended, run ` +
+      `bhyvectl --vm=${vm} --destroy`
+    : `VM '${vm}' is not running: no process listens on its socket`
   return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, vmState: isKnown ? 'unknown' : 'off' })
 }

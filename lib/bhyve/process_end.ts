@@ -1,7 +1,7 @@
 /**
- * Waiting for a bhyve process to be gone: its VM's memory is free then, and its name too. By a descriptor of the
- * process where the system has such (pidfd, kqueue), else by looking at the pid and the time it was started; a pid
- * that was given to another process is never waited for.
+ * Waits for the end of a bhyve process. The memory and the name of its VM are free then. It uses a process descriptor
+ * (pidfd, kqueue) if the system has one, else it polls the pid and the start time. It never waits for another process
+ * that has reused the pid.
  */
 import { isExhausted, systemError } from '../base/errors.js'
 import { isFailure, loadNative } from '../base/native.js'
@@ -16,13 +16,13 @@ export class ProcessEnd implements Disposable {
   #watch: number | undefined
   #isReached = false
 
-  /** While it lives: on FreeBSD a watch that is put on a dying process tells its end too early. */
+  /** Call it while the process is alive. On FreeBSD a watch on an exiting process reports the end too early. */
   constructor(peer: Peer) {
     this.#peer = peer
     if (peer.pid === -1 || peer.startedAt === undefined) return
     const watch = loadNative().watchProcess(peer.pid, peer.startedAt)
     if (!isFailure(watch)) this.#watch = watch
-    else if (isExhausted(watch)) throw systemError(watch, `watching process ${String(peer.pid)}`)
+    else if (isExhausted(watch)) throw systemError(watch, `Watching process ${String(peer.pid)}`)
   }
 
   isOf({ pid, startedAt }: Peer): boolean {
@@ -30,13 +30,13 @@ export class ProcessEnd implements Disposable {
   }
 
   get isReached(): boolean {
-    // kqueue tells it once.
+    // kqueue reports the end only once.
     this.#isReached ||=
       this.#watch === undefined ? vmStateOf(this.#peer) === 'off' : loadNative().hasEnded(this.#watch) === 1
     return this.#isReached
   }
 
-  /** True once it is gone; false where it is still there after `patienceMs`. Keeps the process alive meanwhile. */
+  /** Resolves with true when the process has ended, or with false after `timeoutMs`. Keeps the event loop alive. */
   async within(timeoutMs: number): Promise<boolean> {
     const deadline = performance.now() + timeoutMs
     for (let wait = firstPollMs; !this.isReached; wait = Math.min(wait * 2, longestPollMs)) {

@@ -1,13 +1,13 @@
-/** bhyve's answer: none in most dialects, one nvlist in `reply` (protocol.md section 1). */
+/** The reply of bhyve: none in most dialects, one nvlist in dialect `reply` (protocol.md section 1). */
 import { Buffer } from 'node:buffer'
 import { loadNative } from '../base/native.js'
 
-/** More than this is drained and forgotten: an answer is one short line. */
+/** A longer reply is read and discarded. The replies of bhyve are one short line. */
 export const replyMaxBytes = 64 * 1024
-/** Of its text: bhyve's longest is a hundred. */
+/** The limit of the error text, in characters. The longest text of bhyve has about a hundred. */
 const textMaxLength = 1000
 
-/** Keeps the start of what a peer sends, however much it sends. */
+/** Collects the reply of a peer, and discards it if it exceeds `replyMaxBytes`. */
 export class ReplyBuffer {
   #bytes = Buffer.alloc(0)
   #overflown = false
@@ -19,8 +19,8 @@ export class ReplyBuffer {
   }
 
   /**
-   * bhyve's own text, where it answered with an error: short, and without what would tell a terminal or a log
-   * something else. What is no nvlist says nothing.
+   * The error text of bhyve, if it replied with an error. The text is truncated, and control characters are replaced
+   * because they could manipulate a terminal or a log. A reply that is not an nvlist is ignored.
    */
   get errorText(): string | undefined {
     if (this.#bytes.length === 0) return undefined

@@ -1,6 +1,6 @@
 /**
- * One request to bhyve: connect, know the peer, send everything at once, then hold the connection to its end
- * (protocol.md section 2). JavaScript waits on the socket; no thread is held.
+ * Sends one request to bhyve: connects, checks the peer, sends all bytes at once and holds the connection until bhyve
+ * closes it (protocol.md section 2). The event loop waits for the socket, so no thread is blocked.
  */
 import net from 'node:net'
 import os from 'node:os'
@@ -17,33 +17,33 @@ import { ReplyBuffer } from './reply.js'
 interface Request {
   dialect: Dialect
   operation: 'checkpoint' | 'suspend'
-  /** The whole path in `struct` and `path`, the file's name in `descriptor`. */
+  /** The full path in dialects `struct` and `path`, the file name in `descriptor`. */
   filename: string
-  /** The folder that `descriptor` passes. */
+  /** The directory that a `descriptor` request passes. */
   directory: number
 }
 
 export interface Sent {
   peer: Peer
-  /** Resolves at EOF, however it comes; never rejects. */
+  /** Resolves when the connection has ended, with or without an error. Never rejects. */
   ended: Promise<{ replyError: string | undefined }>
 }
 
 const { EAGAIN, EPIPE, ECONNRESET, ENOTCONN } = os.constants.errno
 
-/** A peer that closed before it had read everything: its EOF tells the same. */
+/** The peer closed the connection before it had read everything. Its EOF reports the same. */
 const goneErrors = new Set<number>([EPIPE, ECONNRESET, ENOTCONN])
 const retryMs = 5
 
-/** Where a request goes, and what is known of the other end. */
+/** The destination of a request, and what is known about the process there. */
 interface Recipient {
   located: Located
   target: Target
   peers: PeerMemory
   retryPolicy: RetryPolicy
-  /** It must be this process, where one was asked before. */
+  /** The process that got the first request. A second request must go to the same process. */
   expected?: Peer | undefined
-  /** Done once the peer is known to be welcome, before the first byte; what it throws is thrown. */
+  /** Called when the peer was accepted, before the first byte is sent. Errors are passed on to the caller. */
   beforeSending?: (peer: Peer) => Promise<void>
 }
 
@@ -82,7 +82,7 @@ async function acceptPeer(descriptor: number, dialect: Dialect, recipient: Recip
   }
 }
 
-/** A `struct` bhyve that is left without a request would repeat the one before it. */
+/** A `struct` bhyve that gets no request on a connection would repeat its previous request. */
 async function sendRefused(descriptor: number): Promise<void> {
   await sendBytes(descriptor, loadNative().encodeRequest('struct', 'refused', ''))
 }
@@ -94,10 +94,10 @@ async function sendAll(descriptor: number, payload: Uint8Array, request: Request
     await untilAccepted(() => native.sendDescriptor(descriptor, request.directory))
   }
   const result = native.shutdownWrite(descriptor)
-  if (isFailure(result) && !goneErrors.has(result.errno)) throw systemError(result, 'ending the request')
+  if (isFailure(result) && !goneErrors.has(result.errno)) throw systemError(result, 'Ending the request')
 }
 
-/** False where the peer has gone. */
+/** Returns false if the peer has closed the connection. */
 async function sendBytes(descriptor: number, bytes: Uint8Array): Promise<boolean> {
   let offset = 0
   while (offset < bytes.length) {
@@ -108,26 +108,26 @@ async function sendBytes(descriptor: number, bytes: Uint8Array): Promise<boolean
   return true
 }
 
-/** Undefined where the peer has gone. A request fits any sane socket buffer: waiting is for insane ones. */
+/** Returns undefined if the peer has closed the connection. It retries only if a socket buffer is unusually small. */
 async function untilAccepted(send: () => number | Failure): Promise<number | undefined> {
   for (;;) {
     const result = send()
     if (!isFailure(result)) return result
     if (goneErrors.has(result.errno)) return undefined
-    if (result.errno !== EAGAIN) throw systemError(result, 'sending the request')
+    if (result.errno !== EAGAIN) throw systemError(result, 'Sending the request')
     await new Promise((resolve) => setTimeout(resolve, retryMs))
   }
 }
 
-/** Of this environment: libuv owns them, and nobody else counts them. */
+/** Connections held in this environment. libuv owns their descriptors, so the addon does not count them. */
 let heldConnections = 0
 
-/** How many connections to a bhyve are held. */
+/** Returns how many connections to bhyve processes are held. */
 export function connectionsHeld(): number {
   return heldConnections
 }
 
-/** Gives the connection to libuv, which owns it from then on, and waits for its end. */
+/** Passes the ownership of the connection to libuv and waits for its end. */
 function hold(descriptor: number): Sent['ended'] {
   const socket = new net.Socket({ fd: descriptor, readable: true, writable: false })
   loadNative().disown(descriptor)

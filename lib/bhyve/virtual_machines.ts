@@ -1,4 +1,4 @@
-/** Every VM with a checkpoint socket in the run directory, dead or alive. */
+/** Lists all VMs that have a checkpoint socket in the run directory, running or not. */
 import fs from 'node:fs'
 import { CheckpointError, isNodeSystemError } from '../base/errors.js'
 import { isVmName } from '../base/names.js'
@@ -8,16 +8,16 @@ import { knownStateOf } from './peer.js'
 import type { PeerMemory } from './peer_memory.js'
 import { probe, type Probe, recall } from './probe.js'
 
-/** Of one VM: its sockets, or where the one is that we do not touch. */
+/** The sockets of one VM, or the path of a socket that was rejected. */
 interface Found {
   vm: string
   sockets: Located[]
-  untouched?: string
+  rejected?: string
 }
 
 type AnyTarget = Omit<Target, 'vm'>
 
-/** Looks at files only. What is no socket is ignored. Runs in the pool. */
+/** Reads only the status of files, and ignores files that are not sockets. Runs in the pool. */
 export function findSockets(target: AnyTarget): Found[] {
   const { runDirectory } = target
   const names = new Set(
@@ -32,9 +32,9 @@ function found(target: Target): Found[] {
     return [{ vm, sockets: locateSocket(target) }]
   } catch (error) {
     if (!(error instanceof CheckpointError)) throw error
-    // Gone since, or of the other place than the dialect that was named.
+    // The socket was removed meanwhile, or is in the directory of another dialect than the one that was passed.
     if (error.code === 'ERR_VM_NOT_RUNNING' || error.code === 'ERR_SNAPSHOT_UNSUPPORTED') return []
-    return [{ vm, sockets: [], untouched: error.path ?? `${runDirectory}/${vm}` }]
+    return [{ vm, sockets: [], rejected: error.path ?? `${runDirectory}/${vm}` }]
   }
 }
 
@@ -52,21 +52,21 @@ function isSocket(path: string): boolean {
   return fs.lstatSync(path, { throwIfNoEntry: false })?.isSocket() === true
 }
 
-/** Asks each process once, if it may connect; sends nothing. */
+/** Connects to each process at most once, and only if `mayConnect`. Sends nothing. */
 export function describeVm(
   found: Found,
   target: AnyTarget,
   peers: PeerMemory,
   mayConnect: boolean,
 ): VirtualMachine {
-  const { vm, sockets, untouched } = found
+  const { vm, sockets, rejected } = found
   const seen = sockets.map((located) => {
     const result = mayConnect ? probe(located, peers) : recall(located, peers)
     return machineAt(located, { ...target, vm }, result)
   })
   const alive = seen.find(({ state }) => state === 'running' || state === 'paused')
   const open = seen.find(({ state }) => state === 'unknown')
-  return alive ?? open ?? seen[0] ?? { vm, socket: untouched ?? '', state: 'unknown' }
+  return alive ?? open ?? seen[0] ?? { vm, socket: rejected ?? '', state: 'unknown' }
 }
 
 function machineAt(located: Located, target: Target, result: Probe): VirtualMachine {

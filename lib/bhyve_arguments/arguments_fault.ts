@@ -1,2 +1,2 @@
-/** Why bhyve would not take an argument, in words. */
+/** Thrown if bhyve would reject an argument. The message is the reason, a lower-case clause. */
 export class ArgumentsFault extends Error {}

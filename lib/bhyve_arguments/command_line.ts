@@ -1,6 +1,6 @@
 /**
- * bhyve's command line, read as bhyve reads it. Written from upstream's sources, and apart from the simulator's own
- * parser, so that one mistake cannot hide on both sides.
+ * Parses the command line of bhyve as bhyve does. It was written from upstream's sources and independently of the
+ * parser of the simulator, so that the same mistake is unlikely in both.
  */
 import { Configuration } from './configuration.js'
 import { ArgumentsFault } from './arguments_fault.js'
@@ -10,20 +10,20 @@ import { scanIntegers } from './numbers.js'
 import { applySlot, isHelp } from './slot.js'
 
 export interface CommandLine {
-  /** Index of the word before which `-r` belongs. */
+  /** The index in `args` at which `-r` must be inserted. */
   insertAt: number
-  /** The VM's name on the command line, which wins over every other one. */
+  /** The VM name on the command line. It takes precedence over all other names. */
   operand?: string
-  /** What bhyve would not take; then the rest is unknown. */
+  /** Why bhyve would reject the command line. If present, the fields below are missing. */
   fault?: string
   machine?: Machine
-  /** The VM's name: the operand, else the checkpoint's, else `name` of the configuration. */
+  /** The VM name: the operand, else the name in the checkpoint, else the variable `name` of the configuration. */
   name?: string
   /** `-o rundir=` (main since July 2026). */
   runDirectory?: string
 }
 
-/** The text of a configuration file. Throws where bhyve could not read it. */
+/** Returns the text of a configuration file. Throws if bhyve could not read the file. */
 type ReadFile = (path: string) => string
 
 export function parseCommandLine(
@@ -35,7 +35,8 @@ export function parseCommandLine(
   const [operand] = operands
   const known = { insertAt, ...(operand === undefined ? {} : { operand }) }
   if (fault !== undefined) return { ...known, fault }
-  if (operands.length > 1) return { ...known, fault: `'${operands[1] ?? ''}' follows the VM's name` }
+  if (operands.length > 1)
+    return { ...known, fault: `'${operands[1] ?? ''}' follows the VM name, which must be last` }
   try {
     return { ...known, ...described(options, operand ?? checkpointVm, readFile) }
   } catch (error) {
@@ -53,7 +54,7 @@ function described(
   for (const option of options) apply(configuration, option, readFile)
   if (vm !== undefined) configuration.set('name', vm)
   const name = configuration.get('name')
-  if (name === undefined) throw new ArgumentsFault('no VM is named')
+  if (name === undefined) throw new ArgumentsFault('the VM name is missing')
   if (isTrue(configuration.get('config.dump')))
     throw new ArgumentsFault('config.dump only prints the configuration')
   const runDirectory = configuration.get('rundir')
@@ -61,21 +62,21 @@ function described(
   return { machine, name, ...(runDirectory === undefined ? {} : { runDirectory }) }
 }
 
-/** What no option here changes is in no checkpoint. */
+/** Applies only the options that affect the contents of a checkpoint. */
 function apply(configuration: Configuration, { letter, value }: Option, readFile: ReadFile): void {
   if (letter === 'c') applyTopology(configuration, value)
   else if (letter === 'k') applyFile(configuration, value, readFile)
   else if (letter === 'm') configuration.set('memory.size', value)
   else if (letter === 'o') applyAssignment(configuration, value, '-o')
   else if (letter === 's') applySlot(configuration, value)
-  else refuseUseless(letter, value)
+  else rejectUnusable(letter, value)
 }
 
-function refuseUseless(letter: string, value: string): void {
-  if (letter === 'r') throw new ArgumentsFault('-r is put in by the restore: leave it out')
+function rejectUnusable(letter: string, value: string): void {
+  if (letter === 'r') throw new ArgumentsFault('omit -r: the restore adds it')
   if (letter === 'h') throw new ArgumentsFault('-h only prints the usage')
   if (letter === 'l' && isHelp(value)) throw new ArgumentsFault(`-l ${value} only prints a list`)
-  if (letter === 'p' && !isPin(value)) throw new ArgumentsFault(`-p ${value} pins no vCPU`)
+  if (letter === 'p' && !isPin(value)) throw new ArgumentsFault(`-p ${value} is not a valid vCPU pinning`)
 }
 
 function applyTopology(configuration: Configuration, value: string): void {
@@ -87,11 +88,11 @@ function applyTopology(configuration: Configuration, value: string): void {
     const [, key, number] = /^(cpus|sockets|cores|threads)=(.*)$/s.exec(part) ?? []
     if (key !== undefined && number !== undefined) configuration.set(key, number)
     else if (!part.includes('=')) configuration.set('cpus', part)
-    else throw new ArgumentsFault(`-c ${value} is no topology`)
+    else throw new ArgumentsFault(`-c ${value} is not a valid CPU topology`)
   }
 }
 
-/** In its turn: what comes later on the command line wins, and so does a later line. */
+/** Applies a file at its position on the command line. Later options and later lines override earlier ones. */
 function applyFile(configuration: Configuration, path: string, readFile: ReadFile): void {
   for (const [index, line] of readFile(path).split('\n').entries()) {
     if (line !== '' && !line.startsWith('#'))
@@ -102,11 +103,11 @@ function applyFile(configuration: Configuration, path: string, readFile: ReadFil
 function applyAssignment(configuration: Configuration, text: string, where: string): void {
   const equals = text.indexOf('=')
   if (equals === -1 || equals === text.length - 1)
-    throw new ArgumentsFault(`${where} ${text} is no name=value`)
+    throw new ArgumentsFault(`${where} ${text} is not of the form name=value`)
   configuration.set(text.slice(0, equals), text.slice(equals + 1))
 }
 
-/** How many CPUs the host has is bhyve's to check. */
+/** bhyve itself checks the numbers against the CPUs of the host. */
 function isPin(value: string): boolean {
   const numbers = scanIntegers(value, 2)
   return numbers.length === 2 && numbers.every((number) => number >= 0)

@@ -1,6 +1,6 @@
 /**
- * bhyve's configuration tree (bhyve_config(5), upstream's `config.c`): every option becomes a variable, the later of
- * two values wins, and a variable has no children.
+ * bhyve's configuration tree (bhyve_config(5), upstream's `config.c`). Each option assigns a variable. The later of two
+ * values is used, and a variable cannot have children.
  */
 import { ArgumentsFault } from './arguments_fault.js'
 
@@ -12,21 +12,22 @@ export class Configuration {
   set(path: string, value: string): void {
     for (let dot = path.indexOf('.'); dot !== -1; dot = path.indexOf('.', dot + 1)) {
       const node = path.slice(0, dot)
-      if (node === '' || node.endsWith('.')) throw new ArgumentsFault(`'${path}' names no variable`)
+      if (node === '' || node.endsWith('.'))
+        throw new ArgumentsFault(`'${path}' is not a valid variable name`)
       if (this.#values.has(node)) throw new ArgumentsFault(`'${path}' is below the variable '${node}'`)
     }
     if (this.hasNode(path))
-      throw new ArgumentsFault(`'${path}' has variables below it and cannot have a value`)
+      throw new ArgumentsFault(`'${path}' has variables below it, so it cannot have a value`)
     this.#values.set(path, value)
   }
 
-  /** A value below an existing node, whose name cannot be a path. */
+  /** Assigns a variable below a node. The name must be a single component. */
   setIn(node: string, name: string, value: string): void {
     if (name.includes('.')) throw new ArgumentsFault(`'${name}' cannot be set for '${node}'`)
     this.set(`${node}.${name}`, value)
   }
 
-  /** With `%(variable)` replaced. */
+  /** Returns the value with all `%(variable)` references replaced. */
   get(path: string): string | undefined {
     const value = this.#values.get(path)
     return value?.includes('%') === true ? this.#expand(value, 0) : value
@@ -40,7 +41,7 @@ export class Configuration {
     return [...this.#values.keys()]
   }
 
-  /** A backslash takes the meaning of the next character away; bhyve expands only values with a `%` at all. */
+  /** A backslash escapes the next character. bhyve expands a value only if it contains a `%`. */
   #expand(value: string, depth: number): string {
     return value.replace(/%\(([^)]*)\)|\\([^]?)/g, (all, name: string | undefined, literal?: string) => {
       if (name === undefined) return literal ?? ''

@@ -1,7 +1,7 @@
 /**
- * A command line cut into options as getopt(3) does it. bhyve's option string differs from release to release
- * (`bhyverun.c`, since 15 `amd64/bhyverun_machdep.c`): what any of them takes is taken here, bhyve itself has the
- * last word. Knows nothing of what the options mean.
+ * Splits a command line into options as getopt(3) does. The option string of bhyve differs between releases
+ * (`bhyverun.c`, since 15 `amd64/bhyverun_machdep.c`). This file accepts the options of all releases, because bhyve
+ * itself checks them again. The meaning of the options is handled elsewhere.
  */
 
 export interface Option {
@@ -12,18 +12,18 @@ export interface Option {
 
 interface Words {
   options: Option[]
-  /** What follows the options. */
+  /** The words after the options. */
   operands: string[]
-  /** Index of the word before which one more option may be put. */
+  /** The index at which another option can be inserted. */
   insertAt: number
-  /** Where getopt() would have given up. */
+  /** Why getopt() would report an error. */
   fault?: string
 }
 
 const flags = 'aAbCDeHhIMPSuWwxY'
 const withValue = 'cfgGkKlmnoprsU'
 
-/** FreeBSD's getopt() ends at the first word that is no option; a lone `-` is none, `--` is left out. */
+/** FreeBSD's getopt() stops at the first word that is not an option. A lone `-` is not an option, `--` is skipped. */
 export function splitWords(args: readonly string[]): Words {
   const options: Option[] = []
   for (let index = 0; index < args.length;) {
@@ -39,7 +39,7 @@ export function splitWords(args: readonly string[]): Words {
   return { options, operands: [], insertAt: args.length }
 }
 
-/** `-AHm1G`: flags, then at most one option whose value is the rest of the word, or else the next one. */
+/** `-AHm1G`: flags, then at most one option with a value. The value is the rest of the word, or else the next word. */
 function cutWord(
   word: string,
   next: string | undefined,

@@ -1,2 +1,2 @@
-/** What this folder does in the pool's threads. */
+/** The jobs of this directory that run in the pool's threads. */
 export { readArguments } from './report.js'

@@ -1,4 +1,4 @@
-/** Numbers as C reads them: strtol(3), expand_number(3), sscanf(3). */
+/** Parses numbers as C does: strtol(3), expand_number(3), sscanf(3). */
 
 const unitShifts: Readonly<Record<string, bigint>> = { k: 10n, m: 20n, g: 30n, t: 40n, p: 50n, e: 60n }
 const mebibyte = 1n << 20n
@@ -7,22 +7,22 @@ const wholeInteger = new RegExp(`^${spaces}([+-]?)(0[xX][0-9a-fA-F]+|[0-9]+)$`)
 const leadingDecimal = new RegExp(`^${spaces}[+-]?[0-9]+`)
 const size = /^(0[xX][0-9a-fA-F]+|[0-9]*)([kmgtpeKMGTPE]?)([bB]?)$/
 
-/** strtol() with base 0, where the number has to be all of the text. */
+/** strtol() with base 0. The entire text must be a number. */
 export function wholeNumber(text: string): bigint | undefined {
   const [, sign, digits = ''] = wholeInteger.exec(text) ?? []
   const value = sign === undefined ? undefined : magnitude(digits)
   return value !== undefined && sign === '-' ? -value : value
 }
 
-/** A leading zero means octal: `08` is no number. */
+/** A leading zero means octal, so `08` is not a number. */
 function magnitude(digits: string): bigint | undefined {
   if (!/^0[0-9]/.test(digits)) return BigInt(digits)
   return /[89]/.test(digits) ? undefined : BigInt(`0o${digits.slice(1)}`)
 }
 
 /**
- * libvmmapi's vm_parse_memsize(), in bytes: a plain number below a mebibyte counts mebibytes, everything else is for
- * expand_number(), which takes a unit without a number for 0.
+ * libvmmapi's vm_parse_memsize(). Returns bytes. A plain number below 1 MiB is a number of mebibytes. Everything else
+ * is parsed as by expand_number(), for which a unit without a number means 0.
  */
 export function memoryBytes(text: string): number | undefined {
   const plain = wholeNumber(text)
@@ -38,8 +38,8 @@ function bounded(value: bigint): number | undefined {
 }
 
 /**
- * What sscanf() makes of `%d:%d:...` with at most `most` numbers: it reads as far as it can, and the rest of the text
- * does not matter. Spaces may stand before a number, not before a colon.
+ * sscanf() with the format `%d:%d:...` and at most `max` numbers. It parses as far as possible and ignores the rest of
+ * the text. Spaces are allowed before a number but not before a colon.
  */
 export function scanIntegers(text: string, max: number): number[] {
   const found: number[] = []
@@ -55,7 +55,7 @@ export function scanIntegers(text: string, max: number): number[] {
   return found
 }
 
-/** strtoimax() stops at its limits; what is stored is an int. */
+/** strtoimax() clamps to its limits. The result is then stored in an int. */
 function toInt(value: bigint): number {
   const limit = 1n << 63n
   const clamped = value >= limit ? limit - 1n : value < -limit ? -limit : value

@@ -1,4 +1,4 @@
-/** The virtual machine that bhyve's configuration describes, as far as a checkpoint has to do with it. */
+/** Derives the virtual machine from bhyve's configuration: the parts that a checkpoint contains, and the disks. */
 import type { Configuration } from './configuration.js'
 import { ArgumentsFault } from './arguments_fault.js'
 import { memoryBytes, wholeNumber } from './numbers.js'
@@ -7,19 +7,19 @@ import { aliases, isSlotNumber } from './slot.js'
 export interface Machine {
   cpus: number
   memoryBytes: number
-  /** `<emulation>@pci.<bus>.<slot>.<function>`, in PCI order: the names that checkpoints have since FreeBSD 14. */
+  /** `<emulation>@pci.<bus>.<slot>.<function>`, in PCI order: the names used in checkpoints since FreeBSD 14. */
   devices: string[]
   disks: Disk[]
 }
 
 export interface Disk {
-  /** As bhyve opens it. */
+  /** The path that bhyve opens. */
   path: string
   device: string
 }
 
 const defaultMemory = '256M'
-/** Of a `virtio-scsi` that names nothing. */
+/** Used by a `virtio-scsi` device without a path. */
 const defaultScsiDevice = '/dev/cam/ctl'
 const maxCpus = 65_535
 
@@ -34,7 +34,7 @@ export function machineOf(configuration: Configuration): Machine {
   }
 }
 
-/** bhyve looks for decimal numbers without leading zeros; what else stands below `pci.` it never sees. */
+/** bhyve uses only decimal numbers without leading zeros. It ignores all other names below `pci.`. */
 function addressesOf(configuration: Configuration): string[] {
   const addresses = new Map<string, number[]>()
   for (const path of configuration.paths()) {
@@ -56,9 +56,7 @@ function deviceAt(configuration: Configuration, address: string): string {
   if (emulation === undefined) throw new ArgumentsFault(`'${address}' has no device`)
   const modern = aliases.get(emulation)
   if (modern !== undefined) {
-    throw new ArgumentsFault(
-      `'${address}.device=${emulation}' is a legacy name: bhyve wants '${modern}' there`,
-    )
+    throw new ArgumentsFault(`'${address}.device=${emulation}' is a legacy name (use '${modern}')`)
   }
   return `${emulation}@${address}`
 }
@@ -84,18 +82,19 @@ function pathsAt(configuration: Configuration, address: string, emulation: strin
 function memoryOf(configuration: Configuration): number {
   const text = configuration.get('memory.size') ?? defaultMemory
   const bytes = memoryBytes(text)
-  if (bytes === undefined) throw new ArgumentsFault(`'${text}' is no memory size`)
+  if (bytes === undefined) throw new ArgumentsFault(`'${text}' is not a valid memory size`)
   return bytes
 }
 
-/** bhyve checks the topology before it takes the checkpoint's number (`calc_topology()`). */
+/** bhyve checks the topology before it replaces the number of vCPUs by that of the checkpoint (`calc_topology()`). */
 function cpusOf(configuration: Configuration): number {
   const cpus = countOf(configuration, 'cpus')
   const sockets = countOf(configuration, 'sockets') ?? cpus ?? 1
   const total = sockets * (countOf(configuration, 'cores') ?? 1) * (countOf(configuration, 'threads') ?? 1)
-  if (total > maxCpus) throw new ArgumentsFault(`${String(total)} vCPUs are too many`)
+  if (total > maxCpus)
+    throw new ArgumentsFault(`${String(total)} vCPUs are too many (at most ${String(maxCpus)})`)
   if (cpus !== undefined && cpus !== total) {
-    throw new ArgumentsFault(`sockets, cores and threads make ${String(total)} vCPUs, not ${String(cpus)}`)
+    throw new ArgumentsFault(`sockets, cores and threads give ${String(total)} vCPUs, not ${String(cpus)}`)
   }
   return total
 }
@@ -105,5 +104,5 @@ function countOf(configuration: Configuration, key: string): number | undefined 
   if (text === undefined) return undefined
   const value = wholeNumber(text)
   if (value !== undefined && value >= 1n && value <= BigInt(maxCpus)) return Number(value)
-  throw new ArgumentsFault(`'${text}' is no number of ${key}`)
+  throw new ArgumentsFault(`'${text}' is not a valid number of ${key}`)
 }

@@ -1,4 +1,4 @@
-/** The VM's own arguments and the files they name. Runs in the pool. */
+/** Reads the bhyve arguments of a VM and the status of the files in them. Runs in the pool. */
 import fs from 'node:fs'
 import { isExhausted, isNodeSystemError } from '../base/errors.js'
 import { type CommandLine, parseCommandLine } from './command_line.js'
@@ -7,20 +7,22 @@ import type { Disk } from './parsed_machine.js'
 
 export interface ArgumentsReport extends CommandLine {
   disks: SeenDisk[]
-  /** Why bhyve's executable cannot be started. */
+  /** Why the executable of bhyve cannot be started. */
   executableFault?: string
 }
 
 export interface SeenDisk extends Disk {
-  /** Undefined for what has no meaningful one: device nodes, zvols among them, and what cannot be looked at. */
+  /** Undefined if the disk has no meaningful modification time (device nodes, zvols), or if it cannot be read. */
   modifiedMs?: number
-  /** Why there is none. */
+  /** Why `modifiedMs` is undefined. */
   why?: string
 }
 
 const configurationMaxBytes = 4 * 1024 * 1024
 
-/** `checkpointVm`: the name in the metadata, for a command line without one. `bhyve`: the executable. */
+/**
+ * `checkpointVm`: the VM name in the metadata, used if the command line has none. `bhyve`: the path of the executable.
+ */
 export function readArguments(
   args: readonly string[],
   checkpointVm: string | undefined,
@@ -32,31 +34,31 @@ export function readArguments(
   return { ...commandLine, disks, ...(executableFault === undefined ? {} : { executableFault }) }
 }
 
-/** Why it cannot be started; undefined where nothing is known against it. */
+/** Returns why the executable cannot be started, or undefined if no reason is known. */
 function faultOfExecutable(bhyve: string): string | undefined {
-  const advice = "name bhyve's executable with the option 'bhyve' (--bhyve)"
+  const advice = "pass the path of bhyve as the option 'bhyve' (--bhyve)"
   try {
     if (!fs.statSync(bhyve).isFile()) return `'${bhyve}' is not a regular file: ${advice}`
     fs.accessSync(bhyve, fs.constants.X_OK)
     return undefined
   } catch (error) {
     if (!isNodeSystemError(error) || isExhausted(error)) throw error
-    if (error.syscall === 'access') return `'${bhyve}' is not executable: make it so, or ${advice}`
+    if (error.syscall === 'access') return `'${bhyve}' is not executable: make it executable, or ${advice}`
     const isAbsent = error.code === 'ENOENT' || error.code === 'ENOTDIR'
-    const why = isAbsent ? 'does not exist' : `cannot be looked at (${error.code ?? error.message})`
+    const why = isAbsent ? 'does not exist' : `cannot be accessed (${error.code ?? error.message})`
     return `'${bhyve}' ${why}: ${advice}`
   }
 }
 
-/** Only a plain file reads the same for us and for bhyve, and never makes anybody wait. */
+/** Accepts only regular files. Other files can block a reader, or return different content to bhyve. */
 function readConfiguration(path: string): string {
   try {
     const descriptor = fs.openSync(path, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK)
     try {
       const status = fs.fstatSync(descriptor)
-      if (!status.isFile()) throw new ArgumentsFault(`-k ${path} is no plain file`)
+      if (!status.isFile()) throw new ArgumentsFault(`-k ${path} is not a regular file`)
       if (status.size > configurationMaxBytes)
-        throw new ArgumentsFault(`-k ${path} is too large for a configuration`)
+        throw new ArgumentsFault(`-k ${path} is too large for a configuration file`)
       return fs.readFileSync(descriptor, 'utf8')
     } finally {
       fs.closeSync(descriptor)
@@ -67,15 +69,15 @@ function readConfiguration(path: string): string {
   }
 }
 
-/** Links are followed, as bhyve follows them. */
+/** Follows links, as bhyve does. */
 function seen(disk: Disk): SeenDisk {
   try {
     const status = fs.statSync(disk.path)
-    // As the set's own time is kept: whole milliseconds.
+    // Full milliseconds, like the time that the manifest records.
     if (status.isFile()) return { ...disk, modifiedMs: Math.floor(status.mtimeMs) }
-    return { ...disk, why: 'it is no plain file, so that its time of change says nothing' }
+    return { ...disk, why: 'it is not a regular file and has no meaningful modification time' }
   } catch (error) {
     if (!isNodeSystemError(error) || isExhausted(error)) throw error
-    return { ...disk, why: `it cannot be looked at (${error.code ?? error.message})` }
+    return { ...disk, why: `it cannot be accessed (${error.code ?? error.message})` }
   }
 }

@@ -1,16 +1,16 @@
 /**
- * `-s`: a PCI slot, its emulation, and what that one takes (upstream's `pci_emul.c`, `block_if.c`, `pci_ahci.c`,
- * `pci_nvme.c`, `pci_virtio_scsi.c`). Emulations are not checked against a list, every release has another one, and
- * only the options of disks are looked into.
+ * Parses `-s`: a PCI slot, its emulation and the options of the emulation (upstream's `pci_emul.c`, `block_if.c`,
+ * `pci_ahci.c`, `pci_nvme.c`, `pci_virtio_scsi.c`). Emulations are not checked against a list, because the list differs
+ * between releases. Only the options of disks are parsed.
  */
 import type { Configuration } from './configuration.js'
 import { ArgumentsFault } from './arguments_fault.js'
 import { scanIntegers } from './numbers.js'
 
 /**
- * Options under another name: it is the emulation's own name that a checkpoint has. `-o pci.0.3.0.device=` takes none
- * of them (`init_pci()` refuses legacy names). FreeBSD 13.0 has no aliases, but its checkpoints do not tell devices
- * apart anyway.
+ * Maps alias names of emulations to the names that checkpoints contain. `-o pci.0.3.0.device=` does not accept aliases
+ * (`init_pci()` rejects legacy names). FreeBSD 13.0 has no aliases, but its checkpoints do not distinguish devices of a
+ * type anyway.
  */
 export const aliases: ReadonlyMap<string, string> = new Map([
   ['ahci-hd', 'ahci'],
@@ -22,7 +22,7 @@ const maxSlots = 32
 const maxFunctions = 8
 const maxPorts = 32
 
-/** True for `help` and every abbreviation of it: bhyve prints a list and ends. */
+/** True for `help` and its abbreviations, including the empty text: bhyve prints a list and exits. */
 export function isHelp(value: string): boolean {
   return 'help'.startsWith(value)
 }
@@ -31,14 +31,15 @@ export function applySlot(configuration: Configuration, value: string): void {
   if (isHelp(value)) throw new ArgumentsFault(`-s ${value} only prints a list`)
   const [address = '', emulation, ...rest] = value.split(',')
   const node = nodeOf(address)
-  if (emulation === undefined || node === undefined) throw new ArgumentsFault(`-s ${value} names no PCI slot`)
-  if (emulation === '') throw new ArgumentsFault(`-s ${value} names no emulation`)
-  if (configuration.hasNode(node)) throw new ArgumentsFault(`-s ${value}: that slot is taken already`)
+  if (emulation === undefined || node === undefined)
+    throw new ArgumentsFault(`-s ${value} has no valid PCI slot`)
+  if (emulation === '') throw new ArgumentsFault(`-s ${value} has no emulation`)
+  if (configuration.hasNode(node)) throw new ArgumentsFault(`-s ${value}: the slot is already in use`)
   configuration.setIn(node, 'device', aliases.get(emulation) ?? emulation)
   if (rest.length > 0) applyDisk(configuration, node, emulation, rest.join(','))
 }
 
-/** `slot`, `slot:function` or `bus:slot:function`; two numbers and rubbish are slot and function all the same. */
+/** `slot`, `slot:function` or `bus:slot:function`. If text follows two numbers, they still are slot and function. */
 function nodeOf(address: string): string | undefined {
   const numbers = scanIntegers(address, 3)
   const [first = -1, second = 0, third] = numbers
@@ -63,14 +64,14 @@ function applyDisk(configuration: Configuration, node: string, emulation: string
   else if (emulation === 'virtio-scsi') applyTargets(configuration, node, options)
 }
 
-/** The path first, whatever it looks like. */
+/** The first option is the path, even if it has the form `name=value`. */
 function applyBlock(configuration: Configuration, node: string, options: string): void {
   const [path = '', ...rest] = options.split(',')
   configuration.setIn(node, 'path', path)
   if (rest.length > 0) applyPairs(configuration, node, rest.join(','))
 }
 
-/** `name=value`, or `name` for true. */
+/** `name=value`. A `name` without a value means true. */
 function applyPairs(configuration: Configuration, node: string, options: string): void {
   for (const option of options.split(',')) {
     const equals = option.indexOf('=')
@@ -79,7 +80,7 @@ function applyPairs(configuration: Configuration, node: string, options: string)
   }
 }
 
-/** `hd:path,options,cd:path,...`: a port each, empty ones count. */
+/** `hd:path,options,cd:path,...`: each disk gets the next port. Disks without a path also take a port. */
 function applyPorts(configuration: Configuration, node: string, options: string): void {
   const ports = options.split(/,(?=hd:|cd:)/).slice(0, maxPorts)
   for (const [port, text] of ports.entries()) {
@@ -87,7 +88,7 @@ function applyPorts(configuration: Configuration, node: string, options: string)
     const disk = text.slice(type?.length ?? 0)
     if (disk === '') continue
     if (type === undefined)
-      throw new ArgumentsFault(`AHCI port ${String(port)} is neither hd: nor cd:: '${text}'`)
+      throw new ArgumentsFault(`AHCI port ${String(port)} must start with hd: or cd:, but is '${text}'`)
     applyPort(configuration, node, port, disk)
   }
 }
@@ -96,7 +97,7 @@ function applyPort(configuration: Configuration, node: string, port: number, opt
   applyBlock(configuration, `${node}.port.${String(port)}`, options)
 }
 
-/** `device,...` or, since 15, `target=[id:]device` any number of times. */
+/** `device,...` or, since 15, any number of `target=[id:]device`. */
 function applyTargets(configuration: Configuration, node: string, options: string): void {
   for (const [index, option] of options.split(',').entries()) {
     const target = /^target=(?:[0-9]+:)?(.*)$/s.exec(option)?.[1]

@@ -1,6 +1,6 @@
 /**
- * A directory held by its descriptor. Every call names one component and never follows a symbolic link, so
- * that nothing swapped in under a path can lead us elsewhere. Runs in the pool: every call here may block.
+ * A directory held by its descriptor. Each call takes a single path component and never follows a symbolic link, so
+ * that replaced path components cannot redirect the call. Runs in the pool, because each call can block.
  */
 import { Buffer } from 'node:buffer'
 import fs from 'node:fs'
@@ -14,12 +14,12 @@ import { OpenFile } from './open_file.js'
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK } = fs.constants
 const { ENOENT, EEXIST, ENOTEMPTY } = os.errno
 
-/** One for each thread. What is read whole fits, but for manifests with much in them. */
+/** One buffer per thread. All files that are read completely fit, except large manifests. */
 const startBuffer = Buffer.allocUnsafeSlow(64 * 1024)
 
 export class Directory implements Disposable {
   readonly descriptor: number
-  /** For messages only. */
+  /** Used only in messages. */
   readonly path: string
   #owned: boolean
   #locked = false
@@ -30,11 +30,11 @@ export class Directory implements Disposable {
     this.#owned = owned
   }
 
-  /** A path the administrator configured: links in it are followed. */
+  /** Opens a path that the administrator configured. Links in it are followed. */
   static openPath(where: string): Directory {
     const descriptor = succeed(
       loadNative().openPath(where, O_RDONLY | O_DIRECTORY),
-      'opening a directory',
+      'Opening a directory',
       where,
     )
     return new Directory(descriptor, where, true)
@@ -42,89 +42,93 @@ export class Directory implements Disposable {
 
   static openPathIfAny(where: string): Directory | undefined {
     const result = loadNative().openPath(where, O_RDONLY | O_DIRECTORY)
-    return ifAny(result, 'opening a directory', where, (descriptor) => new Directory(descriptor, where, true))
+    return ifAny(result, 'Opening a directory', where, (descriptor) => new Directory(descriptor, where, true))
   }
 
-  /** The last component must be a folder and no link; undefined where it, or the way to it, is not there. */
+  /** The last component must be a directory, not a link. Returns undefined if the path does not exist. */
   static openRealDirectoryIfAny(realPath: string): Directory | undefined {
     using parent = Directory.openPathIfAny(path.dirname(realPath))
     return parent?.openIfAny(path.basename(realPath))
   }
 
-  /** Somebody else's descriptor, which stays theirs. */
+  /** Uses a descriptor without owning it: it is not closed on dispose. */
   static borrow(descriptor: number, where: string): Directory {
     return new Directory(descriptor, where, false)
   }
 
   open(name: string): Directory {
     const where = this.pathOf(name)
-    return new Directory(succeed(this.#openDirectory(name), 'opening a directory', where), where, true)
+    return new Directory(succeed(this.#openDirectory(name), 'Opening a directory', where), where, true)
   }
 
   openIfAny(name: Name): Directory | undefined {
     const where = this.pathOf(name)
     const result = this.#openDirectory(name)
-    return ifAny(result, 'opening a directory', where, (descriptor) => new Directory(descriptor, where, true))
+    return ifAny(result, 'Opening a directory', where, (descriptor) => new Directory(descriptor, where, true))
   }
 
-  /** The same folder by a descriptor of its own: a lock belongs to the descriptor it was taken with. */
+  /** Opens the same directory again. A lock belongs to one descriptor, so a second lock needs a second descriptor. */
   reopen(): Directory {
     const result = loadNative().openAt(this.descriptor, '.', O_RDONLY | O_DIRECTORY, 0)
-    return new Directory(succeed(result, 'opening a directory', this.path), this.path, true)
+    return new Directory(succeed(result, 'Opening a directory', this.path), this.path, true)
   }
 
-  /** Makes it where it is not; says whether it did. */
+  /** Creates a directory. Returns false if the name exists. */
   make(name: string, mode = 0o700): boolean {
     const result = loadNative().makeDirectoryAt(this.descriptor, name, mode)
     if (isFailure(result) && result.errno === EEXIST) return false
-    succeed(result, 'making a directory', this.pathOf(name))
+    succeed(result, 'Creating a directory', this.pathOf(name))
     return true
   }
 
   status(name: string): FileStatus {
-    return succeed(loadNative().statusAt(this.descriptor, name), 'looking at a file', this.pathOf(name))
+    return succeed(
+      loadNative().statusAt(this.descriptor, name),
+      'Reading the status of a file',
+      this.pathOf(name),
+    )
   }
 
   statusIfAny(name: Name): FileStatus | undefined {
     return ifAny(
       loadNative().statusAt(this.descriptor, name),
-      'looking at a file',
+      'Reading the status of a file',
       this.pathOf(name),
       (status) => status,
     )
   }
 
   ownStatus(): FileStatus {
-    return succeed(loadNative().statusOf(this.descriptor), 'looking at a directory', this.path)
+    return succeed(loadNative().statusOf(this.descriptor), 'Reading the status of a directory', this.path)
   }
 
-  /** Names that are valid UTF-8; no order. Others cannot be ours, nor any checkpoint a caller could name. */
+  /** The names that are valid UTF-8, in no particular order. Other names cannot be those of checkpoints. */
   entries(): string[] {
     return this.rawEntries().filter((name) => typeof name === 'string')
   }
 
-  /** All names, or so many of them; those that are not valid UTF-8 as bytes. */
+  /** All names, or at most `limit` of them if it is not 0. Names that are not valid UTF-8 are returned as bytes. */
   rawEntries(limit = 0): Name[] {
     const names = loadNative().readDirectory(this.descriptor, limit)
-    return splitNames(succeed(names, 'reading a directory', this.path))
+    return splitNames(succeed(names, 'Reading a directory', this.path))
   }
 
   rename(from: Name, to: Directory, toName: string): void {
     succeed(
       loadNative().renameAt(this.descriptor, from, to.descriptor, toName),
-      'renaming',
+      'Renaming',
       this.pathOf(from),
     )
   }
 
   renameIfAny(from: Name, to: Directory, toName: string): boolean {
     const result = loadNative().renameAt(this.descriptor, from, to.descriptor, toName)
-    return ifAny(result, 'renaming', this.pathOf(from), () => true) ?? false
+    return ifAny(result, 'Renaming', this.pathOf(from), () => true) ?? false
   }
 
   /**
-   * Moves a file to another directory; false where there is none. After a crash on UFS with soft updates both names may
-   * lead to the same file, and rename() then does nothing: the old name is removed.
+   * Moves a file to another directory. Returns false if there is no such file. After a crash on UFS with soft updates,
+   * both names can refer to the same file. rename() then does nothing, so the old name is removed instead.
    */
   moveIfAny(from: string, to: Directory, toName: string): boolean {
     const hasTwoNames = (this.statusIfAny(from)?.links ?? 0) > 1
@@ -137,36 +141,36 @@ export class Directory implements Disposable {
     return identity !== undefined && this.statusIfAny(name)?.identity === identity
   }
 
-  /** Removes a file or link; false where there is none. */
+  /** Removes a file or link. Returns false if there is none. */
   unlink(name: Name): boolean {
     const result = loadNative().unlinkAt(this.descriptor, name)
-    return ifAny(result, 'removing a file', this.pathOf(name), () => true) ?? false
+    return ifAny(result, 'Removing a file', this.pathOf(name), () => true) ?? false
   }
 
-  /** Removes an empty directory; false where it is not there or not empty. */
+  /** Removes an empty directory. Returns false if it does not exist or is not empty. */
   removeEmpty(name: Name): boolean {
     const result = loadNative().removeDirectoryAt(this.descriptor, name)
     if (isFailure(result) && [ENOENT, ENOTEMPTY, EEXIST].includes(result.errno)) return false
-    succeed(result, 'removing a directory', this.pathOf(name))
+    succeed(result, 'Removing a directory', this.pathOf(name))
     return true
   }
 
   sync(): void {
-    succeed(loadNative().sync(this.descriptor), 'forcing a directory to the disk', this.path)
+    succeed(loadNative().sync(this.descriptor), 'Flushing a directory to disk', this.path)
   }
 
   syncFile(name: string): void {
     const descriptor = this.#openFile(name, O_RDONLY | O_NONBLOCK)
     try {
-      succeed(loadNative().sync(descriptor), 'forcing a file to the disk', this.pathOf(name))
+      succeed(loadNative().sync(descriptor), 'Flushing a file to disk', this.pathOf(name))
     } finally {
       loadNative().close(descriptor)
     }
   }
 
   /**
-   * The first bytes of a file, fewer where it is shorter. They may lie in the thread's own buffer: only until the next
-   * one is read.
+   * Reads the first `length` bytes of a file, or fewer if the file is shorter. The result can lie in the thread's
+   * buffer and is valid only until the next read.
    */
   readStart(name: string, length: number): Buffer {
     const usual = startBuffer.subarray(0, length)
@@ -176,7 +180,7 @@ export class Directory implements Disposable {
     return buffer.subarray(0, this.#fill(buffer, name))
   }
 
-  /** A whole file as UTF-8, at most `maxBytes` of it. */
+  /** Reads a file as UTF-8, at most `maxBytes` of it. */
   readText(name: string, maxBytes: number): string {
     return this.readStart(name, maxBytes).toString('utf8')
   }
@@ -184,12 +188,12 @@ export class Directory implements Disposable {
   #fill(bytes: Buffer, name: string): number {
     return succeed(
       loadNative().readStartAt(this.descriptor, name, bytes),
-      'reading a file',
+      'Reading a file',
       this.pathOf(name),
     )
   }
 
-  /** A file that stays open: with `flags`, never through a link, never waiting for a FIFO's other end. */
+  /** Opens a file. It does not follow links and does not wait for the other end of a FIFO. */
   openFile(name: string, flags: number): OpenFile {
     return OpenFile.own(this.#openFile(name, flags | O_NONBLOCK), this.pathOf(name))
   }
@@ -197,36 +201,36 @@ export class Directory implements Disposable {
   openFileIfAny(name: string, flags: number): OpenFile | undefined {
     const where = this.pathOf(name)
     const result = loadNative().openAt(this.descriptor, name, flags | O_NOFOLLOW | O_NONBLOCK, 0)
-    return ifAny(result, 'opening a file', where, (descriptor) => OpenFile.own(descriptor, where))
+    return ifAny(result, 'Opening a file', where, (descriptor) => OpenFile.own(descriptor, where))
   }
 
-  /** A new file of mode 0600; fails where the name is taken. */
+  /** Creates a file of mode 0600. Fails if the name exists. */
   writeNew(name: string, text: string, durable: boolean): void {
     const descriptor = this.#openFile(name, O_WRONLY | O_CREAT | O_EXCL)
     try {
       writeFully(descriptor, Buffer.from(text))
-      if (durable) succeed(loadNative().sync(descriptor), 'forcing a file to the disk', this.pathOf(name))
+      if (durable) succeed(loadNative().sync(descriptor), 'Flushing a file to disk', this.pathOf(name))
     } finally {
       loadNative().close(descriptor)
     }
   }
 
   lock(mode: 'shared' | 'exclusive'): boolean {
-    const isTaken = succeed(loadNative().lock(this.descriptor, mode), 'locking', this.path) === 1
+    const isTaken = succeed(loadNative().lock(this.descriptor, mode), 'Locking a directory', this.path) === 1
     this.#locked ||= isTaken
     return isTaken
   }
 
   freeSpace(): number {
-    return succeed(loadNative().freeSpace(this.descriptor), 'asking for free space', this.path)
+    return succeed(loadNative().freeSpace(this.descriptor), 'Reading the free space', this.path)
   }
 
   giveTo(uid: number): void {
-    this.#change('giving a directory to its user', () => fs.fchownSync(this.descriptor, uid, -1))
+    this.#change('Changing the owner of a directory', () => fs.fchownSync(this.descriptor, uid, -1))
   }
 
   setMode(mode: number): void {
-    this.#change("setting a directory's mode", () => fs.fchmodSync(this.descriptor, mode))
+    this.#change('Changing the mode of a directory', () => fs.fchmodSync(this.descriptor, mode))
   }
 
   #change(doing: string, change: () => void): void {
@@ -242,7 +246,7 @@ export class Directory implements Disposable {
     return this.path === '/' ? `/${shown}` : `${this.path}/${shown}`
   }
 
-  /** Gives the descriptor to the caller, who closes it. */
+  /** Passes the ownership of the descriptor to the caller, who must close it. */
   release(): number {
     this.#owned = false
     return this.descriptor
@@ -251,7 +255,7 @@ export class Directory implements Disposable {
   [Symbol.dispose](): void {
     if (!this.#owned) return
     this.#owned = false
-    // A process that is just being started has a copy until its exec: closing alone would not end the lock.
+    // Unlock explicitly: a child process has a copy of the descriptor until its exec, and the copy keeps the lock.
     if (this.#locked) loadNative().unlock(this.descriptor)
     loadNative().close(this.descriptor)
   }
@@ -262,7 +266,7 @@ export class Directory implements Disposable {
 
   #openFile(name: string, flags: number): number {
     const result = loadNative().openAt(this.descriptor, name, flags | O_NOFOLLOW, 0o600)
-    return succeed(result, 'opening a file', this.pathOf(name))
+    return succeed(result, 'Opening a file', this.pathOf(name))
   }
 }
 

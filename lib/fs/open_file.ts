@@ -1,4 +1,4 @@
-/** A file held by its descriptor. Nothing here moves its position. Runs in the pool: every call here may block. */
+/** A file held by its descriptor. No call moves the file position. Runs in the pool, because each call can block. */
 import { Buffer } from 'node:buffer'
 import fs from 'node:fs'
 import { isNodeSystemError, systemError } from '../base/errors.js'
@@ -6,7 +6,7 @@ import { type Failure, type FileStatus, isFailure, loadNative } from '../base/na
 
 export class OpenFile implements Disposable {
   readonly descriptor: number
-  /** For messages only. */
+  /** Used only in messages. */
   readonly path: string
   #owned: boolean
   #locked = false
@@ -21,16 +21,16 @@ export class OpenFile implements Disposable {
     return new OpenFile(descriptor, shownPath, true)
   }
 
-  /** Somebody else's descriptor, which stays theirs. */
+  /** Uses a descriptor without owning it: it is not closed on dispose. */
   static borrow(descriptor: number, shownPath: string): OpenFile {
     return new OpenFile(descriptor, shownPath, false)
   }
 
   status(): FileStatus {
-    return this.succeed(loadNative().statusOf(this.descriptor), 'looking at a file')
+    return this.succeed(loadNative().statusOf(this.descriptor), 'Reading the status of a file')
   }
 
-  /** Fills `buffer` from `position` on; says how much there was, less than asked only at the end of the file. */
+  /** Reads into `buffer` from `position` on. Returns the number of bytes read: fewer only at the end of the file. */
   readAt(buffer: Buffer, position: number): number {
     let done = 0
     while (done < buffer.length) {
@@ -47,16 +47,16 @@ export class OpenFile implements Disposable {
   }
 
   lock(mode: 'shared' | 'exclusive'): boolean {
-    const isTaken = this.succeed(loadNative().lock(this.descriptor, mode), 'locking a file') === 1
+    const isTaken = this.succeed(loadNative().lock(this.descriptor, mode), 'Locking a file') === 1
     this.#locked ||= isTaken
     return isTaken
   }
 
   sync(): void {
-    this.succeed(loadNative().sync(this.descriptor), 'forcing a file to the disk')
+    this.succeed(loadNative().sync(this.descriptor), 'Flushing a file to disk')
   }
 
-  /** Gives the descriptor to the caller, who closes it. */
+  /** Passes the ownership of the descriptor to the caller, who must close it. */
   release(): number {
     this.#owned = false
     return this.descriptor
@@ -65,7 +65,7 @@ export class OpenFile implements Disposable {
   [Symbol.dispose](): void {
     if (!this.#owned) return
     this.#owned = false
-    // As in Directory: whoever has a copy of the descriptor must not keep the lock.
+    // Unlock explicitly, as in Directory: a copy of the descriptor in a child process would keep the lock.
     if (this.#locked) loadNative().unlock(this.descriptor)
     loadNative().close(this.descriptor)
   }
@@ -75,14 +75,14 @@ export class OpenFile implements Disposable {
     return result
   }
 
-  /** Node repeats an interrupted write by itself, but not a read. */
+  /** Node retries interrupted writes but not interrupted reads. */
   #readSome(buffer: Buffer, offset: number, position: number): number {
     for (;;) {
       try {
         return fs.readSync(this.descriptor, buffer, offset, buffer.length - offset, position)
       } catch (error) {
         if (!isNodeSystemError(error) || error.code !== 'EINTR')
-          throw this.#explained(error, 'reading a file')
+          throw this.#explained(error, 'Reading a file')
       }
     }
   }
@@ -91,7 +91,7 @@ export class OpenFile implements Disposable {
     try {
       return fs.writeSync(this.descriptor, bytes, offset, bytes.length - offset, position)
     } catch (error) {
-      throw this.#explained(error, 'writing a file')
+      throw this.#explained(error, 'Writing a file')
     }
   }
 

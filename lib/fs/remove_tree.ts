@@ -1,6 +1,6 @@
 /**
- * Removing what others may have filled: a bhyve that runs as somebody else owns `in/` and may have put anything
- * into it. No link is followed, no name is too odd, no tree too deep. Runs in the pool.
+ * Removes directories with untrusted content: a bhyve of another user owns its inbox `in/` and can create any files
+ * there. The removal follows no links and handles all names and any depth. Runs in the pool.
  */
 import { constants as os } from 'node:os'
 import { CheckpointError, systemError } from '../base/errors.js'
@@ -9,21 +9,23 @@ import type { Directory } from './directory.js'
 
 const { ENOENT, EPERM, EISDIR } = os.errno
 
-/** More rounds than the deepest tree needs; whoever fills faster than we empty must not hold us for ever. */
+/**
+ * More rounds than the deepest tree needs. Without a limit, a process that keeps creating files would block us forever.
+ */
 const maxRounds = 100_000
-/** Names in memory: there may be millions. */
+/** Limits the names in memory, because a directory can have millions of entries. */
 const maxAtOnce = 10_000
 
-/** Removes whatever stands under a name. Throws where something of it stays. */
+/** Removes a file or a directory tree. Throws if a part of it remains. */
 export function removeTree(parent: Directory, name: Name): void {
   if (unlinkUnlessDirectory(parent, name)) return
   using top = parent.openIfAny(name)
   if (top === undefined) return
   empty(top)
-  if (!parent.removeEmpty(name) && parent.statusIfAny(name) !== undefined) throw stays(top)
+  if (!parent.removeEmpty(name) && parent.statusIfAny(name) !== undefined) throw notEmptied(top)
 }
 
-/** The same for what nobody needs any more: what cannot be removed now is left for later. */
+/** The same for files that are no longer needed. Files that cannot be removed now are left for a later call. */
 export function removeRubbish(parent: Directory, name: Name): void {
   try {
     removeTree(parent, name)
@@ -33,8 +35,8 @@ export function removeRubbish(parent: Directory, name: Name): void {
 }
 
 /**
- * Folders inside are moved up and emptied one after the other: neither the depth nor the length of a path
- * matters, and never more than two descriptors are open.
+ * Moves subdirectories up and empties them one after the other. Thus the depth of the tree and the length of paths do
+ * not matter, and at most two descriptors are open.
  */
 function empty(top: Directory): void {
   for (let round = 0; round < maxRounds; round++) {
@@ -43,7 +45,7 @@ function empty(top: Directory): void {
     const subdirectories = entries.filter((entry) => !unlinkUnlessDirectory(top, entry))
     for (const subdirectory of subdirectories) dissolve(top, subdirectory, round)
   }
-  throw stays(top)
+  throw notEmptied(top)
 }
 
 function dissolve(top: Directory, subdirectory: Name, round: number): void {
@@ -59,7 +61,9 @@ function dissolve(top: Directory, subdirectory: Name, round: number): void {
   removeSubdirectory(top, subdirectory)
 }
 
-/** A folder that belongs to a bhyve of another user could be filled as fast as it is emptied, by its descriptor. */
+/**
+ * Takes over a directory of another user. A bhyve that holds a descriptor of it could otherwise keep creating files.
+ */
 function claim(subdirectory: Directory): void {
   const ours = process.geteuid?.()
   if (ours === undefined || subdirectory.ownStatus().uid === ours) return
@@ -80,21 +84,25 @@ function removeSubdirectory(parent: Directory, name: Name): boolean {
   return parent.removeEmpty(name)
 }
 
-/** True where nothing of that name is left. unlink() of a folder fails with EISDIR, or EPERM on BSD. */
+/** Returns true if the name no longer exists. unlink() of a directory fails with EISDIR, or with EPERM on BSD. */
 function unlinkUnlessDirectory(parent: Directory, name: Name): boolean {
   const first = loadNative().unlinkAt(parent.descriptor, name)
   if (!isFailure(first) || first.errno === ENOENT) return true
   if (first.errno !== EISDIR && first.errno !== EPERM)
-    throw systemError(first, 'removing a file', parent.pathOf(name))
+    throw systemError(first, 'Removing a file', parent.pathOf(name))
   if (parent.statusIfAny(name)?.kind === 'directory') return false
   loadNative().clearFlagsAt?.(parent.descriptor, name)
   const second = loadNative().unlinkAt(parent.descriptor, name)
   if (!isFailure(second) || second.errno === ENOENT) return true
-  throw systemError(second, 'removing a file', parent.pathOf(name))
+  throw systemError(second, 'Removing a file', parent.pathOf(name))
 }
 
-function stays(directory: Directory): CheckpointError {
-  return new CheckpointError('ERR_SYSTEM', `'${directory.path}' cannot be emptied: somebody fills it`, {
-    path: directory.path,
-  })
+function notEmptied(directory: Directory): CheckpointError {
+  return new CheckpointError(
+    'ERR_SYSTEM',
+    `'${directory.path}' cannot be emptied: another process keeps creating files in it`,
+    {
+      path: directory.path,
+    },
+  )
 }
