@@ -1,4 +1,4 @@
-/** The page beside CBSD: each of our invocations on it, run as it stands on a directory laid out as CBSD does. */
+/** Runs each command line of docs/cbsd.md unchanged, on a directory with the layout of CBSD. */
 import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -10,13 +10,13 @@ import { CliWorld } from './support/cli.js'
 const page = fs.readFileSync(fileURLToPath(new URL('../docs/cbsd.md', import.meta.url)), 'utf8')
 const devices = ['-s0,hostbridge', '-s2,ahci-cd,/cd', '-s3,virtio-blk,/d', '-s4,virtio-net,tap0', '-s31,lpc']
 
-t.test('every invocation of the page', async (t) => {
+t.test('every command line in docs/cbsd.md works', async (t) => {
   const world = new CliWorld(t)
   const workdir = path.join(world.root, 'jails')
   const checkpoints = path.join(workdir, 'jails-system/freebsd1/checkpoints')
   const { runDirectory } = world
   const client = createClient({ runDirectory, checkpointDirectory: cbsdLayout({ workdir }) })
-  // What else CBSD has beside them, and a VM of it that has none.
+  // Other files of CBSD, and a VM without checkpoints.
   fs.mkdirSync(checkpoints, { recursive: true })
   fs.mkdirSync(path.join(workdir, 'jails-system/other'), { recursive: true })
   fs.writeFileSync(path.join(workdir, 'jails-system/freebsd1/local.sqlite'), 'configuration')
@@ -41,24 +41,27 @@ t.test('every invocation of the page', async (t) => {
     t.equal(result.status, 0, `${line}: ${result.stderr}`)
     return result.stdout
   }
-  /** As CBSD leaves them: bhyve's three files, no manifest. */
-  const asCbsdMakesIt = (name: string): void => fs.rmSync(path.join(checkpoints, `${name}.ckp.manifest`))
+  /** Removes the manifest. Checkpoints of CBSD consist only of the three files of bhyve. */
+  const removeManifest = (name: string): void => fs.rmSync(path.join(checkpoints, `${name}.ckp.manifest`))
 
   const lines = [...page.matchAll(/^\| `cbsd [^|]*\| `(bhyve-checkpoint [^`]*)`/gm)].map((match) => match[1]!)
   t.equal(lines.length, 9)
-  const said: string[] = []
+  const output: string[] = []
   for (const line of lines) {
-    said.push(await run(line))
-    if (line.includes('create freebsd1 updated')) asCbsdMakesIt('updated')
+    output.push(await run(line))
+    if (line.includes('create freebsd1 updated')) removeManifest('updated')
     if (line.includes('pause')) t.match(await client.listVirtualMachines(), [{ state: 'paused' }])
     if (line.includes('suspend')) t.match(await client.listVirtualMachines(), [{ state: 'off' }])
     if (line.includes('restore')) t.match(await client.listVirtualMachines(), [{ state: 'running' }])
   }
-  t.match(said[0], `created freebsd1/checkpoint: `)
-  t.match(said[0], path.join(checkpoints, 'checkpoint.ckp'))
-  t.match(said[2], /freebsd1 +checkpoint +complete.*\n.*freebsd1 +updated +complete|updated.*\n.*checkpoint/)
+  t.match(output[0], `created freebsd1/checkpoint: `)
+  t.match(output[0], path.join(checkpoints, 'checkpoint.ckp'))
+  t.match(
+    output[2],
+    /freebsd1 +checkpoint +complete.*\n.*freebsd1 +updated +complete|updated.*\n.*checkpoint/,
+  )
   t.same(
-    said.at(-1)!.trim().split('\n').sort(),
+    output.at(-1)!.trim().split('\n').sort(),
     ['checkpoint', 'suspend', 'updated'].map((name) => `destroyed freebsd1/${name}`),
   )
   t.same(fs.readdirSync(checkpoints).sort(), ['.staging', 'restore.log'])
@@ -66,7 +69,7 @@ t.test('every invocation of the page', async (t) => {
   t.same(await client.listStored(), [])
 })
 
-t.test('without a workdir it is the documented one', async (t) => {
+t.test('the default workdir is the documented one', async (t) => {
   const world = new CliWorld(t)
   const { status, stderr } = await world.run(
     { args: ['show', 'freebsd1', 'none', '--cbsd'], bare: true },

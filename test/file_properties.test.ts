@@ -1,4 +1,6 @@
-/** What must hold for every file there is: metadata, manifests, and directories that others made. Tried with many. */
+/**
+ * Properties of the parsers of metadata and manifests and of the listing of directories, checked with generated input.
+ */
 import assert from 'node:assert/strict'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -37,10 +39,10 @@ const hostileText = fc.oneof(
 
 type Json = null | boolean | number | string | Json[] | { [key: string]: Json }
 
-/** Where a value could be changed: every path into a JSON value. */
-function placesIn(value: Json, here: string[] = []): string[][] {
+/** Returns the path of every value inside a JSON value. */
+function pathsIn(value: Json, here: string[] = []): string[][] {
   if (typeof value !== 'object' || value === null) return [here]
-  return [here, ...Object.entries(value).flatMap(([key, inner]) => placesIn(inner, [...here, key]))]
+  return [here, ...Object.entries(value).flatMap(([key, inner]) => pathsIn(inner, [...here, key]))]
 }
 
 function changedAt(
@@ -57,23 +59,23 @@ function changedAt(
   return copy
 }
 
-/** A whole file with one value taken out, put twice, or replaced. */
+/** Generates a valid file in which one value is removed or replaced. */
 const damagedJson = (texts: readonly string[]): fc.Arbitrary<string> =>
   fc
     .tuple(fc.constantFrom(...texts), fc.nat(), fc.option(oddValue, { nil: undefined }))
     .map(([text, where, put]) => {
       const root = JSON.parse(text) as Json
-      const places = placesIn(root)
-      const changed = changedAt(root, places[where % places.length]!, () => put as Json | undefined)
+      const paths = pathsIn(root)
+      const changed = changedAt(root, paths[where % paths.length]!, () => put as Json | undefined)
       return changed === undefined ? '' : JSON.stringify(changed)
     })
 
-t.test('metadata', async (t) => {
+t.test('metadata: every text is either valid metadata or a problem', async (t) => {
   const neverThrows = fc.property(fc.oneof(hostileText, damagedJson(golden.slice(0, 2))), (text) => {
     const result = parseMetadata(text)
     if ('problem' in result) {
       assert.match(result.problem.code, /^metadata-(invalid|incomplete)$/)
-      assert.ok(result.problem.message.length < 500, 'a message, not the file')
+      assert.ok(result.problem.message.length < 500, 'the message does not contain the file')
       return
     }
     const { vm, cpus, memoryBytes, kernelStructures, devices } = result.metadata
@@ -89,18 +91,18 @@ t.test('metadata', async (t) => {
     assert.equal(end, kernelBytes(result.metadata))
     assert.ok(kernelStructures.length >= 9)
   })
-  await holds(t, 'a problem or sane values', neverThrows, 3000)
+  await holds(t, 'returns a problem or consistent values', neverThrows, 3000)
 
   const section = fc.tuple(fc.string(), fc.nat({ max: 2 ** 26 }))
   const structures = ['vhpet', 'vm', 'vioapic', 'vlapic', 'vmcx', 'vatpit', 'vatpic', 'vpmtmr', 'vrtc']
-  const whole = fc.record({
+  const complete = fc.record({
     vmname: fc.string({ unit: 'binary' }).filter((text) => !/\p{Cc}/u.test(text)),
     ncpus: fc.integer({ min: 1, max: 1024 }),
     memsize: fc.nat({ max: 2 ** 46 }),
     sizes: fc.array(fc.integer({ min: 1, max: 2 ** 26 }), { minLength: 9, maxLength: 9 }),
     devices: fc.uniqueArray(section, { maxLength: 40, selector: ([name]) => name }),
   })
-  const written = fc.property(whole, ({ vmname, ncpus, memsize, sizes, devices }) => {
+  const written = fc.property(complete, ({ vmname, ncpus, memsize, sizes, devices }) => {
     let offset = 0
     const entry = ([device, size]: [string, number]) => {
       offset += size
@@ -118,14 +120,14 @@ t.test('metadata', async (t) => {
     assert.equal(kernelBytes(result.metadata), offset)
     const present = devices.filter(([, size]) => size > 0).map(([device]) => device)
     assert.deepEqual(deviceNames(result.metadata), present)
-    // Cut anywhere, it is what a run leaves that failed half-way.
+    // A truncated file is what a failed run of bhyve leaves.
     const cut = parseMetadata(text.slice(0, 1 + ((text.length - 2) * (ncpus % 1000)) / 1000))
     assert.ok('problem' in cut && cut.problem.code === 'metadata-incomplete')
   })
-  await holds(t, 'what is whole is read as it was written', written, 500)
+  await holds(t, 'complete metadata are parsed to the values that were written', written, 500)
 })
 
-t.test('manifest', async (t) => {
+t.test('manifest: formatting and parsing are inverse, and unknown text is rejected', async (t) => {
   const date = fc.date({ noInvalidDate: true, min: new Date(0), max: new Date('9999-12-31') })
   const isoDate = date.map((when) => when.toISOString())
   const text = fc.string({ unit: 'binary' })
@@ -149,19 +151,19 @@ t.test('manifest', async (t) => {
     assert.deepEqual(parseManifest(formatManifest(value)), value)
     assert.deepEqual(parseManifest(withPin(formatManifest(value), pinned)), { ...value, pinned })
   })
-  await holds(t, 'what is written is read, pinned or not', written, 500)
+  await holds(t, 'a written manifest is parsed to the same values, pinned or not', written, 500)
 
   const key = fc.oneof(fc.string(), fc.constantFrom('__proto__', 'digests', 'constructor'))
-  const ofAnewerRelease = fc.property(manifest, fc.dictionary(key, fc.jsonValue()), (value, unknown) => {
+  const ofNewerRelease = fc.property(manifest, fc.dictionary(key, fc.jsonValue()), (value, unknown) => {
     const text = JSON.stringify({ ...unknown, ...(JSON.parse(formatManifest(value)) as object) })
     const { pinned: _, ...before } = JSON.parse(text) as Record<string, unknown>
     const { pinned, ...after } = JSON.parse(withPin(text, true)) as Record<string, unknown>
     assert.equal(pinned, true)
     assert.deepEqual(after, before)
   })
-  await holds(t, 'a pin loses nothing a newer release wrote', ofAnewerRelease, 500)
+  await holds(t, 'pinning keeps fields of a newer release', ofNewerRelease, 500)
 
-  const whole = formatManifest({
+  const valid = formatManifest({
     version: 1,
     vm: 'vm1',
     name: 'checkpoint',
@@ -174,7 +176,7 @@ t.test('manifest', async (t) => {
     memoryModifiedMs: 5,
     sizes: { memory: 1, kernel: 2 },
   })
-  const hostile = fc.property(fc.oneof(hostileText, damagedJson([whole])), (value) => {
+  const hostile = fc.property(fc.oneof(hostileText, damagedJson([valid])), (value) => {
     const result = parseManifest(value)
     if (result === undefined) return
     assert.deepEqual(parseManifest(formatManifest(result)), result)
@@ -188,10 +190,10 @@ t.test('manifest', async (t) => {
       assert.ok(count === undefined || (Number.isSafeInteger(count) && count >= 0))
     }
   })
-  await holds(t, 'anything else is none, or has sane values', hostile, 3000)
+  await holds(t, 'any other text is rejected or has consistent values', hostile, 3000)
 })
 
-// ---- directories that others made ---------------------------------------------------------------
+// ---- directories with files of others ---------------------------------------------------------------
 
 const good = { meta: golden[0]!, memory: 4194304, kernel: 24472 }
 const part = fc.oneof(
@@ -235,9 +237,9 @@ const fileName = fc.oneof(
       .filter((name) => !/[/\0]/.test(name) && Buffer.byteLength(name) < 200),
   },
 )
-const storedSet = fc.record({ name: fileName, memory: part, kernel: part, meta: part })
+const storedCheckpoint = fc.record({ name: fileName, memory: part, kernel: part, meta: part })
 
-/** Puts one file where CBSD, or somebody else, would have put it. */
+/** Creates one file as CBSD or another program could have created it. */
 function plant(file: string, what: Part, size: number, text: string | undefined, elsewhere: string): void {
   if (fs.existsSync(file) || what === 'absent') return
   if (what === 'folder') fs.mkdirSync(file)
@@ -253,49 +255,52 @@ function plantFile(file: string, what: Part, size: number, text: string | undefi
     if (text === undefined) fs.truncateSync(file, size)
     else fs.writeFileSync(file, text)
   } else if (what === 'short') fs.truncateSync(file, Math.floor(size / 2))
-  // No obstacle to root; a different mode must not be one to anybody.
+  // Root can read the file all the same. Other users cannot.
   if (what === 'unreadable') fs.chmodSync(file, 0)
 }
 
-t.test("a directory of CBSD's, and of whoever else writes there", async (t) => {
-  const isRoot = process.geteuid?.() === 0
-  const workdir = scratch(t)
-  const directory = path.join(workdir, 'jails-system/vm1/checkpoints')
-  const elsewhere = path.join(workdir, 'elsewhere')
-  const client = createClient({ checkpointDirectory: cbsdLayout({ workdir }) })
-  const isWhole = (state: Part): boolean => state === 'good' || (state === 'unreadable' && isRoot)
-  const property = fc.asyncProperty(
-    fc.uniqueArray(storedSet, { selector: ({ name }) => name, maxLength: 4 }),
-    async (sets) => {
-      fs.rmSync(path.join(workdir, 'jails-system'), { recursive: true, force: true })
-      fs.mkdirSync(directory, { recursive: true })
-      fs.writeFileSync(elsewhere, "somebody's secret")
-      for (const { name, memory, kernel, meta } of sets) {
-        const base = path.join(directory, name)
-        plant(`${base}.ckp`, memory, good.memory, undefined, elsewhere)
-        plant(`${base}.ckp.kern`, kernel, good.kernel, undefined, elsewhere)
-        plant(`${base}.ckp.meta`, meta, 4096, good.meta, elsewhere)
-      }
-      const before = tree(workdir)
-      const listed = await client.listCheckpoints('vm1')
-      assert.deepEqual(tree(workdir), before, 'looking changes nothing')
-      const states = new Map(listed.map(({ name, state }) => [name, state]))
-      assert.equal(states.size, listed.length, 'every name once')
-      for (const { name, memory, kernel, meta } of sets) {
-        // A set of another name may own this file: 'x.ckp' has its metadata where 'x' has nothing.
-        if (name.includes('.ckp') || memory === 'absent' || memory === 'folder') continue
-        const whole = isWhole(memory) && isWhole(kernel) && isWhole(meta)
-        const isControl = /\p{Cc}/u.test(name)
-        assert.equal(states.get(name), isControl ? undefined : whole ? 'complete' : 'damaged', name)
-        const report = isControl ? undefined : await client.verifyCheckpoint('vm1', name)
-        assert.equal(report?.ok, isControl ? undefined : whole)
-      }
-      for (const { state, problems } of listed) assert.equal(problems.length === 0, state === 'complete')
-      const names = listed.map(({ name }) => name)
-      assert.deepEqual((await client.destroyAll('vm1')).sort(), names.sort())
-      assert.deepEqual(await client.listCheckpoints('vm1'), [])
-      assert.equal(fs.readFileSync(elsewhere, 'utf8'), "somebody's secret")
-    },
-  )
-  await holds(t, 'listed by what is there, and changed by nothing but destroyAll', property, 150)
-})
+t.test(
+  'list: the state of a checkpoint follows from its files, whatever else is in the directory',
+  async (t) => {
+    const isRoot = process.geteuid?.() === 0
+    const workdir = scratch(t)
+    const directory = path.join(workdir, 'jails-system/vm1/checkpoints')
+    const elsewhere = path.join(workdir, 'elsewhere')
+    const client = createClient({ checkpointDirectory: cbsdLayout({ workdir }) })
+    const isReadable = (state: Part): boolean => state === 'good' || (state === 'unreadable' && isRoot)
+    const property = fc.asyncProperty(
+      fc.uniqueArray(storedCheckpoint, { selector: ({ name }) => name, maxLength: 4 }),
+      async (checkpoints) => {
+        fs.rmSync(path.join(workdir, 'jails-system'), { recursive: true, force: true })
+        fs.mkdirSync(directory, { recursive: true })
+        fs.writeFileSync(elsewhere, 'a secret')
+        for (const { name, memory, kernel, meta } of checkpoints) {
+          const base = path.join(directory, name)
+          plant(`${base}.ckp`, memory, good.memory, undefined, elsewhere)
+          plant(`${base}.ckp.kern`, kernel, good.kernel, undefined, elsewhere)
+          plant(`${base}.ckp.meta`, meta, 4096, good.meta, elsewhere)
+        }
+        const before = tree(workdir)
+        const listed = await client.listCheckpoints('vm1')
+        assert.deepEqual(tree(workdir), before, 'listing changes nothing')
+        const states = new Map(listed.map(({ name, state }) => [name, state]))
+        assert.equal(states.size, listed.length, 'each name is listed once')
+        for (const { name, memory, kernel, meta } of checkpoints) {
+          // Skip names with '.ckp': files of such a checkpoint can have the names of files of another checkpoint.
+          if (name.includes('.ckp') || memory === 'absent' || memory === 'folder') continue
+          const isComplete = isReadable(memory) && isReadable(kernel) && isReadable(meta)
+          const isControl = /\p{Cc}/u.test(name)
+          assert.equal(states.get(name), isControl ? undefined : isComplete ? 'complete' : 'damaged', name)
+          const report = isControl ? undefined : await client.verifyCheckpoint('vm1', name)
+          assert.equal(report?.ok, isControl ? undefined : isComplete)
+        }
+        for (const { state, problems } of listed) assert.equal(problems.length === 0, state === 'complete')
+        const names = listed.map(({ name }) => name)
+        assert.deepEqual((await client.destroyAll('vm1')).sort(), names.sort())
+        assert.deepEqual(await client.listCheckpoints('vm1'), [])
+        assert.equal(fs.readFileSync(elsewhere, 'utf8'), 'a secret')
+      },
+    )
+    await holds(t, 'states follow from the files, and only destroyAll changes files', property, 150)
+  },
+)

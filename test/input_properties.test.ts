@@ -1,4 +1,4 @@
-/** What must hold for every name, answer of bhyve and command line there is. Tried with many, made for the purpose. */
+/** Properties of names, replies of bhyve and command lines, checked with generated input. */
 import assert from 'node:assert/strict'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -24,7 +24,7 @@ const anyName = fc.oneof(
   fc.constantFrom('n'.repeat(242), 'n'.repeat(243), 'é'.repeat(121), 'n'.repeat(255), 'n'.repeat(256)),
 )
 
-/** The rule once more, by code points and without a regular expression. */
+/** A second implementation of the rule for names, by code points and without a regular expression. */
 function isAcceptable(name: string, maxBytes: number): boolean {
   if (name === '' || name === '.' || name === '..') return false
   for (const character of name) {
@@ -46,7 +46,7 @@ function accepts(assertName: () => void): boolean {
   }
 }
 
-t.test('names', async (t) => {
+t.test('exactly the valid names are accepted', async (t) => {
   const directory = scratch(t)
   const acceptedName = fc.property(anyName, (name) => {
     assert.equal(
@@ -58,48 +58,53 @@ t.test('names', async (t) => {
       isAcceptable(name, 255 - '.ckp.manifest'.length),
     )
     if (!isAcceptable(name, 255)) return
-    // One component, the same when read back.
+    // An accepted name is a single path component and is read back unchanged.
     fs.mkdirSync(path.join(directory, name))
     assert.deepEqual(fs.readdirSync(directory), [name])
     fs.rmdirSync(path.join(directory, name))
   })
-  await holds(t, 'accepted names are components of paths, and stay as they are', acceptedName, 2000)
+  await holds(t, 'accepted names are single path components and stay unchanged on disk', acceptedName, 2000)
 
   const store = scratch(t)
   const client = createClient({ runDirectory: store, checkpointDirectory: store })
   const anything = fc.oneof(anyName, fc.anything({ withBigInt: true, withNullPrototype: true }))
-  const isRefused = (value: unknown, maxBytes: number): boolean =>
+  const isRejected = (value: unknown, maxBytes: number): boolean =>
     typeof value !== 'string' || !isAcceptable(value, maxBytes)
-  const refusedName = fc.asyncProperty(anything, async (value) => {
+  const rejectedName = fc.asyncProperty(anything, async (value) => {
     const name = value as string
     for (const call of ['createCheckpoint', 'listCheckpoints', 'destroyAll', 'pause', 'resume'] as const) {
-      if (!isRefused(value, 255)) continue
+      if (!isRejected(value, 255)) continue
       await assert.rejects(client[call](name), { name: 'CheckpointError', code: 'ERR_INVALID_VM_NAME' })
     }
     for (const call of ['getCheckpoint', 'destroyCheckpoint', 'verifyCheckpoint', 'pinCheckpoint'] as const) {
-      if (!isRefused(value, 242)) continue
-      const refusal = { name: 'CheckpointError', code: 'ERR_INVALID_CHECKPOINT_NAME' }
-      await assert.rejects(client[call]('vm1', name), refusal)
+      if (!isRejected(value, 242)) continue
+      const rejection = { name: 'CheckpointError', code: 'ERR_INVALID_CHECKPOINT_NAME' }
+      await assert.rejects(client[call]('vm1', name), rejection)
     }
     assert.deepEqual(tree(store), [])
   })
-  await holds(t, 'anything else is refused with its code, and nothing is touched', refusedName, 300)
+  await holds(
+    t,
+    'all other values are rejected with their error code, and no file is created',
+    rejectedName,
+    300,
+  )
 })
 
-// ---- bhyve's answer -----------------------------------------------------------------------------
+// ---- bhyve's reply ------------------------------------------------------------------------------
 
-t.test('an answer says the same however it arrives', async (t) => {
+t.test('reply: the error text does not depend on how the reply is split', async (t) => {
   const error = fc.string({ unit: 'binary' }).map((text) => text.replaceAll('\0', ''))
-  const answer = fc.oneof(
+  const reply = fc.oneof(
     error.map((value) =>
       loadSimulatorNative().simulator.encodeNvlist([{ name: 'error', type: 'string', value }]),
     ),
     fc.uint8Array({ maxLength: 200 }).map((bytes) => Buffer.from(bytes)),
   )
   const pieces = fc.array(fc.nat({ max: 40 }), { maxLength: 30 })
-  const sameInPieces = fc.property(answer, pieces, (bytes, lengths) => {
-    const whole = new ReplyBuffer()
-    whole.add(bytes)
+  const sameInPieces = fc.property(reply, pieces, (bytes, lengths) => {
+    const atOnce = new ReplyBuffer()
+    atOnce.add(bytes)
     const inPieces = new ReplyBuffer()
     let offset = 0
     for (const length of lengths) {
@@ -107,24 +112,24 @@ t.test('an answer says the same however it arrives', async (t) => {
       offset += length
     }
     inPieces.add(bytes.subarray(offset))
-    assert.equal(inPieces.errorText, whole.errorText)
+    assert.equal(inPieces.errorText, atOnce.errorText)
     const pairs = loadSimulatorNative().decodeNvlist(bytes, 0)
-    const said = pairs?.find(({ name }) => name === 'error')?.value
+    const text = pairs?.find(({ name }) => name === 'error')?.value
     assert.equal(
-      whole.errorText,
-      typeof said === 'string' ? said.slice(0, 1000).replace(/\p{Cc}/gu, ' ') : undefined,
+      atOnce.errorText,
+      typeof text === 'string' ? text.slice(0, 1000).replace(/\p{Cc}/gu, ' ') : undefined,
     )
   })
-  await holds(t, 'in pieces or whole', sameInPieces, 1000)
+  await holds(t, 'the same text in pieces and at once', sameInPieces, 1000)
 
-  const floods = fc.property(answer, fc.nat({ max: 2 * replyMaxBytes }), (bytes, after) => {
+  const floods = fc.property(reply, fc.nat({ max: 2 * replyMaxBytes }), (bytes, after) => {
     const flooded = new ReplyBuffer()
     flooded.add(bytes)
     for (let sent = 0; sent <= replyMaxBytes + after; sent += 8192) flooded.add(Buffer.alloc(8192))
     flooded.add(bytes)
     assert.equal(flooded.errorText, undefined)
   })
-  await holds(t, 'a flood says nothing', floods, 100)
+  await holds(t, 'a reply above the limit is discarded', floods, 100)
 })
 
 // ---- bhyve's command line -----------------------------------------------------------------------
@@ -148,13 +153,13 @@ const option: fc.Arbitrary<Given> = fc.oneof(
     .map(([key, value]) => ({ letter: 'o', value: `${key.replaceAll('=', '')}x=${value}` })),
 )
 
-/** One option as words: a value in the same word or in the next, flags alone or in front of it. */
+/** Returns the words of one option: the value in the same word or in the next, with or without flags in front. */
 function wordsOf({ letter, value }: Given, joined: boolean, flagsInFront: string): string[] {
   if (value === undefined) return [`-${flagsInFront}${letter}`]
   return joined ? [`-${flagsInFront}${letter}${value}`] : [`-${flagsInFront}${letter}`, value]
 }
 
-t.test("bhyve's command line", async (t) => {
+t.test('simulator: the command line is parsed alike however it is written', async (t) => {
   const front = fc.string({ unit: fc.constantFrom(...flagLetters), maxLength: 3 })
   const written = fc.property(
     fc.array(fc.tuple(option, fc.boolean(), front), { maxLength: 12 }),
@@ -182,7 +187,7 @@ t.test("bhyve's command line", async (t) => {
       assert.deepEqual([...parsed.configuration].sort(), [...expected].sort())
     },
   )
-  await holds(t, 'says the same however it is written', written, 1000)
+  await holds(t, 'joined and separate values give the same options', written, 1000)
 
   const letters = fc.string({ unit: fc.constantFrom(...Array.from('-AcmosprlUhX0:,= x1')), maxLength: 8 })
   const anyWord = fc.oneof(
@@ -206,9 +211,9 @@ t.test("bhyve's command line", async (t) => {
     try {
       const { configuration, operand } = parseCommandLine(args, withAliases)
       for (const key of configuration.keys()) {
-        const place = /^pci\.(\d+)\.(\d+)\.(\d+)\.device$/.exec(key)?.slice(1).map(Number)
-        if (place === undefined) continue
-        const [bus = 0, slot = 0, func = 0] = place
+        const address = /^pci\.(\d+)\.(\d+)\.(\d+)\.device$/.exec(key)?.slice(1).map(Number)
+        if (address === undefined) continue
+        const [bus = 0, slot = 0, func = 0] = address
         assert.ok(bus < 256 && slot < 32 && func < 8 && !key.includes('NaN'), key)
       }
       assert.ok(operand === undefined || args.includes(operand))
@@ -216,5 +221,5 @@ t.test("bhyve's command line", async (t) => {
       if (error instanceof assert.AssertionError || !(error instanceof Refusal)) throw error
     }
   })
-  await holds(t, 'anything else ends in a refusal, never in another error', hostile, 3000)
+  await holds(t, 'all other words are accepted or end in a Refusal, never in another error', hostile, 3000)
 })

@@ -1,4 +1,4 @@
-/** The public types, as a caller's compiler sees them. `npm run types` is what fails where one changes. */
+/** The public types, as the compiler of a caller sees them. `npm run types` fails if one of them changes. */
 import { expectTypeOf } from 'expect-type'
 import t from 'tap'
 import * as main from 'bhyve-checkpoint'
@@ -22,13 +22,13 @@ import type {
 import * as simulator from 'bhyve-checkpoint/simulator'
 import type { Fault, SimulatorOptions } from 'bhyve-checkpoint/simulator'
 
-t.test('what is exported, and nothing else', async (t) => {
+t.test('the packages export exactly the documented names', async (t) => {
   const named = ['AbortError', 'CheckpointError', 'cbsdLayout', 'createCheckpoint', 'createClient']
   t.same(Object.keys(main).sort(), [...named, 'destroyAll', 'listCheckpoints'])
   t.same(Object.keys(simulator).sort(), ['SimulatedBhyve', 'SimulatedFleet', 'simulatedBhyve'])
 })
 
-t.test('calls and what they resolve with', async (t) => {
+t.test('the calls have the documented parameters and results', async (t) => {
   type Call<K extends keyof CheckpointClient> = CheckpointClient[K]
   expectTypeOf(main.createClient).toEqualTypeOf<(options?: ClientOptions) => CheckpointClient>()
   expectTypeOf<Call<'createCheckpoint'>>().parameters.toEqualTypeOf<[vm: string, options?: CreateOptions]>()
@@ -57,10 +57,10 @@ t.test('calls and what they resolve with', async (t) => {
   expectTypeOf<Call<'idle'>>().returns.toEqualTypeOf<Promise<void>>()
   expectTypeOf<CheckpointClient>().toExtend<AsyncDisposable>()
   expectTypeOf(main.cbsdLayout).returns.toEqualTypeOf<Layout>()
-  t.pass('they compiled')
+  t.pass('the checks compiled')
 })
 
-t.test('shapes', async (t) => {
+t.test('the properties of results and options have the documented types', async (t) => {
   expectTypeOf<Checkpoint['createdAt']>().toEqualTypeOf<Date>()
   expectTypeOf<Checkpoint['restoredAt']>().toEqualTypeOf<Date | undefined>()
   expectTypeOf<Progress['totalBytes']>().toEqualTypeOf<number | undefined>()
@@ -74,10 +74,10 @@ t.test('shapes', async (t) => {
     'struct' | 'path' | 'descriptor' | 'auto' | undefined
   >()
   expectTypeOf<SimulatorOptions['fault']>().toEqualTypeOf<Fault | undefined>()
-  t.pass('they compiled')
+  t.pass('the checks compiled')
 })
 
-t.test('a complete one is told from others by its state', async (t) => {
+t.test('the state of a listed checkpoint narrows its type', async (t) => {
   const sizeOf = (listed: ListedCheckpoint): number => {
     if (listed.state !== 'complete') {
       expectTypeOf(listed.memoryBytes).toEqualTypeOf<number | undefined>()
@@ -89,7 +89,7 @@ t.test('a complete one is told from others by its state', async (t) => {
   t.equal(sizeOf({ state: 'damaged', vm: 'vm1', name: 'a', path: '/a', problems: [] }), 0)
 })
 
-t.test('undefined may be passed on for every option, and a wrong type may not', async (t) => {
+t.test('every option accepts undefined and rejects values of a wrong type', async (t) => {
   const undefinedOptions: Required<CreateOptions> | CreateOptions = {
     name: undefined,
     poweroff: undefined,
@@ -109,14 +109,14 @@ t.test('undefined may be passed on for every option, and a wrong type may not', 
     dialect: undefined,
   })
   t.ok(undefinedOptions)
-  // @ts-expect-error: a timeout is milliseconds
+  // @ts-expect-error: a timeout is a number of milliseconds
   await t.rejects(client.createCheckpoint('vm1', { timeout: '1s' }), { code: 'ERR_INVALID_OPTION' })
-  // @ts-expect-error: that is what the method is for
+  // @ts-expect-error: suspend always powers off
   await t.rejects(client.suspend('vm1', { poweroff: true }), { code: 'ERR_INVALID_OPTION' })
-  // @ts-expect-error: a policy has rules of these names
+  // @ts-expect-error: a policy has no such rule
   await t.rejects(client.pruneCheckpoints('vm1', { keepAll: true }), { code: 'ERR_INVALID_OPTION' })
   expectTypeOf<RestoreOptions['env']>().toEqualTypeOf<Readonly<Record<string, string>> | undefined>()
-  // @ts-expect-error: bhyve needs its arguments
+  // @ts-expect-error: args is required
   await t.rejects(client.restore('vm1', 'suspend', {}), { code: 'ERR_INVALID_OPTION' })
   t.throws(() => {
     // @ts-expect-error: there is no such dialect

@@ -1,4 +1,4 @@
-/** Hostile names are refused before any system call, or work everywhere, byte for byte. */
+/** Hostile names are either rejected before any system call, or accepted by all calls and stored byte for byte. */
 import fs from 'node:fs'
 import path from 'node:path'
 import t from 'tap'
@@ -7,7 +7,7 @@ import { SimulatedFleet } from 'bhyve-checkpoint/simulator'
 import { rejection, scratch, tree } from '../support/index.js'
 
 const MiB = 1024 * 1024
-const refused: unknown[] = [
+const invalid: unknown[] = [
   '',
   '.',
   '..',
@@ -29,7 +29,7 @@ const refused: unknown[] = [
   Object.create(null),
   ['a'],
 ]
-const accepted = [
+const valid = [
   '-rf',
   '--',
   'a b',
@@ -58,10 +58,10 @@ const accepted = [
   'n'.repeat(150),
 ]
 
-t.test('refused before anything is touched', async (t) => {
+t.test('invalid names are rejected before any file is created', async (t) => {
   const directory = scratch(t)
   const client = createClient({ runDirectory: directory, checkpointDirectory: path.join(directory, 'c') })
-  for (const name of refused as string[]) {
+  for (const name of invalid as string[]) {
     const what = JSON.stringify(name)?.slice(0, 40)
     if (name !== undefined) {
       const created = await rejection(client.createCheckpoint('vm1', { name }))
@@ -85,7 +85,7 @@ t.test('refused before anything is touched', async (t) => {
   t.strictSame(tree(directory), [])
 })
 
-t.test('accepted ones work everywhere', async (t) => {
+t.test('valid names work in all calls and are stored byte for byte', async (t) => {
   const directory = scratch(t)
   const fleet = await SimulatedFleet.start({ vms: ['vm1'], memoryBytes: MiB / 4 })
   t.teardown(() => fleet.stop())
@@ -94,7 +94,7 @@ t.test('accepted ones work everywhere', async (t) => {
     checkpointDirectory: directory,
     dialect: 'descriptor',
   })
-  for (const name of accepted) {
+  for (const name of valid) {
     const checkpoint = await client.createCheckpoint('vm1', { name })
     t.equal(checkpoint.path, path.join(directory, 'vm1', `${name}.ckp`), name)
     t.ok(fs.readdirSync(path.join(directory, 'vm1')).includes(`${name}.ckp`), `${name}: byte for byte`)
@@ -102,16 +102,16 @@ t.test('accepted ones work everywhere', async (t) => {
     t.match(await client.verifyCheckpoint('vm1', name), { ok: true })
   }
   const listed = await client.listCheckpoints('vm1')
-  t.strictSame(listed.map(({ name }) => name).sort(), [...accepted].sort())
+  t.strictSame(listed.map(({ name }) => name).sort(), [...valid].sort())
   t.ok(listed.every(({ state }) => state === 'complete'))
-  for (const name of accepted) {
+  for (const name of valid) {
     await client.destroyCheckpoint('vm1', name)
     t.match(await rejection(client.getCheckpoint('vm1', name)), { code: 'ERR_CHECKPOINT_NOT_FOUND' }, name)
   }
   t.strictSame(tree(directory), ['vm1/', 'vm1/.staging/'])
 })
 
-t.test('VMs with odd names', async (t) => {
+t.test('VMs with unusual names can be saved, listed and destroyed', async (t) => {
   const directory = scratch(t)
   const vms = ['-rf', 'a b', '.staging', 'checkpoint', 'a.b', 'caf\u00e9', 'cafe\u0301', '🐡']
   const fleet = await SimulatedFleet.start({ vms, memoryBytes: MiB / 4 })

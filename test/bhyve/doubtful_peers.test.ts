@@ -1,4 +1,4 @@
-/** Behind a VM's socket: another user's bhyve, a dead one, a stopped one. */
+/** Sockets that are served by a bhyve of another user, by a dead bhyve or by a stopped one. */
 import { spawn } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -25,7 +25,7 @@ const native = loadSimulatorNative()
 const isRoot = process.geteuid?.() === 0
 const needsRoot = { skip: isRoot ? false : 'needs root' }
 
-/** A simulated bhyve that another user runs; where its socket is. */
+/** Starts a simulated bhyve as another user. Returns the directory of its socket. */
 async function startAsNobody(t: Test, dialect: string): Promise<{ directory: string; run: string }> {
   const directory = scratch(t)
   fs.chmodSync(directory, 0o755)
@@ -42,23 +42,27 @@ async function startAsNobody(t: Test, dialect: string): Promise<{ directory: str
   return { directory, run }
 }
 
-t.test("one trusted user's bhyve behind another one's socket is told nothing", needsRoot, async (t) => {
-  const { directory, run } = await startAsNobody(t, 'descriptor')
-  fs.chownSync(path.join(run, 'vm1'), 12345, 12345)
-  const checkpointDirectory = path.join(directory, 'c')
-  const options = { runDirectory: run, checkpointDirectory, dialect: 'descriptor' } as const
-  const client = createClient({ ...options, trustedUids: [0, 12345, 65534] })
-  for (const call of [() => client.createCheckpoint('vm1'), () => client.suspend('vm1')]) {
-    t.match(await rejection(call()), {
-      code: 'ERR_UNTRUSTED_PEER',
-      message: /runs as uid 65534.*belongs to uid 12345/,
-    })
-  }
-  t.match(await rejection(client.pause('vm1')), { code: 'ERR_UNTRUSTED_PEER' })
-  t.strictSame(tree(checkpointDirectory), [])
-})
+t.test(
+  'nothing is sent to a bhyve of one trusted user behind the socket of another',
+  needsRoot,
+  async (t) => {
+    const { directory, run } = await startAsNobody(t, 'descriptor')
+    fs.chownSync(path.join(run, 'vm1'), 12345, 12345)
+    const checkpointDirectory = path.join(directory, 'c')
+    const options = { runDirectory: run, checkpointDirectory, dialect: 'descriptor' } as const
+    const client = createClient({ ...options, trustedUids: [0, 12345, 65534] })
+    for (const call of [() => client.createCheckpoint('vm1'), () => client.suspend('vm1')]) {
+      t.match(await rejection(call()), {
+        code: 'ERR_UNTRUSTED_PEER',
+        message: /runs as uid 65534.*belongs to uid 12345/,
+      })
+    }
+    t.match(await rejection(client.pause('vm1')), { code: 'ERR_UNTRUSTED_PEER' })
+    t.strictSame(tree(checkpointDirectory), [])
+  },
+)
 
-t.test('who did not get the first request does not get the second', async (t) => {
+t.test('the second request is not sent if another process took over the socket', async (t) => {
   const directory = fs.realpathSync(scratch(t))
   const { serve } = serveByHand(t, directory)
   const system = { platform: 'linux', release: '6.1' } as const
@@ -68,17 +72,17 @@ t.test('who did not get the first request does not get the second', async (t) =>
   )
   let requests = 0
   intercept(t, 'peerOf', () => {
-    // Another bhyve has taken the socket's place.
+    // The second connection reaches another process.
     return ++requests === 1 ? undefined : { uid: process.geteuid!(), pid: process.ppid }
   })
   const created = rejection(client.createCheckpoint('vm1', { stallTimeout: 10_000 }))
   await serve(() => undefined)
-  t.match(await created, { code: 'ERR_VM_NOT_RUNNING', vm: 'vm1', message: /replaced by another one/ })
+  t.match(await created, { code: 'ERR_VM_NOT_RUNNING', vm: 'vm1', message: /replaced by another process/ })
   t.equal(requests, 2)
   t.strictSame(tree(path.join(directory, 'c')), [])
 })
 
-t.test('who died of the first request is not asked in another dialect', async (t) => {
+t.test('no second request is sent if bhyve died after the first', async (t) => {
   const system = { platform: 'linux', release: '6.1' } as const
   for (const poweroff of [false, true]) {
     const { runDirectory } = await start(t, { fault: { at: 'receive', kind: 'kill' } })
@@ -93,7 +97,7 @@ t.test('who died of the first request is not asked in another dialect', async (t
   }
 })
 
-t.test('a path bhyve of another user is not asked in the other dialect', needsRoot, async (t) => {
+t.test('a path bhyve of another user gets no request in another dialect', needsRoot, async (t) => {
   const { directory, run } = await startAsNobody(t, 'path')
   const before = tree(run)
   const system = { platform: 'freebsd', release: '13.2-RELEASE' } as const
@@ -109,7 +113,7 @@ t.test('a path bhyve of another user is not asked in the other dialect', needsRo
   t.strictSame(tree(run), before, 'no stray file in its working directory')
 })
 
-t.test('a dead bhyve whose VM is still in the kernel', async (t) => {
+t.test('a dead bhyve whose VM still exists in the kernel is reported as not running', async (t) => {
   const directory = scratch(t)
   const vmmDirectory = path.join(directory, 'vmm')
   fs.mkdirSync(vmmDirectory)
@@ -135,7 +139,7 @@ t.test('a dead bhyve whose VM is still in the kernel', async (t) => {
   t.match(
     await rejection(client.createCheckpoint('vm1', { stallTimeout: 0, timeout: 5000 })),
     { code: 'ERR_VM_NOT_RUNNING', vmState: 'unknown' },
-    'one that was seen to live is not waited for at all',
+    'does not wait for a process that is known to have ended',
   )
   t.notOk(fs.existsSync(checkpointDirectory))
   const { runDirectory } = await start(t)
@@ -145,11 +149,11 @@ t.test('a dead bhyve whose VM is still in the kernel', async (t) => {
   t.match(
     await upgraded.createCheckpoint('vm1'),
     { name: 'checkpoint' },
-    'a dead older socket is passed over',
+    'ignores a dead socket of dialect struct',
   )
 })
 
-t.test('asking a stopped VM over and over shuts nobody out', async (t) => {
+t.test('repeated calls to a stopped VM do not fill its backlog', async (t) => {
   const bhyve = await start(t)
   const options = {
     runDirectory: bhyve.runDirectory,

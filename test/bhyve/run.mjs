@@ -1,13 +1,15 @@
-// `npm run test:bhyve`: the life of a checkpoint on a real VM, on a FreeBSD host whose bhyve and kernel were built with
-// BHYVE_SNAPSHOT. The VM goes on running: its guest stands still while its RAM is saved, and is paused once.
+// `npm run test:bhyve`: creates, lists, verifies and destroys checkpoints of a real VM. It needs a FreeBSD host whose bhyve
+// and kernel were built with BHYVE_SNAPSHOT. The VM keeps running, but its guest is frozen while its RAM is saved, and the
+// VM is paused once.
 //
 //   BHYVE_CHECKPOINT_TEST_VM=vm1 npm run test:bhyve
 //
-// BHYVE_CHECKPOINT_TEST_DIRECTORY      where its folder is made, with room for the VM's RAM twice. Default: the
-//                                      system's temporary folder. The folder goes when the test ends
-// BHYVE_CHECKPOINT_TEST_RUN_DIRECTORY  where bhyve keeps its socket. Default: /var/run/bhyve
-// BHYVE_CHECKPOINT_TEST_SUSPEND_ARGS   only with these is the VM powered off and brought back: its own bhyve arguments
-//                                      as JSON, without -r, its name last: ["-c","2","-m","4G",...,"vm1"]
+// BHYVE_CHECKPOINT_TEST_DIRECTORY      where the test creates its directory. It needs free space for twice the RAM of the
+//                                      VM. The directory is removed at the end. Default: the system's temporary directory
+// BHYVE_CHECKPOINT_TEST_RUN_DIRECTORY  the run directory of bhyve. Default: /var/run/bhyve
+// BHYVE_CHECKPOINT_TEST_SUSPEND_ARGS   the bhyve arguments of the VM as JSON, without -r, the VM name last:
+//                                      ["-c","2","-m","4G",...,"vm1"]. If they are given, the VM is also suspended
+//                                      (powered off) and restored
 import assert from 'node:assert/strict'
 import fs from 'node:fs'
 import os from 'node:os'
@@ -18,7 +20,7 @@ const { env } = process
 const vm = env.BHYVE_CHECKPOINT_TEST_VM
 if (!vm) {
   console.error(
-    'BHYVE_CHECKPOINT_TEST_VM is not set: name a running VM of this host that may stand still for a moment',
+    'BHYVE_CHECKPOINT_TEST_VM is not set. Set it to a running VM of this host that can be frozen for a moment',
   )
   process.exit(2)
 }
@@ -32,15 +34,15 @@ const client = createClient({
 })
 
 const steps = [
-  ['the VM is listed, and runs', isListed],
+  ['the VM is listed as running', isListed],
   ['a checkpoint is created', create],
-  ['it is listed, read and verified', readBack],
-  ['it is replaced, and the old one stays until then', replace],
-  ['a checkpoint that exists is not overwritten unasked', refuse],
-  ['a call that is cancelled leaves the VM and the old checkpoint', cancel],
+  ['the checkpoint is listed, read and verified', readBack],
+  ['the checkpoint is replaced; until then the old one stays', replace],
+  ["ifExists 'fail' keeps an existing checkpoint", keepExisting],
+  ['a cancelled call leaves the VM and the old checkpoint unchanged', cancel],
   ['the VM is paused and continued', pauseAndResume],
-  ['a pinned checkpoint outlives pruning', prune],
-  ['checkpoints are destroyed, and nothing is left', destroy],
+  ['prune keeps a pinned checkpoint', prune],
+  ['the checkpoints are destroyed and nothing is left', destroy],
   ...(suspendArguments === undefined ? [] : [['the VM is suspended and restored', suspendAndRestore]]),
 ]
 
@@ -61,9 +63,9 @@ try {
 
 async function isListed() {
   const found = (await client.listVirtualMachines()).find((one) => one.vm === vm)
-  assert.ok(found, `VM '${vm}' has no checkpoint socket: is bhyve built with BHYVE_SNAPSHOT?`)
-  // A VM of the oldest dialect cannot be asked without harm.
-  assert.ok(['running', 'unknown'].includes(found.state), `it is ${found.state}`)
+  assert.ok(found, `VM '${vm}' has no checkpoint socket. Check that bhyve was built with BHYVE_SNAPSHOT`)
+  // The state of a VM of dialect `struct` cannot be determined without harm.
+  assert.ok(['running', 'unknown'].includes(found.state), `VM '${vm}' is ${found.state}`)
 }
 
 async function create() {
@@ -88,13 +90,13 @@ async function readBack() {
 
 async function replace() {
   const before = await client.getCheckpoint(vm, 'first')
-  let whole = true
-  const onProgress = ({ phase }) => (whole &&= phase !== 'saving' || fs.existsSync(before.path))
+  let oldExists = true
+  const onProgress = ({ phase }) => (oldExists &&= phase !== 'saving' || fs.existsSync(before.path))
   const after = await client.createCheckpoint(vm, { name: 'first', onProgress })
-  assert.ok(whole && after.createdAt > before.createdAt)
+  assert.ok(oldExists && after.createdAt > before.createdAt)
 }
 
-async function refuse() {
+async function keepExisting() {
   const call = client.createCheckpoint(vm, { name: 'first', ifExists: 'fail' })
   await assert.rejects(call, { code: 'ERR_CHECKPOINT_EXISTS' })
 }
@@ -138,7 +140,7 @@ async function destroy() {
   assert.deepEqual(await client.listCheckpoints(vm), [])
 }
 
-/** The state stays on the disk where it could not be restored: it is the VM itself. */
+/** If the restore fails, the suspended state stays on disk, because it is the only state of the VM. */
 async function suspendAndRestore() {
   assert.equal(typeof client.suspend, 'function', 'this version of the library cannot suspend')
   const suspended = await client.suspend(vm)
@@ -153,9 +155,9 @@ async function suspendAndRestore() {
 async function cleanUp() {
   await client.idle()
   const left = await client.listCheckpoints(vm)
-  const precious = left.filter(({ poweredOff, restoredAt }) => poweredOff && restoredAt === undefined)
-  if (precious.length > 0) {
-    console.error(`kept, it is the VM's only state: ${precious.map((one) => one.path).join(', ')}`)
+  const suspended = left.filter(({ poweredOff, restoredAt }) => poweredOff && restoredAt === undefined)
+  if (suspended.length > 0) {
+    console.error(`Kept the only state of VM '${vm}': ${suspended.map((one) => one.path).join(', ')}`)
     return
   }
   fs.rmSync(directory, { recursive: true, force: true })
@@ -166,7 +168,7 @@ function argumentsFrom(json) {
   const args = JSON.parse(json)
   assert.ok(
     Array.isArray(args) && args.every((argument) => typeof argument === 'string') && args.at(-1) === vm,
-    "BHYVE_CHECKPOINT_TEST_SUSPEND_ARGS must be a JSON list of texts that ends in the VM's name",
+    'BHYVE_CHECKPOINT_TEST_SUSPEND_ARGS must be a JSON array of strings that ends with the VM name',
   )
   return args
 }

@@ -1,4 +1,6 @@
-/** Pausing, resuming and listing VMs: by their sockets' peers, asked once. */
+/**
+ * Pausing, resuming and listing VMs. Their processes are found by the peers of their sockets, with one connection each.
+ */
 import { spawn } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -26,7 +28,7 @@ function stateOf(pid: number): string {
   return isFailure(status) ? 'gone' : status.state
 }
 
-t.test('pause, pause, resume, resume', async (t) => {
+t.test('pause and resume: stop and continue the process, and are idempotent', async (t) => {
   for (const dialect of ['path', 'descriptor', 'reply'] as const) {
     const bhyve = await start(t, { dialect })
     const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: scratch(t) })
@@ -42,7 +44,7 @@ t.test('pause, pause, resume, resume', async (t) => {
   }
 })
 
-t.test('nobody there', async (t) => {
+t.test('pause: rejects if the VM is not running or an argument is invalid', async (t) => {
   const bhyve = await start(t)
   const client = createClient({ runDirectory: bhyve.runDirectory })
   await client.pause('vm1')
@@ -68,7 +70,7 @@ t.test('nobody there', async (t) => {
   }
 })
 
-t.test('struct cannot be asked without harm', async (t) => {
+t.test("pause: requires the option 'pid' for a struct bhyve whose process is unknown", async (t) => {
   const bhyve = await start(t, { dialect: 'struct' })
   const checkpointDirectory = scratch(t)
   const client = createClientIn(
@@ -81,14 +83,14 @@ t.test('struct cannot be asked without harm', async (t) => {
   t.equal(stateOf(bhyve.pid), 'stopped')
   await client.resume('vm1', { pid: bhyve.pid })
   t.equal(stateOf(bhyve.pid), 'running')
-  // A checkpoint makes its process known.
+  // After a checkpoint the process is known.
   await client.createCheckpoint('vm1')
   t.match(await client.listVirtualMachines(), [{ vm: 'vm1', pid: bhyve.pid, state: 'running' }])
   await client.pause('vm1')
   await client.resume('vm1')
 })
 
-t.test('a VM whose socket is where another dialect has it is not said to be off', async (t) => {
+t.test('state: unknown if the socket of the VM is in the directory of another dialect', async (t) => {
   for (const [speaks, named] of [
     ['descriptor', 'struct'],
     ['struct', 'path'],
@@ -100,7 +102,7 @@ t.test('a VM whose socket is where another dialect has it is not said to be off'
         code: 'ERR_VM_NOT_RUNNING',
         vmState: 'unknown',
         path: socketPath,
-        message: `no bhyve of dialect '${named}' serves VM 'vm1': its socket is '${socketPath}'`,
+        message: `No bhyve of dialect '${named}' serves VM 'vm1': its socket is '${socketPath}'`,
       })
     t.strictSame(await client.listVirtualMachines(), [])
   }
@@ -108,7 +110,7 @@ t.test('a VM whose socket is where another dialect has it is not said to be off'
   t.match(await rejection(missing.createCheckpoint('vm1')), { vmState: 'off', path: /\/checkpoint\/vm1$/ })
 })
 
-t.test('not while we wait for a checkpoint of it', async (t) => {
+t.test('pause: rejects with ERR_CHECKPOINT_BUSY while a checkpoint of the VM is in progress', async (t) => {
   const bhyve = await start(t, { memoryBytes: 4 << 20, writeRate: 8 << 20 })
   const client = createClient({
     runDirectory: bhyve.runDirectory,
@@ -127,14 +129,14 @@ t.test('not while we wait for a checkpoint of it', async (t) => {
   t.match(
     await rejection(client.pause('vm1')),
     { code: 'ERR_CHECKPOINT_BUSY' },
-    'a cancelled one is still in flight',
+    'a cancelled checkpoint is still in progress',
   )
   await client.idle()
   await client.pause('vm1')
   await client.resume('vm1')
 })
 
-t.test('polled for an hour, a paused VM can still be resumed', async (t) => {
+t.test('list: one call per second for an hour does not prevent resume of a paused VM', async (t) => {
   const bhyve = await start(t)
   const client = createClient({ runDirectory: bhyve.runDirectory })
   await client.pause('vm1')
@@ -146,49 +148,52 @@ t.test('polled for an hour, a paused VM can still be resumed', async (t) => {
   t.equal(stateOf(bhyve.pid), 'running')
 })
 
-t.test('listed without a connection, as often as one likes', async (t) => {
+t.test('list: makes no connections with connect: false', async (t) => {
   const bhyve = await start(t)
   const { runDirectory, socketPath } = bhyve
-  const stranger = () => createClientIn({ ...hostEnvironment, peers: new PeerMemory() }, { runDirectory })
-  const client = stranger()
+  const newClient = () => createClientIn({ ...hostEnvironment, peers: new PeerMemory() }, { runDirectory })
+  const client = newClient()
   await client.pause('vm1')
   const unknown = [{ vm: 'vm1', socket: socketPath, state: 'unknown' }]
-  for (let look = 0; look < 30; look++)
-    t.strictSame(await stranger().listVirtualMachines({ connect: false }), unknown)
+  for (let call = 0; call < 30; call++)
+    t.strictSame(await newClient().listVirtualMachines({ connect: false }), unknown)
   const known = [{ vm: 'vm1', socket: socketPath, pid: bhyve.pid, state: 'paused' }]
-  t.strictSame(await client.listVirtualMachines({ connect: false }), known, 'what is known is said')
-  await stranger().resume('vm1')
+  t.strictSame(await client.listVirtualMachines({ connect: false }), known, 'a known process is reported')
+  await newClient().resume('vm1')
   t.equal(stateOf(bhyve.pid), 'running')
   for (const options of [{ connect: 1 }, { ask: false }, null])
     t.match(await rejection(client.listVirtualMachines(options as object)), { code: 'ERR_INVALID_OPTION' })
 })
 
-t.test('a VM that the kernel knows and that takes no connection may stand still', async (t) => {
-  const bhyve = await start(t, { runDirectory: scratch(t) })
-  const { runDirectory } = bhyve
-  await bhyve.stop()
-  const vmmDirectory = scratch(t)
-  fs.writeFileSync(path.join(vmmDirectory, 'vm1'), '')
-  const client = createClientIn(
-    { ...hostEnvironment, peers: new PeerMemory(), vmmDirectory },
-    { runDirectory },
-  )
-  for (const call of [client.pause('vm1'), client.resume('vm1')]) {
-    t.match(await rejection(call), {
-      code: 'ERR_VM_NOT_RUNNING',
-      vmState: 'unknown',
-      message: /stands still.*'pid'.*bhyvectl --vm=vm1 --destroy/,
-    })
-  }
-})
+t.test(
+  'pause and resume: the error for a VM in the kernel that accepts no connection names both causes',
+  async (t) => {
+    const bhyve = await start(t, { runDirectory: scratch(t) })
+    const { runDirectory } = bhyve
+    await bhyve.stop()
+    const vmmDirectory = scratch(t)
+    fs.writeFileSync(path.join(vmmDirectory, 'vm1'), '')
+    const client = createClientIn(
+      { ...hostEnvironment, peers: new PeerMemory(), vmmDirectory },
+      { runDirectory },
+    )
+    for (const call of [client.pause('vm1'), client.resume('vm1')]) {
+      t.match(await rejection(call), {
+        code: 'ERR_VM_NOT_RUNNING',
+        vmState: 'unknown',
+        message: /is paused.*'pid'.*bhyvectl --vm=vm1 --destroy/,
+      })
+    }
+  },
+)
 
-t.test('a pid that was given to another process is never signalled', async (t) => {
-  const stranger = spawn('sleep', ['60'])
-  t.teardown(() => stranger.kill('SIGKILL'))
-  const pid = stranger.pid!
-  await until(() => stateOf(pid) === 'running', 'the stranger')
+t.test('pause and resume: never signal another process that has reused the pid', async (t) => {
+  const other = spawn('sleep', ['60'])
+  t.teardown(() => other.kill('SIGKILL'))
+  const pid = other.pid!
+  await until(() => stateOf(pid) === 'running', 'the other process')
   const { SIGSTOP } = (await import('node:os')).constants.signals
-  t.match(native.signalProcess(pid, 'another start', SIGSTOP), { syscall: 'kill' })
+  t.match(native.signalProcess(pid, 'another start time', SIGSTOP), { syscall: 'kill' })
   const bhyve = await start(t)
   const peers = new PeerMemory()
   const client = createClientIn(
@@ -205,14 +210,14 @@ t.test('a pid that was given to another process is never signalled', async (t) =
   peers.rememberPeer(located, {
     uid: process.geteuid!(),
     pid,
-    startedAt: 'when the bhyve started that had this pid',
+    startedAt: 'the start time of the bhyve that had this pid',
   })
   t.match(await rejection(client.pause('vm1')), { code: 'ERR_VM_NOT_RUNNING' })
-  t.match(await rejection(client.resume('vm1')), { code: 'ERR_VM_NOT_RUNNING' }, 'nor taken for the VM')
+  t.match(await rejection(client.resume('vm1')), { code: 'ERR_VM_NOT_RUNNING' }, 'nor does resume')
   t.equal(stateOf(pid), 'running')
 })
 
-t.test('a suspended VM of a fleet is off, though its process lives', async (t) => {
+t.test('list: a suspended VM of a fleet is off although its process is alive', async (t) => {
   const fleet = await SimulatedFleet.start({ vms: ['one', 'two'], memoryBytes: 65536 })
   t.teardown(() => fleet.stop())
   const directory = scratch(t)
@@ -225,11 +230,11 @@ t.test('a suspended VM of a fleet is off, though its process lives', async (t) =
   })
   const states = async (of = client) =>
     (await of.listVirtualMachines()).map(({ vm, state }) => `${vm} ${state}`)
-  t.strictSame(await states(), ['one running', 'two running'], 'and that is remembered')
-  // The process behind the socket does not end: a suspend says so, but its state is published.
+  t.strictSame(await states(), ['one running', 'two running'], 'the state before the suspend')
+  // The process of the fleet does not end. The suspend reports that, but the state is published.
   t.match(await rejection(client.suspend('one')), { code: 'ERR_SUSPEND_FAILED', vmState: 'unknown' })
   t.strictSame(await states(), ['one off', 'two running'])
-  t.ok(fs.statSync(path.join(runDirectory, 'one')).isSocket(), "as with bhyve, the socket's file stays")
+  t.ok(fs.statSync(path.join(runDirectory, 'one')).isSocket(), 'the socket file stays, as with bhyve')
   t.strictSame(await states(createClient({ runDirectory, checkpointDirectory: directory })), [
     'one off',
     'two running',
@@ -237,7 +242,7 @@ t.test('a suspended VM of a fleet is off, though its process lives', async (t) =
   t.match(await rejection(client.createCheckpoint('one')), { code: 'ERR_VM_NOT_RUNNING' })
 })
 
-t.test('every VM in the run directory', async (t) => {
+t.test('list: returns every VM with a socket in the run directory', async (t) => {
   const runDirectory = scratch(t)
   const fleet = await SimulatedFleet.start({ vms: ['b', 'a'], runDirectory, memoryBytes: 65536 })
   t.teardown(() => fleet.stop())
@@ -264,7 +269,7 @@ t.test('every VM in the run directory', async (t) => {
   )
 })
 
-t.test('the test for real VMs passes on a simulated one, and cleans up', async (t) => {
+t.test('run.mjs: passes on a simulated VM and removes its files', async (t) => {
   for (const dialect of ['path', 'descriptor', 'reply'] as const) {
     const bhyve = await start(t, { dialect, memoryBytes: 4 * 1024 * 1024, writeRate: 32 * 1024 * 1024 })
     const directory = scratch(t)
@@ -279,21 +284,21 @@ t.test('the test for real VMs passes on a simulated one, and cleans up', async (
   }
 })
 
-t.test('the test for real VMs refuses where no VM is named', async (t) => {
+t.test('run.mjs: exits with status 2 if no VM is given', async (t) => {
   const ended = await runScript('../bhyve/run.mjs', [], { BHYVE_CHECKPOINT_TEST_VM: '' })
   t.match(ended, { code: 2, signal: null, stdout: '', stderr: 'BHYVE_CHECKPOINT_TEST_VM is not set' })
 })
 
-t.test('a VM is not stopped under a request that was made while it was looked for', async (t) => {
+t.test('pause: rejects if a request was sent while the process was being located', async (t) => {
   const bhyve = await start(t, { memoryBytes: 2 ** 20, writeRate: 2 ** 20 })
   const shared = sharedPool()
-  let go: (() => void) | undefined
-  const gate = new Promise<void>((resolve) => (go = resolve))
-  let looks = 0
+  let openGate: (() => void) | undefined
+  const gate = new Promise<void>((resolve) => (openGate = resolve))
+  let locateJobs = 0
   const pool: JobRunner = {
     emptied: () => shared.emptied(),
     run: async (job, onStart) => {
-      if (job.name === 'locateSocket' && ++looks === 1) await gate
+      if (job.name === 'locateSocket' && ++locateJobs === 1) await gate
       return shared.run(job, onStart)
     },
   }
@@ -304,7 +309,7 @@ t.test('a VM is not stopped under a request that was made while it was looked fo
   const onProgress = ({ phase }: { phase: string }) => (isSaving ||= phase === 'saving')
   const creating = client.createCheckpoint('vm1', { onProgress })
   await until(() => isSaving, 'the request')
-  go?.()
+  openGate?.()
   t.match(await pausing, { code: 'ERR_CHECKPOINT_BUSY', vm: 'vm1' })
   t.equal(stateOf(bhyve.pid), 'running')
   t.match(await creating, { name: 'checkpoint' })

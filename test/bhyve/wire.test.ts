@@ -1,4 +1,4 @@
-/** The wire, byte for byte: what upstream's own client sends, and what upstream's own server answers. */
+/** The bytes on the wire: the requests of upstream's client and the replies of upstream's server. */
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
@@ -27,7 +27,7 @@ interface Golden {
 const golden = JSON.parse(fs.readFileSync(path.join(fixtures, 'golden/requests.json'), 'utf8')) as Golden
 const native = loadSimulatorNative()
 
-/** A server that takes what comes, message by message, and notes where descriptors sat. */
+/** A server that records the bytes of a request and the position of the descriptor in them. */
 class Recorder {
   readonly path: string
   readonly #listener: number
@@ -42,32 +42,32 @@ class Recorder {
     this.#listener = listener
   }
 
-  /** Takes one connection to its end of file, then closes it. */
+  /** Reads one connection until EOF, then closes it. */
   async record(): Promise<void> {
     const connection = await this.#accept()
     await until(() => this.#takeByte(connection), 'the end of the request')
     native.close(connection)
   }
 
-  /** One byte at a time, so that a descriptor's target is known. True at the end. */
+  /** Reads one byte at a time, so that the position of a descriptor is known. Returns true at EOF. */
   #takeByte(connection: number): boolean {
     for (;;) {
       const before = native.ownedDescriptors()
       const byte = native.simulator.receiveDescriptors(connection, 2)
       if (isFailure(byte)) return false
       if (byte.bytes === 0) return true
-      // The native call does not hand out the carrier's value: in every message with a descriptor it is zero.
+      // The native call does not return the value of the byte. In a message with a descriptor it is always zero.
       if (byte.descriptors.length > 0) {
         this.descriptorPosition = this.bytes.length
         this.directory = pathOfFolder(byte.descriptors[0] ?? -1, path.dirname(this.path))
         for (const descriptor of byte.descriptors) native.close(descriptor)
       }
       this.bytes = Buffer.concat([this.bytes, Buffer.alloc(1)])
-      if (native.ownedDescriptors() !== before) throw new Error('a descriptor was kept')
+      if (native.ownedDescriptors() !== before) throw new Error('a descriptor was not closed')
     }
   }
 
-  /** The same connection's bytes by plain recv(), for the values. */
+  /** Reads one connection by recv(), which returns the values of the bytes. */
   async recordBytes(): Promise<void> {
     const connection = await this.#accept()
     await until(() => {
@@ -120,7 +120,7 @@ async function sendGolden(
   await sent.ended
 }
 
-t.test('every golden request goes out as upstream sends it', async (t) => {
+t.test('every golden request is sent byte for byte as upstream sends it', async (t) => {
   const directory = scratch(t)
   const descriptor = native.openPath(directory, fs.constants.O_DIRECTORY)
   if (isFailure(descriptor)) throw new Error('open')
@@ -130,17 +130,17 @@ t.test('every golden request goes out as upstream sends it', async (t) => {
     await Promise.all([sendGolden(request, values.path, descriptor), values.recordBytes()])
     t.equal(values.bytes.toString('hex'), request.hex, `${what}: bytes`)
     values.close()
-    const places = new Recorder(path.join(directory, `places${index}`))
-    await Promise.all([sendGolden(request, places.path, descriptor), places.record()])
-    t.equal(places.bytes.length * 2, request.hex.length, `${what}: length`)
-    t.equal(places.descriptorPosition, request.fd_position, `${what}: target of the descriptor`)
-    if (request.fd_position !== null) t.equal(places.directory, directory, `${what}: the folder`)
-    places.close()
+    const positions = new Recorder(path.join(directory, `positions${index}`))
+    await Promise.all([sendGolden(request, positions.path, descriptor), positions.record()])
+    t.equal(positions.bytes.length * 2, request.hex.length, `${what}: length`)
+    t.equal(positions.descriptorPosition, request.fd_position, `${what}: position of the descriptor`)
+    if (request.fd_position !== null) t.equal(positions.directory, directory, `${what}: the directory`)
+    positions.close()
   }
   native.close(descriptor)
 })
 
-t.test('a client passes its stage, and nothing above it', async (t) => {
+t.test('a client passes only its inbox, not a directory above it', async (t) => {
   const directory = fs.realpathSync(scratch(t))
   const recorder = new Recorder(path.join(directory, 'vm0'))
   const checkpointDirectory = path.join(directory, 'checkpoints')
@@ -152,7 +152,7 @@ t.test('a client passes its stage, and nothing above it', async (t) => {
   recorder.close()
 })
 
-t.test('golden replies', async (t) => {
+t.test('the golden replies are decoded, and encoded to the same bytes again', async (t) => {
   for (const { description, hex, error } of golden.replies) {
     const pairs = native.decodeNvlist(Buffer.from(hex, 'hex'), 0)
     const expected = error === undefined ? [] : [{ name: 'error', type: 'string', value: error }]
@@ -161,7 +161,9 @@ t.test('golden replies', async (t) => {
   }
 })
 
-/** A list of one null with a name of so many bytes, longer ones than can be encoded too. */
+/**
+ * Returns an nvlist with one null whose name has `nameBytes` bytes. The encoder does not accept names of every length.
+ */
 function listOfOne(nameBytes: number): Buffer {
   const bytes = native.simulator.encodeNvlist([{ name: '', type: 'null', value: null }])
   const name = Buffer.from('n'.repeat(nameBytes))
@@ -171,7 +173,7 @@ function listOfOne(nameBytes: number): Buffer {
   return list
 }
 
-t.test('the decoder is strict', async (t) => {
+t.test('the decoder rejects every nvlist that is not exactly valid', async (t) => {
   const good = native.simulator.encodeNvlist([
     { name: 'b', type: 'bool', value: true },
     { name: 'n', type: 'number', value: 2n ** 64n - 1n },
@@ -181,12 +183,12 @@ t.test('the decoder is strict', async (t) => {
     { name: 'd', type: 'descriptor', value: 0n },
   ])
   t.equal(native.decodeNvlist(good, 1)?.length, 6)
-  t.equal(native.decodeNvlist(good, 0), undefined, 'a descriptor that was not passed')
-  t.equal(native.decodeNvlist(good, 2), undefined, 'a descriptor too many')
+  t.equal(native.decodeNvlist(good, 0), undefined, 'a descriptor that was not received')
+  t.equal(native.decodeNvlist(good, 2), undefined, 'one received descriptor too many')
   for (let length = 0; length < good.length; length++) {
-    if (native.decodeNvlist(good.subarray(0, length), 1) !== undefined) t.fail(`cut at ${length}`)
+    if (native.decodeNvlist(good.subarray(0, length), 1) !== undefined) t.fail(`truncated at ${length}`)
   }
-  t.equal(native.decodeNvlist(Buffer.concat([good, Buffer.alloc(1)]), 1), undefined, 'a byte too many')
+  t.equal(native.decodeNvlist(Buffer.concat([good, Buffer.alloc(1)]), 1), undefined, 'an extra byte')
   const damaged: [string, number, number][] = [
     ['magic', 0, 0x6d],
     ['version', 1, 1],
@@ -205,7 +207,7 @@ t.test('the decoder is strict', async (t) => {
   ]
   for (const [what, offset, value] of damaged) {
     const bytes = Buffer.from(good)
-    t.not(bytes[offset], value, `${what}: is a change`)
+    t.not(bytes[offset], value, `${what}: the byte changes`)
     bytes[offset] = value
     t.equal(native.decodeNvlist(bytes, 1), undefined, what)
   }
@@ -213,35 +215,35 @@ t.test('the decoder is strict', async (t) => {
     { name: 'a', type: 'null', value: null },
     { name: 'a', type: 'null', value: null },
   ])
-  t.equal(native.decodeNvlist(twice, 0), undefined, 'a name twice')
+  t.equal(native.decodeNvlist(twice, 0), undefined, 'a duplicate name')
   const unnamed = native.simulator.encodeNvlist([{ name: 'n', type: 'number', value: 1n }])
   unnamed.writeBigUInt64LE(1n, 3)
-  t.equal(native.decodeNvlist(unnamed, 1), undefined, 'a descriptor that is announced and not named')
+  t.equal(native.decodeNvlist(unnamed, 1), undefined, 'a descriptor in the header without a pair')
   const unsent = native.simulator.encodeNvlist([{ name: 'd', type: 'descriptor', value: 1n }])
-  t.equal(native.decodeNvlist(unsent, 1), undefined, 'the second descriptor of one')
+  t.equal(native.decodeNvlist(unsent, 1), undefined, 'the second descriptor, if only one was received')
   t.match(native.decodeNvlist(listOfOne(2047), 0), [{ name: 'n'.repeat(2047), value: null }])
-  t.equal(native.decodeNvlist(listOfOne(2048), 0), undefined, 'a name longer than libnv takes')
+  t.equal(native.decodeNvlist(listOfOne(2048), 0), undefined, 'a name longer than libnv accepts')
   const inner = native.simulator.encodeNvlist([{ name: 'ab', type: 'string', value: 'xyz' }])
   for (const letter of ['a', 'x']) {
     const bytes = Buffer.from(inner)
     bytes[bytes.indexOf(letter)] = 0
-    t.equal(native.decodeNvlist(bytes, 0), undefined, `NUL in the target of ${letter}`)
+    t.equal(native.decodeNvlist(bytes, 0), undefined, `NUL in place of ${letter}`)
   }
 })
 
-t.test('native refuses what is no argument of its', async (t) => {
+t.test('the native calls reject invalid arguments', async (t) => {
   t.throws(() => native.encodeRequest('struct', 'checkpoint', 'x'.repeat(100)), TypeError)
   t.equal(native.encodeRequest('struct', 'checkpoint', 'x'.repeat(99)).length, 104)
   t.throws(() => native.encodeRequest('path', 'refused', '/x'), TypeError)
   t.throws(() => native.encodeRequest('path', 'checkpoint', '/x\0y'), TypeError)
   t.throws(() => native.openAt('x' as unknown as number, 'x', 0, 0), TypeError)
-  t.throws(() => native.close(0), TypeError, 'a descriptor of somebody else')
+  t.throws(() => native.close(0), TypeError, 'a descriptor that this environment does not own')
   const { EINVAL } = os.constants.errno
   t.match(native.openAt(3, 'a/b', 0, 0), { syscall: 'openat', errno: EINVAL }, 'a name with a slash')
   t.match(native.unlinkAt(3, ''), { syscall: 'unlinkat', errno: EINVAL }, 'an empty name')
 })
 
-/** The members of an interface, as its file declares them. */
+/** Returns the members of an interface declared in a file. */
 function declaredIn(file: string, name: string): string[] {
   const source = fs.readFileSync(new URL(`../../lib/${file}`, import.meta.url), 'utf8')
   const start = source.indexOf(`interface ${name} {`)
@@ -249,7 +251,7 @@ function declaredIn(file: string, name: string): string[] {
   return [...body.matchAll(/^ {2}(?:readonly )?([a-zA-Z]+)\??[(:]/gm)].map((match) => match[1]!)
 }
 
-t.test('the declared native interface is the exported one', async (t) => {
+t.test('the declared native interface equals the exported one', async (t) => {
   const bsdOnly = process.platform === 'linux' ? ['clearFlagsAt'] : []
   const declared = declaredIn('base/native.ts', 'Native').filter((name) => !bsdOnly.includes(name))
   t.strictSame([...declared, 'simulator'].sort(), Object.keys(native).sort())
@@ -257,7 +259,7 @@ t.test('the declared native interface is the exported one', async (t) => {
   t.strictSame(ofSimulator.sort(), Object.keys(native.simulator).sort())
 })
 
-t.test('nothing but the simulator calls what only it needs of the addon', async (t) => {
+t.test('only the simulator uses the native calls that are reserved for it', async (t) => {
   const lib = new URL('../../lib/', import.meta.url)
   const files = fs.readdirSync(lib, { recursive: true, encoding: 'utf8' })
   const production = files.filter((file) => file.endsWith('.ts') && !file.startsWith('simulator/'))

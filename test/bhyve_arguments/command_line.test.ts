@@ -1,4 +1,4 @@
-/** bhyve's command line as bhyve reads it. */
+/** The command line of bhyve, parsed as bhyve does. */
 import t from 'tap'
 import { type CommandLine, parseCommandLine } from '../../dist/bhyve_arguments/command_line.js'
 import { parseCommandLine as parseSimulated } from '../../dist/simulator/arguments.js'
@@ -96,7 +96,7 @@ const machines: [args: string[], cpus: number, memory: number, devices: string[]
   [['-U', '-r', 'vm'], 1, 256 * MiB, [], 2],
 ]
 
-t.test('what bhyve makes of its arguments', async (t) => {
+t.test('the machine and the position of -r are those of bhyve', async (t) => {
   for (const [args, cpus, memory, devices, insertAt] of machines) {
     const { fault, machine, insertAt: index } = parse(args)
     t.equal(fault, undefined, args.join(' '))
@@ -105,26 +105,29 @@ t.test('what bhyve makes of its arguments', async (t) => {
   }
 })
 
-/** Where the two parsers differ, one of them is wrong, but for what the simulator does not know or name. */
-t.test('the simulator reads them alike', async (t) => {
+/** If the two parsers differ, one of them is wrong. Arguments that the simulator does not implement are skipped. */
+t.test('the parser of the simulator returns the same machine', async (t) => {
   for (const [args, cpus, memoryBytes, devices] of machines) {
-    const unknown = args.some((word) =>
+    const isUnsupported = args.some((word) =>
       /ahci-cd|^-aCDeSuWxYIM|3gb|2097152b|4294967299|pci\.0\.(09|32)/.test(word),
     )
-    if (unknown) continue
+    if (isUnsupported) continue
     const { configuration } = parseSimulated(args, true)
     t.strictSame(simulatedMachineOf(configuration), { cpus, memoryBytes, devices }, args.join(' '))
   }
 })
 
-t.test('the name on the command line wins, then the checkpoint, then the configuration', async (t) => {
-  t.equal(parse(['-o', 'name=config', 'operand']).name, 'operand')
-  t.equal(parseCommandLine(['-o', 'name=config'], 'saved', noFile).name, 'saved')
-  t.equal(parse(['-o', 'name=config']).name, 'config')
-  t.match(parse(['-m', '1G']), { fault: 'no VM is named' })
-})
+t.test(
+  'the VM name is taken from the command line, else the checkpoint, else the configuration',
+  async (t) => {
+    t.equal(parse(['-o', 'name=config', 'operand']).name, 'operand')
+    t.equal(parseCommandLine(['-o', 'name=config'], 'saved', noFile).name, 'saved')
+    t.equal(parse(['-o', 'name=config']).name, 'config')
+    t.match(parse(['-m', '1G']), { fault: 'the VM name is missing' })
+  },
+)
 
-t.test('a configuration file in its turn', async (t) => {
+t.test('a configuration file is applied at its position', async (t) => {
   const text =
     '# comment\n\ncpus=2\nmemory.size=32M\npci.0.3.0.device=virtio-blk\npci.0.3.0.path=/vms/%(name)/a\nrundir=/r\n'
   const expected = {
@@ -136,8 +139,10 @@ t.test('a configuration file in its turn', async (t) => {
     memoryBytes: 1024 * MiB,
     disks: [{ path: '/b' }],
   })
-  t.match(parse(['-c', '7', '-k', 'f', 'vm'], text).machine, { cpus: 2 }, 'the later wins')
-  t.match(parse(['-k', 'f', 'vm'], 'cpus=1\nnonsense\n'), { fault: 'f:2: nonsense is no name=value' })
+  t.match(parse(['-c', '7', '-k', 'f', 'vm'], text).machine, { cpus: 2 }, 'the later value is used')
+  t.match(parse(['-k', 'f', 'vm'], 'cpus=1\nnonsense\n'), {
+    fault: 'f:2: nonsense is not of the form name=value',
+  })
 })
 
 const disks: [args: string[], paths: string[]][] = [
@@ -180,14 +185,14 @@ const disks: [args: string[], paths: string[]][] = [
   [['-l', 'bootrom,/code.fd,/vars.fd', '-l', 'com1,/dev/nmdm0A'], []],
 ]
 
-t.test('the disks among the devices', async (t) => {
+t.test('the disks and their paths are found among the devices', async (t) => {
   for (const [args, paths] of disks) {
     const { machine, fault } = parse([...args, 'vm'])
     t.strictSame(machine?.disks.map((disk) => disk.path) ?? fault, paths, args.join(' '))
   }
 })
 
-const refused: [args: string[], fault: RegExp][] = [
+const rejected: [args: string[], fault: RegExp][] = [
   [['-Z', 'vm'], /no option -Z/],
   [['-A-', 'vm'], /no option --/],
   [['--help', 'vm'], /no option --/],
@@ -199,42 +204,42 @@ const refused: [args: string[], fault: RegExp][] = [
   [['-s', 'h', 'vm'], /list/],
   [['-s', '', 'vm'], /list/],
   [['-l', 'help', 'vm'], /list/],
-  [['-m', '1Q', 'vm'], /no memory size/],
-  [['-m', '-1', 'vm'], /no memory size/],
-  [['-m', '08', 'vm'], /no memory size/],
-  [['-m', '1GG', 'vm'], /no memory size/],
-  [['-c', 'dies=2', 'vm'], /no topology/],
-  [['-c', '0', 'vm'], /no number of cpus/],
-  [['-c', '2x', 'vm'], /no number of cpus/],
-  [['-c', '3,cores=2', 'vm'], /make 6 vCPUs, not 3/],
+  [['-m', '1Q', 'vm'], /not a valid memory size/],
+  [['-m', '-1', 'vm'], /not a valid memory size/],
+  [['-m', '08', 'vm'], /not a valid memory size/],
+  [['-m', '1GG', 'vm'], /not a valid memory size/],
+  [['-c', 'dies=2', 'vm'], /not a valid CPU topology/],
+  [['-c', '0', 'vm'], /not a valid number of cpus/],
+  [['-c', '2x', 'vm'], /not a valid number of cpus/],
+  [['-c', '3,cores=2', 'vm'], /give 6 vCPUs, not 3/],
   [['-c', 'sockets=400,cores=400', 'vm'], /too many/],
-  [['-o', 'x', 'vm'], /no name=value/],
-  [['-o', 'x=', 'vm'], /no name=value/],
-  [['-o', 'a..b=1', 'vm'], /names no variable/],
+  [['-o', 'x', 'vm'], /not of the form name=value/],
+  [['-o', 'x=', 'vm'], /not of the form name=value/],
+  [['-o', 'a..b=1', 'vm'], /not a valid variable name/],
   [['-o', 'a=1', '-o', 'a.b=1', 'vm'], /below the variable 'a'/],
   [['-o', 'a.b=1', '-o', 'a=1', 'vm'], /has variables below it/],
   [['-o', 'config.dump=true', 'vm'], /config\.dump/],
-  [['-p', '1', 'vm'], /pins no vCPU/],
-  [['-p', '-1:1', 'vm'], /pins no vCPU/],
-  [['-s', '3', 'vm'], /no PCI slot/],
-  [['-s', '32,lpc', 'vm'], /no PCI slot/],
-  [['-s', '1:8,lpc', 'vm'], /no PCI slot/],
-  [['-s', '-1,lpc', 'vm'], /no PCI slot/],
-  [['-s', '256:1:0,lpc', 'vm'], /no PCI slot/],
-  [['-s', 'x,lpc', 'vm'], /no PCI slot/],
-  [['-s', ',lpc', 'vm'], /no PCI slot/],
+  [['-p', '1', 'vm'], /not a valid vCPU pinning/],
+  [['-p', '-1:1', 'vm'], /not a valid vCPU pinning/],
+  [['-s', '3', 'vm'], /no valid PCI slot/],
+  [['-s', '32,lpc', 'vm'], /no valid PCI slot/],
+  [['-s', '1:8,lpc', 'vm'], /no valid PCI slot/],
+  [['-s', '-1,lpc', 'vm'], /no valid PCI slot/],
+  [['-s', '256:1:0,lpc', 'vm'], /no valid PCI slot/],
+  [['-s', 'x,lpc', 'vm'], /no valid PCI slot/],
+  [['-s', ',lpc', 'vm'], /no valid PCI slot/],
   [['-s', '3,', 'vm'], /no emulation/],
-  [['-s', '3,lpc', '-s', '3:0,nvme', 'vm'], /taken already/],
-  [['-s', '3,ahci,/d', 'vm'], /neither hd: nor cd:/],
+  [['-s', '3,lpc', '-s', '3:0,nvme', 'vm'], /already in use/],
+  [['-s', '3,ahci,/d', 'vm'], /must start with hd: or cd:/],
   [['-s', '3,virtio-blk,/d,a.b=1', 'vm'], /cannot be set/],
   [['-o', 'pci.0.3.0.path=/d', 'vm'], /no device/],
   [['-o', 'pci.0.3.0.device=ahci-hd', 'vm'], /legacy name.*'ahci'/],
-  [['-r', '/x', 'vm'], /-r is put in/],
-  [['-AHr/x', 'vm'], /-r is put in/],
+  [['-r', '/x', 'vm'], /omit -r/],
+  [['-AHr/x', 'vm'], /omit -r/],
 ]
 
-t.test('what bhyve does not take', async (t) => {
-  for (const [args, fault] of refused) {
+t.test('arguments that bhyve rejects are reported as a fault', async (t) => {
+  for (const [args, fault] of rejected) {
     const parsed = parse(args)
     t.match(parsed.fault, fault, args.join(' '))
     t.equal(parsed.machine, undefined)

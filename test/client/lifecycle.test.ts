@@ -60,12 +60,12 @@ t.test('a signal that was aborted before', async (t) => {
     name: 'AbortError',
     code: 'ABORT_ERR',
     begun: false,
-    message: /aborted; nothing was begun$/,
+    message: /aborted; nothing was started$/,
   })
   const late: unknown = await client
     .restore('vm1', 'a', { args: ['vm1'], signal: AbortSignal.abort(), timeout: 1 })
     .catch((e: unknown) => e)
-  t.match(late, { name: 'AbortError', begun: false, message: /nothing was begun$/ })
+  t.match(late, { name: 'AbortError', begun: false, message: /nothing was started$/ })
 })
 
 t.test('what a cancel leaves is said as it is at that moment', async (t) => {
@@ -148,7 +148,7 @@ t.test('a cancel while waiting for the turn sends nothing', async (t) => {
   t.match(await second, {
     code: 'ERR_TIMEOUT',
     begun: false,
-    message: /not done after 50 ms; nothing was sent to bhyve/,
+    message: /timed out after 50 ms; nothing was sent to bhyve/,
   })
   t.match(await first, { name: 'first' })
   t.match(await third, { name: 'third' }, 'and keeps nobody from asking')

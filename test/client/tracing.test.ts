@@ -114,7 +114,7 @@ t.test('NODE_DEBUG tells every decision', async (t) => {
     'published',
   ])
   t.match(told.stderr, /dialect \{"dialect":"path".*dialect \{"dialect":"descriptor"/s)
-  t.match(told.stderr, /verdict \{"whole":true,"problems":\[\]\}/)
+  t.match(told.stderr, /verdict \{"complete":true,"problems":\[\]\}/)
   const suspended = await world.run({ args: ['suspend', 'vm1', '--dialect', 'descriptor'], env }, 'pipe')
   t.same(decisions(suspended.stderr), [...asked, 'verdict', 'published'])
   t.match(suspended.stderr, /EOF \{"vmState":/)

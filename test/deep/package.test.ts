@@ -285,7 +285,7 @@ t.test('says what is missing where no prebuild fits, and how to build it', async
   t.equal(run('create', '--help').status, 0)
   const list = run('list', 'vm1')
   t.equal(list.status, 1)
-  t.match(list.stderr, /ERR_NATIVE_UNAVAILABLE|no native addon can be loaded/)
+  t.match(list.stderr, /ERR_NATIVE_UNAVAILABLE|No native addon can be loaded/)
   asksNpm(t, builder)
   buildsItself(t, bare, builder)
 })
@@ -305,7 +305,7 @@ t.test('an addon that is named is loaded, and no other', async (t) => {
   fs.writeFileSync(addon, 'no addon')
   const said = run(addon)
   t.match(said, /^false ERR_NATIVE_UNAVAILABLE/)
-  t.ok(said.includes(`Looked in ${addon} (BHYVE_CHECKPOINT_ADDON).`), said)
+  t.ok(said.includes(`Paths tried: ${addon} (BHYVE_CHECKPOINT_ADDON).`), said)
 })
 
 /** Beside the checkout, or where NODE_PATH says. */

@@ -254,7 +254,7 @@ t.test("a second name of another VM's socket is refused", async (t) => {
   fs.linkSync(bhyve.socketPath, path.join(bhyve.runDirectory, 'vm1'))
   const root = scratch(t)
   const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: root })
-  const refused = { code: 'ERR_UNTRUSTED_PEER', vm: 'vm1', message: /2 names/ }
+  const refused = { code: 'ERR_UNTRUSTED_PEER', vm: 'vm1', message: /2 hard links/ }
   t.match(await rejection(client.suspend('vm1')), refused)
   t.strictSame(tree(root), [])
   fs.rmSync(path.join(bhyve.runDirectory, 'vm1'))

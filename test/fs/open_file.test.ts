@@ -1,11 +1,11 @@
-/** A file held by its descriptor: what the system does in parts is done whole. */
+/** A file held by its descriptor: partial writes and interrupted reads are completed. */
 import fs from 'node:fs'
 import path from 'node:path'
 import t from 'tap'
 import { OpenFile } from '../../dist/fs/open_file.js'
 import { scratch } from '../support/index.js'
 
-t.test('a write that is taken in parts goes on where it stopped', (t) => {
+t.test('writeAt: continues after a partial write', (t) => {
   const file = path.join(scratch(t), 'file')
   const descriptor = fs.openSync(file, 'w')
   t.teardown(() => fs.closeSync(descriptor))
@@ -20,7 +20,7 @@ t.test('a write that is taken in parts goes on where it stopped', (t) => {
   t.end()
 })
 
-t.test('a read that is interrupted is repeated', (t) => {
+t.test('readAt: repeats an interrupted read', (t) => {
   const file = path.join(scratch(t), 'file')
   fs.writeFileSync(file, 'abcdefgh')
   const descriptor = fs.openSync(file, 'r')
