@@ -206,7 +206,7 @@ const part = fc.oneof(
       'short' as const,
       'link' as const,
       'dangling' as const,
-      'folder' as const,
+      'directory' as const,
       'hard link' as const,
       'garbage' as const,
       'unreadable' as const,
@@ -220,7 +220,7 @@ type Part =
   | 'short'
   | 'link'
   | 'dangling'
-  | 'folder'
+  | 'directory'
   | 'hard link'
   | 'garbage'
   | 'unreadable'
@@ -242,7 +242,7 @@ const storedCheckpoint = fc.record({ name: fileName, memory: part, kernel: part,
 /** Creates one file as CBSD or another program could have created it. */
 function plant(file: string, what: Part, size: number, text: string | undefined, elsewhere: string): void {
   if (fs.existsSync(file) || what === 'absent') return
-  if (what === 'folder') fs.mkdirSync(file)
+  if (what === 'directory') fs.mkdirSync(file)
   else if (what === 'link') fs.symlinkSync(elsewhere, file)
   else if (what === 'dangling') fs.symlinkSync('/nonexistent/target', file)
   else if (what === 'hard link') fs.linkSync(elsewhere, file)
@@ -287,7 +287,7 @@ t.test(
         assert.equal(states.size, listed.length, 'each name is listed once')
         for (const { name, memory, kernel, meta } of checkpoints) {
           // Skip names with '.ckp': files of such a checkpoint can have the names of files of another checkpoint.
-          if (name.includes('.ckp') || memory === 'absent' || memory === 'folder') continue
+          if (name.includes('.ckp') || memory === 'absent' || memory === 'directory') continue
           const isComplete = isReadable(memory) && isReadable(kernel) && isReadable(meta)
           const isControl = /\p{Cc}/u.test(name)
           assert.equal(states.get(name), isControl ? undefined : isComplete ? 'complete' : 'damaged', name)

@@ -13,6 +13,7 @@ export type VmState = 'running' | 'paused' | 'off' | 'unknown'
  */
 export type Dialect = 'struct' | 'path' | 'descriptor'
 
+/** Options of `createClient`. */
 export interface ClientOptions {
   /** The run directory: the directory that holds bhyve's sockets. Default `/var/run/bhyve`. */
   runDirectory?: string | undefined
@@ -42,6 +43,7 @@ export interface Layout {
   vms(): Promise<string[]>
 }
 
+/** Options of `createCheckpoint` and `suspend`. */
 export interface CreateOptions {
   /**
    * The name of the checkpoint: any UTF-8 text of at most 242 bytes that fits the length of the path. It must not be
@@ -100,10 +102,11 @@ export interface CreateOptions {
   memoryBytes?: number | undefined
 }
 
+/** What `onProgress` is called with. */
 export interface Progress {
   vm: string
   name: string
-  /** The step that the call is at. */
+  /** The current step of the call. */
   phase: 'queued' | 'saving' | 'checking' | 'digesting' | 'syncing' | 'publishing'
   /** The bytes of guest RAM written (`saving`) or read (`digesting`) so far. */
   bytes: number
@@ -153,10 +156,11 @@ export type ListedCheckpoint =
       problems: readonly Problem[]
     })
 
+/** Options of `verifyCheckpoint`. */
 export interface VerifyOptions {
   /**
    * `'structure'` checks sizes and metadata. `'content'` also reads all files and compares their digests, if the
-   * checkpoint has digests. The `depth` of the report is the check that was done. Default `'structure'`.
+   * checkpoint has digests. The report states in `depth` which check was done. Default `'structure'`.
    */
   depth?: 'structure' | 'content' | undefined
   /** Cancels the call. The threads stop reading within 100 ms. `client.idle()` waits for that. */
@@ -164,16 +168,20 @@ export interface VerifyOptions {
   onProgress?: ((progress: Progress) => void) | undefined
 }
 
+/** The result of `verifyCheckpoint`. */
 export interface VerificationReport {
   /** True if no problem was found. */
   ok: boolean
   problems: readonly Problem[]
   /** `'content'` if digests were compared, else `'structure'`. */
   depth: 'structure' | 'content'
+  /** The bytes read from the checkpoint files. */
   bytesRead: number
+  /** The duration of the call, in milliseconds. */
   elapsedMs: number
 }
 
+/** Which checkpoints `pruneCheckpoints` keeps. At least one of the three rules is required. */
 export interface PrunePolicy {
   /** Keep this many of the newest checkpoints. */
   keepLast?: number | undefined
@@ -185,6 +193,7 @@ export interface PrunePolicy {
   dryRun?: boolean | undefined
 }
 
+/** Options of `restore` and `planRestore`. */
 export interface RestoreOptions {
   /**
    * The bhyve arguments that the VM is started with, without `-r`, the VM name last. bhyve runs in the working

@@ -187,7 +187,7 @@ function running(t: Test, name: string): number {
   return child.pid!
 }
 
-t.test('processStatus is not confused by a program name that looks like a status', needsLinux, async (t) => {
+t.test('processStatus is not confused by a program name that resembles a status', needsLinux, async (t) => {
   for (const name of ['x) Z 1 (', ') T 0 0', 'bhyve: vm1']) {
     const pid = running(t, name)
     const text = (): string => fs.readFileSync(`/proc/${pid}/stat`, 'latin1')

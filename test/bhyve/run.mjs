@@ -1,11 +1,12 @@
-// `npm run test:bhyve`: creates, lists, verifies and destroys checkpoints of a real VM. It needs a FreeBSD host whose bhyve
-// and kernel were built with BHYVE_SNAPSHOT. The VM keeps running, but its guest is frozen while its RAM is saved, and the
-// VM is paused once.
+// `npm run test:bhyve`: creates, lists, verifies and destroys checkpoints of a real VM. It needs a FreeBSD host whose
+// bhyve and kernel were built with BHYVE_SNAPSHOT. The VM keeps running, but its guest is frozen while its RAM is
+// saved, and the VM is paused once.
 //
 //   BHYVE_CHECKPOINT_TEST_VM=vm1 npm run test:bhyve
 //
-// BHYVE_CHECKPOINT_TEST_DIRECTORY      where the test creates its directory. It needs free space for twice the RAM of the
-//                                      VM. The directory is removed at the end. Default: the system's temporary directory
+// BHYVE_CHECKPOINT_TEST_DIRECTORY      where the test creates its directory. It needs free space for twice the RAM of
+//                                      the VM. The directory is removed at the end. Default: the system's temporary
+//                                      directory
 // BHYVE_CHECKPOINT_TEST_RUN_DIRECTORY  the run directory of bhyve. Default: /var/run/bhyve
 // BHYVE_CHECKPOINT_TEST_SUSPEND_ARGS   the bhyve arguments of the VM as JSON, without -r, the VM name last:
 //                                      ["-c","2","-m","4G",...,"vm1"]. If they are given, the VM is also suspended
@@ -20,7 +21,7 @@ const { env } = process
 const vm = env.BHYVE_CHECKPOINT_TEST_VM
 if (!vm) {
   console.error(
-    'BHYVE_CHECKPOINT_TEST_VM is not set. Set it to a running VM of this host that can be frozen for a moment',
+    'BHYVE_CHECKPOINT_TEST_VM is not set. Give it the name of a running VM of this host that can be frozen for a moment',
   )
   process.exit(2)
 }
@@ -34,7 +35,7 @@ const client = createClient({
 })
 
 const steps = [
-  ['the VM is listed as running', isListed],
+  ['the VM is listed', isListed],
   ['a checkpoint is created', create],
   ['the checkpoint is listed, read and verified', readBack],
   ['the checkpoint is replaced; until then the old one stays', replace],

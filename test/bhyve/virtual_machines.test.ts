@@ -161,31 +161,28 @@ t.test('list: makes no connections with connect: false', async (t) => {
   t.strictSame(await client.listVirtualMachines({ connect: false }), known, 'a known process is reported')
   await newClient().resume('vm1')
   t.equal(stateOf(bhyve.pid), 'running')
-  for (const options of [{ connect: 1 }, { ask: false }, null])
+  for (const options of [{ connect: 1 }, { connects: false }, null])
     t.match(await rejection(client.listVirtualMachines(options as object)), { code: 'ERR_INVALID_OPTION' })
 })
 
-t.test(
-  'pause and resume: the error for a VM in the kernel that accepts no connection names both causes',
-  async (t) => {
-    const bhyve = await start(t, { runDirectory: scratch(t) })
-    const { runDirectory } = bhyve
-    await bhyve.stop()
-    const vmmDirectory = scratch(t)
-    fs.writeFileSync(path.join(vmmDirectory, 'vm1'), '')
-    const client = createClientIn(
-      { ...hostEnvironment, peers: new PeerMemory(), vmmDirectory },
-      { runDirectory },
-    )
-    for (const call of [client.pause('vm1'), client.resume('vm1')]) {
-      t.match(await rejection(call), {
-        code: 'ERR_VM_NOT_RUNNING',
-        vmState: 'unknown',
-        message: /is paused.*'pid'.*bhyvectl --vm=vm1 --destroy/,
-      })
-    }
-  },
-)
+t.test('pause: rejects with advice if a VM in the kernel accepts no connection', async (t) => {
+  const bhyve = await start(t, { runDirectory: scratch(t) })
+  const { runDirectory } = bhyve
+  await bhyve.stop()
+  const vmmDirectory = scratch(t)
+  fs.writeFileSync(path.join(vmmDirectory, 'vm1'), '')
+  const client = createClientIn(
+    { ...hostEnvironment, peers: new PeerMemory(), vmmDirectory },
+    { runDirectory },
+  )
+  for (const call of [client.pause('vm1'), client.resume('vm1')]) {
+    t.match(await rejection(call), {
+      code: 'ERR_VM_NOT_RUNNING',
+      vmState: 'unknown',
+      message: /is paused.*'pid'.*bhyvectl --vm=vm1 --destroy/,
+    })
+  }
+})
 
 t.test('pause and resume: never signal another process that has reused the pid', async (t) => {
   const other = spawn('sleep', ['60'])
@@ -250,7 +247,7 @@ t.test('list: returns every VM with a socket in the run directory', async (t) =>
   const gone = await start(t, { vm: 'gone', runDirectory })
   await gone.stop()
   fs.writeFileSync(path.join(runDirectory, 'junk'), '')
-  fs.mkdirSync(path.join(runDirectory, 'folder'))
+  fs.mkdirSync(path.join(runDirectory, 'directory'))
   fs.symlinkSync('a', path.join(runDirectory, 'link'))
   const datagram = native.simulator.bindDatagram(path.join(runDirectory, 'datagram'))
   t.notOk(isFailure(datagram))
