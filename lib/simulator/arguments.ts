@@ -1,22 +1,22 @@
 /**
- * bhyve's command line: options as getopt(3) takes them, gathered into the key=value configuration that
- * bhyve itself makes of them. What does not change a checkpoint is accepted and forgotten. Emulations are
- * not checked against a list: every release has another one.
+ * Parses bhyve's command line. It splits options as getopt(3) does and collects them as bhyve_config(5) keys, as bhyve
+ * does. Options without effect on a checkpoint are accepted and ignored. Emulation names are not checked against a list
+ * because the list differs between releases.
  */
 import { readFileSync } from 'node:fs'
 import { exitStatus, Refusal } from './refusal.js'
 
-/** Keys of bhyve_config(5), later ones in place of earlier ones. */
+/** Keys of bhyve_config(5). A later value replaces an earlier one. */
 export type Configuration = Map<string, string>
 
 export interface CommandLine {
   readonly configuration: Configuration
   readonly restoreFile: string | undefined
-  /** What follows the options. */
+  /** The argument after the options. */
   readonly operand: string | undefined
 }
 
-/** Text for standard error and an exit status, 0 where it was asked for. */
+/** The text for standard error and an exit status. The status is 0 if the user requested the text. */
 export class UsageRequest extends Refusal {}
 
 const flags = 'AaCDeHhIMPSuWwxY'
@@ -26,13 +26,13 @@ const usageText = `Usage: bhyve [-${flags}]
              [-f fwcfg] [-G port] [-K layout] [-k config_file] [-l lpc] [-m mem]
              [-o var=value] [-p vcpu:hostcpu] [-r file] [-s pci] [-U uuid] vmname`
 
-/** 13.0 knew no aliases. */
+/** FreeBSD 13.0 has no aliases. */
 const aliases: Readonly<Record<string, string>> = { 'ahci-hd': 'ahci', amd_hostbridge: 'hostbridge' }
 const maxBuses = 256
 const maxSlots = 32
 const maxFunctions = 8
 
-/** Throws a Refusal. `withAliases`: what a device is called in a checkpoint may differ from its option. */
+/** Throws a Refusal. `withAliases`: replace an alias of an emulation by the name that checkpoints use. */
 export function parseCommandLine(args: readonly string[], withAliases: boolean): CommandLine {
   const configuration: Configuration = new Map()
   let restoreFile: string | undefined
@@ -46,9 +46,9 @@ export function parseCommandLine(args: readonly string[], withAliases: boolean):
   return { configuration, restoreFile, operand: operands[0] }
 }
 
-/** The usage text and its status, for a command line that names no VM. */
-export function usage(complaint?: string): UsageRequest {
-  const first = complaint === undefined ? '' : `bhyve: ${complaint}\n`
+/** The usage text and its exit status. Without `problem`: the command line does not name a VM. */
+export function usage(problem?: string): UsageRequest {
+  const first = problem === undefined ? '' : `bhyve: ${problem}\n`
   return new UsageRequest(exitStatus.usage, first + usageText)
 }
 
@@ -57,7 +57,7 @@ interface Option {
   readonly value: string
 }
 
-/** getopt(3) of FreeBSD: options end at the first word that is none. */
+/** Like getopt(3) of FreeBSD, this ends at the first word that is not an option. */
 function splitOptions(args: readonly string[]): { options: Option[]; operands: readonly string[] } {
   const options: Option[] = []
   let next = 0
@@ -66,27 +66,30 @@ function splitOptions(args: readonly string[]): { options: Option[]; operands: r
     if (word === undefined || !word.startsWith('-') || word === '-') break
     next++
     if (word === '--') break
-    const { found, wantsWord } = optionsOf(word)
+    const { found, needsValue } = optionsOf(word)
     options.push(...found)
-    if (wantsWord === undefined) continue
+    if (needsValue === undefined) continue
     const value = args[next++]
-    if (value === undefined) throw usage(`option requires an argument -- ${wantsWord}`)
-    options.push({ letter: wantsWord, value })
+    if (value === undefined) throw usage(`option requires an argument -- ${needsValue}`)
+    options.push({ letter: needsValue, value })
   }
   return { options, operands: args.slice(next) }
 }
 
-/** `-AHm1G`: flags, then at most one option whose value is the rest of the word or the next word. */
-function optionsOf(word: string): { found: Option[]; wantsWord: string | undefined } {
+/**
+ * Splits a word such as `-AHm1G`: flags, then at most one option with a value. The value is the rest of the word. If
+ * the word ends there, the value is the next word, and `needsValue` is the option's letter.
+ */
+function optionsOf(word: string): { found: Option[]; needsValue: string | undefined } {
   const found: Option[] = []
   for (let at = 1; at < word.length; at++) {
     const letter = word.charAt(at)
     if (flags.includes(letter)) found.push({ letter, value: '' })
     else if (!optionsWithValue.includes(letter)) throw usage(`illegal option -- ${letter}`)
-    else if (at + 1 === word.length) return { found, wantsWord: letter }
-    else return { found: [...found, { letter, value: word.slice(at + 1) }], wantsWord: undefined }
+    else if (at + 1 === word.length) return { found, needsValue: letter }
+    else return { found: [...found, { letter, value: word.slice(at + 1) }], needsValue: undefined }
   }
-  return { found, wantsWord: undefined }
+  return { found, needsValue: undefined }
 }
 
 function applyOption(
@@ -148,9 +151,9 @@ function applyAssignment(configuration: Configuration, text: string): boolean {
   return true
 }
 
-/** `slot`, `slot:function` or `bus:slot:function`, then the emulation, then whatever it takes. */
+/** The value is `slot`, `slot:function` or `bus:slot:function`, then the emulation, then its options. */
 function applySlot(configuration: Configuration, value: string, withAliases: boolean): void {
-  // An abbreviation will do.
+  // bhyve also accepts an abbreviation of `help`.
   if ('help'.startsWith(value)) throw new UsageRequest(0, '')
   const [address = '', emulation] = value.split(',')
   const node = nodeOf(address)
@@ -164,7 +167,7 @@ function applySlot(configuration: Configuration, value: string, withAliases: boo
   configuration.set(`${node}.device`, (withAliases ? aliases[emulation] : undefined) ?? emulation)
 }
 
-// sscanf() takes what it can read and leaves the rest.
+// Like sscanf(), this parses the leading numbers and ignores the rest of the text.
 function nodeOf(address: string): string | undefined {
   const numbers = /^\s*[+-]?\d+(?::\s*[+-]?\d+){0,2}/.exec(address)?.[0].split(':').map(Number) ?? []
   const [first = -1, second = 0, third] = numbers

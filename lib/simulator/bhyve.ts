@@ -1,15 +1,15 @@
 #!/usr/bin/env node
 /**
- * A stand-in for the bhyve executable: bhyve's arguments, `-r` included, its exit statuses and its socket,
- * but no guest. It stays in the foreground until it is killed or its VM is suspended; it needs no standard
- * input, and like the real one it dies of SIGPIPE at its next line when nobody reads its output.
+ * A stand-in for the bhyve executable. It has bhyve's arguments (`-r` included), exit statuses and socket, but no
+ * guest. It stays in the foreground until it is killed or its VM is suspended. It does not read standard input. Like
+ * bhyve, it is killed by SIGPIPE at its next line of output if the reader has closed the pipe.
  *
- * What bhyve has no arguments for comes from the environment:
+ * Settings for which bhyve has no arguments come from the environment:
  *
- * - `SIMULATED_BHYVE_RUN_DIRECTORY`: folder of the sockets, where no `-o rundir=` says otherwise;
- * - `SIMULATED_BHYVE_DIALECT`: `struct`, `path`, `descriptor` (default) or `reply`;
- * - `SIMULATED_BHYVE_OPTIONS`: JSON with `fault`, `suspendExitCode`, `suspendExitDelayMs`, `writeRate` and
- *   `zeroFraction`, `zeroLayout`.
+ * - `SIMULATED_BHYVE_RUN_DIRECTORY`: the directory of the sockets. `-o rundir=` overrides it.
+ * - `SIMULATED_BHYVE_DIALECT`: `struct`, `path`, `descriptor` (default) or `reply`.
+ * - `SIMULATED_BHYVE_OPTIONS`: a JSON object with any of `fault`, `suspendExitCode`, `suspendExitDelayMs`, `writeRate`,
+ *   `zeroFraction` and `zeroLayout`.
  */
 import { writeSync } from 'node:fs'
 import { constants } from 'node:os'
@@ -29,7 +29,7 @@ import {
   type SimulatedDialect,
 } from './simulator_options.js'
 import { Reactor } from './reactor.js'
-import { complain, exitStatus, Refusal } from './refusal.js'
+import { exitStatus, printError, Refusal } from './refusal.js'
 import { restoredState } from './restored_state.js'
 import { SavedCheckpoint } from './saved_checkpoint.js'
 import { freshState } from './sections.js'
@@ -47,7 +47,7 @@ const fromEnvironment: readonly string[] = [
 ] satisfies (keyof GuestOptions)[]
 
 function main(): void {
-  takeSignalsAsTheyCome()
+  removeSignalHandlers()
   try {
     run(loadSimulatorNative())
   } catch (error) {
@@ -55,9 +55,9 @@ function main(): void {
   }
 }
 
-// Whatever was loaded before this (a test runner's hooks) may handle signals, in a loop that never turns here:
-// they would be ignored.
-function takeSignalsAsTheyCome(): void {
+// Modules loaded earlier, such as a test runner's hooks, may handle signals. Their handlers would never run because
+// this process does not return to Node's event loop. The signals would be ignored.
+function removeSignalHandlers(): void {
   for (const signal of Object.keys(constants.signals)) process.removeAllListeners(signal)
 }
 
@@ -73,20 +73,20 @@ function run(native: SimulatorNative): void {
     ...environment,
     runDirectory: configuration.get('rundir') ?? environment.runDirectory ?? defaultRunDirectory,
   })
-  const say = speaker(native)
+  const log = consoleLog(native)
   const guest =
-    checkpoint === undefined ? freshGuest(vm, settings, say) : restoredGuest(vm, settings, checkpoint, say)
+    checkpoint === undefined ? freshGuest(vm, settings, log) : restoredGuest(vm, settings, checkpoint, log)
   serveUntilDestroyed(native, vm, settings, guest)
 }
 
-/** A name on the command line wins over the one in the checkpoint, which wins over `name=`. */
+/** The name on the command line has priority, then the name in the checkpoint, then `name=` of the configuration. */
 function nameOf({ operand, configuration }: CommandLine, checkpoint: SavedCheckpoint | undefined): string {
   const name = operand ?? checkpoint?.vm ?? configuration.get('name')
   if (name === undefined) throw usage()
   return name
 }
 
-/** CPUs and memory come from the checkpoint, though the arguments have to make sense all the same. */
+/** On a restore, CPUs and memory come from the checkpoint. The arguments must be valid nevertheless. */
 function checkedSettings(
   vm: string,
   machine: Machine,
@@ -114,28 +114,28 @@ function checkedSettings(
 
 type Log = (line: string) => void
 
-function freshGuest(vm: string, settings: ServerSettings, say: Log): Guest {
+function freshGuest(vm: string, settings: ServerSettings, log: Log): Guest {
   const { cpus, devices, dialect, writeRate, fault } = settings
-  say(`${vm}: ${String(cpus)} vCPUs, ${String(settings.memoryBytes)} bytes of memory`)
+  log(`${vm}: ${String(cpus)} vCPUs, ${String(settings.memoryBytes)} bytes of memory`)
   const memory = new SyntheticMemory(vm, settings)
   const state = freshState({ vm, shape: shapeOf(dialect), cpus, devices })
-  return { vm, cpus, state, memory, dialect, writeRate, fault, say }
+  return { vm, cpus, state, memory, dialect, writeRate, fault, log }
 }
 
-function restoredGuest(vm: string, settings: ServerSettings, checkpoint: SavedCheckpoint, say: Log): Guest {
+function restoredGuest(vm: string, settings: ServerSettings, checkpoint: SavedCheckpoint, log: Log): Guest {
   const { cpus, devices, dialect, writeRate, fault } = settings
   const { memory } = checkpoint
-  say('Restoring vm mem...')
+  log('Restoring vm mem...')
   if (checkpoint.memoryBytes !== memory.size) {
     throw new Refusal(
       exitStatus.cannotRestore,
       `Failed to restore VM memory: mem size mismatch: ${String(checkpoint.memoryBytes)} vs ${String(memory.size)}`,
     )
   }
-  say('Restoring pci devs and kernel structs...')
+  log('Restoring pci devs and kernel structs...')
   const state = restoredState(checkpoint, shapeOf(dialect), { vm, cpus, devices })
   checkpoint.close()
-  return { vm, cpus, state, memory, dialect, writeRate, fault, say }
+  return { vm, cpus, state, memory, dialect, writeRate, fault, log }
 }
 
 function serveUntilDestroyed(
@@ -171,7 +171,7 @@ function optionsFromEnvironment(): GuestOptions & { dialect: SimulatedDialect } 
       runDirectory,
       dialect: dialect as SimulatedDialect | undefined,
     }
-    // The arguments have their part in the settings; what is wrong with this one is told first.
+    // The command line adds its part of the settings later. Check this part now, so that its errors are reported first.
     return { ...options, dialect: settingsOf(['-'], false, options).dialect }
   } catch (error) {
     throw new Refusal(exitStatus.invalidArgument, `SIMULATED_BHYVE_*: ${(error as Error).message}`)
@@ -182,18 +182,18 @@ function parseOptions(text: string): GuestOptions {
   const options = JSON.parse(text) as GuestOptions
   for (const name of Object.keys(options)) {
     if (!fromEnvironment.includes(name)) {
-      throw new TypeError(`options may be ${fromEnvironment.join(', ')}, not ${name}`)
+      throw new TypeError(`Unknown option '${name}'. Use ${fromEnvironment.join(', ')}`)
     }
   }
   return options
 }
 
-function speaker(native: SimulatorNative): Log {
+function consoleLog(native: SimulatorNative): Log {
   return (line) => {
     try {
       writeSync(standardOutput, `${line}\r\n`)
     } catch (error) {
-      // Node ignores the signal, bhyve does not.
+      // Node ignores SIGPIPE, but bhyve does not.
       if ((error as NodeJS.ErrnoException).code === 'EPIPE') native.simulator.dieBy(constants.signals.SIGPIPE)
     }
   }
@@ -201,7 +201,7 @@ function speaker(native: SimulatorNative): Log {
 
 function end(error: unknown): never {
   const message = error instanceof Error ? error.message : String(error)
-  if (message !== '') complain(error instanceof UsageRequest ? message : `bhyve: ${message}`)
+  if (message !== '') printError(error instanceof UsageRequest ? message : `bhyve: ${message}`)
   process.exit(error instanceof Refusal ? error.status : exitStatus.cannotStart)
 }
 

@@ -1,4 +1,4 @@
-/** Saves a simulated guest: three files, in the order, with the modes and the failures of bhyve's own. */
+/** Saves a simulated guest to three files, with the order, file modes and failures of bhyve. */
 import { closeSync, openSync, statSync, writeSync, constants } from 'node:fs'
 import { isFailure } from '../base/native.js'
 import { applies, type Fault } from './fault.js'
@@ -11,7 +11,7 @@ import type { CheckpointRequest } from './receive_request.js'
 import type { GuestState, StateSection } from './sections.js'
 import { RateLimit } from './rate_limit.js'
 
-/** The virtual machine that is saved, and how it behaves. */
+/** The VM to save, and the settings of its simulation. */
 export interface Guest {
   readonly vm: string
   readonly cpus: number
@@ -20,11 +20,14 @@ export interface Guest {
   readonly dialect: SimulatedDialect
   readonly writeRate: number | undefined
   readonly fault: Fault | undefined
-  /** Prints a line on the console that bhyve was started from. */
-  readonly say: (line: string) => void
+  /** Prints a line on bhyve's standard output. */
+  readonly log: (line: string) => void
 }
 
-/** `error`: bhyve's own opinion, which a lost `.meta` does not change. `destroyed`: the VM is gone. */
+/**
+ * `error`: the failure that bhyve reports. bhyve does not report a `.meta` that it could not write. `destroyed`: the VM
+ * was suspended and no longer exists.
+ */
 export interface Outcome {
   readonly error: string | undefined
   readonly destroyed: boolean
@@ -35,12 +38,12 @@ interface Output {
   close(): void
 }
 
-/** Small enough to stay in a processor core's cache between being made up and being written. */
+/** A slice this small stays in the processor cache between its generation and its write. */
 const sliceBytes = 256 * 1024
 const extensionLength = '.kern'.length
 const { O_CREAT, O_RDWR, O_TRUNC, O_WRONLY } = constants
 
-/** Bytes of the file name (`path`: of the whole path) that bhyve can still add an extension to. */
+/** The longest file name, in bytes, to which bhyve can add an extension. In `struct` and `path`, the longest path. */
 const longestName: Readonly<Record<SimulatedDialect, number>> = {
   struct: 100 - extensionLength,
   path: 255 - extensionLength,
@@ -83,19 +86,19 @@ class CheckpointRun {
   }
 
   *run(): Coroutine<Outcome> {
-    // Everything is opened, and thereby emptied, before anything is saved.
+    // bhyve opens and truncates all three files before it saves anything.
     const kernel = yield* this.#open('.kern', O_WRONLY, 0o700)
     if (kernel === undefined) return failed('Failed to open kernel data snapshot file')
     if (yield* this.#applies('open')) return failed('Failed to create checkpoint file')
     const memory = yield* this.#open('', O_RDWR, 0o700)
     if (memory === undefined) return failed('Failed to create checkpoint file')
-    // The trees before `fddir` open this one with fopen().
+    // The trees before `fddir` open this file with fopen().
     const metadata = yield* this.#open('.meta', O_WRONLY, this.#metadataMode)
-    // bhyve forgets to call this a failure.
+    // bhyve does not report this failure.
     if (metadata === undefined) return { error: undefined, destroyed: false }
     if (yield* this.#applies('pause')) return failed('Could not pause devices')
     const saved = yield* this.#saveMemory(memory)
-    this.#guest.say('')
+    this.#guest.log('')
     if (!saved) return failed('Could not write guest memory to file')
     return yield* this.#saveState(kernel, metadata)
   }
@@ -113,7 +116,7 @@ class CheckpointRun {
     }
     this.#metadata.finish()
     yield* this.#flushMetadata(metadata)
-    // Whether the metadata reached the disk is not looked at: a suspend destroys the VM all the same.
+    // bhyve does not check whether the metadata was written. A suspend destroys the VM even if it was not.
     return { error: undefined, destroyed: this.#request.suspend }
   }
 
@@ -138,7 +141,7 @@ class CheckpointRun {
     at: 'kernel' | 'device',
     sections: readonly StateSection[],
   ): Coroutine<boolean> {
-    // In the middle: some sections are there, some are not.
+    // Fail in the middle, so that some sections are saved and others are not.
     const fatal = at === 'kernel' ? 3 : Math.floor(sections.length / 2)
     for (const [index, { name, size, read }] of sections.entries()) {
       if (index === fatal && (yield* this.#applies(at))) return false
@@ -159,7 +162,7 @@ class CheckpointRun {
     else if (this.#guest.fault?.kind === 'no-space') writeAll(output, text.subarray(0, text.length / 2))
   }
 
-  // What libxo had buffered gets to the file when its handle is destroyed: the document stops in the middle.
+  // libxo writes its buffer when its handle is destroyed, so the document ends in the middle.
   #fail(metadata: Output, error: string): Outcome {
     writeAll(metadata, Buffer.from(this.#metadata.text))
     return failed(error)
@@ -175,7 +178,8 @@ class CheckpointRun {
 
   *#open(extension: string, access: number, mode: number): Coroutine<Output | undefined> {
     const name = this.#request.filename + extension
-    // Opening a FIFO for writing waits for its reader: bhyve's thread is stuck there. Here only this VM is.
+    // To open a FIFO for writing blocks until it has a reader. That blocks bhyve's thread. Here it blocks only this VM,
+    // not the other VMs of the process.
     while (this.#isFifo(name)) yield 'forever'
     const flags = access | O_CREAT | O_TRUNC
     const output =
@@ -195,7 +199,7 @@ class CheckpointRun {
   }
 }
 
-/** What cannot be looked at cannot be opened either: the opening says so. */
+/** Ignores errors because the open that follows reports them. */
 function isFifoAt(path: string): boolean {
   try {
     return statSync(path).isFIFO()

@@ -1,4 +1,4 @@
-/** The parent's side of a simulating process: started, listened to, ended. */
+/** Starts and ends the simulator process, from the side of its parent. */
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdir, mkdtemp, rm } from 'node:fs/promises'
@@ -10,15 +10,15 @@ import { packageFile } from '../base/package_files.js'
 import type { ServerSettings } from './simulator_options.js'
 import type { ProcessReport, ProcessSettings } from './process.js'
 
-/** How a process ended: one of the two is null. */
+/** How a process ended. `code` is its exit status, `signal` the signal that killed it. One of the two is null. */
 export interface Exit {
   readonly code: number | null
   readonly signal: string | null
 }
 
 /**
- * A running simulation. Neither the process nor its pipes keep this one's event loop alive, until somebody
- * asks for `exited` or stops it. It ends by itself when this process does.
+ * A running simulator process. The process and its pipes do not keep this event loop alive until a caller reads
+ * `exited` or calls `stop()`. The simulator process ends when this process ends.
  */
 export class SimulatorProcess {
   readonly settings: ProcessSettings
@@ -53,13 +53,13 @@ export class SimulatorProcess {
 }
 
 /**
- * Resolves when every VM listens. A relative path in a request is taken from the process's working
- * directory, as with bhyve: the folder `cwd` of the temporary directory, so beside the default run
- * directory. What is found there has strayed.
+ * Resolves when every VM listens. As in bhyve, a relative path in a request is relative to the working directory of the
+ * process. That is the directory `cwd` in the temporary directory, next to the default run directory. A file in `cwd`
+ * was written there by mistake.
  */
 export async function startProcess(settings: ServerSettings): Promise<SimulatorProcess> {
-  // The process would need it: where there is none, this one says so in the loader's own words. Not loaded before, so
-  // that the help of the command line needs none.
+  // The simulator process needs the addon. Load it here first, so that a failure is reported with the loader's own
+  // error. Do not load it earlier: `--help` must work without the addon.
   const { loadNative } = await import('../base/native.js')
   loadNative()
   const temporaryDirectory = await mkdtemp(join(tmpdir(), 'bhyve-'))
@@ -86,7 +86,7 @@ function workingDirectoryOf(temporaryDirectory: string): string {
 async function launch(settings: ProcessSettings): Promise<SimulatorProcess> {
   const child = spawn(process.execPath, [packageFile('simulator/process.js')], {
     cwd: workingDirectoryOf(settings.temporaryDirectory),
-    // What the parent was told to load is nothing to bhyve.
+    // NODE_OPTIONS may load modules that are meant for the parent only.
     env: { ...process.env, NODE_OPTIONS: undefined },
     stdio: ['pipe', 'pipe', 'inherit'],
   })
@@ -96,7 +96,7 @@ async function launch(settings: ProcessSettings): Promise<SimulatorProcess> {
     })
   })
   await once(child, 'spawn')
-  // A process that is gone already tells by its exit, not by this pipe.
+  // If the process has already ended, its exit status reports the failure. Ignore the error of the pipe.
   child.stdin.on('error', () => undefined)
   child.stdin.write(`${JSON.stringify(settings)}\n`)
   await expectListening(child.stdout, exited)
@@ -109,8 +109,9 @@ async function expectListening(output: NodeJS.ReadableStream, exited: Promise<Ex
   const report = line === undefined ? undefined : (JSON.parse(line) as ProcessReport)
   if (report !== undefined && 'listening' in report) return
   const { code, signal } = await exited
-  const cause = report?.error ?? `it ended before it listened (${signal ?? `exit status ${String(code)}`})`
-  throw new Error(`the simulated bhyve could not be started: ${cause}`)
+  const cause =
+    report?.error ?? `its process ended before it listened (${signal ?? `exit status ${String(code)}`})`
+  throw new Error(`Cannot start the simulated bhyve: ${cause}`)
 }
 
 async function firstLine(input: NodeJS.ReadableStream): Promise<string | undefined> {
@@ -125,6 +126,6 @@ function release(child: ChildProcess): void {
 }
 
 function pidOf(child: ChildProcess): number {
-  if (child.pid === undefined) throw new Error('a process that was spawned has a pid')
+  if (child.pid === undefined) throw new Error('The spawned process has no pid')
   return child.pid
 }

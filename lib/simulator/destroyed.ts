@@ -1,4 +1,4 @@
-/** What follows a suspend: the VM is gone, and its process with it. */
+/** Ends the process after a suspend, as bhyve does when it has destroyed its VM. */
 import type { Coroutine } from './reactor.js'
 
 export function* exitSoon(status: number, delayMs: number): Coroutine {

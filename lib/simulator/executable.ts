@@ -1,8 +1,11 @@
-/** Where the stand-in lies, ready to be executed. */
+/** Finds the stand-in for the bhyve executable and makes it executable. */
 import { accessSync, chmodSync, constants } from 'node:fs'
 import { packageFile } from '../base/package_files.js'
 
-/** The compiler and some package managers leave the file without its executable bit. In a bundle there is none: empty. */
+/**
+ * Makes the file executable, because the compiler and some package managers do not. Returns an empty path in a bundle,
+ * which does not contain the file.
+ */
 export function executablePath(): string {
   try {
     const entryPoint = packageFile('simulator/bhyve.js')
@@ -22,7 +25,7 @@ function isExecutable(entryPoint: string): boolean {
   }
 }
 
-// An installation that belongs to somebody else stays as it is: `node <path>` works there all the same.
+// Without permission to change the installation, leave it. `node <path>` works without the executable bit.
 function makeExecutable(entryPoint: string): void {
   try {
     chmodSync(entryPoint, 0o755)

@@ -1,19 +1,38 @@
-/** What can be made to go wrong in a simulated bhyve. */
+/** The faults that a simulated bhyve can inject. */
 import { constants } from 'node:os'
 import { membersOf } from '../base/union_members.js'
 import type { SimulatorNative } from './native_calls.js'
 import type { Coroutine } from './reactor.js'
 
-/** Where, and how. A fault meets every request. */
+/**
+ * A fault to inject: `at` is the step at which it occurs, `kind` what happens there. It occurs in every request that
+ * reaches this step.
+ *
+ * @example
+ * const bhyve = await SimulatedBhyve.start({ vm: 'vm1', fault: { at: 'memory', kind: 'no-space' } })
+ */
 export type Fault = CheckpointFault | ConnectionFault
 
-/** In the checkpoint. `'fail'` and `'no-space'` leave what the real failure leaves, and the VM runs on. */
+/**
+ * A fault while the checkpoint is saved. Steps, in their order: `'open'` (the RAM file), `'pause'` (the devices),
+ * `'memory'`, `'kernel'` (kernel structures), `'device'` (device state), `'metadata'` (the `.meta` file).
+ *
+ * Kinds: `'fail'` and `'no-space'` leave the same files as this failure of bhyve, and the VM continues to run.
+ * Exception: at `'metadata'` a suspend destroys the VM, as in bhyve. `'kill'` ends the process with SIGKILL. `'hang'`
+ * blocks the VM's socket for ever.
+ */
 export interface CheckpointFault {
   at: 'open' | 'pause' | 'memory' | 'kernel' | 'device' | 'metadata'
   kind: 'fail' | 'kill' | 'hang' | 'no-space'
 }
 
-/** On the connection: instead of accepting it, in the middle of the request, before it is answered. */
+/**
+ * A fault on the connection. Steps: `'accept'` (before the request is read), `'receive'` (in the middle of the
+ * request), `'reply'` (after the work, before the reply).
+ *
+ * Kinds: `'close'` closes the connection, `'hang'` blocks the VM's socket for ever, `'kill'` ends the process with
+ * SIGKILL.
+ */
 export interface ConnectionFault {
   at: 'accept' | 'receive' | 'reply'
   kind: 'close' | 'hang' | 'kill'
@@ -38,7 +57,7 @@ const kindsAt: Readonly<Record<Fault['at'], readonly string[]>> = {
   reply: connectionKinds,
 }
 
-/** Throws a TypeError where `fault` is not one that the simulator knows. */
+/** Throws a TypeError if the simulator does not support `fault`. */
 export function parseFault(fault: Fault | undefined): Fault | undefined {
   if (fault === undefined) return undefined
   const { at, kind } = fault as { at?: unknown; kind?: unknown }
@@ -55,8 +74,8 @@ export function parseFault(fault: Fault | undefined): Fault | undefined {
 }
 
 /**
- * To be passed at a point where `fault` may strike. True where the work has to fail (or the connection to
- * be closed) here; never returns from a kill or a hang.
+ * Injects `fault` if it is meant for the step `at`. Returns true if the caller must fail (or close the connection) now.
+ * Does not return after a kill or a hang.
  */
 export function* applies(
   native: SimulatorNative,
@@ -65,7 +84,7 @@ export function* applies(
 ): Coroutine<boolean> {
   if (fault?.at !== at) return false
   if (fault.kind === 'kill') native.simulator.dieBy(constants.signals.SIGKILL)
-  // A loop, because a stuck VM stays stuck whatever wakes it.
+  // A loop, so that the VM stays blocked even if the coroutine is resumed.
   while (fault.kind === 'hang') yield 'forever'
   return true
 }

@@ -1,25 +1,28 @@
-/** The guest of a simulated bhyve: RAM and device state without anybody in it. */
+/** The guest of a simulated bhyve: generated RAM and device state, but no running system. */
 import { createCipheriv, createHash } from 'node:crypto'
 
 export const pageSize = 4096
 
-/** What a checkpoint copies. Its content stays the same for the life of the process. */
+/** The guest RAM that a checkpoint copies. Its content does not change during the life of the process. */
 export interface GuestMemory {
   /** Bytes. */
   readonly size: number
-  /** Valid until the next call; `offset` and `length` are multiples of the page size. */
+  /** The buffer is valid until the next call. `offset` and `length` must be multiples of the page size. */
   read(offset: number, length: number): Buffer
 }
 
 const aesBlock = 16
-/** Larger than the caches of a processor core, as guest RAM is. */
+/** Larger than the caches of a processor core, because guest RAM is as well. */
 const tileBytes = 4 * 1024 * 1024
-/** The shortest stretch of RAM that has the asked fraction of zeros. */
+/** The shortest stretch of RAM with the requested fraction of zeros. */
 const pagesPerGroup = 256
-/** Of the groups of a guest with long runs, one in so many has its zeros in single pages. */
+/** With the layout `runs`, one group in so many has its zeros in single pages. */
 const groupsPerScattered = 64
 
-/** Where a guest's zero pages are. `pages`: each by itself, the worst for whoever makes holes of them. */
+/**
+ * How a guest's zero pages are distributed. `'runs'`: mostly in long runs, as in real guests. `'pages'`: as single
+ * pages, the worst case for sparse files.
+ */
 export type ZeroLayout = 'runs' | 'pages'
 
 interface GuestRam {
@@ -30,26 +33,27 @@ interface GuestRam {
 
 let sharedTile: Buffer | undefined
 
-/** Content that does not compress, made before anybody asks for it. */
+/** Incompressible content. The constructor of `SyntheticMemory` generates it, so that the first read does not wait. */
 function tile(): Buffer {
   sharedTile ??= keystream(keyOf('memory', ''), 0, tileBytes)
   return sharedTile
 }
 
 /**
- * RAM made up whenever it is read, so that hundreds of guests cost nothing: copies of one tile, with the asked fraction of
- * its pages zero. Each page begins with a stamp of its VM and number, so that no two are the same.
+ * RAM that is generated at each read, so that hundreds of guests need no memory. It consists of copies of one tile,
+ * with the requested fraction of zero pages. Each other page begins with a stamp of its VM and page number, so that no
+ * two of them are equal.
  *
- * The runs of zeros are modelled on a Debian 12 guest (kernel 6.1, 512 MiB) whose memory was read from outside: 82 % zero
- * after the boot and 60 % after some work, of which 99 % lay in runs of 64 KiB and more, and 90 % in runs of 16 MiB
- * and more. Here they are shorter, a part of every MiB, so that small guests have them too.
+ * The runs of zeros are modelled on the memory of a Debian 12 guest (kernel 6.1, 512 MiB). 82 % of it was zero after
+ * the boot and 60 % after some work. 99 % of the zeros were in runs of at least 64 KiB, and 90 % in runs of at least 16
+ * MiB. Here the runs are shorter, a part of each MiB, so that small guests have runs as well.
  */
 export class SyntheticMemory implements GuestMemory {
   readonly size: number
   readonly #stamp: number
   readonly #zeroFraction: number
   readonly #layout: ZeroLayout
-  /** Used again and again: fresh memory costs the system more than its content costs us. */
+  /** Reused, because allocating new memory takes longer than generating its content. */
   #buffer = Buffer.alloc(0)
 
   constructor(vm: string, { memoryBytes, zeroFraction, zeroLayout }: GuestRam) {
@@ -71,7 +75,7 @@ export class SyntheticMemory implements GuestMemory {
     return bytes
   }
 
-  /** The runs of zero pages among these. */
+  /** Yields the runs of zero pages from `firstPage` to `endPage`, which is exclusive. */
   *#zeros(firstPage: number, endPage: number): Generator<[number, number]> {
     for (let page = firstPage; page < endPage;) {
       const group = Math.floor(page / pagesPerGroup)
@@ -93,13 +97,13 @@ export class SyntheticMemory implements GuestMemory {
       if (this.#zerosBefore(page + 1) > this.#zerosBefore(page)) yield [page, page + 1]
   }
 
-  /** Counted from the start of RAM, so that the fraction is exact. */
+  /** Counts from the start of RAM, so that the fraction is exact. */
   #zerosBefore(page: number): number {
     return Math.floor(page * this.#zeroFraction)
   }
 }
 
-/** As numbers: there may be a million pages. */
+/** Writes numbers through a Float64Array for speed, because there may be a million pages. */
 function stampPages(bytes: Buffer, stamp: number, firstPage: number): void {
   const numbers = new Float64Array(
     bytes.buffer,
@@ -117,7 +121,7 @@ function copyTile(bytes: Buffer, offset: number): void {
   for (let at = 0; at < bytes.length;) at += tile().copy(bytes, at, (offset + at) % tileBytes)
 }
 
-/** State of one kernel structure or device: the same bytes in every checkpoint of this VM. */
+/** The state of one kernel structure or device. It is the same in every checkpoint of this VM. */
 export function stateOf(vm: string, section: string, size: number): Buffer {
   return keystream(keyOf(`state of ${section}`, vm), 0, size)
 }

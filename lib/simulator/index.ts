@@ -1,6 +1,6 @@
 /**
- * A bhyve without a guest, for tests: the same sockets, the same files, the same faults, in a process of
- * its own. See docs/protocol.md for what it imitates.
+ * Simulates bhyve without a guest, for tests. The simulator runs in its own process. It provides bhyve's checkpoint
+ * socket and writes the same files, and it can fail in the same ways. `docs/protocol.md` describes what it imitates.
  *
  * @module bhyve-checkpoint/simulator
  */
@@ -16,18 +16,37 @@ export type { ZeroLayout } from './guest.js'
 export type { Exit } from './child.js'
 
 /**
- * Path of a stand-in for the bhyve executable: it takes bhyve's arguments, `-r` included, and serves the
- * socket. Where the installation cannot be made executable, start it with `process.execPath`. Its surplus
- * settings come from the environment: `SIMULATED_BHYVE_RUN_DIRECTORY`, `SIMULATED_BHYVE_DIALECT` and
- * `SIMULATED_BHYVE_OPTIONS` (JSON with `fault`, `suspendExitCode`, `suspendExitDelayMs`, `writeRate`, `zeroFraction`, `zeroLayout`).
+ * The path of a stand-in for the bhyve executable. The stand-in accepts bhyve's arguments, `-r` included, and provides
+ * the checkpoint socket. If the installation is read-only, the file may lack its executable bit: then start it as `node
+ * <path>`. The path is empty if the library was bundled.
+ *
+ * Settings for which bhyve has no arguments come from the environment:
+ *
+ * - `SIMULATED_BHYVE_RUN_DIRECTORY`: the directory of the sockets. `-o rundir=` overrides it.
+ * - `SIMULATED_BHYVE_DIALECT`: the dialect. Default `descriptor`.
+ * - `SIMULATED_BHYVE_OPTIONS`: a JSON object with any of the options `fault`, `suspendExitCode`, `suspendExitDelayMs`,
+ *   `writeRate`, `zeroFraction` and `zeroLayout`.
  */
 export const simulatedBhyve: string = executablePath()
 
-/** One VM in a process of its own, which is its bhyve: it can be killed, stopped and waited for. */
+/**
+ * One simulated VM in its own process. The process represents the VM's bhyve: a test can send it signals and wait for
+ * its exit.
+ *
+ * @example
+ * const bhyve = await SimulatedBhyve.start({ vm: 'vm1' })
+ * const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: '/tmp/checkpoints' })
+ * await client.createCheckpoint('vm1')
+ * await bhyve.stop()
+ */
 export class SimulatedBhyve {
+  /** The VM's name. */
   readonly vm: string
+  /** The pid of the simulator process. */
   readonly pid: number
+  /** The directory of the socket. */
   readonly runDirectory: string
+  /** The path of the checkpoint socket. */
   readonly socketPath: string
   readonly #process: SimulatorProcess
 
@@ -40,21 +59,24 @@ export class SimulatedBhyve {
   }
 
   /**
-   * Resolves once the socket listens. Rejects with a TypeError or a RangeError for options that make no
-   * sense, with the simulator's own words where it cannot listen, with `ERR_NATIVE_UNAVAILABLE` where no addon can be
-   * loaded.
+   * Starts the process. Resolves when its socket listens. Rejects with a `TypeError` or a `RangeError` if an option is
+   * invalid, with `ERR_NATIVE_UNAVAILABLE` if the addon cannot be loaded, and with an `Error` if the simulator cannot
+   * listen.
    */
   static async start(options: SimulatorOptions): Promise<SimulatedBhyve> {
     const settings = settingsOf([options.vm], false, options)
     return new SimulatedBhyve(options.vm, await startProcess(settings))
   }
 
-  /** Resolves with the exit status or signal when the process ends. Asking keeps this process alive. */
+  /**
+   * Resolves with the exit status or the signal when the process ends. Reading this property keeps the caller's event
+   * loop alive until then.
+   */
   get exited(): Promise<Exit> {
     return this.#process.exited
   }
 
-  /** Ends the process and removes its temporary directory. Idempotent. */
+  /** Kills the process and removes its temporary directory. Can be called several times. */
   stop(): Promise<void> {
     return this.#process.stop()
   }
@@ -64,10 +86,13 @@ export class SimulatedBhyve {
   }
 }
 
-/** Many VMs in one process, their requests served side by side: for tests of scale. */
+/** Many simulated VMs in one process, for tests with hundreds of VMs. The VMs handle their requests concurrently. */
 export class SimulatedFleet {
+  /** The VMs' names. */
   readonly vms: readonly string[]
+  /** The pid of the simulator process. */
   readonly pid: number
+  /** The directory of the sockets. */
   readonly runDirectory: string
   readonly #process: SimulatorProcess
 
@@ -78,12 +103,15 @@ export class SimulatedFleet {
     this.#process = simulator
   }
 
-  /** As `SimulatedBhyve.start`. A suspend closes its VM's socket; the process and the other VMs go on. */
+  /**
+   * Starts the process. Resolves when all sockets listen. Rejects like `SimulatedBhyve.start`. A suspend closes the
+   * socket of its VM. The process and the other VMs continue to run.
+   */
   static async start(options: FleetOptions): Promise<SimulatedFleet> {
     return new SimulatedFleet(await startProcess(settingsOf(options.vms, true, options)))
   }
 
-  /** Ends the process and removes its temporary directory. Idempotent. */
+  /** Kills the process and removes its temporary directory. Can be called several times. */
   stop(): Promise<void> {
     return this.#process.stop()
   }

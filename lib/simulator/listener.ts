@@ -1,4 +1,4 @@
-/** The socket of a simulated VM: its place, and the claim to it. */
+/** The socket of a simulated VM: its path, and how it is created and closed. */
 import { lstatSync, mkdirSync, unlinkSync, utimesSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { isFailure } from '../base/native.js'
@@ -6,10 +6,10 @@ import type { SimulatorNative } from './native_calls.js'
 import { errnoOf, type ServerSettings } from './simulator_options.js'
 import { structSize } from './receive_request.js'
 
-/** bhyve's own. */
+/** The same as bhyve's. */
 const backlog = 10
 
-/** Where a VM's socket lies. */
+/** The path of a VM's socket. */
 export function socketPathOf({ runDirectory, dialect }: SocketTarget, vm: string): string {
   return dialect === 'struct' ? join(runDirectory, 'checkpoint', vm) : join(runDirectory, vm)
 }
@@ -18,57 +18,59 @@ type SocketTarget = Pick<ServerSettings, 'runDirectory' | 'dialect'>
 
 export interface Listener {
   readonly descriptor: number
-  /** Nobody listens from then on; the socket's file stays, as a dead VM's does. */
+  /** Closes the socket. The socket file stays, because bhyve does not unlink it either. */
   close(): void
 }
 
-/** Throws, in words, where the socket's place is taken or cannot be used. */
+/** Throws an Error if the path is in use or not usable. */
 export function listenFor(native: SimulatorNative, address: SocketTarget, vm: string): Listener {
   const path = socketPathOf(address, vm)
   if (Buffer.byteLength(path) > native.socketPathCapacity) {
-    throw new Error(`${path} is too long for a socket: at most ${String(native.socketPathCapacity)} bytes`)
+    throw new Error(
+      `socket path '${path}' is too long: the maximum is ${String(native.socketPathCapacity)} bytes`,
+    )
   }
   mkdirSync(dirname(path), { recursive: true, mode: 0o755 })
   removeStale(native, address, path)
   const descriptor = native.simulator.listenStream(path, backlog)
   if (isFailure(descriptor)) {
     throw new Error(
-      `cannot listen on ${path}: ${descriptor.syscall} failed with errno ${String(descriptor.errno)}`,
+      `cannot listen on '${path}': ${descriptor.syscall} failed with errno ${String(descriptor.errno)}`,
     )
   }
   const close = (): void => {
     native.close(descriptor)
-    renew(path)
+    touch(path)
   }
   return { descriptor, close }
 }
 
 /**
- * Changes the file's time of change. A process of several VMs outlives one of them, and whoever has remembered by the
- * file which process serves it must ask again.
+ * Updates the times of the socket file. A fleet's process outlives a VM that was suspended. A client that cached the
+ * pid for this socket file must notice the change and connect again.
  */
-function renew(path: string): void {
+function touch(path: string): void {
   try {
     const now = new Date()
     utimesSync(path, now, now)
   } catch {
-    // Somebody has removed it: then nobody remembers it either.
+    // The file was removed, so no cached pid applies to it.
   }
 }
 
-// A dead VM leaves its socket behind, and bhyve unlinks it without looking. Here a live one is spared.
+// A dead VM leaves its socket file. bhyve unlinks it without a check. This function keeps the socket of a running VM.
 function removeStale(native: SimulatorNative, address: SocketTarget, path: string): void {
   const status = lstatSync(path, { throwIfNoEntry: false })
   if (status === undefined) return
-  if (!status.isSocket()) throw new Error(`${path} exists and is no socket`)
+  if (!status.isSocket()) throw new Error(`'${path}' exists but is not a socket`)
   const connection = native.connectStream(path)
   if (!isFailure(connection)) {
-    // Leaving a `struct` VM without a word would execute its previous request once more.
+    // A `struct` VM repeats its previous request if a connection closes without a request. Send an invalid one.
     if (address.dialect === 'struct') native.send(connection, Buffer.alloc(structSize, 0xff), 0)
     native.close(connection)
   } else if (connection.errno === errnoOf('ECONNREFUSED')) {
     unlinkSync(path)
     return
   }
-  throw new Error(`${path} belongs to a VM that is running`)
+  throw new Error(`socket '${path}' belongs to a VM that is running`)
 }

@@ -1,11 +1,11 @@
-/** The virtual machine that a configuration describes. */
+/** Derives CPUs, memory and devices of a VM from its configuration. */
 import type { Configuration } from './arguments.js'
 import { exitStatus, Refusal } from './refusal.js'
 
 export interface Machine {
   readonly cpus: number
   readonly memoryBytes: number
-  /** Named as in a checkpoint, in PCI order. */
+  /** The names used in checkpoints, in PCI order. */
   readonly devices: readonly string[]
 }
 
@@ -48,7 +48,7 @@ function count(configuration: Configuration, key: string): number | undefined {
   throw new Refusal(exitStatus.cannotStart, `Invalid value for ${key}: '${value}'`)
 }
 
-/** A small number without a unit counts MiB, a large one bytes. */
+/** As in bhyve, a number without a unit is in MiB if it is below 1 MiB, otherwise in bytes. */
 function memoryOf(text: string): number {
   const plain = integerOf(text)
   if (plain !== undefined) return plain < mebibyte ? plain * mebibyte : plain
@@ -60,7 +60,7 @@ function memoryOf(text: string): number {
   return number * 1024 ** (suffixes.indexOf(suffix.toLowerCase()) + 1)
 }
 
-/** strtol() with base 0, where all of the text has to be the number. */
+/** Parses like strtol() with base 0. Returns undefined unless the complete text is a number. */
 function integerOf(text: string): number | undefined {
   const [, sign, digits = ''] = /^\s*([+-]?)(0x[\da-f]+|\d+)$/i.exec(text) ?? []
   if (sign === undefined) return undefined

@@ -1,9 +1,13 @@
 /**
- * The `.meta` file, byte for byte as libxo prints it. libxo writes a separator before the next thing, never
- * after the last: so what a failed run leaves ends in the middle, and a whole document with a newline.
+ * Writes the `.meta` file, byte for byte as libxo prints it. libxo writes a separator before the next item, not after
+ * the previous one. So the file of a failed run ends in the middle of the document, and a complete document ends with a
+ * newline.
  */
 
-/** `'current'`: dialects `descriptor` and `reply`. `'old'`: `path`. `'oldest'`: `struct`, which differs in its numbers only. */
+/**
+ * The layout of the file. `'current'`: dialects `descriptor` and `reply`. `'old'`: `path`. `'oldest'`: `struct`, which
+ * differs from `'old'` only in the request numbers.
+ */
 export type MetadataShape = 'current' | 'old' | 'oldest'
 
 interface BasicMetadata {
@@ -13,7 +17,7 @@ interface BasicMetadata {
   readonly memoryFlags: number
 }
 
-/** A kernel structure or a device, as it lies in `.kern`. */
+/** The position of a kernel structure or device in `.kern`. */
 interface Section {
   readonly name: string
   readonly size: number
@@ -24,13 +28,13 @@ type Field = readonly [key: string, value: string | number]
 
 const stableNumbers = { vmx: 0, vioapic: 1, vm: 2, vlapic: 3, vhpet: 5, vmcx: 6 }
 
-/** `enum snapshot_req` of the trees that wrote it. */
+/** `enum snapshot_req` in the trees that wrote these shapes. */
 const requestNumbers: Readonly<Record<'old' | 'oldest', Readonly<Record<string, number>>>> = {
   old: { ...stableNumbers, vatpic: 7, vatpit: 8, vpmtmr: 9, vrtc: 10 },
   oldest: { ...stableNumbers, vatpic: 8, vatpit: 9, vpmtmr: 10, vrtc: 11 },
 }
 
-/** Accumulates like libxo's buffer; `text` is what would be in the file if it were flushed now. */
+/** Accumulates text like libxo's buffer. `text` is the content of the file if it were flushed now. */
 export class MetadataWriter {
   readonly #shape: MetadataShape
   #text = ''
@@ -120,7 +124,7 @@ export class MetadataWriter {
   }
 }
 
-/** By which the old trees find a kernel structure; -1 where they know none of that name. */
+/** The number by which the old trees find a kernel structure. -1 for an unknown name. */
 export function requestNumberOf(shape: 'old' | 'oldest', structure: string): number {
   return requestNumbers[shape][structure] ?? -1
 }

@@ -1,6 +1,6 @@
 /**
- * What only the simulator needs of the addon. It hangs there under a name of its own that nothing else declares, so
- * that production code cannot call it.
+ * The calls of the addon that only the simulator uses. The addon exports them as one object, `simulator`. Only this
+ * file declares that object, so production code cannot call it.
  */
 import { type Failure, loadNative, type Native, type NvPair } from '../base/native.js'
 
@@ -9,27 +9,30 @@ export interface SimulatorNative extends Native {
 }
 
 interface SimulatorCalls {
-  // the server's end of a socket (native/simulator/server_socket.*)
-  /** Bound, listening, non-blocking. The file must not exist. */
+  // The server side of a socket (native/simulator/server_socket.*).
+  /** Returns a bound, listening, non-blocking stream socket. The file must not exist. */
   listenStream(path: string, backlog: number): number | Failure
-  /** A bound datagram socket. */
+  /** Returns a bound datagram socket. */
   bindDatagram(path: string): number | Failure
   accept(listener: number): number | Failure
-  /** Plain recv(): control data that came along is lost, as with bhyve's. Empty: end of file. */
+  /** Calls recv(), which discards control data sent with the bytes, as in bhyve. An empty buffer means end of file. */
   receive(socket: number, length: number): Buffer | Failure
-  /** recvmsg() of one byte with room for `expected` descriptors, as libnv's fd_recv. */
+  /** Calls recvmsg() for one byte and up to `expected` descriptors, like libnv's fd_recv. */
   receiveDescriptors(
     socket: number,
     expected: number,
   ): { bytes: number; descriptors: number[]; truncated: boolean } | Failure
-  /** Waits until one of `descriptors` is readable (or hung up). -1 waits for ever. Blocks the thread. */
+  /**
+   * Waits until one of `descriptors` is readable or closed by its peer. A timeout of -1 waits without limit. Blocks the
+   * thread.
+   */
   poll(descriptors: readonly number[], timeoutMs: number): number[] | Failure
 
-  /** Any list that `decodeNvlist` takes. For the tests: the simulator has an encoder of its own to compare with it. */
+  /** Encodes any list that `decodeNvlist` accepts. The tests compare the result with the simulator's own encoder. */
   encodeNvlist(pairs: readonly NvPair[]): Buffer
 
-  // the end of this process (native/simulator/fatal_signal.*)
-  /** Ends this process by `signal` with its default action, whatever handlers are set. */
+  // The end of this process (native/simulator/fatal_signal.*).
+  /** Ends this process by the default action of `signal`, even if a handler is set. */
   dieBy(signal: number): never
 }
 

@@ -1,13 +1,13 @@
 /**
- * libnv's packed form, decoded as strictly, and as leniently, as libnv does. It shares no code with the
- * library's own encoder, so that one mistake cannot hide on both sides.
+ * Decodes libnv's packed form. Accepts and rejects the same input as libnv. Shares no code with the library's own
+ * encoder, so that the tests find a mistake that is made on one side only.
  *
- * What surprises, and is on purpose: the size in the header of a nested list counts to the end of the whole
- * message; lists need not be closed; the number of items of a scalar is not looked at. Stricter than libnv
- * in one thing: a version other than 0, which libnv does not look at, is refused.
+ * These surprising rules are libnv's: the size in the header of a nested list extends to the end of the outermost
+ * message, lists need not be closed, and the number of items of a scalar is ignored. One rule is stricter than libnv: a
+ * version other than 0 is rejected. libnv does not check the version.
  */
 
-/** Names, as JavaScript strings; descriptors and numbers as bigint; lists as arrays of pairs. */
+/** A value: strings as JavaScript strings, descriptors and numbers as bigint, lists as arrays of pairs. */
 export type NvValue = null | boolean | bigint | string | Buffer | NvPair[] | NvValue[]
 export interface NvPair {
   readonly name: string
@@ -42,17 +42,17 @@ const publicFlags = ignoreCase | noUnique
 const nameMax = 2048
 const numberSize = 8
 
-/** The list as libnv would give it, or undefined where libnv would refuse it. */
+/** Returns the list as libnv does, or undefined if libnv rejects it. */
 export function decodeNvlist(bytes: Uint8Array, descriptors: number): NvPair[] | undefined {
   try {
     return new Decoder(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength), descriptors).decode()
   } catch (error) {
-    if (error instanceof Refused) return undefined
+    if (error instanceof Rejected) return undefined
     throw error
   }
 }
 
-/** What the first 19 bytes say. Undefined where libnv reads no further. */
+/** Decodes the header, which is 19 bytes. Returns undefined if libnv rejects the header and stops reading. */
 export function decodeNvlistHeader(bytes: Buffer): { descriptors: bigint; size: bigint } | undefined {
   const flags = bytes.readUInt8(2)
   if (bytes.readUInt8(0) !== NvHeader.magic || bytes.readUInt8(1) !== NvHeader.version) return undefined
@@ -61,15 +61,15 @@ export function decodeNvlistHeader(bytes: Buffer): { descriptors: bigint; size: 
   return { descriptors: readU64(bytes, 3, bigEndian), size: readU64(bytes, 11, bigEndian) }
 }
 
-class Refused extends Error {}
+class Rejected extends Error {}
 
-/** A list being filled, and where to go on when it ends. */
+/** A list that is being decoded, and the list to continue with after its end. */
 interface Frame {
   readonly pairs: NvPair[]
   readonly names: Set<string>
   readonly flags: number
   readonly parent: Frame | undefined
-  /** The lists of the array that follow this one. */
+  /** The lists of the same array that follow this list. */
   readonly following: NvPair[][]
 }
 
@@ -94,7 +94,7 @@ class Decoder {
   decode(): NvPair[] {
     const pairs: NvPair[] = []
     let frame = this.#enter(pairs, undefined, [], true)
-    if (frame.flags !== 0) throw new Refused('flags')
+    if (frame.flags !== 0) throw new Rejected('flags')
     while (this.#left > 0) frame = this.#pair(frame)
     return pairs
   }
@@ -104,20 +104,20 @@ class Decoder {
   }
 
   #take(length: number): Buffer {
-    if (length > this.#left) throw new Refused('truncated')
+    if (length > this.#left) throw new Rejected('truncated')
     this.#offset += length
     return this.#bytes.subarray(this.#offset - length, this.#offset)
   }
 
-  // A plain nested list keeps the byte order of its environment whatever its own header says; the lists of
-  // an array set it for everything after them.
+  // A nested list ignores the byte order in its own header and keeps the one of the list around it. The lists of an
+  // array set the byte order for all that follows.
   #enter(pairs: NvPair[], parent: Frame | undefined, following: NvPair[][], setsOrder: boolean): Frame {
     const left = this.#left
     const bytes = this.#take(NvHeader.size)
     const header = decodeNvlistHeader(bytes)
-    if (header === undefined) throw new Refused('header')
-    if (header.size !== BigInt(left - NvHeader.size)) throw new Refused('size')
-    if (header.descriptors > this.#descriptors) throw new Refused('descriptors')
+    if (header === undefined) throw new Rejected('header')
+    if (header.size !== BigInt(left - NvHeader.size)) throw new Rejected('size')
+    if (header.descriptors > this.#descriptors) throw new Rejected('descriptors')
     const flags = bytes.readUInt8(2)
     if (setsOrder) this.#bigEndian = (flags & bigEndianFlag) !== 0
     return { pairs, names: new Set(), flags: flags & publicFlags, parent, following }
@@ -137,12 +137,12 @@ class Decoder {
     const bytes = this.#take(pairHeaderSize)
     const type = bytes.readUInt8(0)
     const known = type >= NvType.null && type <= NvType.descriptorArray
-    if (!known && type !== NvType.arrayNext && type !== NvType.up) throw new Refused('type')
+    if (!known && type !== NvType.arrayNext && type !== NvType.up) throw new Rejected('type')
     const nameSize = this.#bigEndian ? bytes.readUInt16BE(1) : bytes.readUInt16LE(1)
     const dataSize = readU64(bytes, 3, this.#bigEndian)
-    if (nameSize < 1 || nameSize > nameMax) throw new Refused('name size')
+    if (nameSize < 1 || nameSize > nameMax) throw new Rejected('name size')
     const name = withoutNul(this.#take(nameSize))
-    if (dataSize > BigInt(this.#left)) throw new Refused('data size')
+    if (dataSize > BigInt(this.#left)) throw new Rejected('data size')
     return { type, name, dataSize: Number(dataSize), items: readU64(bytes, 11, this.#bigEndian) }
   }
 
@@ -152,7 +152,7 @@ class Decoder {
   }
 
   #nested(frame: Frame, header: PairHeader): Frame {
-    if (header.dataSize === 0) throw new Refused('data size')
+    if (header.dataSize === 0) throw new Rejected('data size')
     const pairs: NvPair[] = []
     const child = this.#enter(pairs, frame, [], false)
     insert(frame, header, pairs)
@@ -160,9 +160,9 @@ class Decoder {
   }
 
   #nestedArray(frame: Frame, header: PairHeader): Frame {
-    // As many as could have a header of their own in what is left: bounds what is allocated, too.
+    // Each list needs a header, so the remaining bytes limit the number of lists. This also limits the allocation.
     if (header.items === 0n || header.items * BigInt(pairHeaderSize) > BigInt(this.#left)) {
-      throw new Refused('items')
+      throw new Rejected('items')
     }
     const lists = Array.from({ length: Number(header.items) }, (): NvPair[] => [])
     const [first = [], ...following] = lists
@@ -194,41 +194,41 @@ class Decoder {
   }
 
   #sized(header: PairHeader, size: number): Buffer {
-    if (header.dataSize !== size) throw new Refused('data size')
+    if (header.dataSize !== size) throw new Rejected('data size')
     return this.#take(size)
   }
 
   #filled(header: PairHeader): Buffer {
-    if (header.dataSize === 0) throw new Refused('data size')
+    if (header.dataSize === 0) throw new Rejected('data size')
     return this.#take(header.dataSize)
   }
 
   #bool(header: PairHeader): boolean {
     const value = this.#sized(header, 1).readUInt8(0)
-    if (value > 1) throw new Refused('bool')
+    if (value > 1) throw new Rejected('bool')
     return value === 1
   }
 
   #descriptor(bytes: Buffer): bigint {
-    // Unsigned reading makes a negative index a huge one: out of range either way.
+    // Read as unsigned, a negative index is a huge one, which is out of range as well.
     const index = readU64(bytes, 0, this.#bigEndian)
-    if (index >= this.#descriptors) throw new Refused('descriptor index')
+    if (index >= this.#descriptors) throw new Rejected('descriptor index')
     return index
   }
 
   #stringArray(header: PairHeader): string[] {
     const bytes = this.#filled(header)
-    if (bytes.at(-1) !== 0) throw new Refused('string')
+    if (bytes.at(-1) !== 0) throw new Rejected('string')
     const strings = bytes.subarray(0, -1).toString('latin1').split('\0')
-    if (BigInt(strings.length) !== header.items) throw new Refused('items')
+    if (BigInt(strings.length) !== header.items) throw new Rejected('items')
     return strings.map((text) => Buffer.from(text, 'latin1').toString())
   }
 
-  // The values of a bool array are not checked by libnv: whatever is not 0 is true.
+  // libnv does not check the values of a bool array. Each value other than 0 is true.
   #fixedArray(header: PairHeader): NvValue[] {
     const itemSize = header.type === NvType.boolArray ? 1 : numberSize
     if (header.items === 0n || header.items * BigInt(itemSize) !== BigInt(header.dataSize)) {
-      throw new Refused('items')
+      throw new Rejected('items')
     }
     return Array.from({ length: Number(header.items) }, () => this.#item(header.type, this.#take(itemSize)))
   }
@@ -241,7 +241,7 @@ class Decoder {
 }
 
 function parentOf(frame: Frame): Frame {
-  if (frame.parent === undefined) throw new Refused('up')
+  if (frame.parent === undefined) throw new Rejected('up')
   return frame.parent
 }
 
@@ -249,13 +249,13 @@ function insert(frame: Frame, header: PairHeader, value: NvValue): void {
   const exact = header.name.toString('latin1')
   const key =
     (frame.flags & ignoreCase) === 0 ? exact : exact.replace(/[A-Z]/g, (letter) => letter.toLowerCase())
-  if ((frame.flags & noUnique) === 0 && frame.names.has(key)) throw new Refused('duplicate name')
+  if ((frame.flags & noUnique) === 0 && frame.names.has(key)) throw new Rejected('duplicate name')
   frame.names.add(key)
   frame.pairs.push({ name: header.name.toString(), type: header.type, value })
 }
 
 function withoutNul(bytes: Buffer): Buffer {
-  if (bytes.indexOf(0) !== bytes.length - 1) throw new Refused('string')
+  if (bytes.indexOf(0) !== bytes.length - 1) throw new Rejected('string')
   return bytes.subarray(0, -1)
 }
 

@@ -1,7 +1,7 @@
-/** Packs nvlists as libnv does on a little-endian machine. */
+/** Encodes nvlists as libnv does on a little-endian machine. */
 import { NvHeader, NvType, pairHeaderSize, type NvPair, type NvValue } from './nvlist.js'
 
-/** The whole message. Descriptors are written as the index they carry. Throws for a value of a wrong shape. */
+/** Returns the complete message. The value of a descriptor is its index. Throws if a value does not match its type. */
 export function encodeNvlist(pairs: readonly NvPair[]): Buffer {
   const encoder = new Encoder()
   encoder.list(pairs)
@@ -23,7 +23,7 @@ class Encoder {
     for (const pair of pairs) this.#pair(pair)
   }
 
-  /** Only now is known what every header has to say: the bytes from its end to the end of the message. */
+  /** Writes the sizes into the headers: the bytes from the end of each header to the end of the message. */
   finish(): Buffer {
     for (const { bytes, end } of this.#headers) bytes.writeBigUInt64LE(BigInt(this.#length - end), 11)
     return Buffer.concat(this.#parts)
@@ -96,7 +96,7 @@ function itemOf(value: NvValue): Buffer {
   if (Buffer.isBuffer(value)) return value
   if (typeof value === 'boolean') return Buffer.from([value ? 1 : 0])
   if (typeof value === 'string') return terminated(value)
-  if (typeof value !== 'bigint') throw new TypeError('a list has no bytes of its own')
+  if (typeof value !== 'bigint') throw new TypeError('Expected a scalar, not a list')
   const bytes = Buffer.alloc(8)
   bytes.writeBigUInt64LE(BigInt.asUintN(64, value))
   return bytes
@@ -108,10 +108,10 @@ function terminated(text: string): Buffer {
 
 function arrayOf(value: NvValue): NvValue[] {
   if (Array.isArray(value)) return value as NvValue[]
-  throw new TypeError('an array was expected')
+  throw new TypeError('Expected an array')
 }
 
 function listOf(value: NvValue): NvPair[] {
   if (Array.isArray(value)) return value as NvPair[]
-  throw new TypeError('an nvlist was expected')
+  throw new TypeError('Expected an nvlist')
 }

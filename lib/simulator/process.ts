@@ -1,7 +1,7 @@
 /**
- * Entry point of the process that simulates bhyve. Its settings come as one line of JSON on standard input,
- * which then stays open for as long as the parent lives; what it has to say is one line of JSON on standard
- * output: that it listens, or why it cannot.
+ * Entry point of the simulator process. It reads its settings as one line of JSON from standard input. The parent keeps
+ * this pipe open until it ends. The process writes one line of JSON to standard output: it listens, or the reason why
+ * it cannot.
  */
 import { readSync, rmSync, writeSync } from 'node:fs'
 import { exitSoon } from './destroyed.js'
@@ -15,7 +15,7 @@ import { serve } from './server.js'
 
 /** The line on standard input. */
 export interface ProcessSettings extends ServerSettings {
-  /** Ours alone, and around the working directory: removed when the parent is gone. */
+  /** Contains the working directory of this process. The process removes it when its parent has ended. */
   temporaryDirectory: string
 }
 
@@ -50,14 +50,14 @@ function serveVm(native: SimulatorNative, settings: ProcessSettings, vm: string)
   const { cpus, devices, dialect, writeRate, fault } = settings
   const memory = new SyntheticMemory(vm, settings)
   const state = freshState({ vm, shape: shapeOf(dialect), cpus, devices })
-  const guest = { vm, cpus, state, memory, dialect, writeRate, fault, say: () => undefined }
+  const guest = { vm, cpus, state, memory, dialect, writeRate, fault, log: () => undefined }
   return serve(native, listenFor(native, settings, vm), guest, function* () {
     if (settings.fleet) return
     yield* exitSoon(settings.suspendExitCode, settings.suspendExitDelayMs)
   })
 }
 
-// The parent sends this line and nothing after it.
+// The parent sends only this line.
 function readLine(): string {
   const parts: Buffer[] = []
   const chunk = Buffer.alloc(64 * 1024)

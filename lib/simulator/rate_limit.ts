@@ -1,9 +1,9 @@
-/** Throttles a copy without a busy loop: says how much may be written by now, and when more may be. */
+/** Throttles a copy without a busy loop: returns how much may be written now, and when to continue. */
 import { pageSize } from './guest.js'
 import type { Wait } from './reactor.js'
 
 const shortestWaitMs = 20
-/** Less than this can wait until more has come together. */
+/** If less than this may be written, wait until more may be. */
 const worthwhileBytes = 1024 * 1024
 
 export class RateLimit {
@@ -14,14 +14,14 @@ export class RateLimit {
     this.#bytesPerSecond = bytesPerSecond
   }
 
-  /** Whole pages that may follow the `written` bytes now. */
+  /** The bytes, in complete pages, that may be written now after the first `written` bytes. */
   allowed(written: number): number {
     if (this.#bytesPerSecond === undefined) return Infinity
     const total = ((performance.now() - this.#startedAt) / 1000) * this.#bytesPerSecond
     return Math.max(0, Math.floor((total - written) / pageSize) * pageSize)
   }
 
-  /** When there is something to write again; at once where there is no limit. */
+  /** When to write again. Without a limit, at the next turn. */
   nextTurn(written: number): Wait {
     if (this.#bytesPerSecond === undefined || this.allowed(written) >= worthwhileBytes) return 'turn'
     const nextPageAt = this.#startedAt + ((written + pageSize) / this.#bytesPerSecond) * 1000

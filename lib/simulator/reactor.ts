@@ -1,13 +1,13 @@
 /**
- * The loop of a simulating process. Every VM is a coroutine that says what it waits for; the loop blocks
- * in poll() until one of them can go on. Nothing here is asynchronous: bhyve's thread is not either, and a
- * blocked loop is what a busy bhyve looks like from outside.
+ * The event loop of the simulator process. Each VM is a coroutine that yields what it waits for. The loop blocks in
+ * poll() until at least one coroutine can continue. No code here is asynchronous, because bhyve's thread is not
+ * asynchronous either: for a client, a blocked loop behaves like a busy bhyve.
  */
 import { readSync } from 'node:fs'
 import { isFailure } from '../base/native.js'
 import type { SimulatorNative } from './native_calls.js'
 
-/** What a coroutine waits for. `'turn'`: let the others run first. `'forever'`: it is stuck. */
+/** What a coroutine waits for. `'turn'`: its next turn, after the other coroutines. `'forever'`: it never continues. */
 export type Wait = { readonly readable: number } | { readonly until: number } | 'turn' | 'forever'
 export type Coroutine<Result = void> = Generator<Wait, Result, void>
 
@@ -18,7 +18,7 @@ export class Reactor {
   readonly #control: number | undefined
   readonly #waiting = new Map<Coroutine, Wait>()
 
-  /** `control` is the descriptor whose end of file ends the loop; without one nothing does. */
+  /** End of file on the descriptor `control` ends the loop. Without `control`, the loop does not end. */
   constructor(native: SimulatorNative, control: number | undefined) {
     this.#native = native
     this.#control = control
@@ -28,14 +28,14 @@ export class Reactor {
     this.#waiting.set(coroutine, 'turn')
   }
 
-  /** Returns when the control descriptor has ended. */
+  /** Returns at end of file on the control descriptor. */
   run(): void {
     for (;;) {
       const ready = this.#poll()
       if (this.#control !== undefined && ready.has(this.#control) && ended(this.#control)) return
       const now = performance.now()
       for (const [coroutine, wait] of this.#waiting) {
-        if (canGoOn(wait, ready, now)) this.#resume(coroutine)
+        if (canContinue(wait, ready, now)) this.#resume(coroutine)
       }
     }
   }
@@ -52,7 +52,7 @@ export class Reactor {
       if (typeof wait === 'object' && 'readable' in wait) descriptors.push(wait.readable)
     }
     const ready = this.#native.simulator.poll(descriptors, this.#timeout())
-    if (isFailure(ready)) throw new Error(`poll failed: errno ${String(ready.errno)}`)
+    if (isFailure(ready)) throw new Error(`poll failed with errno ${String(ready.errno)}`)
     return new Set(ready)
   }
 
@@ -67,12 +67,12 @@ export class Reactor {
   }
 }
 
-// Nothing is ever said on the control descriptor; that it ends says that the parent has.
+// The parent writes nothing to the control descriptor after the settings. End of file means that the parent has ended.
 function ended(control: number): boolean {
   return readSync(control, Buffer.alloc(64)) === 0
 }
 
-function canGoOn(wait: Wait, ready: ReadonlySet<number>, now: number): boolean {
+function canContinue(wait: Wait, ready: ReadonlySet<number>, now: number): boolean {
   if (wait === 'turn') return true
   if (wait === 'forever') return false
   return 'readable' in wait ? ready.has(wait.readable) : wait.until <= now

@@ -1,4 +1,4 @@
-/** Receives one request as bhyve's generations do, and says what it asks for. */
+/** Receives and parses one request, in the same way as the bhyve of each dialect. */
 import { isFailure } from '../base/native.js'
 import type { SimulatorNative } from './native_calls.js'
 import { decodeNvlist, decodeNvlistHeader, NvHeader, NvType, type NvPair } from './nvlist.js'
@@ -7,23 +7,26 @@ import type { Coroutine } from './reactor.js'
 
 export interface CheckpointRequest {
   readonly suspend: boolean
-  /** A full path, or the name of a file in `directory`. */
+  /** A full path, or a file name in `directory`. */
   readonly filename: string
   /** Open descriptor of a directory. */
   readonly directory: number | undefined
 }
 
-/** `refused` comes before the VM is touched; `failed` is a request that was not received or is no nvlist. */
+/**
+ * The result of receiving a request. `refused`: bhyve rejects the request before it touches the VM. `failed`: the
+ * request was not received completely or is not a valid nvlist. `interrupted`: a fault stopped it halfway.
+ */
 export type Received =
   | { readonly kind: 'checkpoint'; readonly request: CheckpointRequest }
   | { readonly kind: 'refused'; readonly text: string }
   | { readonly kind: 'failed' | 'interrupted' | 'no-command' }
 
-/** What bhyve keeps between requests, and what it holds of the current one. */
+/** The state that bhyve keeps between requests, and the descriptors of the current request. */
 interface RequestState {
-  /** Where the `struct` dialect receives every request, on top of the one before. */
+  /** The buffer of the `struct` dialect. Each request overwrites the previous one. */
   readonly structBuffer: Buffer
-  /** Descriptors that came with the request; whoever serves it closes them. */
+  /** The descriptors sent with the request. The caller closes them. */
   readonly descriptors: number[]
 }
 
@@ -32,7 +35,7 @@ export const structSize = 104
 const opSize = 4
 const opCheckpoint = 0
 const opSuspend = 1
-/** libnv would try to allocate any size: larger ones are refused here. */
+/** libnv tries to allocate any size. The simulator rejects larger ones. */
 const largestPayload = 64n * 1024n * 1024n
 const largestRead = 1024 * 1024
 const maxDescriptors = 1024n
@@ -40,11 +43,11 @@ const maxDescriptors = 1024n
 const descriptorsPerMessage = 85
 
 export function newRequestState(): RequestState {
-  // Before the first request the buffer holds what happens to be on the stack: an operation of no meaning.
+  // In bhyve, the buffer has undefined content from the stack before the first request. Use an invalid operation.
   return { structBuffer: Buffer.alloc(structSize, 0xff), descriptors: [] }
 }
 
-/** `halfway`: stop, as `interrupted`, in the middle of the request. */
+/** With `halfway`, stops in the middle of the request and returns `interrupted`. */
 export function receiveRequest(
   native: SimulatorNative,
   socket: number,
@@ -68,8 +71,8 @@ function* receiveStruct(
   while (received < wanted) {
     const bytes = yield* receiveSome(native, socket, wanted - received)
     if (bytes === undefined) return { kind: 'failed' }
-    // A connection that ends early leaves the rest of the buffer as the previous request filled it, and the
-    // buffer is executed all the same.
+    // If the connection ends early, the rest of the buffer still contains the previous request. bhyve executes the
+    // buffer nevertheless.
     if (bytes.length === 0) break
     bytes.copy(buffer, received)
     received += bytes.length
@@ -131,7 +134,7 @@ function find(pairs: readonly NvPair[], name: string, type: number): NvPair['val
   return pairs.find((pair) => pair.name === name && pair.type === type)?.value
 }
 
-/** Undefined where the connection ends or breaks first. */
+/** Returns undefined if the connection ends or breaks before all bytes were received. */
 function* receiveAll(native: SimulatorNative, socket: number, size: number): Coroutine<Buffer | undefined> {
   const parts: Buffer[] = []
   let missing = size
@@ -144,7 +147,7 @@ function* receiveAll(native: SimulatorNative, socket: number, size: number): Cor
   return Buffer.concat(parts)
 }
 
-/** Empty at the end of the connection, undefined where it broke. */
+/** Returns an empty buffer at the end of the connection, and undefined if the connection broke. */
 function* receiveSome(native: SimulatorNative, socket: number, max: number): Coroutine<Buffer | undefined> {
   for (;;) {
     const bytes = native.simulator.receive(socket, Math.min(max, largestRead))
@@ -154,7 +157,10 @@ function* receiveSome(native: SimulatorNative, socket: number, max: number): Cor
   }
 }
 
-/** One byte carries them, in a message of its own; what came with the payload is lost by now. */
+/**
+ * Receives the descriptors. They come in a separate message of one byte. Descriptors sent with the payload are already
+ * lost.
+ */
 function* receiveDescriptors(
   native: SimulatorNative,
   socket: number,

@@ -1,6 +1,6 @@
 import { writeSync } from 'node:fs'
 
-/** Why the stand-in does not start: one line on standard error, and the exit status of the real one. */
+/** The reason why the stand-in does not start: one line for standard error, and bhyve's exit status. */
 export class Refusal extends Error {
   readonly status: number
 
@@ -10,7 +10,7 @@ export class Refusal extends Error {
   }
 }
 
-/** bhyve's own statuses, as its sources use them (those from 64 on are sysexits(3)). */
+/** The exit statuses in bhyve's sources. The numbers from 64 on are from sysexits(3). */
 export const exitStatus = {
   usage: 1,
   cannotRestore: 1,
@@ -20,8 +20,8 @@ export const exitStatus = {
   cannotListen: 71,
 } as const
 
-/** On standard error, whether anybody listens or not: the exit status still tells. */
-export function complain(text: string): void {
+/** Writes to standard error. Ignores write errors because the exit status reports the failure as well. */
+export function printError(text: string): void {
   try {
     writeSync(2, `${text}\n`)
   } catch {

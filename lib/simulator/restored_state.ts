@@ -1,4 +1,4 @@
-/** Kernel structures and devices taken from a checkpoint, or the reason why bhyve would not start from it. */
+/** Restores kernel structures and devices from a checkpoint, or throws the Refusal with which bhyve would not start. */
 import { exitStatus, Refusal } from './refusal.js'
 import type { MetadataShape } from './metadata_writer.js'
 import type { SavedCheckpoint } from './saved_checkpoint.js'
@@ -10,7 +10,7 @@ interface Configured {
   readonly devices: readonly string[]
 }
 
-/** The devices first: that is the order in which upstream complains. */
+/** Restores the devices first because upstream reports their errors first. */
 export function restoredState(
   checkpoint: SavedCheckpoint,
   shape: MetadataShape,
@@ -37,8 +37,8 @@ function restoredDevice(checkpoint: SavedCheckpoint, name: string): StateSection
   return saved(name, bytes)
 }
 
-// The old trees look up every type they know, and go on without what they do not find: a device that was
-// not saved starts afresh.
+// The old trees search the checkpoint for each device type that they support. A device that was not saved starts with
+// fresh state.
 function restoredTypes(checkpoint: SavedCheckpoint, { vm, cpus, devices }: Configured): StateSection[] {
   const fresh = freshState({ vm, shape: 'old', cpus, devices }).devices
   const present = new Map(devicesOf('old', devices).map(({ name, size }) => [name, size > 0]))

@@ -1,4 +1,4 @@
-/** The three files of a checkpoint as bhyve's loader reads them: the same checks, in the same order. */
+/** Reads the three files of a checkpoint like bhyve's loader: the same checks in the same order. */
 import { closeSync, fstatSync, openSync, readFileSync, readSync, realpathSync } from 'node:fs'
 import { constants } from 'node:os'
 import { dirname } from 'node:path'
@@ -6,12 +6,12 @@ import type { GuestMemory } from './guest.js'
 import { requestNumberOf } from './metadata_writer.js'
 import type { SimulatorNative } from './native_calls.js'
 import { shapeOf, type SimulatedDialect } from './simulator_options.js'
-import { complain, exitStatus, Refusal } from './refusal.js'
+import { exitStatus, printError, Refusal } from './refusal.js'
 import { parseUcl, type Ucl, type UclObject } from './ucl.js'
 
 const extensionLength = '.kern'.length
 
-/** Of the whole path, though the limit is that of a name. */
+/** The longest path in bytes. bhyve applies the limit for a file name to the full path. */
 const longestPath: Readonly<Record<SimulatedDialect, number>> = {
   struct: 100 - extensionLength,
   path: 255 - extensionLength,
@@ -20,8 +20,8 @@ const longestPath: Readonly<Record<SimulatedDialect, number>> = {
 }
 
 /**
- * Guest RAM that stays in the file it was saved to. The real one copies it while it starts; here the open
- * descriptor keeps it, so the file may be removed or replaced, but not cut short or written over.
+ * Guest RAM that stays in its checkpoint file. bhyve copies it at the start. The simulator keeps the descriptor open
+ * instead. So a test may remove or replace the file, but must not truncate or overwrite it.
  */
 class SavedMemory implements GuestMemory {
   readonly size: number
@@ -41,7 +41,10 @@ class SavedMemory implements GuestMemory {
   }
 }
 
-/** An opened set. Throws a Refusal where bhyve refuses, and dies where bhyve fails an assertion. */
+/**
+ * The opened files of a checkpoint. Throws a Refusal if bhyve would not start from them. Aborts the process if an
+ * assertion of bhyve would fail.
+ */
 export class SavedCheckpoint {
   readonly memory: SavedMemory
   readonly #native: SimulatorNative
@@ -55,7 +58,7 @@ export class SavedCheckpoint {
     this.#dialect = dialect
     const memory = open(path, 'Failed to open restore file', 'Restore file is empty.')
     this.memory = new SavedMemory(memory.descriptor, memory.size)
-    // Looked at here and not before, as upstream: what cannot be opened is told first.
+    // As in upstream, check the length only now: a RAM file that cannot be opened is reported first.
     if (Buffer.byteLength(path) > longestPath[dialect]) throw refusal('Filename exceeds maximum length.')
     const kernel = open(`${path}.kern`, 'Failed to open kernel data file', 'Kernel data file is empty.')
     this.#kernel = kernel.descriptor
@@ -63,14 +66,14 @@ export class SavedCheckpoint {
     this.#metadata = parse(`${path}.meta`)
   }
 
-  /** Undefined where it is missing: then the command line has to name the VM. */
+  /** Undefined if the name is missing. Then the command line must name the VM. */
   get vm(): string | undefined {
     const name = this.#basic?.get('vmname')
     return typeof name === 'string' && name !== '' ? name : undefined
   }
 
   get cpus(): number {
-    // bhyve keeps it in an int.
+    // bhyve stores the number in an int.
     return Number(BigInt.asIntN(32, this.#number('ncpus')))
   }
 
@@ -78,7 +81,7 @@ export class SavedCheckpoint {
     return Math.max(0, Number(this.#number('memsize')))
   }
 
-  /** The bytes of a kernel structure, undefined where it is not listed. */
+  /** The bytes of a kernel structure, or undefined if it is not listed. */
   structure(name: string): Buffer | undefined {
     const shape = shapeOf(this.#dialect)
     if (shape === 'current') return this.#named('kern_structs', 'device', name)
@@ -89,7 +92,7 @@ export class SavedCheckpoint {
     return this.#named('devices', shapeOf(this.#dialect) === 'current' ? 'device' : 'snapshot_req', name)
   }
 
-  /** When every section has been read; the memory stays open. */
+  /** Closes the kernel file. Call this after all sections were read. The memory file stays open. */
   close(): void {
     closeSync(this.#kernel)
   }
@@ -103,7 +106,7 @@ export class SavedCheckpoint {
     return integer(this.#basic?.get(key)) ?? 0n
   }
 
-  /** `lookup_dev()`: the first of that name that has a size and an offset. Others may be anything. */
+  /** Like `lookup_dev()`, finds the first entry of that name with a size and an offset. Ignores invalid entries. */
   #named(list: string, key: string, wanted: string): Buffer | undefined {
     for (const entry of this.#entries(list)) {
       if (!isObject(entry) || entry.get(key) !== wanted) continue
@@ -113,7 +116,7 @@ export class SavedCheckpoint {
     return undefined
   }
 
-  /** `lookup_struct()`: one entry without a number, or the wanted one without a size, ends the search. */
+  /** Like `lookup_struct()`, ends the search at an entry without a number or if the wanted entry has no size. */
   #numbered(wanted: number): Buffer | undefined {
     for (const entry of this.#entries('structs')) {
       const number = isObject(entry) ? integer(entry.get('snapshot_req')) : undefined
@@ -142,7 +145,7 @@ export class SavedCheckpoint {
 
   #assert(condition: boolean, text: string): void {
     if (condition) return
-    complain(`Assertion failed: (${text}), function lookup_check_dev, file snapshot.c.`)
+    printError(`Assertion failed: (${text}), function lookup_check_dev, file snapshot.c.`)
     this.#native.simulator.dieBy(constants.signals.SIGABRT)
   }
 }
@@ -168,7 +171,7 @@ function parse(path: string): UclObject {
     const FILENAME = realpathSync(path)
     return parseUcl(readFileSync(path, 'utf8'), { FILENAME, CURDIR: dirname(FILENAME) })
   } catch {
-    // The same words for what is missing and for what is not whole: libucl's caller makes no difference.
+    // The same message for a missing and for an invalid file, because bhyve does not distinguish the two.
     throw refusal(`Failed to parse metadata file: '${path}'`)
   }
 }
@@ -177,7 +180,7 @@ function isObject(value: Ucl | undefined): value is UclObject {
   return value instanceof Map
 }
 
-/** `ucl_object_toint_safe()`: of a float what is before the point. */
+/** Like `ucl_object_toint_safe()`, truncates a float. */
 function integer(value: Ucl | undefined): bigint | undefined {
   if (typeof value === 'number') return BigInt(Math.trunc(value))
   return typeof value === 'bigint' ? value : undefined
@@ -187,7 +190,7 @@ function readExactly(descriptor: number, offset: number, length: number): Buffer
   const bytes = Buffer.alloc(length)
   for (let done = 0; done < length;) {
     const count = readSync(descriptor, bytes, done, length - done, offset + done)
-    if (count === 0) throw new Error('a file of the checkpoint became shorter while it was in use')
+    if (count === 0) throw new Error('a checkpoint file was truncated while it was in use')
     done += count
   }
   return bytes

@@ -1,20 +1,20 @@
-/** What lies in `.kern`: which kernel structures and devices, in which order, how large. */
+/** The content of `.kern`: the kernel structures and devices, their order and their sizes. */
 import { stateOf } from './guest.js'
 import type { MetadataShape } from './metadata_writer.js'
 
-/** A kernel structure or a device before it has a place in the file. */
+/** A kernel structure or device that has no offset in the file yet. */
 interface SectionPlan {
   readonly name: string
   /** Bytes. */
   readonly size: number
 }
 
-/** A section and its content, which is the same in every checkpoint of a process. */
+/** A section and its content, which is the same in each checkpoint of a process. */
 export interface StateSection extends SectionPlan {
   readonly read: () => Buffer
 }
 
-/** Everything a checkpoint puts into `.kern`, in its order. */
+/** All sections that a checkpoint writes to `.kern`, in order. */
 export interface GuestState {
   readonly structures: readonly StateSection[]
   readonly devices: readonly StateSection[]
@@ -69,7 +69,7 @@ const deviceSizes: Readonly<Record<string, number>> = {
 }
 const otherDeviceSize = 1212
 
-/** The fixed table of the old trees: one entry per type, whether the VM has such a device or not. */
+/** The fixed table of the old trees. Each type has one entry, even if the VM has no such device. */
 const oldDeviceTypes = [
   'atkbdc',
   'virtio-net',
@@ -84,7 +84,7 @@ const oldDeviceTypes = [
   'ahci-cd',
 ]
 
-/** The state of a guest that was not restored: computed from the VM's name whenever it is read. */
+/** The state of a guest that was not restored. It is computed from the VM's name at each read. */
 export function freshState({ vm, shape, cpus, devices }: FreshGuest): GuestState {
   const computed = ({ name, size }: SectionPlan): StateSection => ({
     name,

@@ -1,4 +1,4 @@
-/** One VM's checkpoint socket: one request at a time, from accept to close, as bhyve's thread serves it. */
+/** Serves the checkpoint socket of one VM. Like bhyve, it handles one request at a time, from accept() to close(). */
 import { constants } from 'node:os'
 import { isFailure } from '../base/native.js'
 import { saveCheckpoint, type Guest, type Outcome } from './checkpoint.js'
@@ -11,10 +11,10 @@ import { errnoOf } from './simulator_options.js'
 import type { Coroutine } from './reactor.js'
 import { newRequestState, receiveRequest, type Received } from './receive_request.js'
 
-/** Called when a suspend has taken the VM away; its listener and connection are closed by then. */
+/** Runs after a suspend has destroyed the VM and its listener and connection are closed. */
 type OnDestroyed = () => Coroutine
 
-/** Serves until the VM is destroyed. `listener` is closed then, before its connection ends. */
+/** Serves until the VM is destroyed. Then closes `listener` before it closes the connection. */
 export function* serve(
   native: SimulatorNative,
   listener: Listener,
@@ -24,7 +24,7 @@ export function* serve(
   const state = newRequestState()
   for (;;) {
     yield { readable: listener.descriptor }
-    // A hang comes before accept: nothing is ever taken from the backlog.
+    // A hang occurs before accept(), so that no connection leaves the backlog.
     const closeAtOnce = yield* applies(native, guest.fault, 'accept')
     const socket = native.simulator.accept(listener.descriptor)
     if (isFailure(socket)) continue
@@ -32,7 +32,7 @@ export function* serve(
       const outcome = yield* serveRequest(native, socket, guest, state)
       for (const descriptor of state.descriptors.splice(0)) native.close(descriptor)
       if (outcome?.destroyed === true) {
-        // Whoever is queued behind the suspend gets nothing but the end of the connection.
+        // Connections that wait behind the suspend end without a reply.
         listener.close()
         native.close(socket)
         yield* onDestroyed()
@@ -43,7 +43,7 @@ export function* serve(
   }
 }
 
-/** Undefined where there was no checkpoint. */
+/** Returns undefined if no checkpoint was attempted. */
 function* serveRequest(
   native: SimulatorNative,
   socket: number,
@@ -61,11 +61,11 @@ function* serveRequest(
   const outcome =
     received.kind === 'checkpoint' ? yield* saveCheckpoint(native, guest, received.request) : undefined
   const unanswered = yield* applies(native, guest.fault, 'reply')
-  if (guest.dialect === 'reply' && !unanswered) yield* answer(native, socket, received, outcome)
+  if (guest.dialect === 'reply' && !unanswered) yield* reply(native, socket, received, outcome)
   return outcome
 }
 
-function* answer(
+function* reply(
   native: SimulatorNative,
   socket: number,
   received: Received,
@@ -85,7 +85,7 @@ function* send(native: SimulatorNative, socket: number, bytes: Buffer): Coroutin
   for (let offset = 0; offset < bytes.length;) {
     const sent = native.send(socket, bytes, offset)
     if (!isFailure(sent)) offset += sent
-    // bhyve does not ignore the signal: a client that left early kills its VM.
+    // bhyve does not ignore SIGPIPE: a client that closes the connection before the reply kills the VM.
     else if (sent.errno === errnoOf('EPIPE')) native.simulator.dieBy(constants.signals.SIGPIPE)
     else if (sent.errno === errnoOf('EAGAIN')) yield { until: performance.now() + 1 }
     else return

@@ -1,62 +1,68 @@
-/** What a simulated bhyve can be told, its defaults, and the checks made before a process is started. */
+/** The options of a simulated bhyve, their defaults, and their checks, which run before a process is started. */
 import { constants } from 'node:os'
 import { membersOf } from '../base/union_members.js'
 import { parseFault, type Fault } from './fault.js'
 import { pageSize, type ZeroLayout } from './guest.js'
 import type { MetadataShape } from './metadata_writer.js'
 
-/** The generations of bhyve's socket; `'reply'` is a `'descriptor'` bhyve that answers. */
+/**
+ * The dialect of bhyve's socket protocol. `'struct'`: FreeBSD 13.0. `'path'`: 13.1 and 13.2. `'descriptor'`: 14 and 15.
+ * `'reply'`: like `'descriptor'`, but bhyve sends a reply (main, after July 2026).
+ */
 export type SimulatedDialect = 'struct' | 'path' | 'descriptor' | 'reply'
 
-/** Options common to one VM and to a fleet. */
+/** Options for one VM and for each VM of a fleet. */
 export interface GuestOptions {
-  /** Folder of the sockets. Default: a fresh temporary directory, removed by `stop()`. */
+  /** Directory of the sockets. Default: a new temporary directory, which `stop()` removes. */
   runDirectory?: string | undefined
-  /** Default `'descriptor'`. */
+  /** Dialect of the socket protocol. Default `'descriptor'`. */
   dialect?: SimulatedDialect | undefined
   /** Guest RAM in bytes, a multiple of 4096. Default 16 MiB. */
   memoryBytes?: number | undefined
-  /** vCPUs. Default 2. */
+  /** Number of vCPUs, 1 to 1024. Default 2. */
   cpus?: number | undefined
   /**
-   * `<emulation>@pci.<bus>.<slot>.<function>`, in PCI order. Default: a host bridge, a CD, a disk, a
-   * network card and the LPC bridge. `atkbdc` is added at the end where it is missing.
+   * Devices as `<emulation>@pci.<bus>.<slot>.<function>`, in PCI order. Default: a host bridge, a CD drive, a disk, a
+   * network card and the LPC bridge. The keyboard controller `atkbdc` is always the last device.
    */
   devices?: readonly string[] | undefined
   /** Fraction of the guest's pages that are zero, 0 to 1. Default 0.5. */
   zeroFraction?: number | undefined
   /**
-   * Where these pages are. Default `'runs'`: half a MiB and so, as most of a real guest's are longer than that, and one
-   * in 64 by itself. `'pages'`: each by itself, the worst for whoever makes holes of them.
+   * How the zero pages are distributed. Default `'runs'`: one run in each MiB (as in most real guests, where the runs
+   * are even longer), but single pages in one MiB out of 64. `'pages'`: only single pages, the worst case for sparse
+   * files.
    */
   zeroLayout?: ZeroLayout | undefined
-  /** Throttle on the RAM copy, bytes per second. Default: none. */
+  /** Limit for writing the RAM file, in bytes per second. Default: no limit. */
   writeRate?: number | undefined
-  /** Exit status after a suspend. Default 5. */
+  /** Exit status after a suspend, 0 to 255. Default 5. A fleet ignores it. */
   suspendExitCode?: number | undefined
   /**
-   * Milliseconds between the end of the connection and the end of the process after a suspend. Default 20: the real
-   * one's connection ends a little before it does.
+   * Milliseconds between the end of the connection and the end of the process after a suspend. Default 20, because the
+   * connection of bhyve also ends before its process. A fleet ignores it.
    */
   suspendExitDelayMs?: number | undefined
-  /** What goes wrong, and where, in every request. Default: nothing. */
+  /** The fault to inject into each request. Default: none. */
   fault?: Fault | undefined
 }
 
+/** Options for one VM. */
 export interface SimulatorOptions extends GuestOptions {
-  /** The VM's name, and its socket's. */
+  /** The name of the VM and of its socket. */
   vm: string
 }
 
+/** Options for a fleet. They apply to each of its VMs. */
 export interface FleetOptions extends GuestOptions {
-  /** Names, all different. */
+  /** The names of the VMs. Each name must be unique. */
   vms: readonly string[]
 }
 
-/** Complete and checked: what the simulating process is given. */
+/** The complete and checked settings for the simulator process. */
 export interface ServerSettings {
   vms: string[]
-  /** A fleet outlives the suspend of one of its VMs. */
+  /** The process of a fleet continues to run after the suspend of one of its VMs. */
   fleet: boolean
   runDirectory: string
   dialect: SimulatedDialect
@@ -71,7 +77,7 @@ export interface ServerSettings {
   fault: Fault | undefined
 }
 
-/** `VM_MAXCPU` of the kernel with the most, FreeBSD 14's. */
+/** The largest `VM_MAXCPU` of all supported kernels: FreeBSD 14's. */
 export const maxCpus = 1024
 
 const dialects: readonly string[] = membersOf<SimulatedDialect>({
@@ -90,7 +96,7 @@ const defaultDevices = [
   'lpc@pci.0.31.0',
 ]
 
-/** How the metadata of this generation are laid out. */
+/** The layout of the metadata in this dialect. */
 export function shapeOf(dialect: SimulatedDialect): MetadataShape {
   if (dialect === 'struct') return 'oldest'
   return dialect === 'path' ? 'old' : 'current'
@@ -112,11 +118,10 @@ const optionNames: readonly string[] = membersOf<keyof SimulatorOptions | keyof 
   fault: true,
 })
 
-/** Throws TypeError or RangeError, naming the option. `runDirectory` stays empty where none was given. */
+/** Throws a TypeError or RangeError that names the option. `runDirectory` is empty if the option was not given. */
 export function settingsOf(vms: readonly string[], fleet: boolean, options: GuestOptions): ServerSettings {
   const unknown = Object.keys(options).find((name) => !optionNames.includes(name))
-  if (unknown !== undefined)
-    throw new TypeError(`there is no option '${unknown}'; there are ${optionNames.join(', ')}`)
+  if (unknown !== undefined) throw new TypeError(`Unknown option '${unknown}'. Use ${optionNames.join(', ')}`)
   return {
     vms: checkedVms(vms),
     fleet,
@@ -144,9 +149,11 @@ function checkedVms(vms: readonly string[]): string[] {
 }
 
 function checkName(vm: unknown): void {
-  if (typeof vm !== 'string') throw new TypeError(`a VM name must be a string, not ${typeof vm}`)
+  if (typeof vm !== 'string') throw new TypeError(`The VM name must be a string, not ${typeof vm}`)
   if (vm === '' || vm === '.' || vm === '..' || vm.includes('/') || vm.includes('\0')) {
-    throw new TypeError(`${JSON.stringify(vm)} is no VM name: not empty, '.', '..', nor with '/' or NUL`)
+    throw new TypeError(
+      `${JSON.stringify(vm)} is not a valid VM name. A name must not be empty, '.' or '..', or contain '/' or NUL`,
+    )
   }
 }
 
@@ -157,7 +164,7 @@ function checkedDialect(dialect: unknown): SimulatedDialect {
 
 function checkedLayout(layout: unknown): ZeroLayout {
   if (layout === 'runs' || layout === 'pages') return layout
-  throw new TypeError(`zeroLayout must be 'runs' or 'pages', not ${String(layout)}`)
+  throw new TypeError(`zeroLayout must be one of runs, pages, not ${String(layout)}`)
 }
 
 function checkedMemory(bytes: number): number {
@@ -176,13 +183,13 @@ function checkedDevices(devices: readonly string[]): string[] {
   if (!isArray(devices)) throw new TypeError('devices must be an array of device names')
   for (const device of devices) {
     if (typeof device !== 'string' || !/^[^@"\\\p{Cc}]+(@[^"\\\p{Cc}]+)?$/u.test(device)) {
-      throw new TypeError(`${JSON.stringify(device)} is no device name`)
+      throw new TypeError(`${JSON.stringify(device)} is not a valid device name`)
     }
   }
   return [...devices.filter((device) => device !== keyboardController), keyboardController]
 }
 
-/** Array.isArray() takes the element type of a read-only array away. */
+/** As a type guard, Array.isArray() would lose the element type of a read-only array. */
 function isArray(value: unknown): boolean {
   return Array.isArray(value)
 }
@@ -190,7 +197,7 @@ function isArray(value: unknown): boolean {
 function optionalText(name: string, value: unknown): string | undefined {
   if (value === undefined) return undefined
   if (typeof value !== 'string' || value === '' || value.includes('\0')) {
-    throw new TypeError(`${name} must be a path`)
+    throw new TypeError(`${name} must be a path: a string that is not empty and contains no NUL`)
   }
   return value
 }
@@ -209,7 +216,7 @@ function numberWithin(name: string, value: number, min: number, max: number): nu
   return value
 }
 
-/** The platform's number of an errno name that `os.constants` knows everywhere. */
+/** The platform's number for an errno name that `os.constants` has on every platform. */
 export function errnoOf(name: 'EAGAIN' | 'EPIPE' | 'ENOENT' | 'ECONNREFUSED' | 'EINTR'): number {
   return constants.errno[name]
 }

@@ -1,20 +1,20 @@
 /**
- * Reads a `.meta` as libucl does, which bhyve reads it with and which is no JSON parser: the first of equal keys counts,
- * variables are expanded, and comments, units, bare words and line ends in the place of commas are taken. Out of range
- * is an error, as in newer trees; older ones make a text of such a number, which ends a restore as well.
+ * Parses a `.meta` file like libucl, which bhyve uses. libucl is not a JSON parser: the first of several equal keys
+ * counts, and variables are expanded. It accepts comments, units, bare words, and line ends instead of commas. A number
+ * out of range is an error, as in newer trees. Older trees convert it to a string, which also makes a restore fail.
  */
 
-/** A whole number is a bigint, every other one a number. */
+/** An integer is a bigint. Other numbers are a number. */
 export type Ucl = string | bigint | number | boolean | null | readonly Ucl[] | UclObject
 export type UclObject = ReadonlyMap<string, Ucl>
 
-/** What libucl knows of the file it parses. */
+/** The variables that libucl defines for the file it parses. */
 interface UclVariables {
   readonly FILENAME: string
   readonly CURDIR: string
 }
 
-const deepest = 1000
+const maxDepth = 1000
 const escapes: Readonly<Record<string, string>> = { b: '\b', f: '\f', n: '\n', r: '\r', t: '\t' }
 const multipliers: Readonly<Record<string, readonly [number, number]>> = {
   k: [1000, 1024],
@@ -25,7 +25,7 @@ const booleans = new Map(
   Object.entries({ true: true, yes: true, on: true, false: false, no: false, off: false }),
 )
 
-/** Throws a SyntaxError. What follows the object is not looked at. */
+/** Throws a SyntaxError. Ignores text after the object. */
 export function parseUcl(text: string, variables: UclVariables): UclObject {
   return new UclReader(text, variables).root()
 }
@@ -63,9 +63,9 @@ class UclReader {
     return items
   }
 
-  /** Up to and with the closing bracket. Between two entries is a comma, a semicolon or a line end. */
+  /** Reads up to and including the closing bracket. A comma, a semicolon or a line end separates two entries. */
   #list(close: string, readOne: () => void): void {
-    if (++this.#depth > deepest) throw this.#error('nested too deep')
+    if (++this.#depth > maxDepth) throw this.#error('nested too deep')
     for (let separated = true; ; separated = /[,;\n]/.test(this.#skip(/[ \t\r\n\v\f,;]/y))) {
       this.#skip()
       if (this.#text[this.#at] === close) break
@@ -80,7 +80,7 @@ class UclReader {
     const isQuoted = this.#text[this.#at] === '"'
     const key = isQuoted ? this.#quoted().text : this.#match(/[A-Za-z_/][\w\-/.]*/y)
     if (key === '') throw this.#error('empty keys are not allowed')
-    // Across a line end it would be another thing than key and value.
+    // The colon must be on the same line as the key. After a line end, libucl does not parse this as key and value.
     if (!/[:=]/.test(this.#match(/[ \t]*[:=]?/y))) throw this.#error('no value after a key')
     return key
   }
@@ -97,10 +97,10 @@ class UclReader {
     return hasDollar ? this.#expanded(text) : text
   }
 
-  /** `hasDollar`: one that is not escaped. */
+  /** `hasDollar`: the text contains `$` literally, not only as an escape such as `\u0024`. */
   #quoted(): { text: string; hasDollar: boolean } {
     this.#take('"')
-    // eslint-disable-next-line no-control-regex -- as libucl, which lets 0x1f pass.
+    // eslint-disable-next-line no-control-regex -- libucl also accepts 0x1f.
     const raw = this.#match(/(?:[^\0-\x1e"\\]|\\[^])*/y)
     this.#take('"')
     const text = raw.replace(/\\(?:u([\da-f]{4})|([^]))/gi, (_, code?: string, letter?: string) =>
@@ -139,7 +139,7 @@ class UclReader {
     return sign === '' ? value : -value
   }
 
-  /** Blanks and comments, and what `also` takes: what was passed. */
+  /** Skips comments and the characters that `also` matches. Returns the skipped text. */
   #skip(also = /[ \t\r\n\v\f]/y): string {
     const start = this.#at
     for (;;) {
@@ -172,7 +172,7 @@ function isFitting(value: bigint | number): boolean {
   return typeof value === 'bigint' ? BigInt.asIntN(64, value) === value : Number.isFinite(value)
 }
 
-/** Half a pair becomes three bytes that are no UTF-8. */
+/** libucl encodes half a surrogate pair as three bytes that are not valid UTF-8. */
 function character(code: number): string {
   return code >= 0xd800 && code <= 0xdfff ? '\ufffd' : String.fromCharCode(code)
 }

@@ -121,7 +121,7 @@ const refused: [args: string[], status: number, text: RegExp][] = [
   [['-s', '3,', 'vm'], 4, /unknown device/],
   [['-s', '3,lpc', '-s', '3:0,nvme', 'vm'], 4, /already occupied/],
   [['-o', 'pci.0.3.0.path=/d', 'vm'], 4, /missing "device" value/],
-  [['a/b'], 4, /no VM name/],
+  [['a/b'], 4, /not a valid VM name/],
 ]
 
 t.test('arguments: what bhyve does not take', async (t) => {
