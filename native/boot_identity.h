@@ -1,4 +1,4 @@
-// Which boot of the system this is.
+// Identifies the current boot of the system.
 #pragma once
 
 #include <string>
@@ -7,9 +7,9 @@
 
 namespace bhyve {
 
-// The same text for as long as the system runs, and another one after every boot. Fails where the system has
-// none: ENOENT on FreeBSD before 14, ENXIO there until the random device is seeded, ENOSYS on other systems.
-// The time of the boot would not do: it changes whenever the clock is set.
+// Returns a text that is constant while the system runs and differs after each boot. Fails with ENOENT on
+// FreeBSD before 14, with ENXIO on FreeBSD until the random device is seeded, and with ENOSYS on other
+// systems. The time of the boot is not usable because it changes when the clock is set.
 Result<std::string> bootIdentity();
 
 } // namespace bhyve

@@ -9,7 +9,7 @@ namespace {
 
 using Bytes = std::vector<std::uint8_t>;
 
-// FreeBSD 13.0's `struct checkpoint_op`, in the byte order of the machine that runs both ends.
+// FreeBSD 13.0's `struct checkpoint_op`, in native byte order because both ends run on the same machine.
 struct CheckpointOp {
   std::uint32_t op;
   char path[kStructPathSize];

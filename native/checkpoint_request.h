@@ -1,4 +1,4 @@
-// The requests bhyve's checkpoint socket takes, one form per dialect.
+// Encodes the requests for bhyve's checkpoint socket, in one form per dialect.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +10,14 @@ namespace bhyve {
 
 enum class Dialect { Struct, Path, Descriptor };
 
-// Refused exists for `struct` alone: a well-formed request that bhyve answers by doing nothing. A connection
-// that is closed without 104 bytes would make that bhyve repeat the request before it.
+// Refused exists only for `struct`: a complete request that bhyve rejects without any effect. If a connection
+// closes before 104 bytes were sent, a `struct` bhyve repeats its previous request.
 enum class Operation { Checkpoint, Suspend, Refused };
 
 constexpr std::size_t kStructPathSize = 100; // with the NUL
 
-// nullopt where the form has no room for it: a path of 100 bytes or more in `struct`, a refusal elsewhere.
+// Returns nullopt if the dialect cannot encode the request: a path of 100 bytes or more in `struct`, or the
+// operation Refused in the other dialects.
 std::optional<std::vector<std::uint8_t>> encodeRequest(Dialect dialect, Operation operation,
                                                        const std::string &filename);
 

@@ -1,4 +1,4 @@
-// Who closes the descriptors whose numbers JavaScript has.
+// Owns the descriptors whose numbers were returned to JavaScript.
 #pragma once
 
 #include <map>
@@ -9,11 +9,11 @@
 
 namespace bhyve {
 
-// The descriptors of one Node environment. Its destructor runs when the environment ends, however it ends.
+// The descriptors of one Node environment. The destructor runs in every case when the environment ends.
 //
-// A descriptor that JavaScript hands to libuv is taken out with disown() just after libuv has it. If the
-// environment is terminated between the two, libuv has closed it already and its number may belong to
-// somebody else: so at the end a descriptor is closed only if it still is the file it was at the start.
+// When JavaScript passes a descriptor to libuv, it calls disown() immediately afterwards. If the environment
+// is terminated between the two steps, libuv has already closed the descriptor, and another file may have its
+// number. So the destructor closes a descriptor only if it still refers to the same file.
 class DescriptorTable {
 public:
   DescriptorTable() = default;
@@ -34,7 +34,7 @@ public:
     return descriptor.release();
   }
 
-  // False where the descriptor is not ours: then nothing is closed.
+  // Returns false, and closes nothing, if this table does not own the descriptor.
   bool close(int descriptor) {
     if (owned_.erase(descriptor) == 0)
       return false;

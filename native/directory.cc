@@ -84,8 +84,8 @@ Result<std::int64_t> removeDirectoryAt(int directory, const std::string &name) {
 Result<std::int64_t> clearFlagsAt(int directory, const std::string &name) {
   if (!isComponent(name))
     return Failure{EINVAL, "chflagsat"};
-  // A file with other names may be one of the system's, or ours, under one of them. What its owner has
-  // flagged is no such thing.
+  // A file with several links may be a file of the system or of this process under another name. Do not
+  // change the flags of such a file. A file that belongs to another user is neither.
   struct stat status{};
   if (::fstatat(directory, name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(status.st_mode) &&
       status.st_nlink > 1 && (status.st_uid == 0 || status.st_uid == ::geteuid()))
@@ -93,7 +93,7 @@ Result<std::int64_t> clearFlagsAt(int directory, const std::string &name) {
   return done(::chflagsat(directory, name.c_str(), 0, AT_SYMLINK_NOFOLLOW), "chflagsat");
 }
 #elif defined(__APPLE__)
-// macOS has no chflagsat(): O_SYMLINK opens a link itself, O_NONBLOCK a FIFO without waiting.
+// macOS has no chflagsat(). O_SYMLINK opens a link itself, and O_NONBLOCK opens a FIFO without waiting.
 Result<std::int64_t> clearFlagsAt(int directory, const std::string &name) {
   if (!isComponent(name))
     return Failure{EINVAL, "fchflags"};
@@ -124,7 +124,8 @@ Result<std::int64_t> readStartAt(int directory, const std::string &name, std::ui
 }
 
 Result<std::string> readDirectory(int directory, std::size_t limit) {
-  // A descriptor of its own: the stream owns what it is given, and shares its position with duplicates.
+  // Open a new descriptor. The stream takes ownership of its descriptor, and a duplicate would share the
+  // position.
   UniqueFd own(
       retryInterrupted([&] { return ::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
   if (!own.valid())
@@ -151,7 +152,7 @@ Result<std::string> readDirectory(int directory, std::size_t limit) {
 
 Result<std::int64_t> syncDescriptor(int descriptor) {
 #ifdef __APPLE__
-  // macOS: fsync() leaves the data in the drive's cache.
+  // On macOS, fsync() leaves the data in the cache of the drive.
   if (::fcntl(descriptor, F_FULLFSYNC) == 0)
     return 0;
 #endif
@@ -183,7 +184,7 @@ Result<double> freeSpace(int descriptor) {
   struct statfs status{};
   if (retryInterrupted([&] { return ::fstatfs(descriptor, &status); }) == -1)
     return failureOf("fstatfs");
-  // On FreeBSD negative where root has used the reserve: statvfs() would turn that into an immense number.
+  // On FreeBSD, f_bavail is negative if root has used the reserve. statvfs() would return a huge number.
   const double blocks = std::max(0.0, static_cast<double>(status.f_bavail));
   return blocks * static_cast<double>(status.f_bsize);
 }

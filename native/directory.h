@@ -1,6 +1,6 @@
-// System calls relative to a directory descriptor, which Node does not have.
+// System calls relative to a directory descriptor, which Node does not provide.
 //
-// A name is a single component: one with a slash, an empty one, or one with a NUL is refused with EINVAL
+// A name is a single path component. An empty name or a name with a slash or a NUL is rejected with EINVAL
 // before any system call. No call follows a symbolic link in its name, except openAt without O_NOFOLLOW.
 #pragma once
 
@@ -22,16 +22,16 @@ Result<std::int64_t> renameAt(int fromDirectory, const std::string &from, int to
 Result<std::int64_t> unlinkAt(int directory, const std::string &name);
 Result<std::int64_t> removeDirectoryAt(int directory, const std::string &name);
 #if defined(__FreeBSD__) || defined(__APPLE__)
-// Takes off what an owner may put on a file so that not even root can remove it (uchg, uunlnk).
+// Clears the flags (uchg, uunlnk) with which an owner can prevent even root from removing a file.
 Result<std::int64_t> clearFlagsAt(int directory, const std::string &name);
 #endif
-// Fills `bytes` from the start of a file; says how much there was. Never waits for a FIFO's other end.
+// Fills `bytes` from the start of a file and returns the number of bytes read. Does not block on a FIFO.
 Result<std::int64_t> readStartAt(int directory, const std::string &name, std::uint8_t *bytes,
                                  std::size_t length);
-// Every name followed by a NUL byte.
+// Returns the names, each followed by a NUL byte. With a `limit` other than 0, at most so many.
 Result<std::string> readDirectory(int directory, std::size_t limit);
 Result<std::int64_t> syncDescriptor(int descriptor);
-// 1: taken. 0: somebody else holds it. Never waits.
+// Returns 1 if the lock was acquired, 0 if another process or descriptor holds it. Never waits.
 Result<std::int64_t> lockDescriptor(int descriptor, LockMode mode);
 Result<std::int64_t> unlockDescriptor(int descriptor);
 Result<double> freeSpace(int descriptor);

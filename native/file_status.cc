@@ -9,7 +9,7 @@
 namespace bhyve {
 namespace {
 
-constexpr double kBlockSize = 512; // the unit of st_blocks on every system served here
+constexpr double kBlockSize = 512; // the unit of st_blocks on every supported system
 constexpr unsigned kPermissionBits = 07777;
 
 FileKind kindOf(unsigned mode) {
@@ -25,12 +25,12 @@ FileKind kindOf(unsigned mode) {
 }
 
 template <typename Time> double millisecondsOf(const Time &time) {
-  const auto milliseconds = time.tv_nsec / 1000000; // whole ones
+  const auto milliseconds = time.tv_nsec / 1000000; // rounded down, as an integer
   return (static_cast<double>(time.tv_sec) * 1e3) + static_cast<double>(milliseconds);
 }
 
 #if defined(__linux__)
-// statx() rather than fstat(): its symbol is as old as the oldest glibc served here, fstat()'s is not.
+// Use statx(), not fstat(): the oldest supported glibc has the symbol of statx(), but not that of fstat().
 constexpr int kFlags = AT_SYMLINK_NOFOLLOW | AT_STATX_SYNC_AS_STAT;
 
 Result<FileStatus> describe(int directory, const char *name, int flags, const char *syscall) {

@@ -1,4 +1,4 @@
-// What the system knows of a file, by its name in a directory or by its descriptor. Links are not followed.
+// Returns the status of a file by its name in a directory or by its descriptor. Does not follow links.
 #pragma once
 
 #include <string>
@@ -20,11 +20,11 @@ struct FileStatus {
   double mode; // permission bits only
 };
 
-// A name is a single component, as in directory.h.
+// `name` is a single path component, as in directory.h.
 Result<FileStatus> statusAt(int directory, const std::string &name);
 Result<FileStatus> statusOf(int descriptor);
 
-// Not empty, without a slash and without a NUL.
+// Returns true if the name is not empty and contains no slash and no NUL.
 bool isComponent(const std::string &name);
 
 } // namespace bhyve

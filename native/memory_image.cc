@@ -17,15 +17,15 @@
 namespace bhyve {
 namespace {
 
-// Looked at between two looks whether to stop. Large enough for the compiler to keep several vector registers
-// busy, small enough that a block with data is recognised at its beginning.
+// The number of bytes that are compared before the next check whether to stop. It is large enough for the
+// compiler to use several vector registers, and small enough to detect a block with data at its beginning.
 constexpr std::size_t kStride = 256;
 
 bool isZeroStride(const std::uint8_t *bytes) {
   std::uint64_t any = 0;
   for (std::size_t i = 0; i < kStride; i += sizeof any) {
     std::uint64_t word = 0;
-    std::memcpy(&word, bytes + i, sizeof word); // a load at any address, and no copy, once compiled
+    std::memcpy(&word, bytes + i, sizeof word); // compiles to an unaligned load, not to a copy
     any |= word;
   }
   return any == 0;
@@ -82,8 +82,8 @@ Result<std::int64_t> beginWriting(int descriptor, std::int64_t offset, std::int6
 
 namespace {
 
-// Looked up at run time: FreeBSD 13 has no such call, and an addon that names it could not be loaded there.
-// The bare system call would raise SIGSYS.
+// Find the symbol at run time. FreeBSD 13 does not have it, and an addon that links to it could not be
+// loaded there. The raw system call would raise SIGSYS.
 using Fspacectl = int (*)(int, int, const struct spacectl_range *, int, struct spacectl_range *);
 
 Fspacectl findFspacectl() {
@@ -92,7 +92,7 @@ Fspacectl findFspacectl() {
 
 } // namespace
 
-// Where a file system cannot deallocate, the kernel would write zeros instead (UFS): that is asked first.
+// If a file system (UFS) cannot deallocate blocks, the kernel writes zeros instead. So check this first.
 Result<double> holeBlockBytes(int descriptor) {
   struct stat status{};
   if (::fstat(descriptor, &status) == -1)
@@ -106,7 +106,7 @@ Result<std::int64_t> punchHole(int descriptor, std::int64_t offset, std::int64_t
   if (fspacectl == nullptr)
     return Failure{ENOSYS, "fspacectl"};
   struct spacectl_range range{offset, length};
-  // What is left to do comes back in the range, and an interrupted call has done a part of it.
+  // The call returns the remaining range. An interrupted call has processed a part of the range.
   while (range.r_len > 0) {
     if (fspacectl(descriptor, SPACECTL_DEALLOC, &range, 0, &range) == -1 && errno != EINTR)
       return failureOf("fspacectl");
@@ -171,7 +171,7 @@ Result<DataRange> dataRange(int descriptor, std::int64_t offset) {
   if (start == -1)
     return failureOf("lseek");
   const off_t end = ::lseek(descriptor, start, SEEK_HOLE);
-  // Cut off between the two calls: nothing is known about what is there.
+  // The file was truncated between the two calls, so its data ranges are unknown.
   if (end == -1)
     return failureOf("lseek");
   return DataRange{static_cast<double>(start), static_cast<double>(end)};
@@ -179,7 +179,7 @@ Result<DataRange> dataRange(int descriptor, std::int64_t offset) {
 
 Result<std::int64_t> setModifiedAt(int descriptor, std::int64_t nanoseconds) {
   constexpr std::int64_t kSecond = 1000000000;
-  // A time before 1970 counts its nanoseconds forwards too.
+  // The nanoseconds must not be negative, even for a time before 1970.
   std::int64_t seconds = nanoseconds / kSecond;
   std::int64_t rest = nanoseconds % kSecond;
   if (rest < 0) {

@@ -1,4 +1,4 @@
-// Guest RAM in a file: where it is zero, and giving what is zero back to the file system.
+// Guest RAM in a file: finds its zeros and returns their blocks to the file system.
 #pragma once
 
 #include <cstddef>
@@ -9,20 +9,20 @@
 
 namespace bhyve {
 
-// The longest runs of whole blocks of zeros: start and end, start and end, in bytes from `bytes` on,
-// ascending. What is left behind the last whole block counts as a block too. `bytes` may stand at any
-// address.
+// Returns the maximal runs of zero blocks as pairs of start and end, ascending, in bytes relative to `bytes`.
+// An incomplete block at the end counts as a block as well. `bytes` need not be aligned.
 std::vector<std::uint32_t> zeroRuns(const std::uint8_t *bytes, std::size_t length, std::size_t blockBytes);
 
-// How the file system divides this file: a hole is made of whole blocks. 0 where it makes no holes.
+// Returns the block size of this file, because a hole consists of complete blocks. Returns 0 if the file
+// system cannot create holes.
 Result<double> holeBlockBytes(int descriptor);
 
-// Frees a range without changing what is read there or the file's size. Fails with EOPNOTSUPP, ENOSYS or
-// EINVAL where the file system cannot.
+// Frees the blocks of a range of zeros. The content and the size of the file do not change. Fails with
+// EOPNOTSUPP, ENOSYS or EINVAL if the file system cannot create holes.
 Result<std::int64_t> punchHole(int descriptor, std::int64_t offset, std::int64_t length);
 
-// Has the system begin to write a range to the disk, without waiting for it: the sync that follows finds less
-// to do. Linux only: elsewhere nothing happens. A hint: that it was taken says nothing about the data.
+// Starts to write a range to disk and does not wait for it, so that a later fsync has less to do. Linux only:
+// on other systems it does nothing. This is a hint: success does not mean that the data is durable.
 Result<std::int64_t> beginWriting(int descriptor, std::int64_t offset, std::int64_t length);
 
 struct DataRange {
@@ -30,15 +30,16 @@ struct DataRange {
   double end;
 };
 
-// The first stretch with data that ends behind `offset`; where there is none, an empty one at the file's end.
-// Moves the position of the open file. Fails with EINVAL or ENOTTY where the file system keeps no such map.
+// Returns the first range with data that ends after `offset`. If there is none, returns an empty range at the
+// end of the file. Changes the position of the open file. Fails with EINVAL or ENOTTY if the file system does
+// not support this.
 Result<DataRange> dataRange(int descriptor, std::int64_t offset);
 
-// Makes `to`, an empty file, share the blocks of `from`. Fails with EOPNOTSUPP, EXDEV, EINVAL, ENOTTY or
-// ENOSYS where the file system cannot: copy the bytes then.
+// Makes the empty file `to` share the blocks of `from`. Fails with EOPNOTSUPP, EXDEV, EINVAL, ENOTTY or
+// ENOSYS if the file system cannot do this. Then copy the bytes.
 Result<std::int64_t> cloneFile(int from, int to);
 
-// Nanoseconds since 1970 into the file's modification time.
+// Sets the modification time of the file, in nanoseconds since 1970.
 Result<std::int64_t> setModifiedAt(int descriptor, std::int64_t nanoseconds);
 
 } // namespace bhyve

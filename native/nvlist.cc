@@ -34,7 +34,7 @@ private:
   std::vector<std::uint8_t> bytes_;
 };
 
-// Every read is checked; after a failed one all later ones fail too.
+// Checks each read. After a failed read, all later reads fail as well.
 class Reader {
 public:
   Reader(const std::uint8_t *bytes, std::size_t size) : next_(bytes), left_(size) {}
@@ -117,7 +117,7 @@ bool endsAtItsNul(std::string_view text) {
   return !text.empty() && text.find('\0') == text.size() - 1;
 }
 
-// The data of one pair, already cut out: false where it is not what its type says.
+// `data` is the data of one pair. Returns false if it does not match the type of the pair.
 bool readData(std::string_view data, std::uint64_t descriptors, Pair &pair) {
   Reader in(reinterpret_cast<const std::uint8_t *>(data.data()), data.size());
   switch (pair.type) {

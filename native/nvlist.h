@@ -1,8 +1,8 @@
-// libnv's packed nvlist form, as far as bhyve's checkpoint socket uses it: flat lists of scalars.
+// The part of libnv's packed nvlist form that bhyve's checkpoint socket uses: flat lists of scalars.
 //
-// Encoding gives the bytes libnv gives on a little-endian machine. Decoding accepts only such bytes: whatever
-// decode() accepts, encode() turns into the same bytes again. Nested lists, arrays, big-endian lists and
-// list flags are refused, since bhyve's protocol has none of them.
+// encode() returns the same bytes as libnv on a little-endian machine. decode() accepts only such bytes:
+// encode() converts an accepted list to the same bytes again. decode() rejects nested lists, arrays,
+// big-endian lists and list flags because bhyve's protocol does not use them.
 #pragma once
 
 #include <cstddef>
@@ -44,7 +44,7 @@ using List = std::vector<Pair>;
 
 std::vector<std::uint8_t> encode(const List &pairs);
 
-// nullopt unless `bytes` is exactly one nvlist whose descriptor indices lie below `descriptors`.
+// Returns nullopt unless `bytes` is exactly one nvlist and its descriptor indices are below `descriptors`.
 std::optional<List> decode(const std::uint8_t *bytes, std::size_t size, std::uint64_t descriptors);
 
 } // namespace bhyve::nvlist

@@ -36,7 +36,8 @@ namespace bhyve {
 namespace {
 
 #if defined(__linux__)
-// The fields of /proc/<pid>/stat after the command, which is in brackets and may hold anything.
+// The fields of /proc/<pid>/stat after the command. The command is in parentheses and may contain any
+// character.
 constexpr int kStateField = 0;
 constexpr int kFlagsField = 6;
 constexpr int kStartField = 19;
@@ -50,7 +51,7 @@ std::string fieldAfterCommand(const std::string &line, int field) {
   return line.substr(start + 1, line.find(' ', start + 1) - start - 1);
 }
 
-// PF_EXITING of the kernel: set before a dying process closes its first descriptor.
+// The kernel's PF_EXITING. It is set before an exiting process closes its first descriptor.
 constexpr unsigned long kExitingFlag = 0x4;
 
 ProcessState stateOf(const std::string &letter, const std::string &flags) {
@@ -61,7 +62,7 @@ ProcessState stateOf(const std::string &letter, const std::string &flags) {
 }
 #elif defined(__FreeBSD__)
 ProcessState stateOf(char state, long flags) {
-  // P_WEXIT is set before a dying process closes its first descriptor; freeing a big guest takes its time.
+  // P_WEXIT is set before an exiting process closes its first descriptor. Freeing a large guest takes time.
   if (state == SZOMB || (flags & P_WEXIT) != 0)
     return ProcessState::Zombie;
   return state == SSTOP ? ProcessState::Stopped : ProcessState::Running;
@@ -112,9 +113,9 @@ Result<kinfo_proc> processInfo(pid_t pid) {
 #if defined(__FreeBSD__)
 namespace {
 
-// The kernel counts a process's start from the boot and adds the time of the boot when it is asked, which
-// changes whenever somebody sets the clock: taken off again, it stays the same for as long as the process
-// lives.
+// The kernel stores the start of a process relative to the boot. sysctl() adds the time of the boot, which
+// changes when the clock is set. sinceBoot() subtracts the time of the boot again, so that the result is
+// constant during the life of the process.
 Result<timeval> bootTime() {
   std::array<int, 2> name{CTL_KERN, KERN_BOOTTIME};
   timeval time{};
@@ -130,12 +131,12 @@ std::string sinceBoot(const timeval &start, const timeval &boot) {
   return std::to_string(microseconds);
 }
 
-constexpr int kMostClockSteps = 100;
+constexpr int kMaxAttempts = 100;
 
 } // namespace
 
 Result<ProcessStatus> processStatus(pid_t pid) {
-  for (int attempt = 0; attempt < kMostClockSteps; attempt++) {
+  for (int attempt = 0; attempt < kMaxAttempts; attempt++) {
     const auto before = bootTime();
     const auto process = processInfo(pid);
     const auto after = bootTime();
@@ -145,6 +146,7 @@ Result<ProcessStatus> processStatus(pid_t pid) {
       if (const auto *failure = std::get_if<Failure>(time))
         return *failure;
     const auto &boot = std::get<timeval>(before);
+    // The clock was set in between.
     if (!timercmp(&boot, &std::get<timeval>(after), ==))
       continue;
     const auto &info = std::get<kinfo_proc>(process);
@@ -169,7 +171,7 @@ Result<ProcessStatus> processStatus(pid_t pid) {
 
 namespace {
 
-// ESRCH unless the process is the one that started then.
+// Fails with ESRCH unless the process with this pid started at `startedAt`.
 Result<std::int64_t> compareStart(pid_t pid, const std::string &startedAt) {
   const auto status = processStatus(pid);
   if (const auto *failure = std::get_if<Failure>(&status))
@@ -189,9 +191,9 @@ Result<std::int64_t> signalProcess(pid_t pid, const std::string &startedAt, int 
   const auto same = compareStart(pid, startedAt);
   if (std::holds_alternative<Failure>(same))
     return same;
-  const bool isHeld = process.valid();
+  const bool hasPidfd = process.valid();
   const long result =
-      isHeld ? ::syscall(SYS_pidfd_send_signal, process.get(), signal, nullptr, 0) : ::kill(pid, signal);
+      hasPidfd ? ::syscall(SYS_pidfd_send_signal, process.get(), signal, nullptr, 0) : ::kill(pid, signal);
   if (result == -1)
     return failureOf("kill");
   return 0;
@@ -209,7 +211,7 @@ Result<std::int64_t> signalProcess(pid_t pid, const std::string &startedAt, int 
 
 namespace {
 
-// RLIM_INFINITY, and what no double could hold, is more than any process opens.
+// Replaces RLIM_INFINITY and numbers that a double cannot hold. No process opens more descriptors than this.
 constexpr rlim_t kMostDescriptors = 1U << 30U;
 
 } // namespace
@@ -221,7 +223,7 @@ Result<std::int64_t> descriptorLimit() {
   if (limit.rlim_cur > kMostDescriptors)
     return static_cast<std::int64_t>(kMostDescriptors);
 #if defined(__FreeBSD__) || defined(__APPLE__)
-  // kern.maxfilesperproc may allow less.
+  // kern.maxfilesperproc may be lower.
   const auto size = static_cast<rlim_t>(::getdtablesize());
   if (size < limit.rlim_cur)
     return static_cast<std::int64_t>(size);
@@ -231,24 +233,25 @@ Result<std::int64_t> descriptorLimit() {
 
 #if defined(__linux__)
 Result<std::int64_t> openDescriptors() {
-  constexpr const char *kFolder = "/proc/self/fd";
+  constexpr const char *kDirectory = "/proc/self/fd";
   struct statx status{};
-  // Since Linux 6.2 the folder's size is their number. Before it is 0. (stat() would need glibc 2.33.)
-  if (::statx(AT_FDCWD, kFolder, 0, STATX_SIZE, &status) == 0 && status.stx_size > 0)
+  // Since Linux 6.2, the size of the directory is the number of descriptors. Before, it is 0. Use statx()
+  // because stat() needs glibc 2.33.
+  if (::statx(AT_FDCWD, kDirectory, 0, STATX_SIZE, &status) == 0 && status.stx_size > 0)
     return static_cast<std::int64_t>(status.stx_size);
-  const UniqueFd folder(
-      retryInterrupted([&] { return ::open(kFolder, O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
-  if (!folder.valid())
+  const UniqueFd directory(
+      retryInterrupted([&] { return ::open(kDirectory, O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+  if (!directory.valid())
     return failureOf("open");
-  const auto names = readDirectory(folder.get(), 0);
+  const auto names = readDirectory(directory.get(), 0);
   if (const auto *failure = std::get_if<Failure>(&names))
     return *failure;
   const auto &text = std::get<std::string>(names);
-  // The folder's own, and the one that it is read by.
+  // Do not count the descriptor opened here and the one opened by readDirectory().
   return static_cast<std::int64_t>(std::count(text.begin(), text.end(), '\0')) - 2;
 }
 #elif defined(__FreeBSD__)
-// /dev/fd shows 0 to 2 only, unless fdescfs is mounted there.
+// Do not read /dev/fd: it lists only 0 to 2 unless fdescfs is mounted there.
 Result<std::int64_t> openDescriptors() {
   std::array<int, 4> name{CTL_KERN, KERN_PROC, KERN_PROC_NFDS, 0};
   int count = 0;
@@ -272,7 +275,7 @@ Result<std::int64_t> openDescriptors() {
 
 Result<std::int64_t> hasWorkingDirectory() {
   std::array<char, 4096> path{};
-  // ERANGE: there is a working directory; its path is longer than the buffer.
+  // ERANGE: the working directory exists, but its path is longer than the buffer.
   if (::getcwd(path.data(), path.size()) != nullptr || errno == ERANGE)
     return 1;
   if (errno == ENOENT)

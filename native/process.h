@@ -1,4 +1,4 @@
-// What the system knows of a process.
+// The status of processes, signals, and the limits and the working directory of this process.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace bhyve {
 
-// Zombie: dead, or dying past any return.
+// Zombie: dead, or exiting.
 enum class ProcessState { Running, Stopped, Zombie };
 
 struct ProcessStatus {
@@ -18,24 +18,24 @@ struct ProcessStatus {
   std::string startedAt; // differs between two processes that had the same pid
 };
 
-// ESRCH where there is no such process.
+// Fails with ESRCH if the process does not exist.
 Result<ProcessStatus> processStatus(pid_t pid);
 
-// Sends a signal to that very process, and to no later one that was given the same pid: ESRCH then. On Linux
-// the process is held while it is compared; elsewhere an instant remains between the comparison and the
-// signal.
+// Sends a signal to the process that started at `startedAt`. Fails with ESRCH if another process now has the
+// pid. On Linux, a pidfd refers to the process during the comparison. On other systems, a short time remains
+// between the comparison and the signal.
 Result<std::int64_t> signalProcess(pid_t pid, const std::string &startedAt, int signal);
 
-// How many descriptors this process may have open (RLIMIT_NOFILE, and what else the system allows a process).
+// The maximum number of open descriptors of this process: RLIMIT_NOFILE and other limits of the system.
 Result<std::int64_t> descriptorLimit();
 
-// How many descriptors this process has open. Opens none itself where the system can count them.
+// The number of open descriptors of this process. Opens no descriptor itself if the system can count them.
 Result<std::int64_t> openDescriptors();
 
-// 1 where the working directory is still there, 0 where somebody has removed it.
+// Returns 1 if the working directory exists, 0 if it was removed.
 Result<std::int64_t> hasWorkingDirectory();
 
-// Makes an open directory the working directory, one that was removed too.
+// Changes the working directory to an open directory, even to one that was removed.
 Result<std::int64_t> enterDirectory(int directory);
 
 } // namespace bhyve

@@ -17,7 +17,8 @@
 namespace bhyve {
 namespace {
 
-// From here on the pid cannot lead to another process, so the comparison holds for as long as the watch does.
+// The watch already refers to the process, so a later process with the same pid cannot replace it. The result
+// of this comparison remains valid.
 Result<UniqueFd> compared(UniqueFd watch, pid_t pid, const std::string &startedAt) {
   const auto status = processStatus(pid);
   if (const auto *failure = std::get_if<Failure>(&status))
@@ -31,7 +32,7 @@ Result<UniqueFd> compared(UniqueFd watch, pid_t pid, const std::string &startedA
 
 #if defined(__linux__) && defined(SYS_pidfd_open)
 Result<UniqueFd> watchProcess(pid_t pid, const std::string &startedAt) {
-  // Close-on-exec by itself.
+  // pidfd_open() sets close-on-exec itself.
   UniqueFd watch(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   if (!watch.valid())
     return failureOf("pidfd_open");

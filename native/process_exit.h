@@ -1,4 +1,5 @@
-// Waiting for the end of a process that is not ours, by a descriptor that no later process can be taken for.
+// Waits for the end of a process that is not a child, through a descriptor. Unlike a pid, the descriptor
+// never refers to a later process.
 #pragma once
 
 #include <cstdint>
@@ -11,10 +12,11 @@
 
 namespace bhyve {
 
-// A descriptor that hasEnded() can ask. ESRCH where that process has ended; ENOSYS where the system has none.
+// Returns a descriptor for hasEnded(). Fails with ESRCH if the process has ended, and with ENOSYS if the
+// system has no such descriptors.
 Result<UniqueFd> watchProcess(pid_t pid, const std::string &startedAt);
 
-// 1 once the process has ended and its memory is free, else 0. Never waits.
+// Returns 1 if the process has ended and its memory is free, otherwise 0. Never waits.
 Result<std::int64_t> hasEnded(int watch);
 
 } // namespace bhyve

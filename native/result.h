@@ -1,4 +1,4 @@
-// What a system call came to: a value, or the errno and the name of the call that failed.
+// The result of a system call: a value, or the errno and the name of the call that failed.
 #pragma once
 
 #include <cerrno>

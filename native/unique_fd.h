@@ -1,8 +1,8 @@
 // Ownership of descriptors.
 //
 // A descriptor of this library has exactly one owner at any time:
-//   UniqueFd          while native code handles it,
-//   DescriptorTable   once its number was given to JavaScript (one table per Node environment).
+//   UniqueFd          while native code uses it,
+//   DescriptorTable   after its number was returned to JavaScript (one table per Node environment).
 #pragma once
 
 #include <utility>
@@ -27,8 +27,8 @@ public:
   [[nodiscard]] bool valid() const noexcept { return descriptor_ >= 0; }
   [[nodiscard]] int release() noexcept { return std::exchange(descriptor_, -1); }
   void reset(int descriptor = -1) noexcept {
-    // close() is not repeated on EINTR: on every system served here the descriptor is gone by then, and a
-    // second close could hit a descriptor that another thread has just been given.
+    // Do not repeat close() on EINTR. On every supported system the descriptor is closed by then. A second
+    // close() could close a descriptor that another thread has just opened.
     if (descriptor_ >= 0)
       ::close(descriptor_);
     descriptor_ = descriptor;

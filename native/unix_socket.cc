@@ -16,7 +16,7 @@ namespace {
 #ifdef MSG_NOSIGNAL
 constexpr int kSendFlags = MSG_NOSIGNAL;
 #else
-constexpr int kSendFlags = 0; // macOS: SO_NOSIGPIPE on the socket instead
+constexpr int kSendFlags = 0; // macOS uses SO_NOSIGPIPE on the socket instead
 #endif
 
 #ifdef __APPLE__
@@ -67,8 +67,8 @@ Result<UniqueFd> connectStream(const std::string &path) {
     return opened;
   const auto &socket = std::get<UniqueFd>(opened);
   const auto *target = reinterpret_cast<const sockaddr *>(&std::get<sockaddr_un>(address));
-  // A UNIX connect never stays in progress, so an interrupted one may be repeated; EISCONN then means that
-  // the first attempt had gone through.
+  // connect() on a UNIX socket never continues in the background, so an interrupted call may be repeated.
+  // EISCONN then means that the first attempt succeeded.
   const int result = retryInterrupted([&] { return ::connect(socket.get(), target, sizeof(sockaddr_un)); });
   if (result == -1 && errno != EISCONN)
     return failureOf("connect");
@@ -119,7 +119,7 @@ Result<std::int64_t> sendBytes(int socket, const std::uint8_t *bytes, std::size_
 Result<std::int64_t> sendDescriptor(int socket, int descriptor) {
   std::uint8_t zero = 0;
   iovec carrier{&zero, sizeof(zero)};
-  // The union gives the buffer the alignment that cmsghdr asks for.
+  // The union gives the buffer the alignment that cmsghdr requires.
   union {
     cmsghdr header;
     char space[CMSG_SPACE(sizeof(int))];

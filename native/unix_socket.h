@@ -1,4 +1,4 @@
-// The client's end of bhyve's socket. No call here waits for the peer.
+// The client side of bhyve's socket. No call here waits for the peer.
 #pragma once
 
 #include <cstddef>
@@ -12,15 +12,15 @@
 
 namespace bhyve {
 
-// The terminating NUL needs a byte too: a path that fills sun_path is cut by older systems.
+// Without the terminating NUL. Older systems truncate a path that fills sun_path.
 constexpr std::size_t kSocketPathCapacity = sizeof(sockaddr_un::sun_path) - 1;
 
 struct Peer {
   std::int64_t uid;
-  std::int64_t pid; // -1 where the system does not tell
+  std::int64_t pid; // -1 if the system does not report it
 };
 
-// A close-on-exec, non-blocking socket that never raises SIGPIPE.
+// Returns a close-on-exec, non-blocking socket that never raises SIGPIPE.
 Result<UniqueFd> makeSocket(int type);
 Result<sockaddr_un> socketAddress(const std::string &path);
 

@@ -1,4 +1,4 @@
-// The addon as Node loads it, once for each environment.
+// The entry point of the addon. Node calls it once for each environment.
 
 #include <memory>
 

@@ -1,5 +1,5 @@
-// What the addon offers JavaScript, room by room. Nothing in these files
-// decides anything.
+// The functions that the addon exports to JavaScript, grouped by topic. These files only convert arguments
+// and results: every decision is made in TypeScript.
 #pragma once
 
 #include <napi.h>
@@ -15,7 +15,7 @@ void addSocketCalls(Napi::Object exports);
 void addDirectoryCalls(Napi::Object exports);
 void addMemoryCalls(Napi::Object exports);
 void addProcessCalls(Napi::Object exports);
-// All in one object, so that a call of production code to one of them is seen.
+// Exports one object, so that a use in production code is easy to find.
 void addSimulatorCalls(Napi::Object exports);
 
 } // namespace bhyve::addon

@@ -1,4 +1,4 @@
-// Directories and the files in them.
+// Exports the calls for directories and files.
 
 #include "../directory.h"
 #include "../file_status.h"
@@ -61,7 +61,7 @@ Value syncDescriptor(const CallbackInfo &info) {
 Value lockDescriptor(const CallbackInfo &info) {
   const std::string mode = textArgument(info, 1);
   if (mode != "shared" && mode != "exclusive")
-    refuse(info.Env(), "a lock mode is expected: shared or exclusive");
+    refuse(info.Env(), "Expected a lock mode: shared or exclusive");
   return toValue(info.Env(),
                  bhyve::lockDescriptor(intArgument(info, 0), mode == "shared" ? bhyve::LockMode::Shared
                                                                               : bhyve::LockMode::Exclusive));

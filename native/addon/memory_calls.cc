@@ -1,4 +1,4 @@
-// Guest RAM in files.
+// Exports the calls for guest RAM in files.
 
 #include <algorithm>
 #include <limits>
@@ -18,7 +18,7 @@ Value zeroRuns(const CallbackInfo &info) {
   const auto bytes = bytesArgument(info, 0);
   const std::int64_t blockBytes = offsetArgument(info, 1);
   if (blockBytes < 1 || bytes.ByteLength() > std::numeric_limits<std::uint32_t>::max())
-    refuse(info.Env(), "a block size and at most 4 GiB are expected");
+    refuse(info.Env(), "Expected a block size of at least 1 and at most 4 GiB of data");
   const auto runs = bhyve::zeroRuns(bytes.Data(), bytes.ByteLength(), static_cast<size_t>(blockBytes));
   auto array = Napi::Uint32Array::New(info.Env(), runs.size());
   std::copy(runs.begin(), runs.end(), array.Data());
@@ -46,10 +46,10 @@ Value dataRange(const CallbackInfo &info) {
 Value setModifiedAt(const CallbackInfo &info) {
   bool lossless = false;
   if (!info[1].IsBigInt())
-    refuse(info.Env(), "a bigint is expected");
+    refuse(info.Env(), "Expected a bigint");
   const std::int64_t nanoseconds = info[1].As<Napi::BigInt>().Int64Value(&lossless);
   if (!lossless)
-    refuse(info.Env(), "a bigint of 64 bits is expected");
+    refuse(info.Env(), "Expected a 64-bit bigint");
   return toValue(info.Env(), bhyve::setModifiedAt(intArgument(info, 0), nanoseconds));
 }
 

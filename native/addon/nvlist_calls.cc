@@ -1,4 +1,4 @@
-// Requests and answers as bytes.
+// Exports the encoding of requests and the decoding of replies.
 
 #include "../checkpoint_request.h"
 #include "../nvlist.h"
@@ -75,7 +75,7 @@ bhyve::Dialect dialectFrom(const Env &env, const std::string &name) {
     return bhyve::Dialect::Path;
   if (name == "descriptor")
     return bhyve::Dialect::Descriptor;
-  refuse(env, "a dialect is expected: struct, path or descriptor");
+  refuse(env, "Expected a dialect: struct, path or descriptor");
 }
 
 bhyve::Operation operationFrom(const Env &env, const std::string &name) {
@@ -85,7 +85,7 @@ bhyve::Operation operationFrom(const Env &env, const std::string &name) {
     return bhyve::Operation::Suspend;
   if (name == "refused")
     return bhyve::Operation::Refused;
-  refuse(env, "an operation is expected: checkpoint, suspend or refused");
+  refuse(env, "Expected an operation: checkpoint, suspend or refused");
 }
 
 Value encodeRequest(const CallbackInfo &info) {
@@ -93,7 +93,7 @@ Value encodeRequest(const CallbackInfo &info) {
       bhyve::encodeRequest(dialectFrom(info.Env(), textArgument(info, 0)),
                            operationFrom(info.Env(), textArgument(info, 1)), textArgument(info, 2));
   if (!request)
-    refuse(info.Env(), "this dialect has no room for that request");
+    refuse(info.Env(), "This dialect cannot encode the request");
   return toValue(info.Env(), *request);
 }
 

@@ -1,4 +1,4 @@
-// Processes, and who owns which descriptor.
+// Exports the calls for processes and for the ownership of descriptors.
 
 #include "../boot_identity.h"
 #include "../directory.h"
@@ -56,7 +56,7 @@ Value disown(const CallbackInfo &info) {
 
 Value closeOwned(const CallbackInfo &info) {
   if (!tableOf(info.Env()).close(intArgument(info, 0)))
-    refuse(info.Env(), "this descriptor is not open, or somebody else's");
+    refuse(info.Env(), "The descriptor is not open, or the addon does not own it");
   return info.Env().Undefined();
 }
 

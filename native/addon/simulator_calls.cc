@@ -1,5 +1,5 @@
-// What only the simulator needs, apart from everything else: the server's end of bhyve's socket, lists of any
-// content as bytes, and death by a signal.
+// Exports the calls that only the simulator uses: the server side of bhyve's socket, the encoding of any
+// nvlist, and the end of the process by a signal.
 
 #include "../nvlist.h"
 #include "../simulator/fatal_signal.h"
@@ -28,11 +28,11 @@ Value acceptConnection(const CallbackInfo &info) {
 Value receiveBytes(const CallbackInfo &info) {
   const int length = intArgument(info, 1);
   if (length < 1)
-    refuse(info.Env(), "a positive length is expected");
+    refuse(info.Env(), "Expected a positive length");
   return toValue(info.Env(), bhyve::receiveBytes(intArgument(info, 0), static_cast<size_t>(length)));
 }
 
-// Gives the descriptors to the environment.
+// Transfers the ownership of the descriptors to the environment.
 Value valueOf(const Env &env, bhyve::ReceivedDescriptors &received) {
   auto descriptors = Napi::Array::New(env, received.descriptors.size());
   for (std::uint32_t i = 0; i < received.descriptors.size(); i++)
@@ -47,7 +47,7 @@ Value valueOf(const Env &env, bhyve::ReceivedDescriptors &received) {
 Value receiveDescriptors(const CallbackInfo &info) {
   const int expected = intArgument(info, 1);
   if (expected < 1)
-    refuse(info.Env(), "a positive number of descriptors is expected");
+    refuse(info.Env(), "Expected a positive number of descriptors");
   auto result = bhyve::receiveDescriptors(intArgument(info, 0), static_cast<size_t>(expected));
   if (const auto *failure = std::get_if<Failure>(&result))
     return toValue(info.Env(), *failure);
@@ -56,13 +56,13 @@ Value receiveDescriptors(const CallbackInfo &info) {
 
 Value pollReadable(const CallbackInfo &info) {
   if (!info[0].IsArray())
-    refuse(info.Env(), "an array of descriptors is expected");
+    refuse(info.Env(), "Expected an array of descriptors");
   const auto array = info[0].As<Napi::Array>();
   std::vector<int> descriptors;
   for (std::uint32_t i = 0; i < array.Length(); i++) {
     const Value descriptor = array[i];
     if (!descriptor.IsNumber())
-      refuse(info.Env(), "an array of descriptors is expected");
+      refuse(info.Env(), "Expected an array of descriptors");
     descriptors.push_back(descriptor.As<Napi::Number>().Int32Value());
   }
   return toValue(info.Env(), bhyve::pollReadable(descriptors, intArgument(info, 1)));
@@ -71,19 +71,19 @@ Value pollReadable(const CallbackInfo &info) {
 std::uint64_t scalarFrom(const Env &env, const Value &value) {
   bool lossless = false;
   if (!value.IsBigInt())
-    refuse(env, "a bigint is expected");
+    refuse(env, "Expected a bigint");
   const std::uint64_t scalar = value.As<Napi::BigInt>().Uint64Value(&lossless);
   if (!lossless)
-    refuse(env, "a bigint of 64 bits without sign is expected");
+    refuse(env, "Expected an unsigned 64-bit bigint");
   return scalar;
 }
 
 std::string stringFrom(const Env &env, const Value &value, bool nulAllowed) {
   if (!value.IsString())
-    refuse(env, "a string is expected");
+    refuse(env, "Expected a string");
   std::string text = value.As<Napi::String>().Utf8Value();
   if (!nulAllowed && text.find('\0') != std::string::npos)
-    refuse(env, "a string without NUL is expected");
+    refuse(env, "Expected a string without NUL");
   return text;
 }
 
@@ -93,7 +93,7 @@ bhyve::nvlist::Pair pairFrom(const Env &env, const Napi::Object &object) {
   const std::string type = stringFrom(env, object.Get("type"), false);
   const Value value = object.Get("value");
   if (name.size() >= 2048)
-    refuse(env, "a name of at most 2047 bytes is expected");
+    refuse(env, "Expected a name of at most 2047 bytes");
   if (type == "null")
     return Pair::null(name);
   if (type == "bool" && value.IsBoolean())
@@ -108,18 +108,18 @@ bhyve::nvlist::Pair pairFrom(const Env &env, const Napi::Object &object) {
     const auto buffer = value.As<Napi::Buffer<char>>();
     return Pair::binary(name, std::string(buffer.Data(), buffer.Length()));
   }
-  refuse(env, "type and value of a pair do not fit");
+  refuse(env, "The type and the value of the pair do not match");
 }
 
 Value encodeNvlist(const CallbackInfo &info) {
   if (!info[0].IsArray())
-    refuse(info.Env(), "an array of pairs is expected");
+    refuse(info.Env(), "Expected an array of pairs");
   const auto array = info[0].As<Napi::Array>();
   bhyve::nvlist::List pairs;
   for (std::uint32_t i = 0; i < array.Length(); i++) {
     const Value pair = array[i];
     if (!pair.IsObject())
-      refuse(info.Env(), "a pair is expected");
+      refuse(info.Env(), "Expected a pair");
     pairs.push_back(pairFrom(info.Env(), pair.As<Napi::Object>()));
   }
   return toValue(info.Env(), bhyve::nvlist::encode(pairs));

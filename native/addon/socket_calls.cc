@@ -1,4 +1,4 @@
-// The client's end of bhyve's socket.
+// Exports the calls for the client side of bhyve's socket.
 
 #include "../unix_socket.h"
 #include "calls.h"
@@ -22,7 +22,7 @@ Value sendBytes(const CallbackInfo &info) {
   const auto bytes = bytesArgument(info, 1);
   const int offset = intArgument(info, 2);
   if (offset < 0 || static_cast<size_t>(offset) > bytes.ByteLength())
-    refuse(info.Env(), "an offset inside the bytes is expected");
+    refuse(info.Env(), "Expected an offset within the bytes");
   return toValue(info.Env(), bhyve::sendBytes(intArgument(info, 0), bytes.Data() + offset,
                                               bytes.ByteLength() - static_cast<size_t>(offset)));
 }

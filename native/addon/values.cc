@@ -12,26 +12,26 @@ using Napi::Value;
 
 int intArgument(const CallbackInfo &info, size_t index) {
   if (!info[index].IsNumber())
-    refuse(info.Env(), "an integer is expected");
+    refuse(info.Env(), "Expected an integer");
   return info[index].As<Napi::Number>().Int32Value();
 }
 
 std::int64_t offsetArgument(const CallbackInfo &info, size_t index) {
-  constexpr double kMost = 9007199254740991;
+  constexpr double kMax = 9007199254740991;
   const double number = info[index].IsNumber() ? info[index].As<Napi::Number>().DoubleValue() : -1;
-  const bool isOffset = number >= 0 && number <= kMost; // not so for what is no number
+  const bool isOffset = number >= 0 && number <= kMax; // false for NaN
   if (!isOffset)
-    refuse(info.Env(), "an offset is expected");
+    refuse(info.Env(), "Expected an offset");
   return static_cast<std::int64_t>(number);
 }
 
 std::string textArgument(const CallbackInfo &info, size_t index) {
   if (!info[index].IsString())
-    refuse(info.Env(), "a string is expected");
+    refuse(info.Env(), "Expected a string");
   std::string text = info[index].As<Napi::String>().Utf8Value();
-  // The systems' calls would take the part before the NUL for the whole.
+  // A system call would use only the part before the NUL.
   if (text.find('\0') != std::string::npos)
-    refuse(info.Env(), "a string without NUL is expected");
+    refuse(info.Env(), "Expected a string without NUL");
   return text;
 }
 
@@ -40,14 +40,14 @@ std::string nameArgument(const CallbackInfo &info, size_t index) {
     return textArgument(info, index);
   const auto bytes = info[index].As<Napi::TypedArray>();
   if (bytes.TypedArrayType() != napi_uint8_array)
-    refuse(info.Env(), "a name is expected");
+    refuse(info.Env(), "Expected a name as a string or a Uint8Array");
   const auto octets = bytes.As<Napi::Uint8Array>();
   return {reinterpret_cast<const char *>(octets.Data()), octets.ByteLength()};
 }
 
 Napi::Uint8Array bytesArgument(const CallbackInfo &info, size_t index) {
   if (!info[index].IsTypedArray() || info[index].As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array)
-    refuse(info.Env(), "a Uint8Array is expected");
+    refuse(info.Env(), "Expected a Uint8Array");
   return info[index].As<Napi::Uint8Array>();
 }
 

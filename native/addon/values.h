@@ -1,5 +1,5 @@
-// Arguments into C++ values, results into JavaScript ones. What does not fit is
-// refused with a TypeError.
+// Converts arguments to C++ values and results to JavaScript values. Throws a TypeError for an invalid
+// argument.
 #pragma once
 
 #include <cstdint>
@@ -21,15 +21,15 @@ namespace bhyve::addon {
 [[noreturn]] void refuse(const Napi::Env &env, const char *message);
 
 int intArgument(const Napi::CallbackInfo &info, size_t index);
-// A place in a file: what a double holds exactly.
+// An offset in a file, as an integer that a double can represent exactly.
 std::int64_t offsetArgument(const Napi::CallbackInfo &info, size_t index);
-// Without NUL.
+// A string without NUL.
 std::string textArgument(const Napi::CallbackInfo &info, size_t index);
-// A file's name: text, or bytes where it is no valid UTF-8.
+// A file name, as a string, or as bytes if it is not valid UTF-8.
 std::string nameArgument(const Napi::CallbackInfo &info, size_t index);
 Napi::Uint8Array bytesArgument(const Napi::CallbackInfo &info, size_t index);
 
-// Of this environment.
+// The table of this environment.
 DescriptorTable &tableOf(const Napi::Env &env);
 
 Napi::Value toValue(const Napi::Env &env, const Failure &failure);
@@ -42,7 +42,7 @@ Napi::Value toValue(const Napi::Env &env, const DataRange &range);
 Napi::Value toValue(const Napi::Env &env, const FileStatus &status);
 Napi::Value toValue(const Napi::Env &env, const Peer &peer);
 Napi::Value toValue(const Napi::Env &env, const ProcessStatus &status);
-// Gives the descriptor to the environment.
+// Transfers the ownership of the descriptor to the environment.
 Napi::Value toValue(const Napi::Env &env, UniqueFd &descriptor);
 
 template <typename T> Napi::Value toValue(const Napi::Env &env, Result<T> result) {

@@ -1,5 +1,5 @@
-// Mutations that keep a message plausible. A blind one nearly always breaks the size that stands in the
-// header, and then nothing behind it is ever looked at.
+// Mutations that keep a message plausible. A random mutation nearly always breaks the size in the header.
+// Then the decoder rejects the header and never reads the rest.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@ inline std::uint64_t u64At(const std::uint8_t *at) {
   return value;
 }
 
-// Where a pair that begins at `at` ends; `size` where it does not end inside the message.
+// Returns the end of the pair that begins at `at`, or `size` if the pair does not end within the message.
 inline std::size_t endOfPair(const std::uint8_t *message, std::size_t size, std::size_t at) {
   if (size - at < kPairHeaderSize)
     return size;
@@ -39,7 +39,7 @@ inline std::size_t endOfPair(const std::uint8_t *message, std::size_t size, std:
   return at + kPairHeaderSize + static_cast<std::size_t>(name + data);
 }
 
-// Puts a copy of one pair at the end: the way to a name that stands there twice.
+// Appends a copy of one pair, to produce a duplicate name.
 inline std::size_t repeatPair(std::uint8_t *message, std::size_t size, std::size_t maxSize,
                               std::minstd_rand &random) {
   if (size <= kHeaderSize)
@@ -57,7 +57,8 @@ inline std::size_t repeatPair(std::uint8_t *message, std::size_t size, std::size
   return size + length;
 }
 
-// The message's new size. The header is mended three times out of four: the unmended ones are inputs too.
+// Returns the new size of the message. Fixes the size in the header in three cases of four. The others remain
+// broken, because broken headers are inputs as well.
 inline std::size_t mutateList(std::uint8_t *message, std::size_t size, std::size_t maxSize, unsigned seed) {
   std::minstd_rand random(seed);
   const bool isRepeated = random() % 8 == 0;

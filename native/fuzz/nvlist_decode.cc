@@ -1,5 +1,5 @@
-// Bytes nobody vouches for, as a list: what decode() accepts is exactly what encode() writes, and nothing
-// near it is accepted too. The first byte of an input is the number of descriptors that came along.
+// Decodes arbitrary bytes. Checks that encode() writes exactly the bytes that decode() accepts, and that
+// decode() rejects similar bytes. The first byte of an input is the number of descriptors sent with the list.
 
 #include <set>
 
@@ -21,15 +21,15 @@ bool hasNul(const std::string &text) {
 }
 
 void checkPair(const Pair &pair, std::uint64_t descriptors) {
-  require(pair.name.size() <= kNameMax && !hasNul(pair.name), "a name is what libnv takes for one");
+  require(pair.name.size() <= kNameMax && !hasNul(pair.name), "a name is valid for libnv");
   const bool hasBytes = pair.type == Type::String || pair.type == Type::Binary;
   require(hasBytes || pair.bytes.empty(), "a scalar has no bytes");
   if (pair.type == Type::Bool)
     require(pair.scalar <= 1, "a bool is 0 or 1");
   if (pair.type == Type::Descriptor)
-    require(pair.scalar < descriptors, "a descriptor is one of those that came");
+    require(pair.scalar < descriptors, "a descriptor index is below the number of descriptors");
   if (pair.type == Type::String)
-    require(!hasNul(pair.bytes), "a string ends at its NUL");
+    require(!hasNul(pair.bytes), "a string contains no NUL");
 }
 
 void checkList(const List &list, std::uint64_t descriptors) {
@@ -37,23 +37,23 @@ void checkList(const List &list, std::uint64_t descriptors) {
   std::uint64_t count = 0;
   for (const Pair &pair : list) {
     checkPair(pair, descriptors);
-    require(names.insert(pair.name).second, "every name once");
+    require(names.insert(pair.name).second, "each name is unique");
     count += pair.type == Type::Descriptor ? 1 : 0;
   }
-  require(count == descriptors, "every descriptor has a name");
+  require(count == descriptors, "each descriptor has a pair");
 }
 
-// A byte more, a byte less, another number of descriptors: all refused.
+// decode() must reject one byte more, one byte less, and another number of descriptors.
 void checkNeighbours(std::vector<std::uint8_t> bytes, std::uint64_t descriptors) {
   using bhyve::nvlist::decode;
-  require(!decode(bytes.data(), bytes.size(), descriptors + 1), "a descriptor too many is refused");
-  require(!decode(bytes.data(), bytes.size() - 1, descriptors), "a byte too few is refused");
+  require(!decode(bytes.data(), bytes.size(), descriptors + 1), "one descriptor too many is rejected");
+  require(!decode(bytes.data(), bytes.size() - 1, descriptors), "one byte too few is rejected");
   bytes.push_back(0);
-  require(!decode(bytes.data(), bytes.size(), descriptors), "a byte too many is refused");
+  require(!decode(bytes.data(), bytes.size(), descriptors), "one byte too many is rejected");
 }
 
-// The number of descriptors in front and the one in the header agree three times out of four.
-void mendDescriptors(std::uint8_t *data, std::size_t size, unsigned seed) {
+// Makes the number of descriptors in the header equal to the first byte of the input in three cases of four.
+void fixDescriptors(std::uint8_t *data, std::size_t size, unsigned seed) {
   if (size > bhyve::fuzz::kHeaderSize && seed % 4 != 0)
     bhyve::fuzz::putU64(data + 1 + bhyve::fuzz::kDescriptorsOffset, data[0]);
 }
@@ -65,7 +65,7 @@ extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t *data, std::size_t s
   if (size == 0 || maxSize == 1 || seed % 16 == 0)
     return LLVMFuzzerMutate(data, size, maxSize);
   const std::size_t mutated = 1 + bhyve::fuzz::mutateList(data + 1, size - 1, maxSize - 1, seed);
-  mendDescriptors(data, mutated, seed / 16);
+  fixDescriptors(data, mutated, seed / 16);
   return mutated;
 }
 
@@ -73,13 +73,13 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
   if (size == 0)
     return 0;
   const std::uint64_t descriptors = data[0];
-  // A copy of its own: a read past its end is seen.
+  // Copy the input, so that the sanitizer detects a read past its end.
   const std::vector<std::uint8_t> bytes(data + 1, data + size);
   const auto list = bhyve::nvlist::decode(bytes.data(), bytes.size(), descriptors);
   if (!list)
     return 0;
   checkList(*list, descriptors);
-  require(bhyve::nvlist::encode(*list) == bytes, "what is accepted re-encodes to itself");
+  require(bhyve::nvlist::encode(*list) == bytes, "an accepted list re-encodes to the same bytes");
   checkNeighbours(bytes, descriptors);
   return 0;
 }

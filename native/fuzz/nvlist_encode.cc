@@ -1,5 +1,4 @@
-// Lists of any valid content, and the requests made of them: what encode() writes decodes to what it was
-// given.
+// Encodes lists with arbitrary valid content, and requests. Checks that decode() returns the same list.
 
 #include <algorithm>
 #include <set>
@@ -61,30 +60,32 @@ void checkList(FuzzedDataProvider &in) {
   }
   const auto bytes = bhyve::nvlist::encode(list);
   const auto decoded = bhyve::nvlist::decode(bytes.data(), bytes.size(), descriptors);
-  require(decoded && areEqual(*decoded, list), "what is encoded decodes to the same list");
+  require(decoded && areEqual(*decoded, list), "an encoded list decodes to the same list");
 }
 
-// Dialects whose requests are lists; the bytes past the file's name are always the same.
-void checkListRequest(const std::string &filename, bool suspend, bool withFolder) {
-  const auto dialect = withFolder ? bhyve::Dialect::Descriptor : bhyve::Dialect::Path;
+// Checks the dialects whose requests are lists.
+void checkListRequest(const std::string &filename, bool suspend, bool withDirectory) {
+  const auto dialect = withDirectory ? bhyve::Dialect::Descriptor : bhyve::Dialect::Path;
   const auto operation = suspend ? bhyve::Operation::Suspend : bhyve::Operation::Checkpoint;
   const auto bytes = bhyve::encodeRequest(dialect, operation, filename);
-  const auto whole = bytes.value_or(std::vector<std::uint8_t>());
-  const auto list = bhyve::nvlist::decode(whole.data(), whole.size(), withFolder ? 1 : 0).value_or(List());
-  require(list.size() == (withFolder ? 4U : 3U), "a request is a list of its own dialect");
-  require(list[1].bytes == filename, "with the name it was given");
-  require(list[2].scalar == (suspend ? 1U : 0U), "and the question it was given");
+  const auto request = bytes.value_or(std::vector<std::uint8_t>());
+  const auto list =
+      bhyve::nvlist::decode(request.data(), request.size(), withDirectory ? 1 : 0).value_or(List());
+  require(list.size() == (withDirectory ? 4U : 3U), "a request has the pairs of its dialect");
+  require(list[1].bytes == filename, "a request contains the file name");
+  require(list[2].scalar == (suspend ? 1U : 0U), "a request contains the operation");
 }
 
 void checkStructRequest(const std::string &filename) {
   const auto bytes = bhyve::encodeRequest(bhyve::Dialect::Struct, bhyve::Operation::Suspend, filename);
-  require(bytes.has_value() == (filename.size() < bhyve::kStructPathSize), "only what fits is sent");
+  require(bytes.has_value() == (filename.size() < bhyve::kStructPathSize),
+          "a path is encoded only if it fits");
   if (!bytes)
     return;
   require(bytes->size() == 104, "bhyve reads 104 bytes");
   const std::string path(bytes->begin() + 4, bytes->end());
-  require(path.compare(0, filename.size(), filename) == 0, "the path is the one given");
-  require(path.find_first_not_of('\0', filename.size()) == std::string::npos, "and ends in NULs");
+  require(path.compare(0, filename.size(), filename) == 0, "a request contains the path");
+  require(path.find_first_not_of('\0', filename.size()) == std::string::npos, "the path is padded with NULs");
 }
 
 } // namespace

@@ -1,4 +1,4 @@
-// Runs a fuzz target over the files it is given, without libFuzzer: for valgrind, and for any compiler.
+// Runs a fuzz target on the given files without libFuzzer, for valgrind and for compilers other than clang.
 
 #include <cstdint>
 #include <cstdio>
@@ -8,7 +8,7 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size);
 
-// A target's own mutations refer to libFuzzer's; a replay mutates nothing.
+// The targets' mutators link to this function of libFuzzer. A replay does not mutate.
 extern "C" std::size_t LLVMFuzzerMutate(std::uint8_t *, std::size_t size, std::size_t) {
   return size;
 }

@@ -1,5 +1,5 @@
-// bhyve's answer, as lib/bhyve/reply.ts reads it: one list without descriptors, of which the text `error` is
-// shown.
+// Decodes bhyve's reply in the same way as lib/bhyve/reply.ts: one list without descriptors. The library
+// shows the string `error`.
 
 #include <algorithm>
 
@@ -20,18 +20,18 @@ extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t *data, std::size_t s
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size) {
-  const std::vector<std::uint8_t> answer(data, data + size);
-  const auto list = bhyve::nvlist::decode(answer.data(), answer.size(), 0);
+  const std::vector<std::uint8_t> reply(data, data + size);
+  const auto list = bhyve::nvlist::decode(reply.data(), reply.size(), 0);
   if (!list)
     return 0;
   const auto error =
       std::find_if(list->begin(), list->end(), [](const Pair &p) { return p.name == "error"; });
   if (error != list->end()) {
-    const std::string whole(answer.begin(), answer.end());
-    require(whole.find(error->bytes) != std::string::npos, "what is shown is what came");
+    const std::string text(reply.begin(), reply.end());
+    require(text.find(error->bytes) != std::string::npos, "the error is part of the reply");
   }
   for (const Pair &pair : *list)
-    require(pair.type != bhyve::nvlist::Type::Descriptor, "an answer brings no descriptors");
-  require(bhyve::nvlist::encode(*list) == answer, "what is accepted re-encodes to itself");
+    require(pair.type != bhyve::nvlist::Type::Descriptor, "a reply has no descriptors");
+  require(bhyve::nvlist::encode(*list) == reply, "an accepted list re-encodes to the same bytes");
   return 0;
 }

@@ -1,4 +1,4 @@
-// What a fuzz target insists on: a broken promise ends the process, and libFuzzer keeps the input.
+// Checks an invariant of a fuzz target. A violation aborts the process, so that libFuzzer keeps the input.
 #pragma once
 
 #include <cstdio>
@@ -9,7 +9,7 @@ namespace bhyve::fuzz {
 inline void require(bool holds, const char *what) {
   if (holds)
     return;
-  static_cast<void>(std::fprintf(stderr, "broken promise: %s\n", what));
+  static_cast<void>(std::fprintf(stderr, "violated invariant: %s\n", what));
   std::abort();
 }
 

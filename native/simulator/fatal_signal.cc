@@ -14,7 +14,7 @@ void dieBy(int signal) {
   sigaddset(&only, signal);
   ::sigprocmask(SIG_UNBLOCK, &only, nullptr);
   ::kill(::getpid(), signal);
-  // Reached only where the signal's default action is not to end the process.
+  // Reached only if the default action of the signal does not end the process.
   std::abort();
 }
 

@@ -1,9 +1,9 @@
-// An end by a signal, as a bhyve that fails an assertion or writes to nobody has it.
+// Ends the process by a signal, like a bhyve whose assertion fails or that writes to a closed pipe.
 #pragma once
 
 namespace bhyve {
 
-// Ends this process by `signal` with its default action.
+// Ends this process by the default action of `signal`.
 [[noreturn]] void dieBy(int signal);
 
 } // namespace bhyve

@@ -14,7 +14,7 @@ namespace {
 #ifdef MSG_CMSG_CLOEXEC
 constexpr int kReceiveFlags = MSG_CMSG_CLOEXEC;
 #else
-constexpr int kReceiveFlags = 0; // macOS: set afterwards
+constexpr int kReceiveFlags = 0; // on macOS, close-on-exec is set afterwards
 #endif
 
 Result<UniqueFd> bindSocket(const std::string &path, int type) {
@@ -108,7 +108,7 @@ Result<std::vector<int>> pollReadable(const std::vector<int> &descriptors, int t
   polled.reserve(descriptors.size());
   for (const int descriptor : descriptors)
     polled.push_back(pollfd{descriptor, POLLIN, 0});
-  // An interrupted wait ends as an empty one: the caller has a loop and a clock of its own.
+  // Return no descriptors if the wait was interrupted. The caller polls again until its own deadline.
   if (::poll(polled.data(), static_cast<nfds_t>(polled.size()), timeoutMs) == -1 && errno != EINTR)
     return failureOf("poll");
   std::vector<int> ready;

@@ -1,4 +1,4 @@
-// The server's end of a socket: what the simulator needs to receive a request as bhyve receives it.
+// The server side of a socket. The simulator uses it to receive a request in the same way as bhyve.
 #pragma once
 
 #include <cstdint>
@@ -12,14 +12,14 @@ namespace bhyve {
 
 struct ReceivedDescriptors {
   std::int64_t bytes = 0;
-  bool truncated = false; // more control data came than there was room for
+  bool truncated = false; // more control data was sent than fits
   std::vector<UniqueFd> descriptors;
 };
 
 Result<UniqueFd> listenStream(const std::string &path, int backlog);
 Result<UniqueFd> bindDatagram(const std::string &path);
 Result<UniqueFd> acceptConnection(int listener);
-// Plain recv(): descriptors that came along with the bytes are lost, as they are in bhyve.
+// Calls recv(), which discards descriptors sent with the bytes, as in bhyve.
 Result<std::vector<std::uint8_t>> receiveBytes(int socket, std::size_t length);
 Result<ReceivedDescriptors> receiveDescriptors(int socket, std::size_t expected);
 Result<std::vector<int>> pollReadable(const std::vector<int> &descriptors, int timeoutMs);

@@ -1,5 +1,7 @@
-// The system calls of the addon, once well and once badly each, in a folder of its own. Ends with status 0
-// where every call did what it says and no descriptor is left. `native_test <empty folder>`.
+// Tests the system calls of the addon: each succeeds once and fails once, in a directory of the test. Exits
+// with status 0 if every call behaved as documented and no descriptor is left open.
+//
+// Usage: native_test <empty directory>
 
 #include <array>
 #include <cerrno>
@@ -42,114 +44,126 @@ template <typename T> void failsWith(const Result<T> &result, int error, const c
   require(failure != nullptr && failure->error == error, what);
 }
 
-// The lowest free number: the same before and after means that nothing was left open.
+// Returns the lowest free descriptor. The test must not change it, otherwise a descriptor was left open.
 int lowestFree() {
   const UniqueFd probe(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   return probe.get();
 }
 
-void testDirectories(int folder) {
-  valueOf(bhyve::makeDirectoryAt(folder, "sub", 0700), "mkdirat");
-  failsWith(bhyve::makeDirectoryAt(folder, "sub", 0700), EEXIST, "a folder twice");
-  failsWith(bhyve::makeDirectoryAt(folder, "a/b", 0700), EINVAL, "a name with a slash");
-  const UniqueFd sub = valueOf(bhyve::openAt(folder, "sub", O_RDONLY | O_DIRECTORY, 0), "openat");
-  require((::fcntl(sub.get(), F_GETFD) & FD_CLOEXEC) != 0, "close-on-exec");
+void testDirectories(int directory) {
+  valueOf(bhyve::makeDirectoryAt(directory, "sub", 0700), "mkdirat");
+  failsWith(bhyve::makeDirectoryAt(directory, "sub", 0700), EEXIST, "mkdirat of an existing directory");
+  failsWith(bhyve::makeDirectoryAt(directory, "a/b", 0700), EINVAL, "mkdirat of a name with a slash");
+  const UniqueFd sub = valueOf(bhyve::openAt(directory, "sub", O_RDONLY | O_DIRECTORY, 0), "openat");
+  require((::fcntl(sub.get(), F_GETFD) & FD_CLOEXEC) != 0, "openat sets close-on-exec");
   {
-    const UniqueFd file = valueOf(bhyve::openAt(folder, "file", O_WRONLY | O_CREAT | O_EXCL, 0600), "create");
+    const UniqueFd file =
+        valueOf(bhyve::openAt(directory, "file", O_WRONLY | O_CREAT | O_EXCL, 0600), "create");
     require(::write(file.get(), "text", 4) == 4, "write");
     valueOf(bhyve::syncDescriptor(file.get()), "fsync");
   }
-  failsWith(bhyve::openAt(folder, "none", O_RDONLY, 0), ENOENT, "a file that is not there");
-  valueOf(bhyve::renameAt(folder, "file", sub.get(), "moved"), "renameat");
-  failsWith(bhyve::renameAt(folder, "file", sub.get(), "moved"), ENOENT, "moved twice");
-  require(valueOf(bhyve::readDirectory(sub.get(), 0), "readdir") == std::string("moved\0", 6), "one name");
-  failsWith(bhyve::readDirectory(-1, 0), EBADF, "no descriptor");
+  failsWith(bhyve::openAt(directory, "none", O_RDONLY, 0), ENOENT, "openat of a missing file");
+  valueOf(bhyve::renameAt(directory, "file", sub.get(), "moved"), "renameat");
+  failsWith(bhyve::renameAt(directory, "file", sub.get(), "moved"), ENOENT, "renameat of a missing file");
+  require(valueOf(bhyve::readDirectory(sub.get(), 0), "readdir") == std::string("moved\0", 6),
+          "readdir returns one name");
+  failsWith(bhyve::readDirectory(-1, 0), EBADF, "readdir of an invalid descriptor");
   const auto status = valueOf(bhyve::statusAt(sub.get(), "moved"), "fstatat");
-  require(status.kind == bhyve::FileKind::File && status.size == 4, "what was written");
-  failsWith(bhyve::statusAt(sub.get(), "none"), ENOENT, "no status of nothing");
-  require(valueOf(bhyve::freeSpace(folder), "fstatvfs") >= 0, "free space");
-  failsWith(bhyve::removeDirectoryAt(folder, "sub"), ENOTEMPTY, "a folder that is not empty");
+  require(status.kind == bhyve::FileKind::File && status.size == 4, "fstatat returns the kind and size");
+  failsWith(bhyve::statusAt(sub.get(), "none"), ENOENT, "fstatat of a missing file");
+  require(valueOf(bhyve::freeSpace(directory), "fstatvfs") >= 0, "free space is not negative");
+  failsWith(bhyve::removeDirectoryAt(directory, "sub"), ENOTEMPTY, "rmdir of a directory that is not empty");
   valueOf(bhyve::unlinkAt(sub.get(), "moved"), "unlinkat");
-  valueOf(bhyve::removeDirectoryAt(folder, "sub"), "rmdir");
+  valueOf(bhyve::removeDirectoryAt(directory, "sub"), "rmdir");
 }
 
 void testCounts() {
-  require(valueOf(bhyve::descriptorLimit(), "getrlimit") >= 16, "a limit");
+  require(valueOf(bhyve::descriptorLimit(), "getrlimit") >= 16, "the limit is at least 16");
   const auto before = valueOf(bhyve::openDescriptors(), "open descriptors");
   const UniqueFd one = valueOf(bhyve::openPath("/dev/null", O_RDONLY), "open");
-  require(valueOf(bhyve::openDescriptors(), "open descriptors") == before + 1, "one more");
+  require(valueOf(bhyve::openDescriptors(), "open descriptors") == before + 1, "one more descriptor is open");
 }
 
-void testLocks(int folder, const std::string &path) {
+void testLocks(int directory, const std::string &path) {
   const UniqueFd other = valueOf(bhyve::openPath(path, O_RDONLY | O_DIRECTORY), "open");
-  require(valueOf(bhyve::lockDescriptor(folder, bhyve::LockMode::Exclusive), "flock") == 1, "taken");
-  require(valueOf(bhyve::lockDescriptor(other.get(), bhyve::LockMode::Shared), "flock") == 0, "held");
-  valueOf(bhyve::unlockDescriptor(folder), "unlock");
-  require(valueOf(bhyve::lockDescriptor(other.get(), bhyve::LockMode::Shared), "flock") == 1, "free again");
-  failsWith(bhyve::lockDescriptor(-1, bhyve::LockMode::Shared), EBADF, "no descriptor");
+  require(valueOf(bhyve::lockDescriptor(directory, bhyve::LockMode::Exclusive), "flock") == 1,
+          "an exclusive lock is acquired");
+  require(valueOf(bhyve::lockDescriptor(other.get(), bhyve::LockMode::Shared), "flock") == 0,
+          "a locked file is busy");
+  valueOf(bhyve::unlockDescriptor(directory), "unlock");
+  require(valueOf(bhyve::lockDescriptor(other.get(), bhyve::LockMode::Shared), "flock") == 1,
+          "an unlocked file can be locked");
+  failsWith(bhyve::lockDescriptor(-1, bhyve::LockMode::Shared), EBADF, "flock of an invalid descriptor");
 }
 
-void testSockets(int folder, const std::string &path) {
+void testSockets(int directory, const std::string &path) {
   const std::string socketPath = path + "/socket";
-  failsWith(bhyve::connectStream(socketPath), ENOENT, "nobody there");
-  failsWith(bhyve::connectStream(std::string(200, 'x')), ENAMETOOLONG, "a path that does not fit");
+  failsWith(bhyve::connectStream(socketPath), ENOENT, "connect to a missing socket");
+  failsWith(bhyve::connectStream(std::string(200, 'x')), ENAMETOOLONG, "connect to a path that is too long");
   const UniqueFd listener = valueOf(bhyve::listenStream(socketPath, 1), "listen");
-  failsWith(bhyve::listenStream(socketPath, 1), EADDRINUSE, "a path twice");
-  failsWith(bhyve::acceptConnection(listener.get()), EAGAIN, "nobody has come");
+  failsWith(bhyve::listenStream(socketPath, 1), EADDRINUSE, "listen on an existing path");
+  failsWith(bhyve::acceptConnection(listener.get()), EAGAIN, "accept without a connection");
   const UniqueFd client = valueOf(bhyve::connectStream(socketPath), "connect");
-  require(valueOf(bhyve::peerOf(client.get()), "peer").uid == ::geteuid(), "we listen ourselves");
-  require(valueOf(bhyve::pollReadable({listener.get()}, 1000), "poll").size() == 1, "somebody has come");
+  require(valueOf(bhyve::peerOf(client.get()), "peer").uid == ::geteuid(),
+          "the peer has the uid of the listener");
+  require(valueOf(bhyve::pollReadable({listener.get()}, 1000), "poll").size() == 1,
+          "poll reports the connection");
   const UniqueFd server = valueOf(bhyve::acceptConnection(listener.get()), "accept");
 
   const std::array<std::uint8_t, 3> bytes{1, 2, 3};
-  require(valueOf(bhyve::sendBytes(client.get(), bytes.data(), bytes.size()), "send") == 3, "all of it");
-  require(valueOf(bhyve::receiveBytes(server.get(), 10), "recv").size() == 3, "all of it");
-  failsWith(bhyve::receiveBytes(server.get(), 10), EAGAIN, "nothing more");
-  valueOf(bhyve::sendDescriptor(client.get(), folder), "sendmsg");
-  failsWith(bhyve::sendDescriptor(client.get(), -1), EBADF, "no descriptor to send");
+  require(valueOf(bhyve::sendBytes(client.get(), bytes.data(), bytes.size()), "send") == 3,
+          "send sends all bytes");
+  require(valueOf(bhyve::receiveBytes(server.get(), 10), "recv").size() == 3, "recv returns all bytes");
+  failsWith(bhyve::receiveBytes(server.get(), 10), EAGAIN, "recv without more bytes");
+  valueOf(bhyve::sendDescriptor(client.get(), directory), "sendmsg");
+  failsWith(bhyve::sendDescriptor(client.get(), -1), EBADF, "sendmsg of an invalid descriptor");
   auto received = valueOf(bhyve::receiveDescriptors(server.get(), 1), "recvmsg");
-  require(received.descriptors.size() == 1 && !received.truncated, "one descriptor");
-  require((::fcntl(received.descriptors[0].get(), F_GETFD) & FD_CLOEXEC) != 0, "close-on-exec");
+  require(received.descriptors.size() == 1 && !received.truncated, "recvmsg returns one descriptor");
+  require((::fcntl(received.descriptors[0].get(), F_GETFD) & FD_CLOEXEC) != 0, "recvmsg sets close-on-exec");
   valueOf(bhyve::shutdownWrite(client.get()), "shutdown");
-  require(valueOf(bhyve::receiveBytes(server.get(), 10), "recv").empty(), "the end");
-  valueOf(bhyve::unlinkAt(folder, "socket"), "unlink");
+  require(valueOf(bhyve::receiveBytes(server.get(), 10), "recv").empty(),
+          "recv after shutdown returns the end of the stream");
+  valueOf(bhyve::unlinkAt(directory, "socket"), "unlink");
 }
 
 void testProcesses() {
   const auto status = valueOf(bhyve::processStatus(::getpid()), "process status");
-  require(status.state == bhyve::ProcessState::Running && !status.startedAt.empty(), "we run");
+  require(status.state == bhyve::ProcessState::Running && !status.startedAt.empty(),
+          "this process is running");
   valueOf(bhyve::signalProcess(::getpid(), status.startedAt, 0), "signal");
-  failsWith(bhyve::signalProcess(::getpid(), "another time", 0), ESRCH, "another process of that pid");
-  failsWith(bhyve::processStatus(1 << 30), ESRCH, "no such process");
+  failsWith(bhyve::signalProcess(::getpid(), "another time", 0), ESRCH,
+            "signal to another process with this pid");
+  failsWith(bhyve::processStatus(1 << 30), ESRCH, "status of a missing process");
 #if defined(__linux__)
   const auto boot = valueOf(bhyve::bootIdentity(), "boot identity");
-  require(boot.size() == 36 && boot == valueOf(bhyve::bootIdentity(), "boot identity"), "the same boot");
+  require(boot.size() == 36 && boot == valueOf(bhyve::bootIdentity(), "boot identity"),
+          "the boot identity is constant");
 #endif
 }
 
-void testOwnership(int folder) {
+void testOwnership(int directory) {
   bhyve::DescriptorTable table;
-  const int kept = table.own(valueOf(bhyve::duplicate(folder), "dup"));
-  const int closed = table.own(valueOf(bhyve::duplicate(folder), "dup"));
-  const int given = table.own(valueOf(bhyve::duplicate(folder), "dup"));
-  require(table.size() == 3 && kept != closed, "three");
-  require(table.close(closed) && !table.close(closed), "closed once");
+  const int kept = table.own(valueOf(bhyve::duplicate(directory), "dup"));
+  const int closed = table.own(valueOf(bhyve::duplicate(directory), "dup"));
+  const int given = table.own(valueOf(bhyve::duplicate(directory), "dup"));
+  require(table.size() == 3 && kept != closed, "the table owns three descriptors");
+  require(table.close(closed) && !table.close(closed), "a descriptor is closed only once");
   table.disown(given);
   const UniqueFd owner(given);
-  require(table.size() == 1, "the table closes what is left");
+  require(table.size() == 1, "one descriptor remains for the destructor");
 }
 
 void testWorkingDirectory(const std::string &path) {
   const UniqueFd before = valueOf(bhyve::openPath(".", O_RDONLY | O_DIRECTORY), "open");
-  require(valueOf(bhyve::hasWorkingDirectory(), "getcwd") == 1, "a working directory");
+  require(valueOf(bhyve::hasWorkingDirectory(), "getcwd") == 1, "the working directory exists");
   const std::string gone = path + "/gone";
   require(::mkdir(gone.c_str(), 0700) == 0, "mkdir");
-  const UniqueFd folder = valueOf(bhyve::openPath(gone, O_RDONLY | O_DIRECTORY), "open");
+  const UniqueFd removed = valueOf(bhyve::openPath(gone, O_RDONLY | O_DIRECTORY), "open");
   require(::rmdir(gone.c_str()) == 0, "rmdir");
-  valueOf(bhyve::enterDirectory(folder.get()), "fchdir");
-  require(valueOf(bhyve::hasWorkingDirectory(), "getcwd") == 0, "it was removed");
+  valueOf(bhyve::enterDirectory(removed.get()), "fchdir");
+  require(valueOf(bhyve::hasWorkingDirectory(), "getcwd") == 0, "the working directory was removed");
   valueOf(bhyve::enterDirectory(before.get()), "fchdir");
-  failsWith(bhyve::enterDirectory(-1), EBADF, "no descriptor");
+  failsWith(bhyve::enterDirectory(-1), EBADF, "fchdir to an invalid descriptor");
 }
 
 } // namespace
@@ -160,17 +174,17 @@ int main(int count, char **arguments) {
   const std::string path = arguments[1];
   const int before = lowestFree();
   {
-    const UniqueFd folder = valueOf(bhyve::openPath(path, O_RDONLY | O_DIRECTORY), "open");
-    failsWith(bhyve::openPath(path + "/none", O_RDONLY), ENOENT, "no folder");
-    testDirectories(folder.get());
-    testLocks(folder.get(), path);
-    testSockets(folder.get(), path);
-    testOwnership(folder.get());
+    const UniqueFd directory = valueOf(bhyve::openPath(path, O_RDONLY | O_DIRECTORY), "open");
+    failsWith(bhyve::openPath(path + "/none", O_RDONLY), ENOENT, "open of a missing directory");
+    testDirectories(directory.get());
+    testLocks(directory.get(), path);
+    testSockets(directory.get(), path);
+    testOwnership(directory.get());
     testWorkingDirectory(path);
   }
   testProcesses();
   testCounts();
-  require(lowestFree() == before, "no descriptor is left");
+  require(lowestFree() == before, "no descriptor is left open");
   static_cast<void>(std::printf("native_test: ok\n"));
   return 0;
 }
