@@ -1,4 +1,4 @@
-/** The stand-in for bhyve: its arguments, its start and its end. */
+/** The stand-in for the bhyve executable: its arguments, its start and its end. */
 import { spawn } from 'node:child_process'
 import fs from 'node:fs'
 import { constants } from 'node:os'
@@ -71,7 +71,7 @@ const machines: [args: string[], cpus: number, memory: number, devices: string[]
   [['-aCDeSuWxY', '-p0:1', '-g', '0', '--', 'vm'], 1, 256 * mebibyte, []],
 ]
 
-t.test('arguments: what bhyve makes of them', async (t) => {
+t.test('arguments: configure the same machine as in bhyve', async (t) => {
   for (const [args, cpus, memoryBytes, devices] of machines) {
     const { configuration, operand } = parseCommandLine(args, true)
     t.equal(operand, 'vm', args.join(' '))
@@ -81,19 +81,26 @@ t.test('arguments: what bhyve makes of them', async (t) => {
   t.same(machineOf(configuration).devices, ['ahci-hd@pci.0.2.0'], '13.0 has no aliases')
 })
 
-t.test('arguments: a configuration file, in its turn', async (t) => {
-  const file = join(scratch(t), 'vm.conf')
-  fs.writeFileSync(
-    file,
-    '# a comment\n\nname=file\ncpus=2\nmemory.size=32M\npci.0.3.0.device=virtio-blk\npci.0.3.0.path=/d\nx.y=z\n',
-  )
-  const { configuration, operand } = parseCommandLine(['-c', '7', '-k', file, '-m', '16M'], true)
-  t.equal(operand, undefined)
-  t.equal(configuration.get('name'), 'file')
-  t.same(machineOf(configuration), { cpus: 2, memoryBytes: 16 * mebibyte, devices: ['virtio-blk@pci.0.3.0'] })
-})
+t.test(
+  'arguments: a configuration file overrides earlier options, and later options override it',
+  async (t) => {
+    const file = join(scratch(t), 'vm.conf')
+    fs.writeFileSync(
+      file,
+      '# a comment\n\nname=file\ncpus=2\nmemory.size=32M\npci.0.3.0.device=virtio-blk\npci.0.3.0.path=/d\nx.y=z\n',
+    )
+    const { configuration, operand } = parseCommandLine(['-c', '7', '-k', file, '-m', '16M'], true)
+    t.equal(operand, undefined)
+    t.equal(configuration.get('name'), 'file')
+    t.same(machineOf(configuration), {
+      cpus: 2,
+      memoryBytes: 16 * mebibyte,
+      devices: ['virtio-blk@pci.0.3.0'],
+    })
+  },
+)
 
-const refused: [args: string[], status: number, text: RegExp][] = [
+const rejected: [args: string[], status: number, text: RegExp][] = [
   [['-Z', 'vm'], 1, /illegal option -- Z\nUsage: bhyve/],
   [['-AZ', 'vm'], 1, /illegal option -- Z/],
   [['vm', '-m'], 1, /Usage/],
@@ -124,9 +131,9 @@ const refused: [args: string[], status: number, text: RegExp][] = [
   [['a/b'], 4, /not a valid VM name/],
 ]
 
-t.test('arguments: what bhyve does not take', async (t) => {
+t.test('arguments: invalid ones are rejected with the message and exit status of bhyve', async (t) => {
   const run = join(scratch(t), 'run')
-  const cases = refused.map(async ([args, status, text]) => {
+  const cases = rejected.map(async ([args, status, text]) => {
     const vm = new StandIn(t, run, args)
     t.same(await vm.ended, { code: status, signal: null }, args.join(' '))
     t.match(vm.errors, text, args.join(' '))
@@ -136,7 +143,7 @@ t.test('arguments: what bhyve does not take', async (t) => {
   t.notOk(fs.existsSync(run))
 })
 
-t.test('settings from the environment: refused where they make no sense', async (t) => {
+t.test('environment: invalid settings are rejected', async (t) => {
   const run = join(scratch(t), 'run')
   for (const settings of [
     { dialect: 'datagram' as SimulatedDialect },
@@ -151,29 +158,34 @@ t.test('settings from the environment: refused where they make no sense', async 
 
 // ---- starting -------------------------------------------------------------------------------------------
 
-t.test('the path: executable, also after an installation that took the bit away', async (t) => {
+t.test('path: the file is executable even if the installation cleared its executable bit', async (t) => {
   t.match(simulatedBhyve, /^\/.*\/bhyve\.js$/)
   fs.accessSync(simulatedBhyve, fs.constants.X_OK)
-  const folder = scratch(t)
-  fs.cpSync(dirname(dirname(simulatedBhyve)), join(folder, 'dist'), { recursive: true })
-  fs.writeFileSync(join(folder, 'package.json'), '{ "type": "module" }')
-  fs.chmodSync(join(folder, 'dist/simulator/bhyve.js'), 0o644)
-  const child = spawn(process.execPath, [join(folder, 'dist/simulator/index.js')], {
+  const directory = scratch(t)
+  fs.cpSync(dirname(dirname(simulatedBhyve)), join(directory, 'dist'), { recursive: true })
+  fs.writeFileSync(join(directory, 'package.json'), '{ "type": "module" }')
+  fs.chmodSync(join(directory, 'dist/simulator/bhyve.js'), 0o644)
+  const child = spawn(process.execPath, [join(directory, 'dist/simulator/index.js')], {
     stdio: 'inherit',
   })
   await new Promise((resolve) => child.once('close', resolve))
-  fs.accessSync(join(folder, 'dist/simulator/bhyve.js'), fs.constants.X_OK)
+  fs.accessSync(join(directory, 'dist/simulator/bhyve.js'), fs.constants.X_OK)
 })
 
-t.test('a start: serves a VM as described, by itself or through node', async (t) => {
+t.test('start: serves the VM that the arguments describe, executed directly or by node', async (t) => {
   for (const byNode of [false, true]) {
-    const folder = scratch(t)
-    const vm = new StandIn(t, join(folder, 'unused'), ['-o', `rundir=${folder}`, ...machineArgs, 'vm0'], {
-      byNode,
-    })
-    await vm.listening(join(folder, 'vm0'))
-    await request(join(folder, 'vm0'), 'descriptor', join(folder, 'saved'))
-    const metadata = metadataOf(join(folder, 'saved'))
+    const directory = scratch(t)
+    const vm = new StandIn(
+      t,
+      join(directory, 'unused'),
+      ['-o', `rundir=${directory}`, ...machineArgs, 'vm0'],
+      {
+        byNode,
+      },
+    )
+    await vm.listening(join(directory, 'vm0'))
+    await request(join(directory, 'vm0'), 'descriptor', join(directory, 'saved'))
+    const metadata = metadataOf(join(directory, 'saved'))
     t.match(metadata['basic metadata'], { vmname: 'vm0', ncpus: 2, memsize: 4 * mebibyte })
     t.same(
       metadata.devices.map(({ device }) => device),
@@ -181,75 +193,75 @@ t.test('a start: serves a VM as described, by itself or through node', async (t)
     )
     t.match(vm.output, /^vm0: 2 vCPUs/)
     t.equal(vm.errors, '')
-    t.notOk(fs.existsSync(join(folder, 'unused')))
+    t.notOk(fs.existsSync(join(directory, 'unused')))
     vm.child.kill('SIGTERM')
     t.same(await vm.ended, { code: null, signal: 'SIGTERM' })
   }
 })
 
-t.test('a start: where a dead VM left its socket', async (t) => {
+t.test('start: replaces the socket of a dead VM and keeps the socket of a running one', async (t) => {
   const { run, path } = await savedVm(t)
-  t.ok(fs.lstatSync(join(run, 'vm0')).isSocket(), 'left behind')
+  t.ok(fs.lstatSync(join(run, 'vm0')).isSocket(), 'the socket file exists')
   const identity = fs.lstatSync(join(run, 'vm0')).ino
   const vm = new StandIn(t, run, [...machineArgs, '-r', path])
   await vm.listening(join(run, 'vm0'))
   const peer = ok(native.connectStream(join(run, 'vm0')))
-  t.equal(ok(native.peerOf(peer)).pid, vm.pid, `another socket than ${String(identity)}`)
+  t.equal(ok(native.peerOf(peer)).pid, vm.pid, `the socket is new, not ${String(identity)}`)
   native.close(peer)
   const second = new StandIn(t, run, [...machineArgs, 'vm0'])
-  t.same(await second.ended, { code: 71, signal: null }, 'a live one is spared')
+  t.same(await second.ended, { code: 71, signal: null }, 'the socket of a running VM is kept')
   t.match(second.errors, /^bhyve: Failed to start checkpoint thread: .* is running\n$/)
 })
 
-t.test('a closed output kills it, at its first line and at a later one', async (t) => {
-  const folder = scratch(t)
-  const early = new StandIn(t, folder, [...machineArgs, 'vm1'])
+t.test('a closed standard output kills the stand-in at its first or a later line', async (t) => {
+  const directory = scratch(t)
+  const early = new StandIn(t, directory, [...machineArgs, 'vm1'])
   early.child.stdout?.destroy()
   t.same(await early.ended, { code: null, signal: 'SIGPIPE' })
-  t.notOk(fs.existsSync(join(folder, 'vm1')))
-  const late = new StandIn(t, folder, [...machineArgs, 'vm2'])
-  await late.listening(join(folder, 'vm2'))
+  t.notOk(fs.existsSync(join(directory, 'vm1')))
+  const late = new StandIn(t, directory, [...machineArgs, 'vm2'])
+  await late.listening(join(directory, 'vm2'))
   late.child.stdout?.destroy()
-  await request(join(folder, 'vm2'), 'descriptor', join(folder, 'saved'))
+  await request(join(directory, 'vm2'), 'descriptor', join(directory, 'saved'))
   t.same(await late.ended, { code: null, signal: 'SIGPIPE' })
-  t.equal(fs.statSync(join(folder, 'saved.meta')).size, 0, 'in the middle of the checkpoint')
+  t.equal(fs.statSync(join(directory, 'saved.meta')).size, 0, 'killed in the middle of the checkpoint')
 })
 
-t.test('a suspend ends the process, with the status of the tree', async (t) => {
+t.test('a suspend ends the process with the configured exit status', async (t) => {
   for (const suspendExitCode of [0, undefined]) {
-    const folder = scratch(t)
+    const directory = scratch(t)
     const options = suspendExitCode === undefined ? {} : { suspendExitCode }
-    const vm = new StandIn(t, folder, [...machineArgs, 'vm0'], { options })
-    await vm.listening(join(folder, 'vm0'))
-    await request(join(folder, 'vm0'), 'descriptor', join(folder, 'saved'), true)
+    const vm = new StandIn(t, directory, [...machineArgs, 'vm0'], { options })
+    await vm.listening(join(directory, 'vm0'))
+    await request(join(directory, 'vm0'), 'descriptor', join(directory, 'saved'), true)
     t.same(await vm.ended, { code: suspendExitCode ?? 5, signal: null })
-    t.equal(fs.statSync(join(folder, 'saved')).size, 4 * mebibyte)
+    t.equal(fs.statSync(join(directory, 'saved')).size, 4 * mebibyte)
     t.notOk(isAlive(vm.pid))
   }
 })
 
-t.test('a fault from the environment', async (t) => {
-  const folder = scratch(t)
-  const vm = new StandIn(t, folder, [...machineArgs, 'vm0'], {
+t.test('environment: a fault is injected', async (t) => {
+  const directory = scratch(t)
+  const vm = new StandIn(t, directory, [...machineArgs, 'vm0'], {
     options: { fault: { at: 'kernel', kind: 'kill' }, writeRate: 256 * mebibyte, zeroFraction: 1 },
   })
-  await vm.listening(join(folder, 'vm0'))
-  await request(join(folder, 'vm0'), 'descriptor', join(folder, 'saved'))
+  await vm.listening(join(directory, 'vm0'))
+  await request(join(directory, 'vm0'), 'descriptor', join(directory, 'saved'))
   t.same(await vm.ended, { code: null, signal: 'SIGKILL' })
-  t.ok(fs.readFileSync(join(folder, 'saved')).equals(Buffer.alloc(4 * mebibyte)))
+  t.ok(fs.readFileSync(join(directory, 'saved')).equals(Buffer.alloc(4 * mebibyte)))
 })
 
-t.test('refused: a place for the socket that is no place', async (t) => {
-  const folder = scratch(t)
-  fs.writeFileSync(join(folder, 'vm0'), 'not a socket')
-  const vm = new StandIn(t, folder, [...machineArgs, 'vm0'])
+t.test('start: rejects a socket path at which a regular file exists', async (t) => {
+  const directory = scratch(t)
+  fs.writeFileSync(join(directory, 'vm0'), 'not a socket')
+  const vm = new StandIn(t, directory, [...machineArgs, 'vm0'])
   t.same(await vm.ended, { code: 71, signal: null })
   t.match(vm.errors, /^bhyve: Failed to start checkpoint thread: .*\n$/)
-  t.equal(fs.readFileSync(join(folder, 'vm0'), 'utf8'), 'not a socket')
+  t.equal(fs.readFileSync(join(directory, 'vm0'), 'utf8'), 'not a socket')
 })
 
-t.test('a detached one outlives the end of everything that started it', async (t) => {
-  const folder = scratch(t)
+t.test('a detached stand-in continues to run after its parent has ended', async (t) => {
+  const directory = scratch(t)
   const script = `
     import { spawn } from 'node:child_process'
     const child = spawn(${JSON.stringify(simulatedBhyve)}, ${JSON.stringify([...machineArgs, 'vm0'])},
@@ -258,24 +270,24 @@ t.test('a detached one outlives the end of everything that started it', async (t
     child.unref()`
   const starter = spawn(process.execPath, ['--input-type=module', '--eval', script], {
     stdio: ['ignore', 'pipe', 'inherit'],
-    env: { ...process.env, SIMULATED_BHYVE_RUN_DIRECTORY: folder },
+    env: { ...process.env, SIMULATED_BHYVE_RUN_DIRECTORY: directory },
   })
   let text = ''
   starter.stdout.on('data', (bytes: Buffer) => (text += bytes.toString()))
   await new Promise((resolve) => starter.once('close', resolve))
   const pid = Number(text)
   t.teardown(() => isAlive(pid) && process.kill(pid, 'SIGKILL'))
-  await until(() => accepts(join(folder, 'vm0')), 'the socket')
-  await request(join(folder, 'vm0'), 'descriptor', join(folder, 'saved'), true)
+  await until(() => accepts(join(directory, 'vm0')), 'the socket')
+  await request(join(directory, 'vm0'), 'descriptor', join(directory, 'saved'), true)
   await until(() => !isAlive(pid), 'its end')
-  t.equal(fs.statSync(join(folder, 'saved')).size, 4 * mebibyte)
+  t.equal(fs.statSync(join(directory, 'saved')).size, 4 * mebibyte)
 })
 
-t.test('signals: none is ignored', async (t) => {
-  const folder = scratch(t)
+t.test('signals: SIGINT, SIGHUP and SIGTERM end the process', async (t) => {
+  const directory = scratch(t)
   for (const signal of ['SIGINT', 'SIGHUP', 'SIGTERM'] as const) {
-    const vm = new StandIn(t, folder, [...machineArgs, 'vm0'], { output: 'ignore' })
-    await vm.listening(join(folder, 'vm0'))
+    const vm = new StandIn(t, directory, [...machineArgs, 'vm0'], { output: 'ignore' })
+    await vm.listening(join(directory, 'vm0'))
     process.kill(vm.pid, constants.signals[signal])
     t.same(await vm.ended, { code: null, signal })
   }

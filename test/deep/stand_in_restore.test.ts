@@ -1,4 +1,4 @@
-/** The stand-in for bhyve with -r: what it takes, and what it refuses as bhyve does. */
+/** The stand-in for the bhyve executable with -r: which checkpoints it restores and which it rejects, like bhyve. */
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
 import { join } from 'node:path'
@@ -35,15 +35,15 @@ function changeMetadata(path: string, change: (metadata: Metadata) => void): voi
 
 function changeText(path: string, from: string, to: string): void {
   const text = fs.readFileSync(`${path}.meta`, 'utf8')
-  if (!text.includes(from)) throw new Error(`there is no ${from}`)
+  if (!text.includes(from)) throw new Error(`'${from}' is missing in ${path}.meta`)
   fs.writeFileSync(`${path}.meta`, text.replace(from, to))
 }
 
 for (const dialect of ['path', 'descriptor', 'reply', 'struct'] as const) {
-  t.test(`${dialect}: three generations, the same to the last byte`, async (t) => {
-    // The struct dialect cannot be probed without harm, so it is waited for by its file alone.
-    const folder = scratch(t)
-    const run = join(folder, 'run')
+  t.test(`${dialect}: after three restores, a suspend still writes the same bytes`, async (t) => {
+    // A probe of a struct VM would repeat its previous request, so wait only for the socket file.
+    const directory = scratch(t)
+    const run = join(directory, 'run')
     const socket = socketOf(run, 'vm0', dialect)
     const start = async (args: string[]): Promise<StandIn> => {
       fs.rmSync(socket, { force: true })
@@ -53,15 +53,15 @@ for (const dialect of ['path', 'descriptor', 'reply', 'struct'] as const) {
       return vm
     }
     let vm = await start([])
-    let path = join(folder, 'generation0')
+    let path = join(directory, 'generation0')
     await request(socket, dialect, path, true)
     await vm.ended
     const first = digests(path)
     for (const generation of [1, 2, 3]) {
       vm = await start(['-r', path])
-      // The real one needs its files no longer either, once it serves.
+      // Like bhyve, the stand-in does not need the checkpoint files when its socket listens.
       for (const extension of ['', '.kern', '.meta']) fs.rmSync(path + extension)
-      path = join(folder, `generation${String(generation)}`)
+      path = join(directory, `generation${String(generation)}`)
       await request(socket, dialect, path, true)
       t.same(await vm.ended, { code: 5, signal: null })
       t.same(digests(path), first)
@@ -70,48 +70,48 @@ for (const dialect of ['path', 'descriptor', 'reply', 'struct'] as const) {
   })
 }
 
-t.test('what the arguments do not decide: memory, CPUs; and what they do: the name', async (t) => {
-  const { run, path, folder } = await savedVm(t)
+t.test('memory and CPUs come from the checkpoint, the name from the arguments if given', async (t) => {
+  const { run, path, directory } = await savedVm(t)
   const args = ['-c1', '-m', '1G', ...machineArgs.slice(4), '-r', path]
   const named = new StandIn(t, run, [...args, 'other'])
   await named.listening(join(run, 'other'))
-  await request(join(run, 'other'), 'descriptor', join(folder, 'again'))
-  t.match(metadataOf(join(folder, 'again'))['basic metadata'], {
+  await request(join(run, 'other'), 'descriptor', join(directory, 'again'))
+  t.match(metadataOf(join(directory, 'again'))['basic metadata'], {
     vmname: 'other',
     ncpus: 2,
     memsize: 4 * mebibyte,
   })
-  t.same(digests(join(folder, 'again')).slice(0, 2), digests(path).slice(0, 2))
+  t.same(digests(join(directory, 'again')).slice(0, 2), digests(path).slice(0, 2))
   const unnamed = new StandIn(t, run, ['-o', 'name=config', ...args])
   await unnamed.listening(join(run, 'vm0'))
   t.notOk(fs.existsSync(join(run, 'config')))
 })
 
-t.test('devices: extra ones are ignored, in any state', async (t) => {
-  const { run, path, folder } = await savedVm(t)
+t.test('devices: extra devices of the checkpoint are ignored, even invalid ones', async (t) => {
+  const { run, path, directory } = await savedVm(t)
   changeMetadata(path, (metadata) => {
     const disk = metadata.devices.find(({ device }) => device.startsWith('virtio-blk'))
     if (disk !== undefined) disk.file_offset = 1e12
   })
   const vm = new StandIn(t, run, ['-s0,hostbridge', '-s31,lpc', '-r', path, 'vm0'])
   await vm.listening(join(run, 'vm0'))
-  await request(join(run, 'vm0'), 'descriptor', join(folder, 'fewer'))
+  await request(join(run, 'vm0'), 'descriptor', join(directory, 'fewer'))
   t.same(
-    metadataOf(join(folder, 'fewer')).devices.map(({ device }) => device),
+    metadataOf(join(directory, 'fewer')).devices.map(({ device }) => device),
     ['hostbridge@pci.0.0.0', 'lpc@pci.0.31.0', 'atkbdc'],
   )
 })
 
-t.test('devices of the old trees: one that was not saved starts afresh', async (t) => {
+t.test('devices of the old trees: a device that was not saved starts with fresh state', async (t) => {
   const dialect = 'path'
-  const { run, path, folder } = await savedVm(t, { dialect })
+  const { run, path, directory } = await savedVm(t, { dialect })
   const vm = new StandIn(t, run, [...machineArgs, '-s', '7,virtio-net,tap0', '-r', path, 'vm0'], { dialect })
   await vm.listening(join(run, 'vm0'))
-  await request(join(run, 'vm0'), dialect, join(folder, 'more'))
-  t.ok(fs.statSync(join(folder, 'more.kern')).size > fs.statSync(`${path}.kern`).size)
+  await request(join(run, 'vm0'), dialect, join(directory, 'more'))
+  t.ok(fs.statSync(join(directory, 'more.kern')).size > fs.statSync(`${path}.kern`).size)
 })
 
-t.test("generations: none takes another one's checkpoint", async (t) => {
+t.test('generations: a checkpoint of another generation is rejected', async (t) => {
   for (const [saved, dialect] of [
     ['struct', 'path'],
     ['path', 'struct'],
@@ -119,7 +119,7 @@ t.test("generations: none takes another one's checkpoint", async (t) => {
   ] as const) {
     const { run, path } = await savedVm(t, { dialect: saved })
     const vm = new StandIn(t, run, [...machineArgs, '-r', path, 'vm0'], { dialect })
-    t.same(await vm.ended, { code: 1, signal: null }, `a ${dialect} bhyve, a checkpoint of a ${saved} one`)
+    t.same(await vm.ended, { code: 1, signal: null }, `checkpoint of ${saved}, restored by ${dialect}`)
     t.match(vm.errors, /Cannot find kern struct|Failed to restore PCI device state/)
   }
 })
@@ -185,7 +185,7 @@ const broken: Broken[] = [
     text: /Cannot find kern struct vrtc/,
   },
   {
-    what: 'a kernel structure of no size',
+    what: 'a kernel structure of size 0',
     spoil: (path) => changeMetadata(path, (metadata) => (metadata.kern_structs[1]!.size = 0)),
     status: 65,
     text: /data with zero size for vm$/m,
@@ -201,7 +201,7 @@ const broken: Broken[] = [
     text: /Cannot find kern struct vrtc/,
   },
   {
-    what: 'a structure past the end',
+    what: 'a kernel structure past the end of .kern',
     spoil: (path) => {
       const { size } = fs.statSync(`${path}.kern`)
       changeMetadata(path, (metadata) => (metadata.kern_structs[0]!.size = size + 1))
@@ -210,7 +210,7 @@ const broken: Broken[] = [
     text: /Assertion failed: \(file_offset \+ size <= rstate->kdata_len\)/,
   },
   {
-    what: 'a device past the end',
+    what: 'a device past the end of .kern',
     spoil: pastTheEnd('devices'),
     signal: 'SIGABRT',
     text: /Assertion failed/,
@@ -228,38 +228,38 @@ const broken: Broken[] = [
     text: /Assertion failed: \(file_offset >= 0\)/,
   },
   {
-    what: 'a device more',
+    what: 'an additional device',
     args: [...machineArgs, '-s', '5,nvme,/d'],
     text: /device state: no nvme@pci\.0\.5\.0/,
   },
   {
-    what: 'a device moved',
+    what: 'a device in another slot',
     args: ['-s0,hostbridge', '-s', '4,virtio-blk,d.img', '-s31,lpc'],
     text: /device state: no virtio-blk@pci\.0\.4\.0/,
   },
   {
-    what: 'another device in its slot',
+    what: 'another device in the same slot',
     args: ['-s0,hostbridge', '-s', '3,virtio-net,tap0', '-s31,lpc'],
     text: /device state: no virtio-net@pci\.0\.3\.0/,
   },
   {
-    what: 'a device of no size',
+    what: 'a device of size 0',
     spoil: (path) => changeMetadata(path, (metadata) => (metadata.devices[1]!.size = 0)),
     text: /size is 0: virtio-blk@pci\.0\.3\.0/,
   },
   {
-    what: 'more CPUs than any kernel takes',
+    what: 'more CPUs than any kernel supports',
     spoil: (path) => changeMetadata(path, (metadata) => (metadata['basic metadata'].ncpus = 1025)),
     status: 4,
     text: /1025 vCPUs requested but only 1024 available/,
   },
   {
-    what: 'the first of two lists is the empty one',
+    what: 'two device lists, the first one empty',
     spoil: (path) => changeText(path, '"devices": [', '"devices": [], "devices": ['),
     text: /device state: no hostbridge@pci\.0\.0\.0/,
   },
   {
-    what: 'a negative number of a structure',
+    what: 'a kernel structure with a negative number',
     spoil: (path) => changeText(path, '"snapshot_req": 5', '"snapshot_req": -5'),
     dialect: 'path',
     signal: 'SIGABRT',
@@ -273,7 +273,7 @@ const broken: Broken[] = [
 ]
 
 for (const { what, spoil, args, dialect = 'descriptor', status = 1, signal, text } of broken) {
-  t.test(`refused: ${what}`, async (t) => {
+  t.test(`rejected: ${what}`, async (t) => {
     const { run, path } = await savedVm(t, { dialect })
     fs.rmSync(join(run, 'vm0'))
     spoil?.(path)
@@ -285,21 +285,21 @@ for (const { what, spoil, args, dialect = 'descriptor', status = 1, signal, text
   })
 }
 
-t.test('refused: a path that is too long, by one byte', async (t) => {
+t.test('rejected: a path that is one byte too long', async (t) => {
   for (const [dialect, longest] of [
     ['struct', 95],
     ['path', 250],
     ['descriptor', 250],
   ] as const) {
-    const folder = scratch(t)
+    const directory = scratch(t)
     const { path, run } = await savedVm(t)
     for (const excess of [0, 1]) {
-      const long = join(folder, 'x'.repeat(longest + excess - folder.length - 1))
+      const long = join(directory, 'x'.repeat(longest + excess - directory.length - 1))
       for (const extension of ['', '.kern', '.meta']) fs.copyFileSync(path + extension, long + extension)
       t.equal(Buffer.byteLength(long), longest + excess)
       const args = [...machineArgs, '-c', '0', '-r', long, 'vm0']
       const vm = new StandIn(t, run, args, { dialect })
-      // The CPUs make no sense, but that is looked at after the files are open.
+      // The number of CPUs is invalid as well, but it is checked only after the files are open.
       t.same(await vm.ended, { code: excess === 1 ? 1 : 4, signal: null })
       t.match(vm.errors, excess === 1 ? /Filename exceeds maximum length/ : /Invalid value for cpus/)
     }

@@ -1,4 +1,4 @@
-/** A bhyve that fails, dies, hangs or hangs up: what it leaves. */
+/** The files and the VM's state after a fault: a failure, a killed bhyve, a hang, a closed connection. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
@@ -10,23 +10,23 @@ import { isFailure } from '../../dist/base/native.js'
 import '../support/plain_children.js'
 import {
   native,
-  goldenFolder,
+  goldenDirectory,
   goldenSuccess,
   nvlistRequest,
   structRequest,
-  Conversation,
+  Connection,
   ok,
-  ask,
+  sendRequest,
   until,
   isAlive,
   mebibyte,
   memoryBytes,
   startVm,
-  Folder,
+  OutputDirectory,
   errorIn,
 } from '../support/simulating.js'
 
-// Most of the time goes into starting processes.
+// These tests mostly wait for processes to start.
 t.jobs = 4
 t.setTimeout(120_000)
 
@@ -35,14 +35,14 @@ type Size = 'absent' | 'empty' | 'partial' | 'full'
 
 interface FaultCase {
   fault: Fault
-  /** RAM, `.kern`, `.meta`. */
+  /** The sizes of the RAM file, `.kern` and `.meta`. */
   left: readonly [Size, Size, Size]
 }
 
 const kernelSize = 24472
-const metadataSize = readFileSync(join(goldenFolder, 'meta', 'descriptor.meta')).length
+const metadataSize = readFileSync(join(goldenDirectory, 'meta', 'descriptor.meta')).length
 
-/** Section 4 of docs/protocol.md. */
+/** See section 4 of docs/protocol.md. */
 const failures: FaultCase[] = [
   { fault: { at: 'open', kind: 'fail' }, left: ['absent', 'empty', 'absent'] },
   { fault: { at: 'open', kind: 'no-space' }, left: ['absent', 'empty', 'absent'] },
@@ -56,7 +56,7 @@ const failures: FaultCase[] = [
   { fault: { at: 'metadata', kind: 'no-space' }, left: ['full', 'full', 'partial'] },
 ]
 
-/** A bhyve that dies, or stops, has not flushed its metadata. */
+/** A bhyve that is killed or hangs has not flushed its metadata. */
 const interruptions: { at: Fault['at']; left: FaultCase['left'] }[] = [
   { at: 'open', left: ['absent', 'empty', 'absent'] },
   { at: 'pause', left: ['empty', 'empty', 'empty'] },
@@ -69,79 +69,80 @@ const interruptions: { at: Fault['at']; left: FaultCase['left'] }[] = [
   { at: 'accept', left: ['absent', 'absent', 'absent'] },
 ]
 
-function leftOf(folder: Folder, name: string): [Size, Size, Size] {
-  const judge = (size: number, whole: number): Size =>
-    size < 0 ? 'absent' : size === 0 ? 'empty' : size < whole ? 'partial' : 'full'
+function leftOf(output: OutputDirectory, name: string): [Size, Size, Size] {
+  const classify = (size: number, full: number): Size =>
+    size < 0 ? 'absent' : size === 0 ? 'empty' : size < full ? 'partial' : 'full'
   return [
-    judge(folder.size(name), memoryBytes),
-    judge(folder.size(`${name}.kern`), kernelSize),
-    judge(folder.size(`${name}.meta`), metadataSize),
+    classify(output.size(name), memoryBytes),
+    classify(output.size(`${name}.kern`), kernelSize),
+    classify(output.size(`${name}.meta`), metadataSize),
   ]
 }
 
 const sameMetadata = { vm: 'ubuntu', memoryBytes } as const
 
-t.test('a failure leaves its files, and the VM runs on', async (t) => {
+t.test('a failed checkpoint leaves incomplete files, and the VM continues to run', async (t) => {
   for (const { fault, left } of failures) {
-    const folder = new Folder(t)
+    const output = new OutputDirectory(t)
     const vm = await startVm(t, { ...sameMetadata, fault, dialect: 'reply' })
     const what = `${fault.at}/${fault.kind}`
     for (const name of ['first', 'second']) {
-      const answer = await ask(vm, { bytes: nvlistRequest(name), directory: folder.descriptor })
-      t.same(leftOf(folder, name), left, `${what}: ${name}`)
-      if (fault.at === 'metadata') t.same(answer, goldenSuccess, `${what}: called a success`)
+      const answer = await sendRequest(vm, { bytes: nvlistRequest(name), directory: output.descriptor })
+      t.same(leftOf(output, name), left, `${what}: ${name}`)
+      if (fault.at === 'metadata') t.same(answer, goldenSuccess, `${what}: reported as a success`)
       else t.type(errorIn(answer), 'string', what)
     }
     t.ok(isAlive(vm.pid), what)
-    const suspension = nvlistRequest('third', { suspend: true })
-    await ask(vm, { bytes: suspension, directory: folder.descriptor })
-    t.same(leftOf(folder, 'third'), left, `${what}: suspend`)
-    if (fault.at === 'metadata') t.same(await vm.exited, { code: 5, signal: null }, `${what}: state lost`)
+    const suspendRequest = nvlistRequest('third', { suspend: true })
+    await sendRequest(vm, { bytes: suspendRequest, directory: output.descriptor })
+    t.same(leftOf(output, 'third'), left, `${what}: suspend`)
+    if (fault.at === 'metadata')
+      t.same(await vm.exited, { code: 5, signal: null }, `${what}: the suspend destroys the VM`)
     else t.ok(isAlive(vm.pid), `${what}: a failed suspend leaves the VM running`)
     await vm.stop()
   }
 })
 
-t.test('a failure at a kernel structure writes the golden bytes', async (t) => {
-  const folder = new Folder(t)
+t.test('a failure at a kernel structure leaves the same .meta as upstream', async (t) => {
+  const output = new OutputDirectory(t)
   const vm = await startVm(t, { vm: 'ubuntu', memoryBytes: mebibyte, fault: { at: 'kernel', kind: 'fail' } })
-  await ask(vm, { bytes: nvlistRequest('x'), directory: folder.descriptor })
-  const expected = readFileSync(join(goldenFolder, 'meta', 'failed-at-kernel-structure.meta'))
-  t.same(folder.bytes('x.meta'), expected)
-  t.equal(folder.size('x.kern'), 2424)
+  await sendRequest(vm, { bytes: nvlistRequest('x'), directory: output.descriptor })
+  const expected = readFileSync(join(goldenDirectory, 'meta', 'failed-at-kernel-structure.meta'))
+  t.same(output.bytes('x.meta'), expected)
+  t.equal(output.size('x.kern'), 2424)
 })
 
-t.test('a VM killed at a point leaves what was there', async (t) => {
+t.test('a kill during a checkpoint leaves the files written so far', async (t) => {
   for (const { at, left } of interruptions) {
-    const folder = new Folder(t)
+    const output = new OutputDirectory(t)
     const vm = await startVm(t, { ...sameMetadata, fault: { at, kind: 'kill' } as Fault })
-    await ask(vm, { bytes: nvlistRequest('x'), directory: folder.descriptor })
+    await sendRequest(vm, { bytes: nvlistRequest('x'), directory: output.descriptor })
     t.same(await vm.exited, { code: null, signal: 'SIGKILL' }, at)
-    t.same(leftOf(folder, 'x'), left, at)
+    t.same(leftOf(output, 'x'), left, at)
     await vm.stop()
   }
 })
 
-t.test('a VM that hangs keeps the connection, and everybody behind it, waiting', async (t) => {
+t.test('a hang blocks its connection and all later connections', async (t) => {
   for (const { at, left } of interruptions) {
-    const folder = new Folder(t)
+    const output = new OutputDirectory(t)
     const vm = await startVm(t, { ...sameMetadata, fault: { at, kind: 'hang' } as Fault })
-    const sent = { bytes: nvlistRequest('x'), directory: folder.descriptor }
-    const first = new Conversation(vm.socketPath, sent)
-    const second = new Conversation(vm.socketPath, { ...sent, bytes: nvlistRequest('y') })
-    await until(() => leftOf(folder, 'x').join() === left.join(), `${at}: its files`)
-    const quiet = ok(native.connectStream(vm.socketPath), 'connect')
-    t.same(native.simulator.poll([quiet], 50), [], `${at}: served nobody`)
-    native.close(quiet)
+    const sent = { bytes: nvlistRequest('x'), directory: output.descriptor }
+    const first = new Connection(vm.socketPath, sent)
+    const second = new Connection(vm.socketPath, { ...sent, bytes: nvlistRequest('y') })
+    await until(() => leftOf(output, 'x').join() === left.join(), `${at}: its files`)
+    const idle = ok(native.connectStream(vm.socketPath), 'connect')
+    t.same(native.simulator.poll([idle], 50), [], `${at}: no connection is served`)
+    native.close(idle)
     t.notOk(first.ended || second.ended, at)
-    t.same(leftOf(folder, 'x'), left, at)
-    t.equal(folder.size('y.kern'), -1, at)
+    t.same(leftOf(output, 'x'), left, at)
+    t.equal(output.size('y.kern'), -1, at)
     await vm.stop()
     await Promise.all([first.end, second.end])
   }
 })
 
-t.test('accept/hang: the backlog is all there is', async (t) => {
+t.test('a hang at accept: about a dozen connections fill the backlog, then connect fails', async (t) => {
   const vm = await startVm(t, { fault: { at: 'accept', kind: 'hang' } })
   const sockets: number[] = []
   let refusal = 0
@@ -152,19 +153,19 @@ t.test('accept/hang: the backlog is all there is', async (t) => {
   }
   for (const socket of sockets) native.close(socket)
   const full = [constants.errno.EAGAIN, constants.errno.ECONNREFUSED]
-  t.ok(full.includes(refusal), 'full')
-  t.ok(sockets.length >= 10 && sockets.length <= 16, `about a dozen: ${String(sockets.length)}`)
+  t.ok(full.includes(refusal), 'connect fails')
+  t.ok(sockets.length >= 10 && sockets.length <= 16, `connections: ${String(sockets.length)}`)
 })
 
-t.test('a connection closed at a point ends for the client only', async (t) => {
+t.test('a closed connection does not stop the VM', async (t) => {
   for (const at of ['accept', 'receive', 'reply'] as const) {
     for (const dialect of ['reply', 'descriptor'] as const) {
-      const folder = new Folder(t)
+      const output = new OutputDirectory(t)
       const vm = await startVm(t, { dialect, fault: { at, kind: 'close' } })
       for (const name of ['x', 'y']) {
-        const answer = await ask(vm, { bytes: nvlistRequest(name), directory: folder.descriptor })
+        const answer = await sendRequest(vm, { bytes: nvlistRequest(name), directory: output.descriptor })
         t.same(answer, Buffer.alloc(0), at)
-        t.equal(folder.isComplete(name), at === 'reply', at)
+        t.equal(output.isComplete(name), at === 'reply', at)
       }
       t.ok(isAlive(vm.pid), at)
       await vm.stop()
@@ -172,25 +173,25 @@ t.test('a connection closed at a point ends for the client only', async (t) => {
   }
 })
 
-t.test('receive faults in struct', async (t) => {
-  const folder = new Folder(t)
+t.test('struct: a connection closed while the request is received leaves no files', async (t) => {
+  const output = new OutputDirectory(t)
   const vm = await startVm(t, { dialect: 'struct', fault: { at: 'receive', kind: 'close' } })
-  await ask(vm, { bytes: structRequest(0, join(folder.path, 'x')) })
-  t.same(folder.names, [])
+  await sendRequest(vm, { bytes: structRequest(0, join(output.path, 'x')) })
+  t.same(output.names, [])
   t.ok(isAlive(vm.pid))
 })
 
-t.test('a FIFO in place wedges the VM', async (t) => {
-  const folder = new Folder(t)
-  const [code] = (await once(spawn('mkfifo', [join(folder.path, 'x.kern')]), 'exit')) as [number]
+t.test('a FIFO instead of a checkpoint file blocks the VM', async (t) => {
+  const output = new OutputDirectory(t)
+  const [code] = (await once(spawn('mkfifo', [join(output.path, 'x.kern')]), 'exit')) as [number]
   t.equal(code, 0)
   const vm = await startVm(t)
-  const wedged = new Conversation(vm.socketPath, { bytes: nvlistRequest('x'), directory: folder.descriptor })
-  const queued = new Conversation(vm.socketPath, { bytes: nvlistRequest('y'), directory: folder.descriptor })
-  const quiet = ok(native.connectStream(vm.socketPath), 'connect')
-  t.same(native.simulator.poll([quiet], 100), [])
-  native.close(quiet)
-  t.notOk(wedged.ended || queued.ended)
-  t.same(folder.names, ['x.kern'])
+  const blocked = new Connection(vm.socketPath, { bytes: nvlistRequest('x'), directory: output.descriptor })
+  const queued = new Connection(vm.socketPath, { bytes: nvlistRequest('y'), directory: output.descriptor })
+  const idle = ok(native.connectStream(vm.socketPath), 'connect')
+  t.same(native.simulator.poll([idle], 100), [])
+  native.close(idle)
+  t.notOk(blocked.ended || queued.ended)
+  t.same(output.names, ['x.kern'])
   await vm.stop()
 })

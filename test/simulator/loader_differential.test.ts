@@ -1,6 +1,6 @@
 /**
- * Two readers of bhyve's metadata: what the library calls complete, the stand-in's loader, which reads like libucl,
- * takes, and finds the same in it.
+ * Compares two readers of bhyve's metadata. If the library reports a checkpoint as complete, the stand-in's loader,
+ * which parses like libucl, must load it and read the same values.
  */
 import assert from 'node:assert/strict'
 import fs from 'node:fs'
@@ -93,7 +93,7 @@ const snippets = fc.constantFrom(
 const tokensOf = (text: string, token: RegExp): RegExpExecArray[] => [...text.matchAll(token)]
 const string = /"[^"]*"/g
 const token = /"[^"]*"|\d+|[{}[\],:]/g
-/** Replaces `length` characters of a token, from `offset` in it on. */
+/** Replaces `length` characters of a token, beginning at `offset` in the token. */
 function spliced(
   text: string,
   found: RegExpExecArray | undefined,
@@ -124,8 +124,8 @@ const nearlyMetadata = fc
   .tuple(fc.constantFrom(...goldenTexts), fc.array(textEdit, { maxLength: 2 }))
   .map(([[, text], edits]) => edits.reduce((changed, change) => change(changed), text))
 
-/** Dies by an exception. */
-const mortal = {
+/** Throws instead of ending the process. */
+const throwingNative = {
   simulator: {
     dieBy: (signal: number) => {
       throw new Error(`died by signal ${String(signal)}`)
@@ -133,11 +133,11 @@ const mortal = {
   },
 } as unknown as SimulatorNative
 
-/** What the stand-in's loader makes of a set with these metadata. Throws where bhyve would not come up. */
+/** Loads a checkpoint with the stand-in's loader. Throws if bhyve would not start, or if the values differ. */
 function load(base: string, dialect: SimulatedDialect, metadata: Metadata): void {
-  const set = new SavedCheckpoint(mortal, base, dialect)
+  const checkpoint = new SavedCheckpoint(throwingNative, base, dialect)
   try {
-    const { vm, cpus, memoryBytes } = set
+    const { vm, cpus, memoryBytes } = checkpoint
     assert.ok(cpus >= 1 && cpus <= maxCpus, `vCPUs: ${cpus}`)
     assert.deepEqual(
       { vm, cpus, memoryBytes },
@@ -145,49 +145,52 @@ function load(base: string, dialect: SimulatedDialect, metadata: Metadata): void
     )
     const shape = { struct: 'oldest', path: 'old', descriptor: 'current', reply: 'current' } as const
     const devices = dialect === 'descriptor' ? deviceNames(metadata) : []
-    restoredState(set, shape[dialect], { vm: metadata.vm, cpus, devices })
+    restoredState(checkpoint, shape[dialect], { vm: metadata.vm, cpus, devices })
     for (const { name, size, offset } of metadata.devices)
-      assert.equal(shown(set.device(name)), expected(offset, size))
+      assert.equal(base64Of(checkpoint.device(name)), expected(offset, size))
     for (const { name, size, offset } of metadata.kernelStructures) {
-      const bytes = set.structure(name)
-      if (bytes !== undefined) assert.equal(shown(bytes), expected(offset, size))
+      const bytes = checkpoint.structure(name)
+      if (bytes !== undefined) assert.equal(base64Of(bytes), expected(offset, size))
     }
   } finally {
-    set.close()
-    set.memory.close()
+    checkpoint.close()
+    checkpoint.memory.close()
   }
 }
 
 const kernelState = Buffer.from(
   Array.from({ length: 65536 }, (_, index) => (index * 7 + (index >> 8)) & 0xff),
 )
-const shown = (bytes: Buffer | undefined): string | undefined => bytes?.toString('base64')
+const base64Of = (bytes: Buffer | undefined): string | undefined => bytes?.toString('base64')
 const expected = (offset: number, size: number): string =>
   kernelState.toString('base64', offset, offset + size)
 
-t.test('what is complete, the loader of its generation takes', async (t) => {
-  const base = path.join(scratch(t), 'x')
-  fs.writeFileSync(base, 'x')
-  fs.writeFileSync(`${base}.kern`, kernelState)
-  for (const [dialect, text] of goldenTexts) {
-    const result = parseMetadata(text)
-    t.match(result, {
-      metadata: { generation: Object.entries(dialectOf).find(([, of]) => of === dialect)?.[0] },
+t.test(
+  'the loader of the same generation accepts a checkpoint that the library reports as complete',
+  async (t) => {
+    const base = path.join(scratch(t), 'x')
+    fs.writeFileSync(base, 'x')
+    fs.writeFileSync(`${base}.kern`, kernelState)
+    for (const [dialect, text] of goldenTexts) {
+      const result = parseMetadata(text)
+      t.match(result, {
+        metadata: { generation: Object.entries(dialectOf).find(([, of]) => of === dialect)?.[0] },
+      })
+    }
+    let complete = 0
+    const isLoaded = fc.property(nearlyMetadata, (text) => {
+      const result = parseMetadata(Buffer.from(text))
+      if (!('metadata' in result) || kernelBytes(result.metadata) > kernelState.length) return
+      complete++
+      fs.writeFileSync(`${base}.meta`, text)
+      load(base, dialectOf[result.metadata.generation], result.metadata)
     })
-  }
-  let complete = 0
-  const taken = fc.property(nearlyMetadata, (text) => {
-    const result = parseMetadata(Buffer.from(text))
-    if (!('metadata' in result) || kernelBytes(result.metadata) > kernelState.length) return
-    complete++
-    fs.writeFileSync(`${base}.meta`, text)
-    load(base, dialectOf[result.metadata.generation], result.metadata)
-  })
-  await holds(t, 'it comes up, with the same in it', taken, 2 * runs)
-  t.ok(complete > 200, `complete: ${complete}`)
-})
+    await holds(t, 'the checkpoint loads with the same values', isLoaded, 2 * runs)
+    t.ok(complete > 200, `complete: ${complete}`)
+  },
+)
 
-t.test('no loader takes the checkpoint of another generation', async (t) => {
+t.test('the loaders reject checkpoints of other generations', async (t) => {
   const base = path.join(scratch(t), 'x')
   fs.writeFileSync(base, 'x')
   fs.writeFileSync(`${base}.kern`, kernelState)
@@ -195,17 +198,17 @@ t.test('no loader takes the checkpoint of another generation', async (t) => {
   for (const [saved, text] of goldenTexts) {
     fs.writeFileSync(`${base}.meta`, text)
     for (const dialect of ['struct', 'path', 'descriptor'] as const) {
-      const come = () => {
-        const set = new SavedCheckpoint(mortal, base, dialect)
-        restoredState(set, shapes[dialect], { vm: 'x', cpus: 2, devices: ['atkbdc'] })
+      const restore = () => {
+        const checkpoint = new SavedCheckpoint(throwingNative, base, dialect)
+        restoredState(checkpoint, shapes[dialect], { vm: 'x', cpus: 2, devices: ['atkbdc'] })
       }
-      if (dialect === saved) t.doesNotThrow(come, dialect)
-      else t.throws(come, /Cannot find kern struct|no atkbdc/, `${saved} by ${dialect}`)
+      if (dialect === saved) t.doesNotThrow(restore, dialect)
+      else t.throws(restore, /Cannot find kern struct|no atkbdc/, `${saved} by ${dialect}`)
     }
   }
 })
 
-t.test('the stand-in reads as libucl does', async (t) => {
+t.test("the stand-in's parser returns the same values as libucl", async (t) => {
   const variables = { FILENAME: '/c/x.meta', CURDIR: '/c' }
   const rows: [text: string, value: unknown][] = [
     ['1', 1n],

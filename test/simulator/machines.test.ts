@@ -1,4 +1,4 @@
-/** Simulated VMs from their start to their end. */
+/** The start and the end of simulated VMs. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
@@ -11,20 +11,20 @@ import '../support/plain_children.js'
 import {
   nvlistRequest,
   structRequest,
-  ask,
+  sendRequest,
   until,
   isAlive,
   mebibyte,
   memoryBytes,
   startVm,
-  Folder,
+  OutputDirectory,
 } from '../support/simulating.js'
 
-// Most of the time goes into starting processes.
+// These tests mostly wait for processes to start.
 t.jobs = 4
 t.setTimeout(120_000)
 
-t.test('start: options that make no sense are refused by name', async (t) => {
+t.test('start: rejects an invalid option with an error that names it', async (t) => {
   const refused: [string, Record<string, unknown>, typeof TypeError | typeof RangeError][] = [
     ['VM name', { vm: '' }, TypeError],
     ["Unknown option 'memory'", { memory: '4G' }, TypeError],
@@ -60,8 +60,8 @@ t.test('start: options that make no sense are refused by name', async (t) => {
   await t.rejects(SimulatedFleet.start({ vms: ['a', 'a'] }), new RangeError())
 })
 
-t.test('start: options that are undefined are the defaults', async (t) => {
-  const folder = new Folder(t)
+t.test('start: uses the default for an option that is undefined', async (t) => {
+  const directory = new OutputDirectory(t)
   const vm = await SimulatedBhyve.start({
     vm: 'vm0',
     runDirectory: undefined,
@@ -75,43 +75,43 @@ t.test('start: options that are undefined are the defaults', async (t) => {
     fault: undefined,
   })
   t.teardown(() => vm.stop())
-  await ask(vm, { bytes: nvlistRequest('x'), directory: folder.descriptor })
-  t.ok(folder.isComplete('x', 16 * mebibyte))
+  await sendRequest(vm, { bytes: nvlistRequest('x'), directory: directory.descriptor })
+  t.ok(directory.isComplete('x', 16 * mebibyte))
 })
 
-t.test('a run directory of the caller: live sockets are spared, stale ones replaced', async (t) => {
+t.test('start: keeps the socket of a running VM and replaces a stale one', async (t) => {
   for (const dialect of ['descriptor', 'struct'] as const) {
-    const folder = new Folder(t)
-    const options = { vm: 'vm0', runDirectory: folder.path, dialect, memoryBytes }
+    const directory = new OutputDirectory(t)
+    const options = { vm: 'vm0', runDirectory: directory.path, dialect, memoryBytes }
     const vm = await startVm(t, options)
     await t.rejects(SimulatedBhyve.start(options), { message: /vm0' belongs to a VM that is running/ })
     t.ok(isAlive(vm.pid))
     await vm.stop()
-    t.ok(existsSync(vm.socketPath), 'left behind, as bhyve leaves it')
+    t.ok(existsSync(vm.socketPath), 'the socket file stays, as with bhyve')
     const again = await startVm(t, options)
-    await ask(again, { bytes: dialect === 'struct' ? structRequest(9, '') : Buffer.alloc(0) })
+    await sendRequest(again, { bytes: dialect === 'struct' ? structRequest(9, '') : Buffer.alloc(0) })
     await again.stop()
     rmSync(vm.socketPath)
     writeFileSync(vm.socketPath, '')
     await t.rejects(SimulatedBhyve.start(options), { message: /is not a socket/ })
-    t.equal(readFileSync(vm.socketPath, 'utf8'), '', 'not touched')
+    t.equal(readFileSync(vm.socketPath, 'utf8'), '', 'the file is unchanged')
   }
-  const folder = new Folder(t)
-  const long = { vm: 'v'.repeat(200), runDirectory: folder.path }
+  const directory = new OutputDirectory(t)
+  const long = { vm: 'v'.repeat(200), runDirectory: directory.path }
   await t.rejects(SimulatedBhyve.start(long), { message: /socket path .* is too long/ })
 })
 
-t.test('a live socket of another program is spared', async (t) => {
-  const folder = new Folder(t)
-  const server = createServer().listen(join(folder.path, 'vm0'))
+t.test('start: rejects a path on which another program listens', async (t) => {
+  const directory = new OutputDirectory(t)
+  const server = createServer().listen(join(directory.path, 'vm0'))
   await once(server, 'listening')
-  await t.rejects(SimulatedBhyve.start({ vm: 'vm0', runDirectory: folder.path }))
+  await t.rejects(SimulatedBhyve.start({ vm: 'vm0', runDirectory: directory.path }))
   server.close()
 })
 
-t.test('stop: idempotent, and nothing is left', async (t) => {
+t.test('stop: can be called several times, and removes the process and its files', async (t) => {
   const vm = await startVm(t)
-  t.equal(statSync(dirname(vm.runDirectory)).mode & 0o777, 0o700, 'private')
+  t.equal(statSync(dirname(vm.runDirectory)).mode & 0o777, 0o700, 'only the owner has access')
   await Promise.all([vm.stop(), vm.stop(), vm[Symbol.asyncDispose]()])
   await vm.stop()
   t.same(await vm.exited, { code: null, signal: 'SIGKILL' })
@@ -119,7 +119,7 @@ t.test('stop: idempotent, and nothing is left', async (t) => {
   t.notOk(existsSync(dirname(vm.runDirectory)))
 })
 
-/** Runs a program of ours that starts a VM and prints its pid and run directory. */
+/** Runs a program that starts a VM and prints its pid and run directory. */
 function runProgram(afterwards: string): {
   child: ReturnType<typeof spawn>
   line: Promise<[number, string]>
@@ -138,8 +138,8 @@ function runProgram(afterwards: string): {
   return { child, line }
 }
 
-t.test('a VM ends with its parent, however that ends', async (t) => {
-  const endings = { 'runs off its end': '', 'is killed': 'setInterval(() => {}, 1000)' }
+t.test('a VM ends when its parent exits or is killed', async (t) => {
+  const endings = { exits: '', 'is killed': 'setInterval(() => {}, 1000)' }
   for (const [ending, afterwards] of Object.entries(endings)) {
     const { child, line } = runProgram(afterwards)
     const exit = once(child, 'exit')
@@ -147,11 +147,11 @@ t.test('a VM ends with its parent, however that ends', async (t) => {
     if (afterwards !== '') child.kill('SIGKILL')
     t.same(await exit, afterwards === '' ? [0, null] : [null, 'SIGKILL'], `the parent ${ending}`)
     await until(() => !isAlive(pid), 'the VM ends')
-    await until(() => !existsSync(dirname(runDirectory)), 'its folder is removed')
+    await until(() => !existsSync(dirname(runDirectory)), 'its temporary directory is removed')
   }
 })
 
-t.test('waiting for the exit keeps a program alive that waits for nothing else', async (t) => {
+t.test('exited: keeps the event loop of the caller alive', async (t) => {
   const { child, line } = runProgram(`process.kill(vm.pid, 'SIGKILL'); await vm.exited; await vm.stop()`)
   const exit = once(child, 'exit')
   await line

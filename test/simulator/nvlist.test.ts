@@ -1,4 +1,4 @@
-/** The packed lists of a request: what libnv takes and refuses, and the bytes of upstream. */
+/** Packed nvlists: which ones libnv accepts and rejects, and which bytes upstream writes. */
 import t from 'tap'
 import { decodeNvlist, NvType, type NvPair } from '../../dist/simulator/nvlist.js'
 import { encodeNvlist } from '../../dist/simulator/nvlist_encoder.js'
@@ -16,11 +16,11 @@ import {
   rejectedNvlists,
 } from '../support/simulating.js'
 
-// Most of the time goes into starting processes.
+// These tests mostly wait for processes to start.
 t.jobs = 4
 t.setTimeout(120_000)
 
-t.test('nvlists: what upstream packs is decoded and packed again to the same bytes', async (t) => {
+t.test("nvlists: upstream's lists decode and encode to the same bytes", async (t) => {
   for (const request of golden.requests.filter(({ dialect }) => dialect !== 'struct')) {
     const payload = payloadOf(request)
     const pairs = decodeNvlist(payload, request.fds)
@@ -33,7 +33,7 @@ t.test('nvlists: what upstream packs is decoded and packed again to the same byt
   t.same(encodeNvlist([error]), goldenUnknownCommand)
 })
 
-t.test('nvlists: every type survives packing and decoding', async (t) => {
+t.test('nvlists: a value of each type encodes and decodes to the same value', async (t) => {
   const inner: NvPair[] = [
     { name: 'flag', type: NvType.bool, value: true },
     {
@@ -60,7 +60,7 @@ t.test('nvlists: every type survives packing and decoding', async (t) => {
   t.same(decodeNvlist(encodeNvlist(pairs), 3), pairs)
 })
 
-t.test('nvlists: libnv accepts these', async (t) => {
+t.test('nvlists: the decoder accepts unusual lists that libnv accepts', async (t) => {
   const big = Buffer.alloc(19 + 19 + 2 + 8)
   big.set([0x6c, 0, 0x80])
   big.writeBigUInt64BE(29n, 11)
@@ -74,8 +74,8 @@ t.test('nvlists: libnv accepts these', async (t) => {
   t.same(decodeNvlist(big, 0)?.[0]?.value, [5n], 'big-endian array')
 
   const scalarItems = message([pair(NvType.bool, 'b', Buffer.from([1]), { items: 9n })])
-  t.ok(decodeNvlist(scalarItems, 1), 'items of a scalar')
-  t.ok(decodeNvlist(message([fddir], { descriptors: 1n }), 3), 'fewer descriptors announced than came')
+  t.ok(decodeNvlist(scalarItems, 1), 'a number of items for a scalar')
+  t.ok(decodeNvlist(message([fddir], { descriptors: 1n }), 3), 'fewer descriptors announced than sent')
 
   const child = message([pair(NvType.bool, 'b', Buffer.from([1]))])
   t.same(
@@ -83,16 +83,23 @@ t.test('nvlists: libnv accepts these', async (t) => {
     [{ name: 'b', type: NvType.bool, value: true }],
     'a nested list that is not closed',
   )
-  const twins = message([suspend, suspend], { flags: 0x02 })
-  t.ok(decodeNvlist(message([pair(NvType.nvlist, 'l', twins)]), 1), 'twins in a nested list that allows them')
+  const duplicates = message([suspend, suspend], { flags: 0x02 })
+  t.ok(
+    decodeNvlist(message([pair(NvType.nvlist, 'l', duplicates)]), 1),
+    'duplicate names in a nested list that allows them',
+  )
 })
 
-t.test('nvlists: libnv rejects these', async (t) => {
-  t.ok(decodeNvlist(message(goodPairs), 1), 'the one they are made from is good')
+t.test('nvlists: the decoder rejects invalid lists, like libnv', async (t) => {
+  t.ok(decodeNvlist(message(goodPairs), 1), 'the list before the changes is valid')
   for (const { why, bytes } of rejectedNvlists) t.equal(decodeNvlist(bytes, 1), undefined, why)
   t.equal(decodeNvlist(message(goodPairs, { size: 1n }), 1), undefined, 'size too small')
   t.equal(decodeNvlist(message(goodPairs, { size: 10_000n }), 1), undefined, 'size too large')
-  t.equal(decodeNvlist(message(goodPairs, { descriptors: 2n }), 1), undefined, 'more descriptors than came')
+  t.equal(
+    decodeNvlist(message(goodPairs, { descriptors: 2n }), 1),
+    undefined,
+    'more descriptors announced than sent',
+  )
   const good = message(goodPairs)
   for (let length = 0; length < good.length; length++) {
     if (decodeNvlist(good.subarray(0, length), 1) !== undefined) t.fail(`cut to ${String(length)} bytes`)

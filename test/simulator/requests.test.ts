@@ -1,4 +1,4 @@
-/** Requests in every dialect, served and refused. */
+/** Requests in each dialect that a simulated bhyve executes or rejects. */
 import {
   chmodSync,
   closeSync,
@@ -19,7 +19,7 @@ import { newRequestState, receiveRequest } from '../../dist/simulator/receive_re
 import '../support/plain_children.js'
 import {
   native,
-  goldenFolder,
+  goldenDirectory,
   golden,
   goldenSuccess,
   payloadOf,
@@ -34,63 +34,63 @@ import {
   nvlistRequest,
   structRequest,
   type Sent,
-  Conversation,
+  Connection,
   ok,
-  ask,
+  sendRequest,
   until,
   isAlive,
   mebibyte,
   memoryBytes,
   startVm,
-  Folder,
-  set,
+  OutputDirectory,
+  filesOf,
   rejectedNvlists,
   type GoldenMetadata,
 } from '../support/simulating.js'
 
-// Most of the time goes into starting processes.
+// These tests mostly wait for processes to start.
 t.jobs = 4
 t.setTimeout(120_000)
-// Reading it means setting it: once, and both times to a safe value.
+// The umask can only be read by setting it. Do that once, with a safe value.
 const umask = process.umask(0o077)
 process.umask(umask)
 
-// ---- golden requests on the socket ----------------------------------------------------------------------
+// ---- upstream's requests on the socket ------------------------------------------------------------------
 
-t.test('dialects descriptor and reply serve the golden requests', async (t) => {
+t.test("dialects descriptor and reply execute upstream's requests", async (t) => {
   for (const dialect of ['descriptor', 'reply'] as const) {
-    const folder = new Folder(t)
+    const output = new OutputDirectory(t)
     const vm = await startVm(t, { dialect, vm: 'ubuntu', memoryBytes: 4 * mebibyte })
     t.equal(vm.socketPath, join(vm.runDirectory, 'ubuntu'))
     const expected = dialect === 'reply' ? goldenSuccess : Buffer.alloc(0)
     const requests = golden.requests.filter((request) => request.dialect === 'descriptor' && !request.suspend)
     for (const request of requests) {
-      const answer = await ask(vm, { bytes: payloadOf(request), directory: folder.descriptor })
+      const answer = await sendRequest(vm, { bytes: payloadOf(request), directory: output.descriptor })
       t.same(answer, expected, request.description)
-      t.ok(folder.isComplete(request.filename), request.description)
+      t.ok(output.isComplete(request.filename), request.description)
     }
-    t.equal(folder.names.length, 3 * new Set(requests.map((request) => request.filename)).size)
-    t.ok(folder.bytes('x1').equals(folder.bytes('a')), 'the same RAM every time')
-    t.same(folder.bytes('x1.meta'), readFileSync(join(goldenFolder, 'meta', 'descriptor.meta')))
-    t.equal(folder.size('x1.kern'), 24472)
-    for (const name of set('x1')) {
-      t.equal(statSync(join(folder.path, name)).mode & 0o777, 0o700 & ~umask, name)
+    t.equal(output.names.length, 3 * new Set(requests.map((request) => request.filename)).size)
+    t.ok(output.bytes('x1').equals(output.bytes('a')), 'each checkpoint has the same RAM')
+    t.same(output.bytes('x1.meta'), readFileSync(join(goldenDirectory, 'meta', 'descriptor.meta')))
+    t.equal(output.size('x1.kern'), 24472)
+    for (const name of filesOf('x1')) {
+      t.equal(statSync(join(output.path, name)).mode & 0o777, 0o700 & ~umask, name)
     }
-    t.same(readdirSync(join(dirname(vm.runDirectory), 'cwd')), [], 'nothing strayed')
+    t.same(readdirSync(join(dirname(vm.runDirectory), 'cwd')), [], 'no file in the working directory')
     const last = golden.requests.find((request) => request.dialect === 'descriptor' && request.suspend)
     if (last === undefined) throw new Error('no golden suspend')
-    t.same(await ask(vm, { bytes: payloadOf(last), directory: folder.descriptor }), Buffer.alloc(0))
+    t.same(await sendRequest(vm, { bytes: payloadOf(last), directory: output.descriptor }), Buffer.alloc(0))
     t.same(await vm.exited, { code: 5, signal: null })
     t.ok(existsSync(vm.socketPath), 'the socket file stays')
-    t.ok(folder.isComplete(last.filename))
+    t.ok(output.isComplete(last.filename))
   }
 })
 
-/** The golden path, replaced by one of the same length beside the simulator's working directory. */
+/** The path in upstream's requests. The test replaces it by a path of the same length next to the working directory. */
 const goldenPath = '/var/vm/snap1'
 const relativePath = '../outside/x1'
 
-t.test('dialects path and struct serve the golden requests', async (t) => {
+t.test("dialects path and struct execute upstream's requests", async (t) => {
   for (const dialect of ['path', 'struct'] as const) {
     const vm = await startVm(t, { dialect, suspendExitCode: 0 })
     const outside = join(dirname(vm.runDirectory), 'outside')
@@ -100,8 +100,8 @@ t.test('dialects path and struct serve the golden requests', async (t) => {
       const bytes = payloadOf(request)
       bytes.write(relativePath, bytes.indexOf(goldenPath))
       rmSync(join(outside, 'x1'), { force: true })
-      t.same(await ask(vm, { bytes }), Buffer.alloc(0))
-      t.same(readdirSync(outside).sort(), set('x1'), request.description)
+      t.same(await sendRequest(vm, { bytes }), Buffer.alloc(0))
+      t.same(readdirSync(outside).sort(), filesOf('x1'), request.description)
       t.equal(statSync(join(outside, 'x1')).size, memoryBytes)
       t.equal(statSync(join(outside, 'x1.meta')).mode & 0o777, 0o666 & ~umask, 'fopen()')
       const metadata = JSON.parse(readFileSync(join(outside, 'x1.meta'), 'utf8')) as GoldenMetadata
@@ -120,38 +120,38 @@ t.test('dialects path and struct serve the golden requests', async (t) => {
   }
 })
 
-t.test('a descriptor request to a path bhyve strays into its working directory', async (t) => {
-  const folder = new Folder(t)
+t.test('path: a request of the dialect descriptor writes into the working directory of bhyve', async (t) => {
+  const output = new OutputDirectory(t)
   const vm = await startVm(t, { dialect: 'path' })
-  await ask(vm, { bytes: nvlistRequest('stray'), directory: folder.descriptor })
-  t.same(folder.names, [])
-  t.same(readdirSync(join(dirname(vm.runDirectory), 'cwd')).sort(), set('stray'))
+  await sendRequest(vm, { bytes: nvlistRequest('stray'), directory: output.descriptor })
+  t.same(output.names, [])
+  t.same(readdirSync(join(dirname(vm.runDirectory), 'cwd')).sort(), filesOf('stray'))
 })
 
-t.test('a path request to a descriptor bhyve is refused at once', async (t) => {
-  const folder = new Folder(t)
+t.test('descriptor: a request of the dialect path is rejected at once', async (t) => {
+  const output = new OutputDirectory(t)
   const vm = await startVm(t)
-  const path = join(folder.path, 'x')
-  t.same(await ask(vm, { bytes: nvlistRequest(path, { fddir: false }) }), Buffer.alloc(0))
-  t.same(folder.names, [])
+  const path = join(output.path, 'x')
+  t.same(await sendRequest(vm, { bytes: nvlistRequest(path, { fddir: false }) }), Buffer.alloc(0))
+  t.same(output.names, [])
 })
 
-t.test('symlinks are followed, and what is there is emptied first', async (t) => {
-  const folder = new Folder(t)
-  const elsewhere = new Folder(t)
-  symlinkSync(join(elsewhere.path, 'target'), join(folder.path, 'x'))
-  writeFileSync(join(folder.path, 'x.kern'), Buffer.alloc(mebibyte))
+t.test('bhyve follows symbolic links and truncates existing files', async (t) => {
+  const output = new OutputDirectory(t)
+  const elsewhere = new OutputDirectory(t)
+  symlinkSync(join(elsewhere.path, 'target'), join(output.path, 'x'))
+  writeFileSync(join(output.path, 'x.kern'), Buffer.alloc(mebibyte))
   const vm = await startVm(t)
-  await ask(vm, { bytes: nvlistRequest('x'), directory: folder.descriptor })
+  await sendRequest(vm, { bytes: nvlistRequest('x'), directory: output.descriptor })
   t.same(elsewhere.names, ['target'])
-  t.ok(folder.isComplete('x'))
-  t.equal(folder.size('x.kern'), 24472)
+  t.ok(output.isComplete('x'))
+  t.equal(output.size('x.kern'), 24472)
 })
 
 // ---- rejections -----------------------------------------------------------------------------------------
 
-function rejectionsOf(folder: Folder): (Sent & { why: string })[] {
-  const directory = folder.descriptor
+function rejectionsOf(output: OutputDirectory): (Sent & { why: string })[] {
+  const directory = output.descriptor
   const good = message(goodPairs)
   const fields: [string, Buffer[]][] = [
     ['no filename', [cmd, suspend, fddir]],
@@ -171,10 +171,10 @@ function rejectionsOf(folder: Folder): (Sent & { why: string })[] {
     ...fields.map(([why, pairs]) => ({ why, bytes: message(pairs), directory })),
     { why: 'size too small', bytes: message(goodPairs, { size: 20n }), directory },
     { why: 'size too large', bytes: message(goodPairs, { size: 10_000n }), directory },
-    { why: 'size beyond all bounds', bytes: message(goodPairs, { size: 2n ** 63n }), directory },
+    { why: 'huge size', bytes: message(goodPairs, { size: 2n ** 63n }), directory },
     { why: 'too many descriptors announced', bytes: message(goodPairs, { descriptors: 2n }), directory },
     {
-      why: 'descriptors beyond all bounds',
+      why: 'huge number of descriptors',
       bytes: message(goodPairs, { descriptors: 2n ** 63n }),
       directory,
     },
@@ -185,34 +185,34 @@ function rejectionsOf(folder: Folder): (Sent & { why: string })[] {
     { why: 'half a header', bytes: good.subarray(0, 10) },
     { why: 'a header', bytes: good.subarray(0, 19) },
     { why: 'half a payload', bytes: good.subarray(0, 60) },
-    { why: 'no nvlist', bytes: Buffer.from('GET / HTTP/1.1\r\nHost: bhyve\r\n\r\n') },
+    { why: 'not an nvlist', bytes: Buffer.from('GET / HTTP/1.1\r\nHost: bhyve\r\n\r\n') },
   ]
 }
 
-t.test('whatever libnv or bhyve rejects leaves nothing, and the next request is served', async (t) => {
+t.test('a rejected request creates no files, and the next request is executed', async (t) => {
   for (const dialect of ['descriptor', 'reply'] as const) {
-    const folder = new Folder(t)
+    const output = new OutputDirectory(t)
     const vm = await startVm(t, { dialect, memoryBytes: 4096 })
-    for (const rejection of rejectionsOf(folder)) {
-      await ask(vm, rejection)
-      t.same(folder.names, [], `${dialect}: ${rejection.why}`)
+    for (const rejection of rejectionsOf(output)) {
+      await sendRequest(vm, rejection)
+      t.same(output.names, [], `${dialect}: ${rejection.why}`)
     }
-    await ask(vm, { bytes: message(goodPairs), directory: folder.descriptor })
-    t.ok(folder.isComplete('good', 4096), `${dialect}: still serving`)
+    await sendRequest(vm, { bytes: message(goodPairs), directory: output.descriptor })
+    t.ok(output.isComplete('good', 4096), `${dialect}: still serving`)
   }
 })
 
-t.test('a request without a command is refused where bhyve does not answer', async (t) => {
-  const folder = new Folder(t)
+t.test('descriptor: a request without a command is rejected, and bhyve continues to run', async (t) => {
+  const output = new OutputDirectory(t)
   const vm = await startVm(t)
   const bytes = message([filename, suspend, fddir])
-  t.same(await ask(vm, { bytes, directory: folder.descriptor }), Buffer.alloc(0))
-  t.same(folder.names, [])
+  t.same(await sendRequest(vm, { bytes, directory: output.descriptor }), Buffer.alloc(0))
+  t.same(output.names, [])
   t.ok(isAlive(vm.pid))
 })
 
-t.test('a descriptor sent with the payload is lost: the one after it is awaited', async (t) => {
-  const folder = new Folder(t)
+t.test('a descriptor sent with the payload is lost, and bhyve waits for another one', async (t) => {
+  const output = new OutputDirectory(t)
   const vm = await startVm(t)
   const bytes = message(goodPairs)
   const socket = ok(native.connectStream(vm.socketPath), 'connect')
@@ -220,49 +220,49 @@ t.test('a descriptor sent with the payload is lost: the one after it is awaited'
     native.close(socket)
   })
   ok(native.send(socket, bytes.subarray(0, 1), 0), 'send')
-  // The version, a zero byte, carries it: inside the header.
-  ok(native.sendDescriptor(socket, folder.descriptor), 'sendDescriptor')
+  // The version in the header is a zero byte. It carries the descriptor.
+  ok(native.sendDescriptor(socket, output.descriptor), 'sendDescriptor')
   ok(native.send(socket, bytes.subarray(2), 0), 'send')
-  const queued = new Conversation(vm.socketPath, {
+  const queued = new Connection(vm.socketPath, {
     bytes: nvlistRequest('queued'),
-    directory: folder.descriptor,
+    directory: output.descriptor,
   })
-  t.same(native.simulator.poll([socket], 100), [], 'not refused yet, everybody waits')
-  t.same(folder.names, [])
+  t.same(native.simulator.poll([socket], 100), [], 'the request is not rejected yet, and the next one waits')
+  t.same(output.names, [])
   native.shutdownWrite(socket)
   await queued.end
-  t.same(folder.names, set('queued'))
+  t.same(output.names, filesOf('queued'))
 })
 
 t.test(
-  'descriptors: any place among them, and a file or a read-only folder is no directory to write',
+  'descriptors: a request is rejected if its descriptor is not a writable directory or its name is a path',
   async (t) => {
-    const folder = new Folder(t)
-    writeFileSync(join(folder.path, 'file'), '')
-    const file = openSync(join(folder.path, 'file'), 'r')
+    const output = new OutputDirectory(t)
+    writeFileSync(join(output.path, 'file'), '')
+    const file = openSync(join(output.path, 'file'), 'r')
     t.teardown(() => {
       closeSync(file)
     })
     const vm = await startVm(t)
-    await ask(vm, { bytes: message(goodPairs), directory: file })
-    t.same(folder.names, ['file'], 'a file')
-    await ask(vm, { bytes: nvlistRequest('a/b'), directory: folder.descriptor })
-    await ask(vm, { bytes: nvlistRequest('/a'), directory: folder.descriptor })
-    t.same(folder.names, ['file'], 'no path')
+    await sendRequest(vm, { bytes: message(goodPairs), directory: file })
+    t.same(output.names, ['file'], 'a file instead of a directory')
+    await sendRequest(vm, { bytes: nvlistRequest('a/b'), directory: output.descriptor })
+    await sendRequest(vm, { bytes: nvlistRequest('/a'), directory: output.descriptor })
+    t.same(output.names, ['file'], 'a path instead of a name')
     if (process.getuid?.() !== 0) {
-      chmodSync(folder.path, 0o500)
-      await ask(vm, { bytes: message(goodPairs), directory: folder.descriptor })
-      t.same(folder.names, ['file'], 'not writable')
-      chmodSync(folder.path, 0o700)
+      chmodSync(output.path, 0o500)
+      await sendRequest(vm, { bytes: message(goodPairs), directory: output.descriptor })
+      t.same(output.names, ['file'], 'a directory that is not writable')
+      chmodSync(output.path, 0o700)
     }
-    mkdirSync(join(folder.path, 'good'))
-    await ask(vm, { bytes: message(goodPairs), directory: folder.descriptor })
-    t.same(folder.names, ['file', 'good', 'good.kern'], 'RAM cannot be opened')
-    t.equal(folder.size('good.kern'), 0)
+    mkdirSync(join(output.path, 'good'))
+    await sendRequest(vm, { bytes: message(goodPairs), directory: output.descriptor })
+    t.same(output.names, ['file', 'good', 'good.kern'], 'the RAM file cannot be opened')
+    t.equal(output.size('good.kern'), 0)
   },
 )
 
-t.test('descriptors: as many as announced, neither more nor cut off', async (t) => {
+t.test('descriptors: a request is accepted only with as many descriptors as announced', async (t) => {
   const receive = (announced: bigint, came: { descriptors: number[]; truncated: boolean }) => {
     let left = message(goodPairs, { descriptors: announced })
     const calls = {
@@ -276,7 +276,7 @@ t.test('descriptors: as many as announced, neither more nor cut off', async (t) 
     const scripted = { ...native, simulator: { ...native.simulator, ...calls } }
     const state = newRequestState()
     const { value } = receiveRequest(scripted, -1, 'descriptor', state, false).next()
-    t.same(state.descriptors, came.descriptors, 'all are held, so all will be closed')
+    t.same(state.descriptors, came.descriptors, 'all descriptors are kept, so that they will be closed')
     return typeof value === 'object' && 'kind' in value ? value.kind : value
   }
   t.equal(receive(1n, { descriptors: [7], truncated: false }), 'checkpoint')
@@ -287,35 +287,35 @@ t.test('descriptors: as many as announced, neither more nor cut off', async (t) 
   t.equal(receive(1n, { descriptors: [], truncated: false }), 'failed')
 })
 
-const descriptorFolder = (pid: number) => `/proc/${String(pid)}/fd`
+const descriptorDirectory = (pid: number) => `/proc/${String(pid)}/fd`
 
-t.test('no descriptor is leaked', { skip: !existsSync(descriptorFolder(process.pid)) }, async (t) => {
-  const folder = new Folder(t)
+t.test('requests leak no descriptors', { skip: !existsSync(descriptorDirectory(process.pid)) }, async (t) => {
+  const output = new OutputDirectory(t)
   const vm = await startVm(t, { memoryBytes: 4096 })
-  const bad = { bytes: message([cmd, filename, fddir]), directory: folder.descriptor }
-  const good = { bytes: message(goodPairs), directory: folder.descriptor }
-  await ask(vm, good)
-  // The socket is closed a moment after the client sees its end.
-  const count = () => readdirSync(descriptorFolder(vm.pid)).length
-  await ask(vm, bad)
+  const bad = { bytes: message([cmd, filename, fddir]), directory: output.descriptor }
+  const good = { bytes: message(goodPairs), directory: output.descriptor }
+  await sendRequest(vm, good)
+  // bhyve closes its socket shortly after the client reads the end of the stream.
+  const count = () => readdirSync(descriptorDirectory(vm.pid)).length
+  await sendRequest(vm, bad)
   const before = count()
-  for (let i = 0; i < 20; i++) await ask(vm, i % 2 === 0 ? good : bad)
-  await until(() => count() <= before, 'as many as before')
+  for (let i = 0; i < 20; i++) await sendRequest(vm, i % 2 === 0 ? good : bad)
+  await until(() => count() <= before, 'no more descriptors than before')
 })
 
-t.test('paths longer than their dialect allows leave nothing', async (t) => {
-  const folder = new Folder(t)
+t.test('path and struct: a path that is too long is rejected and creates no files', async (t) => {
+  const output = new OutputDirectory(t)
   const limits = { path: 250, struct: 95 } as const
   for (const [dialect, limit] of Object.entries(limits) as ['path' | 'struct', number][]) {
     const vm = await startVm(t, { dialect })
     const request = (length: number) => {
-      const path = `${folder.path}/${dialect}${'/'.repeat(length)}`.slice(0, length - 1)
+      const path = `${output.path}/${dialect}${'/'.repeat(length)}`.slice(0, length - 1)
       return dialect === 'path' ? nvlistRequest(`${path}x`, { fddir: false }) : structRequest(0, `${path}x`)
     }
-    mkdirSync(join(folder.path, dialect))
-    await ask(vm, { bytes: request(limit + 1) })
-    t.same(readdirSync(join(folder.path, dialect)), [], dialect)
-    await ask(vm, { bytes: request(limit) })
-    t.same(readdirSync(join(folder.path, dialect)).sort(), set('x'), dialect)
+    mkdirSync(join(output.path, dialect))
+    await sendRequest(vm, { bytes: request(limit + 1) })
+    t.same(readdirSync(join(output.path, dialect)), [], dialect)
+    await sendRequest(vm, { bytes: request(limit) })
+    t.same(readdirSync(join(output.path, dialect)).sort(), filesOf('x'), dialect)
   }
 })

@@ -1,4 +1,4 @@
-/** Scripts of `test/support` where any user may read them: the checkout may be in a directory that only its owner may enter. */
+/** Makes the scripts of `test/support` readable for any user, because perhaps only its owner can enter the checkout. */
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
@@ -7,7 +7,7 @@ import { root, runtimeDependencies } from './package.js'
 const parts = ['package.json', 'dist', 'build/Release/bhyve_checkpoint.node', 'test/support']
 let copy: string | undefined
 
-/** The path of the script in a copy of the package, which this process makes once and takes along when it ends. */
+/** The path of the script in a copy of the package. This process makes the copy once and removes it at its exit. */
 export function forAnyUser(script: string): string {
   copy ??= makeCopy()
   return path.join(copy, 'test/support', script)

@@ -1,4 +1,4 @@
-// Asks for a checkpoint, or a suspend, as another user and prints the code of the rejection.
+// Creates a checkpoint or suspends the VM as another user. Prints the error code, or `resolved`.
 import { createClient } from 'bhyve-checkpoint'
 
 const [runDirectory, checkpointDirectory, uid, what] = process.argv.slice(2)

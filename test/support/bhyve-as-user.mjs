@@ -1,4 +1,4 @@
-// Runs a simulated bhyve as another user, until standard input ends.
+// Runs a simulated bhyve as another user until the end of standard input.
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 
 const [runDirectory, uid, dialect] = process.argv.slice(2)

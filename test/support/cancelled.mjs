@@ -1,4 +1,5 @@
-// Cancels a checkpoint at once and has nothing else to do: the program ends by itself once bhyve has.
+// Cancels a checkpoint, by an abort or a timeout. The program then has nothing else to do, so it exits when bhyve has
+// finished.
 import { createClient } from 'bhyve-checkpoint'
 
 const [runDirectory, checkpointDirectory, how] = process.argv.slice(2)

@@ -1,4 +1,4 @@
-// The command line, run by a user who may do nothing.
+// Runs the command line as a user without permissions.
 if (process.getuid() === 0) {
   process.setgid(65534)
   process.setuid(65534)

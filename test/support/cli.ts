@@ -1,4 +1,4 @@
-/** The command line as its users see it: the real program in a pipe and in a terminal, and what it says made comparable. */
+/** Runs the real command-line program in a pipe or in a terminal, and makes its output comparable between runs. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import fs from 'node:fs'
@@ -16,15 +16,15 @@ const terminalProgram = fileURLToPath(new URL('terminal.py', import.meta.url))
 export type Mode = 'pipe' | 'terminal'
 
 export interface Step {
-  /** Words of the command line; the places of this world are added, but for `bare` steps. */
+  /** The arguments. The directory options of the `CliWorld` are added unless the step is `bare`. */
   args: string[]
   bare?: boolean
-  /** Ctrl-C is pressed when this is read. */
+  /** Press Ctrl-C when the output contains this text. */
   interruptAt?: string
-  /** Run by a user who may do nothing. */
+  /** Run the program as a user without permissions. */
   asNobody?: boolean
   env?: Record<string, string>
-  /** What happens before. */
+  /** Runs before the program. */
   before?: (world: CliWorld) => void | Promise<void>
 }
 
@@ -34,7 +34,7 @@ export interface Result {
   stderr: string
 }
 
-/** Folders, and simulated VMs. */
+/** The directories and the simulated VMs of a test. */
 export class CliWorld {
   readonly root: string
   readonly runDirectory: string
@@ -56,6 +56,7 @@ export class CliWorld {
     return bhyve
   }
 
+  /** The directory options. */
   get places(): string[] {
     return ['--run-directory', this.runDirectory, '--checkpoint-directory', this.checkpointDirectory]
   }
@@ -71,7 +72,7 @@ export class CliWorld {
     return execute(resolved, step, mode)
   }
 
-  /** What differs from run to run becomes the same. */
+  /** Replaces everything that differs between runs. */
   normalised(text: string): string {
     return text
       .replaceAll(this.runDirectory, '<run>')
@@ -106,7 +107,7 @@ async function execute(words: readonly string[], step: Step, mode: Mode): Promis
     FORCE_COLOR: __,
     ...env
   } = childEnvironment({ TZ: 'UTC', TERM: 'xterm-256color', ...step.env })
-  // Where continuous integration says its name, Node takes its terminals for colourless.
+  // In known continuous integration systems, Node assumes that terminals have no colors.
   delete env.CI
   if (step.env?.NO_COLOR !== undefined) env.NO_COLOR = step.env.NO_COLOR
   const child = spawn(command, args, { env, stdio: ['ignore', 'pipe', 'pipe'], timeout: 60_000 })
@@ -123,7 +124,7 @@ async function execute(words: readonly string[], step: Step, mode: Mode): Promis
   return { ...result, status: child.exitCode }
 }
 
-/** Frames that were drawn over become one line for each phase; what stays on the screen stays. */
+/** Replaces the frames of the progress display by one line per phase. Keeps all other lines. */
 function screen(text: string): string {
   const lines = text.replaceAll('\r\n', '\n').replaceAll('\r\u001b[K', '\n').split('\n')
   const shown = lines.map((line) => {
@@ -134,7 +135,7 @@ function screen(text: string): string {
   return shown.filter((line, index) => line !== '' && line !== shown[index - 1]).join('\n')
 }
 
-/** Objects with what differs taken out; progress once a phase. */
+/** Replaces the values that differ between runs in JSON lines. Keeps one progress object per phase. */
 function objects(text: string): string {
   const seen = new Set<string>()
   const kept = text.split('\n').flatMap((line) => {
@@ -156,11 +157,11 @@ function objects(text: string): string {
     for (const key of changing) if (key in object) object[key] = `<${key}>`
     return [JSON.stringify(object)]
   })
-  // Whether the RAM file is looked at while bhyve writes it is a matter of milliseconds.
+  // The phase `saving` may be too short for a progress sample.
   return kept.filter((line) => !line.includes('"phase":"saving"')).join('\n')
 }
 
-/** One transcript: what was typed, what came, how it ended. */
+/** The transcript of one step: the command, its output and its exit status. */
 export function transcript(world: CliWorld, step: Step, result: Result, mode: Mode): string {
   const typed = `$ bhyve-checkpoint ${step.args.join(' ')}`
   const isJson = step.args.includes('--json')
@@ -168,19 +169,19 @@ export function transcript(world: CliWorld, step: Step, result: Result, mode: Mo
     const plain = mode === 'terminal' ? screen(text) : text
     return world.normalised(isJson ? objects(plain) : plain).trimEnd()
   }
-  const said =
-    mode === 'terminal' ? [shown(result.stdout)] : [shown(result.stdout), marked(shown(result.stderr))]
-  const visible = said.map((text) => text.replaceAll('\u001b', '<esc>')).filter((text) => text !== '')
+  const outputs =
+    mode === 'terminal' ? [shown(result.stdout)] : [shown(result.stdout), prefixed(shown(result.stderr))]
+  const visible = outputs.map((text) => text.replaceAll('\u001b', '<esc>')).filter((text) => text !== '')
   return [typed, ...visible, `[${String(result.status)}]`, ''].join('\n')
 }
 
-/** What went to standard error. */
-function marked(text: string): string {
+/** Prefixes the lines of standard error with `!`. */
+function prefixed(text: string): string {
   const lines = text.split('\n').filter((line) => line !== '' && !/^\S+: saving( |$)/.test(line))
   return lines.map((line) => `! ${line}`).join('\n')
 }
 
-/** Compares with the kept text. `UPDATE_TEXTS=1` keeps this one from now on: read the difference then. */
+/** Compares with the stored text. `UPDATE_TEXTS=1` stores the new text: review the difference afterwards. */
 export function matchesKept(t: Test, name: string, text: string): void {
   const file = path.join(fixtures, 'cli', `${name}.txt`)
   if (process.env.UPDATE_TEXTS === '1') fs.writeFileSync(file, text)

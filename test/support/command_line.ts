@@ -1,4 +1,4 @@
-/** What the tests of the command line share: a VM that runs, and one that is saved. */
+/** Helpers for the tests of the command line: a running VM, and a VM with checkpoints. */
 import path from 'node:path'
 import { createClient } from 'bhyve-checkpoint'
 import { CliWorld } from './cli.js'
@@ -7,7 +7,7 @@ import { needs } from './programs.js'
 export const running = async (world: CliWorld): Promise<void> => {
   await world.start({ vm: 'vm1' })
 }
-/** A VM with the checkpoints `a` and `b`. */
+/** A running VM with the checkpoints `a` and `b`. */
 export const saved = async (world: CliWorld): Promise<void> => {
   await running(world)
   const { runDirectory, checkpointDirectory } = world

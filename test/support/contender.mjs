@@ -1,5 +1,5 @@
-// One of several processes that create, list, verify, destroy and prune the same VM's checkpoints. Prints what no
-// manager may ever see; ends with status 0 where there was nothing of it.
+// One of several processes that concurrently create, list, verify, destroy and prune checkpoints of the same VM. Fails
+// if a listed checkpoint is not complete, does not verify, or if a call rejects with an unexpected error.
 import { createClient } from 'bhyve-checkpoint'
 
 const [runDirectory, checkpointDirectory, seed, operations] = process.argv.slice(2)
@@ -11,9 +11,9 @@ const expected = new Set(['ERR_CHECKPOINT_NOT_FOUND', 'ERR_CHECKPOINT_EXISTS', '
 
 async function verifyListed() {
   for (const { name, state: found, problems } of await client.listCheckpoints('vm1')) {
-    if (found !== 'complete') throw new Error(`listed ${found}: ${JSON.stringify(problems)}`)
+    if (found !== 'complete') throw new Error(`Listed as ${found}: ${JSON.stringify(problems)}`)
     const report = await client.verifyCheckpoint('vm1', name)
-    if (!report.ok) throw new Error(`does not verify: ${JSON.stringify(report.problems)}`)
+    if (!report.ok) throw new Error(`Verification failed: ${JSON.stringify(report.problems)}`)
   }
 }
 

@@ -1,4 +1,4 @@
-/** What the tests of a checkpoint share: a VM that ends with its test, and a bhyve that makes no file. */
+/** Helpers for the tests of createCheckpoint: a VM that stops with its test, and a bhyve that creates no file. */
 import fs from 'node:fs'
 import net from 'node:net'
 import path from 'node:path'
@@ -14,7 +14,7 @@ export async function start(t: Test, options: Partial<SimulatorOptions> = {}): P
   return bhyve
 }
 
-/** A bhyve that reads its requests, as with a full inode table makes no file, and lives on. */
+/** A bhyve that reads requests but creates no file, as if the file system had no free inodes, and continues to run. */
 export async function refusing(t: Test): Promise<{ directory: string; requests: Buffer[] }> {
   const directory = scratch(t)
   const requests: Buffer[] = []

@@ -1,4 +1,4 @@
-/** What the tests of the pass over guest RAM share: a VM and its checkpoint, and images with zeros in them. */
+/** Helpers for the tests of the scan of guest RAM: a VM and its checkpoint, and images with zeros. */
 import { randomBytes } from 'node:crypto'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -53,7 +53,7 @@ export async function world(
   return { client, runDirectory, root, directory, memory: path.join(directory, 'checkpoint.ckp') }
 }
 
-/** Writes a set as bhyve would, with this RAM. */
+/** Writes the three checkpoint files as bhyve does, with the given RAM. */
 export function writeGuest(base: string, memory: Buffer): void {
   const basic = { ...golden['basic metadata'], memsize: memory.length }
   fs.writeFileSync(`${base}.kern`, randomBytes(kernelBytes))
@@ -70,7 +70,7 @@ export function flip(file: string, position: number): void {
   fs.closeSync(descriptor)
 }
 
-/** Random, with stretches of zeros that begin and end anywhere. */
+/** Random bytes with runs of zeros. The runs begin and end at any byte. */
 export function image(length: number): Buffer {
   const bytes = randomBytes(length)
   for (let at = 0; at < length;) {
@@ -81,7 +81,7 @@ export function image(length: number): Buffer {
   return bytes
 }
 
-/** The blocks that holes of 64 KiB and more are made of. */
+/** The offsets of the blocks that are in holes of at least 64 KiB. */
 export function longRuns(bytes: Buffer, borders: readonly number[], block: number): number[] {
   const isZero = (at: number): boolean =>
     native.zeroRuns(bytes.subarray(at, at + block), block).length > 0 && at + block <= bytes.length

@@ -1,12 +1,13 @@
-// A host program with few descriptors: few-descriptors.mjs <run directory> <checkpoint directory> <VMs> <what>, under
-// `ulimit -n`. Prints what came of it as JSON. `what`: create, or mix (every other one is suspended); or hungry: once
-// the only VM's suspend is being written, this program opens files until it can open no more, and keeps them.
+// A host program with few descriptors, to be run under `ulimit -n`. Prints the results as JSON. Usage:
+// few-descriptors.mjs <run directory> <checkpoint directory> <number of VMs> <what> `what` is `create`, `mix` (suspends
+// every other VM) or `hungry`. With `hungry`, the program suspends its only VM. While bhyve writes, the program opens
+// files until no descriptor is free.
 import fs from 'node:fs'
 import { createClientIn } from '../../dist/client/client.js'
 import { hostEnvironment } from '../../dist/client/environment.js'
 
 const [runDirectory, checkpointDirectory, count, what] = process.argv.slice(2)
-// The process of a simulated fleet outlives its VMs.
+// Do not wait for the end of bhyve: the process of a simulated fleet continues to run after the suspend of a VM.
 const environment = { ...hostEnvironment, exitTimeoutMs: 1 }
 const client = createClientIn(environment, { runDirectory, checkpointDirectory, dialect: 'descriptor' })
 const vms = Array.from({ length: Number(count) }, (_, index) => `vm${index}`)
@@ -18,7 +19,9 @@ await client.idle()
 const listed = await Promise.all(vms.map((vm) => client.listCheckpoints(vm)))
 console.log(
   JSON.stringify({
-    failed: results.flatMap(({ reason }) => (reason === undefined || isSaved(reason) ? [] : [said(reason)])),
+    failed: results.flatMap(({ reason }) =>
+      reason === undefined || isSaved(reason) ? [] : [textOf(reason)],
+    ),
     complete: listed.filter(([one]) => one?.state === 'complete').length,
   }),
 )
@@ -33,7 +36,7 @@ function isSaved({ code, message }) {
   return code === 'ERR_SUSPEND_FAILED' && message.includes('saved whole')
 }
 
-function said({ code, errno, message }) {
+function textOf({ code, errno, message }) {
   return `${code} ${errno}: ${message}`
 }
 

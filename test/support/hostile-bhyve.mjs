@@ -1,5 +1,6 @@
-// A bhyve of another user that means ill: takes requests in the dialect `descriptor`, and for each does what the next
-// line of standard input says: {"plant", "good", "secret", "end"}. Answers each with a line once the connection is closed.
+// A hostile bhyve that runs as another user. It accepts requests in the dialect `descriptor`. For each request, it
+// reads one line of JSON from standard input, {"plant", "good", "secret", "end"}, and carries it out. After it has
+// closed the connection, it prints one line.
 import fs from 'node:fs'
 import path from 'node:path'
 import readline from 'node:readline'
@@ -15,7 +16,7 @@ process.umask(0)
 const native = loadSimulatorNative()
 const listener = native.simulator.listenStream(path.join(runDirectory, 'vm1'), 5)
 
-/** Reads one whole request and returns the folder that came with it. */
+/** Reads one complete request. Returns the connection and the descriptor of the inbox. */
 function takeRequest() {
   native.simulator.poll([listener], -1)
   const connection = native.simulator.accept(listener)
@@ -24,7 +25,7 @@ function takeRequest() {
     while (bytes.length < length) {
       native.simulator.poll([connection], -1)
       const more = native.simulator.receive(connection, length - bytes.length)
-      if (isFailure(more) || more.length === 0) throw new Error('the request ended early')
+      if (isFailure(more) || more.length === 0) throw new Error('The request ended early')
       bytes = Buffer.concat([bytes, more])
     }
     return bytes
@@ -32,13 +33,13 @@ function takeRequest() {
   read(Number(read(19).readBigUInt64LE(11)))
   native.simulator.poll([connection], -1)
   const { descriptors } = native.simulator.receiveDescriptors(connection, 1)
-  return { connection, folder: descriptors[0] }
+  return { connection, inbox: descriptors[0] }
 }
 
-/** Goes on filling folders of its own by their descriptors, wherever they are by now. */
-function keepFilling(folder) {
-  fs.mkdirSync(path.join(folder, 'mine'))
-  const mine = fs.openSync(path.join(folder, 'mine'), 'r')
+/** Continues to create files in a directory of its own, through its descriptor, so that a rename does not stop it. */
+function keepFilling(inbox) {
+  fs.mkdirSync(path.join(inbox, 'mine'))
+  const mine = fs.openSync(path.join(inbox, 'mine'), 'r')
   let index = 0
   setInterval(() => {
     for (let round = 0; round < 200; round++) {
@@ -51,13 +52,13 @@ function keepFilling(folder) {
   }, 0)
 }
 
-/** Dies where anything above its folder lets it in. */
-function goUp(folder) {
+/** Throws if it can access a directory above its inbox. */
+function goUp(inbox) {
   const ways = {
-    list: () => fs.readdirSync(`${folder}/..`),
-    write: () => fs.writeFileSync(`${folder}/../planted`, ''),
-    further: () => fs.readdirSync(`${folder}/../..`),
-    rename: () => fs.renameSync(`${folder}/../in`, `${folder}/mine`),
+    list: () => fs.readdirSync(`${inbox}/..`),
+    write: () => fs.writeFileSync(`${inbox}/../planted`, ''),
+    further: () => fs.readdirSync(`${inbox}/../..`),
+    rename: () => fs.renameSync(`${inbox}/../in`, `${inbox}/mine`),
   }
   for (const [what, go] of Object.entries(ways)) {
     try {
@@ -66,14 +67,14 @@ function goUp(folder) {
       if (error.code === 'EACCES') continue
       throw error
     }
-    throw new Error(`a way up: ${what}`)
+    throw new Error(`Access above the inbox is possible: ${what}`)
   }
 }
 
 for await (const line of readline.createInterface({ input: process.stdin })) {
   const { plant, good, secret, end } = JSON.parse(line)
-  const { connection, folder } = takeRequest()
-  const where = `/proc/self/fd/${folder}`
+  const { connection, inbox } = takeRequest()
+  const where = `/proc/self/fd/${inbox}`
   if (good) writeSet(path.join(where, 'ckp'), 1)
   if (plant === 'folders that fill by themselves') keepFilling(where)
   else if (plant === 'the way up') goUp(where)

@@ -1,4 +1,4 @@
-/** What the tests share: scratch folders, VMs, waiting for a condition. */
+/** Helpers for all tests: temporary directories, conditions to wait for, native calls that fail. */
 import { execFile } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
@@ -17,7 +17,7 @@ const native = loadSimulatorNative()
 
 export const fixtures = fileURLToPath(new URL('../fixtures', import.meta.url))
 
-/** A folder that goes with the test. */
+/** A temporary directory that is removed at the end of the test. */
 export function scratch(t: Test): string {
   const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'bc-'))
   t.teardown(() => fs.rmSync(directory, { recursive: true, force: true }))
@@ -25,8 +25,8 @@ export function scratch(t: Test): string {
 }
 
 /**
- * One assertion for a property tried with many values: a failure shows the smallest one found, and the seed with which
- * it comes back. `PROPERTY_RUNS=20` tries twenty times as often.
+ * One assertion for a property that is checked with many values. A failure shows the smallest counterexample and the
+ * seed that reproduces it. `PROPERTY_RUNS=20` checks twenty times as many values.
  */
 export async function holds(
   t: Test,
@@ -40,11 +40,11 @@ export async function holds(
     t.pass(what)
   } catch (error) {
     const { message, cause } = error as Error
-    t.fail(`${what}: ${message}\nbecause of ${cause instanceof Error ? cause.stack : String(cause)}`)
+    t.fail(`${what}: ${message}\ncause: ${cause instanceof Error ? cause.stack : String(cause)}`)
   }
 }
 
-/** Resolves once `condition` holds; rejects after `deadlineMs`. */
+/** Resolves when `condition` holds. Rejects after `deadlineMs`. */
 export async function until(
   condition: () => boolean | Promise<boolean>,
   what: string,
@@ -52,12 +52,12 @@ export async function until(
 ): Promise<void> {
   const end = performance.now() + deadlineMs
   while (!(await condition())) {
-    if (performance.now() > end) throw new Error(`not within ${deadlineMs} ms: ${what}`)
+    if (performance.now() > end) throw new Error(`Timeout after ${deadlineMs} ms: ${what}`)
     await new Promise((resolve) => setTimeout(resolve, 5))
   }
 }
 
-/** The rejection of a promise, which must be a CheckpointError. */
+/** Resolves with the CheckpointError with which `promise` rejects. Rejects in all other cases. */
 export async function rejection(promise: Promise<unknown>): Promise<CheckpointError> {
   try {
     await promise
@@ -65,10 +65,10 @@ export async function rejection(promise: Promise<unknown>): Promise<CheckpointEr
     if (error instanceof CheckpointError) return error
     throw error
   }
-  throw new Error('it should have rejected')
+  throw new Error('The promise did not reject')
 }
 
-/** Every path below a directory, relative and sorted; folders end in a slash. */
+/** All paths below a directory, relative and sorted. Directories end with a slash. */
 export function tree(directory: string): string[] {
   if (!fs.existsSync(directory)) return []
   const entries = fs.readdirSync(directory, { recursive: true, withFileTypes: true })
@@ -80,24 +80,26 @@ export function tree(directory: string): string[] {
     .sort()
 }
 
-/** Where below `root` the folder of a descriptor is: not every system can say it of the descriptor. */
+/** The path below `root` of the directory of a descriptor. Searches for it: not every system can return it directly. */
 export function pathOfFolder(descriptor: number, root: string): string {
   const { dev, ino } = fs.fstatSync(descriptor, { bigint: true })
-  const folders = tree(root).filter((entry) => entry.endsWith('/'))
-  const found = [root, ...folders.map((folder) => path.join(root, folder.slice(0, -1)))].find((folder) => {
-    const status = fs.statSync(folder, { bigint: true, throwIfNoEntry: false })
+  const directories = tree(root)
+    .filter((entry) => entry.endsWith('/'))
+    .map((entry) => path.join(root, entry.slice(0, -1)))
+  const found = [root, ...directories].find((directory) => {
+    const status = fs.statSync(directory, { bigint: true, throwIfNoEntry: false })
     return status?.dev === dev && status.ino === ino
   })
-  if (found === undefined) throw new Error(`descriptor ${descriptor} is no folder below ${root}`)
+  if (found === undefined) throw new Error(`Descriptor ${descriptor} is not a directory below ${root}`)
   return found
 }
 
-/** The tree without an empty `.staging`, which stays where checkpoints are for the sake of the lock. */
+/** The tree without `.staging/`, which remains because it holds the lock. */
 export function checkpointFiles(directory: string): string[] {
   return tree(directory).filter((entry) => entry !== '.staging/')
 }
 
-/** Names and contents of a set's files: equal before and after means untouched. */
+/** The names and contents of all checkpoint files, to check that a call does not change them. */
 export function contents(directory: string): Record<string, string> {
   const files = checkpointFiles(directory).filter((file) => !file.endsWith('/'))
   return Object.fromEntries(
@@ -105,7 +107,7 @@ export function contents(directory: string): Record<string, string> {
   )
 }
 
-/** The next warning of this process, kept off standard error. */
+/** Resolves with the next warning of this process. The warning is not printed. */
 export function firstWarning(): Promise<Error> {
   process.removeAllListeners('warning')
   return new Promise((resolve) => process.once('warning', resolve))
@@ -122,12 +124,12 @@ export interface Ended {
   stderr: string
 }
 
-/** Without what the test runner wants to be loaded into every child. */
+/** The environment without NODE_OPTIONS, with which the test runner loads its hooks into each child. */
 export function childEnvironment(extra: Record<string, string> = {}): NodeJS.ProcessEnv {
   return { ...process.env, NODE_OPTIONS: '', ...extra }
 }
 
-/** Runs a script of `test/support` in a process of its own and waits for its end. */
+/** Runs a script of `test/support` in a separate process and waits for its end. */
 export function runScript(
   script: string,
   args: readonly string[],
@@ -142,15 +144,15 @@ export function runScript(
   })
 }
 
-/** A listener that the test serves itself: `serve` gets bhyve's folder, before the connection is closed. */
+/** A bhyve played by the test. `serve` accepts a request, calls `work` with the inbox and closes the connection. */
 export function serveByHand(
   t: Test,
   directory: string,
-): { serve: (work: (folder: string) => void) => Promise<void> } {
+): { serve: (work: (inbox: string) => void) => Promise<void> } {
   const listener = native.simulator.listenStream(path.join(directory, 'vm1'), 5)
-  if (isFailure(listener)) throw new Error('listen')
+  if (isFailure(listener)) throw new Error('Cannot listen')
   t.teardown(() => native.close(listener))
-  const serve = async (work: (folder: string) => void): Promise<void> => {
+  const serve = async (work: (inbox: string) => void): Promise<void> => {
     let request = Buffer.alloc(0)
     let connection = -1
     await until(() => {
@@ -171,22 +173,22 @@ type JobName = keyof typeof jobs
 type Call = (...args: never[]) => unknown
 
 /**
- * The pool's jobs on this thread, where their calls can be made to fail. `instead` may answer a job itself, or
- * return undefined.
+ * A pool that runs its jobs in this thread, where a test can make their calls fail. `instead` may return a result for a
+ * job. If it returns undefined, the job runs.
  */
 export function inlinePool(instead?: (name: JobName) => Promise<unknown> | undefined): JobRunner {
   return {
     emptied: () => Promise.resolve(),
     run: async ({ name, args }, onStart) => {
-      const answer = instead?.(name as JobName)
-      if (answer !== undefined) await answer
+      const replacement = instead?.(name as JobName)
+      if (replacement !== undefined) await replacement
       onStart?.()
-      return answer ?? (jobs[name as JobName] as Call)(...(args as never[]))
+      return replacement ?? (jobs[name as JobName] as Call)(...(args as never[]))
     },
   }
 }
 
-/** Replaces a native call for the length of a test: `instead` answers, or returns undefined. */
+/** Replaces a native call until the end of the test. If `instead` returns undefined, the original call runs. */
 export function intercept(
   t: Test,
   name: keyof typeof native,
@@ -202,7 +204,7 @@ export function intercept(
   return restore
 }
 
-/** What a native call says that has failed. */
+/** The result of a native call that failed. */
 export function failure(
   code: keyof typeof os.constants.errno,
   syscall: string,

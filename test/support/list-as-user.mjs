@@ -1,4 +1,4 @@
-// Lists a CBSD-like store as another user.
+// Lists a store with CBSD's layout as another user.
 import { cbsdLayout, createClient } from 'bhyve-checkpoint'
 
 const [workdir, uid] = process.argv.slice(2)

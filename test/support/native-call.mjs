@@ -1,5 +1,5 @@
-// Calls of the addon that a test wants in a process of its own: traced, in other namespaces, or because they might never
-// end. Arguments: which, and a folder. Prints what came of it as JSON.
+// Makes a call of the addon in a separate process, for tests that trace it, run it in another namespace, or expect that
+// it might never return. Arguments: the call, and a directory. Prints the result as JSON.
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -7,17 +7,17 @@ import { isFailure, loadNative } from '../../dist/base/native.js'
 
 const native = loadNative()
 const [which, directory] = process.argv.slice(2)
-const folder = native.openPath(directory, fs.constants.O_RDONLY)
-const mark = (name) => native.openAt(folder, `marker-${name}`, fs.constants.O_RDONLY, 0)
+const descriptor = native.openPath(directory, fs.constants.O_RDONLY)
+const mark = (name) => native.openAt(descriptor, `marker-${name}`, fs.constants.O_RDONLY, 0)
 
 const calls = {
-  /** Those that open something and hand nothing out. */
+  /** The calls that open a file and return no descriptor. */
   opening: () => {
     const { startedAt } = native.processStatus(process.pid)
     mark('begin')
     const outcomes = [
-      native.readDirectory(folder, 0),
-      native.readStartAt(folder, 'file', new Uint8Array(8)),
+      native.readDirectory(descriptor, 0),
+      native.readStartAt(descriptor, 'file', new Uint8Array(8)),
       native.processStatus(process.pid),
       native.signalProcess(process.pid, startedAt, 0),
       native.bootIdentity(),
@@ -25,12 +25,12 @@ const calls = {
     mark('end')
     return outcomes.filter(isFailure)
   },
-  start: () => native.readStartAt(folder, 'file', new Uint8Array(8)),
+  start: () => native.readStartAt(descriptor, 'file', new Uint8Array(8)),
   list: () => {
-    const names = native.readDirectory(folder, 0)
+    const names = native.readDirectory(descriptor, 0)
     return isFailure(names) ? names : names.toString().split('\0').length - 1
   },
-  /** What is made of each of these lines, in the place of what the system says of process 1. Ends with its namespace. */
+  /** Replaces /proc/1/stat by each of the lines and reads the status. The mount ends with the namespace. */
   statuses: () => {
     execFileSync('mount', ['--bind', directory, '/proc/1'])
     const lines = JSON.parse(fs.readFileSync(path.join(directory, 'lines'), 'utf8'))

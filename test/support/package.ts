@@ -1,4 +1,4 @@
-/** The package as npm packs it, and an empty project that it is installed into, without compiler and network. */
+/** Packs the package with npm and installs it into an empty project, without compiler and network. */
 import { execFileSync, spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -21,18 +21,18 @@ export interface Packed {
 
 export interface Project {
   directory: string
-  /** Of the installed package. */
+  /** The directory of the installed package. */
   installed: string
   env: NodeJS.ProcessEnv
 }
 
 /**
- * Packs a copy whose prebuild is the addon of this checkout: prebuildify would build it anew, in the folder that other
- * tests load it from.
+ * Packs a copy whose prebuild is the addon of this checkout. Does not use prebuildify: it would rebuild the addon in
+ * the directory from which other tests load it.
  */
 export function pack(t: Test): Packed {
-  const folder = scratch(t)
-  const copy = path.join(folder, 'package')
+  const directory = scratch(t)
+  const copy = path.join(directory, 'package')
   for (const source of ['package.json', 'README.md', 'LICENSE', ...packedSources()]) {
     fs.cpSync(path.join(root, source), path.join(copy, source), { recursive: true })
   }
@@ -44,7 +44,7 @@ export function pack(t: Test): Packed {
   )
   fs.mkdirSync(path.dirname(path.join(copy, prebuild)), { recursive: true })
   fs.copyFileSync(path.join(root, 'build/Release/bhyve_checkpoint.node'), path.join(copy, prebuild))
-  return packFolder(copy, folder)
+  return packDirectory(copy, directory)
 }
 
 function packedSources(): string[] {
@@ -54,14 +54,14 @@ function packedSources(): string[] {
   return files.filter((file) => !file.startsWith('!') && file !== 'prebuilds')
 }
 
-/** None of them has dependencies of its own. */
+/** The dependencies of the package. None of them has dependencies. */
 export function runtimeDependencies(): string[] {
   const manifest = fs.readFileSync(path.join(root, 'package.json'), 'utf8')
   return Object.keys((JSON.parse(manifest) as { dependencies: object }).dependencies)
 }
 
-export function packFolder(folder: string, destination: string): Packed {
-  const args = ['pack', folder, '--json', '--ignore-scripts', '--pack-destination', destination]
+export function packDirectory(directory: string, destination: string): Packed {
+  const args = ['pack', directory, '--json', '--ignore-scripts', '--pack-destination', destination]
   const output = npm(destination, ownEnvironment(), ...args)
   const [packed] = JSON.parse(output) as { filename: string; size: number; files: PackedFile[] }[]
   if (packed === undefined) throw new Error('npm packed nothing')
@@ -69,24 +69,24 @@ export function packFolder(folder: string, destination: string): Packed {
 }
 
 /**
- * What is installed is tested with the addon that came with it, whichever the other tests are to load; and compilers
- * are not to run under the sanitizer that such an addon needs.
+ * The environment for tests of the installed package. They use the addon in the package, even if the other tests are
+ * run with another one. Compilers must not run under the sanitizer that the other addon may need.
  */
 export function ownEnvironment(extra: Record<string, string> = {}): NodeJS.ProcessEnv {
   return childEnvironment({ BHYVE_CHECKPOINT_PREBUILD: '', LD_PRELOAD: '', ...extra })
 }
 
-/** A project in which nothing is but what was packed, on a PATH with node and sh alone. */
+/** A project that contains only the packed package. Its PATH contains only node and sh. */
 export function install(t: Test, packed: Packed): Project {
   const directory = fs.realpathSync(scratch(t))
   const project = path.join(directory, 'project')
   const tools = path.join(directory, 'bin')
-  for (const folder of [project, tools]) fs.mkdirSync(folder)
+  for (const created of [project, tools]) fs.mkdirSync(created)
   fs.symlinkSync(process.execPath, path.join(tools, 'node'))
   fs.symlinkSync('/bin/sh', path.join(tools, 'sh'))
   const env = ownEnvironment({ PATH: tools })
   const dependencies = runtimeDependencies().map(
-    (name) => packFolder(path.join(root, 'node_modules', name), directory).tarball,
+    (name) => packDirectory(path.join(root, 'node_modules', name), directory).tarball,
   )
   fs.writeFileSync(path.join(project, 'package.json'), '{ "private": true, "type": "module" }\n')
   const flags = ['--offline', '--no-audit', '--no-fund', '--cache', path.join(directory, 'cache')]
@@ -98,7 +98,7 @@ export function npm(cwd: string, env: NodeJS.ProcessEnv, ...args: string[]): str
   return execFileSync(process.execPath, [npmScript(), ...args], { cwd, env, encoding: 'utf8', stdio: 'pipe' })
 }
 
-/** npm's own script: what is called `npm` may look for node on a PATH that has none. */
+/** The path of npm's script. The program `npm` may search for node in a PATH that does not contain it. */
 function npmScript(): string {
   const named = process.env.npm_execpath
   if (named?.endsWith('npm-cli.js') === true) return named
@@ -106,7 +106,7 @@ function npmScript(): string {
   return fs.realpathSync(stdout.trim())
 }
 
-/** Runs a program of the project, given as text. */
+/** Writes a program into the project and runs it. */
 export function runIn(
   project: Project,
   name: string,

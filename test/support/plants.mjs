@@ -1,4 +1,4 @@
-// What a bhyve that means ill puts into the folder it was given. `secret` is a file that it must not get published.
+// The files that a hostile bhyve puts into its inbox. `secret` is a file that must never be published.
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -6,33 +6,33 @@ import { writeSet } from '../crash/sets.mjs'
 
 const files = ['ckp', 'ckp.kern', 'ckp.meta']
 
-/** A good set, one file of which `plant` replaces. */
-const instead = (name, plant) => (folder, secret) => {
-  writeSet(path.join(folder, 'ckp'), 1)
-  const file = path.join(folder, name)
+/** Writes good checkpoint files and replaces one of them. */
+const instead = (name, plant) => (inbox, secret) => {
+  writeSet(path.join(inbox, 'ckp'), 1)
+  const file = path.join(inbox, name)
   fs.rmSync(file)
   plant(file, secret)
 }
 
 const each = (what, plant) => files.map((name) => [`${what} for ${name}`, instead(name, plant)])
 
-const setMetadata = (folder, change) => {
-  const file = path.join(folder, 'ckp.meta')
+const setMetadata = (inbox, change) => {
+  const file = path.join(inbox, 'ckp.meta')
   const metadata = JSON.parse(fs.readFileSync(file, 'utf8'))
   change(metadata)
   fs.writeFileSync(file, JSON.stringify(metadata))
 }
 
-const bytes = (folder, name) => Buffer.concat([Buffer.from(`${folder}/`), Buffer.from(name)])
+const bytes = (inbox, name) => Buffer.concat([Buffer.from(`${inbox}/`), Buffer.from(name)])
 
-/** Which end in a refused checkpoint. */
+/** The content that must make the checkpoint fail. */
 export const plants = Object.fromEntries([
   ...each('a link to a secret', (file, secret) => fs.symlinkSync(secret, file)),
   ...each('a link to endless zeros', (file) => fs.symlinkSync('/dev/zero', file)),
-  ...each('a link that dangles', (file) => fs.symlinkSync('nowhere', file)),
+  ...each('a dangling link', (file) => fs.symlinkSync('nowhere', file)),
   ...each('a link to itself', (file) => fs.symlinkSync(path.basename(file), file)),
   ...each('a FIFO', (file) => execFileSync('mkfifo', [path.basename(file)], { cwd: path.dirname(file) })),
-  ...each('a folder', (file) => fs.mkdirSync(path.join(file, 'deeper'), { recursive: true })),
+  ...each('a directory', (file) => fs.mkdirSync(path.join(file, 'deeper'), { recursive: true })),
   ...each('a second name', (file) => {
     fs.writeFileSync(file, 'x')
     fs.linkSync(file, `${file}.again`)
@@ -43,67 +43,67 @@ export const plants = Object.fromEntries([
   }),
   ...each('nothing', () => undefined),
   [
-    'kernel state of terabytes, as the metadata say',
-    (folder) => {
-      writeSet(path.join(folder, 'ckp'), 1)
-      setMetadata(folder, ({ devices }) => (devices.at(-1).size = 8 * 2 ** 40))
-      const { size, file_offset: at } = JSON.parse(fs.readFileSync(path.join(folder, 'ckp.meta'))).devices.at(
+    'kernel state of terabytes that matches the metadata',
+    (inbox) => {
+      writeSet(path.join(inbox, 'ckp'), 1)
+      setMetadata(inbox, ({ devices }) => (devices.at(-1).size = 8 * 2 ** 40))
+      const { size, file_offset: at } = JSON.parse(fs.readFileSync(path.join(inbox, 'ckp.meta'))).devices.at(
         -1,
       )
-      fs.truncateSync(path.join(folder, 'ckp.kern'), at + size)
+      fs.truncateSync(path.join(inbox, 'ckp.kern'), at + size)
     },
   ],
   [
-    'names that would write in a log',
-    (folder) => {
-      writeSet(path.join(folder, 'ckp'), 1)
-      setMetadata(folder, ({ devices }) => (devices[0].device = '\u001b[2J\nall is well'))
+    'names with control characters',
+    (inbox) => {
+      writeSet(path.join(inbox, 'ckp'), 1)
+      setMetadata(inbox, ({ devices }) => (devices[0].device = '\u001b[2J\nall is well'))
     },
   ],
   [
     'metadata of a gigabyte',
-    (folder) => {
-      writeSet(path.join(folder, 'ckp'), 1)
-      fs.truncateSync(path.join(folder, 'ckp.meta'), 2 ** 30)
+    (inbox) => {
+      writeSet(path.join(inbox, 'ckp'), 1)
+      fs.truncateSync(path.join(inbox, 'ckp.meta'), 2 ** 30)
     },
   ],
 ])
 
-/** Which stand beside a good set, or alone. */
+/** Other files in the inbox, beside good checkpoint files or alone. */
 export const litter = {
-  'a hundred thousand files': (folder) => {
+  'a hundred thousand files': (inbox) => {
     for (let index = 0; index < 100_000; index++)
-      fs.closeSync(fs.openSync(path.join(folder, `f${index}`), 'w'))
+      fs.closeSync(fs.openSync(path.join(inbox, `f${index}`), 'w'))
   },
-  'thousands of folders': (folder) => {
-    for (let index = 0; index < 5_000; index++) fs.mkdirSync(path.join(folder, `d${index}`))
+  'thousands of directories': (inbox) => {
+    for (let index = 0; index < 5_000; index++) fs.mkdirSync(path.join(inbox, `d${index}`))
   },
-  'a tree too deep for a path': (folder) => {
+  'a tree too deep for a path': (inbox) => {
     const name = 'd'.repeat(250)
     for (let depth = 0; depth < 100; depth++) {
-      // Downwards from the bottom: what was made goes into a new folder above it.
-      fs.mkdirSync(path.join(folder, 'above'))
-      if (depth > 0) fs.renameSync(path.join(folder, name), path.join(folder, 'above', name))
-      fs.renameSync(path.join(folder, 'above'), path.join(folder, name))
+      // Build the tree from the bottom: move what exists into a new directory.
+      fs.mkdirSync(path.join(inbox, 'above'))
+      if (depth > 0) fs.renameSync(path.join(inbox, name), path.join(inbox, 'above', name))
+      fs.renameSync(path.join(inbox, 'above'), path.join(inbox, name))
     }
   },
-  'names that are no UTF-8': (folder) => {
+  'names that are not valid UTF-8': (inbox) => {
     const odd = [0x6f, 0xff, 0xfe, 0x64]
-    fs.mkdirSync(bytes(folder, odd))
-    fs.writeFileSync(bytes(folder, [...odd, 0x2f, ...odd]), '')
-    fs.symlinkSync('nowhere', bytes(folder, [0xc3, 0x28]))
+    fs.mkdirSync(bytes(inbox, odd))
+    fs.writeFileSync(bytes(inbox, [...odd, 0x2f, ...odd]), '')
+    fs.symlinkSync('nowhere', bytes(inbox, [0xc3, 0x28]))
   },
-  'names that mean something to the store': (folder) => {
+  'names that the store uses itself': (inbox) => {
     for (const name of ['intent', 'peer', 'size', 'manifest.new', 'x.ckp', 'x.ckp.manifest'])
-      fs.writeFileSync(path.join(folder, name), '{"version":1}')
+      fs.writeFileSync(path.join(inbox, name), '{"version":1}')
     for (const name of ['.staging', 'in', 'abc.ready', 'abc.trash'])
-      fs.mkdirSync(path.join(folder, name, 'in'), { recursive: true })
+      fs.mkdirSync(path.join(inbox, name, 'in'), { recursive: true })
   },
-  'folders that nobody may enter': (folder) => {
+  'directories that nobody can enter': (inbox) => {
     for (const name of ['a', 'b']) {
-      fs.mkdirSync(path.join(folder, name, 'c'), { recursive: true })
-      fs.chmodSync(path.join(folder, name), 0)
+      fs.mkdirSync(path.join(inbox, name, 'c'), { recursive: true })
+      fs.chmodSync(path.join(inbox, name), 0)
     }
   },
-  'a folder of its own that nobody may enter': (folder) => fs.chmodSync(`${folder}/.`, 0),
+  'an inbox that nobody can enter': (inbox) => fs.chmodSync(`${inbox}/.`, 0),
 }

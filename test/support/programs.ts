@@ -1,6 +1,6 @@
 /**
- * Programs that a test needs and a machine may not have. Without one the test is skipped, by the program's name and with the
- * command that installs it; `npm test` repeats the list at its end. Where EVERY_PROGRAM is set, a missing one is a failure.
+ * Skips a test if a program that it needs is not installed. The reason names the program and the command that installs
+ * it. `npm test` lists the reasons at its end. If EVERY_PROGRAM is set, a missing program is a failure.
  */
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
@@ -9,7 +9,7 @@ export interface Needed {
   skip: string | false
 }
 
-/** Options for a test that needs these programs, from the Debian packages of these names where they differ. */
+/** The options for a test that needs these programs. `from` names the Debian package if its name differs. */
 export function needs(...programs: (string | { program: string; from: string })[]): Needed {
   const missing = programs
     .map((one) => (typeof one === 'string' ? { program: one, from: one } : one))
@@ -19,7 +19,7 @@ export function needs(...programs: (string | { program: string; from: string })[
   return skipped(first.program, `apt-get install ${missing.map(({ from }) => from).join(' ')}`)
 }
 
-/** What is missing, and the command that brings it. */
+/** The options for a test that is skipped because `what` is missing. `install` is the command that installs it. */
 export function skipped(what: string, install: string): Needed {
   const reason = `${what} is not installed: ${install}`
   if ((process.env.EVERY_PROGRAM ?? '') !== '') throw new Error(reason)

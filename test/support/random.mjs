@@ -1,4 +1,4 @@
-/** mulberry32: numbers from 0 to 1, the same ones for the same seed. */
+/** mulberry32: a generator of numbers from 0 to 1. The same seed gives the same numbers. */
 export function generator(seed) {
   let state = seed >>> 0
   return () => {

@@ -1,4 +1,5 @@
-// Creates, replaces and destroys a checkpoint; a look for a file that is not there marks each beginning.
+// Creates, replaces and destroys a checkpoint. Before each step, the program tries to open a missing file whose name
+// identifies the step in a trace of system calls.
 import fs from 'node:fs'
 import { createClient } from 'bhyve-checkpoint'
 import { loadNative } from '../../dist/base/native.js'

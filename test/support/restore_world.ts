@@ -1,4 +1,4 @@
-/** What the tests of a restore share: a VM, its checkpoints, and a stand-in for bhyve to restore it with. */
+/** Helpers for the tests of a restore: a VM, its checkpoints, and a stand-in for bhyve that restores it. */
 import { spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
@@ -21,7 +21,10 @@ export function isAlive(pid: number): boolean {
   return !isFailure(status) && status.state !== 'zombie'
 }
 
-/** Without a connection, which a `struct` bhyve would answer by its last request. A socket has a file before anybody listens. */
+/**
+ * Returns true if a socket listens at this path. Does not connect, because a `struct` bhyve would repeat its last
+ * request. Does not rely on the socket file, because it exists before the socket listens.
+ */
 function isListenedAt(socket: string): boolean {
   const sockets = '/proc/net/unix'
   if (!fs.existsSync(sockets)) return fs.existsSync(socket)
@@ -32,15 +35,15 @@ function isListenedAt(socket: string): boolean {
 
 interface ScriptOptions {
   dialect?: SimulatedDialect
-  /** It comes up only once this file is there. */
+  /** Start only when this file exists. */
   gate?: string
-  /** What it does instead of coming up. */
+  /** A shell command to run instead of the stand-in. */
   instead?: string
-  /** What a stand-in has no arguments for. */
+  /** The settings for which the stand-in has no arguments. */
   options?: object
 }
 
-/** A VM's whole world: folders, the VM's arguments, and executables that become bhyve under the same pid. */
+/** The directories of a test, the VM's arguments, and scripts that exec the stand-in, which keeps the script's pid. */
 export class World {
   readonly t: Test
   readonly root: string
@@ -72,7 +75,7 @@ export class World {
     return createClientIn(environment, { runDirectory, checkpointDirectory, dialect })
   }
 
-  /** An executable for `bhyve`. It leaves its pid beside it before anything else. */
+  /** Creates an executable for the option `bhyve`. First of all, it writes its pid to `<file>.pid`. */
   script({ dialect = this.dialect, gate, instead, options = {} }: ScriptOptions = {}): string {
     const file = path.join(this.root, `bhyve${String(this.#scripts++)}`)
     const wait = gate === undefined ? '' : `while [ ! -e '${gate}' ]; do sleep 0.02; done`
@@ -100,7 +103,7 @@ export class World {
     await until(() => !isAlive(pid), 'its end')
   }
 
-  /** A fresh VM; its pid. */
+  /** Starts a new VM. Resolves with its pid. */
   async begun(): Promise<number> {
     const script = this.script()
     spawn(script, this.args, { stdio: 'ignore' })
@@ -111,27 +114,27 @@ export class World {
     return pid
   }
 
-  /** Somebody listens. */
+  /** Returns true if the VM accepts connections. */
   isServed(): boolean {
     const connection = native.connectStream(path.join(this.runDirectory, 'vm1'))
     if (!isFailure(connection)) native.close(connection)
     return !isFailure(connection)
   }
 
-  /** The state of a fresh VM that was suspended. */
+  /** Starts a new VM and suspends it. */
   async suspended(name = 'suspend'): Promise<void> {
     await this.begun()
     await this.client.suspend('vm1', { name })
   }
 
-  /** A checkpoint of a fresh VM that is off by now; its socket file is left behind. */
+  /** Starts a new VM, creates checkpoints of it, and kills it. Its socket file remains. */
   async saved(...names: string[]): Promise<void> {
     const pid = await this.begun()
     for (const name of names) await this.client.createCheckpoint('vm1', { name })
     await this.kill(pid)
   }
 
-  /** What bhyve wrote, byte for byte. */
+  /** The digests of the three files that bhyve wrote. */
   digests(name: string): string[] {
     return ['', '.kern', '.meta'].map((extension) =>
       createHash('sha256')
@@ -148,7 +151,7 @@ export class World {
 export const codesOf = (error: { blockers?: readonly { code: string }[] }) =>
   error.blockers?.map(({ code }) => code)
 
-/** A client whose jobs run here: `on` is called before each. */
+/** A client whose jobs run in this thread. `on` is called before each job. */
 export function watched(world: World, on: (job: string) => unknown): CheckpointClient {
   const pool = () => inlinePool((name) => on(name) as Promise<unknown> | undefined)
   const environment = { ...hostEnvironment, peers: new PeerMemory(), pool }

@@ -1,5 +1,5 @@
-// Restores a checkpoint and ends by itself: restoring.mjs <run directory> <checkpoint directory> <name> <bhyve> [again]
-// [<environment as JSON>]
+// Restores a checkpoint, prints the result as JSON, and exits.
+// Usage: restoring.mjs <run directory> <checkpoint directory> <name> <bhyve> [again] [<environment as JSON>]
 import { createClient } from 'bhyve-checkpoint'
 
 const [runDirectory, checkpointDirectory, name, bhyve, again, env] = process.argv.slice(2)

@@ -1,4 +1,4 @@
-// What of the library works on this runtime? Prints one line for each, `<what>: works` or what came in its place.
+// Tries the calls of the library on another runtime than Node. Prints one line for each: `<call>: works` or the error.
 import { createClient } from 'bhyve-checkpoint'
 import { simulatedBhyve } from 'bhyve-checkpoint/simulator'
 

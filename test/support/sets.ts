@@ -1,4 +1,4 @@
-/** Sets put into a store by hand, with metadata and manifests as a test wants them. */
+/** Writes checkpoints directly into a store, with the metadata and the manifest that a test needs. */
 import fs from 'node:fs'
 import path from 'node:path'
 
@@ -17,7 +17,7 @@ export const savedDevices = [
   'atkbdc',
 ]
 const current = ['vhpet', 'vm', 'vioapic', 'vlapic', 'vmcx', 'vatpit', 'vatpic', 'vpmtmr', 'vrtc']
-/** By which the older loaders find them, in that order, and `vmx`. */
+/** The numbers by which the older loaders find the structures: those of `current`, in this order, then `vmx`. */
 const numbers = { '13.0': [5, 2, 1, 3, 6, 9, 8, 10, 11, 0], '13.1': [5, 2, 1, 3, 6, 8, 7, 9, 10, 0] }
 const oldDevices = [
   'atkbdc',
@@ -36,13 +36,13 @@ export const host = { os: 'FreeBSD', release: '14.2', machine: 'amd64', cpuModel
 export interface SetOptions {
   vm?: string
   devices?: readonly string[]
-  /** The older shape, one entry per type: FreeBSD 13.1's, unless it is said to be 13.0's. */
+  /** Use the older shape, with one entry per device type. `true`: as in FreeBSD 13.1. `'13.0'`: as in 13.0. */
   old?: boolean | '13.0'
-  /** `false`: none. What is given is added to, or replaces, the default one's. */
+  /** The fields that differ from the default manifest. `false`: write no manifest. */
   manifest?: false | Record<string, unknown>
 }
 
-/** Writes `<directory>/<name>.ckp` and its companions; their content counts for nothing. */
+/** Writes the checkpoint files `<directory>/<name>.ckp*`. The RAM and the kernel file contain only zeros. */
 export function putSet(directory: string, name: string, options: SetOptions = {}): void {
   const { vm = 'vm1', devices = savedDevices, old = false, manifest = {} } = options
   fs.mkdirSync(directory, { recursive: true })
@@ -97,7 +97,7 @@ function putManifest(base: string, vm: string, name: string, more: Record<string
   fs.writeFileSync(`${base}.manifest`, JSON.stringify(manifest))
 }
 
-/** A published set's manifest. */
+/** The manifest of a published checkpoint. */
 export function manifestOf(directory: string, name: string): Record<string, unknown> {
   return JSON.parse(fs.readFileSync(path.join(directory, `${name}.ckp.manifest`), 'utf8')) as Record<
     string,
@@ -105,7 +105,7 @@ export function manifestOf(directory: string, name: string): Record<string, unkn
   >
 }
 
-/** A published set's manifest with something added or changed by hand; its list of digests stays the last of it. */
+/** Changes fields of a published manifest. The list of digests stays its last field. */
 export function changeManifest(directory: string, name: string, change: Record<string, unknown>): void {
   const { memoryChunks, ...manifest } = manifestOf(directory, name)
   const changed = { ...manifest, ...change, ...(memoryChunks === undefined ? {} : { memoryChunks }) }

@@ -1,4 +1,4 @@
-/** What the tests of the simulator share: requests byte by byte, conversations, and the folders that they fill. */
+/** Helpers for the tests of the simulator: requests byte by byte, connections, and directories for checkpoint files. */
 import { closeSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
 import { Socket } from 'node:net'
 import { constants, tmpdir } from 'node:os'
@@ -29,11 +29,11 @@ interface Golden {
 }
 
 export const native = loadSimulatorNative()
-export const goldenFolder = fileURLToPath(new URL('../fixtures/golden/', import.meta.url))
-export const golden = JSON.parse(readFileSync(join(goldenFolder, 'requests.json'), 'utf8')) as Golden
+export const goldenDirectory = fileURLToPath(new URL('../fixtures/golden/', import.meta.url))
+export const golden = JSON.parse(readFileSync(join(goldenDirectory, 'requests.json'), 'utf8')) as Golden
 export const [goldenSuccess, goldenUnknownCommand] = golden.replies.map(({ hex }) => Buffer.from(hex, 'hex'))
 
-/** The bytes before the one that carries the descriptor. */
+/** The bytes of the request without the byte that carries the descriptor. */
 export function payloadOf(request: GoldenRequest): Buffer {
   return Buffer.from(request.hex, 'hex').subarray(0, request.fd_position ?? undefined)
 }
@@ -114,11 +114,11 @@ export function structRequest(op: number, path: string): Buffer {
 export interface Sent {
   bytes: Buffer
   directory?: number | undefined
-  /** One byte without a descriptor, where the descriptor's would be. */
+  /** Sends a byte without a descriptor instead of the byte that carries the descriptor. */
   bareByte?: boolean
 }
 
-export class Conversation {
+export class Connection {
   readonly received: Buffer[] = []
   ended = false
   readonly end: Promise<Buffer>
@@ -126,9 +126,9 @@ export class Conversation {
 
   constructor(path: string, { bytes, directory, bareByte }: Sent, shutdown = true) {
     const descriptor = ok(native.connectStream(path), 'connect')
-    if (bytes.length > 0) sent(native.send(descriptor, bytes, 0))
-    if (directory !== undefined) sent(native.sendDescriptor(descriptor, directory))
-    if (bareByte === true) sent(native.send(descriptor, Buffer.alloc(1), 0))
+    if (bytes.length > 0) expectSent(native.send(descriptor, bytes, 0))
+    if (directory !== undefined) expectSent(native.sendDescriptor(descriptor, directory))
+    if (bareByte === true) expectSent(native.send(descriptor, Buffer.alloc(1), 0))
     if (shutdown) native.shutdownWrite(descriptor)
     this.#socket = new Socket({ fd: descriptor, readable: true, writable: false, allowHalfOpen: true })
     native.disown(descriptor)
@@ -141,7 +141,7 @@ export class Conversation {
 
   async #collect(): Promise<Buffer> {
     this.#socket.on('data', (bytes: Buffer) => this.received.push(bytes))
-    // A reset is an end like any other.
+    // A reset also means the end of the connection.
     this.#socket.on('error', () => undefined)
     await new Promise((closed) => this.#socket.once('close', closed))
     this.ended = true
@@ -149,8 +149,8 @@ export class Conversation {
   }
 }
 
-/** A VM that refuses early may have closed before everything was sent. */
-export function sent(result: number | { errno: number; syscall: string }): void {
+/** Throws unless the call succeeded. Ignores EPIPE: a VM that rejects a request may close the connection early. */
+export function expectSent(result: number | { errno: number; syscall: string }): void {
   if (!isFailure(result) || result.errno === constants.errno.EPIPE) return
   throw new Error(`${result.syscall}: errno ${String(result.errno)}`)
 }
@@ -160,13 +160,14 @@ export function ok<T>(result: T, what: string): Exclude<T, { errno: number }> {
   return result as Exclude<T, { errno: number }>
 }
 
-export function ask(vm: { socketPath: string }, sent: Sent): Promise<Buffer> {
-  return new Conversation(vm.socketPath, sent).end
+/** Sends a request. Resolves with the reply at the end of the connection. */
+export function sendRequest(vm: { socketPath: string }, sent: Sent): Promise<Buffer> {
+  return new Connection(vm.socketPath, sent).end
 }
 
 export async function until(condition: () => boolean, what: string): Promise<void> {
   for (const deadline = Date.now() + 20_000; !condition();) {
-    if (Date.now() > deadline) throw new Error(`never happened: ${what}`)
+    if (Date.now() > deadline) throw new Error(`Timeout: ${what}`)
     await new Promise((resolve) => setTimeout(resolve, 2))
   }
 }
@@ -176,7 +177,7 @@ export function isAlive(pid: number): boolean {
   return !isFailure(status) && status.state !== 'zombie'
 }
 
-// ---- VMs and folders ------------------------------------------------------------------------------------
+// ---- VMs and directories --------------------------------------------------------------------------------
 
 export const mebibyte = 1024 * 1024
 export const memoryBytes = 4 * mebibyte
@@ -190,7 +191,8 @@ export async function startVm(
   return vm
 }
 
-export class Folder {
+/** A directory into which a VM writes its checkpoint files. It is removed at the end of the test. */
+export class OutputDirectory {
   readonly path: string
   readonly descriptor: number
 
@@ -207,7 +209,7 @@ export class Folder {
     return readdirSync(this.path).sort()
   }
 
-  /** -1 where there is no such file. */
+  /** The size of a file, or -1 if it does not exist. */
   size(name: string): number {
     return statSync(join(this.path, name), { throwIfNoEntry: false })?.size ?? -1
   }
@@ -222,7 +224,8 @@ export class Folder {
   }
 }
 
-export function set(name: string): string[] {
+/** The names of the three files that bhyve writes. */
+export function filesOf(name: string): string[] {
   return [name, `${name}.kern`, `${name}.meta`]
 }
 
@@ -311,7 +314,7 @@ export const rejectedNvlists: Rejection[] = [
     bytes: message([pair(NvType.nvlist, 'l', message([suspend], { size: 1n })), ...goodPairs]),
   },
   {
-    why: 'nested list of no size',
+    why: 'nested list of size 0',
     bytes: message([...goodPairs, pair(NvType.nvlist, 'l', message([]), { dataSize: 0n })]),
   },
   {
@@ -335,7 +338,7 @@ export const rejectedNvlists: Rejection[] = [
     bytes: message([...goodPairs, pair(NvType.stringArray, 'a', Buffer.from('a\0b'), { items: 2n })]),
   },
   {
-    why: 'list array of more items than could fit',
+    why: 'list array of more items than the message can hold',
     bytes: message([...goodPairs, pair(NvType.nvlistArray, 'a', message([]), { items: 2n ** 40n })]),
   },
   {

@@ -1,4 +1,4 @@
-/** A simulated VM of 64 KiB that ends with its test. */
+/** A simulated VM with 64 KiB of RAM that stops at the end of the test. */
 import { type Test } from 'tap'
 import { SimulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
 

@@ -1,4 +1,4 @@
-/** Stages as a manager leaves them, made by the store's own jobs. */
+/** Creates stages as a manager process leaves them, with the jobs of the store. */
 import fs from 'node:fs'
 import path from 'node:path'
 import { type Test } from 'tap'
@@ -10,7 +10,7 @@ import { memoryBytes, putSet } from './sets.js'
 
 const native = loadNative()
 const ours = process.geteuid!()
-/** No system gives out such a pid. */
+/** A process that does not exist. No system assigns this pid. */
 export const nobody = { pid: 2 ** 30, startedAt: '1', uid: ours, dialect: 'descriptor' }
 
 type Handle = Parameters<typeof jobs.flushStage>[0]
@@ -21,7 +21,7 @@ interface StageOptions {
   name?: string
 }
 
-/** A stage with a complete checkpoint in its inbox, as bhyve leaves it. Its maker lives until `release`. */
+/** A stage with a complete checkpoint in its inbox, as bhyve leaves it. Its locks are held until `release()`. */
 export class MadeStage {
   readonly handle: Handle
   readonly path: string
@@ -49,12 +49,12 @@ export class MadeStage {
     return path.join(this.path, name)
   }
 
-  /** Its manager dies. */
+  /** Simulates the death of the manager process. */
   release(): void {
     for (const descriptor of this.#descriptors) native.close(descriptor)
   }
 
-  /** And the host goes down. */
+  /** Simulates the death of the manager process and a reboot of the host. */
   reboot(): void {
     this.release()
     const intent = this.file(fs.existsSync(this.file('live')) ? 'live' : 'intent')
@@ -62,7 +62,7 @@ export class MadeStage {
     fs.writeFileSync(intent, JSON.stringify({ ...(JSON.parse(text) as object), boot: 'another' }))
   }
 
-  /** Up to the manifest, which is there with digests; `meanwhile` comes before the scan. */
+  /** Runs the jobs up to the manifest with digests. Calls `meanwhile` before the scan. */
   prepare(meanwhile?: () => void): void {
     const { handle } = this
     const { inspection, savedMs } = jobs.collectStage(handle, 'suspend')

@@ -1,4 +1,4 @@
-/** What the tests of the stand-in for bhyve share: one that runs, and a VM that it saved. */
+/** Helpers for the tests of the stand-in for the bhyve executable: its process, and the checkpoint of a VM. */
 import { spawn, type ChildProcess } from 'node:child_process'
 import fs from 'node:fs'
 import { connect, Socket } from 'node:net'
@@ -27,12 +27,12 @@ export const machineArgs = [
 interface Settings {
   dialect?: SimulatedDialect
   options?: object
-  /** Default: executed by itself. */
+  /** Start it as `node <path>`. Default: execute it directly. */
   byNode?: boolean
   output?: 'pipe' | 'ignore'
 }
 
-/** One start of the stand-in, ended with the test at the latest. */
+/** A process of the stand-in. It is killed at the end of the test. */
 export class StandIn {
   readonly child: ChildProcess
   readonly ended: Promise<{ code: number | null; signal: string | null }>
@@ -69,7 +69,7 @@ export class StandIn {
 
   async listening(socket: string): Promise<void> {
     await until(async () => {
-      if (this.over) throw new Error(`it ended: ${this.errors}`)
+      if (this.over) throw new Error(`The stand-in has ended: ${this.errors}`)
       return accepts(socket)
     }, `a socket at ${socket}`)
   }
@@ -80,7 +80,7 @@ export class StandIn {
   }
 }
 
-// Only for the dialects that can be probed: nothing is sent.
+/** Returns true if a connection succeeds. Sends nothing, so do not use this with the dialect `struct`. */
 export async function accepts(path: string): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect(path, () => {
@@ -101,30 +101,30 @@ export function ok<T>(result: T): Exclude<T, { errno: number }> {
   return result as Exclude<T, { errno: number }>
 }
 
-/** Resolves with the answer at the end of the connection. */
+/** Sends a request. Resolves with the reply at the end of the connection. */
 export async function request(
   socketPath: string,
   dialect: SimulatedDialect,
   path: string,
   suspend = false,
 ): Promise<Buffer> {
-  const folder = fs.openSync(dirname(path), 'r')
-  // A socket is a file before it listens.
+  const directory = fs.openSync(dirname(path), 'r')
+  // The socket file exists before the socket listens.
   let connected = native.connectStream(socketPath)
   await until(() => {
     if (isFailure(connected)) connected = native.connectStream(socketPath)
     return !isFailure(connected)
   }, 'a connection')
   const socket = ok(connected)
-  const inFolder = dialect === 'descriptor' || dialect === 'reply'
+  const inDirectory = dialect === 'descriptor' || dialect === 'reply'
   const payload = native.encodeRequest(
     dialect === 'reply' ? 'descriptor' : dialect,
     suspend ? 'suspend' : 'checkpoint',
-    inFolder ? path.slice(dirname(path).length + 1) : path,
+    inDirectory ? path.slice(dirname(path).length + 1) : path,
   )
   ok(native.send(socket, payload, 0))
-  if (inFolder) ok(native.sendDescriptor(socket, folder))
-  fs.closeSync(folder)
+  if (inDirectory) ok(native.sendDescriptor(socket, directory))
+  fs.closeSync(directory)
   native.shutdownWrite(socket)
   const connection = new Socket({ fd: socket, readable: true, writable: false, allowHalfOpen: true })
   native.disown(socket)
@@ -152,21 +152,21 @@ export function metadataOf(path: string): Metadata {
 interface Saved {
   run: string
   path: string
-  folder: string
+  directory: string
 }
 
-/** A checkpoint of a VM `vm0` with `machineArgs`, whose bhyve has been killed since. */
+/** Saves a checkpoint of a VM `vm0` with `machineArgs`, then kills the stand-in. */
 export async function savedVm(
   test: TestContext,
   { dialect = 'descriptor' }: Settings = {},
   args: readonly string[] = machineArgs,
 ): Promise<Saved> {
-  const folder = scratch(test)
-  const run = join(folder, 'run')
+  const directory = scratch(test)
+  const run = join(directory, 'run')
   const vm = new StandIn(test, run, [...args, 'vm0'], { dialect })
   await vm.listening(socketOf(run, 'vm0', dialect))
-  const path = join(folder, 'saved')
+  const path = join(directory, 'saved')
   await request(socketOf(run, 'vm0', dialect), dialect, path)
   await vm.kill()
-  return { run, path, folder }
+  return { run, path, directory }
 }

@@ -1,4 +1,4 @@
-/** A store of checkpoints like CBSD's, with a client over it. */
+/** A store with checkpoints as CBSD writes them, and a client for it. */
 import fs from 'node:fs'
 import path from 'node:path'
 import { type Test } from 'tap'
@@ -9,7 +9,7 @@ import { scratch } from './index.js'
 
 const writeSet = writeAnySet as (base: string, tag: number) => void
 
-/** A client over a store of its own, and a way to put sets into it as CBSD or bhyvectl would. */
+/** A client with a new store. `put` writes a checkpoint as CBSD or bhyvectl does. */
 export function store(t: Test): {
   client: CheckpointClient
   root: string

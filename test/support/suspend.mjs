@@ -1,4 +1,5 @@
-// Suspends a VM, or checkpoints it with `poweroff: false`, and says what it is doing, a line each; waits to be told to go on where the phase is `hold`.
+// Suspends a VM, or creates a checkpoint with `poweroff: false`. Prints each phase as a line. Stops for ever at the
+// phase `hold`.
 import { createClient } from 'bhyve-checkpoint'
 
 const [runDirectory, checkpointDirectory, hold, options = '{}'] = process.argv.slice(2)
@@ -6,7 +7,7 @@ const client = createClient({ runDirectory, checkpointDirectory })
 
 function onProgress({ phase }) {
   process.stdout.write(`${phase}\n`)
-  // Whoever wants this process dead at this phase finds it standing there.
+  // Block here, so that the test can kill this process in this phase.
   if (phase === hold) for (;;) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0)
 }
 

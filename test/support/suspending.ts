@@ -1,4 +1,4 @@
-/** What the tests of a suspend share: a VM and its client, and pools that can be watched. */
+/** Helpers for the tests of a suspend: a VM and its client, and pools with hooks before and after each job. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
@@ -21,7 +21,7 @@ export interface World {
   bhyve: SimulatedBhyve
   client: CheckpointClient
   root: string
-  /** The VM's checkpoints. */
+  /** The checkpoint directory of the VM. */
   directory: string
 }
 
@@ -37,13 +37,13 @@ export function digest(file: string): string {
   return createHash('sha256').update(fs.readFileSync(file)).digest('hex')
 }
 
-/** Dead, if perhaps not yet waited for by the test that started it. */
+/** Returns true if the process has ended, even if its parent has not waited for it yet. */
 export function isGone(pid: number): boolean {
   const status = native.processStatus(pid)
   return isFailure(status) || status.state === 'zombie'
 }
 
-/** A pool whose jobs can be watched and held back. */
+/** A pool that calls `before` and `after` around each job. `before` can delay the job. */
 export function watchedPool(
   before: (name: string) => unknown,
   after: (name: string) => unknown = () => undefined,
@@ -58,10 +58,10 @@ export function watchedPool(
   return () => ({ run, emptied: () => real.emptied() })
 }
 
-/** A client whose jobs run here, and what is done to the stage's `in/` before the set is looked at. */
+/** A client whose jobs run in this thread. Calls `spoil` with the inbox before the checkpoint files are inspected. */
 export function spoiling(
   { bhyve, root, directory }: World,
-  spoil: (inFolder: string) => void,
+  spoil: (inbox: string) => void,
 ): CheckpointClient {
   const pool = inlinePool((job) => {
     if (job !== 'collectStage') return undefined

@@ -1,11 +1,11 @@
-// A program that ends in the middle of its calls. Arguments as JSON: what it does, how it ends and when. It prints
-// `ending` when it comes to that.
+// A program that ends in the middle of its calls. The argument is JSON: what the program does, and how and when it
+// ends. The program prints `ending` before it ends.
 import path from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads'
 
 const endings = {
-  /** Nothing more to do: what was begun goes on to its end. */
+  /** Does nothing, so that the calls in progress finish. */
   finish: () => undefined,
   throw: () => {
     throw new Error('on purpose')
@@ -13,7 +13,7 @@ const endings = {
   exit: () => process.exit(3),
   sigterm: () => {
     process.kill(process.pid, 'SIGTERM')
-    // Until it arrives.
+    // Keep the process alive until the signal arrives.
     setInterval(() => undefined, 1000)
   },
 }
@@ -36,12 +36,12 @@ else await endWithCalls(isMainThread ? end : () => parentPort.postMessage('now')
 
 function end() {
   console.log('ending')
-  // Out of the reach of whoever called: a callback's exception is caught by the library.
+  // Throw outside of the callback, because the library catches exceptions of callbacks.
   if (ending === 'throw') process.nextTick(endings.throw)
   else endings[ending]()
 }
 
-/** The same call of one or more clients, of one or more loads of the library. */
+/** Makes the same call with one or more clients, from one or more copies of the library. */
 async function endWithCalls(onPhase) {
   let reached = false
   const reach = () => {
@@ -74,7 +74,7 @@ function begin(client, name, reach) {
   })
 }
 
-/** All Workers come to the phase; then each is terminated, or the whole program ends over their heads. */
+/** Waits until all Workers have reached the phase. Then terminates each of them, or ends the program. */
 function endWithWorkers() {
   const started = Array.from({ length: workers }, (_, index) => {
     const worker = new Worker(new URL(import.meta.url), {

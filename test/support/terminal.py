@@ -1,6 +1,7 @@
 """Runs a command in a pseudo-terminal of 80 columns: `terminal.py [--interrupt-at TEXT] command ...`.
 
-What it writes goes to standard output, and its exit status is ours. At the first occurrence of TEXT, Ctrl-C is pressed.
+Copies the output of the command to standard output and exits with its exit status. Presses Ctrl-C when the output first
+contains TEXT.
 """
 import fcntl
 import os

@@ -1,4 +1,4 @@
-// Checkpoints of many VMs at once, with one libuv thread: prints what came of it as JSON.
+// Creates checkpoints of many VMs at the same time, with one libuv thread. Prints the results as JSON.
 import fs from 'node:fs/promises'
 import { readdirSync } from 'node:fs'
 import { createClient } from 'bhyve-checkpoint'
@@ -10,7 +10,7 @@ const fleet = await SimulatedFleet.start({ vms, memoryBytes: 256 * 1024, writeRa
 const client = createClient({ runDirectory: fleet.runDirectory, checkpointDirectory, dialect: 'descriptor' })
 const descriptors = () => readdirSync('/dev/fd').length
 
-// The first thread and what it holds are there from the first call on.
+// The first call starts the first thread, which opens descriptors. Count the descriptors after it.
 await Promise.all([1, 2, 3, 4].map(() => client.listCheckpoints('none')))
 const before = descriptors()
 let served = 0
@@ -28,7 +28,7 @@ await client.idle()
 const after = await fewest()
 const listed = await Promise.all(vms.map((vm) => client.listCheckpoints(vm)))
 await fleet.stop()
-/** Threads that came since then end when they have had nothing to do for a while. */
+/** Waits for the threads started since then, which end after they have been idle for a while. */
 async function fewest() {
   for (const deadline = performance.now() + 20_000; performance.now() < deadline;) {
     if (descriptors() <= before) break

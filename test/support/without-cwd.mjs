@@ -1,5 +1,6 @@
-// Calls in a program whose working directory is removed: without-cwd.mjs <run directory> <checkpoint directory> <when>.
-// `when`: before, or after the first call.
+// Makes calls in a program whose working directory was removed. Prints the results as JSON.
+// Usage: without-cwd.mjs <run directory> <checkpoint directory> <when> <bhyve>
+// `when`: remove it `before` or `after` the first call.
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'

@@ -1,4 +1,4 @@
-// A Worker that is terminated in the middle of a call; the main thread counts what is left of it.
+// Terminates a Worker in the middle of a call. The main thread then counts the leaked descriptors.
 import { readdirSync } from 'node:fs'
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads'
 
@@ -17,7 +17,7 @@ if (!isMainThread) {
       workerData: { runDirectory, checkpointDirectory, phase },
     })
     await new Promise((resolve, reject) => worker.on('message', resolve).on('error', reject))
-    // Not always at the same instruction: a little later from round to round.
+    // Terminate a little later in each round, so that the Worker is not always at the same instruction.
     for (let spin = 0; spin < index * 20_000; spin++) Math.random()
     await worker.terminate()
   }

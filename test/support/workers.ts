@@ -1,4 +1,4 @@
-/** Workers that are terminated in the middle of a call: what they leave. */
+/** Checks that Workers terminated in the middle of a call leave no descriptor, lock or stage. */
 import path from 'node:path'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import type { Test } from 'tap'
@@ -12,10 +12,10 @@ export async function terminateWorkers(t: Test, phase: string, count: number): P
   const checkpointDirectory = scratch(t)
   const ended = await runScript('worker.mjs', [bhyve.runDirectory, checkpointDirectory, phase, String(count)])
   t.match(ended, { code: 0, signal: null, stderr: '' }, phase)
-  t.match(ended.stdout, '{"leaked":0}\n{"name":"after"}\n', `${phase}: no descriptor, no lock`)
+  t.match(ended.stdout, '{"leaked":0}\n{"name":"after"}\n', `${phase}: no descriptor or lock is left`)
   const left = checkpointFiles(path.join(checkpointDirectory, 'vm1'))
   t.ok(
     left.every((file) => file.startsWith('after.ckp') || file.startsWith('checkpoint.ckp')),
-    `${phase}: no stage`,
+    `${phase}: no stage is left`,
   )
 }
