@@ -73,7 +73,7 @@ export function spoiling(
   return createClientIn({ ...hostEnvironment, pool: () => pool }, options)
 }
 
-export interface Asked {
+export interface ManagerTarget {
   bhyve: Pick<SimulatedBhyve, 'runDirectory'>
   root: string
 }
@@ -83,7 +83,7 @@ export class Manager {
   readonly child: ChildProcess
   #output = ''
 
-  constructor(t: Test, { bhyve, root }: Asked, hold: string, options: object = {}) {
+  constructor(t: Test, { bhyve, root }: ManagerTarget, hold: string, options: object = {}) {
     const script = fileURLToPath(new URL('suspend.mjs', import.meta.url))
     const args = [script, bhyve.runDirectory, root, hold, JSON.stringify(options)]
     this.child = spawn(process.execPath, args, {
