@@ -39,7 +39,7 @@ export class SimulatorProcess {
     return this.#exited
   }
 
-  /** Idempotent. */
+  /** Kills the process and removes its temporary directory. Can be called several times. */
   stop(): Promise<void> {
     this.#stopped ??= this.#stop()
     return this.#stopped

@@ -17,8 +17,8 @@ export type { Exit } from './child.js'
 
 /**
  * The path of a stand-in for the bhyve executable. The stand-in accepts bhyve's arguments, `-r` included, and provides
- * the checkpoint socket. If the installation is read-only, the file may lack its executable bit: then start it as `node
- * <path>`. The path is empty if the library was bundled.
+ * the checkpoint socket. If the installation is read-only, the file may lack its executable bit. Then start it as
+ * `node <path>`. The path is empty if the library was bundled.
  *
  * Settings for which bhyve has no arguments come from the environment:
  *

@@ -29,9 +29,9 @@ export interface GuestOptions {
   /** Fraction of the guest's pages that are zero, 0 to 1. Default 0.5. */
   zeroFraction?: number | undefined
   /**
-   * How the zero pages are distributed. Default `'runs'`: one run in each MiB (as in most real guests, where the runs
-   * are even longer), but single pages in one MiB out of 64. `'pages'`: only single pages, the worst case for sparse
-   * files.
+   * How the zero pages are distributed. Default `'runs'`: each MiB has its zero pages in one run. Most runs of real
+   * guests are even longer. One MiB out of 64 has single zero pages instead. `'pages'`: only single pages, the worst
+   * case for sparse files.
    */
   zeroLayout?: ZeroLayout | undefined
   /** Limit for writing the RAM file, in bytes per second. Default: no limit. */
