@@ -1,4 +1,7 @@
-/** The store's jobs, as called from the caller's thread. "Go to definition" on a call leads to the code of the job. */
+/**
+ * The store's jobs, typed for calls from the caller's thread. "Go to definition" on such a call leads to the function
+ * that runs in the pool.
+ */
 import type { JobKind } from '../pool/messages.js'
 import { type Remote, remote } from '../pool/remote.js'
 import type { JobRunner } from '../pool/pool.js'
@@ -10,7 +13,10 @@ type Jobs = typeof import('./catalog/jobs.js') &
 
 export type StoreJobs = Remote<Jobs>
 
-/** One slice of guest RAM takes a few milliseconds and stays `short`, so other short jobs can run between slices. */
+/**
+ * A job without an entry is `short`. `scanSlice` has none: a slice takes milliseconds, so other jobs run between
+ * slices.
+ */
 const kinds = {
   endScan: 'long',
   scanAtOnce: 'long',
@@ -27,7 +33,7 @@ const kinds = {
   emptyAllRemoved: 'removal',
 } as const satisfies Partial<Record<keyof Jobs, JobKind>>
 
-/** Jobs that take the lock of the VM's `.staging`. They are retried while another process holds it. */
+/** Jobs that take the lock of the VM's `.staging`. They are retried while another process holds that lock. */
 const locking: ReadonlySet<string> = new Set<keyof Jobs>([
   'createStage',
   'removeOrphans',
@@ -52,8 +58,9 @@ const locking: ReadonlySet<string> = new Set<keyof Jobs>([
 ])
 
 /**
- * Those that need a lock reject with ERR_CHECKPOINT_BUSY after 30 seconds. `commitStage` rejects at once: `Stage` is patient. `onStart` is called when
- * a thread takes the job; what it throws rejects the job instead.
+ * Jobs that take the lock reject with ERR_CHECKPOINT_BUSY if it stays busy for 30 seconds. `commitStage` rejects at
+ * once, because `Stage.commit` retries that job. `onStart` is called when a thread starts the job. If `onStart` throws,
+ * the job does not run and rejects with that error.
  */
 export function storeJobs(pool: JobRunner, onStart?: () => void): StoreJobs {
   return remote<Jobs>(pool, {

@@ -1,4 +1,4 @@
-/** Where the checkpoints of each VM lie. */
+/** Which directory holds the checkpoints of a VM. */
 import path from 'node:path'
 import { assertOptions } from '../base/assertions.js'
 import { CheckpointError } from '../base/errors.js'
@@ -10,7 +10,7 @@ import type { Layout } from '../base/types.js'
 export const defaultRoot = '/var/db/bhyve-checkpoint'
 const defaultCbsdWorkdir = '/usr/jails'
 
-/** `<root>/<vm>/`. */
+/** The default layout: one directory `<root>/<vm>/` for each VM. */
 export function rootLayout(root: string): Layout {
   const base = absolute(root, 'checkpointDirectory')
   return {
@@ -20,8 +20,9 @@ export function rootLayout(root: string): Layout {
 }
 
 /**
- * CBSD's `<workdir>/jails-system/<vm>/checkpoints`. Default workdir `/usr/jails`. What CBSD made there is
- * listed and handled like our own, and CBSD finds what we make.
+ * Keeps checkpoints in CBSD's directories: `<workdir>/jails-system/<vm>/checkpoints`. The default `workdir` is
+ * `/usr/jails`. Checkpoints that CBSD made there are listed and handled like those of this library. CBSD finds the
+ * checkpoints that this library makes. Throws `ERR_INVALID_OPTION` if `workdir` is not an absolute path.
  *
  * @example
  * const client = createClient({ checkpointDirectory: cbsdLayout() })
@@ -41,6 +42,6 @@ function absolute(directory: unknown, option: string): string {
   }
   throw new CheckpointError(
     'ERR_INVALID_OPTION',
-    `${option} must be an absolute path: ${JSON.stringify(directory)}`,
+    `The option '${option}' must be an absolute path: ${JSON.stringify(directory)}`,
   )
 }

@@ -1,9 +1,12 @@
-/** The names inside `.staging`, for who must know how long they get. */
+/** The names inside `.staging`. The length of a request path follows from them. */
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 
-/** What bhyve writes in `in/`; it appends `.kern` and `.meta`. Short: `struct` has 95 bytes for the path. */
+/**
+ * The file name in `in/` that bhyve is given. bhyve appends `.kern` and `.meta` itself. The name is short because a
+ * request of the `struct` dialect has room for a path of 95 bytes.
+ */
 export const guestFile = 'ckp'
-/** Its three files, and what each one's name ends in once it is a checkpoint's. */
+/** bhyve's three files in `in/`, each with the suffix that it gets as a checkpoint file. */
 export const guestFiles: readonly (readonly [string, string])[] = [
   [guestFile, memorySuffix],
   [`${guestFile}.kern`, kernelSuffix],
@@ -11,29 +14,37 @@ export const guestFiles: readonly (readonly [string, string])[] = [
 ]
 export const stagingName = '.staging'
 export const inboxName = 'in'
-/** In a stage: how much RAM is going to be written, where that is known. */
+/** In a stage: the reservation, that is the number of bytes of RAM that bhyve is going to write. */
 export const sizeRecord = 'size'
-/** In a stage: the digests of the RAM's chunks, until they are in the manifest. */
+/** In a stage: the digests of the RAM's chunks, until they are copied into the manifest. */
 export const digestList = 'digests'
-/** In a suspend's stage: room for what has to be written about it on a disk that bhyve has filled. */
+/**
+ * In a suspend's stage: a file that occupies disk space. It is removed when bhyve has finished, so that the manifest
+ * and the records can be written even if bhyve has filled the disk.
+ */
 export const spaceReserve = 'reserve'
-/** In a stage: files that recovery makes, until they are renamed. */
+/** In a stage: temporary names of files that recovery writes and then renames. */
 export const copyName = 'copy'
 export const freshManifest = 'manifest.new'
-/** In `.staging`: its flock is the turn of the one restore of this VM. */
+/** In `.staging`: the file whose flock allows one restore of this VM at a time. */
 export const restoreLockName = 'restore.lock'
 const longestId = 12
 
-/** As long as the path of a stage's RAM file can get. */
+/** A request path of the maximum length that a stage of this directory can have. */
 export function longestRequestPath(directory: string): string {
   return `${directory}/${stagingName}/${'x'.repeat(longestId)}/${inboxName}/${guestFile}`
 }
 
-/** Beside the checkpoints: what the bhyve of the last restore says. */
+/** Beside the checkpoints: the output of the bhyve that the last restore started. */
 export const restoreLogName = 'restore.log'
 
-/** A directory of what a VM that is gone has left besides its files: kept, and removed with the checkpoint. */
+/**
+ * A directory beside a checkpoint. It keeps whatever a VM that has ended left besides its checkpoint files. It is
+ * removed together with the checkpoint.
+ */
 export const restSuffix = '.ckp.rest'
 
-/** A set's files in the order in which they come into place: the last makes the checkpoint exist. */
+/**
+ * Suffixes in the order in which the checkpoint files are moved into place. The last file makes the checkpoint exist.
+ */
 export const publicationOrder = [kernelSuffix, metadataSuffix, manifestSuffix, memorySuffix]

@@ -1,13 +1,13 @@
-/** Waiting for another process that works on the same VM's checkpoints. */
+/** Retries an operation while another process holds the lock of the same VM's checkpoints. */
 import { CheckpointError } from '../base/errors.js'
 
-/** How long it is waited for. */
 const lockTimeoutMs = 30_000
 export const lockRetryMs = 20
 
 /**
- * Retries while another process holds the lock, for 30 seconds. Only the pauses between attempts are counted. An attempt
- * may be slow because the host was stopped or the library's threads were busy, which says nothing about the lock.
+ * Retries for up to 30 seconds while another process holds the lock. Only the pauses between attempts are counted. The
+ * duration of an attempt is not counted: it may be long because the host was stopped or the library's threads were
+ * busy.
  */
 export async function retryWhileBusy<T>(attempt: () => Promise<T>, onBusy?: () => void): Promise<T> {
   for (let waitedMs = 0; ;) {

@@ -1,19 +1,20 @@
 /**
- * One look that serves all who asked before it began. Each of hundreds of VMs wants to know what the others have
- * promised: a look of its own for each would make their number count twice.
+ * Combines concurrent requests for the same information into one read. All requests that arrive before a read begins
+ * get its result. Used for reservations: hundreds of VMs may each need the reservations of all others. One read per VM
+ * would cost time quadratic in the number of VMs.
  */
 export class SharedRead<T> {
   readonly #read: (from: string[]) => Promise<T>
-  /** Not begun yet: whoever asks now is served by it. */
+  /** The read that has not begun yet. New requests get its result. */
   #next: { from: Set<string>; result: Promise<T> } | undefined
   #running: Promise<unknown> = Promise.resolve()
 
-  /** `look` gets what all who asked for it said. */
+  /** `read` gets the `from` argument of every request that it answers. */
   constructor(read: (from: string[]) => Promise<T>) {
     this.#read = read
   }
 
-  /** Resolves with a look that began after this call. */
+  /** Resolves with the result of a read that began after this call. */
   take(from: string): Promise<T> {
     this.#next ??= this.#queued()
     this.#next.from.add(from)

@@ -1,4 +1,4 @@
-/** A stage owned by this process, as seen from the caller's thread. */
+/** A stage that this process owns, as the caller's thread uses it. */
 import type { Cancellation, CommitPoint } from '../base/cancellation.js'
 import { CheckpointError } from '../base/errors.js'
 import { loadNative } from '../base/native.js'
@@ -18,7 +18,7 @@ import type { Saved } from './staging/saved.js'
 import type { StageReservation } from './staging/space.js'
 import type { StageHandle } from './staging/stage_handle.js'
 
-/** How often to retry a reservation while other stages may still release space. */
+/** Attempts to reserve space. Between attempts other stages may release space. */
 const maxReservationAttempts = 6
 
 /** The parts of the store that a stage uses. */
@@ -29,15 +29,17 @@ interface StageStore {
   freeRemoved(vm: string): Promise<void>
 }
 
-/** A stage of ours, from its making to its publication or its end. `close` must be called in every case. */
+/**
+ * A stage of this process, until it is published, discarded or left to recovery. The caller must always call `close`.
+ */
 export class Stage {
   readonly requestPath: string
-  /** Guest RAM, as far as it is known. */
+  /** Size of guest RAM. Undefined if it is not known. */
   readonly memoryBytes: number | undefined
   readonly #store: StageStore
   readonly #handle: StageHandle
   readonly #orphans: readonly string[]
-  /** What bhyve gets, until it has got it. */
+  /** The descriptor of `in/`, until bhyve has received its copy. */
   #inbox: number | undefined
   readonly #fate: ChangingFate
 
@@ -52,21 +54,21 @@ export class Stage {
     this.#fate = new ChangingFate(poweroff, () => store.jobs.abandonStage(this.#handle, made.made))
   }
 
-  /** The descriptor of `in/` to pass on. */
+  /** The descriptor of `in/`, to be passed to bhyve. */
   async inboxDescriptor(): Promise<number> {
     this.#inbox ??= (await this.#store.jobs.reopenInbox(this.#handle)).descriptors.in
     return this.#inbox
   }
 
-  /** bhyve has its own copy: ours is not needed any more. */
+  /** Call this when bhyve has its own copy of the descriptor. */
   closeInbox(): void {
     if (this.#inbox !== undefined) loadNative().close(this.#inbox)
     this.#inbox = undefined
   }
 
   /**
-   * Rejects with ERR_NO_SPACE where the guest's RAM does not fit. RAM of unknown size counts as `atLeastBytes`;
-   * undefined: it is not asked for.
+   * Rejects with ERR_NO_SPACE if the guest's RAM does not fit on the disk. If the size of the RAM is not known,
+   * `atLeastBytes` is reserved. If that is undefined too, nothing is reserved.
    */
   async reserveSpace(vm: string, atLeastBytes: number | undefined): Promise<void> {
     const bytes = this.memoryBytes ?? atLeastBytes
@@ -81,24 +83,25 @@ export class Stage {
       if (isHopeless || attempt === maxReservationAttempts)
         throw new CheckpointError('ERR_NO_SPACE', message, details)
       if (attempt === 1) await this.#store.freeRemoved(vm)
-      // Two that refuse each other must not meet again.
+      // A random pause, so that two stages that refused each other do not try again at the same moment.
       await pause(lockRetryMs * (0.5 + Math.random() * 4))
     }
   }
 
-  /** bhyve runs as this user: `in/` has to be its own. */
+  /** Gives `in/` to the user that bhyve runs as, because bhyve must be able to write there. */
   chownInbox(writerUid: number): Promise<void> {
     return this.#store.jobs.chownInbox(this.#handle, writerUid)
   }
 
-  /** What bhyve does not write any more stands in nobody's way. */
+  /** Releases the reserved space when bhyve writes nothing more, so that other checkpoints can use it. */
   dropReservation(): Promise<void> {
     return this.#store.jobs.dropReservation(this.#handle)
   }
 
   /**
-   * Records the process that is about to write, before the request is sent. From then on the stage of a suspend may hold
-   * the only copy of the VM. If `begin` throws, the stage stays discardable, and nothing may be sent.
+   * Records the bhyve process that is about to write. This must happen before the request is sent: from then on the
+   * stage of a suspend may hold the only copy of the VM. If `begin` throws, the stage stays discardable, and the caller
+   * must not send anything.
    */
   async recordWriter(writer: Writer, begin: () => void): Promise<void> {
     await this.#store.jobs.recordWriter(this.#handle, writer)
@@ -123,7 +126,7 @@ export class Stage {
     return this.#store.jobs.isUntouched(this.#handle)
   }
 
-  /** This process has served us, and whatever was asked of it before. */
+  /** Call this when the bhyve process has finished our request: it has then finished all earlier requests, too. */
   async removeOrphans({ pid, startedAt }: { pid: number; startedAt: string | undefined }): Promise<void> {
     if (this.#orphans.length === 0) return
     const { directoryPath } = this.#handle
@@ -138,7 +141,7 @@ export class Stage {
     return this.#store.jobs.beginScan(this.#handle, request)
   }
 
-  /** Rejects where it is cancelled before its turn comes. */
+  /** Rejects if it is cancelled before a thread starts the slice. */
   scanSlice(memoryScan: MemoryScan, slice: Slice, cancellation: Cancellation): Promise<ScannedSlice> {
     const onStart = (): void => cancellation.throwIfCancelled()
     return this.#store.jobsFrom(onStart).scanSlice(this.#handle, memoryScan, slice)
@@ -148,7 +151,9 @@ export class Stage {
     return this.#store.jobs.endScan(this.#handle, memoryScan, stop)
   }
 
-  /** The whole pass at once. Undefined where it was stopped; rejects where it is cancelled before its turn comes. */
+  /**
+   * Runs the scan as one job. Undefined if it was stopped. Rejects if it is cancelled before a thread starts the job.
+   */
   scanAtOnce(
     request: ContentRequest,
     stop: Int32Array,
@@ -158,7 +163,7 @@ export class Stage {
     return this.#store.jobsFrom(onStart).scanAtOnce(this.#handle, request, stop)
   }
 
-  /** Fsyncs a suspended VM's files and records that they are on the disk. */
+  /** Fsyncs a suspended VM's files and records that they are on disk. */
   flush(name: string): Promise<void> {
     return this.#store.jobs.flushStage(this.#handle, name)
   }
@@ -167,7 +172,7 @@ export class Stage {
     return this.#store.jobs.prepareStage(this.#handle, publication)
   }
 
-  /** May be cancelled while somebody else holds the lock, and not once it is ours. */
+  /** Can be cancelled while another process holds the lock, but not after this process has taken the lock. */
   async commit(publication: Publication, cancellation: CommitPoint): Promise<Checkpoint> {
     return retryWhileBusy(
       () => this.#store.jobsFrom(() => cancellation.commit()).commitStage(this.#handle, publication),
@@ -175,19 +180,22 @@ export class Stage {
     )
   }
 
-  /** A suspend's stage that cannot go its way: what it holds is kept where its owner can see it. */
+  /**
+   * Recovers the stage of a suspend that cannot be published in the usual way. Its files are kept under a name that
+   * `listCheckpoints` shows.
+   */
   salvage(): Promise<Salvaged> {
     return this.#store.jobs.salvageStage(this.#handle)
   }
 
-  /** Where it lies. */
   get path(): string {
     return `${this.#handle.directoryPath}/${stagingName}/${this.#handle.id}`
   }
 
   close(): void {
     this.closeInbox()
-    // A stage that stays is the next call's, whoever has a copy of the descriptor.
+    // Another process may have a copy of the descriptor, which would keep the lock. Unlock explicitly, so that the next
+    // call can recover a stage that is still there.
     loadNative().unlock(this.#handle.stage)
     loadNative().close(this.#handle.stage)
     loadNative().close(this.#handle.directory)

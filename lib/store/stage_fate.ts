@@ -1,12 +1,12 @@
 /**
- * Whether a stage may be discarded. During a suspend bhyve writes the VM's state into the stage and then powers the VM off:
- * from then on the stage may hold the only copy of the VM.
+ * Whether a stage may be discarded. During a suspend bhyve writes the VM's state into the stage and then powers the VM
+ * off. From then on the stage may hold the only copy of the VM.
  */
 
 /** What may be done with the stage when the call fails. Only a discardable stage offers a function that discards it. */
 export type StageFate = { kind: 'discardable'; discard: () => Promise<void> } | { kind: 'holdsVm' }
 
-/** The fate of one stage. It changes right after the record on disk from which other processes learn the same. */
+/** The fate of one stage. It changes right after the record on disk, from which other processes read the same fate. */
 export class ChangingFate {
   readonly #poweroff: boolean
   readonly #discard: () => Promise<void>

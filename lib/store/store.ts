@@ -1,4 +1,4 @@
-/** The store, as seen from the caller's thread. All blocking work runs as jobs of the pool. */
+/** The store, as the caller's thread uses it. All blocking work runs as jobs in the pool. */
 import { CheckpointError } from '../base/errors.js'
 import type { Checkpoint, Layout } from '../base/types.js'
 import type { JobRunner } from '../pool/pool.js'
@@ -10,13 +10,15 @@ import { SharedRead } from './shared_read.js'
 import { Stage } from './stage.js'
 import type { StageReservation } from './staging/space.js'
 
-/** How long another process may take to force a suspended VM's state to the disk. */
+/**
+ * How long to wait while another process publishes a suspended VM's state. The fsync of a large guest's RAM is slow.
+ */
 const publicationTimeoutMs = 600_000
 
 export class Store {
   /** Jobs on stored checkpoints, for example `store.jobs.getCheckpoint(store.directoryOf(vm), vm, name)`. */
   readonly jobs: StoreJobs
-  /** The library creates the directories, and removes them once they are empty. */
+  /** True if the library removes a VM's directory when it is empty. False for the directories of another tool. */
   readonly ownsDirectories: boolean
   readonly #pool: JobRunner
   readonly #layout: Layout
@@ -29,7 +31,7 @@ export class Store {
     this.jobs = storeJobs(pool)
   }
 
-  /** The same jobs; `onStart` is called when a thread takes one. */
+  /** The same jobs. `onStart` is called when a thread starts one of them. */
   jobsFrom(onStart: () => void): StoreJobs {
     return storeJobs(this.#pool, onStart)
   }
@@ -39,7 +41,7 @@ export class Store {
     if (typeof directory === 'string' && directory.startsWith('/') && !directory.includes('\0')) {
       return directory.length > 1 ? directory.replace(/\/+$/, '') : directory
     }
-    const message = `the layout's directory of VM '${vm}' is not an absolute path`
+    const message = `The layout's 'directoryOf' returned no absolute path for VM '${vm}'`
     throw new CheckpointError('ERR_INVALID_OPTION', message, { vm })
   }
 
@@ -49,7 +51,7 @@ export class Store {
     return new Stage(this, directory, made, request.intent?.poweroff === true)
   }
 
-  /** What all live stages still have to write, this VM's too; read after this call. */
+  /** The reservations of all live stages, including this VM's. They are read after this call. */
   reservations(vm: string): Promise<StageReservation[]> {
     return this.#reservations.take(vm)
   }
@@ -58,32 +60,38 @@ export class Store {
     return this.jobs.reservedSpace(await this.#directoriesOf(from))
   }
 
-  /** Frees what was removed and still occupies the disk, in every VM's directory. */
+  /** Frees the blocks of removed files that still occupy the disk, in every VM's directory. */
   async freeRemoved(vm: string): Promise<void> {
     await this.jobs.emptyAllRemoved(await this.#directoriesOf([vm]))
     await this.#pool.emptied()
   }
 
-  /** Of these VMs and all that are stored. */
+  /** The directories of these VMs and of all stored VMs. */
   async #directoriesOf(vms: readonly string[]): Promise<string[]> {
     return [...new Set([...vms, ...(await this.#layout.vms())])].map((vm) => this.directoryOf(vm))
   }
 
-  /** The newest state of a suspended VM that was not restored; one that is just being published is waited for. */
+  /**
+   * The newest suspended state that was not restored since. If another process is publishing a state, waits until that
+   * process has finished.
+   */
   async suspended(vm: string, sinceMs: number): Promise<Checkpoint | undefined> {
     const deadline = performance.now() + publicationTimeoutMs
     for (;;) {
       const state = await this.#suspendedState(vm, sinceMs)
       if (state.kind === 'known') return state.checkpoint
       if (performance.now() > deadline) {
-        const message = `VM '${vm}' was suspended, and its state is still not published`
+        const message = `VM '${vm}' was suspended, but another process is still publishing its state. Try again later`
         throw new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm })
       }
       await pause(lockRetryMs * (0.5 + Math.random()))
     }
   }
 
-  /** Forcing the memory of a large guest to the disk may keep the lock for longer than others are patient. */
+  /**
+   * The fsync of a large guest's RAM may hold the lock for longer than `retryWhileBusy` waits. Treat that as
+   * publishing.
+   */
   async #suspendedState(vm: string, sinceMs: number): Promise<SuspendedState> {
     try {
       return await this.jobs.suspendedState(this.directoryOf(vm), vm, sinceMs)
@@ -93,7 +101,7 @@ export class Store {
     }
   }
 
-  /** VMs with at least one checkpoint, whole or not. */
+  /** VMs with at least one checkpoint in any state. */
   async storedVms(): Promise<string[]> {
     const vms = await this.#layout.vms()
     const having = await Promise.all(vms.map((vm) => this.jobs.hasCheckpoints(this.directoryOf(vm))))
