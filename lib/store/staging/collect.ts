@@ -1,4 +1,4 @@
-/** What bhyve has left in a stage. Runs in the pool. */
+/** Collects the files that bhyve wrote into a stage. Runs in the pool. */
 import { type Inspection, inspectCheckpoint, missingMemory } from '../../checkpoint/structure.js'
 import { kernelSuffix, metadataSuffix } from '../../base/names.js'
 import { loadNative } from '../../base/native.js'
@@ -14,13 +14,13 @@ export interface Collected {
   untouched: boolean
   problems: Problem[]
   inspection?: Inspection
-  /** When bhyve wrote the last of it, in milliseconds. */
+  /** The time of bhyve's last write, in milliseconds. */
   savedMs: number
 }
 
 /**
- * Takes what bhyve wrote out of its reach, under the checkpoint's name, and looks at it there. What else it
- * left in `in/` is removed.
+ * Moves bhyve's files out of `in/`, where bhyve could still change the entries, to the checkpoint's name in the stage.
+ * Then inspects them. Other entries of `in/` are removed later, in `prepareStage`.
  */
 export function collectStage(handle: StageHandle, name: string): Collected {
   const stage = borrowStage(handle)
@@ -34,7 +34,7 @@ export function collectStage(handle: StageHandle, name: string): Collected {
   return { untouched: false, problems: inspection.problems, inspection, savedMs }
 }
 
-/** Takes bhyve's files out of `in/`; how many there were. */
+/** Moves bhyve's files out of `in/` and returns their number. */
 export function moveOut(stage: Directory, name: string): number {
   using inbox = stage.openIfAny(inboxName)
   if (inbox === undefined) return 0
@@ -43,21 +43,24 @@ export function moveOut(stage: Directory, name: string): number {
   return moved.length
 }
 
-/** When the last of a set's three files was written, in milliseconds; whoever wrote it may have set any time. */
+/**
+ * The latest modification time of bhyve's three files, in milliseconds, but at most the present time: the user that
+ * bhyve runs as may have set any time.
+ */
 export function lastChangeOf(stage: Directory, name: string): number {
   const changes = guestFiles.map(([, suffix]) => stage.statusIfAny(name + suffix)?.mtimeMs ?? 0)
   return Math.min(Math.max(0, ...changes), Date.now())
 }
 
-/** The folder was bhyve's for as long as it wrote; from now on nothing is added to it. */
+/** `in/` belonged to bhyve's user while bhyve wrote. Changes the owner, so that bhyve's user can add nothing more. */
 function takeBack(stage: Directory, inbox: Directory): void {
   const ours = process.geteuid?.()
   if (ours === undefined || inbox.ownStatus().uid === ours) return
-  // Its owner may have put flags on it that keep even root from moving a file.
+  // Its owner may have set file flags on it that prevent even root from moving a file.
   loadNative().clearFlagsAt?.(stage.descriptor, inboxName)
   inbox.giveTo(ours)
   inbox.setMode(0o700)
-  // Now that nobody else can put other files into their places.
+  // Clear the flags of the files only now, when no other user can replace the files.
   for (const [file] of guestFiles) loadNative().clearFlagsAt?.(inbox.descriptor, file)
 }
 
@@ -66,14 +69,14 @@ function absentProblems(name: string): Problem[] {
     missingMemory(name),
     {
       code: 'kernel-missing',
-      message: 'there is no file of kernel and device state',
+      message: 'the file with kernel and device state is missing',
       file: name + kernelSuffix,
     },
-    { code: 'metadata-missing', message: 'there are no metadata', file: name + metadataSuffix },
+    { code: 'metadata-missing', message: 'the metadata file is missing', file: name + metadataSuffix },
   ]
 }
 
-/** Whether bhyve left `in/` as it got it. */
+/** Whether bhyve has created nothing in `in/`. */
 export function isUntouched(handle: StageHandle): boolean {
   using inbox = borrowStage(handle).open(inboxName)
   return inbox.rawEntries(1).length === 0

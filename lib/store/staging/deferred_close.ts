@@ -1,19 +1,24 @@
 /**
- * Folders that a job removed while the caller still has them open. The last close of such a folder frees it on the
- * disk, and may wait for the disk: it must not be the caller's. Runs in the pool.
+ * Directories that a job removed while the caller still has them open. The last close of such a directory frees it on
+ * disk, which may be slow, so it must not happen in the caller's thread. A job therefore keeps a descriptor of its own,
+ * which a thread of the pool closes last.
  */
 import { isFailure, loadNative } from '../../base/native.js'
 
 let held: number[] | undefined
 
-/** From now on folders are held, and somebody takes them. Elsewhere than in a thread of the pool nobody would. */
+/**
+ * From now on directories are held open. Only a thread of the pool calls this, because only there are they closed
+ * again.
+ */
 export function beginHolding(): void {
   held ??= []
 }
 
 /**
- * Only for what has been removed: a stage that stays would keep the lock which says that somebody is at it. Without a
- * descriptor left for it, the caller's close is the last one after all.
+ * Call this only for a removed directory. A stage that still exists would stay locked by the held descriptor, and
+ * recovery would treat its maker as alive. If the process has no free descriptor, nothing is held, and the caller's
+ * close is the last one.
  */
 export function holdOpen(descriptor: number): void {
   if (held === undefined) return
@@ -21,7 +26,7 @@ export function holdOpen(descriptor: number): void {
   if (!isFailure(own)) held.push(own)
 }
 
-/** What the job that has just ended holds open; whoever takes them closes them. */
+/** The descriptors that the last job holds open. The caller must close them. */
 export function takeHeld(): number[] {
   return held?.splice(0) ?? []
 }

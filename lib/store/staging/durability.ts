@@ -1,6 +1,7 @@
 /**
- * Are the files in a suspend's stage what bhyve wrote? In the boot in which it wrote them, yes. After a reboot only what
- * was fsynced without an error is certain (docs/storage.md, "Durability"). Runs in the pool.
+ * Decides whether the files in a suspend's stage have the content that bhyve wrote. In the boot in which bhyve wrote
+ * them, this is certain. After a reboot, only content that was fsynced without an error is certain (docs/storage.md,
+ * "Durability"). Runs in the pool.
  */
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import { CheckpointError } from '../../base/errors.js'
@@ -13,17 +14,17 @@ import { copyInPlace } from './own_files.js'
 import type { Directory } from '../../fs/directory.js'
 import { inboxName } from '../paths.js'
 
-/** In a stage: bhyve's files, the inbox and the stage were fsynced without an error. */
+/** In a stage, this record shows that bhyve's files, the inbox and the stage were fsynced without an error. */
 const syncedRecord = 'synced'
 /**
- * In a stage: an fsync of its files has failed. The system reports that once; the next fsync of the same file succeeds,
- * whether its pages reached the disk or not.
+ * In a stage, this record shows that an fsync of its files has failed. The system reports that error once. The next
+ * fsync of the same file succeeds, whether or not its pages have reached the disk.
  */
 const failedRecord = 'sync-failed'
 
 /**
- * Fsyncs a suspended VM's files, the inbox they came from and the stage, and records that durably. The small files come
- * first: they must not be lost while gigabytes of RAM are still being written.
+ * Fsyncs a suspended VM's files, the inbox they came from and the stage. Then writes a durable record of that. The
+ * small files come first, so that they are not lost if the host fails while gigabytes of RAM are still being written.
  */
 export function makeDurable(stage: Directory, name: string): void {
   recordingFailure(stage, () => {
@@ -38,18 +39,18 @@ export function makeDurable(stage: Directory, name: string): void {
   stage.sync()
 }
 
-/** Runs what fsyncs a suspended VM's files; a failed fsync must not be forgotten. */
+/** Runs `sync`, which fsyncs a suspended VM's files. If an fsync fails, writes a record of the failure. */
 export function recordingFailure(stage: Directory, sync: () => void): void {
   try {
     sync()
   } catch (error) {
-    // A file that could not even be opened was not fsynced, and may be yet.
+    // If the file could not be opened, no fsync has failed: a later fsync of it can still be trusted.
     if (!(error instanceof CheckpointError) || error.syscall !== 'openat') recordFailure(stage)
     throw error
   }
 }
 
-/** Where the disk takes no record either, the record is at least visible until the next boot. */
+/** If the record cannot be fsynced, it is at least visible until the next boot. */
 function recordFailure(stage: Directory): void {
   try {
     if (stage.statusIfAny(failedRecord) === undefined) stage.writeNew(failedRecord, '', true)
@@ -61,7 +62,7 @@ function recordFailure(stage: Directory): void {
 
 /**
  * Whether the content of a structurally complete checkpoint in the stage is certain. After a failed fsync the files are
- * first copied to new ones, which are fsynced: an error there is thrown, and nothing is published.
+ * first copied to new files, which are fsynced. An error in that step is thrown, and nothing is published.
  */
 export function proveContent(stage: Directory, name: string, { manifest, metadata }: Inspection): boolean {
   const boot = bootOf(stage)
@@ -76,7 +77,8 @@ export function proveContent(stage: Directory, name: string, { manifest, metadat
 function copyAll(stage: Directory, name: string): void {
   for (const suffix of [kernelSuffix, metadataSuffix, memorySuffix])
     copyInPlace(stage, name + suffix, { clone: false })
-  // The record stays until the stage is published: who comes after a crash must compare digests again.
+  // Keep the record of the failure until the stage is published: after a crash, recovery must compare the digests
+  // again.
   stage.sync()
 }
 

@@ -1,4 +1,4 @@
-/** A name of its own for a stage whose wanted name is taken, or must not be. Runs in the pool. */
+/** Gives a stage a fresh name, if its wanted name is taken or must not be used. Runs in the pool. */
 import { Buffer } from 'node:buffer'
 import { checkpointNameBytes, memorySuffix, restorablePathBytes, structPathBytes } from '../../base/names.js'
 import type { Directory } from '../../fs/directory.js'
@@ -6,7 +6,7 @@ import { type Intent, renameIntent, writerOf } from './intent.js'
 import { gather } from './stage_files.js'
 import { freshId } from './staging_entries.js'
 
-/** A stage that recovery works at, and where. */
+/** A stage that recovery handles, and the directories that contain it. */
 export interface StageDirectories {
   directory: Directory
   staging: Directory
@@ -14,7 +14,10 @@ export interface StageDirectories {
   id: string
 }
 
-/** The record first: whoever comes after a crash brings the files under its name. */
+/**
+ * Writes the new name into the intent before it renames the files. After a crash, recovery then renames the remaining
+ * files, too.
+ */
 export function moveToFreshName(directories: StageDirectories, intent: Intent): Intent {
   if (hasFreshName(directories, intent)) return intent
   const { stage } = directories
@@ -23,12 +26,15 @@ export function moveToFreshName(directories: StageDirectories, intent: Intent): 
   return renamed
 }
 
-/** An earlier attempt has found one. */
+/** Whether an earlier attempt has already chosen a fresh name that is still free. */
 function hasFreshName({ directory }: StageDirectories, { name, wanted }: Intent): boolean {
   return wanted !== undefined && directory.statusIfAny(name + memorySuffix) === undefined
 }
 
-/** `<name>-<id>`, the name cut where a file name, or a path that `bhyve -r` can open, would get too long. */
+/**
+ * `<name>-<id>`. `<name>` is shortened if a file name, or the path for `bhyve -r`, would otherwise be too long
+ * (protocol.md section 6).
+ */
 function freshName({ directory, staging, stage }: StageDirectories, name: string): string {
   const pathBytes = writerOf(stage)?.dialect === 'struct' ? structPathBytes : restorablePathBytes
   for (;;) {
@@ -39,7 +45,7 @@ function freshName({ directory, staging, stage }: StageDirectories, name: string
   }
 }
 
-/** At most so many bytes of UTF-8, no character cut in two. */
+/** Shortens the text to a maximum number of bytes in UTF-8, without splitting a character. */
 function cut(text: string, bytes: number): string {
   const characters = Array.from(text)
   while (Buffer.byteLength(characters.join('')) > bytes && characters.length > 1) characters.pop()

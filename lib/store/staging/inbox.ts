@@ -1,9 +1,12 @@
-/** `in/` of a stage, the only folder bhyve ever gets a descriptor of. Runs in the pool. */
+/** The inbox `in/` of a stage. It is the only directory that bhyve gets a descriptor of. Runs in the pool. */
 import { Directory } from '../../fs/directory.js'
 import { inboxName } from '../paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 
-/** root writes where it likes; anybody else only into a folder of its own. */
+/**
+ * Whether the inbox must be given to bhyve's user. root can write anywhere, but another user needs a directory of its
+ * own.
+ */
 export function needsGiving(writerUid: number): boolean {
   return writerUid !== 0 && writerUid !== process.geteuid?.()
 }
@@ -13,13 +16,16 @@ export function makeDirectory(parent: Directory, name: string): Directory {
   return parent.open(name)
 }
 
-/** A descriptor of `in/` once more, for a second request. */
+/** Opens `in/` again, for a second request. */
 export function reopenInbox(handle: StageHandle): { descriptors: { in: number } } {
   using inbox = borrowStage(handle).open(inboxName)
   return { descriptors: { in: inbox.release() } }
 }
 
-/** To the user of the bhyve that is asked next: a dead socket may have been another one's. */
+/**
+ * Gives the inbox to the user of the bhyve that the next request goes to. An earlier request may have found only the
+ * dead socket of a bhyve of another user.
+ */
 export function chownInbox(handle: StageHandle, writerUid: number): void {
   using inbox = borrowStage(handle).open(inboxName)
   const uid = needsGiving(writerUid) ? writerUid : (process.geteuid?.() ?? 0)

@@ -1,6 +1,6 @@
 /**
- * The records of a stage: what it is for (`intent`) and which process writes into it (`peer`). Whoever finds the stage
- * after its maker died decides by them. Runs in the pool.
+ * The records of a stage: what it is for (`intent` or `live`) and which process writes into it (`peer`). When the maker
+ * of the stage has died, recovery decides by these records. Runs in the pool.
  */
 import os from 'node:os'
 import { isExhausted } from '../../base/errors.js'
@@ -14,30 +14,33 @@ import { borrowStage, type StageHandle } from './stage_handle.js'
 
 const { ESRCH } = os.constants.errno
 
-/** In a suspend's stage: under which name its files belong. Fsynced: wherever it is, the stage may hold a VM. */
+/**
+ * In a suspend's stage: the VM and the checkpoint name. It is fsynced, because a stage with this record may hold the
+ * only copy of a VM.
+ */
 const intentRecord = 'intent'
-/** The same in a live checkpoint's stage. Not fsynced: nothing is concluded from it after a power failure. */
+/** The same in a live checkpoint's stage. It is not fsynced, because it is not used after a power failure. */
 const liveRecord = 'live'
-/** In a stage: the process that was asked. Without it nobody was. */
+/** In a stage: the bhyve process that the request was sent to. Without this record, no request was sent. */
 const peerRecord = 'peer'
 const recordMaxBytes = 4096
-/** A manifest without digests, the folders' own blocks, and the records. */
+/** Space for a manifest without digests, the blocks of the directories, and the records. */
 const reservedBytes = 64 * 1024
-/** Where a suspend's record cannot be read: such a stage may hold a VM, and never replaces anything. */
+/** Used if a suspend's record cannot be read. Such a stage may hold a VM, and it must not replace any checkpoint. */
 const unknownIntent: Intent = { vm: '', name: 'suspend', ifExists: 'fail', poweroff: true }
 
 export interface Intent {
   vm: string
   name: string
   ifExists: 'replace' | 'fail'
-  /** The VM is powered off with it: the stage is going to be all there is of the VM. Otherwise the VM runs on. */
+  /** The request powers the VM off, so the stage will hold the only copy of the VM. If false, the VM runs on. */
   poweroff: boolean
   host?: ManifestHost | undefined
-  /** The name that was asked for, where the set goes under another one. */
+  /** The requested name, if the checkpoint gets another one. */
   wanted?: string | undefined
 }
 
-/** Who writes into the stage. */
+/** The bhyve process that writes into the stage. */
 export interface Writer {
   pid: number
   startedAt: string | undefined
@@ -45,7 +48,7 @@ export interface Writer {
   dialect: string
 }
 
-/** As it is read back: nothing is certain. */
+/** The record as it is read back. The types of its values are not certain. */
 interface WriterRecord {
   pid: unknown
   startedAt: unknown
@@ -54,8 +57,9 @@ interface WriterRecord {
 }
 
 /**
- * A suspend's is fsynced whatever the caller's settings: after a power failure it is what the stage is known by. A live
- * checkpoint's stage is removed after a power failure.
+ * Writes the intent record. A suspend's record is fsynced whatever the caller's settings are: after a power failure,
+ * recovery recognizes the stage by it. A live checkpoint's stage is removed after a power failure, so its record is not
+ * fsynced.
  */
 export function writeIntent(stage: Directory, intent: Intent): void {
   if (intent.poweroff) stage.writeNew(spaceReserve, ' '.repeat(reservedBytes), false)
@@ -66,7 +70,7 @@ function recordOf({ poweroff }: Intent): string {
   return poweroff ? intentRecord : liveRecord
 }
 
-/** The VM runs on: nothing in the stage is needed any more. */
+/** Call this only if the VM runs on, because recovery then removes the stage. */
 export function removeIntent(stage: Directory): void {
   stage.unlink(intentRecord)
   stage.unlink(liveRecord)
@@ -76,7 +80,7 @@ function formatIntent(intent: Intent, boot: unknown): string {
   return JSON.stringify({ ...intent, boot })
 }
 
-/** Undefined where there is none: bhyve was never asked to write there. */
+/** Undefined if there is no intent record: no request to bhyve has named this stage. */
 export function readIntent(stage: Directory): Intent | undefined {
   const poweroff = stage.statusIfAny(intentRecord) !== undefined
   const record = readRecord(stage, poweroff ? intentRecord : liveRecord)
@@ -87,7 +91,7 @@ export function readIntent(stage: Directory): Intent | undefined {
   return typeof wanted === 'string' && isCheckpointName(wanted) ? { ...known, wanted } : known
 }
 
-/** The stage's set goes under another name from now on. */
+/** Records that the checkpoint of the stage gets another name. */
 export function renameIntent(stage: Directory, intent: Intent, name: string): Intent {
   const wanted = intent.wanted ?? intent.name
   const renamed: Intent = { ...intent, name, ifExists: 'fail', wanted }
@@ -101,33 +105,34 @@ export function renameIntent(stage: Directory, intent: Intent, name: string): In
 }
 
 /**
- * Before the first byte is sent. A suspend's is fsynced: a record that a power failure has torn would be taken for one of
- * a process that lives, where the system cannot tell one boot from another.
+ * Records the bhyve process. Must be called before the first byte is sent. A suspend's record is fsynced. Otherwise a
+ * power failure could leave a torn record, and a system without a boot identity would treat its writer as alive for
+ * ever.
  */
 export function recordWriter(handle: StageHandle, writer: Writer): void {
   const stage = borrowStage(handle)
   const fresh = `${peerRecord}.new`
   stage.unlink(fresh)
   stage.writeNew(fresh, JSON.stringify(writer), stage.statusIfAny(intentRecord) !== undefined)
-  // Whole or not at all: of a writer that cannot be read nobody knows whether it lives.
+  // Rename a complete file: if the record were torn, nobody could decide whether the writer lives.
   stage.rename(fresh, stage, peerRecord)
 }
 
-/** Undefined where nobody was asked. */
+/** Undefined if no request was sent. */
 export function writerOf(stage: Directory): WriterRecord | undefined {
   if (stage.statusIfAny(peerRecord) === undefined) return undefined
   const { pid, startedAt, uid, dialect } = (readRecord(stage, peerRecord) ?? {}) as Record<string, unknown>
   return { pid, startedAt, uid, dialect: typeof dialect === 'string' ? dialect : undefined }
 }
 
-/** Whether the process that was asked still lives, or may: then it may yet write. */
+/** Whether the bhyve process lives or may live. It may then still write. */
 export function isWriterAlive(stage: Directory): boolean {
   const writer = writerOf(stage)
   if (writer === undefined || bootOf(stage) === 'another') return false
   const { pid, startedAt } = writer
   if (typeof pid !== 'number' || !Number.isInteger(pid) || pid < 1) return true
   const status = loadNative().processStatus(pid)
-  // A look that failed is no news of a death.
+  // A failed status call does not prove that the process has ended.
   if (isFailure(status)) return status.errno !== ESRCH
   if (status.state === 'zombie') return false
   return startedAt === undefined || status.startedAt === startedAt
@@ -138,13 +143,14 @@ function readRecord(stage: Directory, name: string): object | undefined {
     const record: unknown = JSON.parse(stage.readText(name, recordMaxBytes))
     return typeof record === 'object' && record !== null ? record : undefined
   } catch (error) {
-    // A record that was not read must not be taken for one that says nothing: that would settle a live suspend.
+    // The process has no free descriptor, so the record could not be read. Do not treat it as empty: recovery could
+    // then handle the stage of a running suspend as one that has ended.
     if (isExhausted(error)) throw error
     return undefined
   }
 }
 
-/** In which boot the stage was made. */
+/** In which boot the stage was created. */
 export function bootOf(stage: Directory): Boot {
   return compareBoot(recordedBoot(stage))
 }

@@ -1,4 +1,4 @@
-/** What this folder does in the pool's threads. */
+/** The jobs of this directory. They run in the pool. */
 export { collectStage, isUntouched } from './collect.js'
 export { chownInbox, reopenInbox } from './inbox.js'
 export { recordWriter } from './intent.js'

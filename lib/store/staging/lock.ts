@@ -1,7 +1,8 @@
 /**
- * The lock of one VM's checkpoints: a flock on `.staging`. Writers take it alone, readers share it. The system
- * frees it when its holder dies. Taking it never waits: a job that finds it held fails with
- * ERR_CHECKPOINT_BUSY, and the caller asks again (`lib/store/store.ts`), so that no pool thread stands still.
+ * The lock of one VM's checkpoints: a flock on `.staging`. Writers take it exclusively, readers share it. The system
+ * releases the lock when its holder dies. Taking the lock never waits, so that it never blocks a thread of the pool. If
+ * the lock is held, the job fails with ERR_CHECKPOINT_BUSY, and the caller's thread retries it
+ * (`lib/store/retry_while_busy.ts`).
  */
 import fs from 'node:fs'
 import os from 'node:os'
@@ -12,7 +13,7 @@ import { stagingName } from '../paths.js'
 
 const ownerOnly = 0o700
 
-/** `.staging`, held locked; disposing it lets go. */
+/** Opens `.staging` with the exclusive lock, and creates it if necessary. Disposing the result releases the lock. */
 export function lockStaging(directory: Directory): Directory {
   for (;;) {
     const staging = makeStaging(directory)
@@ -20,7 +21,7 @@ export function lockStaging(directory: Directory): Directory {
   }
 }
 
-/** `.staging`, made where it is not; not locked. Nobody else may open what is in it. */
+/** Opens `.staging` without a lock, and creates it if necessary. No other user may open what is in it. */
 export function openStaging(directory: Directory): Directory {
   const staging = makeStaging(directory)
   try {
@@ -40,7 +41,7 @@ function makeStaging(directory: Directory): Directory {
   }
 }
 
-/** The same for what exists already; undefined where the directory was removed under our hands. */
+/** As `lockStaging`, for a directory that may be removed meanwhile. Undefined if it was removed. */
 export function lockStagingUnlessGone(directory: Directory): Directory | undefined {
   try {
     return lockStaging(directory)
@@ -50,7 +51,7 @@ export function lockStagingUnlessGone(directory: Directory): Directory | undefin
   }
 }
 
-/** The same where a `.staging` is; undefined where there is none. */
+/** Locks `.staging`, but does not create it. Undefined if it does not exist. */
 export function lockStagingIfAny(directory: Directory, mode: 'shared' | 'exclusive'): Directory | undefined {
   for (;;) {
     const staging = directory.openIfAny(stagingName)
@@ -59,7 +60,7 @@ export function lockStagingIfAny(directory: Directory, mode: 'shared' | 'exclusi
   }
 }
 
-/** False where the folder was removed or replaced between opening and locking it: then open it again. */
+/** False if `.staging` was removed or replaced between opening and locking it. The caller must then open it again. */
 function takeLock(directory: Directory, staging: Directory, mode: 'shared' | 'exclusive'): boolean {
   let taken = false
   try {
@@ -72,13 +73,13 @@ function takeLock(directory: Directory, staging: Directory, mode: 'shared' | 'ex
   }
 }
 
-/** What others could write into is not safe to work in. */
+/** Throws if `.staging` belongs to another user. Removes the permissions of other users, who must not write there. */
 export function assertOurs(staging: Directory): void {
   const { uid, mode } = staging.ownStatus()
   if (uid !== process.geteuid?.()) {
     throw new CheckpointError(
       'ERR_PERMISSION',
-      `'${staging.path}' belongs to uid ${String(uid)}: one user manages a VM's checkpoints`,
+      `'${staging.path}' belongs to uid ${String(uid)}. Run as that user: one user manages all checkpoints of a VM`,
       { path: staging.path },
     )
   }
@@ -87,14 +88,18 @@ export function assertOurs(staging: Directory): void {
 
 function busy(staging: Directory): CheckpointError {
   const holderPid = holderOf(staging)
-  const who = holderPid === undefined ? 'another process' : `process ${String(holderPid)}`
-  return new CheckpointError('ERR_CHECKPOINT_BUSY', `${who} is working in '${staging.path}'`, {
-    path: staging.path,
-    holderPid,
-  })
+  const who = holderPid === undefined ? 'Another process' : `Process ${String(holderPid)}`
+  return new CheckpointError(
+    'ERR_CHECKPOINT_BUSY',
+    `${who} holds the lock of '${staging.path}'. Try again later`,
+    {
+      path: staging.path,
+      holderPid,
+    },
+  )
 }
 
-/** Only Linux tells who holds a flock. */
+/** The pid of the process that holds a flock. Only Linux reports it. */
 export function holderOf(held: { ownStatus(): FileStatus }): number | undefined {
   if (process.platform !== 'linux') return undefined
   const inode = held.ownStatus().identity.split(':')[1]

@@ -1,7 +1,7 @@
 /**
- * The content of a set in its stage: the RAM is digested and its zeros given back, slice by slice, before it is
- * published. The digests of the chunks go into a file of the stage: not even they need to be in memory, however
- * large the guests and however many. Runs in the pool.
+ * The scan of a staged checkpoint before it is published: computes digests and replaces zero pages of guest RAM by
+ * holes, slice by slice. The digests of the chunks are written to a file in the stage, so memory use does not grow with
+ * the size or the number of guests. Runs in the pool.
  */
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
@@ -25,17 +25,17 @@ export interface ContentRequest {
   memoryBytes: number
   digest: boolean
   sparsify: boolean
-  /** It is going to be forced to the disk. */
+  /** The file will be fsynced later. */
   durable: boolean
 }
 
-/** A pass that was begun. */
+/** A scan that has begun. */
 export interface MemoryScan extends ContentRequest {
-  /** The file system's block; 0: no holes are made. */
+  /** The block size of the file system. 0: no holes are made. */
   holeBlockBytes: number
-  /** Of the RAM file, which must stay the same one. */
+  /** The identity of the RAM file, which must not be replaced during the scan. */
   identity: string
-  /** When bhyve wrote it: holes must not make it look younger. */
+  /** The modification time from bhyve's last write. Making holes must not change it. */
   modifiedNs: bigint
   chunkBytes: number
 }
@@ -43,7 +43,7 @@ export interface MemoryScan extends ContentRequest {
 export interface Content {
   modifiedMs: number
   digests?: Digests
-  /** Instead of `digests`, where these are not wanted. */
+  /** Present instead of `digests`, if no digests were requested. */
   fingerprint?: Fingerprint
 }
 
@@ -58,29 +58,32 @@ function beginScanIn(stage: Directory, request: ContentRequest): MemoryScan {
   stage.unlink(digestList)
   if (request.digest) stage.writeNew(digestList, '', false)
   const holeBlockBytes = request.sparsify
-    ? memory.succeed(loadNative().holeBlockBytes(memory.descriptor), 'asking for the size of a block')
+    ? memory.succeed(
+        loadNative().holeBlockBytes(memory.descriptor),
+        'Reading the block size of the file system',
+      )
     : 0
   const chunkBytes = chunkBytesFor(request.memoryBytes)
   return { ...request, identity, modifiedNs: mtimeNs, chunkBytes, holeBlockBytes }
 }
 
-/** What came of a slice. */
 export interface ScannedSlice {
   holesRefused: boolean
 }
 
-/** One slice of it. */
+/** Scans one slice. */
 export function scanSlice(handle: StageHandle, memoryScan: MemoryScan, slice: Slice): ScannedSlice {
   if (!memoryScan.digest && memoryScan.holeBlockBytes === 0) return { holesRefused: false }
   return scanSliceIn(borrowStage(handle), memoryScan, slice)
 }
 
 function scanSliceIn(stage: Directory, memoryScan: MemoryScan, slice: Slice): ScannedSlice {
-  // Opened by every slice: a descriptor that threads share could be closed, and its number given to another file,
-  // while one of them still writes to it.
+  // Each slice opens the file itself. If threads shared a descriptor, it could be closed and its number reused for
+  // another file while one of them still writes to it.
   using memory = openMemory(stage, memoryScan, memoryScan.holeBlockBytes > 0 ? O_RDWR : O_RDONLY)
   const { digests, holesRefused } = scanRange(memory, slice, memoryScan)
-  // What has been looked at is written while the rest is. A hint: whether it reaches the disk, the sync says.
+  // Let the system begin to write the scanned part while the rest is scanned. This is only a hint: the later fsync
+  // reports whether the data has reached the disk.
   if (memoryScan.durable) loadNative().beginWriting(memory.descriptor, slice.from, slice.to - slice.from)
   if (digests.length > 0) {
     using list = stage.openFile(digestList, O_WRONLY)
@@ -89,19 +92,19 @@ function scanSliceIn(stage: Directory, memoryScan: MemoryScan, slice: Slice): Sc
   return { holesRefused }
 }
 
-/** Once every slice is done. */
+/** Call this when every slice has been scanned. */
 export function endScan(handle: StageHandle, memoryScan: MemoryScan, stop: Int32Array): Content {
   const stage = borrowStage(handle)
   const digests = memoryScan.digest ? digestsOf(stage, memoryScan, stop) : undefined
   const fingerprint = memoryScan.digest ? undefined : fingerprintOf(stage, memoryScan.name + memorySuffix)
   using memory = openMemory(stage, memoryScan, O_RDONLY)
-  // Where the system does not allow it, the manifest tells the time that the file has now.
+  // If the system does not allow setting the time, the manifest records the time that the file has now.
   if (memoryScan.sparsify) loadNative().setModifiedAt(memory.descriptor, memoryScan.modifiedNs)
   const { mtimeMs } = memory.status()
   return { modifiedMs: mtimeMs, ...(digests && { digests }), ...(fingerprint && { fingerprint }) }
 }
 
-/** All three for a file that is no longer than a slice. Undefined where it was stopped. */
+/** Begins, runs and ends the scan of a file that is not longer than one slice. Undefined if it was stopped. */
 export function scanAtOnce(
   handle: StageHandle,
   request: ContentRequest,
@@ -117,7 +120,7 @@ export function scanAtOnce(
   return isStopped(stop) ? undefined : endScan(handle, memoryScan, stop)
 }
 
-/** The digests of a checkpoint in a stage, read whole; the list of chunk digests stays in the stage. */
+/** Reads a staged checkpoint completely and returns its digests. The list of chunk digests stays in the stage. */
 export function digestStaged(stage: Directory, name: string, memoryBytes: number): Digests {
   const request = { name, memoryBytes, digest: true, sparsify: false, durable: false }
   const memoryScan = beginScanIn(stage, request)
@@ -146,8 +149,9 @@ function digestsOf(
 }
 
 /**
- * The plain digest of a whole file, hexadecimal; of a part of it where it was stopped, or where it is larger than any
- * file of its kind, and so none that was published.
+ * The digest of a complete file, in hexadecimal. If the call was stopped, it covers only a part of the file. The same
+ * holds for a file that is larger than any kernel or metadata file: such a file was never published, so its digest
+ * cannot match.
  */
 export function digestOfFile(file: OpenFile, stop: Int32Array): { digest: string; bytesRead: number } {
   const hash = createHash('sha256')
@@ -173,7 +177,7 @@ function openMemory(stage: Directory, memoryScan: MemoryScan, flags: number): Op
   }
 }
 
-/** bhyve may run as somebody else, and still hold what it wrote. */
+/** bhyve may run as another user and may still have the file open. Check that it is a regular file with one link. */
 function assertRegular(file: OpenFile): ReturnType<OpenFile['status']> {
   const status = file.status()
   if (status.kind !== 'file' || status.links !== 1) throw changed(file.path)

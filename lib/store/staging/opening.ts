@@ -1,4 +1,4 @@
-/** Opening a VM's directory to write in it. Runs in the pool. */
+/** Opens a VM's directory for writing. Runs in the pool. */
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
@@ -6,7 +6,9 @@ import { CheckpointError } from '../../base/errors.js'
 import { Directory } from '../../fs/directory.js'
 import { lockStaging } from './lock.js'
 
-/** A dangling link looks like a directory that is being removed again and again. */
+/**
+ * A dangling symbolic link has the same effect as a directory that is removed again after each attempt to create it.
+ */
 const maxAttempts = 10_000
 
 interface LockedStore extends Disposable {
@@ -15,8 +17,8 @@ interface LockedStore extends Disposable {
 }
 
 /**
- * A VM's directory, made where it is not, and its lock. Somebody's destroyAll may remove it just when we have made
- * it: then it is made again.
+ * Opens a VM's directory and takes its lock. Creates the directory if necessary. Another process may remove the new
+ * directory before it is locked (destroyAll). Then it is created again.
  */
 export function openLocked(directoryPath: string, made: string[]): LockedStore {
   for (let attempt = 0; attempt < maxAttempts; attempt++) {
@@ -25,7 +27,7 @@ export function openLocked(directoryPath: string, made: string[]): LockedStore {
   }
   throw new CheckpointError(
     'ERR_SYSTEM',
-    `'${directoryPath}' cannot be made: a part of its path leads nowhere`,
+    `'${directoryPath}' cannot be created: a part of its path is probably a dangling symbolic link`,
     {
       path: directoryPath,
       errno: os.constants.errno.ENOENT,
@@ -84,13 +86,13 @@ function makeMissing(directoryPath: string, made: string[]): void {
   made.unshift(directoryPath)
 }
 
-/** Takes back what was made for nothing, deepest first. */
+/** Removes the directories that a failed call has created, deepest first. */
 export function removeMade(made: readonly string[]): void {
   for (const directoryPath of made) {
     try {
       fs.rmdirSync(directoryPath)
     } catch {
-      return // somebody uses it by now: it stays
+      return // another process uses the directory by now, so keep it
     }
   }
 }

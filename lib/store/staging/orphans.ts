@@ -1,4 +1,4 @@
-/** Stages whose makers died, and whose bhyves may write yet. Runs in the pool. */
+/** Orphans: stages whose maker has died and whose bhyve may still write. Runs in the pool. */
 import { Directory } from '../../fs/directory.js'
 import { bootOf, readIntent, removeIntent, writerOf } from './intent.js'
 import { lockStagingIfAny } from './lock.js'
@@ -6,7 +6,10 @@ import { removeEntry } from './removed.js'
 import { holdsCompleteCheckpoint } from './stage_files.js'
 import { isAlive, isStageId } from './staging_entries.js'
 
-/** Stages whose makers are dead. Asked under the lock, after recovery: their bhyves may write yet. */
+/**
+ * The stages whose makers are dead. Call this under the lock, after recovery: it leaves only those whose bhyve may
+ * still write.
+ */
 export function orphansIn(staging: Directory): string[] {
   return staging.entries().filter((id) => {
     if (!isStageId(id) || isAlive(staging, id)) return false
@@ -16,8 +19,9 @@ export function orphansIn(staging: Directory): string[] {
 }
 
 /**
- * bhyve serves one request after the other. Once it has served a later one, it runs on: an earlier live checkpoint is not
- * needed, and an earlier suspend that left no complete checkpoint has failed.
+ * Removes the orphans that are obsolete because bhyve (`server`) has finished a later request. bhyve handles one
+ * request after the other. So the VM still runs: an earlier live checkpoint is not needed, and an earlier suspend that
+ * left no complete checkpoint has failed.
  */
 export function removeOrphans(
   directoryPath: string,

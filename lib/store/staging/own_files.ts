@@ -1,6 +1,7 @@
 /**
- * The files of a suspended VM as regular files with one name each. A backup tool that makes hard links, or a crash on UFS,
- * gives them a second name; then the VM is copied, never removed. Runs in the pool.
+ * Copies files of a suspended VM that have more than one link. A backup tool that makes hard links, or a crash on UFS,
+ * can give a file a second name. Such a file is not accepted as a checkpoint file, but it may hold the only copy of a
+ * VM, so it is copied and not removed. Runs in the pool.
  */
 import { Buffer } from 'node:buffer'
 import fs from 'node:fs'
@@ -19,9 +20,10 @@ import { removeTree } from '../../fs/remove_tree.js'
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL } = fs.constants
 
 /**
- * Gives each of bhyve's files with other names an inode of its own. Only files of the user bhyve runs as: that user may
- * have linked somebody else's file, whose content must not become guest RAM. And only of a size that they can have: the
- * lock is held.
+ * Replaces each of bhyve's files that has further links by a copy with one link.
+ *
+ * Only files that belong to bhyve's user are copied. That user may have linked a file of another user, whose content
+ * must not become guest RAM. Only files of a plausible size are copied, because the lock is held meanwhile.
  */
 export function copyLinked(stage: Directory, name: string): void {
   copyIfLinked(stage, name + kernelSuffix, kernelMaxBytes)
@@ -38,7 +40,7 @@ function copyIfLinked(stage: Directory, file: string, maxBytes: number): void {
     copyInPlace(stage, file, { clone: true })
 }
 
-/** Replaces a file by an fsynced copy of it. The old file's other names keep the old file. */
+/** Replaces a file by an fsynced copy. Other links of the old file keep the old file. */
 export function copyInPlace(stage: Directory, file: string, { clone }: { clone: boolean }): void {
   removeTree(stage, copyName)
   {
@@ -52,7 +54,7 @@ export function copyInPlace(stage: Directory, file: string, { clone }: { clone: 
   stage.rename(copyName, stage, file)
 }
 
-/** Zeros become holes. Holes are read too: file systems have reported holes where there was fresh data. */
+/** Zeros become holes. Holes are read, too, because file systems have reported holes where there was new data. */
 function copyBytes(from: OpenFile, to: OpenFile): void {
   const { size } = from.status()
   for (let position = 0; position < size; position += pieceBytes) {

@@ -1,7 +1,7 @@
 /**
- * Files that are gone for everybody but the disk. Freeing the blocks of a large file takes seconds, and nobody should wait
- * for that: the directory they are in is renamed to `<id>.removed`, and emptied by a job of its own, without the lock.
- * What a process that dies leaves, the next one empties. Runs in the pool.
+ * Defers the removal of large files. Freeing the blocks of a large file takes seconds, and no call should wait for
+ * that. So the directory that contains the file is renamed to `<id>.removed`, and a separate job empties it without the
+ * lock. If the process dies before that, a later process empties the directory. Runs in the pool.
  */
 import path from 'node:path'
 import { memorySuffix } from '../../base/names.js'
@@ -12,37 +12,42 @@ import { guestFile, inboxName, restoreLogName, stagingName } from '../paths.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
 import { removedSuffix, replacedName } from './staging_entries.js'
 
-/** Less than that is removed at once. */
+/** Entries with fewer bytes than this are removed immediately. */
 const usualDeferredBytes = 64 * 1024 * 1024
 
-/** A VM's directory in which something waits to be removed. */
+/** A VM's directory in which removed files wait to be freed. */
 interface Removal {
   directoryPath: string
-  /** The directory goes too once it is empty. */
+  /** Also remove the directory when it is empty. */
   withDirectory: boolean
 }
 
 let deferral: { fromBytes: number; noted: Map<string, Removal> } | undefined
 
-/** From now on somebody takes what is noted. Elsewhere than in a thread of the pool nobody would. */
+/**
+ * From now on removals are deferred. Only a thread of the pool calls this, because only there are deferred removals
+ * run.
+ */
 export function beginDeferring(fromBytes = usualDeferredBytes): void {
   deferral = { fromBytes, noted: new Map() }
 }
 
-/** What the job that has just ended leaves to be removed. */
+/** The removals that the last job has deferred. */
 export function takeRemovals(): Removal[] {
   const removals = [...(deferral?.noted.values() ?? [])]
   deferral?.noted.clear()
   return removals
 }
 
-/** Removes an entry of `.staging` that nobody needs any more: at once where it is small, later where it is not. */
+/** Removes an entry of `.staging` that is no longer needed: immediately if it is small, later if it is large. */
 export function removeEntry(staging: Directory, entry: string): void {
   if (deferral !== undefined && isSetAside(staging, entry, deferral.fromBytes)) noteRemovals(staging)
   else removeRubbish(staging, entry)
 }
 
-/** False where it is small, or cannot be renamed: a full disk may refuse that and still let a file be removed. */
+/**
+ * False if the entry is small or cannot be renamed. On a full disk a rename may fail although a removal still succeeds.
+ */
 function isSetAside(staging: Directory, entry: string, fromBytes: number): boolean {
   try {
     if (storedIn(staging, entry) < fromBytes) return false
@@ -53,7 +58,7 @@ function isSetAside(staging: Directory, entry: string, fromBytes: number): boole
   }
 }
 
-/** Of guest RAM, which is nearly all there is. */
+/** The allocated bytes of guest RAM, which is nearly all of the data. */
 function storedIn(staging: Directory, entry: string): number {
   if (staging.statusIfAny(entry)?.kind !== 'directory') return 0
   using subdirectory = staging.openIfAny(entry)
@@ -64,7 +69,7 @@ function storedIn(staging: Directory, entry: string): number {
   return files.reduce((sum, status) => sum + (status?.allocatedBytes ?? 0), 0)
 }
 
-/** Has whatever waits in `.staging` removed later; where nobody would do it, now. */
+/** Defers the removal of what waits in `.staging`. If removals are not deferred in this thread, removes it now. */
 export function noteRemovals(staging: Directory): void {
   if (deferral === undefined) emptyIn(staging)
   else {
@@ -74,14 +79,14 @@ export function noteRemovals(staging: Directory): void {
   }
 }
 
-/** Whether something waits to be removed. */
+/** Whether removed files wait in `.staging`. */
 export function holdsRemovals(staging: Directory): boolean {
   return staging.entries().some((entry) => entry.endsWith(removedSuffix))
 }
 
 /**
- * The directory of a VM whose checkpoints were all destroyed goes once nothing is left to remove in it. `staging` is its
- * `.staging`, locked alone, where there is one.
+ * Removes the directory of a VM whose checkpoints were all destroyed. If removed files still wait in it, the directory
+ * is removed after them. `staging` is its `.staging` with the exclusive lock, or undefined if it does not exist.
  */
 export function removeDirectoryLater(directory: Directory, staging: Directory | undefined): void {
   const removal = { directoryPath: directory.path, withDirectory: true }
@@ -89,7 +94,7 @@ export function removeDirectoryLater(directory: Directory, staging: Directory | 
   else removeIfEmpty(directory, staging)
 }
 
-/** Frees the blocks. Others may do the same at the same time, and nobody is kept from working here. */
+/** Frees the blocks of removed files. Needs no lock: other processes may do the same or use the directory meanwhile. */
 export function emptyRemoved({ directoryPath, withDirectory }: Removal): void {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) return
@@ -103,7 +108,7 @@ export function emptyRemoved({ directoryPath, withDirectory }: Removal): void {
   if (withDirectory) removeUnlessBusy(directory)
 }
 
-/** The same in many directories. What is not ours to remove stays. */
+/** Does the same in many directories. Skips directories in which this process cannot remove files. */
 export function emptyAllRemoved(directoryPaths: readonly string[]): void {
   for (const directoryPath of directoryPaths) {
     try {
@@ -119,7 +124,7 @@ function emptyIn(staging: Directory): void {
     removeRubbish(staging, entry)
 }
 
-/** Whoever works there needs it. */
+/** Keeps the directory if another process holds its lock and so uses it. */
 function removeUnlessBusy(directory: Directory): void {
   try {
     using staging = lockStagingIfAny(directory, 'exclusive')
@@ -130,8 +135,8 @@ function removeUnlessBusy(directory: Directory): void {
 }
 
 /**
- * The directory and its `.staging` go if nothing else is in them: no stage that lives, no file of anybody. The last
- * restore's log goes with them; a VM that still writes into it keeps it open.
+ * Removes the directory and its `.staging` if they contain nothing else: no live stage and no other file. The log of
+ * the last restore is removed with them. A VM that still writes into the log keeps its open file.
  */
 function removeIfEmpty(directory: Directory, staging: Directory | undefined): void {
   if (directory.rawEntries().some((entry) => entry !== stagingName && entry !== restoreLogName)) return

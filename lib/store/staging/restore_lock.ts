@@ -1,8 +1,10 @@
 /**
- * One restore of a VM at a time, across processes: a flock on a file in `.staging`, which nobody else may open. (On the
- * VM's own directory any user who may read it could hold the lock.) The file goes with the restore; that of one which was
- * killed is removed by recovery. Whoever removes it holds its lock, and whoever has taken the lock looks whether the file
- * is still the one under that name: so the two never miss each other. Runs in the pool.
+ * The restore lock allows one restore of a VM at a time, across processes. It is a flock on a file in `.staging`, which
+ * no other user may open. (A flock on the VM's own directory could be held by any user who may read that directory.)
+ *
+ * The file is removed at the end of the restore. Recovery removes the file of a restore that was killed. A process
+ * removes the file only while it holds the lock. A process that has taken the lock checks that its file is still the
+ * one under that name. So two processes never hold the lock at the same time. Runs in the pool.
  */
 import fs from 'node:fs'
 import { CheckpointError } from '../../base/errors.js'
@@ -14,7 +16,7 @@ import { removeRubbish } from '../../fs/remove_tree.js'
 
 const { O_RDONLY, O_CREAT, O_NOFOLLOW } = fs.constants
 
-/** The lock's file, held. Undefined where it was removed meanwhile: try again. */
+/** Opens and locks the lock file. Undefined if the file was removed meanwhile: the caller must try again. */
 export function takeRestoreLock(staging: Directory): OpenFile | undefined {
   const file = staging.openFile(restoreLockName, O_RDONLY | O_CREAT | O_NOFOLLOW)
   let isTaken = false
@@ -27,19 +29,19 @@ export function takeRestoreLock(staging: Directory): OpenFile | undefined {
   }
 }
 
-/** By its holder. */
+/** Removes the lock file. Only the holder of the lock may call this. */
 export function removeRestoreLock(staging: Directory, file: OpenFile): void {
   if (isPresent(staging, file)) staging.unlink(restoreLockName)
 }
 
-/** Whether a restore is under way. */
+/** Whether a restore is in progress. */
 export function isRestoring(staging: Directory): boolean {
   if (staging.statusIfAny(restoreLockName)?.kind !== 'file') return false
   using file = staging.openFileIfAny(restoreLockName, O_RDONLY)
   return file !== undefined && !file.lock('shared')
 }
 
-/** What a restore that was killed has left. */
+/** Removes the lock file of a restore that was killed. */
 export function dropDeadRestoreLock(staging: Directory): void {
   if (staging.statusIfAny(restoreLockName)?.kind !== 'file') {
     removeRubbish(staging, restoreLockName)
@@ -56,8 +58,12 @@ function isPresent(staging: Directory, file: OpenFile): boolean {
 function busy(staging: Directory, file: OpenFile): CheckpointError {
   const path = staging.pathOf(restoreLockName)
   const holderPid = holderOf({ ownStatus: () => file.status() })
-  return new CheckpointError('ERR_CHECKPOINT_BUSY', `another restore is under way: '${path}' is locked`, {
-    path,
-    holderPid,
-  })
+  return new CheckpointError(
+    'ERR_CHECKPOINT_BUSY',
+    `Another restore of this VM is in progress: '${path}' is locked`,
+    {
+      path,
+      holderPid,
+    },
+  )
 }

@@ -1,4 +1,4 @@
-/** How far bhyve is with a stage. Runs in the pool. */
+/** Measures how much bhyve has written into a stage. Runs in the pool. */
 import { Directory } from '../../fs/directory.js'
 import { guestFile, guestFiles, inboxName, stagingName } from '../paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
@@ -7,15 +7,15 @@ import { isStageId } from './staging_entries.js'
 export interface Saved {
   /** bhyve has opened its files. */
   begun: boolean
-  /** Guest RAM written so far. */
+  /** Bytes of guest RAM written so far. */
   bytes: number
-  /** Of all its files: changes for as long as it writes any. */
+  /** Bytes of all files written so far. It changes as long as bhyve writes any of them. */
   written: number
-  /** What bhyve has written for other requests to the same VM; changes while it works for one of them. */
+  /** What bhyve has written for other requests to the same VM. It changes while bhyve handles one of them. */
   othersProgress: string
 }
 
-/** How far bhyve is, by the growing file. */
+/** Measures the progress by the sizes of the growing files. */
 export function savedSoFar(handle: StageHandle): Saved {
   const stage = borrowStage(handle)
   using inbox = stage.open(inboxName)
@@ -32,7 +32,7 @@ function writtenIn(inbox: Directory): number | undefined {
   return known.length === 0 ? undefined : known.reduce((sum, size) => sum + size, 0)
 }
 
-/** bhyve serves one request after the other: while it writes for another one, ours has not stalled. */
+/** bhyve handles one request after the other: while it writes for another request, ours has not stalled. */
 function othersProgress(handle: StageHandle): string {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
   using staging = directory.openIfAny(stagingName)
@@ -41,7 +41,7 @@ function othersProgress(handle: StageHandle): string {
   return JSON.stringify(written.filter(([, bytes]) => bytes !== undefined))
 }
 
-/** Undefined before bhyve has begun, and for what is being removed. */
+/** Undefined before bhyve has begun, and for a stage that is being removed. */
 function writtenByOther(staging: Directory, id: string): number | undefined {
   using stage = staging.openIfAny(id)
   using inbox = stage?.openIfAny(inboxName)

@@ -1,4 +1,7 @@
-/** Does the checkpoint fit? Asked before bhyve is, since a full disk costs a suspended VM its state. */
+/**
+ * Reserves disk space for a checkpoint before a request is sent to bhyve. If the disk fills during a suspend, the state
+ * of the VM is lost (protocol.md section 4). Runs in the pool.
+ */
 import { constants as os, totalmem } from 'node:os'
 import { CheckpointError, type ErrorDetails } from '../../base/errors.js'
 import { memorySuffix } from '../../base/names.js'
@@ -9,13 +12,15 @@ import { guestFile, inboxName, sizeRecord, stagingName } from '../paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 import { isAlive, isStageId } from './staging_entries.js'
 
-/** Kernel and device state, metadata, and what others write meanwhile (protocol.md section 4). */
+/**
+ * Space for kernel and device state, metadata, and data that other programs write meanwhile (protocol.md section 4).
+ */
 const marginBytes = 64 * 1024 * 1024
 
-/** Of damaged and foreign ones this many are passed over. */
+/** Inspect at most this many of the newest checkpoints: damaged and foreign ones have no usable size. */
 const maxInspected = 5
 
-/** RAM size of the VM's newest whole checkpoint: what the next one will most likely have. */
+/** The RAM size of the VM's newest complete checkpoint, which the next checkpoint will most likely have, too. */
 export function lastMemoryBytes(directory: Directory): number | undefined {
   const dated = checkpointNames(directory).map((name) => {
     return { name, mtimeMs: directory.statusIfAny(name + memorySuffix)?.mtimeMs ?? 0 }
@@ -23,23 +28,23 @@ export function lastMemoryBytes(directory: Directory): number | undefined {
   const newest = dated.sort((one, other) => other.mtimeMs - one.mtimeMs).slice(0, maxInspected)
   for (const { name } of newest) {
     const [listed] = listedCheckpoint(directory, '', name)
-    // The metadata are bhyve's words, and its guest's maybe: no guest has more than the host.
+    // bhyve wrote the metadata, and a hostile guest may control bhyve. No guest has more RAM than the host.
     if (listed?.state === 'complete') return Math.min(listed.memoryBytes, totalmem())
   }
   return undefined
 }
 
-/** What a live stage still has to write. */
+/** The reservation of one stage: the bytes that bhyve still has to write into it. */
 export interface StageReservation {
-  /** Of the stage. */
+  /** The path of the stage. */
   path: string
   device: string
   bytes: number
 }
 
 /**
- * Writes down what this stage is going to hold. It is on the disk before the others' promises are read: of two that come
- * at once, neither overlooks the other. Says on which device.
+ * Records the reservation of this stage and returns the device that the stage is on. The record is written before the
+ * other reservations are read, so that two stages that reserve at the same time cannot overlook each other.
  */
 export function recordReservation(handle: StageHandle, memoryBytes: number): string {
   const stage = borrowStage(handle)
@@ -48,12 +53,12 @@ export function recordReservation(handle: StageHandle, memoryBytes: number): str
   return deviceOf(Directory.borrow(handle.directory, handle.directoryPath))
 }
 
-/** Nothing more is going to be written, as far as anybody can see. */
+/** Removes the reservation. Call this when bhyve writes nothing more into the stage. */
 export function dropReservation(handle: StageHandle): void {
   borrowStage(handle).unlink(sizeRecord)
 }
 
-/** What all live stages in these directories still have to write. */
+/** The reservations of all live stages in these directories. */
 export function reservedSpace(directories: readonly string[]): StageReservation[] {
   return directories.flatMap(reservationsIn)
 }
@@ -67,7 +72,7 @@ function reservationsIn(directoryPath: string): StageReservation[] {
     const device = deviceOf(directory)
     return staging
       .entries()
-      .filter((id) => isStageId(id) && maybeWritten(staging, id))
+      .filter((id) => isStageId(id) && mayGrow(staging, id))
       .map((id) => ({ path: staging.pathOf(id), device, bytes: stillToWrite(staging, id) }))
   } catch (error) {
     if (isNotOurs(error)) return []
@@ -77,7 +82,10 @@ function reservationsIn(directoryPath: string): StageReservation[] {
 
 const { ENOENT, ENOTDIR, ELOOP, EMLINK, EACCES, EPERM } = os.errno
 
-/** Gone, or not for us to read: nothing is promised there. What failed otherwise may hold promises. */
+/**
+ * The directory was removed, or this process may not read it. Such a directory counts as one without reservations.
+ * After any other error, reservations may exist that could not be read.
+ */
 function isNotOurs(error: unknown): boolean {
   if (!(error instanceof CheckpointError)) return false
   return [ENOENT, ENOTDIR, ELOOP, EMLINK, EACCES, EPERM].includes(error.errno ?? 0)
@@ -86,14 +94,15 @@ function isNotOurs(error: unknown): boolean {
 export type Reservation =
   | { kind: 'granted' }
   /**
-   * `crowded`: it would fit, but for what others are going to write; one of them may yet be refused. `full`: it does not
-   * fit, unless removed files are about to be freed.
+   * `crowded`: the checkpoint fits only without the other reservations. Another attempt may succeed, because another
+   * stage may be refused and release its reservation. `full`: the checkpoint does not fit, unless removed files are
+   * freed.
    */
   | { kind: 'crowded' | 'full'; refusal: ErrorDetails & { message: string } }
 
 /**
- * Whether what this stage has promised fits beside `reserved`, which is what others still have to write. Where it does
- * not, the promise is taken back, and the caller may ask again.
+ * Checks whether the recorded reservation of this stage fits beside `reserved`, the sum of the other reservations. If
+ * it does not fit, it is removed, and the caller may try again.
  */
 export function reserveSpace(handle: StageHandle, memoryBytes: number, reserved: number): Reservation {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
@@ -104,20 +113,23 @@ export function reserveSpace(handle: StageHandle, memoryBytes: number, reserved:
   borrowStage(handle).unlink(sizeRecord)
   const path = handle.directoryPath
   const message =
-    `the checkpoint needs ${String(requiredBytes)} bytes in '${path}'; ${String(availableBytes)} are free ` +
-    `(${String(reserved)} are promised to checkpoints that are being written). bhyve was not asked`
+    `The checkpoint needs ${String(requiredBytes)} bytes in '${path}', but only ${String(availableBytes)} are ` +
+    `available (${String(reserved)} are reserved for checkpoints that are being written). Nothing was sent to bhyve`
   const details = { requiredBytes, availableBytes, path }
   return { kind: requiredBytes <= free ? 'crowded' : 'full', refusal: { message, ...details } }
 }
 
-/** Asked under the lock of its `.staging`; where somebody works there now, it may well be alive. */
-function maybeWritten(staging: Directory, id: string): boolean {
+/**
+ * Whether bhyve may still write into the stage. `isAlive` needs the lock of `.staging`. If another process holds it,
+ * the stage counts as alive.
+ */
+function mayGrow(staging: Directory, id: string): boolean {
   using lock = staging.reopen()
-  return !lock.lock('shared') || isAlive(staging, id) || isStillSaved(staging, id)
+  return !lock.lock('shared') || isAlive(staging, id) || isWritten(staging, id)
 }
 
-/** A suspend's stage whose maker has died, but not its bhyve. */
-function isStillSaved(staging: Directory, id: string): boolean {
+/** Whether the maker of the stage has died, but its bhyve still runs. */
+function isWritten(staging: Directory, id: string): boolean {
   using stage = staging.openIfAny(id)
   return stage !== undefined && readIntent(stage) !== undefined && isWriterAlive(stage)
 }
@@ -128,7 +140,7 @@ function stillToWrite(staging: Directory, id: string): number {
   const recordedBytes = Number(stage.readText(sizeRecord, 32))
   if (!Number.isSafeInteger(recordedBytes)) return 0
   using inbox = stage.openIfAny(inboxName)
-  // Without `in/` bhyve is done with it: what it wrote is not free any more anyway.
+  // Without `in/`, bhyve has finished. The bytes that it has written no longer count as free space anyway.
   if (inbox === undefined) return 0
   const moved = stage.entries().find((entry) => entry.endsWith(memorySuffix))
   const written = inbox.statusIfAny(guestFile) ?? (moved === undefined ? undefined : stage.statusIfAny(moved))

@@ -1,4 +1,4 @@
-/** bhyve's files in a stage that nobody works at any more. Runs in the pool. */
+/** bhyve's files in a stage that recovery handles. Runs in the pool. */
 import { inspectFiles, type Inspection, inspectCheckpoint } from '../../checkpoint/structure.js'
 import { manifestSuffix } from '../../base/names.js'
 import { moveOut } from './collect.js'
@@ -15,12 +15,16 @@ import {
   restSuffix,
 } from '../paths.js'
 
-/** All the files under one name, wherever an earlier attempt has left them. From here on bhyve can add nothing. */
+/**
+ * Moves all checkpoint files in the stage to one name, wherever an earlier attempt has left them. From then on bhyve
+ * cannot add files.
+ */
 export function gather(stage: Directory, name: string): void {
   stage.unlink(spaceReserve)
-  // It was never fsynced: what recovery needs of it, it makes anew.
+  // The list of digests was never fsynced. If recovery needs one, it computes it again.
   stage.unlink(digestList)
-  // What an earlier recovery was about to rename: a crash on UFS may have left both names.
+  // Temporary files of an earlier recovery, which may have been about to rename them. A crash on UFS may have left both
+  // names.
   for (const leftover of [copyName, freshManifest]) stage.unlink(leftover)
   moveOut(stage, name)
   for (const entry of stage.entries()) {
@@ -35,7 +39,7 @@ function suffixOf(entry: string): string | undefined {
   return publicationOrder.find((suffix) => entry.endsWith(suffix))
 }
 
-/** Anything of bhyve's, in the stage or still in the inbox. */
+/** Whether the stage or its inbox contains anything that bhyve may have written. */
 export function holdsAnything(stage: Directory): boolean {
   if (stage.entries().some(isOfVm)) return true
   using inbox = stage.openIfAny(inboxName)
@@ -47,19 +51,19 @@ function isOfVm(entry: string): boolean {
   return isFile || entry.endsWith(restSuffix)
 }
 
-/** In the stage, or still in the inbox. A bhyve that has not ended keeps its inbox as it is. */
+/** Whether the stage or its inbox contains a complete checkpoint. Moves nothing, because bhyve may still be writing. */
 export function holdsCompleteCheckpoint(stage: Directory, name: string): boolean {
   using inbox = stage.openIfAny(inboxName)
   const inspections = [inspectCheckpoint(stage, name), inbox && inspectFiles(inbox, guestFile)]
   return inspections.some((inspection) => inspection !== undefined && isComplete(inspection))
 }
 
-/** A manifest that was not written to its end is written anew. */
+/** A manifest that cannot be read does not count, because recovery writes a new one. */
 export function isComplete({ problems }: Inspection): boolean {
   return problems.every(({ code }) => code === 'manifest-invalid')
 }
 
-/** When bhyve last wrote, in milliseconds; whoever wrote may have set any time. */
+/** The time of bhyve's last write, in milliseconds. bhyve's user may have set any time. */
 export function lastWriteMs(stage: Directory, name: string): number {
   using inbox = stage.openIfAny(inboxName)
   const times = guestFiles.map(([file, suffix]) => {

@@ -1,4 +1,4 @@
-/** A stage as later jobs are told about it: the descriptors stay the caller's. */
+/** Identifies a stage in the arguments of a job. The descriptors still belong to the caller. */
 import { Directory } from '../../fs/directory.js'
 import { stagingName } from '../paths.js'
 
@@ -9,13 +9,13 @@ export interface StageHandle {
   id: string
 }
 
-/** Whether the name still leads to the stage we hold. */
+/** Whether the name in `.staging` is still that of the stage behind the descriptor. */
 export function isSameStage(staging: Directory, handle: StageHandle): boolean {
   const identity = borrowStage(handle).ownStatus().identity
   return staging.statusIfAny(handle.id)?.identity === identity
 }
 
-/** The stage by its descriptor; the path is for messages. */
+/** The stage, by its descriptor. The path is used in messages only. */
 export function borrowStage(handle: StageHandle): Directory {
   return Directory.borrow(handle.stage, `${handle.directoryPath}/${stagingName}/${handle.id}`)
 }

@@ -1,4 +1,4 @@
-/** The manifest of a stage that recovery publishes. Runs in the pool. */
+/** Makes the manifest of a stage that recovery publishes. Runs in the pool. */
 import fs from 'node:fs'
 import { fingerprintOf } from '../../checkpoint/fingerprint.js'
 import { formatManifest, type Manifest, newManifest } from '../../checkpoint/manifest.js'
@@ -12,7 +12,7 @@ import { removeTree } from '../../fs/remove_tree.js'
 
 const { O_RDONLY } = fs.constants
 
-/** The one that was written before the maker died, where it can be read; else what is known. */
+/** The manifest that the maker wrote before it died, if it can be read. Otherwise a new one with the known facts. */
 export function manifestFor(
   stage: Directory,
   { vm, name, host, poweroff }: Intent,
@@ -27,7 +27,10 @@ export function manifestFor(
   return newManifest(facts, inspection && { ...inspection, ...(fingerprint && { fingerprint }) })
 }
 
-/** A power failure may have torn a manifest that was not fsynced: its list of digests has a digest of its own. */
+/**
+ * Whether the list of digests in the manifest is complete. A power failure may have torn a manifest that was not
+ * fsynced. The manifest has a digest of the list to detect that.
+ */
 function hasCompleteList(
   stage: Directory,
   name: string,
@@ -39,11 +42,11 @@ function hasCompleteList(
   return rootOfListed(file, listOffset, chunks, new Int32Array(1)) === root
 }
 
-/** Over what an earlier attempt may have left; its digests, where it had any, stay. */
+/** Writes the manifest, and replaces one that an earlier attempt has left. The digests in that one are kept. */
 export function storeManifest(stage: Directory, manifest: Manifest): void {
   const file = manifest.name + manifestSuffix
   removeTree(stage, freshManifest)
-  // The list that recovery has just made of the files themselves is better than one that was found.
+  // Prefer the list of digests that recovery has just computed from the files to the list in the old manifest.
   using list = stage.openFileIfAny(digestList, O_RDONLY)
   if (manifest.digests === undefined) stage.writeNew(freshManifest, formatManifest(manifest), true)
   else if (list !== undefined && list.status().size > 0)

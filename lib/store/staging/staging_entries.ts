@@ -1,21 +1,24 @@
-/** What may stand in `.staging`: stages, committed ones, destroyed checkpoints, and what only the disk still has. */
+/**
+ * The entries of `.staging`: stages, committed stages, destroyed checkpoints, and removed files whose blocks are not
+ * freed.
+ */
 import { randomBytes } from 'node:crypto'
 import type { Directory } from '../../fs/directory.js'
 
-/** A stage whose commit point is behind it. */
+/** A committed stage. */
 export const readySuffix = '.ready'
-/** A folder into which a destroyed checkpoint was moved. */
+/** A directory into which a destroyed checkpoint was moved. */
 export const trashSuffix = '.trash'
-/** A folder that is no longer needed and waits to be emptied (`removed.ts`). */
+/** A directory that is no longer needed and waits to be emptied (`removed.ts`). */
 export const removedSuffix = '.removed'
-/** In a committed stage: the RAM file that it has replaced. */
+/** In a committed stage: the RAM file of the checkpoint that it replaces. */
 export const replacedName = 'replaced'
 
 export function isStageId(entry: string): boolean {
   return /^[0-9a-z]{1,12}$/.test(entry)
 }
 
-/** An id nobody has. Asked only under the exclusive lock of `.staging`. */
+/** An unused id. Call this only under the exclusive lock of `.staging`. */
 export function freshId(staging: Directory): string {
   for (;;) {
     const id = BigInt(`0x${randomBytes(6).toString('hex')}`).toString(36)
@@ -24,8 +27,9 @@ export function freshId(staging: Directory): string {
 }
 
 /**
- * Whether somebody holds the stage's own flock. Asked only under the lock of `.staging`, which others may share: two who
- * ask at once must not take each other for the owner.
+ * Whether the maker of the stage lives, that is, holds the flock on the stage. Call this only under the lock of
+ * `.staging`. Other processes may share that lock and call this at the same time. They must not take each other for the
+ * maker, so the check tries a shared flock.
  */
 export function isAlive(staging: Directory, id: string): boolean {
   if (staging.statusIfAny(id)?.kind !== 'directory') return false
