@@ -62,15 +62,15 @@ export const listed = [
     'same-tick',
     'lib/store/commit/replaceable.ts',
     'orphans',
-    'isState ? standingMs < savedMs : standingMs <= savedMs',
-    'isState ? standingMs <= savedMs : standingMs <= savedMs',
+    'isState ? existingMs < savedMs : existingMs <= savedMs',
+    'isState ? existingMs <= savedMs : existingMs <= savedMs',
   ),
   change(
     'same-tick-other',
     'lib/store/commit/replaceable.ts',
     'orphans',
-    'isState ? standingMs < savedMs : standingMs <= savedMs',
-    'isState ? standingMs < savedMs : standingMs < savedMs',
+    'isState ? existingMs < savedMs : existingMs <= savedMs',
+    'isState ? existingMs < savedMs : existingMs < savedMs',
   ),
   change(
     'later-request-of-a-reused-pid',
@@ -153,7 +153,7 @@ export const listed = [
     'unfinished-state-overlooked',
     'lib/store/catalog/suspended.ts',
     'orphans',
-    '    assertSettled(staging, stuck)',
+    '    assertNoneUnpublished(staging, stuck)',
     '',
   ),
   change(
@@ -442,7 +442,7 @@ export const listed = [
     'replaced-between-inspection-and-open',
     'lib/store/catalog/open_checkpoint.ts',
     'identity',
-    'if (isStill(directory, name, files, inspection) || attempt === maxAttempts) {',
+    'if (isUnchanged(directory, name, files, inspection) || attempt === maxAttempts) {',
     'if (attempt >= 1) {',
   ),
   change(

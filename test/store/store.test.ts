@@ -62,7 +62,7 @@ t.test('who holds the lock is told, and a dead holder holds nothing', async (t) 
       ? `1: FLOCK  ADVISORY  WRITE 0 00:00:${fs.fstatSync(staging).ino} 0 EOF\n`
       : readFileSync(...args)
   fs.readFileSync = inAnotherContainer as typeof readFileSync
-  t.throws(held, { code: 'ERR_CHECKPOINT_BUSY', holderPid: undefined, message: /another process/ })
+  t.throws(held, { code: 'ERR_CHECKPOINT_BUSY', holderPid: undefined, message: /Another process/ })
   fs.readFileSync = readFileSync
   const committed = path.join(directory, '.staging/abc.ready')
   fs.mkdirSync(committed)

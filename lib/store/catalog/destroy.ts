@@ -1,6 +1,6 @@
 /**
- * Removing checkpoints. The RAM file goes first, into a trash folder: from then on the checkpoint does not
- * exist. Whatever dies afterwards, recovery finishes. Runs in the pool.
+ * Removes checkpoints. The RAM file is first moved into a trash directory, and from then on the checkpoint does not
+ * exist. If the process dies later, recovery finishes the removal. Runs in the pool.
  */
 import { CheckpointError, detailsOf, isExhausted, toCheckpointError } from '../../base/errors.js'
 import { isForeignFormat } from '../../checkpoint/structure.js'
@@ -15,8 +15,8 @@ import { freshId, trashSuffix } from '../staging/staging_entries.js'
 export function destroyCheckpoint(directoryPath: string, name: string): void {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) throw notFound(directoryPath, name)
-  // Where there is nothing, no `.staging` is made either.
-  if (!checkpointNames(directory).includes(name)) finishOthers(directory)
+  // If the checkpoint does not exist, recover an existing `.staging`, but do not create one.
+  if (!checkpointNames(directory).includes(name)) recoverIfStaged(directory)
   if (!checkpointNames(directory).includes(name)) throw notFound(directoryPath, name)
   using staging = lockStagingUnlessGone(directory)
   if (staging === undefined) throw notFound(directoryPath, name)
@@ -26,19 +26,23 @@ export function destroyCheckpoint(directoryPath: string, name: string): void {
   discard(directory, staging, [name])
 }
 
-/** Every set but the foreign ones; says which went. `isOurs`: the directory goes too once it is empty. */
+/**
+ * Removes every checkpoint except foreign ones. Returns the names of the removed ones. `isOurs`: also removes the
+ * directory when it is empty.
+ */
 export function destroyCheckpoints(directoryPath: string, isOurs: boolean): string[] {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) return []
-  finishOthers(directory)
-  // One lock for both: were it found taken in between, the call would begin anew and no longer know which went.
+  recoverIfStaged(directory)
+  // Hold one lock for both steps. If the lock were busy before the second step, the call would start again and would no
+  // longer know which checkpoints the first step removed.
   using staging = lockIfNeeded(directory)
   const removed = staging === undefined ? [] : discardAll(directory, staging)
   if (isOurs) removeDirectoryLater(directory, staging)
   return removed
 }
 
-/** Where there is nothing, no `.staging` is made either. */
+/** Without any checkpoint, locks an existing `.staging`, but does not create one. */
 function lockIfNeeded(directory: Directory): Directory | undefined {
   if (checkpointNames(directory).length === 0) return lockStagingIfAny(directory, 'exclusive')
   return lockStagingUnlessGone(directory)
@@ -53,13 +57,16 @@ function discardAll(directory: Directory, staging: Directory): string[] {
   return names.sort()
 }
 
-/** A committed checkpoint that nobody has put into place yet is one of those to destroy. */
-function finishOthers(directory: Directory): void {
+/** Moves committed checkpoints of dead processes into place, so that they are destroyed, too. */
+function recoverIfStaged(directory: Directory): void {
   using staging = lockStagingIfAny(directory, 'exclusive')
   if (staging !== undefined) recover(directory, staging)
 }
 
-/** Under the lock. One that cannot be moved stands in no other's way: it is told of once they are gone. */
+/**
+ * Removes the checkpoints of these names. Must run under the lock. If one of them cannot be moved, the others are still
+ * removed, and the error is thrown afterwards.
+ */
 export function discard(directory: Directory, staging: Directory, names: readonly string[]): void {
   if (names.length === 0) return
   const failures = new Map<string, CheckpointError>()
@@ -71,10 +78,11 @@ export function discard(directory: Directory, staging: Directory, names: readonl
     try {
       directory.renameIfAny(name + memorySuffix, trash, name + memorySuffix)
     } catch (error) {
-      failures.set(name, toCheckpointError(error, 'removing a checkpoint'))
+      failures.set(name, toCheckpointError(error, 'Removing a checkpoint'))
     }
   }
-  // The RAM files must be gone for good before a companion goes: half a set must never look like a damaged one.
+  // The removal of the RAM files must be durable before another file of the checkpoint is removed. Otherwise a crash
+  // could leave a RAM file without its other files, which would be listed as a damaged checkpoint.
   trash.sync()
   directory.sync()
   for (const name of names) moveCompanions(directory, trash, name)
@@ -86,15 +94,18 @@ export function discard(directory: Directory, staging: Directory, names: readonl
 function throwFirst(failures: ReadonlyMap<string, CheckpointError>, names: readonly string[]): void {
   const [first] = failures.values()
   if (first === undefined) return
-  const went = names.filter((name) => !failures.has(name))
-  if (went.length === 0) throw first
-  const stay = [...failures.keys()].map((name) => `'${name}'`).join(', ')
-  const gone = went.map((name) => `'${name}'`).join(', ')
-  const message = `${first.message}. ${stay} could not be removed; ${gone} went`
+  const removed = names.filter((name) => !failures.has(name))
+  if (removed.length === 0) throw first
+  const kept = [...failures.keys()].map((name) => `'${name}'`).join(', ')
+  const gone = removed.map((name) => `'${name}'`).join(', ')
+  const message = `${first.message}. Not removed: ${kept}. Removed: ${gone}`
   throw new CheckpointError(first.code, message, detailsOf(first))
 }
 
-/** Undefined where the file cannot be read: who names it may destroy it, who means all of them should not. */
+/**
+ * Undefined if the file cannot be read. Such a checkpoint is destroyed by a call that names it, but not by a call for
+ * all checkpoints, because it may be foreign.
+ */
 function isForeign(directory: Directory, name: string): boolean | undefined {
   if (directory.statusIfAny(name + memorySuffix)?.kind !== 'file') return false
   try {
@@ -108,7 +119,7 @@ function isForeign(directory: Directory, name: string): boolean | undefined {
 function foreign(directory: Directory, name: string): CheckpointError {
   const file = name + memorySuffix
   const path = directory.pathOf(file)
-  const message = `'${path}' is another tool's checkpoint and is left alone`
+  const message = `'${path}' is another tool's checkpoint, which this library does not remove`
   const problems = [{ code: 'foreign-format', message, file }] as const
   return new CheckpointError('ERR_CHECKPOINT_DAMAGED', message, { path, problems })
 }

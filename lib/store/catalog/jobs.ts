@@ -1,4 +1,4 @@
-/** What this folder does in the pool's threads. */
+/** The jobs of this directory. They run in the pool. */
 export { destroyCheckpoint, destroyCheckpoints } from './destroy.js'
 export { directoriesIn, directoriesWith } from './directories.js'
 export { getCheckpoint, hasCheckpoints, listCheckpoints, verifyStructure } from './list.js'

@@ -1,4 +1,4 @@
-/** Which checkpoints does a VM have? Runs in the pool. */
+/** Lists and inspects the checkpoints of a VM. Runs in the pool. */
 import { CheckpointError, isExhausted } from '../../base/errors.js'
 import { type Inspection } from '../../checkpoint/structure.js'
 import type { Checkpoint, ListedCheckpoint, VerificationReport } from '../../base/types.js'
@@ -16,7 +16,7 @@ import { stagingName } from '../paths.js'
 import { holdsRemovals, noteRemovals } from '../staging/removed.js'
 import { holdsUnpublished, isCommitted, needsRecovery, recover } from '../commit/recover.js'
 
-/** Oldest first; `[]` where there is no directory. */
+/** Oldest first. `[]` if the directory does not exist. */
 export function listCheckpoints(directoryPath: string, vm: string): ListedCheckpoint[] {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) return []
@@ -26,22 +26,22 @@ export function listCheckpoints(directoryPath: string, vm: string): ListedCheckp
     .sort(byAge)
 }
 
-/** Whether there is anything to list; a checkpoint that waits for recovery counts. */
+/** Whether the VM has a checkpoint, including one that recovery still has to publish. */
 export function hasCheckpoints(directoryPath: string): boolean {
   try {
     using directory = Directory.openRealDirectoryIfAny(directoryPath)
     if (directory === undefined) return false
     const hasNames = (): boolean => checkpointNames(directory).length > 0
-    // Once more: a publication may end between the first look and the second.
-    return hasNames() || hasCommitted(directory) || recovers(directory) || hasNames()
+    // Check the names again: another process may have published a checkpoint between the first check and the others.
+    return hasNames() || hasCommitted(directory) || hasAfterRecovery(directory) || hasNames()
   } catch (error) {
-    if (isForbidden(error)) return false // another user's store is not ours to see
+    if (isForbidden(error)) return false // another user's directory, which this process cannot read
     throw error
   }
 }
 
-/** A VM whose suspend nobody has published yet has a checkpoint all the same. */
-function recovers(directory: Directory): boolean {
+/** Recovers first: a suspended VM whose state is not published yet has a checkpoint, too. */
+function hasAfterRecovery(directory: Directory): boolean {
   if (directory.statusIfAny(stagingName)?.kind !== 'directory') return false
   using staging = lockStagingIfAny(directory, 'exclusive')
   if (staging === undefined) return false
@@ -60,7 +60,7 @@ function hasCommitted(directory: Directory): boolean {
     return staging?.entries().some((entry) => isCommitted(staging, entry)) ?? false
   } catch (error) {
     if (isExhausted(error)) throw error
-    return false // another user's store: what is published there is all that shows
+    return false // another user's `.staging`: only published checkpoints are visible
   }
 }
 
@@ -85,7 +85,7 @@ export function verifyStructure(directoryPath: string, name: string): Omit<Verif
   return { ok: problems.length === 0, problems, depth: 'structure', bytesRead }
 }
 
-/** A set as it lies there, whole or not. */
+/** Inspects a stored checkpoint in any state. */
 export function inspectStored(directoryPath: string, name: string): Inspection {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) throw notFound(directoryPath, name)
@@ -109,15 +109,15 @@ function reasons(listed: ListedCheckpoint): string {
 }
 
 /**
- * The shared lock, after finishing what others left. Who may not write here (another user's store) reads
- * without a lock: `inspectStill` notices a set that changes meanwhile.
+ * Takes the shared lock, after recovery of what dead processes left. Without write permission (another user's
+ * directory), reads without the lock: `inspectUnchanged` detects a checkpoint that changes meanwhile.
  */
 export function lockForReading(directory: Directory): Directory | undefined {
   try {
     const reading = lockStagingIfAny(directory, 'shared')
     if (reading === undefined) return undefined
-    if (leavesNothing(reading)) return reading
-    finishOthers(directory)
+    if (keepUnlessRecoveryNeeded(reading)) return reading
+    recoverUnlessBusy(directory)
     return lockStagingIfAny(directory, 'shared')
   } catch (error) {
     if (!isForbidden(error)) throw error
@@ -125,20 +125,20 @@ export function lockForReading(directory: Directory): Directory | undefined {
   }
 }
 
-/** Lets go of the lock where something is left over. */
-function leavesNothing(reading: Directory): boolean {
-  let leaves = true
+/** Releases the lock and returns false if recovery is needed, because recovery takes the exclusive lock. */
+function keepUnlessRecoveryNeeded(reading: Directory): boolean {
+  let isNeeded = true
   try {
     if (holdsRemovals(reading)) noteRemovals(reading)
-    leaves = needsRecovery(reading)
+    isNeeded = needsRecovery(reading)
   } finally {
-    if (leaves) reading[Symbol.dispose]()
+    if (isNeeded) reading[Symbol.dispose]()
   }
-  return !leaves
+  return !isNeeded
 }
 
-/** While others read, what is left over has to wait. */
-function finishOthers(directory: Directory): void {
+/** While other processes hold the lock, recovery has to wait for a later call. */
+function recoverUnlessBusy(directory: Directory): void {
   try {
     using writing = lockStagingIfAny(directory, 'exclusive')
     if (writing !== undefined) recover(directory, writing)

@@ -1,6 +1,7 @@
 /**
- * A set's content against its recorded digests. The files are opened under the lock and read without it: a set that
- * is replaced or destroyed meanwhile is still there for whoever has it open. Runs in the pool.
+ * Compares the content of a checkpoint with the digests in its manifest. The files are opened under the lock and read
+ * without it. If the checkpoint is replaced or destroyed meanwhile, the open files still have its content. Runs in the
+ * pool.
  */
 import fs from 'node:fs'
 import { constants as os } from 'node:os'
@@ -31,26 +32,28 @@ const parts: readonly (readonly [CheckpointPart, string])[] = [
   ['manifest', manifestSuffix],
 ]
 
-/** What the manifest says about the content. */
+/** What the manifest records about the content. */
 export interface Recorded {
   digests: Digests
   memoryBytes: number
-  /** Where in the manifest's file the chunks' digests begin. */
+  /** The offset in the manifest file at which the chunks' digests begin. */
   listOffset: number
-  /** The RAM file has another time than it was published with: it was copied, or somebody wrote to it. */
+  /**
+   * The RAM file has another modification time than when it was published. It was copied, or another tool wrote to it.
+   */
   writtenSince: boolean
 }
 
 export interface OpenedCheckpoint {
   problems: Problem[]
   bytesRead: number
-  /** Absent where there is nothing to compare with; then nothing is open either. */
+  /** Absent if the manifest has no digests. Then no file is open. */
   recorded?: Recorded
-  /** What is absent, or no plain file, is not among them. */
+  /** Missing files and files that are not regular are left out. */
   descriptors: Partial<Record<CheckpointPart, number>>
 }
 
-/** Looks at the set's structure, and opens its files where there are digests to compare them with. */
+/** Inspects the structure of the checkpoint. If the manifest has digests, also opens the checkpoint files. */
 export function openCheckpoint(directoryPath: string, name: string): OpenedCheckpoint {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) throw notFound(directoryPath, name)
@@ -62,15 +65,18 @@ export function openCheckpoint(directoryPath: string, name: string): OpenedCheck
     const recorded = recordedIn(inspection)
     if (recorded === undefined) return { problems, bytesRead, descriptors: {} }
     const files = openFiles(directory, name)
-    if (isStill(directory, name, files, inspection) || attempt === maxAttempts) {
+    if (isUnchanged(directory, name, files, inspection) || attempt === maxAttempts) {
       return { problems, bytesRead, recorded, descriptors: released(files) }
     }
     closeAll(files)
   }
 }
 
-/** Without the lock, in another user's store, the set may be replaced between the look and the opening. */
-function isStill(directory: Directory, name: string, files: Files, { identity }: Inspection): boolean {
+/**
+ * In another user's directory, where this process has no lock, the checkpoint may be replaced between the inspection
+ * and the opening of its files.
+ */
+function isUnchanged(directory: Directory, name: string, files: Files, { identity }: Inspection): boolean {
   const opened = files.get('memory')?.status()
   const there = directory.statusIfAny(name + memorySuffix)
   return there !== undefined && stateOf(there) === identity && stateOf(opened ?? there) === identity
@@ -99,7 +105,7 @@ function openFiles(directory: Directory, name: string): Files {
   }
 }
 
-/** What is no plain file is a problem of the structure, and told there. */
+/** Undefined if the file is not a regular file. The inspection of the structure reports that problem. */
 function openRegular(directory: Directory, name: string): OpenFile | undefined {
   try {
     const file = directory.openFileIfAny(name, O_RDONLY)
@@ -123,7 +129,7 @@ function released(files: Files): OpenedCheckpoint['descriptors'] {
   return Object.fromEntries([...files].map(([part, file]) => [part, file.release()]))
 }
 
-/** Whether the list in the manifest is the one that was written: its own digest tells. */
+/** Whether the list of digests in the manifest is undamaged. The manifest has a digest of that list. */
 export function isListComplete(
   manifest: number,
   { listOffset, digests }: Recorded,
@@ -148,5 +154,5 @@ export function compareSlice(
 }
 
 export function digestFile(descriptor: number, stop: Int32Array): ReturnType<typeof digestOfFile> {
-  return digestOfFile(OpenFile.borrow(descriptor, 'a file of the set'), stop)
+  return digestOfFile(OpenFile.borrow(descriptor, 'a checkpoint file'), stop)
 }

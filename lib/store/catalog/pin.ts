@@ -1,4 +1,6 @@
-/** A pin is a word in the manifest; a set without a manifest gets one. Runs in the pool. */
+/**
+ * Pins a checkpoint. The pin is a property of the manifest. A checkpoint without a manifest gets one. Runs in the pool.
+ */
 import { withPin } from '../../checkpoint/manifest.js'
 import { Directory } from '../../fs/directory.js'
 import { notFound } from '../../checkpoint/read.js'

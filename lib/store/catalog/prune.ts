@@ -1,4 +1,4 @@
-/** Which checkpoints may go, and letting them go. Runs in the pool. */
+/** Chooses the checkpoints that a prune policy removes, and removes them. Runs in the pool. */
 import { manifestSuffix } from '../../base/names.js'
 import type { ListedCheckpoint, PrunePolicy } from '../../base/types.js'
 import { discard } from './destroy.js'
@@ -8,7 +8,8 @@ import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
 import { recover } from '../commit/recover.js'
 import { isUnrestored } from '../../checkpoint/unrestored.js'
 
-const makingMs = 3_600_000
+/** A damaged checkpoint of another tool that is younger than this may still be being written. */
+const unfinishedMs = 3_600_000
 
 interface Pruned {
   removed: string[]
@@ -27,18 +28,18 @@ export function pruneCheckpoints(
   using staging = lockToPrune(directory)
   const stuck = staging === undefined ? new Map() : recover(directory, staging)
   const checkpoints = checkpointNames(directory).flatMap((name) => listedCheckpoint(directory, vm, name))
-  const going = choose(withOpenRestores(directory, checkpoints), policy, now).filter(
+  const chosen = choose(withoutUnconfirmedRestores(directory, checkpoints), policy, now).filter(
     ({ name }) => !stuck.has(name),
   )
-  const removed = going.map(({ name }) => name)
+  const removed = chosen.map(({ name }) => name)
   if (policy.dryRun !== true && staging !== undefined) discard(directory, staging, removed)
   const gone = new Set(removed)
   const kept = checkpoints.filter(({ name }) => !gone.has(name)).sort(byAge)
-  return { removed, kept: kept.map(({ name }) => name), freedBytes: sum(going) }
+  return { removed, kept: kept.map(({ name }) => name), freedBytes: sum(chosen) }
 }
 
-/** A restore that nobody saw come up is none. */
-function withOpenRestores(
+/** Ignores unconfirmed restores: a manager that died may have recorded a restore and started nothing. */
+function withoutUnconfirmedRestores(
   directory: Directory,
   checkpoints: readonly ListedCheckpoint[],
 ): ListedCheckpoint[] {
@@ -49,7 +50,7 @@ function withOpenRestores(
   })
 }
 
-/** Nothing to prune, nothing to lock. */
+/** Without any checkpoint, locks an existing `.staging`, but does not create one. */
 function lockToPrune(directory: Directory): Directory | undefined {
   return checkpointNames(directory).length === 0
     ? lockStagingIfAny(directory, 'exclusive')
@@ -57,8 +58,9 @@ function lockToPrune(directory: Directory): Directory | undefined {
 }
 
 /**
- * In the order in which they go: damaged ones first, then the oldest. What `keepLast` and `keepWithinMs` do not
- * keep goes; of what they keep, the oldest go until `maxBytes` fits. Each rule added lets more go, never less.
+ * The checkpoints to remove, in the order of removal: damaged ones first, then the oldest. First come those that
+ * neither `keepLast` nor `keepWithinMs` keeps. Then come the oldest of the others, until the rest fits into `maxBytes`.
+ * An additional rule can only remove more, never less.
  */
 export function choose(
   checkpoints: readonly ListedCheckpoint[],
@@ -66,21 +68,21 @@ export function choose(
   now: number,
 ): ListedCheckpoint[] {
   const candidates = checkpoints
-    .filter((checkpoint) => !isUntouchable(checkpoint) && !isInTheMaking(checkpoint, now))
+    .filter((checkpoint) => !isUntouchable(checkpoint) && !mayBeUnfinished(checkpoint, now))
     .sort(byValue)
   const complete = checkpoints.filter(({ state }) => state === 'complete').sort(byAge)
   const last = complete.at(-1)
   const removable = candidates.filter((checkpoint) => checkpoint !== last)
   const kept = new Set(keptByRules(checkpoints, complete, policy, now))
-  const going = removable.filter((checkpoint) => hasKeepRule(policy) && !kept.has(checkpoint))
-  return [...going, ...tooMuch(checkpoints, removable, going, policy)]
+  const chosen = removable.filter((checkpoint) => hasKeepRule(policy) && !kept.has(checkpoint))
+  return [...chosen, ...chosenForSpace(checkpoints, removable, chosen, policy)]
 }
 
 function hasKeepRule({ keepLast, keepWithinMs }: PrunePolicy): boolean {
   return keepLast !== undefined || keepWithinMs !== undefined
 }
 
-/** A damaged set does not count among the newest: it could not be restored. */
+/** `keepLast` counts complete checkpoints only, because a damaged one could not be restored. */
 function keptByRules(
   checkpoints: readonly ListedCheckpoint[],
   complete: readonly ListedCheckpoint[],
@@ -94,16 +96,16 @@ function keptByRules(
   return [...newest, ...young]
 }
 
-function tooMuch(
+function chosenForSpace(
   checkpoints: readonly ListedCheckpoint[],
   removable: readonly ListedCheckpoint[],
-  going: readonly ListedCheckpoint[],
+  chosen: readonly ListedCheckpoint[],
   { maxBytes }: PrunePolicy,
 ): ListedCheckpoint[] {
   if (maxBytes === undefined) return []
-  let occupied = sum(checkpoints) - sum(going)
+  let occupied = sum(checkpoints) - sum(chosen)
   const more: ListedCheckpoint[] = []
-  const gone = new Set(going)
+  const gone = new Set(chosen)
   for (const checkpoint of removable.filter((one) => !gone.has(one))) {
     if (occupied <= maxBytes) break
     more.push(checkpoint)
@@ -113,22 +115,26 @@ function tooMuch(
 }
 
 /**
- * CBSD and bhyvectl write under the final name, without a lock: until they are done the set looks damaged, and it
- * may be a VM's only state. Nobody can tell whether they still write; an hour without a change will do.
+ * CBSD and bhyvectl write under the final name and without a lock. Until they have finished, the checkpoint counts as
+ * damaged, and it may be a VM's only state. Nothing shows whether they still write, so such a checkpoint is kept until
+ * it has not changed for an hour.
  */
-function isInTheMaking({ state, files, createdAt }: ListedCheckpoint, now: number): boolean {
+function mayBeUnfinished({ state, files, createdAt }: ListedCheckpoint, now: number): boolean {
   const isOurs = files?.manifest !== undefined
-  return state === 'damaged' && !isOurs && createdAt !== undefined && now - createdAt.getTime() < makingMs
+  return state === 'damaged' && !isOurs && createdAt !== undefined && now - createdAt.getTime() < unfinishedMs
 }
 
-/** Other tools' formats, pinned ones, and the state of a suspended VM that was not restored: that is the VM. */
+/**
+ * Never removed: foreign checkpoints, pinned ones, and a suspended state that was not restored, because it is the only
+ * copy of its VM.
+ */
 function isUntouchable(checkpoint: ListedCheckpoint): boolean {
   const { state, pinned, poweredOff, restoredAt } = checkpoint
   if (state === 'foreign' || pinned === true) return true
   return (poweredOff === true && restoredAt === undefined) || isUnknown(checkpoint)
 }
 
-/** Where the manifest, or anything at all, cannot be read, it may be one of those. */
+/** If the manifest or another file cannot be read, the checkpoint may be pinned or a suspended state. */
 function isUnknown({ problems }: ListedCheckpoint): boolean {
   return problems.some(({ code, file }) => code === 'unreadable' || file?.endsWith(manifestSuffix) === true)
 }

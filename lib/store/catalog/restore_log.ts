@@ -1,6 +1,7 @@
 /**
- * Where bhyve's output goes: a plain file of ours that only we may read, never a link and never a pipe (bhyve dies of
- * SIGPIPE at its next line when nobody reads). Runs in the pool.
+ * Opens the file for bhyve's output: a regular file that belongs to this user and that only this user may read. It is
+ * never a link. It is never a pipe, because bhyve dies of SIGPIPE at its next line of output if no process reads the
+ * pipe. Runs in the pool.
  */
 import fs from 'node:fs'
 import path from 'node:path'
@@ -16,22 +17,25 @@ const endMaxLines = 20
 
 export interface OpenedLog {
   path: string
-  /** What stands in front of this restore's output, in bytes. */
+  /** The size of the file before this restore, in bytes. The output of this restore begins there. */
   start: number
   descriptors: { log: number }
 }
 
-/** The caller's file, appended to; or a fresh one beside the checkpoints, in the place of the last restore's. */
+/**
+ * Appends to the caller's file. Without one, creates a new file beside the checkpoints that replaces the last
+ * restore's.
+ */
 export function openLog(directoryPath: string, logFile: string | undefined): OpenedLog {
   if (logFile === undefined) return openFresh(directoryPath)
   using parent = Directory.openPath(path.dirname(logFile))
   return openIn(parent, path.basename(logFile), O_CREAT)
 }
 
-/** A VM that still writes into the old one keeps it. */
+/** The old file is unlinked, not truncated: a VM that still writes into it keeps its file. */
 function openFresh(directoryPath: string): OpenedLog {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
-  if (directory === undefined) throw unfit(directoryPath, 'is gone')
+  if (directory === undefined) throw unusable(directoryPath, 'no longer exists')
   assertRegular(directory, restoreLogName)
   directory.unlink(restoreLogName)
   return openIn(directory, restoreLogName, O_CREAT | O_EXCL)
@@ -42,7 +46,7 @@ function openIn(directory: Directory, name: string, flags: number): OpenedLog {
   const shown = directory.pathOf(name)
   const all = flags | O_RDWR | O_APPEND | O_NOFOLLOW | O_NONBLOCK
   const log = loadNative().openAt(directory.descriptor, name, all, ownerOnly)
-  if (isFailure(log)) throw systemError(log, "opening the file for bhyve's output", shown)
+  if (isFailure(log)) throw systemError(log, "Opening the file for bhyve's output", shown)
   try {
     return { path: shown, start: claim(log, shown), descriptors: { log } }
   } catch (error) {
@@ -51,23 +55,25 @@ function openIn(directory: Directory, name: string, flags: number): OpenedLog {
   }
 }
 
-/** Told in words; the opening itself follows no link either. */
+/** Gives a clear message before the file is opened. The `open` call itself does not follow a link either. */
 function assertRegular(directory: Directory, name: string): void {
   const kind = directory.statusIfAny(name)?.kind ?? 'file'
-  if (kind !== 'file') throw unfit(directory.pathOf(name), `is a ${kind}`)
+  if (kind !== 'file') throw unusable(directory.pathOf(name), `is a ${kind}`)
 }
 
-/** Looked at once it is open: what was swapped in meanwhile is refused too. */
+/** Checks the open file, because the name may have been replaced after `assertRegular`. */
 function claim(log: number, shown: string): number {
   const status = fs.fstatSync(log)
-  if (!status.isFile() || status.nlink !== 1) throw unfit(shown, 'is no plain file of its own')
-  if (status.uid !== process.geteuid?.()) throw unfit(shown, `belongs to uid ${String(status.uid)}`)
+  if (!status.isFile() || status.nlink !== 1) throw unusable(shown, 'is not a regular file with one link')
+  if (status.uid !== process.geteuid?.()) throw unusable(shown, `belongs to uid ${String(status.uid)}`)
   fs.fchmodSync(log, ownerOnly)
   return status.size
 }
 
-function unfit(shown: string, why: string): CheckpointError {
-  const message = `'${shown}' ${why}: bhyve's output goes into a plain file of our own (logFile). Nothing was started`
+function unusable(shown: string, why: string): CheckpointError {
+  const message =
+    `'${shown}' ${why}. bhyve was not started. ` +
+    "Pass a regular file that belongs to this user as the option 'logFile'"
   return new CheckpointError('ERR_INVALID_OPTION', message, { path: shown })
 }
 

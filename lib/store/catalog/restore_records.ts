@@ -1,4 +1,7 @@
-/** What a restore wants of a stored set: look at it, mark it, hold it, and take the mark back. Runs in the pool. */
+/**
+ * The steps of a restore on a stored checkpoint: inspect it, record the restore, hold the checkpoint, and confirm or
+ * revoke the record. Runs in the pool.
+ */
 import os from 'node:os'
 import { CheckpointError } from '../../base/errors.js'
 import type { Generation } from '../../checkpoint/generation.js'
@@ -30,18 +33,18 @@ import { removeRestoreLock, takeRestoreLock } from '../staging/restore_lock.js'
 
 export interface CheckpointReport {
   listed: ListedCheckpoint
-  /** Changes when another set takes the name. */
+  /** Changes when another checkpoint replaces this one under its name. */
   identity: string
-  /** Its manifest is a newer release's: the set cannot be marked. */
+  /** A newer release wrote the manifest, so this release cannot add a restore record. */
   isOfNewerRelease: boolean
   dialect: string | undefined
   host: ManifestHost | undefined
   /** The VM's name in the metadata. */
   metadataVm: string | undefined
   devicesHaveAddresses: boolean
-  /** Whose bhyve takes it; unknown of metadata that are damaged. */
+  /** The generation of bhyve that can restore the checkpoint. Undefined if the metadata file is damaged. */
   generation: Generation | undefined
-  /** From before this moment on bhyve wrote nothing to the disks until the set was complete, in milliseconds. */
+  /** bhyve wrote nothing to the VM's disks between this time and the end of the save, in milliseconds. */
   disksQuietMs: number
 }
 
@@ -62,29 +65,35 @@ export function inspectForRestore(directoryPath: string, vm: string, name: strin
   }
 }
 
-/** A VM that ran on may have written to its disks before its checkpoint was published, but not before its RAM was. */
+/**
+ * A VM that was not powered off may have written to its disks before its checkpoint was published, but not before its
+ * RAM was written.
+ */
 function disksQuietMs({ createdAt, poweredOff }: ListedCheckpoint, { writtenMs }: Inspection): number {
   const createdMs = createdAt?.getTime() ?? writtenMs
   return poweredOff === true ? createdMs : Math.min(createdMs, writtenMs)
 }
 
-/** One restore of a VM at a time. The lock is held for as long as the caller keeps the descriptor (`endRestore`). */
+/**
+ * Takes the restore lock, which allows one restore of a VM at a time. The lock is held until the caller closes the
+ * descriptor, after `endRestore`.
+ */
 export function beginRestore(directoryPath: string, name: string): { descriptors: { turn: number } } {
   for (;;) {
     using directory = Directory.openRealDirectoryIfAny(directoryPath)
     if (directory === undefined) throw notFound(directoryPath, name)
-    // Where there is nothing, no `.staging` is made either.
+    // If there is neither a RAM file nor a `.staging`, do not create `.staging`.
     const mayBeThere = [name + memorySuffix, stagingName].some((entry) => directory.statusIfAny(entry))
     if (!mayBeThere) throw notFound(directoryPath, name)
     using staging = openStaging(directory)
     using turn = takeUnlessGone(staging)
-    // Somebody's destroyAll may have removed the directory, and somebody's create made it again.
+    // Another process may have removed the directory (destroyAll) and another one created it again. Then try again.
     if (turn !== undefined && leadsTo(directoryPath, staging))
       return { descriptors: { turn: turn.release() } }
   }
 }
 
-/** Undefined where `.staging` was removed after it was opened, too. */
+/** Undefined if the lock file was removed, or `.staging` after it was opened. */
 function takeUnlessGone(staging: Directory): OpenFile | undefined {
   try {
     return takeRestoreLock(staging)
@@ -99,7 +108,7 @@ function leadsTo(directoryPath: string, staging: Directory): boolean {
   return directory?.statusIfAny(stagingName)?.identity === staging.ownStatus().identity
 }
 
-/** Before the caller closes the descriptor. */
+/** Removes the lock file. Must be called before the caller closes the descriptor. */
 export function endRestore(directoryPath: string, turn: number): void {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
   using staging = directory?.openIfAny(stagingName)
@@ -108,11 +117,11 @@ export function endRestore(directoryPath: string, turn: number): void {
 }
 
 export interface RestoreRecord extends Restore {
-  /** The set's `restoredAt` before. */
+  /** The value of `restoredAt` before this restore. */
   previous?: string
 }
 
-/** Records the restore, on the disk for good. Undefined where the set is not the one that was judged. */
+/** Writes a durable restore record. Undefined if the checkpoint is not the one that was inspected (`identity`). */
 export function recordRestore(
   directoryPath: string,
   vm: string,
@@ -131,8 +140,8 @@ export function recordRestore(
 }
 
 /**
- * The shared lock, for as long as the caller keeps the descriptor: nobody replaces or removes the set. Between the
- * marking and this somebody may have: undefined then.
+ * Takes the shared lock. While the caller keeps the descriptor open, no process can replace or remove the checkpoint.
+ * Undefined if another process replaced or removed the checkpoint after the restore was recorded.
  */
 export function holdCheckpoint(
   directoryPath: string,
@@ -149,7 +158,9 @@ export function holdCheckpoint(
   return { descriptors: { staging: staging.release() } }
 }
 
-/** As if it had not been tried. False where the set is not the marked one any more. */
+/**
+ * Removes the restore record, as if the restore had not been tried. False if the checkpoint no longer has that record.
+ */
 export function revokeRestore(directoryPath: string, name: string, record: RestoreRecord): boolean {
   using directory = openDirectoryOf(directoryPath, name)
   using staging = lockForRewrite(directory, name)
@@ -160,7 +171,7 @@ export function revokeRestore(directoryPath: string, name: string, record: Resto
   return true
 }
 
-/** bhyve has come up: the set is not all there is of its VM any more. */
+/** Call this when bhyve has started: the checkpoint is then no longer the only copy of its VM. */
 export function confirmRestore(directoryPath: string, name: string, record: RestoreRecord): void {
   using directory = openDirectoryOf(directoryPath, name)
   using staging = lockForRewrite(directory, name)

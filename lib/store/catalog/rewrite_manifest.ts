@@ -1,4 +1,4 @@
-/** A published set's manifest, and changing it in place. Under the exclusive lock; runs in the pool. */
+/** Rewrites the manifest of a published checkpoint. Must run under the exclusive lock. Runs in the pool. */
 import { CheckpointError } from '../../base/errors.js'
 import { formatManifest, manifestVersion, newManifest, parseManifest } from '../../checkpoint/manifest.js'
 import { readHead, rewriteManifest } from '../../checkpoint/manifest_file.js'
@@ -11,7 +11,7 @@ import { assertNotStuck, recover } from '../commit/recover.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
 import { freshId } from '../staging/staging_entries.js'
 
-/** Where there is nothing of that name, no `.staging` is made either. */
+/** If the checkpoint does not exist, locks an existing `.staging`, but does not create one. */
 export function lockForRewrite(directory: Directory, name: string): Directory {
   const staging = lockStagingIfAny(directory, 'exclusive')
   if (staging !== undefined) return staging
@@ -21,7 +21,10 @@ export function lockForRewrite(directory: Directory, name: string): Directory {
   return made
 }
 
-/** The set, once what others left is finished. Rejects where its manifest is not ours to rewrite. */
+/**
+ * Recovers what dead processes left, then inspects the checkpoint. Throws if this release must not rewrite its
+ * manifest.
+ */
 export function inspectForRewrite(directory: Directory, staging: Directory, name: string): Inspection {
   assertNotStuck(recover(directory, staging), name)
   const inspection = inspectCheckpoint(directory, name)
@@ -32,11 +35,12 @@ export function inspectForRewrite(directory: Directory, staging: Directory, name
 
 function assertRewritable(directory: Directory, name: string, inspection: Inspection): void {
   const path = directory.pathOf(name + manifestSuffix)
-  if (inspection.foreign) throw damaged(path, "is another tool's checkpoint and left alone", inspection)
+  if (inspection.foreign)
+    throw damaged(path, "is another tool's checkpoint, which this library does not change", inspection)
   if (inspection.hasManifest && inspection.manifest === undefined)
     throw damaged(path, 'cannot be read', inspection)
   if (isOfNewerRelease(inspection)) {
-    throw damaged(path, 'was written by a newer release of this library: use that one', inspection)
+    throw damaged(path, 'was written by a newer release of this library. Use that release', inspection)
   }
 }
 
@@ -48,7 +52,10 @@ function damaged(path: string, why: string, { problems }: Inspection): Checkpoin
   return new CheckpointError('ERR_CHECKPOINT_DAMAGED', `'${path}' ${why}`, { path, problems })
 }
 
-/** The manifest as it stands, with what this release does not know of it, but its list; a set without one gets one. */
+/**
+ * The text of the manifest without its list of digests. Properties that this release does not know are kept. For a
+ * checkpoint without a manifest, the text of a new one.
+ */
 export function manifestText(directory: Directory, vm: string, name: string, inspection: Inspection): string {
   const { manifest, modifiedMs } = inspection
   if (manifest === undefined) {
@@ -62,12 +69,15 @@ export function manifestText(directory: Directory, vm: string, name: string, ins
 }
 
 /**
- * Old or new, never half: written aside, forced to the disk, and renamed over the old one. The list of digests goes
- * over from the old one, and need not be in `text`.
+ * Replaces the manifest atomically: writes a new file in `.staging`, fsyncs it, and renames it over the old one. The
+ * list of digests is copied from the old manifest, so `text` need not contain it.
  */
 export function replaceManifest(directory: Directory, staging: Directory, name: string, text: string): void {
   if (parseManifest(text) === undefined)
-    throw new CheckpointError('ERR_SYSTEM', 'a manifest was made that is none')
+    throw new CheckpointError(
+      'ERR_SYSTEM',
+      'Internal error: the new manifest is not valid. The old manifest is unchanged',
+    )
   const id = freshId(staging)
   staging.make(id)
   try {

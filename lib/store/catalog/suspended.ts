@@ -1,4 +1,7 @@
-/** VMs that were suspended, or are just being: what a stage's intent tells those who did not write it. */
+/**
+ * The newest state of a suspended VM. A state may still be in a stage of another process, whose intent record shows
+ * that the stage belongs to a suspend. Runs in the pool.
+ */
 import { CheckpointError } from '../../base/errors.js'
 import type { Checkpoint, ListedCheckpoint } from '../../base/types.js'
 import { memorySuffix } from '../../base/names.js'
@@ -10,12 +13,12 @@ import { holdsUnpublished, isLeftByWriter, recover, type Stuck } from '../commit
 import { isAlive, isStageId } from '../staging/staging_entries.js'
 import { isUnrestored } from '../../checkpoint/unrestored.js'
 
-/** `publishing`: bhyve is gone, and somebody is at publishing what it left. */
+/** `publishing`: bhyve has ended, and a live process is publishing the state that bhyve wrote. */
 export type SuspendedState = { kind: 'publishing' } | { kind: 'known'; checkpoint?: Checkpoint }
 
 /**
- * The newest state of a suspended VM that was not restored yet and is not older than `sinceMs`. Throws rather than
- * overlook one that cannot be published now: whoever asks would start the VM without it.
+ * The newest state of a suspended VM that was not restored yet and is not older than `sinceMs`. Throws if a state
+ * exists that cannot be published now. If it were ignored, the caller would start the VM without its state.
  */
 export function suspendedState(directoryPath: string, vm: string, sinceMs: number): SuspendedState {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
@@ -24,7 +27,7 @@ export function suspendedState(directoryPath: string, vm: string, sinceMs: numbe
   if (staging !== undefined) {
     const stuck = recover(directory, staging)
     if (isBeingPublished(staging)) return { kind: 'publishing' }
-    assertSettled(staging, stuck)
+    assertNoneUnpublished(staging, stuck)
   }
   const states = checkpointNames(directory)
     .flatMap((name) => readableCheckpoint(directory, vm, name, sinceMs))
@@ -38,7 +41,10 @@ export function suspendedState(directoryPath: string, vm: string, sinceMs: numbe
   return newest === undefined ? { kind: 'known' } : { kind: 'known', checkpoint: newest }
 }
 
-/** One that cannot be read may be the state; unless it is too old to count. */
+/**
+ * Throws for a checkpoint that cannot be read, because it may be the state. One that is older than `sinceMs` is
+ * ignored.
+ */
 function readableCheckpoint(
   directory: Directory,
   vm: string,
@@ -54,14 +60,14 @@ function readableCheckpoint(
   }
 }
 
-/** By a process that lives, from a bhyve that does not. */
+/** Whether a live process has a stage whose bhyve has ended. */
 function isBeingPublished(staging: Directory): boolean {
   return staging.entries().some((id) => isStageId(id) && isAlive(staging, id) && isLeftByWriter(staging, id))
 }
 
-function assertSettled(staging: Directory, stuck: Stuck): void {
+function assertNoneUnpublished(staging: Directory, stuck: Stuck): void {
   if (!holdsUnpublished(staging)) return
   const [error] = stuck.values()
-  const message = `what is left of a suspended VM in '${staging.path}' could not be published`
+  const message = `A suspended VM's state in '${staging.path}' could not be published (the next call publishes it)`
   throw error ?? new CheckpointError('ERR_SYSTEM', message, { path: staging.path })
 }

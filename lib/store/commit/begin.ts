@@ -1,6 +1,6 @@
 /**
- * A stage is made, and thrown away: `.staging/<id>/`, where a checkpoint grows until it is published. A flock on the stage
- * itself says that somebody is still at it. Runs in the pool.
+ * Creates and discards stages. A stage is the directory `.staging/<id>/`, in which a checkpoint grows until it is
+ * published. While its maker lives, the maker holds a flock on the stage. Runs in the pool.
  */
 import { Directory } from '../../fs/directory.js'
 import { makeDirectory, needsGiving } from '../staging/inbox.js'
@@ -23,23 +23,23 @@ export interface StageRequest {
   name: string
   ifExists: 'replace' | 'fail'
   durable: boolean
-  /** uid that bhyve runs as: `in/` is given to it. */
+  /** The uid that bhyve runs as. `in/` is given to this user. */
   writerUid: number
-  /** Guest RAM, where the caller knows it. */
+  /** Size of guest RAM, if the caller knows it. */
   memoryBytes: number | undefined
-  /** What the stage is for; without it nobody is asked to write there. */
+  /** What the stage is for. Without it, do not send a request to bhyve, because recovery would remove the stage. */
   intent?: Intent | undefined
 }
 
 export interface StageResult {
   id: string
-  /** What `struct` and `path` requests name. */
+  /** The path for requests of the `struct` and `path` dialects. */
   requestPath: string
-  /** Directories this call made, deepest first. */
+  /** The directories that this call created, deepest first. */
   made: string[]
-  /** Guest RAM: what the caller said, or the VM's last checkpoint had. */
+  /** Size of guest RAM, from the request or else from the VM's last checkpoint. */
   memoryBytes: number | undefined
-  /** Suspends of this VM that others left and whose bhyve has not ended. */
+  /** Stages of dead managers that recovery left in place, because their bhyve may still write. */
   orphans: string[]
   descriptors: { directory: number; stage: number; in: number }
 }
@@ -86,14 +86,17 @@ function openStage(
   }
 }
 
-/** Throws the stage away, a suspend's too: only for a VM that runs on. And the directories made for it where nothing else lives in them. */
+/**
+ * Discards the stage, also that of a suspend. Call this only if the VM still runs. Also removes the directories that
+ * were created for the stage (`made`), if nothing else is in them.
+ */
 export function abandonStage(handle: StageHandle, made: readonly string[]): void {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
   using staging = lockStagingIfAny(directory, 'exclusive')
   if (staging === undefined) return
   if (isSameStage(staging, handle)) {
     removeIntent(borrowStage(handle))
-    // A directory that was made for nothing goes at once.
+    // If the VM's directory was created for this stage, remove the stage now: the directory can then be removed, too.
     if (made.includes(handle.directoryPath)) removeRubbish(staging, handle.id)
     else removeEntry(staging, handle.id)
     holdOpen(handle.stage)

@@ -1,6 +1,7 @@
 /**
- * The commit of a stage, under the exclusive lock of `.staging` and after recovery: old or new, never neither, never
- * half (`docs/storage.md`). Runs in the pool.
+ * Commits a stage: replaces the old checkpoint by the new one atomically (`docs/storage.md`). After a crash, recovery
+ * yields either the complete old checkpoint or the complete new one. Must run under the exclusive lock of `.staging`
+ * and after recovery. Runs in the pool.
  */
 import { CheckpointError, detailsOf } from '../../base/errors.js'
 import { formatManifest, type Manifest, manifestVersion, parseManifest } from '../../checkpoint/manifest.js'
@@ -22,8 +23,8 @@ export interface Publication {
 }
 
 /**
- * Up to the renaming of the stage to `.ready` the old checkpoint stands whole; from there on the new one does, and
- * whoever comes next finishes what a crash interrupts.
+ * The rename of the stage to `<id>.ready` is the commit point. Before it, the old checkpoint is unchanged. After it,
+ * the new checkpoint is valid, and the next call finishes the publication if a crash interrupts it.
  */
 export function commitStaged(
   directory: Directory,
@@ -51,12 +52,13 @@ function finishCommit(
     rollForward(directory, staging, ready)
   } catch (error) {
     if (!(error instanceof CheckpointError)) throw error
-    const message = `checkpoint '${publication.name}' is committed, and the next call puts it into place, but now: ${error.message}`
+    const what = `Checkpoint '${publication.name}' is committed but not yet in place (the next call finishes it)`
+    const message = `${what}: ${error.message}`
     throw new CheckpointError(error.code, message, detailsOf(error))
   }
 }
 
-/** A pin belongs to the name: the checkpoint that replaces a pinned one is pinned. */
+/** A pin belongs to the name: a checkpoint that replaces a pinned one is pinned, too. */
 function keepPin(directory: Directory, stage: Directory, publication: Publication): void {
   const { name, manifest, durable } = publication
   if (manifest.pinned || !isPinned(directory, name)) return
@@ -69,7 +71,7 @@ function keepPin(directory: Directory, stage: Directory, publication: Publicatio
   if (durable) stage.sync()
 }
 
-/** A manifest that is there and cannot be read may well hold a pin. */
+/** A manifest that cannot be read may contain a pin, so it counts as pinned. */
 function isPinned(directory: Directory, name: string): boolean {
   const file = name + manifestSuffix
   const status = directory.statusIfAny(file)
@@ -82,7 +84,9 @@ function isPinned(directory: Directory, name: string): boolean {
   }
 }
 
-/** The stage's set as it is going to be found under its name: looked at once more while there is a way back. */
+/**
+ * Inspects the stage's checkpoint as it will be listed under its name. This is the last check before the commit point.
+ */
 function inspectComplete(
   directory: Directory,
   stage: Directory,
@@ -93,7 +97,7 @@ function inspectComplete(
   if (listed?.state !== 'complete') {
     throw new CheckpointError(
       'ERR_CHECKPOINT_DAMAGED',
-      `the files of '${name}' changed before it was published`,
+      `The files of checkpoint '${name}' changed before it was published. Nothing was published`,
       {
         problems: inspection?.problems,
         path: stage.pathOf(name + memorySuffix),

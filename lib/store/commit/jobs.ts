@@ -1,3 +1,3 @@
-/** What this folder does in the pool's threads. */
+/** The jobs of this directory. They run in the pool. */
 export { abandonStage, createStage } from './begin.js'
 export { commitStage, prepareStage, flushStage, salvageStage } from './publish.js'

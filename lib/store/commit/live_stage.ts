@@ -1,7 +1,10 @@
 /**
- * What becomes of a live checkpoint's stage whose manager died. A bhyve that answers requests dies with a manager that it
- * cannot answer: then a complete checkpoint in the stage is the last there is of its VM. Always under the exclusive
- * lock of `.staging`; doing it twice, or dying in it, changes nothing. Runs in the pool.
+ * Recovers the stage of a live checkpoint whose manager died. A bhyve that replies to requests dies of SIGPIPE if its
+ * manager has died before the reply (protocol.md section 2). A complete checkpoint in the stage is then the last state
+ * of its VM.
+ *
+ * Must run under the exclusive lock of `.staging`. It can be repeated, and it can be interrupted at any point: the next
+ * recovery finishes it. Runs in the pool.
  */
 import { inspectCheckpoint } from '../../checkpoint/structure.js'
 import { isFailure, loadNative } from '../../base/native.js'
@@ -16,12 +19,18 @@ import { publicationOrder } from '../paths.js'
 import { gather, holdsCompleteCheckpoint, isComplete, lastWriteMs } from '../staging/stage_files.js'
 import { manifestFor, storeManifest } from '../staging/staged_manifest.js'
 
-/** A bhyve that answers does so right after its last write, and would have died of it by then. */
+/**
+ * bhyve replies right after its last write. If it still runs this long after that write, the failed reply has not
+ * killed it.
+ */
 const answeredMs = 2_500
-/** A bhyve that has written nothing for so long has given its checkpoint up, and runs on. */
+/**
+ * If bhyve has written nothing for this long and the checkpoint is incomplete, the checkpoint failed and the VM runs
+ * on.
+ */
 const givenUpMs = 60_000
 
-/** Keeps a complete checkpoint whose bhyve has ended as `<name>-<id>`; removes it where bhyve runs on. */
+/** Publishes a complete checkpoint whose bhyve has ended as `<name>-<id>`. Removes the stage if bhyve runs on. */
 export function recoverLiveStage(directory: Directory, staging: Directory, id: string): void {
   using stage = staging.open(id)
   const intent = readIntent(stage)
@@ -33,22 +42,22 @@ export function recoverLiveStage(directory: Directory, staging: Directory, id: s
 
 function fateOf(stage: Directory, intent: Intent): 'pending' | 'removable' | 'ended' {
   const writer = writerOf(stage)
-  // Nobody was asked; or nobody can say what became of it.
+  // No request was sent, or the record of the writer is not usable and the fate of bhyve is unknown.
   if (typeof writer?.pid !== 'number' || typeof writer.startedAt !== 'string') return 'removable'
-  if (isWriterAlive(stage)) return mayYetEnd(stage, intent, writer.pid) ? 'pending' : 'removable'
-  // What was never fsynced proves nothing after a reboot, and the VM's disks have moved on.
+  if (isWriterAlive(stage)) return mayStillWriteOrReply(stage, intent, writer.pid) ? 'pending' : 'removable'
+  // After a reboot, files that were not fsynced prove nothing. The VM's disks have changed since, too.
   return bootOf(stage) === 'this' ? 'ended' : 'removable'
 }
 
-/** Whether bhyve still writes, or has yet to answer. */
-function mayYetEnd(stage: Directory, { name }: Intent, pid: number): boolean {
+/** Whether bhyve may still write the checkpoint, or has not replied yet. */
+function mayStillWriteOrReply(stage: Directory, { name }: Intent, pid: number): boolean {
   const status = loadNative().processStatus(pid)
   if (isFailure(status) || status.state !== 'running') return true
   const quietMs = Date.now() - lastWriteMs(stage, name)
   return quietMs < (holdsCompleteCheckpoint(stage, name) ? answeredMs : givenUpMs)
 }
 
-/** False where there is no complete checkpoint in the stage. */
+/** False if the stage has no complete checkpoint. */
 function keep(directories: StageDirectories, wanted: Intent): boolean {
   const { directory, staging, stage, id } = directories
   gather(stage, wanted.name)

@@ -1,4 +1,4 @@
-/** From a stage of ours to the name. Runs in the pool. */
+/** Publishes a stage of this process under its name. Runs in the pool. */
 import fs from 'node:fs'
 import { CheckpointError } from '../../base/errors.js'
 import type { Manifest } from '../../checkpoint/manifest.js'
@@ -25,8 +25,8 @@ export function flushStage(handle: StageHandle, name: string): void {
 }
 
 /**
- * Everything before the lock: whatever bhyve left besides the set is removed, the manifest written, and all of it on the
- * disk.
+ * Does all the work that needs no lock: removes what bhyve left besides the checkpoint files, writes the manifest, and
+ * fsyncs all files.
  */
 export function prepareStage(handle: StageHandle, publication: Publication): void {
   const stage = borrowStage(handle)
@@ -43,7 +43,9 @@ export function prepareStage(handle: StageHandle, publication: Publication): voi
   else sync()
 }
 
-/** The digests of the RAM go from the file in which they were collected into the manifest. */
+/**
+ * Writes the manifest with the RAM's digests, which the scan collected in a file of the stage, and removes that file.
+ */
 function writeManifestIn(stage: Directory, file: string, manifest: Manifest, durable: boolean): void {
   using list = stage.openFileIfAny(digestList, O_RDONLY)
   writeManifest(stage, file, manifest, list, durable)
@@ -64,7 +66,7 @@ export function commitStage(handle: StageHandle, publication: Publication): Chec
   return checkpoint
 }
 
-/** A suspend's stage that cannot go its way, once bhyve has ended. */
+/** Salvages the stage of a suspend that cannot be published in the usual way. Call this when bhyve has ended. */
 export function salvageStage(handle: StageHandle): Salvaged {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
   using staging = lockStaging(directory)
@@ -75,7 +77,7 @@ export function salvageStage(handle: StageHandle): Salvaged {
 
 function vanished(handle: StageHandle): CheckpointError {
   const path = `${handle.directoryPath}/${stagingName}/${handle.id}`
-  return new CheckpointError('ERR_SYSTEM', `somebody removed '${path}' before its checkpoint was published`, {
+  return new CheckpointError('ERR_SYSTEM', `'${path}' was removed before its checkpoint was published`, {
     path,
   })
 }

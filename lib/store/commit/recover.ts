@@ -1,6 +1,6 @@
 /**
- * Finishes what a process left when it died. Always under the exclusive lock of `.staging`; doing it twice, or
- * dying in it, changes nothing. Runs in the pool.
+ * Recovery: finishes what a process left unfinished when it died. Must run under the exclusive lock of `.staging`. It
+ * can be repeated, and it can be interrupted at any point: the next recovery finishes it. Runs in the pool.
  */
 import { CheckpointError, toCheckpointError } from '../../base/errors.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
@@ -15,18 +15,19 @@ import { salvageSuspend } from './salvage.js'
 import { holdsAnything } from '../staging/stage_files.js'
 import { isAlive, isStageId, readySuffix, removedSuffix, trashSuffix } from '../staging/staging_entries.js'
 
-/** Names whose committed or destroyed sets could not be finished, and why. */
+/** The names of checkpoints whose publication or removal could not be finished, each with the reason. */
 export type Stuck = Map<string, CheckpointError>
 
 /**
- * What cannot be finished now stays for later, and stops nobody but those who mean the same name: see
- * `assertNotStuck`. An older commit must never be put over a newer one.
+ * An entry that cannot be finished now is left for a later call. It blocks only calls for the same checkpoint name (see
+ * `assertNotStuck`), because otherwise an older commit could later replace a newer one.
  */
 export function recover(directory: Directory, staging: Directory): Stuck {
   const stuck: Stuck = new Map()
   const entries = staging.entries()
   const committed = entries.filter((name) => name.endsWith(readySuffix))
-  // Its maker may have died before the commit was on the disk: what follows from it must not get there first.
+  // The process that committed may have died before the commit was durable. Make it durable before acting on it.
+  // Otherwise the removal of the old checkpoint could reach the disk first.
   if (committed.length > 0) staging.sync()
   for (const entry of committed) attempt(staging, entry, stuck, () => rollForward(directory, staging, entry))
   for (const entry of entries.filter((name) => name.endsWith(trashSuffix))) {
@@ -47,7 +48,9 @@ function recoverStage(directory: Directory, staging: Directory, id: string, stuc
   else recoverLiveStageNowOrLater(directory, staging, id)
 }
 
-/** A live checkpoint that cannot be kept now stops nobody, not even a new one of its name. */
+/**
+ * A live checkpoint that cannot be kept now blocks no call, not even one that creates a checkpoint of the same name.
+ */
 function recoverLiveStageNowOrLater(directory: Directory, staging: Directory, id: string): void {
   try {
     recoverLiveStage(directory, staging, id)
@@ -71,15 +74,15 @@ function attempt(staging: Directory, entry: string, stuck: Stuck, finish: () => 
   try {
     finish()
   } catch (error) {
-    const known = toCheckpointError(error, 'finishing what was begun')
+    const known = toCheckpointError(error, 'Finishing an interrupted operation')
     const names = namesIn(staging, entry)
     for (const name of names) stuck.set(name, known)
-    // No checkpoint has that name: it stops nobody, and the reason is not lost.
+    // A checkpoint name cannot start with NUL. So this key blocks no checkpoint, but the error is still reported.
     if (names.length === 0) stuck.set(`\0${entry}`, known)
   }
 }
 
-/** The checkpoints whose files a folder holds. */
+/** The names of the checkpoints whose files are in a directory. */
 function namesIn(staging: Directory, entry: string): string[] {
   using subdirectory = openDirectoryOf(staging, entry)
   const files = subdirectory?.entries() ?? []
@@ -89,14 +92,17 @@ function namesIn(staging: Directory, entry: string): string[] {
   })
 }
 
-/** Whether something that is a checkpoint waits there to be put into place. Asked under the lock, after recovery. */
+/** Whether `.staging` holds a checkpoint that is not in place yet. Call this under the lock, after recovery. */
 export function holdsUnpublished(staging: Directory): boolean {
   return staging.entries().some((entry) => {
     return isCommitted(staging, entry) || (isStageId(entry) && isLeftByWriter(staging, entry))
   })
 }
 
-/** A committed stage that still holds what has to be put into place; an empty one may have been left by a removal. */
+/**
+ * Whether this is a committed stage that still holds checkpoint files. An empty one may be left over from a removal
+ * that was interrupted.
+ */
 export function isCommitted(staging: Directory, entry: string): boolean {
   if (!entry.endsWith(readySuffix) || staging.statusIfAny(entry)?.kind !== 'directory') return false
   using subdirectory = staging.openIfAny(entry)
@@ -105,16 +111,16 @@ export function isCommitted(staging: Directory, entry: string): boolean {
   )
 }
 
-/** A suspend's stage whose bhyve has ended, and may have written the VM's state. */
+/** Whether this is the stage of a suspend whose bhyve has ended and may have written the VM's state. */
 export function isLeftByWriter(staging: Directory, id: string): boolean {
   if (staging.statusIfAny(id)?.kind !== 'directory') return false
   using stage = staging.openIfAny(id)
   if (stage === undefined || readIntent(stage)?.poweroff !== true || isWriterAlive(stage)) return false
-  // After a power failure the record of the writer may be missing.
+  // After a power failure the record of the writer may be missing, so files count, too.
   return writerOf(stage) !== undefined || holdsAnything(stage)
 }
 
-/** Whether `.staging` holds anything that recovery could be about. */
+/** Whether `.staging` holds anything that recovery has to handle. */
 export function needsRecovery(staging: Directory): boolean {
   return staging.entries().some((name) => {
     if (name === restoreLockName) return !isRestoring(staging)
@@ -123,17 +129,17 @@ export function needsRecovery(staging: Directory): boolean {
 }
 
 /**
- * Removes what is left of a destroyed checkpoint, unless another tool has put up a new one of that name in the
- * meantime: then the companions are that one's.
+ * Removes the remaining files of a destroyed checkpoint. If another tool has created a new checkpoint of that name
+ * meanwhile, the files beside the new RAM file belong to the new checkpoint and are kept.
  */
 function finishDestroying(directory: Directory, staging: Directory, trash: string): void {
   using subdirectory = openDirectoryOf(staging, trash)
   if (subdirectory === undefined) return
-  // As in discard(): the RAM files must be gone for good before a companion goes.
+  // As in discard(): the removal of the RAM files must be durable before another file of the checkpoint is removed.
   subdirectory.sync()
   directory.sync()
   for (const memory of subdirectory.entries().filter((entry) => entry.endsWith(memorySuffix))) {
-    // After a crash on UFS both names may be there: the checkpoint was on its way out.
+    // After a crash on UFS both names may exist. The checkpoint was being removed, so remove the other name, too.
     if (subdirectory.isSameFile(memory, directory, memory)) directory.unlink(memory)
     moveCompanions(directory, subdirectory, memory.slice(0, -memorySuffix.length))
   }
@@ -141,7 +147,7 @@ function finishDestroying(directory: Directory, staging: Directory, trash: strin
   removeEntry(staging, trash)
 }
 
-/** Moves kernel, metadata and manifest after a RAM file that is in the trash already. */
+/** Moves kernel, metadata and manifest file into the trash, where the RAM file already is. */
 export function moveCompanions(directory: Directory, trash: Directory, name: string): void {
   if (directory.statusIfAny(name + memorySuffix) !== undefined) return
   for (const suffix of [kernelSuffix, metadataSuffix, manifestSuffix]) {

@@ -1,4 +1,7 @@
-/** May a new checkpoint take this name? Asked before bhyve is, and again at the commit. Runs in the pool. */
+/**
+ * Checks whether a new checkpoint may take a name: before a request is sent to bhyve, and again at the commit. Runs in
+ * the pool.
+ */
 import { CheckpointError } from '../../base/errors.js'
 import { isForeignFormat } from '../../checkpoint/structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
@@ -6,22 +9,25 @@ import type { Directory } from '../../fs/directory.js'
 import { listedCheckpoint } from '../../checkpoint/read.js'
 
 export function assertReplaceable(directory: Directory, name: string, ifExists: 'replace' | 'fail'): void {
-  // Past the commit point a folder in the way could not be replaced any more.
+  // Reject a directory under one of the names now. After the commit point it could not be replaced by the file.
   for (const suffix of [memorySuffix, kernelSuffix, metadataSuffix, manifestSuffix]) {
     if (directory.statusIfAny(name + suffix)?.kind === 'directory') {
-      throw exists(directory.pathOf(name + suffix), 'is a directory in the way of that checkpoint')
+      throw exists(
+        directory.pathOf(name + suffix),
+        'is a directory, but the checkpoint needs a file of this name',
+      )
     }
   }
   if (directory.statusIfAny(name + memorySuffix) === undefined) return
   const path = directory.pathOf(name + memorySuffix)
-  if (ifExists === 'fail') throw exists(path, 'exists already')
+  if (ifExists === 'fail') throw exists(path, 'already exists')
   const isFile = directory.statusIfAny(name + memorySuffix)?.kind === 'file'
   if (isFile && isForeignFormat(directory, name)) {
-    throw exists(path, "is another tool's checkpoint and left alone")
+    throw exists(path, "is another tool's checkpoint, which this library does not replace")
   }
 }
 
-/** What is going to take a name. */
+/** The new checkpoint. */
 interface Candidate {
   vm: string
   name: string
@@ -30,23 +36,23 @@ interface Candidate {
 }
 
 /**
- * What was saved later is never replaced by what was saved before it, where one of the two is a suspended VM. Two
- * managers may publish in another order than bhyve wrote.
+ * If the old or the new checkpoint is the state of a suspended VM, the new one must not replace one that was saved
+ * later. This can happen because two managers may publish in another order than bhyve wrote.
  */
 export function assertNotOlder(directory: Directory, saved: Candidate): void {
   const { vm, name, savedMs, poweredOff } = saved
-  const [standing] = listedCheckpoint(directory, vm, name)
-  if (standing === undefined || standing.state === 'foreign') return
-  // One that cannot be read may be such a state; its file still tells how old it is.
-  const isKnown = standing.createdAt !== undefined
-  const isState = !isKnown || (standing.poweredOff === true && standing.restoredAt === undefined)
+  const [existing] = listedCheckpoint(directory, vm, name)
+  if (existing === undefined || existing.state === 'foreign') return
+  // A checkpoint that cannot be read may be a suspended state. The modification time of its RAM file is still known.
+  const isKnown = existing.createdAt !== undefined
+  const isState = !isKnown || (existing.poweredOff === true && existing.restoredAt === undefined)
   if (!isState && !poweredOff) return
-  // Both are times of files. In the same tick the VM's end came last.
-  const standingMs = standing.createdAt?.getTime() ?? memoryModifiedMs(directory, name)
-  if (isState ? standingMs < savedMs : standingMs <= savedMs) return
+  // Both times are file times. If they are equal, the suspended state was saved last, because the VM ended with it.
+  const existingMs = existing.createdAt?.getTime() ?? memoryModifiedMs(directory, name)
+  if (isState ? existingMs < savedMs : existingMs <= savedMs) return
   const what = isState
-    ? 'is the state of a VM that was suspended since, and was not restored'
-    : 'was saved later'
+    ? 'is the state of a VM that was suspended later and has not been restored'
+    : 'was saved later than the new checkpoint'
   throw exists(directory.pathOf(name + memorySuffix), what)
 }
 

@@ -1,4 +1,7 @@
-/** From a committed stage into place. Doing it twice, or dying in it, changes nothing. Runs in the pool. */
+/**
+ * Rolls a committed stage forward: moves its files into place. It can be repeated, and it can be interrupted at any
+ * point: the next recovery finishes it. Runs in the pool.
+ */
 import { CheckpointError, isExhausted } from '../../base/errors.js'
 import { parseManifest } from '../../checkpoint/manifest.js'
 import { readHead } from '../../checkpoint/manifest_file.js'
@@ -10,8 +13,9 @@ import { publicationOrder, restSuffix } from '../paths.js'
 import { replacedName } from '../staging/staging_entries.js'
 
 /**
- * Moves what a committed stage still holds into place. The stage and `.staging` are fsynced as well: on UFS with soft
- * updates a rename across directories reaches the disk in two steps, and the old names may come back after a crash.
+ * Moves the files that a committed stage still holds into place. The stage and `.staging` are fsynced, too: on UFS with
+ * soft updates a rename across directories reaches the disk in two steps, so the old names may exist again after a
+ * crash.
  */
 export function rollForward(directory: Directory, staging: Directory, ready: string): void {
   using subdirectory = openDirectoryOf(staging, ready)
@@ -31,7 +35,10 @@ export function rollForward(directory: Directory, staging: Directory, ready: str
   staging.sync()
 }
 
-/** A crash may have left the files under an earlier name as well, which somebody else's checkpoint may have by now. */
+/**
+ * The entries under the name of the intent. A crash may have left the same files under an earlier name, too. Another
+ * checkpoint may have taken that name since, so those entries must not be moved.
+ */
 function entriesOfOne(subdirectory: Directory): string[] {
   const entries = subdirectory.entries()
   const name = readIntent(subdirectory)?.name
@@ -40,15 +47,15 @@ function entriesOfOne(subdirectory: Directory): string[] {
   return entries.filter((entry) => files.has(entry))
 }
 
-/** Not removed here: freeing the blocks of a large file takes long, and the lock is held. */
+/** Moves the replaced RAM file aside. It is not removed here: freeing a large file takes long, and the lock is held. */
 function setReplacedAside(directory: Directory, memory: string, subdirectory: Directory): void {
   if (directory.statusIfAny(memory)?.kind === 'file') directory.moveIfAny(memory, subdirectory, replacedName)
   else directory.unlink(memory)
 }
 
 /**
- * A commit that a crash brought back, long after it was finished: the manifest in place is the same checkpoint's, with the
- * pins and restores that came later.
+ * A crash on UFS can bring a finished commit back. If the manifest in place has the same `id`, it belongs to the same
+ * checkpoint and may contain later pins and restore records. Then the manifest in the stage is outdated and is removed.
  */
 function removeOutdated(directory: Directory, subdirectory: Directory, entries: readonly string[]): void {
   for (const entry of entries.filter((name) => name.endsWith(manifestSuffix))) {
@@ -58,7 +65,7 @@ function removeOutdated(directory: Directory, subdirectory: Directory, entries: 
   }
 }
 
-/** Undefined where there is none that can be read: such a manifest keeps nothing from being replaced. */
+/** Undefined if the manifest is missing or cannot be read. Such a manifest does not prevent a replacement. */
 function idIn(directory: Directory, file: string): string | undefined {
   try {
     const status = directory.statusIfAny(file)
@@ -71,7 +78,10 @@ function idIn(directory: Directory, file: string): string | undefined {
   }
 }
 
-/** Something that is no folder cannot be ours: it is removed. */
+/**
+ * Undefined if the entry is not a directory. Such an entry is removed, because this library creates only directories
+ * here.
+ */
 export function openDirectoryOf(staging: Directory, name: string): Directory | undefined {
   if (staging.statusIfAny(name)?.kind === 'directory') return staging.openIfAny(name)
   staging.unlink(name)

@@ -1,7 +1,9 @@
 /**
- * What becomes of a suspend's stage when nobody waits for it any more, or when what it holds cannot go under its name:
- * its files are the VM. Always under the exclusive lock of `.staging`; doing it twice, or dying in it, changes
- * nothing. Runs in the pool.
+ * Salvage: recovery of a suspended VM's stage. It is needed if the manager has died, or if the checkpoint cannot be
+ * published in the usual way. The files may be the only copy of the VM, so they are never removed.
+ *
+ * Must run under the exclusive lock of `.staging`. It can be repeated, and it can be interrupted at any point: the next
+ * recovery finishes it. Runs in the pool.
  */
 import { CheckpointError } from '../../base/errors.js'
 import { type Inspection, inspectCheckpoint, missingMemory } from '../../checkpoint/structure.js'
@@ -24,18 +26,21 @@ import { readySuffix } from '../staging/staging_entries.js'
 
 export type Salvaged =
   | { kind: 'published'; name: string; path: string }
-  /** Kept, and listed as damaged. */
+  /** The files are kept, and the checkpoint is listed as damaged. */
   | { kind: 'damaged'; name: string; path: string; problems: readonly Problem[] }
-  /** bhyve is gone and wrote nothing. */
+  /** bhyve has ended and has written nothing. */
   | { kind: 'nothing' }
-  /** bhyve lives, and may write yet. */
+  /** bhyve still runs and may still write. The stage is left as it is. */
   | { kind: 'pending' }
 
 interface SalvageDirectories extends StageDirectories {
   stuck: ReadonlyMap<string, unknown>
 }
 
-/** `stuck`: names under which something waits that is committed already, and would come over it. */
+/**
+ * `stuck`: names with a committed checkpoint that is not in place yet. When it is moved into place later, it replaces a
+ * checkpoint of that name.
+ */
 export function salvageSuspend(
   directory: Directory,
   staging: Directory,
@@ -44,8 +49,9 @@ export function salvageSuspend(
 ): Salvaged {
   using stage = staging.open(id)
   const intent = readIntent(stage)
-  if (intent === undefined) throw new CheckpointError('ERR_SYSTEM', `'${stage.path}' is no suspend's stage`)
-  // Asked first: what a bhyve that is gone has not written by now never comes.
+  if (intent === undefined)
+    throw new CheckpointError('ERR_SYSTEM', `'${stage.path}' is not the staging directory of a suspend`)
+  // Check the process before the files. bhyve writes nothing after its process has ended.
   const mayWrite = isWriterAlive(stage)
   if (mayWrite && !holdsCompleteCheckpoint(stage, intent.name)) return { kind: 'pending' }
   const directories = { directory, staging, stage, id, stuck }
@@ -75,7 +81,7 @@ function publishState(directories: SalvageDirectories, wanted: Intent, inspectio
   return { kind: 'published', name, path }
 }
 
-/** Its name may be taken by now. */
+/** Another checkpoint may have taken the name meanwhile. */
 function isNameFree({ directory, stuck }: SalvageDirectories, intent: Intent, savedMs: number): boolean {
   const { vm, name, ifExists } = intent
   if (stuck.has(name)) return false
@@ -89,7 +95,7 @@ function isNameFree({ directory, stuck }: SalvageDirectories, intent: Intent, sa
   }
 }
 
-/** What is left of a VM that is gone stays where its owner can see it. */
+/** Keeps whatever remains of a VM that has ended as a damaged checkpoint, so that its owner finds it in the list. */
 function keepDamaged(
   directories: SalvageDirectories,
   wanted: Intent,
@@ -98,10 +104,10 @@ function keepDamaged(
   const { directory, staging, stage, id } = directories
   const { name } = moveToFreshName(directories, wanted)
   setAside(stage, name)
-  // Where there is no RAM file nothing would be listed.
+  // Without a RAM file nothing would be listed, so create an empty one.
   if (stage.statusIfAny(name + memorySuffix) === undefined) stage.writeNew(name + memorySuffix, '', true)
   const manifest = manifestFor(stage, { ...wanted, name }, lastChangeOf(stage, name), inspection)
-  // A list of what was found now would not be the recorded digests'.
+  // Remove a list of digests that was computed just now. It would not match the digests that the manifest records.
   stage.unlink(digestList)
   const isUnproven = inspection !== undefined && isComplete(inspection)
   const kept = isUnproven
@@ -120,7 +126,10 @@ function keepDamaged(
   return { kind: 'damaged', name, path: directory.pathOf(name + memorySuffix), problems }
 }
 
-/** bhyve makes regular files of its own. What else stands there is no file of a checkpoint, and is kept beside it. */
+/**
+ * bhyve creates regular files with one link. Anything else under their names is not a checkpoint file. It is kept in a
+ * directory beside the checkpoint. Other files that are still in the inbox are kept there, too.
+ */
 function setAside(stage: Directory, name: string): void {
   const unexpectedFiles = publicationOrder
     .map((suffix) => name + suffix)

@@ -115,7 +115,10 @@ t.test('a stage that somebody removed is not taken for another one of its name',
   fs.rmSync(gone.path, { recursive: true })
   other.release()
   fs.renameSync(other.path, gone.path)
-  t.throws(() => jobs.salvageStage(gone.handle), { code: 'ERR_SYSTEM', message: /somebody removed/ })
+  t.throws(() => jobs.salvageStage(gone.handle), {
+    code: 'ERR_SYSTEM',
+    message: /was removed before its checkpoint was published/,
+  })
   gone.release()
   t.match(list(directory), [{ name: 'other', state: 'complete' }])
   t.end()
