@@ -1,4 +1,6 @@
-/** What a lock, a folder, a set or a process is taken for, though another one has its name by now. */
+/**
+ * Tests of identity: a lock, a directory, a checkpoint or a process may have been replaced by another of the same name.
+ */
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
@@ -28,7 +30,7 @@ function store(t: Test): Store {
   return { directory, staging }
 }
 
-/** Done once, by somebody else, when the lock of this file or folder is about to be taken. */
+/** Runs `work` once, immediately before the lock of this file or directory is taken. */
 function beforeLockOf(t: Test, file: string, work: () => void): { isDone: boolean } {
   const state = { isDone: false }
   intercept(t, 'lock', (descriptor) => {
@@ -56,7 +58,7 @@ function makeStage(directory: string, writerUid = process.geteuid!()): ReturnTyp
   return jobs.createStage({ ...request, writerUid })
 }
 
-const goings: Record<string, (store: Store) => void> = {
+const removals: Record<string, (store: Store) => void> = {
   removed: ({ staging }) => fs.rmdirSync(staging),
   'removed and made again': ({ staging }) => {
     fs.rmdirSync(staging)
@@ -66,18 +68,18 @@ const goings: Record<string, (store: Store) => void> = {
   'moved away with its directory': ({ directory }) => fs.renameSync(directory, `${directory}.old`),
 }
 
-for (const [how, go] of Object.entries(goings)) {
-  t.test(`the lock of a folder that was ${how} is none`, async (t) => {
+for (const [how, remove] of Object.entries(removals)) {
+  t.test(`create: does not use the lock of a .staging that was ${how}`, async (t) => {
     const { directory, staging } = store(t)
-    const state = beforeLockOf(t, staging, () => go({ directory, staging }))
+    const state = beforeLockOf(t, staging, () => remove({ directory, staging }))
     const { id, descriptors } = makeStage(directory)
     closeAll(descriptors)
     t.equal(state.isDone, true)
-    t.ok(fs.existsSync(path.join(staging, id, 'in')), 'it is worked in the one that is there now')
+    t.ok(fs.existsSync(path.join(staging, id, 'in')), 'the stage is in the present .staging')
   })
 }
 
-t.test('nor is that of a file that was removed', async (t) => {
+t.test('restore: does not use the lock of a restore.lock that was removed', async (t) => {
   const { directory, staging } = store(t)
   putSet(directory, 'a')
   const file = path.join(staging, 'restore.lock')
@@ -88,11 +90,11 @@ t.test('nor is that of a file that was removed', async (t) => {
   native.close(turn)
 })
 
-t.test("the folder that bhyve's user gets is ours again before it is looked at", needsRoot, (t) => {
+t.test("collect: takes the inbox back from bhyve's user before the inspection", needsRoot, (t) => {
   const { directory } = store(t)
   const { id, descriptors } = makeStage(directory, 65534)
-  const inFolder = fs.fstatSync(descriptors.in)
-  t.strictSame([inFolder.uid, inFolder.gid], [65534, fs.fstatSync(descriptors.stage).gid])
+  const inbox = fs.fstatSync(descriptors.in)
+  t.strictSame([inbox.uid, inbox.gid], [65534, fs.fstatSync(descriptors.stage).gid])
   fs.fchmodSync(descriptors.in, 0o777)
   const { stage, directory: descriptor } = descriptors
   jobs.collectStage({ directoryPath: directory, directory: descriptor, stage, id }, 'a')
@@ -102,7 +104,7 @@ t.test("the folder that bhyve's user gets is ours again before it is looked at",
   t.end()
 })
 
-t.test("another user's `.staging` is not worked in", needsRoot, async (t) => {
+t.test("every call that writes rejects another user's .staging", needsRoot, async (t) => {
   const { directory, staging } = store(t)
   putSet(directory, 'a')
   fs.chownSync(staging, 65534, 65534)
@@ -113,26 +115,26 @@ t.test("another user's `.staging` is not worked in", needsRoot, async (t) => {
     prune: () => jobs.pruneCheckpoints(directory, 'vm1', { keepLast: 0 }, Date.now()),
     pin: () => jobs.pinCheckpoint(directory, 'vm1', 'a', true),
     restore: () => jobs.beginRestore(directory, 'a'),
-    'free what was removed': () => jobs.emptyRemoved({ directoryPath: directory, withDirectory: true }),
+    emptyRemoved: () => jobs.emptyRemoved({ directoryPath: directory, withDirectory: true }),
   }
   for (const [what, call] of Object.entries(calls))
     t.throws(call, { code: 'ERR_PERMISSION', message: /belongs to uid 65534/ }, what)
   t.match(
     jobs.listCheckpoints(directory, 'vm1'),
     [{ name: 'a', state: 'complete', pinned: false }],
-    'it is read',
+    'list reads the checkpoints without the lock',
   )
   t.strictSame(fs.readdirSync(staging), [])
 })
 
-t.test('a `.staging` that others may enter is shut before it is worked in', async (t) => {
+t.test('create: removes the permissions of other users on .staging', async (t) => {
   const { directory, staging } = store(t)
   fs.chmodSync(staging, 0o777)
   closeAll(makeStage(directory).descriptors)
   t.equal(fs.statSync(staging).mode & 0o777, 0o700)
 })
 
-/** Of the RAM file: the inode stays. */
+/** Ways to rewrite the RAM file without changing its inode. */
 const rewritings: Record<string, (file: string) => void> = {
   'at another time': (file) => fs.utimesSync(file, new Date(), new Date(fs.statSync(file).mtimeMs + 5000)),
   'with another size': (file) => {
@@ -143,15 +145,15 @@ const rewritings: Record<string, (file: string) => void> = {
 }
 
 for (const [how, rewrite] of Object.entries(rewritings)) {
-  t.test(`a set that was written anew ${how} is not the one that was looked at`, async (t) => {
+  t.test(`restore: rejects a checkpoint that was rewritten ${how} after the inspection`, async (t) => {
     const { directory } = store(t)
     putSet(directory, 'a')
     const { identity } = jobs.inspectForRestore(directory, 'vm1', 'a')
     const at = new Date().toISOString()
     const restore = { at, again: false }
-    t.match(jobs.recordRestore(directory, 'vm1', 'a', identity, restore), { at }, 'this one is')
+    t.match(jobs.recordRestore(directory, 'vm1', 'a', identity, restore), { at }, 'unchanged, it is accepted')
     const held = jobs.holdCheckpoint(directory, 'a', identity, restore)
-    if (held === undefined) return t.fail('and is held')
+    if (held === undefined) return t.fail('an unchanged checkpoint cannot be held')
     native.close(held.descriptors.staging)
     rewrite(path.join(directory, 'a.ckp'))
     t.equal(jobs.recordRestore(directory, 'vm1', 'a', identity, restore), undefined)
@@ -159,7 +161,7 @@ for (const [how, rewrite] of Object.entries(rewritings)) {
   })
 }
 
-t.test('a set that changes while it is looked at is looked at again', (t) => {
+t.test('inspect: a checkpoint that changes meanwhile is inspected again', (t) => {
   const { directory } = store(t)
   putSet(directory, 'a')
   const memory = path.join(directory, 'a.ckp')
@@ -175,7 +177,7 @@ t.test('a set that changes while it is looked at is looked at again', (t) => {
   t.end()
 })
 
-t.test('the lock is held for as long as sets are read', (t) => {
+t.test('list: holds the shared lock while it reads', (t) => {
   const { directory, staging } = store(t)
   putSet(directory, 'a')
   const other = native.openPath(staging, fs.constants.O_DIRECTORY)
@@ -186,24 +188,24 @@ t.test('the lock is held for as long as sets are read', (t) => {
   jobs.listCheckpoints(directory, 'vm1')
   jobs.getCheckpoint(directory, 'vm1', 'a')
   t.ok(taken.length > 0)
-  t.strictSame([...new Set(taken)], [0], 'nobody has it alone')
+  t.strictSame([...new Set(taken)], [0], 'no other process can take the exclusive lock')
   t.end()
 })
 
-t.test('what goes while it is looked for was never there', (t) => {
+t.test('list: a file that disappears meanwhile counts as missing', (t) => {
   const { directory, staging } = store(t)
   fs.writeFileSync(path.join(staging, 'restore.lock'), '')
-  const goes = (file: string): (() => void) =>
+  const hide = (file: string): (() => void) =>
     intercept(t, 'openAt', (_, name) => (name === file ? failure('ENOENT', 'openat') : undefined))
-  const back = goes('restore.lock')
+  const showAgain = hide('restore.lock')
   t.strictSame(jobs.listCheckpoints(directory, 'vm1'), [])
-  back()
-  goes('.staging')
+  showAgain()
+  hide('.staging')
   t.equal(jobs.hasCheckpoints(directory), false)
   t.end()
 })
 
-t.test('a set that is replaced while it is opened is held against its own digests', async (t) => {
+t.test('verify: a checkpoint replaced during the opening is compared with its own digests', async (t) => {
   const run = fs.realpathSync(scratch(t))
   const { serve } = serveByHand(t, run)
   const client = createClientIn(
@@ -212,7 +214,7 @@ t.test('a set that is replaced while it is opened is held against its own digest
   )
   for (const [tag, name] of ['a', 'b'].entries()) {
     const created = client.createCheckpoint('vm1', { name })
-    await serve((folder) => writeSet(path.join(folder, 'ckp'), tag))
+    await serve((inbox) => writeSet(path.join(inbox, 'ckp'), tag))
     await created
   }
   const directory = path.join(run, 'c/vm1')

@@ -1,15 +1,15 @@
-/** A stage that may hold a VM's only state cannot be discarded. */
+/** Tests that a stage that may hold a VM's only state cannot be discarded. */
 import t from 'tap'
 import { ChangingFate } from '../../dist/store/stage_fate.js'
 
-t.test('a discard obtained before the suspend was sent removes nothing afterwards', async (t) => {
+t.test('a discard function from before the suspend request removes nothing after the request', async (t) => {
   let discarded = 0
   const fate = new ChangingFate(true, () => {
     discarded += 1
     return Promise.resolve()
   })
   const before = fate.now
-  if (before.kind !== 'discardable') return t.fail('discardable until the request is sent')
+  if (before.kind !== 'discardable') return t.fail('the stage is not discardable before the request')
   fate.requestSent()
   t.same(fate.now, { kind: 'holdsVm' })
   await before.discard()

@@ -1,4 +1,4 @@
-/** Two managers and more at one store: locks, stages, and what is under a name already. */
+/** Tests of several managers that use one store: locks, stages, and existing checkpoints. */
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -28,22 +28,22 @@ import { store } from '../support/stored.js'
 const writeSet = writeAnySet as (base: string, tag: number) => void
 const native = loadNative()
 
-t.test('a folder in the place of any of its files keeps a checkpoint from being made', async (t) => {
+t.test('create: rejects if a directory has the name of any checkpoint file', async (t) => {
   const { directory, put } = store(t)
   const { jobs } = await import('../../dist/worker/jobs.js')
   const request = { directory, ifExists: 'replace', durable: false, memoryBytes: undefined } as const
   put('b')
   for (const suffix of ['.ckp', '.ckp.kern', '.ckp.meta', '.ckp.manifest']) {
-    const folder = path.join(directory, `a${suffix}`)
-    fs.mkdirSync(folder)
+    const blocking = path.join(directory, `a${suffix}`)
+    fs.mkdirSync(blocking)
     const make = () => jobs.createStage({ ...request, name: 'a', writerUid: process.geteuid!() })
-    t.throws(make, { code: 'ERR_CHECKPOINT_EXISTS', path: folder }, suffix)
-    fs.rmdirSync(folder)
+    t.throws(make, { code: 'ERR_CHECKPOINT_EXISTS', path: blocking }, suffix)
+    fs.rmdirSync(blocking)
   }
   t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'b' }])
 })
 
-t.test('who holds the lock is told, and a dead holder holds nothing', async (t) => {
+t.test('lock: the error names the process that holds it, and a dead process holds no lock', async (t) => {
   const { directory, put } = store(t)
   put('a')
   fs.mkdirSync(path.join(directory, '.staging'), { mode: 0o700 })
@@ -68,12 +68,16 @@ t.test('who holds the lock is told, and a dead holder holds nothing', async (t) 
   fs.mkdirSync(committed)
   for (const file of fs.readdirSync(directory).filter((entry) => entry !== '.staging'))
     fs.renameSync(path.join(directory, file), path.join(committed, file))
-  t.equal(jobs.hasCheckpoints(directory), true, 'what is committed is there, whoever holds the lock')
+  t.equal(
+    jobs.hasCheckpoints(directory),
+    true,
+    'a committed checkpoint counts even while another process holds the lock',
+  )
   native.close(staging)
   t.doesNotThrow(held)
 })
 
-/** Of every descriptor that is locked: as a process that is just being started has, until it becomes another program. */
+/** Copies every descriptor that is locked. A child process has such copies between fork and exec. */
 function copiesOfLocked(t: Test): number[] {
   const copies: number[] = []
   intercept(t, 'lock', (descriptor) => {
@@ -85,7 +89,7 @@ function copiesOfLocked(t: Test): number[] {
   return copies
 }
 
-t.test('who has a copy of a descriptor holds no lock', async (t) => {
+t.test('lock: a copy of the descriptor does not keep the lock', async (t) => {
   const { directory, put } = store(t)
   put('a')
   const { jobs } = await import('../../dist/worker/jobs.js')
@@ -98,7 +102,7 @@ t.test('who has a copy of a descriptor holds no lock', async (t) => {
   t.ok(copies.length > 4)
 })
 
-t.test('nor is at work in a stage that its owner has let go', async (t) => {
+t.test('stage: a copy of the descriptor does not keep a stage that its owner has released', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 65536 })
   t.teardown(() => bhyve.stop())
   const { root } = store(t)
@@ -108,26 +112,26 @@ t.test('nor is at work in a stage that its owner has let go', async (t) => {
     { runDirectory: bhyve.runDirectory, checkpointDirectory: root, dialect: 'descriptor' },
   )
   const copies = copiesOfLocked(t)
-  const goOn = intercept(t, 'renameAt', (_, __, ___, to) =>
+  const restore = intercept(t, 'renameAt', (_, __, ___, to) =>
     String(to).endsWith('.ready') ? failure('EIO', 'renameat') : undefined,
   )
   t.match(await rejection(client.suspend('vm1')), { code: 'ERR_SYSTEM', message: /renameat/ })
-  goOn()
+  restore()
   t.match(await client.listCheckpoints('vm1'), [{ name: 'suspend', state: 'complete', poweredOff: true }])
   t.ok(copies.length > 2)
 })
 
-t.test('a lock that is held is waited for, and not for ever', async (t) => {
+t.test('lock: a call retries for 30 seconds while the lock is held', async (t) => {
   const { root, directory, put } = store(t)
   put('a')
   fs.mkdirSync(path.join(directory, '.staging'), { mode: 0o700 })
   const staging = native.openPath(path.join(directory, '.staging'), fs.constants.O_DIRECTORY)
   if (isFailure(staging)) throw new Error('open')
   t.equal(native.lock(staging, 'exclusive'), 1)
-  let looks = 0
-  let atLook: (look: number) => void = () => undefined
+  let attempts = 0
+  let atAttempt: (attempt: number) => void = () => undefined
   const pool = inlinePool((name) => {
-    if (name === 'listCheckpoints') atLook(++looks)
+    if (name === 'listCheckpoints') atAttempt(++attempts)
     return undefined
   })
   const client = createClientIn({ ...hostEnvironment, pool: () => pool }, { checkpointDirectory: root })
@@ -140,19 +144,19 @@ t.test('a lock that is held is waited for, and not for ever', async (t) => {
   }) as unknown as typeof later
   t.match(await rejection(client.listCheckpoints('vm1')), { code: 'ERR_CHECKPOINT_BUSY', vm: 'vm1' })
   t.ok(waitedMs >= 30_000 && waitedMs < 31_000, `${waitedMs} ms`)
-  // Where everything stands still for half an hour, nobody has held it for so long.
+  // If the host is stopped for half an hour, that time does not count.
   const now = performance.now.bind(performance)
   t.teardown(() => (performance.now = now))
-  looks = 0
-  atLook = (look) => {
-    if (look === 1) performance.now = () => now() + 1_800_000
+  attempts = 0
+  atAttempt = (attempt) => {
+    if (attempt === 1) performance.now = () => now() + 1_800_000
     else native.close(staging)
   }
   t.match(await client.listCheckpoints('vm1'), [{ name: 'a' }])
-  t.equal(looks, 2)
+  t.equal(attempts, 2)
 })
 
-t.test('a stage whose owner died is removed, one that lives is not', async (t) => {
+t.test('recovery: removes the stage of a dead owner, but not that of a live one', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 4 << 20, writeRate: 8 << 20 })
   t.teardown(() => bhyve.stop())
   const root = scratch(t)
@@ -162,13 +166,13 @@ t.test('a stage whose owner died is removed, one that lives is not', async (t) =
     dialect: 'descriptor',
   })
   const other = createClient({ checkpointDirectory: root })
-  let looked: Promise<unknown> | undefined
+  let listing: Promise<unknown> | undefined
   await client.createCheckpoint('vm1', {
     onProgress: ({ phase }) => {
-      if (phase === 'saving') looked ??= other.listCheckpoints('vm1')
+      if (phase === 'saving') listing ??= other.listCheckpoints('vm1')
     },
   })
-  t.strictSame(await looked, [], 'recovery left the living one alone')
+  t.strictSame(await listing, [], 'recovery did not touch the live stage')
   const dead = path.join(root, 'vm1/.staging/deadbeef')
   fs.mkdirSync(path.join(dead, 'in/deep/er'), { recursive: true })
   fs.symlinkSync(root, path.join(dead, 'in/link'))
@@ -176,38 +180,38 @@ t.test('a stage whose owner died is removed, one that lives is not', async (t) =
   t.notOk(fs.existsSync(dead))
 })
 
-t.test('what a hostile bhyve plants is never followed, opened blockingly, published or left', async (t) => {
+t.test('create: never follows, publishes, leaves or waits for files of a hostile bhyve', async (t) => {
   const directory = fs.realpathSync(scratch(t))
   const secret = path.join(directory, 'secret')
   fs.writeFileSync(secret, 'secret')
   const { serve } = serveByHand(t, directory)
   const checkpointDirectory = path.join(directory, 'c')
   const client = createClient({ runDirectory: directory, checkpointDirectory, dialect: 'path' })
-  const plants: Record<string, (folder: string) => void> = {
-    links: (folder) =>
-      ['ckp', 'ckp.kern', 'ckp.meta'].forEach((name) => fs.symlinkSync(secret, path.join(folder, name))),
-    'hard links': (folder) => {
-      writeSet(path.join(folder, 'ckp'), 1)
-      fs.rmSync(path.join(folder, 'ckp'))
-      fs.linkSync(secret, path.join(folder, 'ckp'))
+  const plants: Record<string, (inbox: string) => void> = {
+    links: (inbox) =>
+      ['ckp', 'ckp.kern', 'ckp.meta'].forEach((name) => fs.symlinkSync(secret, path.join(inbox, name))),
+    'hard links': (inbox) => {
+      writeSet(path.join(inbox, 'ckp'), 1)
+      fs.rmSync(path.join(inbox, 'ckp'))
+      fs.linkSync(secret, path.join(inbox, 'ckp'))
     },
-    FIFOs: (folder) =>
-      ['ckp', 'ckp.kern', 'ckp.meta'].forEach((name) => execFileSync('mkfifo', [path.join(folder, name)])),
-    folders: (folder) =>
+    FIFOs: (inbox) =>
+      ['ckp', 'ckp.kern', 'ckp.meta'].forEach((name) => execFileSync('mkfifo', [path.join(inbox, name)])),
+    directories: (inbox) =>
       ['ckp', 'ckp.kern', 'ckp.meta'].forEach((name) =>
-        fs.mkdirSync(path.join(folder, name, 'x'), { recursive: true }),
+        fs.mkdirSync(path.join(inbox, name, 'x'), { recursive: true }),
       ),
-    'a deep tree': (folder) => {
-      let nested = folder
+    'a deep tree': (inbox) => {
+      let nested = inbox
       for (let depth = 0; depth < 200; depth++) nested = path.join(nested, 'deeper')
       fs.mkdirSync(nested, { recursive: true })
     },
-    'thousands of entries': (folder) => {
-      for (let index = 0; index < 5000; index++) fs.writeFileSync(path.join(folder, `entry${index}`), '')
+    'thousands of entries': (inbox) => {
+      for (let index = 0; index < 5000; index++) fs.writeFileSync(path.join(inbox, `entry${index}`), '')
     },
-    'a huge sparse file': (folder) => {
-      writeSet(path.join(folder, 'ckp'), 1)
-      fs.truncateSync(path.join(folder, 'ckp.meta'), 2 ** 40)
+    'a huge sparse file': (inbox) => {
+      writeSet(path.join(inbox, 'ckp'), 1)
+      fs.truncateSync(path.join(inbox, 'ckp.meta'), 2 ** 40)
     },
   }
   for (const [what, plant] of Object.entries(plants)) {
@@ -215,12 +219,12 @@ t.test('what a hostile bhyve plants is never followed, opened blockingly, publis
     await serve(plant)
     t.match(await call, { code: 'ERR_CHECKPOINT_FAILED', vm: 'vm1' }, what)
     await client.idle()
-    t.strictSame(tree(checkpointDirectory), [], `${what}: nothing left`)
+    t.strictSame(tree(checkpointDirectory), [], `${what}: nothing is left`)
     t.equal(fs.readFileSync(secret, 'utf8'), 'secret')
   }
 })
 
-t.test('three hundred replacements, a thousand checkpoints', { timeout: 120_000 }, async (t) => {
+t.test('300 replacements and 1000 checkpoints leave no other file', { timeout: 120_000 }, async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 4096 })
   t.teardown(() => bhyve.stop())
   const { root, directory, put } = store(t)
@@ -240,7 +244,7 @@ t.test('three hundred replacements, a thousand checkpoints', { timeout: 120_000 
   fs.mkdirSync(directory, { recursive: true })
   const foreign: string[] = []
   for (let index = 0; index < 1000; index++) {
-    put(`set${index}`)
+    put(`checkpoint${index}`)
     if (index % 10 === 0) {
       foreign.push(`foreign${index}`)
       fs.writeFileSync(path.join(directory, `foreign${index}`), '')
@@ -251,7 +255,7 @@ t.test('three hundred replacements, a thousand checkpoints', { timeout: 120_000 
   t.strictSame(checkpointFiles(directory), foreign.sort())
 })
 
-t.test('eight processes on one directory', { timeout: 120_000 }, async (t) => {
+t.test('eight processes use one directory at the same time', { timeout: 120_000 }, async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 65536 })
   t.teardown(() => bhyve.stop())
   const root = scratch(t)
@@ -272,7 +276,7 @@ t.test('eight processes on one directory', { timeout: 120_000 }, async (t) => {
   t.strictSame(tree(root), [])
 })
 
-t.test('what another tool makes under the name of a destroyed set keeps its files', async (t) => {
+t.test('recovery: a new checkpoint of another tool under a destroyed name keeps its files', async (t) => {
   const { directory, put } = store(t)
   put('x')
   const trash = path.join(directory, '.staging/abc.trash')

@@ -1,4 +1,4 @@
-/** Stored checkpoints as they are listed: CBSD's and ours, damaged and foreign ones, planted links. */
+/** Tests of listing: checkpoints of CBSD and of this library, damaged and foreign ones, and planted links. */
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -15,7 +15,7 @@ import { store } from '../../support/stored.js'
 
 const writeSet = writeAnySet as (base: string, tag: number) => void
 
-t.test('sets made by others are checkpoints like ours', async (t) => {
+t.test('checkpoints of other tools are listed and destroyed like those of this library', async (t) => {
   const { client, directory, put } = store(t)
   put('young', 1000)
   put('old', 5000)
@@ -51,7 +51,7 @@ t.test('sets made by others are checkpoints like ours', async (t) => {
   t.notOk(fs.existsSync(directory))
 })
 
-t.test('what is wrong with a set is said, and the others are listed', async (t) => {
+t.test('list: reports the problems of a damaged checkpoint and still lists the others', async (t) => {
   const { client, directory, put } = store(t)
   const file = (name: string): string => path.join(directory, name)
   for (const name of [
@@ -83,7 +83,7 @@ t.test('what is wrong with a set is said, and the others are listed', async (t) 
   fs.writeFileSync(file('foreign.ckp'), 'BHYVE-CHECKPOINT-MANIFEST-1\n')
   fs.writeFileSync(file('manifest.ckp.manifest'), '{')
   fs.truncateSync(file('huge-meta.ckp.meta'), 2 ** 40)
-  fs.mkdirSync(file('folder.ckp'))
+  fs.mkdirSync(file('directory.ckp'))
   fs.writeFileSync(file('stranger'), '')
   fs.writeFileSync(file('alone.ckp.kern'), '')
   const expected: Record<string, [string, string[]]> = {
@@ -107,7 +107,7 @@ t.test('what is wrong with a set is said, and the others are listed', async (t) 
     t.strictSame([state, problems.map(({ code }) => code)], expected[name], name)
     t.ok(
       problems.every((problem) => problem.message !== '' && problem.file?.startsWith(name)),
-      `${name}: says what and where`,
+      `${name}: each problem has a message and a file`,
     )
     const report = await client.verifyCheckpoint('vm1', name)
     t.equal(report.ok, state === 'complete', `${name}: verified`)
@@ -122,8 +122,12 @@ t.test('what is wrong with a set is said, and the others are listed', async (t) 
   const refused = await rejection(client.destroyCheckpoint('vm1', 'foreign'))
   t.match(refused, { code: 'ERR_CHECKPOINT_DAMAGED', path: file('foreign.ckp') })
   const named = refused.problems?.map((problem) => [problem.code, problem.file])
-  t.strictSame(named, [['foreign-format', 'foreign.ckp']], 'by its name, not by its path')
-  t.match(await rejection(client.destroyCheckpoint('vm1', 'folder')), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
+  t.strictSame(
+    named,
+    [['foreign-format', 'foreign.ckp']],
+    'the problem has the name of the file, not its path',
+  )
+  t.match(await rejection(client.destroyCheckpoint('vm1', 'directory')), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
   t.strictSame(
     (await client.destroyAll('vm1')).sort(),
     Object.keys(expected)
@@ -132,7 +136,7 @@ t.test('what is wrong with a set is said, and the others are listed', async (t) 
   )
   t.strictSame(checkpointFiles(directory), [
     'alone.ckp.kern',
-    'folder.ckp/',
+    'directory.ckp/',
     'foreign.ckp',
     'foreign.ckp.kern',
     'foreign.ckp.meta',
@@ -140,7 +144,7 @@ t.test('what is wrong with a set is said, and the others are listed', async (t) 
   ])
 })
 
-t.test('planted links lead nowhere', async (t) => {
+t.test('planted links are never followed', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 65536 })
   t.teardown(() => bhyve.stop())
   const outside = scratch(t)
@@ -210,7 +214,7 @@ t.test('planted links lead nowhere', async (t) => {
   t.strictSame(contents(outside), before)
 })
 
-t.test('manifests keep what this release does not know', async (t) => {
+t.test('pin: keeps the properties of a manifest that this release does not know', async (t) => {
   const { client, directory, put } = store(t)
   put('a')
   await client.pinCheckpoint('vm1', 'a')
@@ -233,7 +237,7 @@ t.test('manifests keep what this release does not know', async (t) => {
     parseManifest(JSON.stringify({ ...(JSON.parse(text) as object), host: { ...host, ...change } }))
   t.strictSame(withHost({})?.host, host)
   for (const key of Object.keys(host))
-    t.match(withHost({ [key]: 14 }), { host: undefined }, `${key} is no text`)
+    t.match(withHost({ [key]: 14 }), { host: undefined }, `${key} is not a string`)
   const changed = (change: Record<string, unknown>) =>
     parseManifest(JSON.stringify({ ...(JSON.parse(text) as object), ...change }))
   for (const key of ['vm', 'name', 'createdAt', 'version']) t.equal(changed({ [key]: [] }), undefined, key)
@@ -241,11 +245,11 @@ t.test('manifests keep what this release does not know', async (t) => {
   t.match(changed({ fingerprint }), { fingerprint })
   for (const key of Object.keys(fingerprint)) {
     const bad = { ...fingerprint, [key]: 'x' }
-    t.match(changed({ fingerprint: bad }), { fingerprint: undefined }, `a fingerprint of no ${key}`)
+    t.match(changed({ fingerprint: bad }), { fingerprint: undefined }, `a fingerprint with an invalid ${key}`)
   }
 })
 
-t.test('what was made in the same moment is listed by name', (t) => {
+t.test('list: sorts checkpoints of the same time by name', (t) => {
   const { directory, put } = store(t)
   const names = ['c', 'e', 'a', 'f', 'b', 'd']
   for (const name of names) {
@@ -257,7 +261,7 @@ t.test('what was made in the same moment is listed by name', (t) => {
   t.end()
 })
 
-t.test('listStored', async (t) => {
+t.test('listStored: returns the VMs that have checkpoints', async (t) => {
   const { client, root, put } = store(t)
   t.strictSame(await client.listStored(), [])
   put('a')
@@ -268,7 +272,7 @@ t.test('listStored', async (t) => {
   t.strictSame(await createClient({ checkpointDirectory: path.join(root, 'none') }).listStored(), [])
 })
 
-t.test('CBSD beside us', async (t) => {
+t.test('cbsdLayout: CBSD and this library list the same checkpoints', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 65536 })
   t.teardown(() => bhyve.stop())
   const workdir = scratch(t)
@@ -289,15 +293,15 @@ t.test('CBSD beside us', async (t) => {
   t.equal(
     execFileSync('sh', ['-c', shell], { encoding: 'utf8' }),
     'cbsd.ckp\ncheckpoint.ckp\n',
-    'what a shell finds',
+    'a shell command finds both',
   )
   t.strictSame(await client.listStored(), ['vm1'])
   t.strictSame(await client.destroyAll('vm1'), ['cbsd', 'checkpoint'])
-  t.ok(fs.existsSync(directory), "CBSD's own directory stays")
+  t.ok(fs.existsSync(directory), "CBSD's own directory is kept")
   t.throws(() => cbsdLayout({ workdir: 'relative' }), { code: 'ERR_INVALID_OPTION' })
 })
 
-t.test('a layout of the caller', async (t) => {
+t.test('a layout of the caller is used, and a relative directory is rejected', async (t) => {
   const root = scratch(t)
   const layout = { directoryOf: (vm: string) => path.join(root, `${vm}-state`), vms: async () => ['vm1'] }
   const client = createClient({ checkpointDirectory: layout })

@@ -1,4 +1,4 @@
-/** Pins, pruning and destroying. */
+/** Tests of pins, prune policies and destroying. */
 import fs from 'node:fs'
 import path from 'node:path'
 import t from 'tap'
@@ -12,7 +12,7 @@ import type { ListedCheckpoint } from '../../../dist/base/types.js'
 import { checkpointFiles, failure, inlinePool, intercept, rejection } from '../../support/index.js'
 import { store } from '../../support/stored.js'
 
-t.test('pins', async (t) => {
+t.test('pin: prune keeps a pinned checkpoint, and its replacement is pinned, too', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 65536 })
   t.teardown(() => bhyve.stop())
   const { root, directory, put } = store(t)
@@ -22,11 +22,11 @@ t.test('pins', async (t) => {
     dialect: 'descriptor',
   })
   put('bare', 10_000)
-  const aged = (await client.getCheckpoint('vm1', 'bare')).createdAt
+  const createdAt = (await client.getCheckpoint('vm1', 'bare')).createdAt
   await client.pinCheckpoint('vm1', 'bare')
   t.match(await client.getCheckpoint('vm1', 'bare'), {
     pinned: true,
-    createdAt: aged,
+    createdAt,
     files: { manifest: String },
   })
   await client.createCheckpoint('vm1', { name: 'ours' })
@@ -35,13 +35,13 @@ t.test('pins', async (t) => {
   t.match(
     await client.createCheckpoint('vm1', { name: 'ours' }),
     { pinned: true },
-    'the pin stays with the name',
+    'the pin belongs to the name',
   )
   await client.createCheckpoint('vm1', { name: 'loose' })
   t.strictSame(
     await client.pruneCheckpoints('vm1', { keepLast: 0 }),
     { removed: [], kept: ['bare', 'ours', 'loose'], freedBytes: 0 },
-    'and the last one',
+    'the last complete checkpoint is kept, too',
   )
   await client.pinCheckpoint('vm1', 'ours', false)
   t.match(await client.pruneCheckpoints('vm1', { keepLast: 0 }), {
@@ -53,19 +53,27 @@ t.test('pins', async (t) => {
   const file = path.join(directory, 'loose.ckp.manifest')
   const newer = fs.readFileSync(file, 'utf8').replace('"version": 1', '"version": 2, "later": true')
   fs.writeFileSync(file, newer)
-  t.match(await client.getCheckpoint('vm1', 'loose'), { name: 'loose' }, 'a newer manifest is read')
+  t.match(
+    await client.getCheckpoint('vm1', 'loose'),
+    { name: 'loose' },
+    'the manifest of a newer release is read',
+  )
   t.match(await rejection(client.pinCheckpoint('vm1', 'loose')), { code: 'ERR_CHECKPOINT_DAMAGED' })
-  t.equal(fs.readFileSync(file, 'utf8'), newer, 'and not rewritten')
+  t.equal(fs.readFileSync(file, 'utf8'), newer, 'but it is not rewritten')
   const torn = newer.replace('"version": 2', '"version": 1').slice(0, -20)
   fs.writeFileSync(file, torn)
   t.match(await rejection(client.pinCheckpoint('vm1', 'loose')), { code: 'ERR_CHECKPOINT_DAMAGED' })
-  t.equal(fs.readFileSync(file, 'utf8'), torn, 'nor is one that cannot be read')
-  t.strictSame(await client.destroyAll('vm1'), ['bare', 'loose'], 'destroyAll takes pinned ones')
+  t.equal(fs.readFileSync(file, 'utf8'), torn, 'a manifest that cannot be read is not rewritten either')
+  t.strictSame(
+    await client.destroyAll('vm1'),
+    ['bare', 'loose'],
+    'destroyAll removes pinned checkpoints, too',
+  )
 })
 
-t.test('what pruning chooses', async (t) => {
+t.test('prune: each policy chooses the right checkpoints', async (t) => {
   const now = Date.UTC(2026, 0, 1)
-  const set = (name: string, ageMs: number, more: Partial<ListedCheckpoint> = {}): ListedCheckpoint => {
+  const aged = (name: string, ageMs: number, more: Partial<ListedCheckpoint> = {}): ListedCheckpoint => {
     const base = {
       vm: 'vm1',
       name,
@@ -77,9 +85,9 @@ t.test('what pruning chooses', async (t) => {
     }
     return { ...base, state: 'complete', problems: [], ...more } as ListedCheckpoint
   }
-  const names = (sets: ListedCheckpoint[], policy: Parameters<typeof choose>[1]): string[] =>
-    choose(sets, policy, now).map(({ name }) => name)
-  const four = [set('a', 4000), set('b', 3000), set('c', 2000), set('d', 1000)]
+  const names = (checkpoints: ListedCheckpoint[], policy: Parameters<typeof choose>[1]): string[] =>
+    choose(checkpoints, policy, now).map(({ name }) => name)
+  const four = [aged('a', 4000), aged('b', 3000), aged('c', 2000), aged('d', 1000)]
   t.strictSame(names(four, { keepLast: 2 }), ['a', 'b'])
   t.strictSame(names(four, { keepLast: 9 }), [])
   t.strictSame(names(four, { keepLast: 0 }), ['a', 'b', 'c'], 'never the last complete one')
@@ -93,35 +101,39 @@ t.test('what pruning chooses', async (t) => {
     problems: [{ code: 'kernel-missing', message: '', file: 'x' }],
   } as Partial<ListedCheckpoint>
   const hour = 3_600_000
-  const mixed = [set('a', 3 * hour), set('bad', 2 * hour, damaged), set('c', hour)]
-  t.strictSame(names(mixed, { maxBytes: 200 }), ['bad'], 'damaged ones first')
-  t.strictSame(names(mixed, { keepLast: 2 }), ['bad'], 'and they count for nothing')
+  const mixed = [aged('a', 3 * hour), aged('bad', 2 * hour, damaged), aged('c', hour)]
+  t.strictSame(names(mixed, { maxBytes: 200 }), ['bad'], 'damaged checkpoints are removed first')
+  t.strictSame(names(mixed, { keepLast: 2 }), ['bad'], 'damaged checkpoints do not count for keepLast')
   t.strictSame(names(mixed, { keepWithinMs: 2.5 * hour }), ['a'])
-  const making = [set('a', 3 * hour), set('making', 1000, damaged), set('c', hour)]
-  t.strictSame(names(making, { keepLast: 1, maxBytes: 0 }), ['a'], 'somebody may be writing a young one')
+  const making = [aged('a', 3 * hour), aged('making', 1000, damaged), aged('c', hour)]
+  t.strictSame(
+    names(making, { keepLast: 1, maxBytes: 0 }),
+    ['a'],
+    'another tool may still be writing a young damaged checkpoint',
+  )
   const files = { memory: '', kernel: '', metadata: '', manifest: '/making.ckp.manifest' }
-  const ours = [set('a', 3 * hour), set('broken', 1000, { ...damaged, files }), set('c', hour)]
-  t.strictSame(names(ours, { keepLast: 2 }), ['broken'], 'but ours is never written in place')
+  const ours = [aged('a', 3 * hour), aged('broken', 1000, { ...damaged, files }), aged('c', hour)]
+  t.strictSame(names(ours, { keepLast: 2 }), ['broken'], 'this library never writes a checkpoint in place')
   const guarded = [
-    set('pinned', 9000, { pinned: true }),
-    set('suspended', 8000, { poweredOff: true }),
-    set('suspended-damaged', 7500, { ...damaged, poweredOff: true }),
-    set('restored', 7000, { poweredOff: true, restoredAt: new Date(now) }),
-    set('foreign', 6000, { state: 'foreign' }),
-    set('unreadable', 2 * hour, {
+    aged('pinned', 9000, { pinned: true }),
+    aged('suspended', 8000, { poweredOff: true }),
+    aged('suspended-damaged', 7500, { ...damaged, poweredOff: true }),
+    aged('restored', 7000, { poweredOff: true, restoredAt: new Date(now) }),
+    aged('foreign', 6000, { state: 'foreign' }),
+    aged('unreadable', 2 * hour, {
       state: 'damaged',
       problems: [{ code: 'unreadable', message: '', file: 'unreadable.ckp' }],
     }),
-    set('unreadable-manifest', 2 * hour, {
+    aged('unreadable-manifest', 2 * hour, {
       state: 'damaged',
       problems: [{ code: 'manifest-invalid', message: '', file: 'unreadable-manifest.ckp.manifest' }],
     }),
-    set('last', 1),
+    aged('last', 1),
   ] as ListedCheckpoint[]
   t.strictSame(names(guarded, { keepLast: 0, maxBytes: 0 }), ['restored'])
 })
 
-t.test('pruning', async (t) => {
+t.test('prune: removes what the policy does not keep, and rejects invalid policies', async (t) => {
   const { client, directory, put } = store(t)
   for (const [index, name] of ['a', 'b', 'c', 'd'].entries()) put(name, (9 - index) * 1000)
   const dry = await client.pruneCheckpoints('vm1', { keepLast: 1, dryRun: true })
@@ -153,7 +165,7 @@ t.test('pruning', async (t) => {
   }
 })
 
-t.test('destroyAll knows what it has destroyed, whoever takes the lock then', async (t) => {
+t.test('destroyAll: returns the removed names if another process then takes the lock', async (t) => {
   const { root, directory, put } = store(t)
   put('a')
   put('b')
@@ -169,7 +181,7 @@ t.test('destroyAll knows what it has destroyed, whoever takes the lock then', as
   t.notOk(fs.existsSync(directory))
 })
 
-t.test('destroying while bhyve writes a new one of that name', async (t) => {
+t.test('destroyAll: does not affect a checkpoint of the same name that bhyve is writing', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 4 << 20, writeRate: 16 << 20 })
   t.teardown(() => bhyve.stop())
   const { client: other, root, directory, put } = store(t)
@@ -190,7 +202,7 @@ t.test('destroying while bhyve writes a new one of that name', async (t) => {
   t.equal(checkpointFiles(directory).length, 4)
 })
 
-t.test('what cannot be read goes only by its name', async (t) => {
+t.test('a checkpoint that cannot be read is removed only by a call that names it', async (t) => {
   for (const code of ['EIO', 'EACCES'] as const) {
     const { directory, put } = store(t)
     for (const [index, name] of ['unreadable', 'old', 'young'].entries()) put(name, (9 - index) * 1000)

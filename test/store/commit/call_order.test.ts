@@ -1,6 +1,6 @@
 /**
- * A SIGKILL cannot show a missing sync: so the order of writes, syncs and renames is looked at itself, as the
- * system sees it, in the whole library with its threads.
+ * Tests of the order of writes, fsyncs and renames in a system call trace of the library with its threads. Killing a
+ * process cannot reveal a missing fsync, so the order itself is checked.
  */
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
@@ -13,7 +13,7 @@ import { needs } from '../../support/programs.js'
 const script = fileURLToPath(new URL('../../support/replace-and-destroy.mjs', import.meta.url))
 const traced = 'openat,close,mkdirat,renameat,renameat2,unlinkat,fsync,flock,dup,fcntl,fcntl64'
 
-/** The calls on a store's files, with paths in the place of descriptors, from each marker to the next. */
+/** The system calls on a store's files between two markers, with paths instead of descriptors. */
 function trace(t: Test): Map<string, string[]> {
   const directory = fs.realpathSync(scratch(t))
   const log = path.join(directory, 'trace')
@@ -21,7 +21,7 @@ function trace(t: Test): Map<string, string[]> {
   execFileSync(
     'strace',
     ['-f', '-y', '-qq', '-e', `trace=${traced}`, '-o', log, process.execPath, script, store],
-    // What looks for leaks at the end of a process traces it, as strace does: it cannot be traced twice.
+    // The leak sanitizer traces the process when it ends. strace already traces it, and a process has only one tracer.
     { env: childEnvironment({ ASAN_OPTIONS: `${process.env.ASAN_OPTIONS ?? ''}:detect_leaks=0` }) },
   )
   const sections = new Map<string, string[]>()
@@ -39,7 +39,7 @@ function simplified(line: string, store: string): string {
   const id = /\.staging\/[0-9a-z]{5,12}/g
   const base = `${store}/vm1`
   const call = /^\d+ +([a-z0-9]+)\(/.exec(line)?.[1] ?? ''
-  const places = [...line.matchAll(/(?:\d+|AT_FDCWD)<([^>]*)>(?:, "([^"]*)")?/g)].map(
+  const paths = [...line.matchAll(/(?:\d+|AT_FDCWD)<([^>]*)>(?:, "([^"]*)")?/g)].map(
     ([, directory, name]) => {
       return (name === undefined ? directory! : `${directory}/${name}`)
         .replace(base, '')
@@ -47,8 +47,8 @@ function simplified(line: string, store: string): string {
         .replace(id, '.staging/ID')
     },
   )
-  const shown = places.map((place) =>
-    place.replace(/^(\.staging\/)[0-9a-z]{5,12}(\.ready|\.trash|$)/, '$1ID$2'),
+  const shown = paths.map((shownPath) =>
+    shownPath.replace(/^(\.staging\/)[0-9a-z]{5,12}(\.ready|\.trash|$)/, '$1ID$2'),
   )
   if (call.startsWith('rename')) return `rename ${shown[0] ?? ''} -> ${shown[1] ?? ''}`
   return `${call} ${shown[0] ?? ''}`.trim()
@@ -58,7 +58,7 @@ function only(section: string[] | undefined): string[] {
   return (section ?? []).filter((call) => /^(rename|unlinkat|fsync|mkdirat|flock)/.test(call))
 }
 
-/** Each of `steps` is there, one after the other. */
+/** Asserts that `calls` contains each of `steps`, in this order. */
 function assertOrder(t: Test, calls: string[], steps: string[], what: string): void {
   let position = -1
   for (const step of steps) {
@@ -75,7 +75,7 @@ const published = (name: string): string[] =>
     (suffix) => `rename ${id}.ready/${name}.ckp${suffix} -> ${name}.ckp${suffix}`,
   )
 
-t.test('writes, syncs and renames in the order of docs/storage.md', needs('strace'), async (t) => {
+t.test('create, replace, destroy: calls have the order of docs/storage.md', needs('strace'), async (t) => {
   const sections = trace(t)
   const created = only(sections.get('create'))
   const replaced = only(sections.get('replace'))
@@ -120,8 +120,8 @@ t.test('writes, syncs and renames in the order of docs/storage.md', needs('strac
   const touchesOld = replaced
     .slice(0, commit)
     .filter((call) => call.includes(' checkpoint.ckp') && !call.startsWith('fsync'))
-  t.strictSame(touchesOld, [], 'nothing touches the old one before the commit point')
-  t.equal(replaced[commit + 1], 'fsync .staging', 'nothing comes between the commit and its sync')
+  t.strictSame(touchesOld, [], 'no call changes the old checkpoint before the commit point')
+  t.equal(replaced[commit + 1], 'fsync .staging', 'the fsync directly follows the commit')
   assertOrder(
     t,
     destroyed,

@@ -1,4 +1,6 @@
-/** A VM's directory that was copied by hand: everything that keeps its owner from a mistake must survive. */
+/**
+ * Tests of a VM's directory that was copied by hand. Everything that protects its owner from a mistake must survive.
+ */
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -13,7 +15,7 @@ import { needs } from '../../support/programs.js'
 import { changeManifest, manifestOf } from '../../support/sets.js'
 
 const names = ['live', 'pinned', 'restored', 'suspend'] as const
-/** As long as a disk may seem to change after its VM is off. */
+/** How long after power-off a disk file's modification time may still change. */
 const lateMs = process.platform === 'freebsd' ? 2_000 : 0
 
 interface Original {
@@ -35,13 +37,13 @@ t.before(async () => {
   await whileItRuns(() => client.createCheckpoint('vm1', { name: 'pinned', digest: false, sparsify: false }))
   await client.pinCheckpoint('vm1', 'pinned')
   await whileItRuns(() => client.suspend('vm1', { name: 'restored', digest: false }))
-  markAsRestored(path.join(root, 'c', 'vm1'), 'restored')
+  recordRestored(path.join(root, 'c', 'vm1'), 'restored')
   const { createdAt } = await whileItRuns(() => client.suspend('vm1'))
-  // The VM's disk is changed after the VM was off, and before anything is copied.
+  // Change the VM's disk after the VM was powered off, and before anything is copied.
   const changed = createdAt.getTime() + lateMs + 5
   fs.writeFileSync(disk, '')
   fs.utimesSync(disk, new Date(changed), new Date(changed))
-  await until(() => Date.now() > changed + 5, 'later than the disk')
+  await until(() => Date.now() > changed + 5, 'the clock is later than the time of the disk')
 })
 
 function clientAt(root: string, runDirectory: string): CheckpointClient {
@@ -58,14 +60,14 @@ async function whileItRuns<T>(work: () => Promise<T>): Promise<T> {
   }
 }
 
-function markAsRestored(directory: string, name: string): void {
+function recordRestored(directory: string, name: string): void {
   const { identity } = jobs.inspectForRestore(directory, 'vm1', name)
   const restore = { at: new Date().toISOString(), again: false }
-  const mark = jobs.recordRestore(directory, 'vm1', name, identity, restore)
-  if (mark !== undefined) jobs.confirmRestore(directory, name, mark)
+  const record = jobs.recordRestore(directory, 'vm1', name, identity, restore)
+  if (record !== undefined) jobs.confirmRestore(directory, name, record)
 }
 
-/** What a program gets to know of the store, without what a copy may change: the place, and the room it takes. */
+/** Everything that the library reports about the store, except for paths and stored sizes, which a copy may change. */
 async function knownOf(
   client: CheckpointClient,
   { disk, runDirectory }: Original,
@@ -83,11 +85,11 @@ async function knownOf(
   const since = new Date(createdAt.getTime() + 1)
   const stateSince = (await client.suspendedCheckpoint('vm1', { since }))?.name
   const { removed, kept } = await client.pruneCheckpoints('vm1', { keepLast: 1, dryRun: true })
-  const listed = (await client.listCheckpoints('vm1')).map(withoutPlace)
+  const listed = (await client.listCheckpoints('vm1')).map(withoutPaths)
   return { listed, plans: new Map<string, string[]>(plans), state, stateSince, removed, kept }
 }
 
-function withoutPlace(listed: ListedCheckpoint): object {
+function withoutPaths(listed: ListedCheckpoint): object {
   const { path: _path, files: _files, storedBytes: _storedBytes, ...others } = listed
   return others
 }
@@ -107,7 +109,7 @@ const ways: [string, (from: string, to: string) => void, string?][] = [
 
 for (const [way, copy, program] of ways) {
   const needed = program === undefined ? {} : needs(program)
-  t.test(`copied with ${way}`, needed, async (t) => {
+  t.test(`a copy with ${way} is listed, planned and verified like the original`, needed, async (t) => {
     const root = scratch(t)
     copy(path.join(original.root, 'c'), path.join(root, 'c'))
     const client = clientAt(root, original.runDirectory)
@@ -128,7 +130,7 @@ function copied(t: Test): { directory: string; client: CheckpointClient } {
   return { directory: path.join(root, 'c', 'vm1'), client: clientAt(root, original.runDirectory) }
 }
 
-t.test('what was saved between a state and its copy may replace the copy', async (t) => {
+t.test('a checkpoint saved between a state and its copy may replace the copy', async (t) => {
   const { directory: where } = copied(t)
   const { createdAt } = await original.client.getCheckpoint('vm1', 'suspend')
   using directory = Directory.openPath(where)
@@ -138,13 +140,13 @@ t.test('what was saved between a state and its copy may replace the copy', async
   for (const name of ['live', 'restored'])
     t.doesNotThrow(
       () => assertNotOlder(directory, { ...saved, name, savedMs: 1 }),
-      `${name} is no such state`,
+      `${name} is not a suspended state that waits for a restore`,
     )
 })
 
 for (const [what, change] of [
-  ['no digests, as of an older release', { fingerprint: undefined }],
-  ['digests that are none', { fingerprint: { algorithm: 'sha256', kernel: 'x', metadata: 'y' } }],
+  ['no digests, as from an older release', { fingerprint: undefined }],
+  ['invalid digests', { fingerprint: { algorithm: 'sha256', kernel: 'x', metadata: 'y' } }],
   [
     'digests of other files',
     { fingerprint: { algorithm: 'sha256', kernel: '0'.repeat(64), metadata: '0'.repeat(64) } },
@@ -157,11 +159,11 @@ for (const [what, change] of [
     changeManifest(directory, 'pinned', change)
     const { createdAt, pinned, path: file } = await client.getCheckpoint('vm1', 'pinned')
     t.equal(createdAt.getTime(), Math.trunc(fs.statSync(file).mtimeMs))
-    t.equal(pinned, true, 'its marks hold all the same')
+    t.equal(pinned, true, 'the pin is still valid')
   })
 }
 
-t.test('a new set under the name is not taken for a copy', async (t) => {
+t.test('a new checkpoint of another tool under the name is not taken for a copy', async (t) => {
   const { directory, client } = copied(t)
   const file = path.join(directory, 'suspend.ckp')
   const kernel = fs.readFileSync(`${file}.kern`)
@@ -171,7 +173,7 @@ t.test('a new set under the name is not taken for a copy', async (t) => {
   t.equal(createdAt.getTime(), Math.trunc(fs.statSync(file).mtimeMs))
 })
 
-t.test('only the copy costs reading', async (t) => {
+t.test('verify: reads the kernel file of a copy, but not that of the original', async (t) => {
   const bytesOf = async (client: CheckpointClient): Promise<number> =>
     (await client.verifyCheckpoint('vm1', 'live')).bytesRead
   const { client } = copied(t)

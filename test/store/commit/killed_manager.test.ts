@@ -1,4 +1,4 @@
-/** The manager of a suspend is killed: the next call of any process finds the state, and loses nothing of it. */
+/** Tests of a suspend whose manager is killed. The next call of any process must find the complete state. */
 import fs from 'node:fs'
 import path from 'node:path'
 import t from 'tap'
@@ -12,7 +12,7 @@ import { Manager, start } from '../../support/suspending.js'
 const MiB = 1024 * 1024
 const native = loadSimulatorNative()
 
-t.test('the manager is killed at each phase: the next call of any process publishes the state', async (t) => {
+t.test('suspend: the next call publishes the state after the manager is killed in any phase', async (t) => {
   for (const dialect of ['path', 'descriptor', 'reply'] as const) {
     for (const phase of ['saving', 'checking', 'syncing', 'publishing']) {
       const world = await start(t, { dialect, writeRate: phase === 'saving' ? 4 * MiB : undefined })
@@ -20,34 +20,34 @@ t.test('the manager is killed at each phase: the next call of any process publis
       const manager = new Manager(t, world, phase)
       await manager.reached(phase)
       await manager.kill()
-      // In `reply` a bhyve that has nobody to answer to dies of it, but a suspend is not answered.
+      // In `reply`, bhyve dies if it cannot send its reply. It sends no reply to a suspend, so it exits with status 5.
       t.match(await bhyve.exited, { code: 5 }, `${dialect} ${phase}`)
-      t.match(await client.listStored(), ['vm1'], 'listStored counts it')
+      t.match(await client.listStored(), ['vm1'], 'listStored returns the VM')
       t.match(await client.listCheckpoints('vm1'), [{ name: 'suspend', state: 'complete', poweredOff: true }])
-      t.same(checkpointFiles(directory).length, 4, 'and nothing else is left')
+      t.same(checkpointFiles(directory).length, 4, 'no other file is left')
     }
   }
 })
 
-t.test('the manager is killed, and bhyve lives on for a while', async (t) => {
+t.test('suspend: no call removes the stage of a killed manager while bhyve still writes', async (t) => {
   const world = await start(t, { writeRate: MiB / 2 })
   const { bhyve, client, directory } = world
   const manager = new Manager(t, world, 'saving')
   await manager.reached('saving')
   await manager.kill()
-  t.same(await client.listCheckpoints('vm1'), [], 'what bhyve still writes is not a checkpoint yet')
+  t.same(await client.listCheckpoints('vm1'), [], 'an unfinished checkpoint is not listed')
   t.same(await client.destroyAll('vm1'), [])
   await rejection(client.destroyCheckpoint('vm1', 'suspend'))
   await client.pruneCheckpoints('vm1', { keepLast: 0 })
   t.ok(
     tree(directory).some((entry) => entry.endsWith('/intent')),
-    'nobody throws it away',
+    'the stage is kept',
   )
   await bhyve.exited
   t.match(await client.listCheckpoints('vm1'), [{ name: 'suspend', state: 'complete' }])
 })
 
-t.test('the manager is killed, and bhyve too', async (t) => {
+t.test('suspend: after both the manager and bhyve are killed, the files are kept as damaged', async (t) => {
   const world = await start(t, { writeRate: MiB / 2 })
   const { bhyve, client } = world
   const manager = new Manager(t, world, 'saving')
@@ -58,13 +58,13 @@ t.test('the manager is killed, and bhyve too', async (t) => {
   t.match(await client.listCheckpoints('vm1'), [{ state: 'damaged', poweredOff: true, name: /^suspend-/ }])
 })
 
-t.test('the manager is killed before it asked: nothing is left of it', async (t) => {
+t.test('suspend: nothing is left after the manager is killed before it sends the request', async (t) => {
   const root = scratch(t)
   const runDirectory = scratch(t)
   const socket = path.join(runDirectory, 'vm1')
-  // A full backlog: the stage is made, and nobody takes the connection.
+  // The backlog is full: the stage is created, but the connection is not accepted.
   const listener = native.simulator.listenStream(socket, 1)
-  if (isFailure(listener)) return t.fail('no listener')
+  if (isFailure(listener)) return t.fail('the socket cannot be created')
   t.teardown(() => native.close(listener))
   for (let taken = native.connectStream(socket); !isFailure(taken); taken = native.connectStream(socket)) {
     const descriptor = taken
@@ -72,19 +72,19 @@ t.test('the manager is killed before it asked: nothing is left of it', async (t)
   }
   const manager = new Manager(t, { bhyve: { runDirectory }, root }, 'never')
   const directory = path.join(root, 'vm1')
-  await until(() => tree(directory).some((entry) => entry.endsWith('/intent')), 'the intent')
+  await until(() => tree(directory).some((entry) => entry.endsWith('/intent')), 'the intent record exists')
   await manager.kill()
   t.same(await createClient({ runDirectory, checkpointDirectory: root }).listCheckpoints('vm1'), [])
   t.same(checkpointFiles(directory), [])
 })
 
 t.test(
-  'a suspend that failed behind its dead manager goes once the VM has served another request',
+  'suspend: the stage of a killed manager is removed when bhyve has finished another request',
   async (t) => {
     const world = await start(t, { writeRate: MiB / 2 })
     const { bhyve, client, directory } = world
     const orphans = (): string[] => tree(directory).filter((entry) => entry.endsWith('/intent'))
-    // A request that bhyve refuses without a word leaves the VM running and nothing written.
+    // This bhyve never finishes the request of the killed manager.
     const failing = await SimulatedBhyve.start({
       vm: 'vm1',
       memoryBytes: MiB,
@@ -96,8 +96,8 @@ t.test(
     await manager.kill()
     t.equal(orphans().length, 1)
     await client.createCheckpoint('vm1')
-    t.equal(orphans().length, 1, 'another process says nothing about this one')
-    // The orphan is told to be of the VM that serves us now: as if its suspend had failed.
+    t.equal(orphans().length, 1, 'a request to another bhyve process proves nothing about this one')
+    // Change the record of the orphan to the bhyve that handles our requests, as if its suspend had failed.
     const record = path.join(directory, path.dirname(orphans()[0]!), 'peer')
     const { pid } = bhyve
     const { startedAt } = native.processStatus(pid) as { startedAt: string }

@@ -1,4 +1,4 @@
-/** A dead manager's live checkpoint: kept or removed, by what its bhyve does. */
+/** Tests of a dead manager's live checkpoint, which recovery keeps or removes depending on its bhyve. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import fs from 'node:fs'
@@ -14,7 +14,7 @@ import { nobody, MadeStage, store, list } from '../../support/stages.js'
 
 const native = loadNative()
 
-/** A client in another process, which can be killed. */
+/** Starts a client in another process, which the test can kill. */
 function startCreating(t: Test, bhyve: SimulatedBhyve, root: string, hold: string): ChildProcess {
   const script = fileURLToPath(new URL('../../support/suspend.mjs', import.meta.url))
   const options = JSON.stringify({ poweroff: false, name: 'live' })
@@ -29,12 +29,12 @@ function startCreating(t: Test, bhyve: SimulatedBhyve, root: string, hold: strin
 async function killAt(child: ChildProcess, phase: string): Promise<void> {
   let output = ''
   child.stdout!.on('data', (chunk) => (output += String(chunk)))
-  await until(() => output.split('\n').includes(phase), `the manager at ${phase}`)
+  await until(() => output.split('\n').includes(phase), `the manager has reached the phase ${phase}`)
   child.kill('SIGKILL')
   await once(child, 'exit')
 }
 
-t.test('a bhyve that died with its manager: its last checkpoint is kept', async (t) => {
+t.test('recovery: keeps the live checkpoint of a bhyve that died with its manager', async (t) => {
   const bhyve = await SimulatedBhyve.start({
     vm: 'vm1',
     memoryBytes: 8 << 20,
@@ -48,20 +48,20 @@ t.test('a bhyve that died with its manager: its last checkpoint is kept', async 
   const older = fs.readFileSync(path.join(directory, 'live.ckp'))
   await killAt(startCreating(t, bhyve, root, 'saving'), 'saving')
   const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: root })
-  t.match(await client.listCheckpoints('vm1'), [{ name: 'live' }], 'bhyve still writes')
+  t.match(await client.listCheckpoints('vm1'), [{ name: 'live' }], 'bhyve still writes the new one')
   t.match(await bhyve.exited, { signal: 'SIGPIPE' })
   const listed = await client.listCheckpoints('vm1')
   t.match(listed, [
     { name: 'live', state: 'complete' },
     { name: /^live-/, state: 'complete', poweredOff: false },
   ])
-  t.ok(fs.readFileSync(path.join(directory, 'live.ckp')).equals(older), 'the older one is as it was')
-  t.equal(await client.suspendedCheckpoint('vm1'), undefined, 'its VM may have run on')
+  t.ok(fs.readFileSync(path.join(directory, 'live.ckp')).equals(older), 'the older checkpoint is unchanged')
+  t.equal(await client.suspendedCheckpoint('vm1'), undefined, 'a live checkpoint is not a suspended state')
   const { removed } = await client.pruneCheckpoints('vm1', { keepLast: 1 })
   t.strictSame(removed, ['live'])
 })
 
-t.test('a bhyve that outlives its manager: its checkpoint is not needed', async (t) => {
+t.test('recovery: removes the live stage of a bhyve that has finished a later request', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1 << 20, dialect: 'descriptor' })
   t.teardown(() => bhyve.stop())
   const root = scratch(t)
@@ -69,16 +69,15 @@ t.test('a bhyve that outlives its manager: its checkpoint is not needed', async 
   await killAt(startCreating(t, bhyve, root, 'checking'), 'checking')
   const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: root })
   t.strictSame(await client.listCheckpoints('vm1'), [])
-  // It has served a later request.
   await client.createCheckpoint('vm1', { name: 'later' })
   t.match(await client.listCheckpoints('vm1'), [{ name: 'later' }])
   t.strictSame(tree(path.join(directory, '.staging')), [])
 })
 
-t.test('a live stage: removed or left, by what its bhyve does', async (t) => {
+t.test('recovery: keeps, leaves or removes a live stage depending on its bhyve', async (t) => {
   const directory = store(t)
   const status = native.processStatus(process.pid)
-  if (isFailure(status)) return t.fail('this process lives')
+  if (isFailure(status)) return t.fail('the status of this process cannot be read')
   const alive = { ...nobody, pid: process.pid, startedAt: status.startedAt }
   const long = new Date(Date.now() - 3_600_000)
   const age = (stage: MadeStage): void => {
@@ -88,23 +87,23 @@ t.test('a live stage: removed or left, by what its bhyve does', async (t) => {
   const writing = new MadeStage(directory, { poweroff: false, writer: alive })
   writing.release()
   list(directory)
-  t.ok(fs.existsSync(writing.path), 'it has yet to answer')
+  t.ok(fs.existsSync(writing.path), 'bhyve may not have replied yet')
   age(writing)
   t.strictSame(list(directory), [])
-  t.notOk(fs.existsSync(writing.path), 'it runs on')
+  t.notOk(fs.existsSync(writing.path), 'bhyve still runs long after its last write')
 
   const partial = new MadeStage(directory, { poweroff: false })
   fs.truncateSync(partial.file('in/ckp.meta'), 10)
   partial.release()
-  t.strictSame(list(directory), [], 'what is not complete is not kept')
+  t.strictSame(list(directory), [], 'an incomplete checkpoint is not kept')
 
   const rebooted = new MadeStage(directory, { poweroff: false })
   rebooted.reboot()
-  t.strictSame(list(directory), [], 'nothing proves it')
+  t.strictSame(list(directory), [], 'after a reboot nothing proves the content')
   t.strictSame(tree(path.join(directory, '.staging')), [])
 
   const linked = new MadeStage(directory, { poweroff: false })
   fs.linkSync(linked.file('in/ckp'), path.join(directory, 'backup'))
   linked.release()
-  t.match(list(directory), [{ state: 'complete', poweredOff: false }], 'a second name costs it nothing')
+  t.match(list(directory), [{ state: 'complete', poweredOff: false }], 'a file with a second name is copied')
 })

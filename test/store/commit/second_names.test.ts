@@ -1,4 +1,4 @@
-/** Files with a second name, and names that a crash brings back. */
+/** Tests of files with a second name, and of names that exist again after a crash. */
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -10,23 +10,23 @@ import { nobody, MadeStage, ram, store, list, assertRam } from '../../support/st
 
 const ours = process.geteuid!()
 
-t.test('a second name costs no VM its RAM', async (t) => {
+t.test('recovery: publishes a suspended state whose files have a second name', async (t) => {
   const backup = path.join(scratch(t), 'backup')
   const directory = store(t)
   const stage = new MadeStage(directory)
   stage.release()
-  // As rsnapshot makes its snapshots.
+  // rsnapshot makes its snapshots in this way.
   t.equal(spawnSync('cp', ['-al', directory, backup]).status, 0)
   t.match(list(directory), [{ name: 'suspend', state: 'complete', poweredOff: true }])
   assertRam(t, directory, 'suspend')
   const copied = fs.statSync(path.join(directory, 'suspend.ckp'))
   t.equal(copied.nlink, 1)
   const linked = path.join(backup, '.staging', path.basename(stage.path), 'in', 'ckp')
-  t.ok(fs.readFileSync(linked).equals(ram), "the backup's file is as it was")
+  t.ok(fs.readFileSync(linked).equals(ram), "the backup's file is unchanged")
   t.equal(copied.mtimeMs, fs.statSync(linked).mtimeMs)
 })
 
-t.test('a manager that lives copies what has a second name, too', async (t) => {
+t.test('collect: copies a file of a suspend that has a second name', async (t) => {
   const directory = store(t)
   const stage = new MadeStage(directory)
   const other = path.join(scratch(t), 'other')
@@ -36,7 +36,7 @@ t.test('a manager that lives copies what has a second name, too', async (t) => {
   stage.release()
 })
 
-t.test("somebody else's file does not become guest RAM", { skip: ours !== 0 && 'needs root' }, async (t) => {
+t.test("another user's file does not become guest RAM", { skip: ours !== 0 && 'needs root' }, async (t) => {
   const directory = store(t)
   const secret = path.join(scratch(t), 'secret')
   fs.writeFileSync(secret, Buffer.alloc(memoryBytes, 'secret'))
@@ -49,10 +49,10 @@ t.test("somebody else's file does not become guest RAM", { skip: ours !== 0 && '
   t.strictSame(others, [])
   t.equal(fs.statSync(path.join(directory, `${kept!.name}.ckp`)).size, 0)
   const aside = path.join(directory, `${kept!.name}.ckp.rest`)
-  t.strictSame(fs.readdirSync(aside), [`${kept!.name}.ckp`], 'kept aside, not removed')
+  t.strictSame(fs.readdirSync(aside), [`${kept!.name}.ckp`], 'the linked file is kept beside the checkpoint')
 })
 
-t.test('what was kept aside outlives a recovery that is interrupted', async (t) => {
+t.test('recovery: keeps unexpected files even if it is interrupted and repeated', async (t) => {
   const directory = store(t)
   const stage = new MadeStage(directory)
   for (const file of fs.readdirSync(stage.file('in'))) fs.rmSync(stage.file(`in/${file}`))
@@ -70,7 +70,7 @@ t.test('what was kept aside outlives a recovery that is interrupted', async (t) 
   t.equal(fs.readlinkSync(path.join(aside, `${kept!.name}.ckp`)), '/elsewhere')
 })
 
-t.test('UFS: a commit that a crash brings back takes no pin and no restore record away', async (t) => {
+t.test('UFS: a commit that exists again after a crash keeps later pins and restore records', async (t) => {
   const directory = store(t)
   const stage = new MadeStage(directory)
   stage.release()
@@ -81,7 +81,7 @@ t.test('UFS: a commit that a crash brings back takes no pin and no restore recor
   for (const suffix of ['.ckp', '.ckp.kern', '.ckp.meta'])
     fs.linkSync(path.join(directory, `suspend${suffix}`), path.join(ready, `suspend${suffix}`))
   fs.linkSync(path.join(directory, manifest), path.join(ready, manifest))
-  // The pin makes a new manifest: the one that comes back is the old one.
+  // The pin writes a new manifest, so the one that exists again is the old one.
   const old = fs.readFileSync(path.join(directory, manifest))
   fs.rmSync(path.join(ready, manifest))
   fs.writeFileSync(path.join(ready, manifest), old)
@@ -92,7 +92,7 @@ t.test('UFS: a commit that a crash brings back takes no pin and no restore recor
   t.equal(fs.statSync(path.join(directory, 'suspend.ckp')).nlink, 1)
 })
 
-t.test('UFS: what was half moved into the trash goes for good', async (t) => {
+t.test('UFS: recovery finishes a removal of which only some names have reached the disk', async (t) => {
   const directory = store(t)
   putSet(directory, 'one')
   putSet(directory, 'two')
@@ -100,7 +100,7 @@ t.test('UFS: what was half moved into the trash goes for good', async (t) => {
   fs.mkdirSync(trash, { recursive: true })
   for (const suffix of ['.ckp', '.ckp.kern', '.ckp.meta', '.ckp.manifest'])
     fs.linkSync(path.join(directory, `one${suffix}`), path.join(trash, `one${suffix}`))
-  // Of the other one only the new names of the companions have reached the disk.
+  // Of 'two', only the new names of the kernel, metadata and manifest file have reached the disk.
   for (const suffix of ['.ckp.kern', '.ckp.meta', '.ckp.manifest'])
     fs.linkSync(path.join(directory, `two${suffix}`), path.join(trash, `two${suffix}`))
   fs.renameSync(path.join(directory, 'two.ckp'), path.join(trash, 'two.ckp'))
@@ -108,7 +108,7 @@ t.test('UFS: what was half moved into the trash goes for good', async (t) => {
   t.strictSame(checkpointFiles(directory), [])
 })
 
-t.test('a stage that somebody removed is not taken for another one of its name', (t) => {
+t.test('salvage: rejects if another stage has taken the name of a removed one', (t) => {
   const directory = store(t)
   const [gone, other] = [new MadeStage(directory), new MadeStage(directory, { name: 'other' })]
   gone.prepare()
@@ -124,10 +124,10 @@ t.test('a stage that somebody removed is not taken for another one of its name',
   t.end()
 })
 
-t.test("UFS: the name that a state had before is somebody else's by now", async (t) => {
+t.test('UFS: roll forward does not touch a checkpoint under an earlier name of the state', async (t) => {
   const directory = store(t)
   putSet(directory, 'suspend')
-  const standing = fs.statSync(path.join(directory, 'suspend.ckp')).ino
+  const existing = fs.statSync(path.join(directory, 'suspend.ckp')).ino
   const ready = path.join(directory, '.staging', 'abc.ready')
   putSet(ready, 'suspend-1', { manifest: { poweredOff: true } })
   const intent = { vm: 'vm1', name: 'suspend-1', ifExists: 'fail', poweroff: true, wanted: 'suspend' }
@@ -140,5 +140,5 @@ t.test("UFS: the name that a state had before is somebody else's by now", async 
     { name: 'suspend-1', state: 'complete', poweredOff: true },
   ])
   t.equal(listed.length, 2)
-  t.equal(fs.statSync(path.join(directory, 'suspend.ckp')).ino, standing)
+  t.equal(fs.statSync(path.join(directory, 'suspend.ckp')).ino, existing)
 })

@@ -1,4 +1,4 @@
-/** What is on the disk before what: for a suspend, a pin, a restore, and a recovery. */
+/** Tests of the order of fsyncs and renames in a suspend, a pin, a restore, and a recovery. */
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
@@ -13,7 +13,7 @@ import { MadeStage, store, list } from '../../support/stages.js'
 
 const native = loadNative()
 
-t.test('a roll forward fsyncs what the files came from', async (t) => {
+t.test('roll forward: fsyncs the directories that the files came from', async (t) => {
   const directory = store(t)
   const stage = new MadeStage(directory)
   stage.prepare()
@@ -29,8 +29,8 @@ t.test('a roll forward fsyncs what the files came from', async (t) => {
   stage.release()
 })
 
-t.test('EIO at any fsync of a suspend: the state is found afterwards, in new files', async (t) => {
-  for (let at = 1, struck = true; struck; at++) {
+t.test('suspend: after EIO from any fsync, recovery publishes the state in new files', async (t) => {
+  for (let at = 1, hasFailed = true; hasFailed; at++) {
     const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
     const root = scratch(t)
     const client = createClientIn(
@@ -44,7 +44,7 @@ t.test('EIO at any fsync of a suspend: the state is found afterwards, in new fil
       (error: unknown) => (error as { code: string }).code,
     )
     restore()
-    struck = count >= at
+    hasFailed = count >= at
     await client.idle()
     const listed = await client.listCheckpoints('vm1')
     const isSuspended = outcome === 'resolved' || listed.length > 0
@@ -60,7 +60,10 @@ t.test('EIO at any fsync of a suspend: the state is found afterwards, in new fil
   }
 })
 
-/** Each fsync and each rename of this thread from now on, by paths below the VM's directory; a stage is `ID`. */
+/**
+ * Records each fsync and each rename of this thread, with paths relative to the VM's directory. `ID` stands for a
+ * stage.
+ */
 function recordOrder(t: Test, directory: string): string[] {
   const order: string[] = []
   const shown = (descriptor: unknown, name = ''): string => {
@@ -77,7 +80,7 @@ function recordOrder(t: Test, directory: string): string[] {
 
 const commit = ['rename .staging/ID -> .staging/ID.ready', 'sync .staging']
 
-t.test("a suspend's records are on the disk before bhyve gets a byte, even without fsync", async (t) => {
+t.test('suspend: its records are durable before it sends, even with fsync: false', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
   t.teardown(() => bhyve.stop())
   const root = scratch(t)
@@ -100,7 +103,7 @@ t.test("a suspend's records are on the disk before bhyve gets a byte, even witho
   ])
 })
 
-t.test('a pass that makes no holes opens the RAM for reading, and needs no fsync', (t) => {
+t.test('scan: without sparsify, opens the RAM file for reading only and does not fsync', (t) => {
   const directory = store(t)
   const stage = new MadeStage(directory)
   jobs.collectStage(stage.handle, 'suspend')
@@ -117,7 +120,7 @@ t.test('a pass that makes no holes opens the RAM for reading, and needs no fsync
   t.end()
 })
 
-t.test('a pin that stays with the name is on the disk before the commit', async (t) => {
+t.test('commit: the pin of a replaced checkpoint is durable before the commit point', async (t) => {
   const directory = store(t)
   putSet(directory, 'suspend', { manifest: { pinned: true } })
   const stage = new MadeStage(directory)
@@ -134,16 +137,16 @@ t.test('a pin that stays with the name is on the disk before the commit', async 
   stage.release()
 })
 
-t.test('a pin and the record of a restore are on the disk when their call ends', async (t) => {
+t.test('pin, restore: the manifest is durable when the call ends', async (t) => {
   const directory = store(t)
   putSet(directory, 'x')
   const { identity } = jobs.inspectForRestore(directory, 'vm1', 'x')
-  const mark = { at: new Date().toISOString(), again: false }
+  const record = { at: new Date().toISOString(), again: false }
   const calls: Record<string, () => unknown> = {
     pin: () => jobs.pinCheckpoint(directory, 'vm1', 'x', true),
-    record: () => jobs.recordRestore(directory, 'vm1', 'x', identity, mark),
-    confirm: () => jobs.confirmRestore(directory, 'x', mark),
-    'take back': () => jobs.revokeRestore(directory, 'x', mark),
+    record: () => jobs.recordRestore(directory, 'vm1', 'x', identity, record),
+    confirm: () => jobs.confirmRestore(directory, 'x', record),
+    revoke: () => jobs.revokeRestore(directory, 'x', record),
   }
   const order = recordOrder(t, directory)
   for (const [what, call] of Object.entries(calls)) {
@@ -155,11 +158,11 @@ t.test('a pin and the record of a restore are on the disk when their call ends',
   }
 })
 
-t.test('what is kept under a name of its own is on the disk before it has the name', async (t) => {
+t.test('recovery: a checkpoint under a fresh name is durable before it gets that name', async (t) => {
   for (const poweroff of [true, false]) {
     const directory = store(t)
     const stage = new MadeStage(directory, { poweroff })
-    // Of a suspended VM anything is kept, of a VM that ran on only what is complete.
+    // Recovery keeps everything of a suspended VM, but only a complete checkpoint of a VM that ran on.
     if (poweroff) {
       fs.rmSync(stage.file('in/ckp.meta'))
       fs.symlinkSync('/nonexistent', stage.file('in/ckp.meta'))
@@ -174,11 +177,11 @@ t.test('what is kept under a name of its own is on the disk before it has the na
     const last = [...endings.map((ending) => `sync ${file}${ending}`), 'sync .staging/ID', ...commit]
     const at = order.indexOf(commit[0]!)
     t.strictSame(order.slice(at + 2 - last.length, at + 2), last, kept!.name)
-    t.equal(order.slice(0, at).includes(`sync ${file}.rest`), poweroff, 'also what is kept aside')
+    t.equal(order.slice(0, at).includes(`sync ${file}.rest`), poweroff, 'unexpected files are durable, too')
   }
 })
 
-t.test('the copy of a file with a second name is on the disk before it replaces the file', async (t) => {
+t.test('recovery: the copy of a file with a second name is durable before its rename', async (t) => {
   const directory = store(t)
   const stage = new MadeStage(directory)
   fs.linkSync(stage.file('in/ckp'), path.join(scratch(t), 'other'))

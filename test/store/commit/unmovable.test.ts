@@ -1,4 +1,4 @@
-/** What cannot be read, removed or moved, or becomes something else meanwhile: it stands in nobody's way. */
+/** Tests of files that cannot be read, removed or moved, or that change meanwhile. They must not block other calls. */
 import { execFileSync, type ExecFileSyncOptionsWithStringEncoding } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -28,21 +28,21 @@ const needsRoot = { skip: isRoot ? false : 'needs root' }
 
 const odd = Buffer.from([0x6f, 0xff, 0xfe, 0x64])
 
-function plantOdd(folder: string): void {
-  fs.writeFileSync(Buffer.concat([Buffer.from(`${folder}/`), odd]), '')
-  fs.mkdirSync(Buffer.concat([Buffer.from(`${folder}/`), odd, Buffer.from('-folder')]))
-  fs.writeFileSync(Buffer.concat([Buffer.from(`${folder}/`), odd, Buffer.from('-folder/'), odd]), '')
+function plantOdd(directory: string): void {
+  fs.writeFileSync(Buffer.concat([Buffer.from(`${directory}/`), odd]), '')
+  fs.mkdirSync(Buffer.concat([Buffer.from(`${directory}/`), odd, Buffer.from('-directory')]))
+  fs.writeFileSync(Buffer.concat([Buffer.from(`${directory}/`), odd, Buffer.from('-directory/'), odd]), '')
 }
 
-t.test('names that are no UTF-8 are removed like others', async (t) => {
+t.test('create: removes files whose names are not valid UTF-8', async (t) => {
   const directory = fs.realpathSync(scratch(t))
   const checkpointDirectory = path.join(directory, 'c')
   const { serve } = serveByHand(t, directory)
   const client = createClient({ runDirectory: directory, checkpointDirectory, dialect: 'path' })
   const created = client.createCheckpoint('vm1')
-  await serve((folder) => {
-    writeSet(path.join(folder, 'ckp'), 1)
-    plantOdd(folder)
+  await serve((inbox) => {
+    writeSet(path.join(inbox, 'ckp'), 1)
+    plantOdd(inbox)
   })
   t.match(await created, { name: 'checkpoint' })
   t.equal(checkpointFiles(path.join(checkpointDirectory, 'vm1')).length, 4)
@@ -53,10 +53,10 @@ t.test('names that are no UTF-8 are removed like others', async (t) => {
   fs.mkdirSync(path.join(dead, 'in'), { recursive: true })
   plantOdd(path.join(dead, 'in'))
   t.match(await client.listCheckpoints('vm1'), [{ name: 'checkpoint' }])
-  t.notOk(fs.existsSync(dead), 'also by recovery')
+  t.notOk(fs.existsSync(dead), 'recovery removes such names, too')
 })
 
-t.test('what cannot be removed stops nobody', needsRoot, async (t) => {
+t.test('recovery: a stage that cannot be removed blocks no call', needsRoot, async (t) => {
   const root = scratch(t)
   const bhyve = await start(t)
   const file = path.join(root, 'vm1/.staging/dead/in/file')
@@ -82,7 +82,7 @@ t.test('what cannot be removed stops nobody', needsRoot, async (t) => {
   t.strictSame(await client.destroyAll('vm1'), [])
 })
 
-t.test('a set that another tool made anew under a name of ours', async (t) => {
+t.test('list: a checkpoint that another tool replaced keeps its pin and gets a new time', async (t) => {
   const { runDirectory } = await start(t)
   const checkpointDirectory = scratch(t)
   const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
@@ -95,7 +95,7 @@ t.test('a set that another tool made anew under a name of ours', async (t) => {
   t.match(await client.listCheckpoints('vm1'), [{ state: 'complete', createdAt: later, pinned: true }])
 })
 
-t.test('a root that leads nowhere', async (t) => {
+t.test('create: rejects if the checkpoint directory is a dangling link', async (t) => {
   const { runDirectory } = await start(t)
   const directory = scratch(t)
   fs.symlinkSync('/nonexistent/pool', path.join(directory, 'root'))
@@ -113,7 +113,7 @@ function putSet(root: string, name: string, tag = 1): void {
   writeSet(path.join(root, 'vm1', `${name}.ckp`), tag)
 }
 
-t.test("a set that cannot be replaced or destroyed stands in nobody else's way", async (t) => {
+t.test('a checkpoint that cannot be replaced or destroyed blocks no call for other names', async (t) => {
   const { runDirectory } = await start(t)
   const root = scratch(t)
   for (const name of ['golden', 'other', 'more']) putSet(root, name)
@@ -138,10 +138,14 @@ t.test("a set that cannot be replaced or destroyed stands in nobody else's way",
   t.strictSame(await client.destroyAll('vm1'), ['new', 'other'])
   release()
   const [golden] = await client.listCheckpoints('vm1')
-  t.match(golden, { name: 'golden', state: 'complete', memoryBytes: 65536 }, 'the committed one comes home')
+  t.match(
+    golden,
+    { name: 'golden', state: 'complete', memoryBytes: 65536 },
+    'the committed checkpoint is now in place',
+  )
 })
 
-t.test('recovery relies on nothing that may not be on the disk', async (t) => {
+t.test('recovery: makes the earlier step durable before it continues', async (t) => {
   const root = scratch(t)
   putSet(root, 'x', 1)
   const { jobs } = await import('../../../dist/worker/jobs.js')
@@ -175,14 +179,14 @@ t.test('recovery relies on nothing that may not be on the disk', async (t) => {
   t.strictSame(checkpointFiles(directory), [])
 })
 
-t.test('looks that a replacement overtakes', async (t) => {
+t.test('list: reads again if a checkpoint is replaced meanwhile', async (t) => {
   const root = scratch(t)
   putSet(root, 'x')
   const { jobs } = await import('../../../dist/worker/jobs.js')
   const directory = path.join(root, 'vm1')
   let hidden = 1
   const showAgain = intercept(t, 'readDirectory', () => (hidden-- > 0 ? Buffer.alloc(0) : undefined))
-  t.equal(jobs.hasCheckpoints(directory), true, 'published between the two looks')
+  t.equal(jobs.hasCheckpoints(directory), true, 'published between the first and the second check')
   showAgain()
   let gone = 1
   intercept(t, 'openAt', (_, name) =>
@@ -191,7 +195,7 @@ t.test('looks that a replacement overtakes', async (t) => {
   t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'x', state: 'complete' }])
 })
 
-t.test('a set of which a file cannot be read can be destroyed and replaced', async (t) => {
+t.test('a checkpoint with a file that cannot be read can be destroyed and replaced', async (t) => {
   const { runDirectory } = await start(t)
   const root = scratch(t)
   const client = createClientIn(
@@ -217,12 +221,12 @@ t.test('a set of which a file cannot be read can be destroyed and replaced', asy
   t.match(
     await client.getCheckpoint('vm1', 'b'),
     { pinned: true },
-    'what could not be read may have been a pin',
+    'the manifest that could not be read may have contained a pin',
   )
   t.strictSame(await client.destroyAll('vm1'), ['b', 'c'])
 })
 
-t.test("another user's folder beside ours", needsRoot, async (t) => {
+t.test("another user's directory is ignored, or listed without the lock", needsRoot, async (t) => {
   const workdir = scratch(t)
   fs.chmodSync(workdir, 0o755)
   for (const vm of ['ours', 'theirs'])
@@ -241,12 +245,12 @@ t.test("another user's folder beside ours", needsRoot, async (t) => {
   t.equal(
     execFileSync(process.execPath, [script, workdir, '65534'], options),
     '["ours"] ["a complete"]\n',
-    'read without the lock',
+    'the checkpoints are read without the lock',
   )
 })
 
 t.test('a pinned checkpoint with the longest name can be replaced', async (t) => {
-  // `bhyve -r` takes 250 bytes in all: only under a very short directory can a name get as long as it may.
+  // The path for `bhyve -r` has at most 250 bytes. A name of the maximum length needs a very short directory.
   const directory = `/tmp/${process.pid.toString(36).slice(-3)}`
   if (fs.existsSync(directory)) {
     t.pass('not run: the short directory is taken', { skip: 'the short directory is taken' })
@@ -258,7 +262,7 @@ t.test('a pinned checkpoint with the longest name can be replaced', async (t) =>
   const checkpointDirectory = { directoryOf: () => directory, vms: () => Promise.resolve(['vm1']) }
   const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
   const name = 'n'.repeat(250 - `${directory}/.ckp`.length)
-  t.ok(name.length + '.ckp.manifest.pinned'.length > 255, 'long enough to tell')
+  t.ok(name.length + '.ckp.manifest.pinned'.length > 255, 'a suffix would make the name too long')
   await client.createCheckpoint('vm1', { name })
   await client.pinCheckpoint('vm1', name)
   t.match(await client.createCheckpoint('vm1', { name }), { name, pinned: true })

@@ -1,4 +1,4 @@
-/** Which folders a job keeps open for its caller: the removed ones, and never one that stays. */
+/** Tests of which directories a job keeps open for its caller: removed ones only. */
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
@@ -19,16 +19,16 @@ beginHolding()
 interface Staged {
   handle: { directoryPath: string; directory: number; stage: number; id: string }
   publication: Parameters<typeof jobs.commitStage>[1]
-  folder: string
+  path: string
   close: () => void
 }
 
-/** A stage with a whole set in it, ready to be committed. */
+/** Makes a stage with a complete checkpoint that can be committed. */
 function staged(directory: string): Staged {
   const request = { directory, name, ifExists: 'replace', durable: true } as const
   const made = jobs.createStage({ ...request, writerUid: process.geteuid!(), memoryBytes: undefined })
-  const { in: inFolder, ...kept } = made.descriptors
-  native.close(inFolder)
+  const { in: inbox, ...kept } = made.descriptors
+  native.close(inbox)
   writeSet(path.join(path.dirname(made.requestPath), 'ckp'), 1)
   const handle = { directoryPath: directory, ...kept, id: made.id }
   const { inspection, savedMs } = jobs.collectStage(handle, name)
@@ -37,11 +37,11 @@ function staged(directory: string): Staged {
   const publication = { name, ifExists: 'replace', durable: true, manifest } as const
   jobs.prepareStage(handle, publication)
   const close = (): void => Object.values(kept).forEach((descriptor) => native.close(descriptor))
-  return { handle, publication, folder: path.join(directory, '.staging', made.id), close }
+  return { handle, publication, path: path.join(directory, '.staging', made.id), close }
 }
 
-/** Closes what is held; how many there were. */
-function letGo(): number {
+/** Closes the held descriptors and returns their number. */
+function closeHeld(): number {
   const held = takeHeld()
   for (const descriptor of held) native.close(descriptor)
   return held.length
@@ -49,28 +49,28 @@ function letGo(): number {
 
 const store = (t: Test): string => path.join(scratch(t), 'vm1')
 
-t.test('a published or abandoned stage is held until its owner has let go', async (t) => {
+t.test('a published or abandoned stage is held open until its owner has closed it', async (t) => {
   const directory = store(t)
   const published = staged(directory)
   jobs.commitStage(published.handle, published.publication)
   published.close()
-  t.equal(letGo(), 1, 'published')
+  t.equal(closeHeld(), 1, 'published')
   const abandoned = staged(directory)
   jobs.abandonStage(abandoned.handle, [])
   abandoned.close()
-  t.equal(letGo(), 1, 'abandoned')
+  t.equal(closeHeld(), 1, 'abandoned')
   t.equal(native.ownedDescriptors(), 0)
 })
 
-t.test("a stage that stays is nobody's once its owner has let go", async (t) => {
+t.test('a stage that still exists is not held open', async (t) => {
   const directory = store(t)
-  const { handle, publication, folder, close } = staged(directory)
-  fs.truncateSync(path.join(folder, `${name}.ckp`), 1)
+  const { handle, publication, path: stage, close } = staged(directory)
+  fs.truncateSync(path.join(stage, `${name}.ckp`), 1)
   t.throws(() => jobs.commitStage(handle, publication), { code: 'ERR_CHECKPOINT_DAMAGED' })
   close()
-  t.ok(fs.existsSync(folder), 'it stays')
-  // In the same turn: what has been held until now would make the next call take the stage for one at work.
+  t.ok(fs.existsSync(stage), 'the stage still exists')
+  // In the same turn of the event loop. A descriptor that is still held would make the stage count as live.
   t.same(jobs.listCheckpoints(directory, 'vm1'), [])
-  t.notOk(fs.existsSync(folder), 'and the next call removes it')
-  t.equal(letGo(), 0)
+  t.notOk(fs.existsSync(stage), 'the next call removes the stage')
+  t.equal(closeHeld(), 0)
 })

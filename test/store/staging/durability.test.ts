@@ -1,4 +1,4 @@
-/** Whether content is certain: after a reboot, without a boot identity, after a failed fsync. */
+/** Tests of whether content is certain: after a reboot, without a boot identity, and after a failed fsync. */
 import fs from 'node:fs'
 import path from 'node:path'
 import t from 'tap'
@@ -11,10 +11,10 @@ import { MadeStage, store, list, assertRam } from '../../support/stages.js'
 
 const unproven = [{ state: 'damaged', poweredOff: true, problems: [{ code: 'durability-unproven' }] }]
 
-t.test('after a reboot, files that were not fsynced are no complete checkpoint', async (t) => {
+t.test('recovery: after a reboot, files that were not fsynced are kept as unproven', async (t) => {
   const directory = store(t)
   const stage = new MadeStage(directory)
-  // What ext4 with data=writeback, or UFS, may leave: the size without the content.
+  // ext4 with data=writeback, or UFS, may leave the size without the content.
   fs.truncateSync(stage.file('in/ckp'), 0)
   fs.truncateSync(stage.file('in/ckp'), memoryBytes)
   stage.reboot()
@@ -26,7 +26,7 @@ t.test('after a reboot, files that were not fsynced are no complete checkpoint',
   const { name } = kept!
   t.match(await rejection(client.getCheckpoint('vm1', name)), { code: 'ERR_CHECKPOINT_DAMAGED' })
   const { removed } = await client.pruneCheckpoints('vm1', { keepLast: 0 })
-  t.strictSame(removed, [], 'it may be a good only copy')
+  t.strictSame(removed, [], 'it may be the only copy, and good')
 
   const args = ['-c', '2', '-m', '4M', '-s', '0,hostbridge', 'vm1']
   const plan = (again: boolean) => client.planRestore('vm1', name, { args, again })
@@ -36,7 +36,7 @@ t.test('after a reboot, files that were not fsynced are no complete checkpoint',
   t.ok(overridden.warnings.some(({ code }) => code === 'not-verified'))
 })
 
-t.test('an unproven checkpoint can be started with again, and only once', async (t) => {
+t.test('restore: starts an unproven checkpoint only with again: true', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
   t.teardown(() => bhyve.stop())
   const root = scratch(t)
@@ -62,11 +62,11 @@ t.test('an unproven checkpoint can be started with again, and only once', async 
 })
 
 function slotOf(device: string): string[] {
-  const [emulation, place] = device.split('@pci.')
-  return ['-s', `${place!.replace(/\./g, ':')},${emulation!}`]
+  const [emulation, slot] = device.split('@pci.')
+  return ['-s', `${slot!.replace(/\./g, ':')},${emulation!}`]
 }
 
-t.test('files that were fsynced before the host went down are the checkpoint', async (t) => {
+t.test('recovery: publishes files that were fsynced before the reboot', async (t) => {
   const directory = store(t)
   const stage = new MadeStage(directory)
   jobs.collectStage(stage.handle, 'suspend')
@@ -76,7 +76,7 @@ t.test('files that were fsynced before the host went down are the checkpoint', a
   assertRam(t, directory, 'suspend')
 })
 
-t.test('digests prove what no record of an fsync does', async (t) => {
+t.test('recovery: after a reboot without the record of an fsync, digests prove the content', async (t) => {
   const directory = store(t)
   const good = new MadeStage(directory)
   good.prepare()
@@ -97,7 +97,7 @@ t.test('digests prove what no record of an fsync does', async (t) => {
   }
 })
 
-t.test('what was not fsynced of the digests does not get into the manifest', async (t) => {
+t.test('recovery: digests that were not fsynced are not published', async (t) => {
   const directory = store(t)
   const torn = new MadeStage(directory)
   torn.prepare(() => jobs.flushStage(torn.handle, 'suspend'))
@@ -123,7 +123,7 @@ t.test('what was not fsynced of the digests does not get into the manifest', asy
   })
 })
 
-t.test('in the same boot a dead manager leaves a complete checkpoint, which recovery fsyncs', async (t) => {
+t.test('recovery: in the same boot, fsyncs and publishes a complete checkpoint', async (t) => {
   const directory = store(t)
   const stage = new MadeStage(directory)
   stage.release()
@@ -139,7 +139,7 @@ t.test('in the same boot a dead manager leaves a complete checkpoint, which reco
   t.strictSame(synced, [...files, ...commit])
 })
 
-t.test('where the system has no boot identity, nothing is concluded from it', async (t) => {
+t.test('recovery: without a boot identity, only fsynced files are published as complete', async (t) => {
   intercept(t, 'bootIdentity', () => failure('ENOENT', 'sysctlbyname'))
   const directory = store(t)
   const stage = new MadeStage(directory)
@@ -152,7 +152,7 @@ t.test('where the system has no boot identity, nothing is concluded from it', as
   t.match(list(directory).at(-1), { name: 'suspend', state: 'complete' })
 })
 
-t.test('an unproven checkpoint stays so, whatever its times and small files are', async (t) => {
+t.test('an unproven checkpoint remains unproven if its times or small files change', async (t) => {
   const directory = store(t)
   const stage = new MadeStage(directory)
   stage.prepare()
@@ -165,7 +165,7 @@ t.test('an unproven checkpoint stays so, whatever its times and small files are'
   t.match(list(directory), unproven)
 })
 
-t.test('a failed fsync is not forgotten', async (t) => {
+t.test('recovery: after a failed fsync, publishes a copy of the files', async (t) => {
   for (const file of ['suspend.ckp', 'suspend.ckp.kern', 'suspend.ckp.meta']) {
     const directory = store(t)
     const stage = new MadeStage(directory)
@@ -185,7 +185,7 @@ t.test('a failed fsync is not forgotten', async (t) => {
   }
 })
 
-t.test('after a failed fsync the copy has to have the digests from before', async (t) => {
+t.test('recovery: after a failed fsync, the copy must have the digests in the manifest', async (t) => {
   const directory = store(t)
   const stage = new MadeStage(directory)
   let restore: (() => void) | undefined
@@ -198,14 +198,14 @@ t.test('after a failed fsync the copy has to have the digests from before', asyn
   }
   t.throws(() => stage.prepare(secureThenFail), { code: 'ERR_SYSTEM', syscall: 'fsync' })
   restore?.()
-  // The pages that did not reach the disk are read as they were before.
+  // Simulate pages that did not reach the disk: they are read with other content.
   const descriptor = fs.openSync(stage.file('suspend.ckp'), 'r+')
   const { mtime } = fs.fstatSync(descriptor)
   fs.writeSync(descriptor, Buffer.alloc(4096), 0, 4096, 8192)
   fs.futimesSync(descriptor, mtime, mtime)
   fs.closeSync(descriptor)
   stage.release()
-  // A recovery that is interrupted once it has copied the files must not hide what it knew.
+  // A recovery that is interrupted after the copy must not lose the record of the failed fsync.
   const interrupted = intercept(t, 'renameAt', (_, __, ___, to) =>
     to === 'intent' ? failure('EIO', 'renameat') : undefined,
   )
@@ -215,7 +215,7 @@ t.test('after a failed fsync the copy has to have the digests from before', asyn
   t.match(jobs.suspendedState(directory, 'vm1', 0), { kind: 'known', checkpoint: undefined })
 })
 
-t.test('after a failed fsync and a reboot nothing is certain', async (t) => {
+t.test('recovery: after a failed fsync and a reboot, the checkpoint is unproven', async (t) => {
   const directory = store(t)
   const stage = new MadeStage(directory)
   jobs.collectStage(stage.handle, 'suspend')
@@ -229,7 +229,7 @@ t.test('after a failed fsync and a reboot nothing is certain', async (t) => {
   t.match(list(directory), unproven)
 })
 
-t.test('a torn manifest makes no files certain', async (t) => {
+t.test('recovery: after a reboot, a torn manifest proves no content', async (t) => {
   const directory = store(t)
   const stage = new MadeStage(directory)
   stage.prepare()

@@ -1,4 +1,4 @@
-/** Suspends' stages whose managers died, made by the store's own jobs: what recovery makes of them. */
+/** Tests of recovery for suspends' stages whose managers have died. The store's own jobs make the stages. */
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
@@ -15,13 +15,16 @@ const native = loadNative()
 interface OrphanOptions {
   ifExists?: 'replace' | 'fail'
   writer?: { pid: number; startedAt: string; uid: number; dialect: string }
-  change?: (inFolder: string) => void
+  change?: (inbox: string) => void
 }
 
-/** No system gives out such a pid. */
+/** No system assigns such a pid. */
 const nobody = { pid: 2 ** 30, startedAt: '1', uid: process.geteuid!(), dialect: 'descriptor' }
 
-/** A stage with a whole set in it, whose maker and whose bhyve are dead unless told otherwise; its id. */
+/**
+ * Makes a stage with a complete checkpoint and returns its id. Its maker is dead. Its bhyve is dead, too, unless
+ * `writer` lives.
+ */
 function orphan(directory: string, name: string, options: OrphanOptions = {}): string {
   const { ifExists = 'replace', writer = nobody, change } = options
   const request = { directory, name, ifExists, durable: true, writerUid: process.geteuid!() }
@@ -29,18 +32,18 @@ function orphan(directory: string, name: string, options: OrphanOptions = {}): s
   const made = jobs.createStage({ ...request, memoryBytes: undefined, intent })
   const { directory: descriptor, stage } = made.descriptors
   jobs.recordWriter({ directoryPath: directory, directory: descriptor, stage, id: made.id }, writer)
-  const inFolder = path.dirname(made.requestPath)
-  putSet(inFolder, 'x', { manifest: false })
+  const inbox = path.dirname(made.requestPath)
+  putSet(inbox, 'x', { manifest: false })
   for (const ending of ['', '.kern', '.meta']) {
-    fs.renameSync(path.join(inFolder, `x.ckp${ending}`), path.join(inFolder, `ckp${ending}`))
+    fs.renameSync(path.join(inbox, `x.ckp${ending}`), path.join(inbox, `ckp${ending}`))
   }
-  change?.(inFolder)
+  change?.(inbox)
   for (const owned of Object.values(made.descriptors)) native.close(owned)
   return made.id
 }
 
-function cutMetadata(inFolder: string): void {
-  fs.truncateSync(path.join(inFolder, 'ckp.meta'), 100)
+function cutMetadata(inbox: string): void {
+  fs.truncateSync(path.join(inbox, 'ckp.meta'), 100)
 }
 
 function store(t: Test): string {
@@ -56,7 +59,7 @@ function smallDisk(t: Test, size: string): string {
   return mount
 }
 
-t.test('a whole set is published, whoever calls', async (t) => {
+t.test('recovery: every call publishes a complete checkpoint', async (t) => {
   const calls: Record<string, (directory: string) => unknown> = {
     list: (directory) => jobs.listCheckpoints(directory, 'vm1'),
     has: (directory) => t.equal(jobs.hasCheckpoints(directory), true),
@@ -81,19 +84,18 @@ t.test('a whole set is published, whoever calls', async (t) => {
     t.strictSame(
       jobs.getCheckpoint(directory, 'vm1', 'suspend').createdAt,
       createdAt,
-      'also once it was copied',
+      'the time is kept even if the RAM file was copied',
     )
   }
 })
 
-t.test('what was saved later is never replaced by what was saved before it', async (t) => {
+t.test('recovery: a state never replaces a checkpoint that was saved later', async (t) => {
   const directory = store(t)
   const anHourAgo = new Date(Date.now() - 3_600_000)
   putSet(directory, 'suspend')
   orphan(directory, 'suspend', {
-    change: (inFolder) => {
-      for (const file of fs.readdirSync(inFolder))
-        fs.utimesSync(path.join(inFolder, file), anHourAgo, anHourAgo)
+    change: (inbox) => {
+      for (const file of fs.readdirSync(inbox)) fs.utimesSync(path.join(inbox, file), anHourAgo, anHourAgo)
     },
   })
   t.match(jobs.listCheckpoints(directory, 'vm1'), [
@@ -102,29 +104,33 @@ t.test('what was saved later is never replaced by what was saved before it', asy
   ])
 })
 
-t.test('a commit that could not be finished does not come over a suspended VM', async (t) => {
-  for (const isFolder of [true, false]) {
+t.test('recovery: an unfinished commit does not replace a suspended state', async (t) => {
+  for (const isBlocked of [true, false]) {
     const directory = store(t)
     orphan(directory, 'suspend')
     putSet(path.join(directory, '.staging', 'abc.ready'), 'suspend')
-    // In its way for now, as a file with flags would be; or a disk that fails once.
-    if (isFolder) fs.mkdirSync(path.join(directory, 'suspend.ckp.kern'))
-    let failures = isFolder ? 0 : 1
+    // Either something blocks the file for now, as file flags would, or the disk fails once.
+    if (isBlocked) fs.mkdirSync(path.join(directory, 'suspend.ckp.kern'))
+    let failures = isBlocked ? 0 : 1
     intercept(t, 'renameAt', (_, name) =>
       name === 'suspend.ckp.kern' && failures-- > 0 ? failure('EIO', 'renameat') : undefined,
     )
     jobs.listCheckpoints(directory, 'vm1')
-    if (isFolder) {
+    if (isBlocked) {
       const refused = { code: 'ERR_SYSTEM', syscall: 'renameat' }
-      t.throws(() => jobs.suspendedState(directory, 'vm1', 0), refused, 'it may be the state')
-      t.throws(() => orphan(directory, 'suspend'), refused, 'nobody is asked for a name that is not free')
+      t.throws(
+        () => jobs.suspendedState(directory, 'vm1', 0),
+        refused,
+        'the unfinished commit may be the state',
+      )
+      t.throws(() => orphan(directory, 'suspend'), refused, 'no request is sent for a name that is not free')
       t.throws(
         () => jobs.pinCheckpoint(directory, 'vm1', 'suspend', true),
         refused,
-        'nor is an older one marked',
+        'an older checkpoint is not pinned either',
       )
     }
-    if (isFolder) fs.rmdirSync(path.join(directory, 'suspend.ckp.kern'))
+    if (isBlocked) fs.rmdirSync(path.join(directory, 'suspend.ckp.kern'))
     const states = jobs.listCheckpoints(directory, 'vm1').map(({ state, poweredOff }) => [state, poweredOff])
     t.same(states.sort(), [
       ['complete', false],
@@ -133,14 +139,14 @@ t.test('a commit that could not be finished does not come over a suspended VM', 
   }
 })
 
-t.test('a pin stays with the name', async (t) => {
+t.test('recovery: a state that replaces a pinned checkpoint is pinned', async (t) => {
   const directory = store(t)
   putSet(directory, 'suspend', { manifest: { pinned: true } })
   orphan(directory, 'suspend')
   t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'suspend', pinned: true, poweredOff: true }])
 })
 
-t.test('under a name of its own a state replaces nothing either', async (t) => {
+t.test('recovery: a state under a fresh name replaces no checkpoint', async (t) => {
   const directory = store(t)
   const age = (file: string, hours: number): void => {
     const time = new Date(Date.now() - hours * 3_600_000)
@@ -148,16 +154,16 @@ t.test('under a name of its own a state replaces nothing either', async (t) => {
   }
   putSet(directory, 'suspend')
   const id = orphan(directory, 'suspend', {
-    change: (inFolder) => {
-      for (const file of fs.readdirSync(inFolder)) age(path.join(inFolder, file), 1)
+    change: (inbox) => {
+      for (const file of fs.readdirSync(inbox)) age(path.join(inbox, file), 1)
     },
   })
-  // It has found a name, and gets no further.
-  const goOn = intercept(t, 'renameAt', (_, __, ___, toName) =>
+  // Recovery has chosen a fresh name and is then interrupted.
+  const restore = intercept(t, 'renameAt', (_, __, ___, toName) =>
     String(toName).endsWith('.ready') ? failure('EIO', 'renameat') : undefined,
   )
   t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'suspend' }])
-  goOn()
+  restore()
   const record = fs.readFileSync(path.join(directory, '.staging', id, 'intent'), 'utf8')
   const { name } = JSON.parse(record) as { name: string }
   t.match(name, /^suspend-/)
@@ -173,7 +179,7 @@ t.test('under a name of its own a state replaces nothing either', async (t) => {
   t.equal(fs.statSync(path.join(directory, `${name}.ckp`)).ino, ino)
 })
 
-t.test('a suspend that has not asked yet is no state on its way', async (t) => {
+t.test('suspendedState: a suspend that has not sent its request does not count', async (t) => {
   const directory = store(t)
   const intent = { vm: 'vm1', name: 'suspend', ifExists: 'replace', poweroff: true } as const
   const request = { directory, name: 'suspend', ifExists: 'replace', durable: true, intent } as const
@@ -184,65 +190,65 @@ t.test('a suspend that has not asked yet is no state on its way', async (t) => {
   t.strictSame(tree(directory), ['.staging/'])
 })
 
-t.test('another one who asks whether a stage is worked at does not work at it', async (t) => {
+t.test('the check whether a stage is live does not make the stage live', async (t) => {
   const directory = store(t)
   const id = orphan(directory, 'suspend')
-  const asking = native.openPath(path.join(directory, '.staging', id), fs.constants.O_DIRECTORY)
-  if (isFailure(asking)) return t.fail('open')
+  const checking = native.openPath(path.join(directory, '.staging', id), fs.constants.O_DIRECTORY)
+  if (isFailure(checking)) return t.fail('open')
   const modes: unknown[] = []
-  const goOn = intercept(t, 'lock', (_, mode) => void modes.push(mode))
+  const restore = intercept(t, 'lock', (_, mode) => void modes.push(mode))
   jobs.reservedSpace([directory])
-  goOn()
-  t.strictSame(modes, ['shared', 'shared'], 'of `.staging`, and of the stage')
-  t.equal(native.lock(asking, 'shared'), 1)
+  restore()
+  t.strictSame(modes, ['shared', 'shared'], 'on `.staging`, and on the stage')
+  t.equal(native.lock(checking, 'shared'), 1)
   t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'suspend', state: 'complete', poweredOff: true }])
-  native.close(asking)
+  native.close(checking)
 })
 
-t.test('a bhyve whose pid is another process by now has ended', async (t) => {
+t.test('recovery: a bhyve whose pid belongs to another process has ended', async (t) => {
   const directory = store(t)
   const writer = { ...nobody, pid: process.pid, startedAt: 'when that bhyve was started' }
   orphan(directory, 'suspend', { writer, change: cutMetadata })
   t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: /^suspend-/, state: 'damaged', poweredOff: true }])
 })
 
-t.test('what a bhyve of somebody else may plant', async (t) => {
+t.test('recovery: nothing that a bhyve of another user plants becomes a checkpoint file', async (t) => {
   const directory = store(t)
   const secret = path.join(scratch(t), 'secret')
   fs.writeFileSync(secret, 'secret')
-  const plants: Record<string, (inFolder: string) => void> = {
-    'a link for RAM': (inFolder) => {
-      fs.rmSync(path.join(inFolder, 'ckp'))
-      fs.symlinkSync(secret, path.join(inFolder, 'ckp'))
+  const plants: Record<string, (inbox: string) => void> = {
+    'a link for RAM': (inbox) => {
+      fs.rmSync(path.join(inbox, 'ckp'))
+      fs.symlinkSync(secret, path.join(inbox, 'ckp'))
     },
-    'a hard link for metadata': (inFolder) => {
-      fs.rmSync(path.join(inFolder, 'ckp.meta'))
-      fs.linkSync(secret, path.join(inFolder, 'ckp.meta'))
+    'a hard link for metadata': (inbox) => {
+      fs.rmSync(path.join(inbox, 'ckp.meta'))
+      fs.linkSync(secret, path.join(inbox, 'ckp.meta'))
     },
-    'a folder for the kernel': (inFolder) => {
-      fs.rmSync(path.join(inFolder, 'ckp.kern'))
-      fs.mkdirSync(path.join(inFolder, 'ckp.kern'))
+    'a directory for the kernel': (inbox) => {
+      fs.rmSync(path.join(inbox, 'ckp.kern'))
+      fs.mkdirSync(path.join(inbox, 'ckp.kern'))
     },
-    'a time in the far future': (inFolder) => fs.utimesSync(path.join(inFolder, 'ckp.meta'), 9e9, 9e9),
+    'a time in the far future': (inbox) => fs.utimesSync(path.join(inbox, 'ckp.meta'), 9e9, 9e9),
   }
   for (const [what, change] of Object.entries(plants)) {
     orphan(directory, 'suspend', { change })
     const [listed, ...others] = jobs.listCheckpoints(directory, 'vm1')
     t.same(others, [], what)
     t.match(listed, { poweredOff: true })
-    // What is not a file of bhyve's own is kept beside the checkpoint and never taken for a part of it.
+    // Anything but a regular file with one link is kept beside the checkpoint and is never a part of it.
     for (const file of checkpointFiles(directory).filter((entry) => !entry.includes('.ckp.rest/'))) {
       const status = fs.lstatSync(path.join(directory, file))
       t.ok(status.isFile() && status.nlink === 1, `${what}: ${file}`)
     }
     t.ok(listed!.createdAt!.getTime() <= Date.now(), what)
     jobs.destroyCheckpoints(directory, false)
-    t.strictSame(checkpointFiles(directory), [], `${what}: all of it goes with the checkpoint`)
+    t.strictSame(checkpointFiles(directory), [], `${what}: destroyAll removes everything`)
     t.equal(fs.readFileSync(secret, 'utf8'), 'secret')
   }
 })
 
-t.test('a long name whose place is taken', async (t) => {
+t.test('recovery: shortens a long name that is taken', async (t) => {
   const directory = store(t)
   const name = `${'ü'.repeat(90)}x`
   orphan(directory, name, { ifExists: 'fail' })
@@ -255,10 +261,10 @@ t.test('a long name whose place is taken', async (t) => {
   for (const { path: file } of listed) t.ok(Buffer.byteLength(file) <= 250, file)
 })
 
-t.test('a bhyve that lives keeps its stage as it is', async (t) => {
+t.test('recovery: leaves the stage of a live bhyve unchanged, and counts its reservation', async (t) => {
   const directory = store(t)
   const status = native.processStatus(process.pid)
-  if (isFailure(status)) return t.fail('this process lives')
+  if (isFailure(status)) return t.fail('the status of this process cannot be read')
   const writer = { ...nobody, pid: process.pid, startedAt: status.startedAt }
   const id = orphan(directory, 'suspend', { writer, change: cutMetadata })
   const stage = path.join(directory, '.staging', id)
@@ -266,7 +272,7 @@ t.test('a bhyve that lives keeps its stage as it is', async (t) => {
   t.same(jobs.listCheckpoints(directory, 'vm1'), [])
   t.same(jobs.suspendedState(directory, 'vm1', 0), { kind: 'known' })
   t.same(tree(stage), before)
-  // It counts among those that still write.
+  // The stage has a reservation, because its bhyve still writes.
   const request = { directory, name: 'other', ifExists: 'replace', durable: true } as const
   const other = jobs.createStage({ ...request, writerUid: process.geteuid!(), memoryBytes: undefined })
   fs.writeFileSync(path.join(stage, 'size'), String(2 ** 50))
@@ -277,21 +283,21 @@ t.test('a bhyve that lives keeps its stage as it is', async (t) => {
     id: other.id,
   }
   jobs.recordReservation(handle, 4096)
-  const promised = new Map(jobs.reservedSpace([directory]).map((one) => [path.basename(one.path), one.bytes]))
-  t.equal(promised.size, 2)
-  t.equal(promised.get(other.id), 4096)
+  const reserved = new Map(jobs.reservedSpace([directory]).map((one) => [path.basename(one.path), one.bytes]))
+  t.equal(reserved.size, 2)
+  t.equal(reserved.get(other.id), 4096)
   const written = fs.statSync(path.join(stage, 'in', 'ckp')).size
-  t.equal(promised.get(id), 2 ** 50 - written)
+  t.equal(reserved.get(id), 2 ** 50 - written)
   t.match(jobs.reserveSpace(handle, 4096, 2 ** 50), { kind: 'crowded' })
   for (const owned of Object.values(other.descriptors)) native.close(owned)
-  // What another boot's process has written is whole or never will be, whoever has its pid now.
+  // A process of another boot has ended, even if its pid belongs to a live process now.
   const intent = path.join(stage, 'intent')
   const record = JSON.parse(fs.readFileSync(intent, 'utf8')) as object
   fs.writeFileSync(intent, JSON.stringify({ ...record, boot: 'another' }))
   t.match(jobs.listCheckpoints(directory, 'vm1'), [{ state: 'damaged', name: /^suspend-/ }])
 })
 
-t.test('records that cannot be read', async (t) => {
+t.test('recovery: keeps the stage of a suspend whose records cannot be read', async (t) => {
   const directory = store(t)
   const torn = orphan(directory, 'one')
   fs.truncateSync(path.join(directory, '.staging', torn, 'intent'), 5)
@@ -299,12 +305,15 @@ t.test('records that cannot be read', async (t) => {
   t.match(
     jobs.listCheckpoints(directory, 'vm1'),
     [{ name: /^suspend-/, state: 'damaged', poweredOff: true, problems: unproven }],
-    'nobody knows in which boot it was made',
+    'without the intent record, the boot is unknown',
   )
   const id = orphan(directory, 'two', { change: cutMetadata })
   fs.truncateSync(path.join(directory, '.staging', id, 'peer'), 5)
   t.equal(jobs.listCheckpoints(directory, 'vm1').length, 1)
-  t.ok(fs.existsSync(path.join(directory, '.staging', id, 'in', 'ckp')), 'who wrote it may live')
+  t.ok(
+    fs.existsSync(path.join(directory, '.staging', id, 'in', 'ckp')),
+    'without the peer record, its bhyve may live',
+  )
   const half = orphan(directory, 'three')
   fs.writeFileSync(path.join(directory, '.staging', half, 'three.ckp.manifest'), '{"format": "bhyve-ch')
   t.match(jobs.listCheckpoints(directory, 'vm1').at(-1), {
@@ -314,7 +323,7 @@ t.test('records that cannot be read', async (t) => {
   })
 })
 
-t.test('a state that cannot be published now is never taken for none', async (t) => {
+t.test('suspendedCheckpoint: rejects while the disk is too full to publish the state', async (t) => {
   const mount = smallDisk(t, '8m')
   const directory = path.join(mount, 'vm1')
   fs.mkdirSync(directory)
@@ -339,7 +348,7 @@ t.test('a state that cannot be published now is never taken for none', async (t)
   t.match(await rejection(client.suspendedCheckpoint('vm1', bad)), { code: 'ERR_INVALID_OPTION' })
 })
 
-t.test('a state that cannot be moved out of where bhyve wrote it is not overlooked', async (t) => {
+t.test('suspendedState: throws if the state cannot be moved out of the inbox', async (t) => {
   const directory = store(t)
   orphan(directory, 'suspend')
   const target = native as { renameAt: typeof native.renameAt }
@@ -352,7 +361,7 @@ t.test('a state that cannot be moved out of where bhyve wrote it is not overlook
   t.match(jobs.suspendedState(directory, 'vm1', 0), { kind: 'known', checkpoint: { name: 'suspend' } })
 })
 
-t.test('promises that cannot be read are not none', async (t) => {
+t.test('reservedSpace: throws if reservations cannot be read', async (t) => {
   const directory = store(t)
   fs.mkdirSync(path.join(directory, '.staging'), { recursive: true })
   const target = native as { readDirectory: typeof native.readDirectory }
@@ -362,40 +371,40 @@ t.test('promises that cannot be read are not none', async (t) => {
   target.readDirectory = failing(os.constants.errno.EIO)
   t.throws(() => jobs.reservedSpace([directory]), { code: 'ERR_SYSTEM' })
   target.readDirectory = failing(os.constants.errno.EACCES)
-  t.strictSame(jobs.reservedSpace([directory]), [], 'not ours to read')
+  t.strictSame(jobs.reservedSpace([directory]), [], 'a directory of another user has no reservations')
   target.readDirectory = readDirectory
   t.strictSame(jobs.reservedSpace([directory, '/nonexistent']), [])
 })
 
-/** This process, which lives. */
+/** The pid and start time of this process, which is alive. */
 function alive(): { pid: number; startedAt: string } {
   const status = native.processStatus(process.pid)
-  if (isFailure(status)) throw new Error('this process lives')
+  if (isFailure(status)) throw new Error('the status of this process cannot be read')
   return { pid: process.pid, startedAt: status.startedAt }
 }
 
-t.test('what a bhyve has still to write is promised, though its manager died', (t) => {
+t.test('reservedSpace: counts a live bhyve whose manager has died', (t) => {
   const directory = store(t)
-  const promise = (writer: NonNullable<OrphanOptions['writer']>): void => {
+  const reserve = (writer: NonNullable<OrphanOptions['writer']>): void => {
     const id = orphan(directory, 'suspend', { writer, change: cutMetadata })
     fs.writeFileSync(path.join(directory, '.staging', id, 'size'), String(memoryBytes + 4096))
   }
-  promise(nobody)
+  reserve(nobody)
   t.strictSame(jobs.reservedSpace([directory]), [])
-  promise({ ...nobody, ...alive() })
+  reserve({ ...nobody, ...alive() })
   t.match(jobs.reservedSpace([directory]), [{ bytes: 4096 }])
   t.end()
 })
 
-t.test('what cannot be ours in .staging goes', (t) => {
+t.test('recovery: removes entries of .staging that this library cannot have made', (t) => {
   const directory = store(t)
   putSet(directory, 'a')
   const staging = path.join(directory, '.staging')
   fs.mkdirSync(staging)
   const strangers = {
-    'restore.lock': (place: string) => fs.mkdirSync(place),
-    abc: (place: string) => fs.writeFileSync(place, ''),
-    def: (place: string) => fs.symlinkSync(directory, place),
+    'restore.lock': (file: string) => fs.mkdirSync(file),
+    abc: (file: string) => fs.writeFileSync(file, ''),
+    def: (file: string) => fs.symlinkSync(directory, file),
   }
   for (const [name, put] of Object.entries(strangers)) {
     put(path.join(staging, name))
@@ -405,15 +414,15 @@ t.test('what cannot be ours in .staging goes', (t) => {
   t.end()
 })
 
-t.test('in the same tick the end of a VM came last, and the state that stands is kept', async (t) => {
+t.test('recovery: with equal times, a state replaces a live checkpoint, but not another state', async (t) => {
   const at = new Date('2026-01-01T00:00:00.000Z')
-  const standing = { createdAt: at.toISOString(), memoryModifiedMs: at.getTime() }
+  const existing = { createdAt: at.toISOString(), memoryModifiedMs: at.getTime() }
   for (const poweredOff of [false, true]) {
     const directory = store(t)
-    putSet(directory, 'suspend', { manifest: { ...standing, poweredOff } })
+    putSet(directory, 'suspend', { manifest: { ...existing, poweredOff } })
     orphan(directory, 'suspend', {
-      change: (inFolder) => {
-        for (const file of fs.readdirSync(inFolder)) fs.utimesSync(path.join(inFolder, file), at, at)
+      change: (inbox) => {
+        for (const file of fs.readdirSync(inbox)) fs.utimesSync(path.join(inbox, file), at, at)
       },
     })
     const listed = jobs.listCheckpoints(directory, 'vm1')
@@ -423,46 +432,46 @@ t.test('in the same tick the end of a VM came last, and the state that stands is
   }
 })
 
-t.test('a look at a bhyve that fails is no news of its death', async (t) => {
+t.test('recovery: a failed status call does not count as the end of bhyve', async (t) => {
   const directory = store(t)
   const stage = path.join(directory, '.staging', orphan(directory, 'suspend', { change: cutMetadata }))
   const before = tree(stage)
   for (const code of ['EACCES', 'EIO', 'EMFILE'] as const) {
-    const show = intercept(t, 'processStatus', () => failure(code, 'open'))
+    const showAgain = intercept(t, 'processStatus', () => failure(code, 'open'))
     t.strictSame(jobs.listCheckpoints(directory, 'vm1'), [], code)
-    t.strictSame(tree(stage), before, `${code}: it may write yet`)
-    show()
+    t.strictSame(tree(stage), before, `${code}: bhyve may still write`)
+    showAgain()
   }
   t.match(jobs.listCheckpoints(directory, 'vm1'), [{ state: 'damaged', poweredOff: true }])
 })
 
-t.test('a bhyve that has served a later request: what it left goes, a complete state never', async (t) => {
+t.test('removeOrphans: removes incomplete stages of a bhyve that has finished a later request', async (t) => {
   const directory = store(t)
   const server = alive()
   const writer = { ...nobody, ...server }
   const partial = orphan(directory, 'partial', { writer, change: cutMetadata })
-  const whole = orphan(directory, 'whole', { writer })
-  const ids = [partial, whole]
+  const complete = orphan(directory, 'complete', { writer })
+  const ids = [partial, complete]
   const left = (): string[] => ids.filter((id) => fs.existsSync(path.join(directory, '.staging', id)))
   jobs.removeOrphans(directory, ids, { ...server, startedAt: 'of another process' })
-  t.strictSame(left(), ids, 'another process with that pid has served nobody')
+  t.strictSame(left(), ids, 'another process with that pid proves nothing')
   const intent = path.join(directory, '.staging', partial, 'intent')
   const record = fs.readFileSync(intent, 'utf8')
   fs.writeFileSync(intent, JSON.stringify({ ...(JSON.parse(record) as object), boot: 'another' }))
   jobs.removeOrphans(directory, ids, server)
-  t.strictSame(left(), ids, 'nor has a process of another boot')
+  t.strictSame(left(), ids, 'a process of another boot proves nothing')
   fs.writeFileSync(intent, record)
   jobs.removeOrphans(directory, ids, server)
-  t.strictSame(left(), [whole])
-  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'whole', state: 'complete', poweredOff: true }])
+  t.strictSame(left(), [complete], 'a complete state is never removed')
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'complete', state: 'complete', poweredOff: true }])
 })
 
-t.test('what else lies where bhyve wrote is kept, too', async (t) => {
+t.test('recovery: keeps other files in the inbox beside the damaged checkpoint', async (t) => {
   const directory = store(t)
   orphan(directory, 'suspend', {
-    change: (inFolder) => {
-      cutMetadata(inFolder)
-      fs.writeFileSync(path.join(inFolder, 'else'), 'of the VM')
+    change: (inbox) => {
+      cutMetadata(inbox)
+      fs.writeFileSync(path.join(inbox, 'else'), 'of the VM')
     },
   })
   const [kept] = jobs.listCheckpoints(directory, 'vm1')

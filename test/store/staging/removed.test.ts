@@ -1,4 +1,4 @@
-/** Removed files whose blocks are freed later: nobody waits for that, nothing is lost, and nothing stays. */
+/** Tests of deferred removals: no call waits for them, nothing else is removed, and nothing is left. */
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
@@ -13,7 +13,7 @@ import { putSet } from '../../support/sets.js'
 
 const MiB = 1024 * 1024
 const native = loadNative()
-// As a thread of the pool does, for files of any size.
+// Defer removals as a thread of the pool does, but for files of any size.
 beginDeferring(0)
 
 function store(t: Test, ...names: string[]): string {
@@ -27,20 +27,24 @@ function removedIn(directory: string): string[] {
   return tree(path.join(directory, '.staging')).filter((entry) => /^[^/]*\.removed\/$/.test(entry))
 }
 
-t.test('what is destroyed is gone at once, and its blocks later', async (t) => {
+t.test('destroy: the checkpoint is gone immediately, and its blocks are freed later', async (t) => {
   const directory = store(t, 'one', 'two')
   jobs.destroyCheckpoint(directory, 'one')
   t.equal(removedIn(directory).length, 1)
   t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'two' }])
   t.ok(tree(directory).some((entry) => entry.endsWith('.removed/one.ckp')))
   const removals = takeRemovals()
-  t.strictSame(removals, [{ directoryPath: directory, withDirectory: false }], 'listing asks for it too')
+  t.strictSame(
+    removals,
+    [{ directoryPath: directory, withDirectory: false }],
+    'list defers the removal again',
+  )
   for (const removal of removals) jobs.emptyRemoved(removal)
   t.strictSame(tree(path.join(directory, '.staging')), [])
   t.strictSame(takeRemovals(), [])
 })
 
-t.test('what is small is freed at once: its RAM says how large it is, and nothing else', (t) => {
+t.test('destroy: a checkpoint with little RAM is freed immediately', (t) => {
   t.teardown(() => beginDeferring(0))
   const stored = (file: string): number => fs.statSync(file).blocks * 512
   for (const deferred of [true, false]) {
@@ -51,7 +55,7 @@ t.test('what is small is freed at once: its RAM says how large it is, and nothin
     jobs.destroyCheckpoint(directory, 'one')
     t.equal(removedIn(directory).length, deferred ? 1 : 0)
   }
-  // A checkpoint that was replaced is RAM too.
+  // The RAM file of a replaced checkpoint counts, too.
   const directory = store(t, 'one')
   fs.writeFileSync(path.join(directory, 'one.ckp'), Buffer.alloc(128 * 1024, 1))
   const size = stored(path.join(directory, 'one.ckp'))
@@ -64,7 +68,7 @@ t.test('what is small is freed at once: its RAM says how large it is, and nothin
   t.end()
 })
 
-t.test('what is not there cannot be destroyed', (t) => {
+t.test('destroy: rejects if the checkpoint or the directory does not exist', (t) => {
   const directory = store(t)
   for (const where of [directory, path.join(directory, 'none'), path.join(directory, 'no/way')])
     t.throws(() => jobs.destroyCheckpoint(where, 'one'), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
@@ -72,7 +76,7 @@ t.test('what is not there cannot be destroyed', (t) => {
   t.end()
 })
 
-t.test('the lock is free meanwhile, and readers need not take it alone', async (t) => {
+t.test('list: does not take the exclusive lock while removed files wait', async (t) => {
   const directory = store(t, 'one', 'two')
   jobs.destroyCheckpoint(directory, 'one')
   let exclusive = 0
@@ -81,12 +85,12 @@ t.test('the lock is free meanwhile, and readers need not take it alone', async (
     return undefined
   })
   jobs.listCheckpoints(directory, 'vm1')
-  t.equal(exclusive, 0, 'what waits to be removed is no reason to recover')
+  t.equal(exclusive, 0, 'removed files that wait need no recovery')
   for (const removal of takeRemovals()) jobs.emptyRemoved(removal)
   t.equal(exclusive, 0)
 })
 
-t.test('the directory goes with the last of it', async (t) => {
+t.test('destroyAll: removes the directory when its last file is freed', async (t) => {
   const directory = store(t, 'one')
   t.strictSame(jobs.destroyCheckpoints(directory, true), ['one'])
   t.ok(fs.existsSync(directory))
@@ -105,10 +109,14 @@ t.test('the directory goes with the last of it', async (t) => {
   for (const file of ['notes', 'restore.log']) fs.writeFileSync(path.join(shared, file), '')
   jobs.destroyCheckpoints(shared, true)
   for (const removal of takeRemovals()) jobs.emptyRemoved(removal)
-  t.strictSame(tree(shared), ['.staging/', 'notes', 'restore.log'], "beside somebody's file all of it stays")
+  t.strictSame(
+    tree(shared),
+    ['.staging/', 'notes', 'restore.log'],
+    'with a file of another program the directory is kept',
+  )
 })
 
-t.test('what a process that died has left is removed by the next one', async (t) => {
+t.test('list: the removed files of a dead process are freed', async (t) => {
   const directory = store(t, 'one')
   const left = path.join(directory, '.staging', 'abc.removed')
   fs.mkdirSync(left, { recursive: true })
@@ -118,7 +126,7 @@ t.test('what a process that died has left is removed by the next one', async (t)
   t.notOk(fs.existsSync(left))
 })
 
-t.test('a full disk that takes no new name lets the files go at once', (t) => {
+t.test('destroy: frees the files immediately if a full disk allows no rename', (t) => {
   const directory = store(t, 'one', 'two')
   intercept(t, 'renameAt', (_from, _name, _to, name) =>
     String(name).endsWith('.removed') ? { errno: os.constants.errno.ENOSPC, syscall: 'renameat' } : undefined,
@@ -130,7 +138,7 @@ t.test('a full disk that takes no new name lets the files go at once', (t) => {
   t.end()
 })
 
-t.test("what waits in another user's .staging is left to that user", (t) => {
+t.test("removed files in another user's .staging are not touched", (t) => {
   const directory = store(t, 'one')
   jobs.destroyCheckpoint(directory, 'one')
   const removals = takeRemovals()
@@ -148,7 +156,7 @@ t.test("what waits in another user's .staging is left to that user", (t) => {
   t.end()
 })
 
-t.test('a second name of what is removed keeps its content', async (t) => {
+t.test('destroyAll: a second name of a removed file keeps its content', async (t) => {
   const directory = store(t, 'one')
   const other = path.join(scratch(t), 'other')
   fs.writeFileSync(path.join(directory, 'one.ckp'), Buffer.alloc(4 * MiB, 'backup'))
@@ -159,7 +167,7 @@ t.test('a second name of what is removed keeps its content', async (t) => {
   t.ok(fs.readFileSync(other).equals(content))
 })
 
-t.test('a client that replaces and destroys large checkpoints leaves nothing once it is idle', async (t) => {
+t.test('replace, destroy: large checkpoints leave nothing when the client is idle', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 80 * MiB, zeroFraction: 0 })
   t.teardown(() => bhyve.stop())
   const root = scratch(t)
@@ -177,7 +185,7 @@ t.test('a client that replaces and destroys large checkpoints leaves nothing onc
   t.strictSame(tree(root), [])
 })
 
-t.test('room that removed files are about to give is waited for before a call is refused', async (t) => {
+t.test('create: frees removed files before it rejects with ERR_NO_SPACE', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: MiB })
   t.teardown(() => bhyve.stop())
   const root = scratch(t)

@@ -1,4 +1,4 @@
-/** What counts against the space of the next checkpoint. */
+/** Tests of the space that reservations take from the next checkpoint. */
 import fs from 'node:fs'
 import path from 'node:path'
 import t from 'tap'
@@ -11,13 +11,13 @@ import { start } from '../../support/small_vm.js'
 
 const native = loadSimulatorNative()
 
-t.test('where nobody has worked yet nothing is promised', (t) => {
+t.test('an unused or missing directory has no reservations', (t) => {
   const directory = scratch(t)
   t.same(reservedSpace([directory, path.join(directory, 'missing')]), [])
   t.end()
 })
 
-t.test('only what lives is counted against the space', async (t) => {
+t.test('create: only live stages count as reservations', async (t) => {
   const { runDirectory } = await start(t)
   const checkpointDirectory = scratch(t)
   for (const [vm, size] of [
@@ -31,8 +31,8 @@ t.test('only what lives is counted against the space', async (t) => {
   }
   const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
   t.match(await client.createCheckpoint('vm1', { memoryBytes: 65536 }), { name: 'checkpoint' })
-  const living = path.join(checkpointDirectory, 'vm2/.staging/dead')
-  const descriptor = native.openPath(living, fs.constants.O_DIRECTORY)
+  const live = path.join(checkpointDirectory, 'vm2/.staging/dead')
+  const descriptor = native.openPath(live, fs.constants.O_DIRECTORY)
   if (isFailure(descriptor)) throw new Error('open')
   t.equal(native.lock(descriptor, 'exclusive'), 1)
   t.match(await rejection(client.createCheckpoint('vm1')), {
@@ -43,7 +43,7 @@ t.test('only what lives is counted against the space', async (t) => {
   native.close(descriptor)
 })
 
-t.test('the size of the next one is not guessed from what is no checkpoint', async (t) => {
+t.test('create: the expected size is not taken from a foreign checkpoint', async (t) => {
   const { runDirectory } = await start(t)
   const checkpointDirectory = scratch(t)
   const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
