@@ -1,5 +1,5 @@
 /**
- * Save, list, verify, restore and destroy whole bhyve virtual machine states. The public surface, and nothing else.
+ * Saves, lists, verifies, restores and destroys checkpoints of bhyve virtual machines. This file is the public API.
  *
  * @module bhyve-checkpoint
  */
@@ -35,24 +35,24 @@ export type {
 } from './base/types.js'
 export type { Problem } from './base/problem.js'
 
-/** `createCheckpoint` of a client with every default; `options` may carry `ClientOptions` too. */
+/** Calls `createCheckpoint` of a new client. `options` may hold `ClientOptions` too; the others have their defaults. */
 export async function createCheckpoint(
   vm: string,
   options: CreateOptions & ClientOptions = {},
 ): Promise<Checkpoint> {
-  assertObject(options, 'options')
+  assertObject(options, 'the options')
   const isClients = ([key]: [string, unknown]): boolean => clientOptions.includes(key)
   const entries = Object.entries(options)
   const client = createClient(Object.fromEntries(entries.filter(isClients)))
   return client.createCheckpoint(vm, Object.fromEntries(entries.filter((entry) => !isClients(entry))))
 }
 
-/** `listCheckpoints` of a client with every default. */
+/** Calls `listCheckpoints` of a new client with these `options`. */
 export async function listCheckpoints(vm: string, options: ClientOptions = {}): Promise<ListedCheckpoint[]> {
   return createClient(options).listCheckpoints(vm)
 }
 
-/** `destroyAll` of a client with every default. */
+/** Calls `destroyAll` of a new client with these `options`. */
 export async function destroyAll(vm: string, options: ClientOptions = {}): Promise<string[]> {
   return createClient(options).destroyAll(vm)
 }

@@ -1,4 +1,4 @@
-/** What a client offers, call by call: the contract of the library. `lib/client/client.ts` keeps it. */
+/** The interface of a client: what each call does. `lib/client/client.ts` implements it. */
 import type { Restored } from '../operations/restore/restore.js'
 import type {
   Checkpoint,
@@ -14,55 +14,75 @@ import type {
 
 export interface CheckpointClient extends AsyncDisposable {
   /**
-   * Asks the VM's bhyve for a checkpoint and resolves once it is complete, checked, on the disk and under its
-   * name. The VM stands still while bhyve writes, and runs on afterwards, whatever comes of it.
+   * Saves a running VM as a checkpoint. Resolves once the checkpoint is complete, checked, durable on disk (unless
+   * `fsync` is false) and published under its name (default `'checkpoint'`).
    *
-   * Whatever goes wrong, an older checkpoint of that name stays as it was. Rejects with
-   * `ERR_INVALID_VM_NAME`, `ERR_INVALID_CHECKPOINT_NAME`, `ERR_INVALID_OPTION`, `ERR_PATH_TOO_LONG` (before
-   * anything is touched), `ERR_VM_NOT_RUNNING`, `ERR_VM_PAUSED`, `ERR_SNAPSHOT_UNSUPPORTED`,
-   * `ERR_DIALECT_UNSUPPORTED`, `ERR_PERMISSION`, `ERR_UNTRUSTED_PEER` (before anything is sent),
-   * `ERR_CHECKPOINT_EXISTS`, `ERR_CHECKPOINT_BUSY`, `ERR_CHECKPOINT_FAILED` (`problems` and `vmState` tell),
-   * `ERR_NO_SPACE`, `ERR_STALLED`, `ERR_TIMEOUT`, `ERR_SYSTEM`, or an `AbortError`.
+   * The guest is frozen while bhyve writes the checkpoint. Afterwards the VM continues, even if the checkpoint failed.
+   * With `poweroff` the VM is powered off instead: see `suspend`.
+   *
+   * If the call rejects, an existing checkpoint of the same name is unchanged. The call rejects with:
+   * - before anything is read or changed: `ERR_INVALID_VM_NAME`, `ERR_INVALID_CHECKPOINT_NAME`, `ERR_INVALID_OPTION`,
+   *   `ERR_PATH_TOO_LONG`, `ERR_RUNTIME_UNSUPPORTED`
+   * - before anything is sent to bhyve: `ERR_VM_NOT_RUNNING`, `ERR_VM_PAUSED`, `ERR_SNAPSHOT_UNSUPPORTED`,
+   *   `ERR_DIALECT_UNSUPPORTED`, `ERR_PERMISSION`, `ERR_UNTRUSTED_PEER`
+   * - at any time: `ERR_CHECKPOINT_EXISTS` (with `ifExists: 'fail'`), `ERR_CHECKPOINT_BUSY`, `ERR_NO_SPACE`,
+   *   `ERR_STALLED`, `ERR_TIMEOUT`, `ERR_SYSTEM`, or an `AbortError`
+   * - `ERR_CHECKPOINT_FAILED` if bhyve did not write a complete checkpoint. `problems` lists what is wrong with the
+   *   files, and `vmState` is the state of the VM.
    *
    * @example
    * const checkpoint = await client.createCheckpoint('vm1', { name: 'before-upgrade' })
-   * console.log(checkpoint.path) // what bhyve -r takes
+   * console.log(checkpoint.path) // the argument of bhyve -r
    */
   createCheckpoint(vm: string, options?: CreateOptions): Promise<Checkpoint>
   /**
-   * Oldest first. Damaged and foreign ones are listed as such, never thrown. No directory: `[]`. The VM is not
-   * asked and need not run.
+   * Lists the checkpoints of a VM, oldest first. Damaged and foreign checkpoints are listed with their `state`; they
+   * never make the call reject. Resolves with `[]` if the VM has no checkpoint directory. The VM need not run.
    */
   listCheckpoints(vm: string): Promise<ListedCheckpoint[]>
-  /** Rejects with `ERR_CHECKPOINT_NOT_FOUND`, or `ERR_CHECKPOINT_DAMAGED` with its `problems`. */
+  /**
+   * Reads one complete checkpoint. Rejects with `ERR_CHECKPOINT_NOT_FOUND`, or with `ERR_CHECKPOINT_DAMAGED` and its
+   * `problems`.
+   */
   getCheckpoint(vm: string, name: string): Promise<Checkpoint>
   /**
-   * Removes one checkpoint, damaged ones too. Rejects with `ERR_CHECKPOINT_NOT_FOUND`, or with
-   * `ERR_CHECKPOINT_DAMAGED` for another tool's format, which is left alone. The VM is not touched.
+   * Removes one checkpoint, even if it is damaged, pinned or a suspended state. A running VM is not affected. Rejects
+   * with `ERR_CHECKPOINT_NOT_FOUND`, or with `ERR_CHECKPOINT_DAMAGED` if the checkpoint is foreign: the format of
+   * another tool is never removed.
    */
   destroyCheckpoint(vm: string, name: string): Promise<void>
-  /** Names removed, `[]` where there was nothing. Only checkpoint files go: nothing else is touched. */
+  /**
+   * Removes all checkpoints of a VM, including pinned ones and its suspended state. Foreign checkpoints and files that
+   * belong to no checkpoint stay. Resolves with the removed names, or with `[]` if there were none.
+   */
   destroyAll(vm: string): Promise<string[]>
   /**
-   * Looks at a set's files. `content` reads them all and compares digests: a problem names the bytes that differ.
-   * A set without recorded digests is checked to `structure`, and the report's `depth` says so. Rejects with
-   * `ERR_CHECKPOINT_NOT_FOUND`, or an `AbortError`; a damaged set is a report with `ok: false`.
+   * Verifies the files of a checkpoint. `depth: 'structure'` (default) checks sizes and metadata. `depth: 'content'`
+   * reads every byte and compares digests; a problem then names the bytes that differ. A checkpoint without recorded
+   * digests can only be verified to `'structure'`. The report's `depth` is the one that was reached.
+   *
+   * A damaged checkpoint is not an error: the report has `ok: false` and `problems`. Rejects with
+   * `ERR_CHECKPOINT_NOT_FOUND` or an `AbortError`.
    *
    * @example
    * const { ok, problems } = await client.verifyCheckpoint('vm1', 'before-upgrade', { depth: 'content' })
    */
   verifyCheckpoint(vm: string, name: string, options?: VerifyOptions): Promise<VerificationReport>
   /**
-   * A pinned checkpoint outlives `pruneCheckpoints`; `destroyAll` takes it. The pin belongs to the name: a
-   * checkpoint that replaces a pinned one is pinned. Default `pinned` true. Rejects with
-   * `ERR_CHECKPOINT_NOT_FOUND`, or `ERR_CHECKPOINT_DAMAGED` where the manifest is not ours to rewrite.
+   * Pins a checkpoint (`pinned` true, the default) or unpins it (false). `pruneCheckpoints` never removes a pinned
+   * checkpoint; `destroyCheckpoint` and `destroyAll` do. The pin belongs to the name: a checkpoint that replaces a
+   * pinned one is pinned too. Rejects with `ERR_CHECKPOINT_NOT_FOUND`, or with `ERR_CHECKPOINT_DAMAGED` if this library
+   * cannot rewrite the manifest.
    */
   pinCheckpoint(vm: string, name: string, pinned?: boolean): Promise<void>
   /**
-   * Lets checkpoints go by a policy: what `keepLast` and `keepWithinMs` do not keep goes, and of what they keep
-   * the oldest go until `maxBytes` fits; damaged ones go first. Never a pinned one, never the last complete one,
-   * never a suspended VM's state that was not restored, never another tool's. A policy with no rule is
-   * `ERR_INVALID_OPTION`.
+   * Removes the checkpoints of a VM that a policy does not keep. A checkpoint is kept if `keepLast` or `keepWithinMs`
+   * keeps it. If the remaining checkpoints occupy more than `maxBytes`, more are removed until they fit: first damaged
+   * ones, then the oldest.
+   *
+   * Never removes a pinned checkpoint, the last complete one, a suspended state that was not restored, or a foreign
+   * one. With `dryRun` nothing is removed. Resolves with the names that were (or would be) removed, the names kept, and
+   * the bytes freed. Rejects with `ERR_INVALID_OPTION` if the policy has no rule.
    *
    * @example
    * await client.pruneCheckpoints('vm1', { keepLast: 7, maxBytes: 500e9 })
@@ -71,22 +91,27 @@ export interface CheckpointClient extends AsyncDisposable {
     vm: string,
     policy: PrunePolicy,
   ): Promise<{ removed: string[]; kept: string[]; freedBytes: number }>
-  /** VMs that have stored checkpoints, by name: what to restore after a reboot. */
+  /** Lists the names of the VMs that have stored checkpoints, sorted: the candidates for a restore after a reboot. */
   listStored(): Promise<string[]>
   /**
-   * Saves the VM and powers it off (CBSD's bsuspend): `createCheckpoint` with `poweroff`, under the name `'suspend'`
-   * unless given. Resolves once the checkpoint is published **and** the VM's process is gone, so that it can be
-   * restored at once; vmState is `off` then. bhyve exits with status 0, or 5 since late 2025: whoever runs it must
-   * not start the VM anew then (`docs/suspend.md`).
+   * Saves a VM and powers it off (CBSD's bsuspend). The same as `createCheckpoint` with `poweroff`, but the default
+   * name is `'suspend'`. Resolves once the checkpoint is published **and** the VM's process has exited, so that the VM
+   * can be restored at once. `vmState` is then `off`. bhyve exits with status 0, or 5 since late 2025. Whatever runs the
+   * VM must not start it again after that exit (`docs/suspend.md`).
    *
-   * The checkpoint is the VM from then on. It is published under its name even where the call was cancelled, timed
-   * out, or its process killed: then by the next call of any process. Where that name was taken meanwhile, or
-   * bhyve died before the state was whole, it is kept as `<name>-<id>`, and the error's `path` says where.
+   * From then on the checkpoint is the only copy of the VM's memory. It is therefore published under its name even if
+   * the call was cancelled or timed out. If the calling process was killed, the next call of any process publishes it.
+   * It is kept as `<name>-<id>` instead if the name was taken meanwhile, or if bhyve died before the state was
+   * complete. The error's `path` is its location.
    *
-   * Rejects as `createCheckpoint`, and with `ERR_SUSPEND_FAILED`: by `vmState`, the VM runs on (`running`), it is
-   * gone and its state is lost (`off`, with `problems`), or it is saved whole but its process did not end within two
-   * minutes or the rest of `timeout` (`unknown`). `ERR_NO_SPACE` comes before bhyve is asked. After any other
-   * error but those that come before bhyve is asked, the next call publishes what there is.
+   * Rejects as `createCheckpoint` does, and with `ERR_SUSPEND_FAILED`. Its `vmState` is:
+   * - `running`: the VM was not suspended and continues
+   * - `off`: the VM is gone and its state is lost; `problems` lists what is wrong with the files
+   * - `unknown`: the state is saved and complete, but the process did not exit within two minutes, or within the rest
+   *   of `timeout`
+   *
+   * Rejects with `ERR_NO_SPACE` before anything is sent to bhyve. After an error that follows the request, the next call
+   * publishes what bhyve has saved.
    *
    * @example
    * await client.suspend('vm1')
@@ -94,38 +119,51 @@ export interface CheckpointClient extends AsyncDisposable {
    */
   suspend(vm: string, options?: Omit<CreateOptions, 'poweroff'>): Promise<Checkpoint>
   /**
-   * The state a suspended VM has to be restored from: its newest complete checkpoint that powered it off and was not
-   * restored since (one whose restore was begun and never seen to come up counts, and `restore` then refuses it: look
-   * at the VM, and destroy it or restore it `again`); undefined where there is none, and the VM may be started anew. One that somebody is just
-   * publishing is waited for (ten minutes, then `ERR_CHECKPOINT_BUSY`), so that whoever runs the VM can ask as soon as
-   * its process has ended. Damaged ones are never named, `durability-unproven` ones neither. `since`: older states do not count, as for a VM that was started anew on purpose. Rejects,
-   * rather than overlook it, where a state cannot be published now, or a set that may be one cannot be read
-   * (`ERR_NO_SPACE`, `ERR_SYSTEM`, `ERR_PERMISSION`).
+   * Resolves with the suspended state of a VM, which is the checkpoint that the VM must be restored from: the newest
+   * complete checkpoint that powered the VM off and was not restored since. Resolves with `undefined` if there is none;
+   * the VM can then be started from its disks.
+   *
+   * - A restore that was begun and never confirmed does not count as a restore. The checkpoint is returned, and `restore`
+   *   rejects: check whether the VM runs, then destroy the checkpoint or restore it with `again`.
+   * - If a checkpoint is being published, the call waits for it. After ten minutes it rejects with
+   *   `ERR_CHECKPOINT_BUSY`. The call can therefore be made as soon as the VM's process has exited.
+   * - Damaged checkpoints are never returned, nor are those with the problem `durability-unproven`.
+   * - `since` ignores states that are older than this date. Use it for a VM that was started from its disks on purpose.
+   *
+   * Never overlooks a state: rejects with `ERR_NO_SPACE`, `ERR_SYSTEM` or `ERR_PERMISSION` if a state cannot be
+   * published now, or if a checkpoint that may be a suspended state cannot be read.
    */
   suspendedCheckpoint(vm: string, options?: { since?: Date | undefined }): Promise<Checkpoint | undefined>
   /**
-   * Stops the VM's bhyve process (CBSD's bpause) and resolves once it stands still. Idempotent. The process is
-   * found by the socket's peer; `pid` names it for bhyves that cannot be asked (dialect `struct`). Rejects with
-   * `ERR_CHECKPOINT_BUSY` while a request of this client is in flight, `ERR_VM_NOT_RUNNING`,
-   * `ERR_DIALECT_UNSUPPORTED` (name the pid), `ERR_UNTRUSTED_PEER`, `ERR_PERMISSION`.
+   * Pauses a VM: stops its bhyve process (SIGSTOP, CBSD's bpause). Resolves once the process is stopped. Idempotent.
+   *
+   * The process is found through the peer of its socket. Pass `pid` for a bhyve that cannot be found in this way
+   * (dialect `struct`). Rejects with `ERR_CHECKPOINT_BUSY` while this client has a request to the VM in flight,
+   * `ERR_VM_NOT_RUNNING`, `ERR_DIALECT_UNSUPPORTED` (pass `pid`), `ERR_UNTRUSTED_PEER`, or `ERR_PERMISSION`.
    */
   pause(vm: string, options?: { pid?: number | undefined }): Promise<void>
-  /** Lets it run again, and resolves once it does. Idempotent. Rejects as `pause`, but never for a request. */
+  /**
+   * Resumes a paused VM: continues its bhyve process. Resolves once the process runs. Idempotent. Rejects as `pause`
+   * does, but never with `ERR_CHECKPOINT_BUSY`.
+   */
   resume(vm: string, options?: { pid?: number | undefined }): Promise<void>
   /**
-   * Every VM with a checkpoint socket in the run directory, by name. Each process is asked once who it is; nothing
-   * is sent. `state` is `off` for the socket of a dead VM, `unknown` where it cannot be told without harm.
+   * Lists every VM that has a checkpoint socket in the run directory, sorted by name. `state` is `off` for the socket
+   * of a VM that has ended, and `unknown` if it cannot be determined without harm to the VM.
    *
-   * The question is a connection, once in the life of this process. A VM that stands still takes none, and bhyve's
-   * backlog holds ten: many short-lived programs that ask while it is paused shut everybody out until it is resumed
-   * by its `pid`. `connect: false` asks nobody; what is not known yet is `unknown` then.
+   * Connects once to each VM to learn its process id, and sends nothing. The result is remembered for the life of this
+   * process. A paused VM does not accept connections, and the backlog of its socket holds ten. If many short-lived
+   * programs list a paused VM, the backlog fills up. No program can connect then until the VM is resumed by its `pid`.
+   * With `connect: false` no connection is made, and a VM that is not known yet is `unknown`.
    */
   listVirtualMachines(options?: { connect?: boolean | undefined }): Promise<VirtualMachine[]>
   /**
-   * What `restore` would do, and why it would fail or harm: command and arguments with `-r` put in, `blockers`
-   * (empty: go) and `warnings`, whose codes `RestoreBlocker` and `RestoreWarning` explain. Nothing is changed, and
-   * nothing is started. Rejects with `ERR_CHECKPOINT_NOT_FOUND`, `ERR_INVALID_OPTION`, `ERR_UNTRUSTED_PEER` or
-   * `ERR_PERMISSION` (a socket of that VM is somebody else's), `ERR_TIMEOUT`, or an `AbortError`.
+   * Plans a restore: checks what `restore` would do, changes nothing and starts nothing. Resolves with the command, its
+   * arguments including `-r`, `blockers` (reasons why the restore would fail or do harm; empty if there are none) and
+   * `warnings`. `RestoreBlocker` and `RestoreWarning` explain the codes.
+   *
+   * Rejects with `ERR_CHECKPOINT_NOT_FOUND`, `ERR_INVALID_OPTION`, `ERR_UNTRUSTED_PEER` or `ERR_PERMISSION` (a socket of
+   * this VM belongs to another user), `ERR_TIMEOUT`, or an `AbortError`.
    *
    * @example
    * const { blockers, warnings } = await client.planRestore('vm1', 'suspend', { args })
@@ -133,15 +171,21 @@ export interface CheckpointClient extends AsyncDisposable {
    */
   planRestore(vm: string, name: string, options: RestoreOptions): Promise<RestorePlan>
   /**
-   * Starts bhyve from the checkpoint; resolves once its new checkpoint socket is there. bhyve runs detached: it
-   * outlives this process, and its output goes into `logFile`. The set's `restoredAt` is on the disk before bhyve is
-   * started, and taken back if bhyve ends before its socket is there (right before the guest runs). Until then nobody replaces or removes the set,
-   * and no other restore of this VM begins.
+   * Restores a VM: starts bhyve from the checkpoint. Resolves once bhyve's new checkpoint socket exists, which is right
+   * before the guest runs. bhyve runs detached: it outlives this process, and its output goes to `logFile`.
    *
-   * Rejects with `ERR_RESTORE_BLOCKED` (`blockers` say why; nothing was changed), `ERR_RESTORE_FAILED` (bhyve ended:
-   * its status and last lines are in the message, the lines in `reply`, `path` is the log),
-   * `ERR_CHECKPOINT_NOT_FOUND`, `ERR_CHECKPOINT_BUSY`, and as `planRestore`. A cancel or a timeout stops the waiting,
-   * never a bhyve that was started: that one is the VM. `idle()` waits for what comes of it.
+   * `restoredAt` of the checkpoint is durable on disk before bhyve is started. It is revoked if bhyve exits before its
+   * socket exists. Until the socket exists, no call can replace or remove the checkpoint, and no other restore of this
+   * VM can begin.
+   *
+   * Rejects with:
+   * - `ERR_RESTORE_BLOCKED`: `blockers` has the reasons; nothing was changed
+   * - `ERR_RESTORE_FAILED`: bhyve exited. The message has its status and its last lines, `reply` the lines alone, and
+   *   `path` is the log.
+   * - `ERR_CHECKPOINT_NOT_FOUND`, `ERR_CHECKPOINT_BUSY`, and as `planRestore` does
+   *
+   * A cancel or a timeout ends the waiting only. A bhyve that was started is never killed, because it is the VM;
+   * `idle()` waits until its socket exists or it has exited.
    *
    * @example
    * const { pid } = await client.restore('vm1', 'suspend', {
@@ -150,8 +194,8 @@ export interface CheckpointClient extends AsyncDisposable {
    * })
    */
   restore(vm: string, name: string, options: RestoreOptions): Promise<Restored>
-  /** Resolves when no request of this client is in flight any more, cancelled ones included. */
+  /** Resolves when this client has no request in flight any more, including cancelled ones. */
   idle(): Promise<void>
-  /** `idle()`; aborts nothing. */
+  /** The same as `idle()`. Does not cancel anything. */
   [Symbol.asyncDispose](): Promise<void>
 }

@@ -1,4 +1,4 @@
-/** `createClient`: options in, calls out. */
+/** `createClient`: checks the options and builds the client. */
 import type { ClientOptions } from '../base/types.js'
 import { MachineCalls } from './calls/machine_calls.js'
 import { RestoringCalls } from './calls/restoring_calls.js'
@@ -10,8 +10,8 @@ import { hostEnvironment, type Environment } from './environment.js'
 import { tracedClient } from './traced_client.js'
 
 /**
- * A client of its own. It holds no descriptor and no connection between calls; clients share the library's
- * threads and nothing else. Throws `ERR_INVALID_OPTION`.
+ * Creates a client. A client holds no descriptor and no connection between calls. All clients of a process share the
+ * library's threads and nothing else. Throws `ERR_INVALID_OPTION`.
  *
  * @example
  * const client = createClient({ checkpointDirectory: '/zroot/checkpoints' })
@@ -20,7 +20,7 @@ export function createClient(options: ClientOptions = {}): CheckpointClient {
   return createClientIn(hostEnvironment, options)
 }
 
-/** The same in other environment: for tests. */
+/** Creates a client in another environment, for tests. */
 export function createClientIn(environment: Environment, options: ClientOptions = {}): CheckpointClient {
   const session = new Session(environment, options)
   const callGroups = {

@@ -1,18 +1,18 @@
 /**
- * Calls hold descriptors for as long as bhyve works, and a process has a limit. A call that the limit has no room for
- * waits until others of ours have ended, first come, first served. What the host program has open is counted, and some
- * are left to it.
+ * Limits how many descriptors the calls of this library hold. A call holds descriptors for as long as bhyve works, and
+ * a process has a limit. A call that would exceed the limit waits until other calls of this library have ended, in the
+ * order of arrival. The descriptors that the host program has open are counted, and some are left to it.
  */
 import os from 'node:os'
 import type { Cancellation } from '../base/cancellation.js'
 import { type CheckpointError, isExhausted, systemError } from '../base/errors.js'
 import { isFailure, loadNative } from '../base/native.js'
 
-/** What a call holds at most, in the caller's environment. */
+/** The most descriptors that a call holds on the caller's side. */
 export const descriptorsOf = {
   /** The VM's directory, the stage, the inbox, the connection. */
   checkpoint: 4,
-  /** And the watch on the process. */
+  /** The same, and the one that watches the process. */
   suspend: 5,
   /** The checkpoint files. */
   verify: 4,
@@ -20,10 +20,10 @@ export const descriptorsOf = {
   restore: 5,
 } as const
 
-/** Left to the host program: an eighth, within these bounds. */
+/** The host program is left an eighth of the limit, within these bounds. */
 const minLeft = 8
 const maxLeft = 1024
-/** Counting takes longer the more are open: this share of what is free is given out without counting again. */
+/** Counting takes longer the more descriptors are open. This share of the free ones is granted without a new count. */
 const uncounted = 1 / 8
 
 interface Waiting {
@@ -35,25 +35,28 @@ interface Waiting {
 interface DescriptorCounts {
   limit: () => number
   open: () => number
-  /** Of this environment, and of admitted calls: open already. */
+  /** Descriptors that are open already and belong to admitted calls. */
   held: () => number
-  /** Threads of the library that may yet be started take so many. */
+  /** Descriptors that threads of the library will open when they are started. */
   toCome: () => number
 }
 
 export class DescriptorBudget {
   readonly #counts: DescriptorCounts
   readonly #waiting: Waiting[] = []
-  /** Of all calls that were admitted and have not ended. */
+  /** The sum for all calls that were admitted and have not ended. */
   #reserved = 0
-  /** May be promised before they are counted again. */
+  /** How many descriptors may be granted before the open ones are counted again. */
   #credit = 0
 
   constructor(counts: DescriptorCounts) {
     this.#counts = counts
   }
 
-  /** Runs `work` once there is room. Rejects with ERR_SYSTEM (EMFILE) where no call of ours could make any. */
+  /**
+   * Runs `work` once `count` descriptors are free. Rejects with ERR_SYSTEM (EMFILE) if no running call could free
+   * enough of them.
+   */
   async during<T>(count: number, cancellation: Cancellation, work: () => Promise<T>): Promise<T> {
     const release = await this.#admission(count, cancellation)
     try {
@@ -90,18 +93,18 @@ export class DescriptorBudget {
     this.#admit()
   }
 
-  /** Whoever came behind a large one may fit. */
+  /** Removes a call that has given up. A smaller call behind it may now be admitted. */
   #leave(waiting: Waiting | undefined): void {
     const index = this.#waiting.findIndex((one) => one === waiting)
     if (index !== -1) this.#waiting.splice(index, 1)
     this.#admit()
   }
 
-  /** In the order in which they came: a large call is not overtaken for ever. */
+  /** Admits calls in the order of arrival, so that small calls cannot overtake a large one forever. */
   #admit(): void {
     for (let next = this.#waiting[0]; next !== undefined; next = this.#waiting[0]) {
       const hasRoom = this.#hasRoom(next.count)
-      // What they hold comes back.
+      // Running calls will release descriptors.
       if (!hasRoom && this.#reserved > 0) return
       this.#waiting.shift()
       if (hasRoom) {
@@ -131,13 +134,13 @@ export class DescriptorBudget {
   #refusal(count: number): CheckpointError {
     const { limit, open } = this.#counts
     const doing =
-      `${String(open())} of the ${String(limit())} descriptors of this process are open, and the call needs ` +
-      `${String(count)}, besides those for threads and some that are left to the host program. Nothing was begun`
+      `Not enough free descriptors: ${String(open())} of the ${String(limit())} of this process are open, and the ` +
+      `call needs ${String(count)} (some are kept for the library's threads and the host program). Nothing was started`
     return systemError({ errno: os.constants.errno.EMFILE, syscall: 'open' }, doing)
   }
 }
 
-/** Counted by the system. What cannot be counted limits nobody. */
+/** Counts of this process, from the system. If a count is not available, it imposes no limit. */
 export function systemCounts(toCome: () => number, connections: () => number): DescriptorCounts {
   const native = loadNative()
   const limit = (): number => {

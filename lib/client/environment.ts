@@ -29,7 +29,7 @@ export interface Environment {
 
 let budget: DescriptorBudget | undefined
 
-/** One for all clients of this environment: the limit is the process's. */
+/** All clients share one budget, because the limit applies to the process. */
 function sharedBudget(): DescriptorBudget {
   budget ??= new DescriptorBudget(systemCounts(() => sharedPool().descriptorsToCome, connectionsHeld))
   return budget
@@ -41,7 +41,7 @@ export const hostEnvironment: Environment = {
   descriptors: sharedBudget,
   vmmDirectory: '/dev/vmm',
   peers: sharedPeers,
-  // Giving back hundreds of gigabytes takes a while.
+  // The kernel takes a while to free hundreds of gigabytes of RAM.
   exitTimeoutMs: 120_000,
   system: { platform: process.platform, release: os.release() },
   runtime: thisRuntime,

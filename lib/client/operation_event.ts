@@ -1,7 +1,7 @@
-/** What a tracing channel tells of a call. docs/insight.md has the payloads. */
+/** The events on the tracing channels. docs/insight.md describes them. */
 import type { VmState } from '../base/types.js'
 
-/** What has a channel: `bhyve-checkpoint:<operation>`. */
+/** The operations. Each has a channel named `bhyve-checkpoint:<operation>`. */
 export type Operation =
   | 'create'
   | 'suspend'
@@ -20,19 +20,19 @@ export type Operation =
   | 'planRestore'
   | 'restore'
 
-/** What the subscribers of a channel get, the same object at every event of a call. */
+/** The object that subscribers of a channel receive. It is the same object at every event of one call. */
 export interface OperationEvent {
   operation: Operation
   vm?: string
-  /** Its name. */
+  /** The name of the checkpoint. */
   checkpoint?: string
-  /** Once it has resolved. */
+  /** The result, once the call has resolved. */
   result?: OperationResult
-  /** Once it has rejected: a CheckpointError or an AbortError. */
+  /** The CheckpointError or AbortError, once the call has rejected. */
   error?: unknown
 }
 
-/** Sizes and numbers. bhyve's arguments are never among them: they may hold a password. */
+/** The result in sizes (bytes) and numbers. bhyve's arguments are never part of it, because they may hold a password. */
 export interface OperationResult {
   memoryBytes?: number
   storedBytes?: number

@@ -1,4 +1,4 @@
-/** What a client is made with, checked and completed. */
+/** Checks the options of a client and fills in the defaults. */
 import { assertOptions, invalid } from '../base/assertions.js'
 import { membersOf } from '../base/union_members.js'
 import type { ClientOptions, Dialect, Layout } from '../base/types.js'
@@ -22,7 +22,7 @@ const dialects: readonly string[] = membersOf<Dialect | 'auto'>({
 export interface ClientSettings {
   target: Omit<Target, 'vm'>
   layout: Layout
-  /** The directories are of our own making, and go when they are empty. */
+  /** The library makes the checkpoint directories, and removes them once they are empty. */
   ownsDirectories: boolean
 }
 
@@ -32,11 +32,12 @@ export function clientSettings(options: ClientOptions, environment: Environment)
   const { checkpointDirectory = defaultRoot, dialect = 'auto' } = options
   const { trustedUids = [0, process.geteuid?.() ?? 0] } = options
   if (typeof runDirectory !== 'string' || !runDirectory.startsWith('/') || runDirectory.includes('\0')) {
-    throw invalid('runDirectory must be an absolute path', runDirectory)
+    throw invalid("The option 'runDirectory' must be an absolute path", runDirectory)
   }
-  if (!dialects.includes(dialect)) throw invalid(`dialect must be one of ${dialects.join(', ')}`, dialect)
+  if (!dialects.includes(dialect))
+    throw invalid(`The option 'dialect' must be one of ${dialects.join(', ')}`, dialect)
   if (!Array.isArray(trustedUids) || trustedUids.length === 0 || !trustedUids.every(isUid)) {
-    throw invalid('trustedUids must be a list of uids', trustedUids)
+    throw invalid("The option 'trustedUids' must be a non-empty array of uids", trustedUids)
   }
   const target = {
     runDirectory: trimmed(runDirectory),
@@ -52,7 +53,10 @@ function layoutFrom(directory: string | Layout): { layout: Layout; ownsDirectori
   const isLayout =
     typeof directory === 'object' && directory !== null && typeof directory.directoryOf === 'function'
   if (!isLayout)
-    throw invalid('checkpointDirectory must be a path or a layout, as cbsdLayout() gives one', directory)
+    throw invalid(
+      "The option 'checkpointDirectory' must be a path or a layout such as cbsdLayout() returns",
+      directory,
+    )
   return { layout: directory, ownsDirectories: false }
 }
 

@@ -1,4 +1,4 @@
-/** What a runtime other than Node cannot do. Asked before anything is sent to bhyve or changed on the disk. */
+/** What runtimes other than Node do not support. Checked before anything is sent to bhyve or changed on disk. */
 import { CheckpointError } from '../base/errors.js'
 
 export type Runtime = 'node' | 'bun' | 'deno'
@@ -6,13 +6,13 @@ export type Runtime = 'node' | 'bun' | 'deno'
 export const thisRuntime: Runtime =
   'bun' in process.versions ? 'bun' : 'deno' in process.versions ? 'deno' : 'node'
 
-/** What needs more of a runtime than the rest. */
+/** Operations that some runtimes do not support. */
 export type Ability = 'create' | 'restore' | 'pin' | 'verify content'
 
-const noEnd = 'Bun does not report that bhyve has closed the connection, which is the end of a checkpoint'
-const noDescriptors = "Deno's node:fs takes no descriptors that the addon has opened"
+const noEnd = 'Bun does not report when bhyve closes the connection, which is how a checkpoint ends'
+const noDescriptors = "Deno's node:fs does not accept descriptors that the addon has opened"
 
-/** `npm run test:matrix` tries all of it. */
+/** `npm run test:matrix` tests each entry. */
 const missing: Readonly<Record<Runtime, Partial<Record<Ability, string>>>> = {
   node: {},
   bun: { create: noEnd },
@@ -32,6 +32,6 @@ export function assertRuntimeCan(
 ): void {
   const why = missing[runtime][ability]
   if (why === undefined) return
-  const message = `${doing}: this runtime cannot do that (${why}). Nothing was sent or changed. Use Node`
+  const message = `${doing}: this runtime does not support it (${why}). Nothing was sent or changed. Use Node`
   throw new CheckpointError('ERR_RUNTIME_UNSUPPORTED', message, { vm, checkpoint })
 }

@@ -1,4 +1,4 @@
-/** State shared by all calls of one client. */
+/** The state that all calls of one client share. */
 import type { Ability } from './runtime.js'
 import { assertRuntimeCan } from './runtime.js'
 import { AbortError, type ErrorDetails, toCheckpointError, withDetails } from '../base/errors.js'
@@ -67,12 +67,12 @@ export class Session {
 
   /** Makes `idle()` wait for the task. */
   tracked<T>(task: Promise<T>): Promise<T> {
-    const settled = task.then(
+    const ended = task.then(
       () => undefined,
       () => undefined,
     )
-    this.#inFlight.add(settled)
-    void settled.then(() => this.#inFlight.delete(settled))
+    this.#inFlight.add(ended)
+    void ended.then(() => this.#inFlight.delete(ended))
     return task
   }
 

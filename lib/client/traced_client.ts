@@ -1,4 +1,4 @@
-/** A client whose every call runs under a tracing channel of `node:diagnostics_channel`; it decides nothing. */
+/** The client that users get: it runs every call under a tracing channel of `node:diagnostics_channel`. */
 import { tracingChannel } from 'node:diagnostics_channel'
 import type { Checkpoint } from '../base/types.js'
 import type { MachineCalls } from './calls/machine_calls.js'
@@ -175,7 +175,7 @@ function channelOf(operation: Operation): Channel {
   return channel
 }
 
-/** What was passed need not be what the types promise: it is checked by the call, not here. */
+/** The arguments are not checked yet: the call checks them. Values of another type are left out of the event. */
 function eventOf(
   operation: Operation,
   { vm, checkpoint }: { vm?: unknown; checkpoint?: unknown },

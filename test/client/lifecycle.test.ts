@@ -1,4 +1,4 @@
-/** Cancels, ends of programs and of Workers, and many VMs at once: seen from other processes. */
+/** Cancels and timeouts, programs and Workers that end during a call, and many VMs at once. */
 import events from 'node:events'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -27,7 +27,7 @@ async function start(t: Test, options: Partial<SimulatorOptions> = {}): Promise<
   return bhyve
 }
 
-t.test('a cancel rejects at once, the VM lives, nothing is published', async (t) => {
+t.test('a cancelled create rejects at once, the VM continues and nothing is published', async (t) => {
   for (const dialect of ['struct', 'path', 'descriptor', 'reply'] as const) {
     const { runDirectory } = await start(t, { dialect, memoryBytes: 4 * MiB, writeRate: 8 * MiB })
     const checkpointDirectory = scratch(t)
@@ -44,14 +44,14 @@ t.test('a cancel rejects at once, the VM lives, nothing is published', async (t)
     t.ok(error instanceof AbortError, dialect)
     t.match(error, { name: 'AbortError', code: 'ABORT_ERR', begun: true, cause: { message: 'enough' } })
     const stages = fs.readdirSync(path.join(checkpointDirectory, 'vm1/.staging'))
-    t.equal(stages.length, 1, `${dialect}: bhyve goes on in its stage`)
+    t.equal(stages.length, 1, `${dialect}: bhyve continues to write to its stage`)
     await client.idle()
     t.strictSame(tree(checkpointDirectory), [], `${dialect}: nothing left`)
-    t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' }, `${dialect}: the VM lives`)
+    t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' }, `${dialect}: the VM runs`)
   }
 })
 
-t.test('a signal that was aborted before', async (t) => {
+t.test('a call rejects before it starts if its signal is already aborted', async (t) => {
   const client = createClient({ runDirectory: '/nonexistent', checkpointDirectory: '/nonexistent' })
   const error: unknown = await client
     .createCheckpoint('vm1', { signal: AbortSignal.abort() })
@@ -68,7 +68,7 @@ t.test('a signal that was aborted before', async (t) => {
   t.match(late, { name: 'AbortError', begun: false, message: /nothing was started$/ })
 })
 
-t.test('what a cancel leaves is said as it is at that moment', async (t) => {
+t.test('the message of a cancel reports whether a request was sent', async (t) => {
   for (const poweroff of [false, true]) {
     const { runDirectory } = await start(t, { writeRate: 2 * MiB })
     const client = createClient({ runDirectory, checkpointDirectory: scratch(t) })
@@ -81,13 +81,15 @@ t.test('what a cancel leaves is said as it is at that moment', async (t) => {
       throw new Error('no AbortError', { cause: error })
     }
     t.match(await cancelAt('queued'), { begun: false, message: /aborted; nothing was sent to bhyve$/ })
-    const outcome = poweroff ? /asked and goes on; the state of the VM is published/ : /nothing is published/
+    const outcome = poweroff
+      ? /bhyve continues until it has finished .*a complete state will be published/
+      : /bhyve continues until it has finished .*nothing will be published/
     t.match(await cancelAt('saving'), { begun: true, message: outcome })
     await client.idle()
   }
 })
 
-t.test('whether a call had begun is known wherever its error gets to', async (t) => {
+t.test('an error keeps `begun` when details are added and when it changes threads', async (t) => {
   for (const begun of [true, false]) {
     const error = new CheckpointError('ERR_TIMEOUT', 'enough', { begun })
     t.match(withDetails(error, { vm: 'vm1' }), { vm: 'vm1', begun })
@@ -95,7 +97,7 @@ t.test('whether a call had begun is known wherever its error gets to', async (t)
   }
 })
 
-t.test('one signal for a thousand calls', async (t) => {
+t.test('a thousand calls can share one signal', async (t) => {
   const warnings: Error[] = []
   const warned = (warning: Error) => warnings.push(warning)
   process.on('warning', warned)
@@ -119,11 +121,11 @@ t.test('one signal for a thousand calls', async (t) => {
   t.strictSame(warnings, [])
 })
 
-t.test('a program whose working directory is removed', async (t) => {
+t.test('every call works in a program whose working directory was removed', async (t) => {
   const script = path.join(scratch(t), 'bhyve')
-  const stand = `exec env NODE_OPTIONS= '${process.execPath}' '${simulatedBhyve}' "$@"`
-  // Node's own programs cannot start there; bhyve can.
-  fs.writeFileSync(script, `#!/bin/sh\necho $$ >'${script}.pid'\ncd / && ${stand}\n`, { mode: 0o755 })
+  const command = `exec env NODE_OPTIONS= '${process.execPath}' '${simulatedBhyve}' "$@"`
+  // bhyve can start in a removed directory. Node, which runs the simulated bhyve, cannot.
+  fs.writeFileSync(script, `#!/bin/sh\necho $$ >'${script}.pid'\ncd / && ${command}\n`, { mode: 0o755 })
   for (const when of ['before', 'after']) {
     const { runDirectory } = await start(t, { memoryBytes: 4 * MiB })
     const ended = await runScript('without-cwd.mjs', [runDirectory, scratch(t), when, script])
@@ -138,7 +140,7 @@ t.test('a program whose working directory is removed', async (t) => {
   }
 })
 
-t.test('a cancel while waiting for the turn sends nothing', async (t) => {
+t.test('a call that times out in the queue sends nothing', async (t) => {
   const { runDirectory } = await start(t, { memoryBytes: 4 * MiB, writeRate: 8 * MiB })
   const checkpointDirectory = scratch(t)
   const client = createClient({ runDirectory, checkpointDirectory })
@@ -151,7 +153,7 @@ t.test('a cancel while waiting for the turn sends nothing', async (t) => {
     message: /timed out after 50 ms; nothing was sent to bhyve/,
   })
   t.match(await first, { name: 'first' })
-  t.match(await third, { name: 'third' }, 'and keeps nobody from asking')
+  t.match(await third, { name: 'third' }, 'the next call in the queue succeeds')
   await client.idle()
   t.strictSame(
     (await client.listCheckpoints('vm1')).map(({ name }) => name),
@@ -159,7 +161,7 @@ t.test('a cancel while waiting for the turn sends nothing', async (t) => {
   )
 })
 
-t.test('a cancel after the commit point comes too late', async (t) => {
+t.test('a cancel after the commit point has no effect', async (t) => {
   const { runDirectory } = await start(t)
   const client = createClient({ runDirectory, checkpointDirectory: scratch(t) })
   const controller = new AbortController()
@@ -171,7 +173,7 @@ t.test('a cancel after the commit point comes too late', async (t) => {
   })
 })
 
-t.test('disposal ends everything, what was cancelled included', async (t) => {
+t.test('disposal of a client waits for cancelled calls too', async (t) => {
   const { runDirectory } = await start(t, { memoryBytes: 4 * MiB, writeRate: 8 * MiB })
   const checkpointDirectory = scratch(t)
   const client = createClient({ runDirectory, checkpointDirectory })
@@ -179,13 +181,17 @@ t.test('disposal ends everything, what was cancelled included', async (t) => {
   const onProgress = ({ phase }: { phase: string }) => phase === 'saving' && controller.abort()
   const call = client.createCheckpoint('vm1', { signal: controller.signal, onProgress })
   t.ok((await call.catch((reason: unknown) => reason)) instanceof AbortError)
-  t.not(checkpointFiles(path.join(checkpointDirectory, 'vm1')).length, 0, 'bhyve goes on in its stage')
+  t.not(
+    checkpointFiles(path.join(checkpointDirectory, 'vm1')).length,
+    0,
+    'bhyve continues to write to its stage',
+  )
   await client[Symbol.asyncDispose]()
   t.strictSame(tree(checkpointDirectory), [])
   t.equal(loadNative().ownedDescriptors(), 0)
 })
 
-t.test('a program with nothing else to do ends by itself, after bhyve', async (t) => {
+t.test('after a cancel a program stays alive until bhyve has finished, then exits', async (t) => {
   for (const dialect of ['descriptor', 'reply'] as const) {
     for (const how of ['abort', 'timeout'] as const) {
       const bhyve = await start(t, { dialect, memoryBytes: 4 * MiB, writeRate: 8 * MiB })
@@ -195,29 +201,29 @@ t.test('a program with nothing else to do ends by itself, after bhyve', async (t
       t.match(ended.stdout, how === 'abort' ? 'AbortError ABORT_ERR enough' : 'CheckpointError ERR_TIMEOUT')
       t.strictSame(tree(checkpointDirectory), [], 'nothing left')
       const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory })
-      t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' }, `${dialect} ${how}: the VM lives`)
+      t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' }, `${dialect} ${how}: the VM runs`)
     }
   }
 })
 
-t.test('Workers terminated in the middle leave nothing behind', async (t) => {
+t.test('Workers that are terminated during a call leave nothing behind', async (t) => {
   for (const phase of ['saving', 'publishing']) await terminateWorkers(t, phase, 3)
 })
 
-t.test('two hundred VMs at once on one libuv thread', async (t) => {
+t.test('two hundred VMs are saved at once with one libuv thread', async (t) => {
   const ended = await runScript('two-hundred.mjs', [scratch(t), '200'], { UV_THREADPOOL_SIZE: '1' })
   t.match(ended, { code: 0, signal: null, stderr: '' })
   const outcome = JSON.parse(ended.stdout) as Record<string, unknown>
   t.match(outcome, { fulfilled: 200, complete: 200, leaked: 0 })
   t.strictSame(outcome.reasons, [])
-  t.ok((outcome.served as number) > 20, 'the host program was served meanwhile')
+  t.ok((outcome.served as number) > 20, 'the host program was not blocked meanwhile')
 })
 
-t.test('threads that have nothing to do end', async (t) => {
+t.test('idle threads end', async (t) => {
   const before = openDescriptors()
   const client = createClient({ checkpointDirectory: scratch(t) })
   await Promise.all(['a', 'b', 'c', 'd'].map((vm) => client.listCheckpoints(vm)))
   t.ok(openDescriptors() > before)
   await until(() => openDescriptors() <= before, 'the descriptors of the threads')
-  t.strictSame(await client.listCheckpoints('a'), [], 'and start again')
+  t.strictSame(await client.listCheckpoints('a'), [], 'a later call starts a thread again')
 })

@@ -1,4 +1,4 @@
-/** What others can see of the library's work: channels, lines, and the two examples that use them. */
+/** Tracing channels, NODE_DEBUG lines, and the two examples that use the channels. */
 import { tracingChannel } from 'node:diagnostics_channel'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -13,7 +13,7 @@ import { scratch } from '../support/index.js'
 
 const example = (name: string): string => fileURLToPath(new URL(`../../examples/${name}`, import.meta.url))
 
-t.test('a call is seen from its start to its end, with one object and nothing secret', async (t) => {
+t.test('every call publishes its start, error and end with one event object and no secrets', async (t) => {
   const seen: [string, OperationEvent][] = []
   const note = (kind: string) => (event: unknown) => void seen.push([kind, event as OperationEvent])
   const subscribers = {
@@ -86,19 +86,16 @@ t.test('a call is seen from its start to its end, with one object and nothing se
   for (const [, event] of done) t.notOk('error' in event, event.operation)
 })
 
-t.test(
-  'what makes no sense is refused the same, and a subscriber that throws costs nobody a call',
-  async (t) => {
-    const client = createClient({ checkpointDirectory: scratch(t) })
-    const refusing = (vm: unknown, options: unknown): Promise<unknown> =>
-      client.createCheckpoint(vm as string, options as object)
-    await t.rejects(refusing(undefined, null), { code: 'ERR_INVALID_VM_NAME' })
-    await t.rejects(refusing('vm1', null), { code: 'ERR_INVALID_OPTION' })
-    await t.rejects(refusing('vm1', { name: 1 }), { code: 'ERR_INVALID_CHECKPOINT_NAME' })
-  },
-)
+t.test('a traced call rejects invalid arguments with the same codes', async (t) => {
+  const client = createClient({ checkpointDirectory: scratch(t) })
+  const create = (vm: unknown, options: unknown): Promise<unknown> =>
+    client.createCheckpoint(vm as string, options as object)
+  await t.rejects(create(undefined, null), { code: 'ERR_INVALID_VM_NAME' })
+  await t.rejects(create('vm1', null), { code: 'ERR_INVALID_OPTION' })
+  await t.rejects(create('vm1', { name: 1 }), { code: 'ERR_INVALID_CHECKPOINT_NAME' })
+})
 
-t.test('NODE_DEBUG tells every decision', async (t) => {
+t.test('NODE_DEBUG logs every decision', async (t) => {
   const world = new CliWorld(t)
   await world.start({ vm: 'vm1' })
   const env = { NODE_DEBUG: 'bhyve-checkpoint' }
@@ -130,7 +127,7 @@ interface Recorded {
   ended: boolean
 }
 
-/** As much of a tracer as the example needs. */
+/** A tracer with the methods that the example uses. */
 function recordingTracer(spans: Recorded[]): Tracer {
   const startSpan = (name: string, { attributes = {} }: { attributes?: Attributes } = {}): Span => {
     const recorded: Recorded = { name, attributes: { ...attributes }, ended: false }
@@ -146,7 +143,7 @@ function recordingTracer(spans: Recorded[]): Tracer {
   return { startSpan } as unknown as Tracer
 }
 
-t.test('the examples make spans and metrics of it', async (t) => {
+t.test('the examples turn the events into spans and metrics', async (t) => {
   const spans: Recorded[] = []
   trace.setGlobalTracerProvider({ getTracer: () => recordingTracer(spans) })
   await import(example('opentelemetry.mjs'))
@@ -186,20 +183,20 @@ t.test('the examples make spans and metrics of it', async (t) => {
     t.match(line, /^(# (HELP|TYPE) .*|[a-z_]+(\{[^{}]*\})? [\d.e+-]+)$/)
 })
 
-t.test('a traced call passes on all that it was given', async (t) => {
+t.test('a traced call passes on all of its arguments', async (t) => {
   const passed: unknown[] = []
   const call = (...args: unknown[]): Promise<unknown> => {
     passed.push(args)
     return Promise.resolve(Object.assign([...args], { removed: [], blockers: [], warnings: [] }))
   }
-  const room: unknown = new Proxy({}, { get: () => call })
-  const rooms = new Proxy({}, { get: () => room }) as Parameters<typeof tracedClient>[0]
-  const traced = tracedClient(rooms, () => Promise.resolve())
-  const given = ['vm1', {}, {}]
+  const callGroup: unknown = new Proxy({}, { get: () => call })
+  const callGroups = new Proxy({}, { get: () => callGroup }) as Parameters<typeof tracedClient>[0]
+  const traced = tracedClient(callGroups, () => Promise.resolve())
+  const args = ['vm1', {}, {}]
   for (const call of Object.values(traced) as ((...args: unknown[]) => Promise<unknown>)[])
-    await call(...given)
+    await call(...args)
   t.same(
-    passed.filter((args) => (args as unknown[]).length > 0),
-    operations.map(() => given),
+    passed.filter((received) => (received as unknown[]).length > 0),
+    operations.map(() => args),
   )
 })

@@ -336,7 +336,7 @@ t.test('where the host has taken everything, calls wait for ours and for nothing
   t.match(await second, {
     code: 'ERR_SYSTEM',
     errno: errno.EMFILE,
-    message: /18 of the 18.*Nothing was begun.*ulimit -n/,
+    message: /18 of the 18.*Nothing was started.*ulimit -n/,
   })
   t.match(await rejection(budget.during(1, cancellationOf(), work.run('third'))), { errno: errno.EMFILE })
   host = 6

@@ -1,4 +1,4 @@
-/** Calls for the process of a VM: pause, resume, and which VMs there are. */
+/** Calls about VM processes: pause, resume and listVirtualMachines. */
 import { assertBoolean, assertOptions, assertPid } from '../../base/assertions.js'
 import { peerWithPid, setPaused } from '../../bhyve/pause.js'
 import { assertTrusted } from '../../bhyve/peer.js'
@@ -19,18 +19,20 @@ export class MachineCalls {
   async pause(vm: string, options: { pid?: number | undefined } = {}): Promise<void> {
     assertVmName(vm)
     this.#assertNoRequest(vm)
-    return this.#session.explained(`pausing VM '${vm}'`, () => ({ vm }), this.#setPaused(vm, true, options))
+    return this.#session.explained(`Pausing VM '${vm}'`, () => ({ vm }), this.#setPaused(vm, true, options))
   }
 
   #assertNoRequest(vm: string): void {
     if (!this.#session.requests.has(vm)) return
-    const message = `VM '${vm}' is being asked for a checkpoint: stopped now, it would never end`
+    const message =
+      `Pausing VM '${vm}': this client has a checkpoint request to the VM in flight, and the request would never end ` +
+      'while the VM is paused. Nothing was changed. Wait until the checkpoint has ended'
     throw new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm, holderPid: process.pid })
   }
 
   async resume(vm: string, options: { pid?: number | undefined } = {}): Promise<void> {
     assertVmName(vm)
-    return this.#session.explained(`resuming VM '${vm}'`, () => ({ vm }), this.#setPaused(vm, false, options))
+    return this.#session.explained(`Resuming VM '${vm}'`, () => ({ vm }), this.#setPaused(vm, false, options))
   }
 
   async #setPaused(vm: string, paused: boolean, options: { pid?: number | undefined }): Promise<void> {
@@ -43,7 +45,7 @@ export class MachineCalls {
     const sockets = await this.#session.vmJobs.locateSocket(target)
     const { peer, located } = findPeer(sockets, target, this.#session.environment.peers)
     assertTrusted(peer, located, target)
-    // A request may have been made meanwhile. One that comes after the stop finds the VM paused.
+    // Checked again, because a request may have begun meanwhile. A later request is rejected with ERR_VM_PAUSED.
     if (paused) this.#assertNoRequest(vm)
     return setPaused(peer, paused, target)
   }
@@ -54,7 +56,7 @@ export class MachineCalls {
     assertBoolean(connect, 'connect')
     const { target } = this.#session.settings
     const found = this.#session.explained(
-      'listing virtual machines',
+      'Listing virtual machines',
       () => ({}),
       this.#session.vmJobs.findSockets(target),
     )

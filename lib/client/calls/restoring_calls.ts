@@ -7,10 +7,11 @@ import { restore, type Restored } from '../../operations/restore/restore.js'
 import type { RestoreOptions, RestorePlan } from '../../base/types.js'
 import { about, type Session } from '../session.js'
 
-/** What a cancel leaves: before bhyve is started, and after. */
+/** For messages: the state after a cancel, before and after bhyve was started. */
 const outcome = {
   beforeStart: 'nothing was started',
-  afterStart: 'bhyve was started and goes on (client.idle() waits until it serves or has ended)',
+  afterStart:
+    'bhyve was started and continues to run (client.idle() waits until its socket exists or it has exited)',
 } as const
 
 export class RestoringCalls {
@@ -22,7 +23,7 @@ export class RestoringCalls {
 
   async planRestore(vm: string, name: string, options: RestoreOptions): Promise<RestorePlan> {
     return this.#restoring(
-      'planning to restore',
+      'Planning to restore',
       vm,
       name,
       options,
@@ -35,8 +36,8 @@ export class RestoringCalls {
   }
 
   async restore(vm: string, name: string, options: RestoreOptions): Promise<Restored> {
-    return this.#restoring('restoring', vm, name, options, (context, settings, cancellation) => {
-      this.#session.assertCan('restore', `restoring checkpoint '${name}' of VM '${vm}'`, vm, name)
+    return this.#restoring('Restoring', vm, name, options, (context, settings, cancellation) => {
+      this.#session.assertCan('restore', `Restoring checkpoint '${name}' of VM '${vm}'`, vm, name)
       const count = descriptorsOf.restore + (settings.verify ? descriptorsOf.verify : 0)
       const begin = () => restore(context, settings, cancellation)
       return this.#session.tracked(this.#session.environment.descriptors().during(count, cancellation, begin))

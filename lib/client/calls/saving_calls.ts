@@ -15,17 +15,17 @@ import { about, type Session } from '../session.js'
 
 const suspendOptions = createOptions.filter((option) => option !== 'poweroff')
 
-/** What a cancel leaves: before bhyve is asked, and after. */
+/** For messages: the state after a cancel, before and after the request was sent to bhyve. */
 const outcomes = {
   checkpoint: {
     beforeStart: 'nothing was sent to bhyve',
     afterStart:
-      'bhyve was asked and goes on to the end of its work; nothing is published (client.idle() waits for that)',
+      'bhyve continues until it has finished (client.idle() waits for that), and nothing will be published',
   },
   suspend: {
     beforeStart: 'nothing was sent to bhyve',
     afterStart:
-      'bhyve was asked and goes on; the state of the VM is published once it is saved (client.idle() waits for that)',
+      'bhyve continues until it has finished (client.idle() waits for that), and a complete state will be published',
   },
 } as const
 
@@ -41,8 +41,8 @@ export class SavingCalls {
     const settings = about(vm, () => createSettings(vm, options, this.#session.settings.target.dialect))
     const { signal, timeout, name } = settings
     const doing = settings.poweroff
-      ? `suspending VM '${vm}' as checkpoint '${name}'`
-      : `creating checkpoint '${name}' of VM '${vm}'`
+      ? `Suspending VM '${vm}' as checkpoint '${name}'`
+      : `Creating checkpoint '${name}' of VM '${vm}'`
     this.#session.assertCan('create', doing, vm, name)
     const outcome = settings.poweroff ? outcomes.suspend : outcomes.checkpoint
     const cancellation = new Cancellation({ signal, timeout, doing, vm, ...outcome })
@@ -68,7 +68,7 @@ export class SavingCalls {
       this.#session.requests.end(vm)
       throw error
     })
-    // A call that gave up leaves the order to bhyve's own queue: its request may never end.
+    // The request of a cancelled call may never end. Later calls must not wait for it: bhyve queues them itself.
     cancellation.onCancel(endTurn)
     try {
       const target = { ...this.#session.settings.target, vm }
@@ -93,7 +93,7 @@ export class SavingCalls {
     }
   }
 
-  /** A suspend that was asked for must find a thread, whatever the host program opens meanwhile. */
+  /** After its request a suspend must get a thread, even if the host program opens all descriptors meanwhile. */
   #keepingThread<T>(isNeeded: boolean, work: () => Promise<T>): Promise<T> {
     return isNeeded ? sharedPool().keepingThread(work) : work()
   }

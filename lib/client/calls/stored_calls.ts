@@ -1,4 +1,4 @@
-/** Calls for what is stored: no VM is asked. */
+/** Calls about stored checkpoints. They do not contact a VM. */
 import { types } from 'node:util'
 import { assertBoolean, assertCallback, assertOptions, assertSignal, invalid } from '../../base/assertions.js'
 import { Cancellation } from '../../base/cancellation.js'
@@ -17,10 +17,10 @@ import type {
 import { verifyContent } from '../../operations/verify.js'
 import { about, type Session } from '../session.js'
 
-/** What a cancel leaves: before a file is read, and after. */
+/** For messages: the state after a cancel, before and after the first file was read. */
 const verifying = {
   beforeStart: 'nothing was read',
-  afterStart: 'the reading stops (client.idle() waits for that)',
+  afterStart: 'reading stops (client.idle() waits for that)',
 } as const
 
 export class StoredCalls {
@@ -33,20 +33,20 @@ export class StoredCalls {
   async listCheckpoints(vm: string): Promise<ListedCheckpoint[]> {
     assertVmName(vm)
     return this.#session.explained(
-      `listing the checkpoints of VM '${vm}'`,
+      `Listing the checkpoints of VM '${vm}'`,
       () => ({ vm }),
       this.#session.store.jobs.listCheckpoints(this.#session.store.directoryOf(vm), vm),
     )
   }
 
   async getCheckpoint(vm: string, name: string): Promise<Checkpoint> {
-    return this.#onStored('reading', vm, name, (directory) =>
+    return this.#onStored('Reading', vm, name, (directory) =>
       this.#session.store.jobs.getCheckpoint(directory, vm, name),
     )
   }
 
   async destroyCheckpoint(vm: string, name: string): Promise<void> {
-    return this.#onStored('destroying', vm, name, (directory) =>
+    return this.#onStored('Destroying', vm, name, (directory) =>
       this.#session.store.jobs.destroyCheckpoint(directory, name),
     )
   }
@@ -54,7 +54,7 @@ export class StoredCalls {
   async destroyAll(vm: string): Promise<string[]> {
     assertVmName(vm)
     return this.#session.explained(
-      `destroying the checkpoints of VM '${vm}'`,
+      `Destroying the checkpoints of VM '${vm}'`,
       () => ({ vm }),
       this.#session.store.jobs.destroyCheckpoints(
         this.#session.store.directoryOf(vm),
@@ -67,18 +67,18 @@ export class StoredCalls {
     assertOptions(options, 'VerifyOptions', ['depth', 'signal', 'onProgress'])
     const { depth = 'structure', signal, onProgress } = options
     if (depth !== 'structure' && depth !== 'content')
-      throw invalid("depth must be 'structure' or 'content'", depth)
+      throw invalid("The option 'depth' must be 'structure' or 'content'", depth)
     assertSignal(signal)
     assertCallback(onProgress)
     assertVmName(vm)
     assertCheckpointName(name, vm)
-    const doing = `verifying checkpoint '${name}' of VM '${vm}'`
+    const doing = `Verifying checkpoint '${name}' of VM '${vm}'`
     if (depth === 'content') this.#session.assertCan('verify content', doing, vm, name)
     const cancellation = new Cancellation({ signal, doing, vm, ...verifying })
     cancellation.throwIfCancelled()
     const startedAt = performance.now()
     const progress = new ProgressReporter({ vm, name, onProgress, memoryBytes: undefined }, cancellation)
-    const task = this.#onStored('verifying', vm, name, (directory) =>
+    const task = this.#onStored('Verifying', vm, name, (directory) =>
       depth === 'structure'
         ? this.#session.store.jobs.verifyStructure(directory, name)
         : this.#session.environment.descriptors().during(descriptorsOf.verify, cancellation, () => {
@@ -94,8 +94,8 @@ export class StoredCalls {
     assertBoolean(pinned, 'pinned')
     assertVmName(vm)
     assertCheckpointName(name, vm)
-    this.#session.assertCan('pin', `pinning checkpoint '${name}' of VM '${vm}'`, vm, name)
-    return this.#onStored('pinning', vm, name, (directory) =>
+    this.#session.assertCan('pin', `Pinning checkpoint '${name}' of VM '${vm}'`, vm, name)
+    return this.#onStored('Pinning', vm, name, (directory) =>
       this.#session.store.jobs.pinCheckpoint(directory, vm, name, pinned),
     )
   }
@@ -106,7 +106,7 @@ export class StoredCalls {
     const { keepLast, keepWithinMs, maxBytes, dryRun } = policy
     const rules = { keepLast, keepWithinMs, maxBytes, dryRun }
     return this.#session.explained(
-      `pruning the checkpoints of VM '${vm}'`,
+      `Pruning the checkpoints of VM '${vm}'`,
       () => ({ vm }),
       this.#session.store.jobs.pruneCheckpoints(this.#session.store.directoryOf(vm), vm, rules, Date.now()),
     )
@@ -114,7 +114,7 @@ export class StoredCalls {
 
   async listStored(): Promise<string[]> {
     return this.#session.explained(
-      'listing the VMs that have checkpoints',
+      'Listing the VMs that have checkpoints',
       () => ({}),
       this.#session.store.storedVms(),
     )
@@ -127,10 +127,11 @@ export class StoredCalls {
     assertVmName(vm)
     assertOptions(options, 'the options', ['since'])
     const { since = new Date(0) } = options
-    // A date of a context of `node:vm` too, as what this library resolves with is of the main one.
-    if (!types.isDate(since) || Number.isNaN(since.getTime())) throw invalid('since must be a Date', since)
+    // Not `instanceof`: the library's own dates are of the main context, and the caller may run in one of `node:vm`.
+    if (!types.isDate(since) || Number.isNaN(since.getTime()))
+      throw invalid("The option 'since' must be a valid Date", since)
     return this.#session.explained(
-      `looking for the state of suspended VM '${vm}'`,
+      `Finding the suspended state of VM '${vm}'`,
       () => ({ vm }),
       this.#session.store.suspended(vm, since.getTime()),
     )
