@@ -1,9 +1,9 @@
-/** What the pool and its workers say to each other. */
+/** The messages between the pool and its workers. */
 import { CheckpointError, detailsOf, type ErrorCode, type ErrorDetails } from '../base/errors.js'
 
 /**
- * `long`: may take seconds, such as an fsync of gigabytes; such jobs never occupy the whole pool. `removal`: waits for the
- * file system to free blocks; one runs at a time, in an additional thread.
+ * - `long`: may take seconds, such as an fsync of gigabytes. Long jobs never occupy every thread of the pool.
+ * - `removal`: waits until the file system has freed blocks. One removal runs at a time, in an additional thread.
  */
 export type JobKind = 'short' | 'long' | 'removal'
 
@@ -15,19 +15,19 @@ export interface JobCall {
 
 export type ToWorker =
   | { kind: 'run'; job: string; args: readonly unknown[] }
-  /** The main side has its own copies now, or has let go of them. */
+  /** The caller has its own duplicates of these descriptors now, or has closed them. */
   | { kind: 'close'; descriptors: readonly number[] }
 
 /**
- * What came of a job. `held`: descriptors to be closed once the caller has closed its own. `later`: jobs that it leaves, and
- * that nobody waits for but `emptied()`.
+ * The result of a job. `held`: descriptors that the worker closes once the caller has closed its own. `later`: jobs to
+ * run afterwards; only `emptied()` waits for them.
  */
 export type Outcome = ({ value: unknown } | { error: PortableError }) & {
   held: readonly number[]
   later: readonly JobCall[]
 }
 
-/** `up`: it has loaded what it needs. */
+/** `up`: the worker has loaded its code. */
 export type FromWorker = 'up' | Outcome
 
 /** A structured clone keeps an error's message and stack, but neither its class nor its code. */
@@ -57,7 +57,7 @@ interface PortableCause {
   properties: Record<string, unknown>
 }
 
-/** The clone of an Error loses `errno`, `code` and `syscall`: they travel beside it. */
+/** A structured clone of an Error loses `errno`, `code` and `syscall`, so they are sent beside it. */
 function causeToPortable(cause: unknown): unknown {
   return cause instanceof Error
     ? ({ error: cause, properties: Object.fromEntries(Object.entries(cause)) } satisfies PortableCause)

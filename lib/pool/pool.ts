@@ -1,8 +1,8 @@
 /**
- * The library's own threads for everything that blocks: fsync, locks, renames, removing gigabytes. Workers
- * rather than libuv's pool, which the host program needs for itself, and rather than threads of the addon,
- * since what runs in them is decisions of ours and digests of Node's. They start when needed, at most
- * `poolSize`, and an idle one does not keep the process alive.
+ * The library's own threads for everything that blocks: fsync, locks, renames, removing gigabytes. They are Workers.
+ * libuv's pool is not used, because the host program needs it. Threads of the addon are not used, because the jobs make
+ * decisions in TypeScript and compute digests with Node. Threads start when they are needed, at most `poolSize` of
+ * them. An idle thread does not keep the process alive.
  */
 import os from 'node:os'
 import { Worker } from 'node:worker_threads'
@@ -21,25 +21,25 @@ import { reserveSize } from './reserve.js'
 import { startInDirectory } from './working_directory.js'
 
 /**
- * Two at least: one stays free for what is short. Not more than there are processors, which the host program's own
- * thread would have to wait for.
+ * At least two, so that one stays free for short jobs. Otherwise at most the number of processors, so that the host
+ * program's own thread does not have to wait for one.
  */
 export const poolSize = Math.min(3, Math.max(2, os.availableParallelism()))
 /**
- * Of a thread's young generation. V8 would let it grow to 16 MiB and more, in each thread, under the garbage of many
- * small jobs; what stays, like a long list of checkpoints, is not in it.
+ * Limits a thread's young generation. The garbage of many small jobs would let V8 grow it to 16 MiB and more in each
+ * thread. Long-lived data, such as a long list of checkpoints, is not stored in it.
  */
 const maxYoungGenerationSizeMb = 3
-/** Taken now: a host's tests that put another clock into its place must not keep threads from starting. */
+/** Saved at load time: tests of a host program may replace setTimeout with a fake clock, and threads must still start. */
 const { setTimeout: startLater } = globalThis
-/** What a thread opens by itself: for its event loop, and for a moment to load its code. */
+/** How many descriptors a thread opens by itself: for its event loop, and for a moment to load its code. */
 const threadDescriptors = 6
-/** A thread that has had nothing to do for so long ends, and gives back its memory and descriptors. */
+/** A thread that was idle for so long ends. This frees its memory and descriptors. */
 const idleMs = 2_000
 
 /**
- * By require(), which reads files on the worker's own thread. An import would read them in libuv's pool: the host
- * program may have that busy, and a worker that is terminated meanwhile would leave the file open.
+ * Loads the worker's code by require(), which reads files on the worker's own thread. An import would read them in
+ * libuv's pool. The host program may keep that pool busy, and a worker terminated meanwhile would leave the file open.
  */
 const loadSynchronously = `
 const { file, loaded } = require('node:worker_threads').workerData
@@ -56,7 +56,7 @@ interface Job extends JobCall {
   reject: (error: unknown) => void
 }
 
-/** What a worker tells the pool, and asks it. */
+/** The functions of the pool that a worker calls. */
 interface PoolOfWorker {
   done: () => void
   gone: (worker: PoolWorker) => void
@@ -66,7 +66,7 @@ interface PoolOfWorker {
 
 class PoolWorker {
   job: Job | undefined
-  /** It runs: another one may be started. */
+  /** The thread runs, so that another one may be started. */
   isUp = false
   readonly #worker: Worker
   readonly #done: () => void
@@ -91,7 +91,7 @@ class PoolWorker {
     this.#retireLater()
   }
 
-  /** Rejects the job where it cannot start: cancelled meanwhile, or with arguments that cannot be passed on. */
+  /** Rejects the job if it was cancelled meanwhile, or if its arguments cannot be passed to a thread. */
   run(job: Job): void {
     try {
       job.onStart?.()
@@ -152,7 +152,7 @@ class PoolWorker {
     this.#retirement.unref()
   }
 
-  /** Replaces the worker's descriptors by duplicates of this environment, then lets the worker close its own. */
+  /** Replaces the worker's descriptors with duplicates of this environment. The worker then closes its own. */
   #takeDescriptors(value: unknown): unknown {
     const lent = lentDescriptors(value)
     if (lent === undefined) return value
@@ -163,7 +163,7 @@ class PoolWorker {
     }
   }
 
-  /** Once the caller, who is told first, has closed its own. */
+  /** Closes the worker's descriptors after the caller, which receives the result first, has closed its own. */
   #releaseLater(held: readonly number[]): void {
     if (held.length > 0) setImmediate(() => this.#post({ kind: 'close', descriptors: held }))
   }
@@ -189,14 +189,14 @@ function startThread(): Worker {
 }
 
 /**
- * Node 20 calls require() of a module experimental, and would say so on the host program's standard error. Deno starts
- * no thread with a flag it does not know.
+ * Node 20 considers require() of a module experimental and would print a warning on the host program's standard error.
+ * Deno does not start a thread with a flag that it does not know.
  */
 function workerFlags(): string[] {
   return 'deno' in process.versions ? [] : ['--disable-warning=ExperimentalWarning']
 }
 
-/** Without NODE_OPTIONS: what the host program preloads is not meant for these threads. */
+/** Leaves out NODE_OPTIONS: modules that the host program preloads are not meant for these threads. */
 function workerEnvironment(): NodeJS.ProcessEnv {
   const { NODE_OPTIONS: _, ...environment } = process.env
   return environment
@@ -214,18 +214,18 @@ function adoptAll(lent: Record<string, number>): Record<string, number> {
     const own = native.adopt(descriptor)
     if (isFailure(own)) {
       for (const [, taken] of adopted) native.close(taken)
-      throw systemError(own, "taking over a thread's descriptor")
+      throw systemError(own, "Duplicating a thread's descriptor")
     }
     adopted.push([key, own])
   }
   return Object.fromEntries(adopted)
 }
 
-/** What runs jobs: functions of the worker, by their names. `remote.ts` gives them their types back. */
+/** Runs jobs, which are functions of the worker, by name. `remote.ts` adds their types. */
 export interface JobRunner {
   /** `onStart` is called when a thread takes the job; what it throws rejects the job instead. */
   run(job: JobCall, onStart?: () => void): Promise<unknown>
-  /** Resolves once what earlier jobs left to be done later is done. */
+  /** Resolves once the `later` jobs of earlier jobs have ended. */
   emptied(): Promise<void>
 }
 
@@ -234,17 +234,17 @@ export class Pool implements JobRunner {
   readonly #waiting: Job[] = []
   readonly #later = new Set<Promise<void>>()
   #start: NodeJS.Timeout | undefined
-  /** How many calls rely on a thread that runs. */
+  /** How many calls need a running thread. */
   #keepers = 0
 
-  /** What threads that may yet be started are going to open. */
+  /** How many descriptors the threads that are not started yet will open. */
   get descriptorsToCome(): number {
     return Math.max(0, poolSize - this.#workers.size) * (threadDescriptors + reserveSize)
   }
 
   /**
-   * While `work` lasts, one thread stays with its reserve of descriptors: a new one might not be had when a suspended
-   * VM's state has to be published.
+   * Keeps one thread and its reserve of descriptors alive until `work` has ended. When a suspended VM's state must be
+   * published, it may be impossible to start a new thread.
    */
   async keepingThread<T>(work: () => Promise<T>): Promise<T> {
     this.#keepers++
@@ -257,7 +257,7 @@ export class Pool implements JobRunner {
 
   run(job: JobCall, onStart?: () => void): Promise<unknown> {
     return new Promise((resolve, reject) => {
-      // Where the addon cannot be had, the caller learns it in the loader's own words, and no thread is started.
+      // If the addon cannot be loaded, this rejects with the loader's own error before a thread is started.
       loadNative()
       this.#waiting.push({ ...job, onStart, resolve, reject })
       this.#assign()
@@ -268,7 +268,7 @@ export class Pool implements JobRunner {
     while (this.#later.size > 0) await Promise.all(this.#later)
   }
 
-  /** Nobody waits for it but `idle()`. What fails stays for the next call of any process. */
+  /** Only `idle()` waits for these jobs. If one fails, the next call of any process does its work. */
   #doLater(jobs: readonly JobCall[]): void {
     for (const job of jobs) {
       const done = this.run(job).then(
@@ -282,7 +282,7 @@ export class Pool implements JobRunner {
 
   #assign(): void {
     while (this.#mayHaveWorker()) {
-      // Looked at once and not for every job: hundreds may wait.
+      // Computed once and not for every job, because hundreds may be waiting.
       const mayStart = {
         short: true,
         long: this.#running('long') < poolSize - 1,
@@ -305,7 +305,7 @@ export class Pool implements JobRunner {
     return this.#mayGrow() || this.#idleWorker() !== undefined
   }
 
-  /** A removal mostly waits for the disk. While one runs there is one more thread, so that no other job waits for it. */
+  /** A removal mostly waits for the disk. While one runs, one more thread is allowed, so that no other job waits for it. */
   #mayGrow(): boolean {
     return this.#workers.size < poolSize + this.#running('removal')
   }
@@ -319,8 +319,8 @@ export class Pool implements JobRunner {
   }
 
   /**
-   * Threads are started one after the other, each in a turn of the loop of its own: starting one takes the caller's
-   * thread a moment, and what one can do needs no second.
+   * Starts threads one after the other, each in its own turn of the event loop. Starting a thread blocks the caller's
+   * thread for a moment, and a second thread is not needed if the first can do all jobs.
    */
   #startSoon(): void {
     const isStarting = [...this.#workers].some((worker) => !worker.isUp)
@@ -349,18 +349,21 @@ export class Pool implements JobRunner {
     this.#assign()
   }
 
-  /** No thread can be had: what is told so must not be done later. Where there are others, they do it. */
+  /**
+   * No thread could be started. Rejects the waiting jobs, because a rejected job must not run later. If other threads
+   * exist, they run the jobs instead.
+   */
   #refuseAll(cause: unknown): void {
     if (this.#workers.size > 0) return
     for (const job of this.#waiting.splice(0))
-      job.reject(toCheckpointError(cause, 'starting a thread of the library'))
+      job.reject(toCheckpointError(cause, 'Starting a thread of the library'))
   }
 }
 
 function deathOf(cause: Error): CheckpointError {
-  const died = 'a thread of the library died'
+  const died = 'A thread of the library died'
   if (isNodeSystemError(cause)) return toCheckpointError(cause, died)
-  // Of an event loop that could not be made, Node names the errno in the message only.
+  // If Node could not create the thread's event loop, only the error message contains the errno.
   const isUnstarted = 'code' in cause && cause.code === 'ERR_WORKER_INIT_FAILED'
   const name = isUnstarted ? cause.message.split(': ').at(-1) : undefined
   const errno = new Map(Object.entries(os.constants.errno)).get(name ?? '')
@@ -368,14 +371,14 @@ function deathOf(cause: Error): CheckpointError {
   return new CheckpointError('ERR_SYSTEM', `${died}: ${cause.message}`, { cause })
 }
 
-/** Looked at before: a thread that finds too few descriptors is a thread that dies. */
+/** Checks the free descriptors in advance, because a thread that finds too few of them dies. */
 function assertRoomForThread(): void {
   const native = loadNative()
   const taken: number[] = []
   try {
     while (taken.length < threadDescriptors) {
       const one = native.openPath('/dev/null', 0)
-      if (isFailure(one)) throw systemError(one, 'starting a thread of the library')
+      if (isFailure(one)) throw systemError(one, 'Starting a thread of the library')
       taken.push(one)
     }
   } finally {
@@ -385,7 +388,7 @@ function assertRoomForThread(): void {
 
 let shared: Pool | undefined
 
-/** One pool for all clients of this environment: threads are bounded however many clients there are. */
+/** All clients of this environment share one pool, so that the number of threads does not grow with the clients. */
 export function sharedPool(): Pool {
   shared ??= new Pool()
   return shared

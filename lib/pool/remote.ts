@@ -1,11 +1,11 @@
 /**
- * Calls to jobs in the pool's threads. Callers import only the type of a folder's `jobs.ts`, so none of its code is loaded
- * on their thread.
+ * Calls to jobs in the pool's threads. Callers import only the type of a directory's `jobs.ts`, so that none of its code
+ * is loaded on their thread.
  */
 import type { JobKind } from './messages.js'
 import type { JobRunner } from './pool.js'
 
-/** The jobs of a folder as asynchronous functions: each resolves with the return value of the job. */
+/** The jobs of a directory as asynchronous functions. Each resolves with the return value of the job. */
 export type Remote<Jobs> = {
   [Name in keyof Jobs]: Jobs[Name] extends (...args: infer Args) => infer Result
     ? (...args: Args) => Promise<Result>
@@ -23,10 +23,10 @@ interface RemoteOptions<Jobs> {
   around?: Around
 }
 
-/** Properties that `await`, JSON.stringify and the debugger read from any object: they must not start a job. */
+/** Properties that `await`, JSON.stringify and the debugger read from any object. Reading them must not start a job. */
 const notJobs: ReadonlySet<string> = new Set(['then', 'toJSON', 'constructor'])
 
-/** The jobs of a folder, run by `pool`. */
+/** The jobs of a directory, run by `pool`. */
 export function remote<Jobs>(pool: JobRunner, options: RemoteOptions<Jobs> = {}): Remote<Jobs> {
   const { onStart, around } = options
   const kinds: Partial<Record<string, JobKind>> = options.kinds ?? {}

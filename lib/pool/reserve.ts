@@ -1,21 +1,20 @@
 /**
- * Descriptors that a thread of the pool keeps back for the moment when the process has none left. The host program opens
- * files of its own and may take the last one while a VM is being suspended: what has been asked of bhyve must still be
- * published.
+ * Descriptors that a thread of the pool reserves for the case that the process has none left. The host program may open
+ * the last one while a VM is being suspended. The state that bhyve saves must still be published.
  */
 import fs from 'node:fs'
 import { isExhausted } from '../base/errors.js'
 import { type Failure, isFailure, type Native } from '../base/native.js'
 
-/** What the longest chain of open files in a job takes: a commit that replaces a checkpoint. */
+/** The most files that a job has open at once: a commit that replaces a checkpoint. */
 export const reserveSize = 6
 
-/** Calls that open something, for themselves or for good. */
+/** Calls that open a descriptor, for their caller or only while they run. */
 const opening = ['openPath', 'openAt', 'readStartAt', 'readDirectory', 'processStatus'] as const
 
 type Call = (...args: unknown[]) => unknown
 
-/** Every such call of this environment gets what the reserve has, where it would fail otherwise. */
+/** Wraps every such call of this environment: if it fails for lack of descriptors, it is retried with the reserve. */
 export function keepReserve(native: Native): Reserve {
   const reserve = new Reserve(native)
   const calls = native as unknown as Record<string, Call>
@@ -43,7 +42,7 @@ class Reserve {
     this.fill()
   }
 
-  /** Takes back what was spent, as soon as it is free again: the host program may be waiting for it too. */
+  /** Refills the reserve as soon as descriptors are free again: the host program may be waiting for them too. */
   fill(): void {
     while (this.#spare.length < reserveSize) {
       const one = this.#open()

@@ -1,6 +1,7 @@
 /**
- * A thread of Node's cannot start where the working directory was removed: it asks for it first of all. Such a thread is
- * started in an empty directory of ours, and the program gets its own, removed one back.
+ * Starts threads in a process whose working directory was removed. A thread of Node reads the working directory first
+ * and cannot start without one. It is started in an empty temporary directory. The process then returns to its own,
+ * removed directory.
  */
 import fs from 'node:fs'
 import os from 'node:os'
@@ -8,12 +9,12 @@ import path from 'node:path'
 import { systemError } from '../base/errors.js'
 import { type Failure, isFailure, loadNative } from '../base/native.js'
 
-/** A thread that cannot start is not waited for any longer. */
+/** How long to wait for a thread that may be unable to start. */
 const startMs = 2_000
 
 /**
- * Starts a thread; it sets `loaded` once it has loaded its code. In a directory that is there this does not wait. In a
- * removed one it does: nothing of the program's may run in the other directory.
+ * Starts a thread, which stores 1 in `loaded` once it has loaded its code. Waits for that only if the working directory
+ * was removed, so that no code of the host program runs in the temporary directory.
  */
 export function startInDirectory<T>(start: () => T, loaded: Int32Array): T {
   const native = loadNative()
@@ -35,6 +36,6 @@ export function startInDirectory<T>(start: () => T, loaded: Int32Array): T {
 }
 
 function succeed(result: number | Failure): number {
-  if (isFailure(result)) throw systemError(result, 'starting a thread in a removed working directory')
+  if (isFailure(result)) throw systemError(result, 'Starting a thread in a removed working directory')
   return result
 }

@@ -1,4 +1,7 @@
-/** A pool worker: one job at a time, synchronously. What it opened and nobody took ends with it. */
+/**
+ * A worker of the pool. It runs one job at a time, synchronously. Descriptors that it opened and the caller did not take
+ * are closed when it ends.
+ */
 import { parentPort } from 'node:worker_threads'
 import { toCheckpointError } from '../base/errors.js'
 import { loadNative } from '../base/native.js'

@@ -1,4 +1,4 @@
-/** The threads: what takes long, or cannot be passed to them, takes none away from others. */
+/** The pool: long jobs, removals and invalid arguments do not occupy every thread. */
 import fs from 'node:fs'
 import path from 'node:path'
 import t from 'tap'
@@ -15,7 +15,7 @@ import { start } from '../support/small_vm.js'
 const writeSet = writeAnySet as (base: string, tag: number) => void
 const native = loadSimulatorNative()
 
-t.test('creating and destroying everything at once', async (t) => {
+t.test('create and destroyAll of one VM can run at the same time', async (t) => {
   const { runDirectory } = await start(t)
   const checkpointDirectory = scratch(t)
   const creator = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
@@ -31,7 +31,7 @@ t.test('creating and destroying everything at once', async (t) => {
   await t.resolves(Promise.all([create(), destroy(), destroy()]))
 })
 
-t.test('one reader does not keep the others out', async (t) => {
+t.test('listCheckpoints does not wait for another reader that holds the lock', async (t) => {
   const root = scratch(t)
   fs.mkdirSync(path.join(root, 'vm1/.staging'), { recursive: true, mode: 0o700 })
   writeSet(path.join(root, 'vm1/a.ckp'), 1)
@@ -44,27 +44,27 @@ t.test('one reader does not keep the others out', async (t) => {
   t.match(
     jobs.listCheckpoints(path.join(root, 'vm1'), 'vm1'),
     [{ name: 'a' }],
-    'what needs the lock alone can wait',
+    'recovery, which needs the exclusive lock, is postponed',
   )
   native.close(reader)
   jobs.listCheckpoints(path.join(root, 'vm1'), 'vm1')
   t.notOk(fs.existsSync(path.join(root, 'vm1/.staging/dead')))
 })
 
-t.test('arguments that cannot be passed to a thread cost no thread', async (t) => {
+t.test('a call rejects arguments that cannot be sent to a thread, and the thread stays usable', async (t) => {
   for (let call = 0; call < 5; call++)
     await t.rejects(storeJobs(sharedPool()).listCheckpoints((() => 1) as never, 'vm1'))
   t.strictSame(await storeJobs(sharedPool()).listCheckpoints('/nonexistent', 'vm1'), [])
 })
 
-t.test('what takes long leaves a thread to what does not', async (t) => {
+t.test('long jobs leave a thread free for short ones', async (t) => {
   const pool = new Pool()
   const started: string[] = []
   const short = (name: string) =>
     storeJobs(pool, () => started.push(name)).listCheckpoints('/nonexistent', 'vm1')
   const long = (name: string) =>
     storeJobs(pool, () => started.push(name)).destroyCheckpoints('/nonexistent', false)
-  // Threads are started one by one: all of them have to be there.
+  // Threads are started one by one. Wait until all of them run.
   await until(async () => {
     started.length = 0
     const jobs = Array.from({ length: 100 }, () => short('warm'))
@@ -81,7 +81,7 @@ t.test('what takes long leaves a thread to what does not', async (t) => {
   t.strictSame(started, [...names, 'short', last])
 })
 
-t.test('what is removed takes no thread away from others', async (t) => {
+t.test('a removal runs in an additional thread, one removal at a time', async (t) => {
   const pool = new Pool()
   const started: string[] = []
   const note = (name: string) => () => started.push(name)

@@ -1,4 +1,4 @@
-/** Calls to jobs are functions of an object that has a function for every name, except those that the language reads. */
+/** The object of remote jobs has a function for every name, except for the names that JavaScript itself reads. */
 import { inspect } from 'node:util'
 import t from 'tap'
 import type { JobCall } from '../../dist/pool/messages.js'
