@@ -1,4 +1,4 @@
-/** Checkpoints and errors in words and as the objects of `--json`. */
+/** Formats checkpoints and errors, as lines for people and as objects for `--json`. */
 import type { Checkpoint, ListedCheckpoint } from '../index.js'
 import type { Message, Output } from './output.js'
 import { exitStatus, statusOf } from './exit_status.js'
@@ -9,9 +9,9 @@ export function checkpointMessage(checkpoint: Checkpoint | ListedCheckpoint): Me
   return { type: 'checkpoint', ...checkpoint }
 }
 
-/** What was made, and where. */
+/** The result of a saving command: the checkpoint, its size and its path. */
 export function savedLines({ vm, name, path, memoryBytes, storedBytes }: Checkpoint, verb: string): string[] {
-  const sizes = `${formatSize(memoryBytes)} of RAM, ${formatSize(storedBytes)} on the disk`
+  const sizes = `${formatSize(memoryBytes)} of RAM, ${formatSize(storedBytes)} on disk`
   return [`${verb} ${vm}/${name}: ${sizes}`, `  ${path}`]
 }
 
@@ -59,7 +59,7 @@ export function checkpointLines(checkpoint: ListedCheckpoint): string[] {
     ['path', path],
     ['created', createdAt?.toISOString() ?? '-'],
     ['RAM', formatSize(memoryBytes)],
-    ['on the disk', formatSize(storedBytes)],
+    ['on disk', formatSize(storedBytes)],
     ['vCPUs', String(cpus ?? '-')],
     ['devices', devices?.join(', ') ?? '-'],
     ['notes', notesOf(checkpoint) || '-'],
@@ -74,12 +74,14 @@ interface Failed {
   lines: string[]
 }
 
-/** What was thrown, and the exit status of its family. */
+/** Describes an error for the output, with the exit status of its family. */
 export function describeFailure(error: unknown, command: string | undefined): Failed {
   const { code, message, details } = factsOf(error)
   const isUsage = code === 'ERR_USAGE'
   const status = isUsage ? exitStatus.usage : statusOf(code)
-  const hint = isUsage ? `try: bhyve-checkpoint ${command ?? ''} --help`.replace('  ', ' ') : hintFor(code)
+  const hint = isUsage
+    ? `Run 'bhyve-checkpoint ${command ?? ''} --help' for help`.replace('  ', ' ')
+    : hintFor(code)
   const lines = [`bhyve-checkpoint: ${message}${isUsage ? '' : ` (${code})`}`, ...(hint === '' ? [] : [hint])]
   return { status, message: { type: 'error', code, message, ...details, exitStatus: status }, lines }
 }
@@ -94,5 +96,5 @@ function factsOf(error: unknown): { code: string; message: string; details: obje
 function hintFor(code: string): string {
   const uid = process.geteuid?.() ?? 0
   if (code !== 'ERR_PERMISSION' || uid === 0) return ''
-  return `This needs root, or the user that bhyve runs as and that owns the checkpoints; you are uid ${String(uid)}.`
+  return `Run the command as root, or as the user that runs bhyve and owns the checkpoints (you are uid ${String(uid)})`
 }

@@ -1,10 +1,10 @@
-/** What a command of the command line is made of. */
+/** The parts of a command. */
 import type * as Api from '../index.js'
 import type { Interrupt } from './interrupt.js'
 import type { Output } from './output.js'
 
 export interface OptionSpec {
-  /** What stands for the value in the help; absent: the option takes none. */
+  /** The name of the value in the help. Absent: the option has no value. */
   value?: string
   multiple?: boolean
   help: string
@@ -12,22 +12,23 @@ export interface OptionSpec {
 
 export interface Command {
   name: string
-  /** What follows the name in the help. */
+  /** The arguments, as the help shows them. */
   usage: string
+  /** A verb phrase, without a full stop. */
   summary: string
-  /** One line that works. */
+  /** A complete command line. */
   example: string
   options?: Readonly<Record<string, OptionSpec>>
-  /** How many names it takes, at least and at most. */
+  /** The minimum and maximum number of names. */
   positionals: readonly [number, number]
-  /** What follows `--` is for bhyve. */
+  /** The words after `--` are passed to bhyve. */
   takesRest?: boolean
-  /** It says nothing of a VM, and loads no addon. */
+  /** The command contacts no VM and loads no addon. */
   standalone?: boolean
   run(context: Context): Promise<number>
 }
 
-/** Values of options by name, as they stand on the command line. */
+/** The values of options by name, as the user typed them. */
 export class Values {
   readonly #values: Readonly<Record<string, unknown>>
 
@@ -49,7 +50,7 @@ export class Values {
     return Array.isArray(value) ? value.map(String) : []
   }
 
-  /** The option's value as `parse` reads it; undefined where it was not given. */
+  /** The option's value, converted by `parse`. Undefined if the option was not given. */
   parsed<T>(option: string, parse: (text: string, option: string) => T): T | undefined {
     const text = this.text(option)
     return text === undefined ? undefined : parse(text, `--${option}`)
@@ -57,12 +58,12 @@ export class Values {
 }
 
 export interface Context {
-  /** The library's public surface, loaded. */
+  /** The library's public API, loaded. */
   api: typeof Api
   client: Api.CheckpointClient
   values: Values
   names: readonly string[]
-  /** What follows `--`. */
+  /** The words after `--`. */
   rest: readonly string[]
   output: Output
   interrupt: Interrupt

@@ -1,13 +1,13 @@
-/** What a shell asks when Tab is pressed. */
+/** The words that a shell offers when the user presses Tab. */
 import { setTimeout } from 'node:timers/promises'
 import type { Command, Context } from './command.js'
 import { commands } from './commands/all_commands.js'
 import { optionsOf } from './parse.js'
 
-/** A shell that waits longer for names than this is worse than one that shows none. */
+/** After this time no names are offered, because a shell that does not respond is worse than one without names. */
 const timeoutMs = 2_000
 
-/** What may stand where the last of these words is being typed. */
+/** The words that can replace the last of the typed words. */
 export async function wordsFor(typed: readonly string[], open: () => Promise<Context>): Promise<string[]> {
   const before = typed.slice(0, -1)
   const current = typed.at(-1) ?? ''
@@ -18,7 +18,7 @@ export async function wordsFor(typed: readonly string[], open: () => Promise<Con
   return Promise.race([namesFor(command, open), setTimeout(timeoutMs, [], { ref: false })])
 }
 
-/** Whatever goes wrong: there is nothing to complete then. */
+/** On any error there are no names to offer. */
 async function namesFor({ positionals, name }: Command, open: () => Promise<Context>): Promise<string[]> {
   try {
     const { client, names } = await open()

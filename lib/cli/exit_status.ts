@@ -1,4 +1,4 @@
-/** What the command line ends with: one number for each family of errors, so that scripts need not read. */
+/** Exit statuses: one per family of errors, so that scripts need not parse messages. */
 import type { ErrorCode } from '../index.js'
 
 export const exitStatus = {

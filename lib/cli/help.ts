@@ -7,11 +7,12 @@ export function overview(): string[] {
   return [
     'usage: bhyve-checkpoint <command> [options]',
     '',
-    'Saves, restores and looks after the whole state of bhyve virtual machines.',
+    'Save, list, verify, restore and destroy checkpoints of bhyve virtual machines',
     '',
     ...commands.flatMap(({ name, summary }) => entry(name, summary, 14)),
     '',
-    'bhyve-checkpoint <command> --help tells about each, --version the version.',
+    "Run 'bhyve-checkpoint <command> --help' for the options of a command,",
+    "or 'bhyve-checkpoint --version' for the version",
   ]
 }
 
@@ -20,7 +21,7 @@ export function helpOn(command: Command): string[] {
   return [
     `usage: bhyve-checkpoint ${name} ${usage}`.trimEnd(),
     '',
-    ...wrapped(`${summary[0]?.toUpperCase() ?? ''}${summary.slice(1)}.`, 0),
+    ...wrapped(summary, 0),
     '',
     ...optionEntries(options),
     ...optionEntries(standalone ? {} : clientOptions),

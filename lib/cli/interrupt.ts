@@ -1,6 +1,6 @@
 /**
- * Ctrl-C and its like, by the library's rules: once, and the waiting stops. The process then stays until bhyve has ended its
- * work, because some versions of bhyve die, and their VM with them, when their client leaves before.
+ * Handles Ctrl-C, SIGTERM and SIGHUP. The first signal cancels the call. The process then stays until bhyve has finished:
+ * some versions of bhyve die if their client exits earlier, and the VM dies with them.
  */
 import { constants } from 'node:os'
 
@@ -11,7 +11,7 @@ export class Interrupt implements Disposable {
   readonly #listeners: [NodeJS.Signals, () => void][] = []
   #received: (typeof signals)[number] | undefined
 
-  /** From now on a signal does not end the process. `again` is called for every one after the first. */
+  /** From now on signals do not end the process. `again` is called for every signal after the first. */
   listen(again: () => void): AbortSignal {
     for (const name of signals) {
       const listener = (): void => {
@@ -28,12 +28,12 @@ export class Interrupt implements Disposable {
     return this.#controller.signal
   }
 
-  /** The first of them; undefined while there was none. */
+  /** The first signal, or undefined if there was none. */
   get received(): string | undefined {
     return this.#received
   }
 
-  /** As a shell reports a process that a signal ended. */
+  /** The status that a shell reports for a process that was ended by this signal. */
   get exitStatus(): number {
     return this.#received === undefined ? 0 : 128 + constants.signals[this.#received]
   }

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-/** The command line: a thin user of the public surface. */
+/** The command line. It uses only the library's public API and the simulator. */
 import fs from 'node:fs'
 import type { Command, Context } from './command.js'
 import { commands } from './commands/all_commands.js'
@@ -35,7 +35,8 @@ function lengthBeforeRest(words: readonly string[]): number {
 function assertOrder(first: string, others: readonly string[]): void {
   if (!first.startsWith('-') || ['--help', '-h', '--version'].includes(first)) return
   const command = others.find((word) => commands.some(({ name }) => name === word))
-  if (command !== undefined) throw new UsageError(`options come after the command: ${command} ${first}`)
+  if (command !== undefined)
+    throw new UsageError(`Options must follow the command, as in '${command} ${first}'`)
 }
 
 async function dispatch(first: string, others: readonly string[], output: Output): Promise<number> {
@@ -47,7 +48,7 @@ async function dispatch(first: string, others: readonly string[], output: Output
   }
   const name = first === 'help' ? (others[0] ?? '') : first
   const command = commands.find((one) => one.name === name)
-  if (command === undefined) throw new UsageError(`there is no command '${name}'`)
+  if (command === undefined) throw new UsageError(`Unknown command '${name}'`)
   const parsed = first === 'help' ? undefined : parseWords(others, command)
   if (parsed === undefined || parsed.values.has('help')) return print(output, 'help', helpOn(command))
   using interrupt = new Interrupt()
@@ -59,7 +60,7 @@ function print(output: Output, type: string, lines: string[]): number {
   return exitStatus.done
 }
 
-/** The library is loaded late: help works where its addon does not. */
+/** Loads the library late, so that help works even if the addon cannot be loaded. */
 async function contextOf(
   { standalone = false }: Command,
   parsed: Parsed,
@@ -75,12 +76,12 @@ async function complete(typed: readonly string[]): Promise<never> {
   const output = new Output(false, process.stdout, process.stderr)
   const open = async (): Promise<Context> => {
     const command = commands.find(({ name }) => name === typed[0])
-    if (command === undefined) throw new UsageError('no command')
+    if (command === undefined) throw new UsageError('Unknown command')
     const parsed = parseWords(typed.slice(1, -1), { ...command, positionals: [0, Infinity] })
     return contextOf(command, parsed, output, new Interrupt())
   }
   output.result({ type: 'words' }, await wordsFor(typed, open))
-  // A question may still wait for a lock, and the shell waits for our end.
+  // A call may still wait for a lock, and the shell waits for this process to exit.
   process.exit(exitStatus.done)
 }
 

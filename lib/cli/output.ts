@@ -1,13 +1,13 @@
 /**
- * Where everything that is said goes: results to standard output, the rest to standard error; with `--json`
- * one object per line to standard output. A reader that went away must not cost anybody a checkpoint.
+ * Writes all output: results to standard output, everything else to standard error. With `--json` everything is written
+ * to standard output, one object per line. If the reader of the output exits, the checkpoint must still succeed.
  */
 import type { Progress } from '../index.js'
 import { visible } from '../base/visible_text.js'
 import { exitStatus } from './exit_status.js'
 import { ProgressDisplay, type Stream } from './progress_display.js'
 
-/** Every object that `--json` prints has a type (docs/cli.md). */
+/** An object that `--json` prints. docs/cli.md lists the types. */
 export interface Message {
   type: string
   [key: string]: unknown
@@ -30,14 +30,14 @@ export class Output {
     for (const stream of [out, err]) stream.on('error', failAtTheEnd)
   }
 
-  /** The same result for programs and for people. */
+  /** Prints a result: the message with `--json`, otherwise the lines. */
   result(message: Message, lines: readonly string[]): void {
     this.#display?.clear()
     if (this.json) this.#print(message)
     else for (const line of lines) this.#out.write(`${visible(line)}\n`)
   }
 
-  /** What goes on, for people. */
+  /** Prints an event that is not a result. */
   notice(text: string): void {
     this.#display?.clear()
     if (this.json) this.#print({ type: 'notice', message: text })
@@ -57,7 +57,7 @@ export class Output {
     }
   }
 
-  /** In colour where standard output is a terminal that has any, and NO_COLOR is not set. */
+  /** Colors the text if standard output is a terminal with colors and NO_COLOR is not set. */
   paint(kind: keyof typeof colours, text: string): string {
     const isColoured = this.#out.isTTY === true && this.#out.hasColors?.() === true
     return isColoured && !this.json ? `${colours[kind]}${text}${plain}` : text
@@ -68,7 +68,7 @@ export class Output {
   }
 }
 
-/** A reader that went away has heard enough; a result that could not be written is no success. */
+/** A reader that exited is not an error. Any other failed write is: the command must not report success then. */
 function failAtTheEnd(error: NodeJS.ErrnoException): void {
   if (error.code === 'EPIPE') return
   process.once('exit', (status) => {

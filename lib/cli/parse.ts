@@ -1,4 +1,4 @@
-/** From the words of a command line to a command, its options and its names. */
+/** Parses the words of a command line into options and names. */
 import path from 'node:path'
 import { parseArgs, type ParseArgsConfig } from 'node:util'
 import type { ClientOptions, Dialect } from '../index.js'
@@ -7,21 +7,31 @@ import { Values, type Command, type OptionSpec } from './command.js'
 import { UsageError } from './usage_error.js'
 import { parseCount } from './values.js'
 
-/** The library's own. */
+/** The same defaults as the library's. */
 const defaults = { runs: '/var/run/bhyve', checkpoints: '/var/db/bhyve-checkpoint', workdir: '/usr/jails' }
 
-/** Of every command that has to do with VMs. */
+/** The options of every command that uses a client. */
 export const clientOptions: Readonly<Record<string, OptionSpec>> = {
-  'run-directory': { value: 'dir', help: `where bhyve's sockets are (${defaults.runs})` },
-  'checkpoint-directory': { value: 'dir', help: `where checkpoints are (${defaults.checkpoints})` },
-  cbsd: { value: '[/workdir]', help: `CBSD's checkpoints instead (${defaults.workdir})` },
-  dialect: { value: 'name', help: 'struct, path or descriptor; found out otherwise' },
-  'trusted-uid': { value: 'uid', multiple: true, help: 'a user that bhyve may run as; may be repeated' },
+  'run-directory': { value: 'dir', help: `Directory of bhyve's sockets (default: ${defaults.runs})` },
+  'checkpoint-directory': {
+    value: 'dir',
+    help: `Directory of the checkpoints (default: ${defaults.checkpoints})`,
+  },
+  cbsd: {
+    value: '[/workdir]',
+    help: `Use CBSD's checkpoint directories (default workdir: ${defaults.workdir})`,
+  },
+  dialect: { value: 'name', help: 'Dialect of bhyve: struct, path or descriptor (default: detected)' },
+  'trusted-uid': {
+    value: 'uid',
+    multiple: true,
+    help: 'User that bhyve can run as, besides root and you; can be repeated',
+  },
 }
 
 export const commonOptions: Readonly<Record<string, OptionSpec>> = {
-  json: { help: 'one JSON object per line, all on standard output' },
-  help: { help: 'this text' },
+  json: { help: 'Print everything to standard output, one JSON object per line' },
+  help: { help: 'Print this help' },
 }
 
 export interface Parsed {
@@ -43,7 +53,7 @@ export function parseWords(words: readonly string[], command: Command): Parsed {
   const isForBhyve = command.takesRest === true
   const parsed = {
     values: new Values(values),
-    // Elsewhere `--` ends the options, and a name may begin with a dash.
+    // For other commands `--` ends the options, so that a name can begin with a dash.
     names: isForBhyve ? positionals : [...positionals, ...rest],
     rest: isForBhyve ? rest : [],
   }
@@ -60,7 +70,7 @@ function parseStrictly(
     return [name, { type: value === undefined ? 'boolean' : 'string', multiple, ...short }] as const
   })
   const options = Object.fromEntries(entries) as NonNullable<ParseArgsConfig['options']>
-  // Strictness is ours: Node's messages give advice that does not fit here.
+  // Checked here and not by `strict`, because Node's messages give advice that does not fit.
   const { tokens, values, positionals } = parseArgs({
     args,
     options,
@@ -81,18 +91,18 @@ interface OptionToken {
 
 function assertOption(token: OptionToken, specs: Readonly<Record<string, OptionSpec>>): void {
   const { name, rawName, value, inlineValue } = token
-  if (!Object.hasOwn(specs, name)) throw new UsageError(`unknown option '${rawName}'`)
+  if (!Object.hasOwn(specs, name)) throw new UsageError(`Unknown option '${rawName}'`)
   const takes = specs[name]?.value
   if (takes === undefined) {
-    if (value !== undefined) throw new UsageError(`option '${rawName}' does not take an argument`)
+    if (value !== undefined) throw new UsageError(`The option '${rawName}' does not take a value`)
     return
   }
-  // What begins with a dash is more likely the next option than this one's value.
+  // A word that begins with a dash is more likely the next option than the value of this one.
   const isOption = inlineValue === false && value !== undefined && value.length > 1 && value.startsWith('-')
-  if (value === undefined || isOption) throw new UsageError(`option '${rawName}' needs a value (${takes})`)
+  if (value === undefined || isOption) throw new UsageError(`The option '${rawName}' needs a value: ${takes}`)
 }
 
-/** `--cbsd` may stand alone. A workdir is absolute, and no name has a slash: so what follows tells. */
+/** The value of `--cbsd` is optional. The next word is its value if it begins with a slash, which no name does. */
 function withWorkdir(words: readonly string[]): string[] {
   return words.flatMap((word, index) => {
     if (word === '--cbsd') return words[index + 1]?.startsWith('/') === true ? [] : ['--cbsd=']
@@ -105,8 +115,11 @@ function assertCounts({ name, positionals }: Command, parsed: Parsed): void {
   const [min, max] = positionals
   const count = parsed.names.length
   if (count < min)
-    throw new UsageError(`${name} needs ${min === 1 ? 'the name of a VM' : 'a VM and a checkpoint'}`)
-  if (count > max) throw new UsageError(`${name} does not take '${parsed.names[max] ?? ''}'`)
+    throw new UsageError(
+      `The command '${name}' needs the name of a VM${min === 1 ? '' : ' and of a checkpoint'}`,
+    )
+  if (count > max)
+    throw new UsageError(`Unexpected argument '${parsed.names[max] ?? ''}' of the command '${name}'`)
 }
 
 export function clientFrom(api: typeof Api, values: Values): Api.CheckpointClient {
@@ -123,7 +136,7 @@ export function runDirectoryFrom(values: Values): string {
   return values.parsed('run-directory', (text) => path.resolve(text)) ?? defaults.runs
 }
 
-/** Where checkpoints are looked for, in words. */
+/** For messages: the checkpoint directory in use. */
 export function checkpointLocation(values: Values): string {
   const workdir = values.text('cbsd')
   if (workdir !== undefined) return `CBSD's workdir ${workdir === '' ? defaults.workdir : workdir}`
@@ -134,6 +147,7 @@ function directoryFrom(api: typeof Api, values: Values): ClientOptions['checkpoi
   const directory = values.parsed('checkpoint-directory', (text) => path.resolve(text))
   const workdir = values.text('cbsd')
   if (workdir === undefined) return directory
-  if (directory !== undefined) throw new UsageError('--cbsd and --checkpoint-directory exclude each other')
+  if (directory !== undefined)
+    throw new UsageError('--cbsd and --checkpoint-directory cannot be used together')
   return api.cbsdLayout({ workdir: workdir === '' ? undefined : workdir })
 }

@@ -1,15 +1,15 @@
-/** How far a call is: one line that is drawn over on a terminal, a line for each phase elsewhere. */
+/** Shows the progress of a call: one line that is redrawn on a terminal, otherwise one line per phase. */
 import type { WriteStream } from 'node:tty'
 import type { Progress } from '../index.js'
 import { formatClock, formatSize } from './values.js'
 
-/** A phase that goes on for longer says so again. */
+/** Without a terminal, a longer phase prints another line after this time. */
 const plainIntervalMs = 30_000
 const eraseLine = '\r\u001b[K'
 const shortestBar = 10
 const longestBar = 30
 
-/** Standard output or error: a terminal, or not. */
+/** Standard output or standard error, which can be a terminal. */
 export type Stream = Pick<NodeJS.WritableStream, 'write' | 'on'> &
   Pick<Partial<WriteStream>, 'isTTY' | 'columns' | 'hasColors'>
 
@@ -63,7 +63,7 @@ function bar(fraction: number, width: number): string {
   return `[${'='.repeat(full)}${' '.repeat(width - full)}]`
 }
 
-/** How much of how much, how fast since the phase began, and how long it will take at that rate. */
+/** The bytes done, the rate since the phase began, and the time left at that rate. */
 function factsOf(progress: Progress, first: Progress): string[] {
   const { phase, bytes, totalBytes, elapsedMs } = progress
   if (phase !== 'saving' && phase !== 'digesting') return []

@@ -1,4 +1,4 @@
-/** The command line itself makes no sense: said with a pointer to the help. */
+/** The command line is invalid. The output refers to the help. */
 export class UsageError extends Error {
   readonly code = 'ERR_USAGE'
 

@@ -1,4 +1,4 @@
-/** Sizes, durations and times, as people write and read them. */
+/** Parses and formats sizes, durations and times. */
 import { UsageError } from './usage_error.js'
 
 const binaryUnits = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB']
@@ -17,27 +17,27 @@ const durationFactors: Readonly<Record<string, number>> = {
   d: 86_400_000,
 }
 
-/** `500G`, as bhyve's `-m` takes it: powers of 1024. */
+/** Parses a size such as `500G`. Units are powers of 1024, as in bhyve's `-m`. */
 export function parseSize(text: string, option: string): number {
   const [, number, unit = ''] = /^(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?$/i.exec(text) ?? []
   const factor = sizeFactors[unit.toUpperCase()]
   if (number === undefined || factor === undefined)
-    throw new UsageError(`${option} takes a size like 4G or 512M, not '${text}'`)
+    throw new UsageError(`${option} must be a size such as 512M or 4G, not '${text}'`)
   return Math.round(Number(number) * factor)
 }
 
-/** `7d`. A unit is a must: nobody knows what a bare 10 means. */
+/** Parses a duration such as `7d`. The unit is required, because a bare 10 is ambiguous. */
 export function parseDuration(text: string, option: string): number {
   const [, number, unit = ''] =
     /^(\d+(?:\.\d+)?)(ms|s|m|h|d)$/.exec(text) ?? (text === '0' ? ['', '0', 's'] : [])
   const factor = durationFactors[unit]
   if (number === undefined || factor === undefined)
-    throw new UsageError(`${option} takes a duration like 30s, 10m, 12h or 7d, not '${text}'`)
+    throw new UsageError(`${option} must be a duration such as 30s, 10m, 12h or 7d, not '${text}'`)
   return Math.round(Number(number) * factor)
 }
 
 export function parseCount(text: string, option: string): number {
-  if (!/^\d+$/.test(text)) throw new UsageError(`${option} takes a whole number, not '${text}'`)
+  if (!/^\d+$/.test(text)) throw new UsageError(`${option} must be a whole number, not '${text}'`)
   return Number(text)
 }
 
@@ -49,7 +49,7 @@ export function formatSize(bytes: number | undefined): string {
   return `${unit === 0 ? String(value) : value.toFixed(1)} ${binaryUnits[unit] ?? ''}`
 }
 
-/** Local time, to the minute: what an operator remembers. */
+/** Formats local time to the minute. */
 export function formatTime(date: Date | undefined): string {
   if (date === undefined) return '-'
   const two = (number: number): string => String(number).padStart(2, '0')
@@ -57,7 +57,7 @@ export function formatTime(date: Date | undefined): string {
   return `${day} ${two(date.getHours())}:${two(date.getMinutes())}`
 }
 
-/** `1:05`, `2:03:04`. */
+/** Formats a duration as `1:05` or `2:03:04`. */
 export function formatClock(milliseconds: number): string {
   const seconds = Math.round(milliseconds / 1000)
   const parts = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, seconds % 60]

@@ -1,31 +1,31 @@
-/** A call that may be interrupted, and what is said and waited for then. */
+/** Runs a call that a signal or a timeout can stop, and reports what follows the stop. */
 import type { Context } from './command.js'
 
 interface InterruptibleCall<T> {
-  /** For messages: what it does, and on which VM. */
+  /** For messages: what the call does, and on which VM. */
   doing: string
   start(signal: AbortSignal): Promise<T>
   done(result: T): number
-  /** What a stop leaves where nothing had begun, and where something had. */
+  /** For messages: the state after a stop, before and after bhyve (or reading) was started. */
   left: { beforeStart: string; afterStart: string }
-  /** What has come of what was begun, once that has ended. */
+  /** Reports the result of work that was started before the stop, once it has ended. */
   afterwards(): Promise<void>
-  /** Of what was begun: a bhyve that may die, and its VM with it, when this process leaves before its end. */
+  /** Once started, bhyve may die if this process exits before bhyve has finished, and the VM dies with it. */
   holdsVm?: boolean
-  /** What was begun needs nobody, and may never end: it is left alone. */
+  /** The started work does not need this process and may never end. It is not waited for. */
   isLeft?: boolean
 }
 
-/** Nobody waits any more. */
+/** A signal or a timeout has stopped the call. */
 interface Stop {
   isInterrupt: boolean
   begun: boolean
   why: string
-  /** Absent where `why` says it. */
+  /** Absent if `why` includes it. */
   left?: string
 }
 
-/** Resolves with the exit status. */
+/** Runs the call. Resolves with the exit status. */
 export async function interruptible<T>(context: Context, call: InterruptibleCall<T>): Promise<number> {
   const { client, interrupt, output } = context
   let isHeld = false
@@ -42,57 +42,60 @@ export async function interruptible<T>(context: Context, call: InterruptibleCall
       await conclude(context, call)
     } else await client.idle()
     if (stop?.isInterrupt === true) return interrupt.exitStatus
-    throw stop === undefined ? error : inOurWords(error, stop)
+    throw stop === undefined ? error : withOwnMessage(error, stop)
   }
 }
 
 function waitingNotice(isHeld: boolean): string {
-  const harm = isHeld ? ': leaving now could end the VM' : ''
-  return `still waiting${harm} (kill -9 ${String(process.pid)} if it has to be)`
+  const harm = isHeld ? ' until bhyve has finished. Exiting earlier could kill the VM' : ''
+  return `Still waiting${harm}. Run 'kill -9 ${String(process.pid)}' to exit anyway`
 }
 
-/** Undefined where the call ended by itself. What the library says of a stop is for programs: it names their next call. */
+/**
+ * Undefined if the call ended by itself. The library's own message about a stop is not used, because it refers to calls
+ * of the library.
+ */
 function stopOf<T>(context: Context, call: InterruptibleCall<T>, error: unknown): Stop | undefined {
   const { api, interrupt, values } = context
   const { doing, left } = call
   const leftNow = (begun: boolean): string => (begun ? left.afterStart : left.beforeStart)
   if (error instanceof api.AbortError) {
-    const why = `${doing}: stopped by ${interrupt.received ?? 'a signal'}`
+    const why = `${doing}: interrupted by ${interrupt.received ?? 'a signal'}`
     return { isInterrupt: true, begun: error.begun, why, left: leftNow(error.begun) }
   }
   if (!(error instanceof api.CheckpointError) || error.begun === undefined) return undefined
   const { begun, code, message } = error
   if (code !== 'ERR_TIMEOUT') return { isInterrupt: false, begun, why: message }
-  const why = `${doing}: not done after ${values.text('timeout') ?? 'its time'}`
+  const why = `${doing}: timed out after ${values.text('timeout') ?? 'its timeout'}`
   return { isInterrupt: false, begun, why, left: leftNow(begun) }
 }
 
 function report<T>({ interrupt, output }: Context, call: InterruptibleCall<T>, stop: Stop): void {
   const { isInterrupt, begun } = stop
-  const message = begun ? `${inWords(stop)}${whatFollows(call)}` : inWords(stop)
+  const message = begun ? `${messageOf(stop)}${whatFollows(call)}` : messageOf(stop)
   if (isInterrupt)
     output.failure({ type: 'cancelled', signal: interrupt.received, begun, message }, [message])
   else if (begun) output.notice(message)
 }
 
 function whatFollows<T>({ isLeft, holdsVm }: InterruptibleCall<T>): string {
-  if (isLeft === true) return '. It is left to itself'
-  return holdsVm === true ? '. Waiting until bhyve has ended its work' : ''
+  if (isLeft === true) return '. This command does not wait for it'
+  return holdsVm === true ? '. Waiting until bhyve has finished' : ''
 }
 
-function inWords({ why, left }: Stop): string {
+function messageOf({ why, left }: Stop): string {
   return left === undefined ? why : `${why}; ${left}`
 }
 
-/** The same error for the end of the output; what was left meanwhile is over by then. */
-function inOurWords(error: unknown, stop: Stop): Error {
-  const message = stop.begun ? stop.why : inWords(stop)
+/** The error that is printed last. If work was started, it has ended by then, so `left` is omitted. */
+function withOwnMessage(error: unknown, stop: Stop): Error {
+  const message = stop.begun ? stop.why : messageOf(stop)
   return Object.assign(new Error(message, { cause: error }), error)
 }
 
 async function conclude<T>({ client }: Context, call: InterruptibleCall<T>): Promise<void> {
   if (call.isLeft !== true) await client.idle()
   await call.afterwards()
-  // The library goes on looking at it, maybe for ever; what is still to be said is said before.
+  // The library continues to poll it, maybe forever. Pending output is written before this exit.
   if (call.isLeft === true) setImmediate(() => process.exit())
 }

@@ -1,4 +1,4 @@
-/** What a command says of a stop, a failure and a name, and how it ends. */
+/** Command line: messages after a signal, a timeout or an error, names in the output, and exit statuses. */
 import { execFileSync, spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -22,8 +22,8 @@ import { putSet } from '../support/sets.js'
 import { needs } from '../support/programs.js'
 import { running, saved, bhyveArguments, inMode } from '../support/command_line.js'
 
-/** A bhyve that takes no connection: nothing can be sent to it. */
-function deaf(t: Test, { runDirectory }: CliWorld): void {
+/** Makes a socket with a full backlog: nothing can be sent to its bhyve. */
+function withFullBacklog(t: Test, { runDirectory }: CliWorld): void {
   const native = loadSimulatorNative()
   const socket = path.join(runDirectory, 'vm1')
   const listener = native.simulator.listenStream(socket, 0)
@@ -36,23 +36,23 @@ function deaf(t: Test, { runDirectory }: CliWorld): void {
   }
 }
 
-t.test('where nothing was sent, nobody waits for bhyve', async (t) => {
+t.test('create and suspend do not wait for bhyve if nothing was sent to it', async (t) => {
   const world = new CliWorld(t)
-  deaf(t, world)
+  withFullBacklog(t, world)
   const given = ['--timeout', '300ms']
   for (const command of ['create', 'suspend']) {
     const interrupted = await world.run({ args: [command, 'vm1'], interruptAt: 'vm1: queued' }, 'pipe')
     t.equal(interrupted.status, 130, command)
-    t.match(interrupted.stderr, /VM 'vm1': stopped by SIGINT; nothing was sent to bhyve/)
+    t.match(interrupted.stderr, /VM 'vm1': interrupted by SIGINT; nothing was sent to bhyve/)
     const late = await world.run({ args: [command, 'vm1', ...given] }, 'pipe')
     t.equal(late.status, 10, command)
-    t.match(late.stderr, /VM 'vm1': not done after 300ms; nothing was sent to bhyve.*ERR_TIMEOUT/)
+    t.match(late.stderr, /VM 'vm1': timed out after 300ms; nothing was sent to bhyve.*ERR_TIMEOUT/)
     const stalled = await world.run({ args: [command, 'vm1', '--stall-timeout', '300ms'] }, 'pipe')
     t.equal(stalled.status, 10, command)
     t.match(stalled.stderr, /took no request.*it was told nothing \(ERR_STALLED\)/)
     for (const { stdout, stderr } of [interrupted, late, stalled]) {
-      t.notMatch(stdout + stderr, /Waiting until bhyve|bhyve has ended|was not suspended/, command)
-      t.notMatch(stderr, 'client.', 'no advice for programs')
+      t.notMatch(stdout + stderr, /Waiting until bhyve|bhyve has finished|was not suspended/, command)
+      t.notMatch(stderr, 'client.', 'no advice about library calls')
     }
   }
   const { stdout } = await world.run({ args: ['create', 'vm1', ...given, '--json'] }, 'pipe')
@@ -62,7 +62,7 @@ t.test('where nothing was sent, nobody waits for bhyve', async (t) => {
   t.match(JSON.parse(cancelled), { type: 'cancelled', signal: 'SIGINT', begun: false })
 })
 
-t.test('what is said of a stop comes from its fields, not from its words', async (t) => {
+t.test("the message about an interrupt uses the error's fields, not its message", async (t) => {
   const world = new CliWorld(t)
   const { runDirectory, checkpointDirectory } = world
   const client = createClient({ runDirectory, checkpointDirectory })
@@ -75,23 +75,23 @@ t.test('what is said of a stop comes from its fields, not from its words', async
       createCheckpoint: fail,
       verifyCheckpoint: fail,
     }
-    for (const [command, name, meanwhile] of [
-      [verify, 'a', 'the reading stops'],
-      [create, 'a', 'bhyve was asked'],
+    for (const [command, name, afterStart] of [
+      [verify, 'a', 'reading stops'],
+      [create, 'a', 'bhyve continues until it has finished'],
     ] as const) {
-      const said: string[] = []
-      const output = new Output(true, sinkInto(said), sinkInto(said))
+      const lines: string[] = []
+      const output = new Output(true, sinkInto(lines), sinkInto(lines))
       const context = { api, client: stopped, names: ['vm1', name], rest: [], values: new Values({}), output }
       t.equal(await command.run({ ...context, interrupt }), 130)
-      t.match(JSON.parse(said[0]!), { type: 'cancelled', begun })
-      t.equal(said[0]!.includes(meanwhile), begun, said[0]!)
-      t.equal(said.join('').includes('until bhyve has ended'), begun && command === create, said[0]!)
-      t.notMatch(said.join(''), /client|sic/)
+      t.match(JSON.parse(lines[0]!), { type: 'cancelled', begun })
+      t.equal(lines[0]!.includes(afterStart), begun, lines[0]!)
+      t.equal(lines.join('').includes('until bhyve has finished'), begun && command === create, lines[0]!)
+      t.notMatch(lines.join(''), /client|sic/)
     }
   }
 })
 
-t.test('a bar is drawn over within the width of the terminal', inMode.terminal, async (t) => {
+t.test('the progress bar fits the width of the terminal', inMode.terminal, async (t) => {
   const world = new CliWorld(t)
   await world.start({ vm: 'vm1', memoryBytes: 8 * 2 ** 20, writeRate: 8 * 2 ** 20 })
   const { stdout } = await world.run({ args: ['create', 'vm1', '--memory', '8M'] }, 'terminal')
@@ -107,7 +107,7 @@ t.test('a bar is drawn over within the width of the terminal', inMode.terminal, 
 
 const hasFull = fs.existsSync('/dev/full')
 
-t.test('what could not be written is no success', { skip: !hasFull && 'no /dev/full' }, async (t) => {
+t.test('a failed write of the output is an error', { skip: !hasFull && 'no /dev/full' }, async (t) => {
   const world = new CliWorld(t)
   await saved(world)
   const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
@@ -121,7 +121,7 @@ t.test('what could not be written is no success', { skip: !hasFull && 'no /dev/f
   t.equal(status, 1)
 })
 
-t.test('a restored VM that is not seen to come up is left to itself', async (t) => {
+t.test('restore does not wait for bhyve after a timeout', async (t) => {
   const world = new CliWorld(t)
   await saved(world)
   await world.run({ args: ['suspend', 'vm1'] }, 'pipe')
@@ -131,11 +131,11 @@ t.test('a restored VM that is not seen to come up is left to itself', async (t) 
   const args = ['restore', 'vm1', '--bhyve', bhyve, '--timeout', '1s', '--', ...bhyveArguments]
   const { status, stderr } = await world.run({ args }, 'pipe')
   t.equal(status, 10, stderr)
-  t.match(stderr, /not done after 1s.*It is left to itself[^]*ERR_TIMEOUT/)
+  t.match(stderr, /timed out after 1s.*This command does not wait for it[^]*ERR_TIMEOUT/)
   t.notMatch(stderr, 'client.')
 })
 
-t.test('names in any script keep the columns of the table', async (t) => {
+t.test('list aligns its columns for names in any script', async (t) => {
   const world = new CliWorld(t)
   await running(world)
   for (const name of ['plain', '本番前', 'café']) await world.run({ args: ['create', 'vm1', name] }, 'pipe')
@@ -148,7 +148,7 @@ t.test('names in any script keep the columns of the table', async (t) => {
   for (const line of stdout.split('\n')) t.ok(line.length <= 80)
 })
 
-t.test('a name that reads like a state is not painted as one', needs('python3'), async (t) => {
+t.test('list does not color a name that contains a state', needs('python3'), async (t) => {
   const world = new CliWorld(t)
   await running(world)
   await world.run({ args: ['create', 'vm1', 'a complete b'] }, 'pipe')
@@ -156,7 +156,7 @@ t.test('a name that reads like a state is not painted as one', needs('python3'),
   t.ok(stdout.includes('a complete b  \u001b[32mcomplete\u001b[0m'), stdout)
 })
 
-t.test('a reader that goes away costs nobody a checkpoint', async (t) => {
+t.test('create succeeds if the reader of its output exits', async (t) => {
   const world = new CliWorld(t)
   await running(world)
   const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
@@ -169,45 +169,56 @@ t.test('a reader that goes away costs nobody a checkpoint', async (t) => {
   ])
 })
 
-t.test('a trusted user is one more', async (t) => {
+t.test('--trusted-uid adds a user to the default ones', async (t) => {
   const world = new CliWorld(t)
   await running(world)
   const { status, stderr } = await world.run({ args: ['create', 'vm1', '--trusted-uid', '12345'] }, 'pipe')
   t.equal(status, 0, stderr)
 })
 
-t.test('a timeout is told at once, and what came of it afterwards', async (t) => {
+t.test('suspend reports a timeout at once and its result later', async (t) => {
   const world = new CliWorld(t)
   await world.start({ vm: 'vm1', memoryBytes: 4 * 2 ** 20, writeRate: 2 ** 20 })
   const step = { args: ['suspend', 'vm1', '--timeout', '2s'] }
   const { status, stdout, stderr } = await world.run(step, 'pipe')
   t.equal(status, 10)
-  t.match(stderr, /not done after 2s; bhyve was asked.*Waiting until bhyve has ended its work[^]*ERR_TIMEOUT/)
-  t.match(stdout, /^suspended all the same: vm1\/suspend/m)
+  t.match(
+    stderr,
+    /timed out after 2s; bhyve continues until it has finished.*Waiting until bhyve has finished[^]*ERR_TIMEOUT/,
+  )
+  t.match(stdout, /^suspended vm1\/suspend/m)
 })
 
-t.test('a checkpoint that goes while all are verified ends nothing', async (t) => {
+t.test('verify of all checkpoints continues if one of them is removed meanwhile', async (t) => {
   const world = new CliWorld(t)
   await saved(world)
   const { runDirectory, checkpointDirectory } = world
   const client = createClient({ runDirectory, checkpointDirectory })
-  const going: CheckpointClient = {
+  const removing: CheckpointClient = {
     ...client,
     verifyCheckpoint: async (vm, name, options) => {
       if (name === 'a') await client.destroyCheckpoint(vm, name)
       return client.verifyCheckpoint(vm, name, options)
     },
   }
-  const said: string[] = []
-  const output = new Output(true, sinkInto(said), sinkInto(said))
+  const lines: string[] = []
+  const output = new Output(true, sinkInto(lines), sinkInto(lines))
   using interrupt = new Interrupt()
-  const context = { api, client: going, names: ['vm1'], rest: [], values: new Values({}), output, interrupt }
+  const context = {
+    api,
+    client: removing,
+    names: ['vm1'],
+    rest: [],
+    values: new Values({}),
+    output,
+    interrupt,
+  }
   t.equal(await verify.run(context), 0)
-  const objects = said.map((line) => JSON.parse(line) as Record<string, unknown>)
+  const objects = lines.map((line) => JSON.parse(line) as Record<string, unknown>)
   t.match(
     objects.filter(({ type }) => type !== 'progress'),
     [
-      { type: 'notice', message: 'vm1/a was removed meanwhile' },
+      { type: 'notice', message: "Checkpoint 'a' of VM 'vm1' was removed in the meantime" },
       { type: 'verification', name: 'b', ok: true },
     ],
   )
@@ -223,7 +234,7 @@ function sinkInto(lines: string[]): Writable {
   })
 }
 
-t.test('the documented exit statuses are the real ones', async (t) => {
+t.test('docs/cli.md lists the exit status of every error code', async (t) => {
   const text = fs.readFileSync(fileURLToPath(new URL('../../docs/cli.md', import.meta.url)), 'utf8')
   const documented = new Map<string, number>()
   for (const [, status, codes] of text.matchAll(/^\| (\d+) +\|[^|]*\|(.*)\|$/gm)) {
@@ -234,7 +245,7 @@ t.test('the documented exit statuses are the real ones', async (t) => {
     t.equal(documented.get(code), statusOf(code), code)
 })
 
-t.test('a name that hides something is shown with what it hides', (t) => {
+t.test('invisible characters in names are printed as escapes', (t) => {
   const root = fs.realpathSync(scratch(t))
   const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
   const run = (...words: string[]) => {
@@ -251,18 +262,17 @@ t.test('a name that hides something is shown with what it hides', (t) => {
     t.notMatch(visible(`a${one}b`), hidden)
     t.match(visible(`a${one}b`), /^a\\u(\{[0-9a-f]+\}|[0-9a-f]{4})b$/)
   }
-  t.equal(visible('größer 日本 עברית'), 'größer 日本 עברית', 'what can be seen stays')
+  t.equal(visible('größer 日本 עברית'), 'größer 日本 עברית', 'visible characters are not escaped')
   const [vm, name] = ['vm\u202e1', 'nightly\u200b\u2066'] as const
   putSet(path.join(root, vm), name, { vm })
   putSet(path.join(root, vm), 'nightly', { vm })
   const list = run('list')
   const [title = '', ...rows] = list.stdout.trimEnd().split('\n')
   t.equal(rows.length, 2)
-  for (const row of rows)
-    t.equal(row.indexOf('complete'), title.indexOf('STATE'), 'columns stand below each other')
+  for (const row of rows) t.equal(row.indexOf('complete'), title.indexOf('STATE'), 'columns are aligned')
   const shown = String.raw`vm\u202e1/nightly\u200b\u2066`
   t.ok(run('show', vm, name).stdout.includes(shown))
-  t.ok(run('verify', vm, name).stdout.startsWith(`${shown}: whole`))
+  t.ok(run('verify', vm, name).stdout.startsWith(`${shown}: complete`))
   t.ok(run('verify', vm, `${name}x`).stderr.includes(String.raw`vm\u202e1`), 'in errors too')
   for (const words of [['list'], ['list', vm], ['show', vm, name], ['verify', vm], ['pin', vm, name]]) {
     const { stdout, stderr } = run(...words)
@@ -271,7 +281,7 @@ t.test('a name that hides something is shown with what it hides', (t) => {
       .stdout.trimEnd()
       .split('\n')
     const [first] = objects.map((line) => JSON.parse(line) as { vm: string })
-    t.equal(first?.vm, vm, `${words[0]!}: as data it is what it is`)
+    t.equal(first?.vm, vm, `${words[0]!}: JSON has the unescaped name`)
   }
   t.end()
 })

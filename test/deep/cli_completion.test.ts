@@ -1,4 +1,4 @@
-/** Tab, as the shells ask for it. */
+/** Completion of the command line in bash and zsh. */
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -10,8 +10,8 @@ import { childEnvironment, scratch } from '../support/index.js'
 import { needs } from '../support/programs.js'
 import { running, saved, setFile } from '../support/command_line.js'
 
-/** A folder for PATH with the program of this checkout in it. */
-function programFolder(t: Test): string {
+/** Makes a directory for PATH with the program of this checkout in it. */
+function programDirectory(t: Test): string {
   const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
   const bin = scratch(t)
   const wrapper = `#!/bin/sh\nexec '${process.execPath}' '${program}' "$@"\n`
@@ -19,8 +19,8 @@ function programFolder(t: Test): string {
   return bin
 }
 
-/** What the completion in a shell asks. */
-function askForWords(world: CliWorld, ...typed: string[]): { status: number | null; words: string[] } {
+/** Runs the command that the completion function of a shell runs. */
+function completionWords(world: CliWorld, ...typed: string[]): { status: number | null; words: string[] } {
   const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
   const words = [program, 'completion', 'words', typed[0]!, ...world.places, ...typed.slice(1)]
   const { status, stdout } = spawnSync(process.execPath, words, {
@@ -31,33 +31,33 @@ function askForWords(world: CliWorld, ...typed: string[]): { status: number | nu
   return { status, words: stdout.split('\n').slice(0, -1) }
 }
 
-t.test('Tab leaves no connection with a VM that takes none', async (t) => {
+t.test('completion does not connect to VMs', async (t) => {
   const world = new CliWorld(t)
   await running(world)
   await world.run({ args: ['pause', 'vm1'] }, 'pipe')
   for (let press = 0; press < 15; press++)
-    t.same(askForWords(world, 'resume', ''), { status: 0, words: ['vm1'] })
+    t.same(completionWords(world, 'resume', ''), { status: 0, words: ['vm1'] })
   const { status, stderr } = await world.run({ args: ['resume', 'vm1'] }, 'pipe')
   t.equal(status, 0, stderr)
 })
 
-t.test('Tab does not wait for a lock', async (t) => {
+t.test('completion does not wait for a lock', async (t) => {
   const world = new CliWorld(t)
   await saved(world)
   const native = loadNative()
   const staging = native.openPath(setFile(world, '.staging'), fs.constants.O_DIRECTORY)
   if (isFailure(staging)) throw new Error('open')
   t.equal(native.lock(staging, 'exclusive'), 1)
-  t.same(askForWords(world, 'show', 'vm1', ''), { status: 0, words: [] })
+  t.same(completionWords(world, 'show', 'vm1', ''), { status: 0, words: [] })
   native.close(staging)
-  t.same(askForWords(world, 'show', 'vm1', ''), { status: 0, words: ['a', 'b'] })
+  t.same(completionWords(world, 'show', 'vm1', ''), { status: 0, words: ['a', 'b'] })
 })
 
 t.test('bash completes commands, options and names', async (t) => {
   const world = new CliWorld(t)
   await saved(world)
   await world.run({ args: ['create', 'vm1', 'with space'] }, 'pipe')
-  const bin = programFolder(t)
+  const bin = programDirectory(t)
   const complete = (...typed: string[]): string[] => {
     const words = ['bhyve-checkpoint', ...typed].map((word) => `'${word}'`).join(' ')
     const script = `eval "$(bhyve-checkpoint completion)"; COMP_WORDS=(${words}); COMP_CWORD=${typed.length}
@@ -76,7 +76,10 @@ t.test('bash completes commands, options and names', async (t) => {
   t.same(complete('list', '--run-directory', '/nowhere', '--checkpoint-directory', '/nowhere', ''), [])
 })
 
-/** A zsh at a terminal: what is typed, Tab, and what has to show then. Without it the test would hang, and is ended. */
+/**
+ * Runs zsh at a terminal, types $1 and Tab, and waits for the output $2. If $2 does not appear, zsh hangs until the
+ * timeout of the test ends it.
+ */
 const zshTypes = `zmodload zsh/zpty
   zpty -b shell zsh -f -i
   zpty -w shell 'COLUMNS=1000 PS1=; unsetopt beep; bindkey -e; eval "$(bhyve-checkpoint completion zsh)"; print rea""dy'
@@ -85,12 +88,12 @@ const zshTypes = `zmodload zsh/zpty
   zpty -r -m shell out "*$2*" && print -r shown
   zpty -d shell`
 
-t.test('zsh completes the same', needs('zsh'), async (t) => {
+t.test('zsh completes commands, options and names', needs('zsh'), async (t) => {
   const world = new CliWorld(t)
   await saved(world)
   await world.run({ args: ['create', 'vm1', 'with space'] }, 'pipe')
-  const PATH = `${programFolder(t)}:${process.env.PATH ?? ''}`
-  // Sanitizers would report what zsh itself does.
+  const PATH = `${programDirectory(t)}:${process.env.PATH ?? ''}`
+  // Without the sanitizers, which would report errors of zsh itself.
   const plain = { LD_PRELOAD: '', BHYVE_CHECKPOINT_PREBUILD: '' }
   const env = childEnvironment({ PATH, HOME: scratch(t), TERM: 'xterm', ...plain })
   for (const [typed, shows] of [

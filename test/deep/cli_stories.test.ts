@@ -1,6 +1,6 @@
 /**
- * Every command as its users run it: in a pipe and in a terminal, well and badly, compared with the texts kept in
- * test/fixtures/cli.
+ * Runs every command as users do, in a pipe and in a terminal, with success and with errors. Compares the output with
+ * the texts in test/fixtures/cli.
  */
 import fs from 'node:fs'
 import path from 'node:path'
@@ -15,7 +15,7 @@ interface Story {
   name: string
   setUp?: (world: CliWorld) => Promise<void>
   steps: Step[]
-  /** Beyond the texts. */
+  /** Checks that the texts do not cover. */
   after?: (t: Test, world: CliWorld) => void | Promise<void>
 }
 const failing = async (world: CliWorld): Promise<void> => {
@@ -282,7 +282,7 @@ const stories: Story[] = [
   },
 ]
 
-/** One byte of RAM that is not what it was; sizes and times stay. */
+/** Changes a few bytes of RAM. The size stays the same. */
 function spoil(world: CliWorld): void {
   const file = fs.openSync(setFile(world, 'a.ckp'), 'r+')
   fs.writeSync(file, 'spoilt', 4096)
@@ -303,7 +303,7 @@ for (const mode of ['pipe', 'terminal'] satisfies Mode[]) {
 }
 
 for (const mode of ['pipe', 'terminal'] satisfies Mode[]) {
-  t.test(`Ctrl-C stops the waiting, and nothing else (${mode})`, inMode[mode], async (t) => {
+  t.test(`Ctrl-C: the command waits for bhyve (${mode})`, inMode[mode], async (t) => {
     const world = new CliWorld(t)
     const bhyve = await world.start({ vm: 'vm1', memoryBytes: 8 * 2 ** 20, writeRate: 8 * 2 ** 20 })
     const interruptAt = mode === 'pipe' ? 'vm1: saving' : 'vm1 saving'
@@ -312,15 +312,15 @@ for (const mode of ['pipe', 'terminal'] satisfies Mode[]) {
     t.equal(created.status, 130)
     t.match(
       created.stdout + created.stderr,
-      /stopped by SIGINT; bhyve was asked.*Waiting until bhyve has ended its work/,
+      /interrupted by SIGINT; bhyve continues until it has finished.*Waiting until bhyve has finished/,
     )
-    t.match(created.stdout + created.stderr, 'nothing was published')
-    t.notMatch(created.stdout + created.stderr, 'client.', 'no advice for programs')
+    t.match(created.stdout + created.stderr, 'bhyve has finished. Nothing was published')
+    t.notMatch(created.stdout + created.stderr, 'client.', 'no advice about library calls')
     t.same(filesOf(world), [])
     const suspend: Step = { args: ['suspend', 'vm1'], interruptAt }
     const suspended = await world.run(suspend, mode)
     t.equal(suspended.status, 130)
-    t.match(suspended.stdout + suspended.stderr, /suspended all the same: vm1\/suspend/)
+    t.match(suspended.stdout + suspended.stderr, /suspended vm1\/suspend/)
     t.match(await bhyve.exited, { code: 5 })
     const client = createClient({ checkpointDirectory: world.checkpointDirectory })
     t.match(await client.suspendedCheckpoint('vm1'), { name: 'suspend', poweredOff: true })

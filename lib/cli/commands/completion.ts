@@ -1,9 +1,9 @@
-/** completion: the function with which a shell asks for words. */
+/** completion: prints the function that a shell calls to complete a word. */
 import type { Command } from '../command.js'
 import { exitStatus } from '../exit_status.js'
 import { UsageError } from '../usage_error.js'
 
-const script = `# bhyve-checkpoint: completion for bash and zsh. In ~/.bashrc or ~/.zshrc:
+const script = `# Completion of bhyve-checkpoint for bash and zsh. Add this line to ~/.bashrc or ~/.zshrc:
 #   eval "$(bhyve-checkpoint completion)"
 if [ -n "\${ZSH_VERSION:-}" ]; then
   autoload -U +X compinit bashcompinit && compinit -u && bashcompinit
@@ -21,13 +21,14 @@ complete -o default -F _bhyve_checkpoint bhyve-checkpoint
 export const completion: Command = {
   name: 'completion',
   usage: '[bash | zsh]',
-  summary: 'a script that completes commands, options and names in bash and zsh',
+  summary: 'Print a completion script for bash and zsh',
   example: 'eval "$(bhyve-checkpoint completion)"',
   positionals: [0, 1],
   standalone: true,
   run: ({ names, output }) => {
     const [shell = 'bash'] = names
-    if (shell !== 'bash' && shell !== 'zsh') throw new UsageError(`there is no completion for '${shell}'`)
+    if (shell !== 'bash' && shell !== 'zsh')
+      throw new UsageError(`Completion supports bash and zsh, not '${shell}'`)
     output.result({ type: 'completion', script }, [script.trimEnd()])
     return Promise.resolve(exitStatus.done)
   },

@@ -12,13 +12,13 @@ import { interruptible } from '../waiting.js'
 export const vms: Command = {
   name: 'vms',
   usage: '',
-  summary: 'VMs with a checkpoint socket, running, paused or dead',
+  summary: 'List the VMs that have a checkpoint socket, and their states',
   example: 'bhyve-checkpoint vms',
   positionals: [0, 0],
   run: async ({ client, values, output }) => {
     const found = await client.listVirtualMachines()
     if (output.json) for (const one of found) output.result({ type: 'vm', ...one }, [])
-    else if (found.length === 0) output.notice(`no VMs in ${runDirectoryFrom(values)}`)
+    else if (found.length === 0) output.notice(`No VMs in ${runDirectoryFrom(values)}`)
     else {
       const rows = found.map(({ vm, state, pid, socket }) => [vm, state, String(pid ?? '-'), socket])
       const columns = [
@@ -35,13 +35,13 @@ export const vms: Command = {
 }
 
 const pidOption: Readonly<Record<string, OptionSpec>> = {
-  pid: { value: 'number', help: "bhyve's, where it cannot be asked (FreeBSD 13.0)" },
+  pid: { value: 'number', help: 'Process id of bhyve, if the socket does not reveal it (FreeBSD 13.0)' },
 }
 
 export const pause: Command = {
   name: 'pause',
   usage: '<vm>',
-  summary: "stop a VM's process; done once it stands still",
+  summary: 'Pause a VM by stopping its bhyve process',
   example: 'bhyve-checkpoint pause vm1',
   options: pidOption,
   positionals: [1, 1],
@@ -56,7 +56,7 @@ export const pause: Command = {
 export const resume: Command = {
   name: 'resume',
   usage: '<vm>',
-  summary: 'let it run again',
+  summary: 'Resume a paused VM',
   example: 'bhyve-checkpoint resume vm1',
   options: pidOption,
   positionals: [1, 1],
@@ -73,42 +73,53 @@ const waitingNoticeMs = 30_000
 export const restore: Command = {
   name: 'restore',
   usage: '<vm> [name] -- <bhyve arguments>',
-  summary: 'start bhyve from a checkpoint: the one named, or the suspended state',
+  summary: "Start bhyve from a checkpoint (default: the VM's suspended state)",
   example:
     'bhyve-checkpoint restore vm1 -- -c 2 -m 4G -H -s 0,hostbridge -s 3,virtio-blk,/vms/vm1.img -s 31,lpc vm1',
   options: {
-    plan: { help: 'say what would be started, and what speaks against it; start nothing' },
-    bhyve: { value: 'file', help: 'the executable (/usr/sbin/bhyve)' },
-    env: { value: 'name=value', multiple: true, help: 'instead of PATH, HOME, LANG, TZ; may be repeated' },
-    'log-file': { value: 'file', help: "where bhyve's output goes (restore.log beside the checkpoints)" },
-    verify: { help: 'compare digests before' },
-    again: { help: 'although it was restored before, or disks are newer: old RAM over newer disks' },
-    timeout: { value: 'time', help: 'give up waiting after so long, e.g. 10m; without it never' },
+    plan: { help: 'Print the command, its blockers and warnings; start nothing' },
+    bhyve: { value: 'file', help: 'Executable to start (default: /usr/sbin/bhyve)' },
+    env: {
+      value: 'name=value',
+      multiple: true,
+      help: 'Variable for bhyve, instead of PATH, HOME, LANG and TZ; can be repeated',
+    },
+    'log-file': {
+      value: 'file',
+      help: "File for bhyve's output (default: restore.log beside the checkpoints)",
+    },
+    verify: { help: 'Compare digests before bhyve is started' },
+    again: {
+      help: 'Restore even if restored before or if disks have changed since (old RAM over newer disks)',
+    },
+    timeout: { value: 'time', help: 'Stop waiting after this time, e.g. 10m (default: never)' },
   },
   positionals: [1, 2],
   takesRest: true,
   run: async (context) => {
     const { names, rest, values } = context
     const [vm = ''] = names
-    if (rest.length === 0) throw new UsageError("restore needs the VM's bhyve arguments after '--'")
+    if (rest.length === 0)
+      throw new UsageError("The command 'restore' needs the VM's bhyve arguments after '--'")
     assertBhyveArguments(rest)
     const name = names[1] ?? (await suspendedName(context, vm))
     return values.has('plan') ? plan(context, vm, name) : start(context, vm, name)
   },
 }
 
-/** bhyve has no option of this kind: what stands there was meant for us, and another directory would be looked at. */
+/** bhyve has no such options. They were meant for this command, which would otherwise use another directory. */
 function assertBhyveArguments(rest: readonly string[]): void {
   const own = rest.find((word) =>
     Object.keys(clientOptions).some((name) => word.split('=')[0] === `--${name}`),
   )
-  if (own !== undefined) throw new UsageError(`${own} comes before '--': what follows that is for bhyve`)
+  if (own !== undefined)
+    throw new UsageError(`Move '${own}' before '--'. Everything after '--' is passed to bhyve`)
 }
 
 async function suspendedName({ client, api }: Context, vm: string): Promise<string> {
   const suspended = await client.suspendedCheckpoint(vm)
   if (suspended !== undefined) return suspended.name
-  const message = `VM '${vm}' has no suspended state that was not restored: name a checkpoint`
+  const message = `VM '${vm}' has no suspended state to restore. Pass the name of a checkpoint`
   throw new api.CheckpointError('ERR_CHECKPOINT_NOT_FOUND', message, { vm })
 }
 
@@ -131,7 +142,7 @@ function environmentFrom(words: readonly string[]): Record<string, string> | und
   const entries = words.map((word) => {
     const [, name, value] = /^([^=]+)=(.*)$/s.exec(word) ?? []
     if (name === undefined || value === undefined)
-      throw new UsageError(`--env takes a variable like TZ=UTC, not '${word}'`)
+      throw new UsageError(`--env must be a variable such as TZ=UTC, not '${word}'`)
     return [name, value]
   })
   return Object.fromEntries(entries) as Record<string, string>
@@ -150,19 +161,19 @@ function warningLine({ code, message }: RestorePlan['warnings'][number]): string
   return `warning: ${code}: ${message}`
 }
 
-/** What speaks against it and does not stop it: said before the VM runs, not after. */
+/** Prints the warnings before the VM runs. */
 async function warn(
   { client, output }: Context,
   vm: string,
   name: string,
   options: RestoreOptions,
 ): Promise<void> {
-  // Digests are compared once, by the restore itself.
+  // Without `verify`, because the restore itself compares the digests.
   const { blockers, warnings } = await client.planRestore(vm, name, { ...options, verify: false })
   if (blockers.length === 0) for (const one of warnings) output.notice(warningLine(one))
 }
 
-/** A word as a shell reads it. */
+/** Quotes a word for a shell. */
 function quoted(word: string): string {
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
 }
@@ -170,10 +181,10 @@ function quoted(word: string): string {
 function start(context: Context, vm: string, name: string): Promise<number> {
   const { client, output } = context
   return interruptible(context, {
-    doing: `restoring checkpoint '${name}' of VM '${vm}'`,
+    doing: `Restoring checkpoint '${name}' of VM '${vm}'`,
     start: async (signal) => {
       await warn(context, vm, name, restoreOptions(context, signal))
-      const notice = `still waiting until VM '${vm}' serves its socket; what bhyve says is in its log`
+      const notice = `Still waiting for the socket of VM '${vm}'. bhyve's output is in its log file`
       const timer = setInterval(() => output.notice(notice), waitingNoticeMs)
       try {
         return await client.restore(vm, name, restoreOptions(context, signal))
@@ -182,11 +193,11 @@ function start(context: Context, vm: string, name: string): Promise<number> {
       }
     },
     done: ({ pid, logFile }) => {
-      const line = `restored ${vm}/${name}: bhyve runs as process ${String(pid)}, its output goes to ${logFile}`
+      const line = `restored ${vm}/${name}: bhyve is process ${String(pid)}, output in ${logFile}`
       output.result({ type: 'restored', vm, name, pid, logFile }, [line])
       return exitStatus.done
     },
-    left: { beforeStart: 'nothing was started', afterStart: 'bhyve was started and goes on' },
+    left: { beforeStart: 'nothing was started', afterStart: 'bhyve was started and continues to run' },
     isLeft: true,
     afterwards: async () => {
       const machine = (await client.listVirtualMachines()).find((one) => one.vm === vm)

@@ -7,13 +7,16 @@ import { parseDuration, parseSize } from '../values.js'
 import { interruptible } from '../waiting.js'
 
 const options: Readonly<Record<string, OptionSpec>> = {
-  'keep-existing': { help: 'fail where there is one of that name already' },
-  timeout: { value: 'time', help: 'give up waiting after so long, e.g. 10m; without it never' },
-  'stall-timeout': { value: 'time', help: 'give up when bhyve writes nothing for so long (1m; 0: never)' },
-  memory: { value: 'size', help: "the guest's RAM, where it is known: 4G" },
-  'no-fsync': { help: 'do not force it to the disk' },
-  'no-digest': { help: 'record no digests' },
-  'no-sparsify': { help: "do not give the guest's zero pages back" },
+  'keep-existing': { help: 'Fail if a checkpoint of this name exists (default: replace it)' },
+  timeout: { value: 'time', help: 'Stop waiting after this time, e.g. 10m (default: never)' },
+  'stall-timeout': {
+    value: 'time',
+    help: 'Stop waiting if bhyve writes nothing for this time (default: 1m; 0: never)',
+  },
+  memory: { value: 'size', help: 'Size of guest RAM, for the progress and the space check, e.g. 4G' },
+  'no-fsync': { help: 'Do not fsync the checkpoint' },
+  'no-digest': { help: 'Do not record digests' },
+  'no-sparsify': { help: 'Do not make holes for zero pages of guest RAM' },
 }
 
 function createOptions({ values, names, output }: Context, signal: AbortSignal): CreateOptions {
@@ -36,29 +39,29 @@ function saved({ output }: Context, checkpoint: Checkpoint, verb: string): numbe
   return exitStatus.done
 }
 
-const nothingSent = 'nothing was sent to bhyve, and an older checkpoint is as it was'
+const nothingSent = 'nothing was sent to bhyve; the previous checkpoint is unchanged'
 
 export const create: Command = {
   name: 'create',
   usage: '<vm> [name]',
-  summary: 'save a running VM; done when it is complete, checked and on the disk',
+  summary: 'Save a running VM as a checkpoint, complete and durable on disk',
   example: 'bhyve-checkpoint create vm1 before-upgrade',
   options,
   positionals: [1, 2],
   run: (context) => {
     const [vm = ''] = context.names
     return interruptible(context, {
-      doing: `saving VM '${vm}'`,
+      doing: `Creating a checkpoint of VM '${vm}'`,
       start: (signal) => context.client.createCheckpoint(vm, createOptions(context, signal)),
       done: (checkpoint) => saved(context, checkpoint, 'created'),
       left: {
         beforeStart: nothingSent,
-        afterStart: 'bhyve was asked and goes on to the end of its work; nothing is published',
+        afterStart: 'bhyve continues until it has finished, and nothing will be published',
       },
       holdsVm: true,
       afterwards: () => {
         context.output.notice(
-          'bhyve has ended its work: nothing was published, an older checkpoint is as it was',
+          'bhyve has finished. Nothing was published; the previous checkpoint is unchanged',
         )
         return Promise.resolve()
       },
@@ -69,7 +72,7 @@ export const create: Command = {
 export const suspend: Command = {
   name: 'suspend',
   usage: '<vm> [name]',
-  summary: 'save a VM and power it off',
+  summary: 'Save a running VM as a checkpoint and power it off',
   example: 'bhyve-checkpoint suspend vm1',
   options,
   positionals: [1, 2],
@@ -77,12 +80,12 @@ export const suspend: Command = {
     const [vm = ''] = context.names
     const since = new Date()
     return interruptible(context, {
-      doing: `suspending VM '${vm}'`,
+      doing: `Suspending VM '${vm}'`,
       start: (signal) => context.client.suspend(vm, createOptions(context, signal)),
       done: (checkpoint) => saved(context, checkpoint, 'suspended'),
       left: {
         beforeStart: nothingSent,
-        afterStart: 'bhyve was asked and goes on; the state of the VM is published once it is saved',
+        afterStart: 'bhyve continues until it has finished, and a complete state will be published',
       },
       holdsVm: true,
       afterwards: () => reportSaved(context, vm, since),
@@ -90,10 +93,10 @@ export const suspend: Command = {
   },
 }
 
-/** The state of a suspended VM is published whatever became of the call. */
+/** The state of a suspended VM is published even after a stop. */
 async function reportSaved({ client, output }: Context, vm: string, since: Date): Promise<void> {
-  // An older state is of another suspend.
+  // An older state belongs to another suspend.
   const checkpoint = await client.suspendedCheckpoint(vm, { since })
-  if (checkpoint === undefined) output.notice(`VM '${vm}' was not suspended: there is no state to restore`)
-  else output.result(checkpointMessage(checkpoint), savedLines(checkpoint, 'suspended all the same:'))
+  if (checkpoint === undefined) output.notice(`VM '${vm}' was not suspended; there is no state to restore`)
+  else output.result(checkpointMessage(checkpoint), savedLines(checkpoint, 'suspended'))
 }

@@ -1,4 +1,4 @@
-/** simulate: a bhyve without a guest, to try everything else with. */
+/** simulate: runs a simulated bhyve without a guest, so that the other commands can be tried. */
 import path from 'node:path'
 import type { Fault, SimulatedDialect } from '../../simulator/index.js'
 import { type Exit, SimulatedBhyve, SimulatedFleet } from '../../simulator/index.js'
@@ -7,20 +7,20 @@ import { exitStatus } from '../exit_status.js'
 import { UsageError } from '../usage_error.js'
 import { parseSize } from '../values.js'
 
-/** bhyve's own since late 2025, and nothing else ends the simulated one with it. */
+/** bhyve's exit status after a suspend, since late 2025. The simulated bhyve exits with it only after a suspend. */
 const suspendExitCode = 5
 
 export const simulate: Command = {
   name: 'simulate',
   usage: '<vm ...>',
-  summary: 'a bhyve without a guest, to try the rest with; until it is suspended or interrupted',
+  summary: 'Run a simulated bhyve until it is suspended or interrupted',
   example: 'bhyve-checkpoint simulate vm1 --run-directory /tmp/run',
   options: {
-    'run-directory': { value: 'dir', help: 'where its sockets are (a temporary folder)' },
-    dialect: { value: 'name', help: 'struct, path, descriptor or reply (descriptor)' },
-    memory: { value: 'size', help: "the guest's RAM (16M)" },
-    'write-rate': { value: 'size', help: 'no more than this a second' },
-    fault: { value: 'at:kind', help: 'what goes wrong, e.g. memory:no-space' },
+    'run-directory': { value: 'dir', help: 'Directory of its sockets (default: a temporary directory)' },
+    dialect: { value: 'name', help: 'struct, path, descriptor or reply (default: descriptor)' },
+    memory: { value: 'size', help: "Size of the guest's RAM (default: 16M)" },
+    'write-rate': { value: 'size', help: 'Bytes written per second, at most, e.g. 8M' },
+    fault: { value: 'at:kind', help: 'Fault to inject, e.g. memory:no-space' },
   },
   positionals: [1, Infinity],
   standalone: true,
@@ -31,10 +31,10 @@ export const simulate: Command = {
       interrupt.listen(() => undefined).addEventListener('abort', () => resolve())
     })
     const { pid, runDirectory } = simulated
-    const said = names.length === 1 ? `VM '${names[0] ?? ''}' is` : `${String(names.length)} VMs are`
+    const simulating = names.length === 1 ? `VM '${names[0] ?? ''}'` : `${String(names.length)} VMs`
     const hint = `  bhyve-checkpoint create ${names[0] ?? ''} --run-directory ${runDirectory} --checkpoint-directory checkpoints`
     output.result({ type: 'simulating', vms: names, pid, runDirectory }, [
-      `${said} simulated by process ${String(pid)}, sockets in ${runDirectory}`,
+      `simulating ${simulating} in process ${String(pid)}, sockets in ${runDirectory}`,
       hint,
     ])
     return untilOver(context, simulated, stopped)
@@ -55,13 +55,13 @@ async function start({ names, values }: Context): Promise<SimulatedBhyve | Simul
     if (names.length === 1) return await SimulatedBhyve.start({ vm, ...options })
     return await SimulatedFleet.start({ vms: names, ...options })
   } catch (error) {
-    // The simulator's own words for options that make no sense.
+    // The simulator rejects invalid options with these errors.
     if (error instanceof TypeError || error instanceof RangeError) throw new UsageError(error.message)
     throw error
   }
 }
 
-/** Checked where it is used. */
+/** The simulator checks the value. */
 function parseFault(text: string): Fault {
   const [at, kind] = text.split(':')
   return { at, kind } as Fault
@@ -78,12 +78,12 @@ async function untilOver(
   clearInterval(stayAlive)
   await simulated.stop()
   if (exit === undefined) return exitStatus.done
-  output.result({ type: 'ended', ...exit }, [`the simulated bhyve ended ${howItEnded(exit)}`])
+  output.result({ type: 'ended', ...exit }, [`simulated bhyve exited ${howItEnded(exit)}`])
   return exitStatus.done
 }
 
 function howItEnded({ code, signal }: Exit): string {
-  if (signal !== null) return `by ${signal}`
-  const why = code === suspendExitCode ? ': its VM was suspended' : ''
+  if (signal !== null) return `on ${signal}`
+  const why = code === suspendExitCode ? ' because its VM was suspended' : ''
   return `with status ${String(code)}${why}`
 }

@@ -11,7 +11,7 @@ import { interruptible } from '../waiting.js'
 export const list: Command = {
   name: 'list',
   usage: '[vm ...]',
-  summary: 'checkpoints of these VMs, or of all; oldest first',
+  summary: 'List the checkpoints of the given VMs or of all VMs, oldest first',
   example: 'bhyve-checkpoint list vm1',
   positionals: [0, Infinity],
   run: async ({ client, names, values, output }) => {
@@ -29,12 +29,12 @@ export const list: Command = {
     }
     if (found.length > 0) output.result({ type: 'list' }, checkpointTable(found, output))
     for (const vm of without) output.notice(noneOf(vm, values))
-    if (vms.length === 0) output.notice(`no checkpoints in ${checkpointLocation(values)}`)
+    if (vms.length === 0) output.notice(`No checkpoints in ${checkpointLocation(values)}`)
     return exitStatus.done
   },
 }
 
-/** Said for each VM that was named: a misspelt one looks like one without checkpoints. */
+/** Printed for each VM on the command line, because a misspelled name would otherwise show up as no output. */
 function noneOf(vm: string, values: Values): string {
   return `VM '${vm}' has no checkpoints in ${checkpointLocation(values)}`
 }
@@ -47,13 +47,13 @@ function notFound({ api }: Context, message: string, vm: string, checkpoint?: st
 async function find(context: Context, vm: string, name: string): Promise<ListedCheckpoint> {
   const found = (await context.client.listCheckpoints(vm)).find((one) => one.name === name)
   if (found !== undefined) return found
-  throw notFound(context, `VM '${vm}' has no checkpoint '${name}'`, vm, name)
+  throw notFound(context, `Checkpoint '${name}' of VM '${vm}' does not exist`, vm, name)
 }
 
 export const show: Command = {
   name: 'show',
   usage: '<vm> <name>',
-  summary: 'everything that is known of a checkpoint',
+  summary: 'Show the details of a checkpoint',
   example: 'bhyve-checkpoint show vm1 before-upgrade',
   positionals: [2, 2],
   run: async (context) => {
@@ -67,16 +67,16 @@ export const show: Command = {
 export const verify: Command = {
   name: 'verify',
   usage: '<vm> [name ...]',
-  summary: 'whether these checkpoints are whole, or all of a VM',
+  summary: 'Verify the given checkpoints of a VM, or all of them',
   example: 'bhyve-checkpoint verify vm1 --content',
-  options: { content: { help: 'read everything and compare digests; sizes and metadata otherwise' } },
+  options: { content: { help: 'Read all files and compare digests (default: check sizes and metadata)' } },
   positionals: [1, Infinity],
   run: (context) =>
     interruptible(context, {
-      doing: `verifying checkpoints of VM '${context.names[0] ?? ''}'`,
+      doing: `Verifying checkpoints of VM '${context.names[0] ?? ''}'`,
       start: (signal) => verifyAll(context, signal),
       done: (allComplete) => (allComplete ? exitStatus.done : exitStatus.damaged),
-      left: { beforeStart: 'the next one was not read', afterStart: 'the reading stops' },
+      left: { beforeStart: 'the next checkpoint was not read', afterStart: 'reading stops' },
       afterwards: () => Promise.resolve(),
     }),
 }
@@ -89,9 +89,9 @@ async function verifyAll(context: Context, signal: AbortSignal): Promise<boolean
   return allComplete
 }
 
-/** Nothing found is no success: whoever checks a misspelt VM every night believes to have checkpoints. */
+/** Fails if there are no checkpoints. Otherwise a nightly check of a misspelled VM would succeed every time. */
 async function verifyListed(context: Context, vm: string, signal: AbortSignal): Promise<boolean> {
-  const names = await ours(context, vm)
+  const names = await verifiableNames(context, vm)
   if (names.length === 0) throw notFound(context, noneOf(vm, context.values), vm)
   let allComplete = true
   for (const name of names) {
@@ -100,13 +100,13 @@ async function verifyListed(context: Context, vm: string, signal: AbortSignal): 
     } catch (error) {
       if (!(error instanceof context.api.CheckpointError) || error.code !== 'ERR_CHECKPOINT_NOT_FOUND')
         throw error
-      context.output.notice(`${vm}/${name} was removed meanwhile`)
+      context.output.notice(`Checkpoint '${name}' of VM '${vm}' was removed in the meantime`)
     }
   }
   return allComplete
 }
 
-async function ours({ client }: Context, vm: string): Promise<string[]> {
+async function verifiableNames({ client }: Context, vm: string): Promise<string[]> {
   return (await client.listCheckpoints(vm)).filter(({ state }) => state !== 'foreign').map(({ name }) => name)
 }
 
@@ -114,11 +114,11 @@ async function verifyOne(context: Context, vm: string, name: string, signal: Abo
   const { client, values, output } = context
   const depth = values.has('content') ? 'content' : 'structure'
   const report = await client.verifyCheckpoint(vm, name, { depth, signal, onProgress: output.onProgress })
-  const word = report.ok ? output.paint('good', 'whole') : output.paint('bad', 'damaged')
+  const state = report.ok ? output.paint('good', 'complete') : output.paint('bad', 'damaged')
   const read = report.depth === 'content' ? `content, ${formatSize(report.bytesRead)} read` : 'structure'
   const problems = report.problems.map(({ code, message }) => `  ${code}: ${message}`)
   output.result({ type: 'verification', vm, name, ...report }, [
-    `${vm}/${name}: ${word} (${read})`,
+    `${vm}/${name}: ${state} (${read})`,
     ...problems,
   ])
   return report.ok
@@ -127,7 +127,7 @@ async function verifyOne(context: Context, vm: string, name: string, signal: Abo
 export const destroy: Command = {
   name: 'destroy',
   usage: '<vm> <name ...>',
-  summary: 'remove these checkpoints, pinned ones too',
+  summary: 'Remove the given checkpoints, even pinned and suspended ones',
   example: 'bhyve-checkpoint destroy vm1 before-upgrade',
   positionals: [2, Infinity],
   run: async ({ client, names, output }) => {
@@ -143,7 +143,7 @@ export const destroy: Command = {
 export const destroyAll: Command = {
   name: 'destroyall',
   usage: '<vm>',
-  summary: 'remove all checkpoints of a VM, pinned ones and its suspended state too',
+  summary: 'Remove all checkpoints of a VM, even pinned and suspended ones',
   example: 'bhyve-checkpoint destroyall vm1',
   positionals: [1, 1],
   run: async ({ client, names, values, output }) => {
@@ -158,13 +158,13 @@ export const destroyAll: Command = {
 export const prune: Command = {
   name: 'prune',
   usage: '<vm>',
-  summary: 'let checkpoints go by a policy; never a pinned, the last whole, or a suspended one',
+  summary: 'Remove old checkpoints, but never pinned or suspended ones or the last complete one',
   example: 'bhyve-checkpoint prune vm1 --keep-last 7 --keep-within 30d',
   options: {
-    'keep-last': { value: 'number', help: 'the newest so many stay' },
-    'keep-within': { value: 'time', help: 'everything younger stays: 7d' },
-    'max-size': { value: 'size', help: 'the oldest go until all together fit: 500G' },
-    'dry-run': { help: 'say what would go, remove nothing' },
+    'keep-last': { value: 'number', help: 'Number of newest checkpoints to keep' },
+    'keep-within': { value: 'time', help: 'Age up to which checkpoints are kept, e.g. 7d' },
+    'max-size': { value: 'size', help: 'Size of all checkpoints together, at most, e.g. 500G' },
+    'dry-run': { help: 'Print what would be removed; remove nothing' },
   },
   positionals: [1, 1],
   run: async ({ client, names, values, output }) => {
@@ -177,7 +177,7 @@ export const prune: Command = {
     }
     const { keepLast, keepWithinMs, maxBytes } = policy
     if (keepLast === undefined && keepWithinMs === undefined && maxBytes === undefined)
-      throw new UsageError('prune needs --keep-last, --keep-within or --max-size')
+      throw new UsageError("The command 'prune' needs --keep-last, --keep-within or --max-size")
     const result = await client.pruneCheckpoints(vm, policy)
     const verb = values.has('dry-run') ? 'would remove' : 'removed'
     const removed = result.removed.map((name) => `${verb} ${vm}/${name}`)
@@ -192,9 +192,9 @@ export const prune: Command = {
 export const pin: Command = {
   name: 'pin',
   usage: '<vm> <name>',
-  summary: 'keep a checkpoint from being pruned',
+  summary: 'Protect a checkpoint from prune',
   example: 'bhyve-checkpoint pin vm1 before-upgrade',
-  options: { off: { help: 'let it be pruned again' } },
+  options: { off: { help: 'Unpin the checkpoint' } },
   positionals: [2, 2],
   run: async ({ client, names, values, output }) => {
     const [vm = '', name = ''] = names
