@@ -1,4 +1,4 @@
-/** Every block of the documents runs as it stands, but for where sockets and checkpoints are. */
+/** Runs every code block of the documentation, with other socket and checkpoint directories. */
 import { execFile } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -15,8 +15,8 @@ const documents = [
   ...fs.readdirSync(path.join(root, 'docs')).map((name) => path.join('docs', name)),
 ]
 
-/** The block with this machine's places in the place of the documented ones. */
-function placed(block: string, runDirectory: string, checkpointDirectory: string): string {
+/** Replaces the documented directories of a block with those of the test. */
+function withTestDirectories(block: string, runDirectory: string, checkpointDirectory: string): string {
   return block
     .replaceAll(
       'createClient({ checkpointDirectory: ',
@@ -26,21 +26,21 @@ function placed(block: string, runDirectory: string, checkpointDirectory: string
     .replaceAll("'/tmp/checkpoints'", `'${checkpointDirectory}/other'`)
 }
 
-t.test('every block runs', async (t) => {
-  // Inside the package, so that it finds itself by its name.
-  const folder = fs.mkdtempSync(path.join(root, 'build-docs-'))
-  t.teardown(() => fs.rmSync(folder, { recursive: true }))
+t.test('every JavaScript block runs and prints nothing to standard error', async (t) => {
+  // Inside the package, so that blocks can import it by its name.
+  const directory = fs.mkdtempSync(path.join(root, 'build-docs-'))
+  t.teardown(() => fs.rmSync(directory, { recursive: true }))
   let blocks = 0
   for (const document of documents.filter((name) => name.endsWith('.md'))) {
     const text = fs.readFileSync(path.join(root, document), 'utf8')
     for (const match of text.matchAll(/^```js\n(.*?)^```$/gms)) {
-      // One for each: some blocks end their VM.
+      // One VM per block, because some blocks power it off.
       const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
-      const file = path.join(folder, `${++blocks}.mjs`)
-      fs.writeFileSync(file, placed(match[1]!, bhyve.runDirectory, scratch(t)))
+      const file = path.join(directory, `${++blocks}.mjs`)
+      fs.writeFileSync(file, withTestDirectories(match[1]!, bhyve.runDirectory, scratch(t)))
       const [error, stderr] = await run(file)
       t.equal(error, null, `${document}, block ${blocks}`)
-      t.equal(stderr, '', `${document}, block ${blocks}: says nothing on standard error`)
+      t.equal(stderr, '', `${document}, block ${blocks}: prints nothing to standard error`)
       await bhyve.stop()
     }
   }
@@ -60,38 +60,38 @@ function run(file: string): Promise<[Error | null, string]> {
   })
 }
 
-/** Shell blocks that need a disk, a network or minutes of their own: what runs them instead. */
+/** Shell blocks that need a disk, a network or minutes, by their beginning. The value is the test that runs them. */
 const runElsewhere: Readonly<Record<string, string>> = {
-  'mkdir try && cd try && npm init -y': 'test/deep/package.test.ts: the README takes a newcomer',
-  'ckp() {': 'test/deep/package.test.ts: the README takes a newcomer',
+  'mkdir try && cd try && npm init -y': "test/deep/package.test.ts: the README's first commands",
+  'ckp() {': "test/deep/package.test.ts: the README's first commands",
   'npm run demo': '.ci/run: the two commands of the README',
-  'npm install bhyve-checkpoint': 'test/deep/package.test.ts: runs nothing when it is installed',
+  'npm install bhyve-checkpoint': 'test/deep/package.test.ts: the installation runs no scripts',
   'node node_modules/bhyve-checkpoint/scripts/build-addon.mjs':
-    'test/deep/package.test.ts: says what is missing where no prebuild fits, and how to build it',
-  'npx esbuild': 'test/deep/package.test.ts: works with the package beside it, and says so without it',
-  'node --permission': "test/deep/package.test.ts: works under Node's permission model",
+    'test/deep/package.test.ts: without a matching prebuild the error explains how to build the addon',
+  'npx esbuild': 'test/deep/package.test.ts: works with the package installed beside it',
+  'node --permission': "test/deep/package.test.ts: the package works under Node's permission model",
   'mkdir -p ~/base/x64': '.ci/run: FREEBSD_SYSROOT',
 }
 
 const shellBlocks: Readonly<Record<string, (t: Test, block: string) => Promise<void>>> = {
   'docs/cli.md': async (t, block) => {
-    const { folder, environment } = await commandLine(t)
-    const disk = path.join(folder, 'vm1.img')
+    const { directory, environment } = await commandLine(t)
+    const disk = path.join(directory, 'vm1.img')
     fs.writeFileSync(disk, '')
-    // As in a project that has installed the package.
-    fs.mkdirSync(path.join(folder, 'node_modules'))
-    fs.symlinkSync(root, path.join(folder, 'node_modules/bhyve-checkpoint'))
-    const { stdout } = await shell(block.replace('/vms/vm1.img', disk), folder, environment)
+    // As in a project in which the package is installed.
+    fs.mkdirSync(path.join(directory, 'node_modules'))
+    fs.symlinkSync(root, path.join(directory, 'node_modules/bhyve-checkpoint'))
+    const { stdout } = await shell(block.replace('/vms/vm1.img', disk), directory, environment)
     t.match(stdout, /suspended vm1.suspend[^]*restored vm1.suspend/)
-    const [machine] = await createClient({ runDirectory: path.join(folder, 'run') }).listVirtualMachines()
+    const [machine] = await createClient({ runDirectory: path.join(directory, 'run') }).listVirtualMachines()
     t.match(machine, { vm: 'vm1', state: 'running' }, 'restored')
     process.kill(machine!.pid!, 'SIGKILL')
   },
   'docs/storage.md': async (t, block) => {
-    await t.test('digests by hand', needs('jq', 'xxd', 'openssl'), async (t) => {
-      const { folder, environment } = await commandLine(t)
-      await shell('bhyve-checkpoint create vm1 before-upgrade', folder, environment)
-      const { stdout } = await shell(block, path.join(folder, 'checkpoints', 'vm1'), environment)
+    await t.test('the documented commands compute the digest', needs('jq', 'xxd', 'openssl'), async (t) => {
+      const { directory, environment } = await commandLine(t)
+      await shell('bhyve-checkpoint create vm1 before-upgrade', directory, environment)
+      const { stdout } = await shell(block, path.join(directory, 'checkpoints', 'vm1'), environment)
       const digests = stdout.match(/\b[0-9a-f]{64}\b/g)
       t.equal(digests?.length, 2)
       t.equal(digests?.[0], digests?.[1], 'the digest of the chunk is the one in the manifest')
@@ -102,14 +102,14 @@ const shellBlocks: Readonly<Record<string, (t: Test, block: string) => Promise<v
       scripts: Record<string, string>
     }
     t.ok(manifest.scripts.bench)
-    // Measuring takes long: the names are those that the program knows.
+    // The measurements take too long for a test. Only their names are checked.
     const { stderr } = await shell('node bench/run.mjs', root, childEnvironment())
     const known = /names: (.*)/.exec(stderr)?.[1]?.split(', ')
     for (const [, name] of block.matchAll(/^npm run bench -- (\S+)/gm)) t.ok(known?.includes(name!), name!)
   },
 }
 
-t.test('every shell block runs, here or elsewhere', async (t) => {
+t.test('every shell block runs, in this file or in the named test', async (t) => {
   for (const document of documents.filter((name) => name.endsWith('.md'))) {
     const text = fs.readFileSync(path.join(root, document), 'utf8')
     for (const [, block] of text.matchAll(/^```sh\n(.*?)^```$/gms)) {
@@ -126,14 +126,14 @@ t.test('every shell block runs, here or elsewhere', async (t) => {
   }
 })
 
-/** A folder with a simulated VM, and a `bhyve-checkpoint` in the PATH that knows its places. */
-async function commandLine(t: Test): Promise<{ folder: string; environment: NodeJS.ProcessEnv }> {
-  const folder = scratch(t)
-  const runDirectory = path.join(folder, 'run')
+/** Makes a directory with a simulated VM, and a `bhyve-checkpoint` on the PATH that uses this directory. */
+async function commandLine(t: Test): Promise<{ directory: string; environment: NodeJS.ProcessEnv }> {
+  const directory = scratch(t)
+  const runDirectory = path.join(directory, 'run')
   fs.mkdirSync(runDirectory)
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024, runDirectory })
   t.teardown(() => bhyve.stop())
-  const bin = path.join(folder, 'bin')
+  const bin = path.join(directory, 'bin')
   fs.mkdirSync(bin)
   fs.writeFileSync(
     path.join(bin, 'bhyve'),
@@ -141,13 +141,13 @@ async function commandLine(t: Test): Promise<{ folder: string; environment: Node
       `exec '${process.execPath}' '${simulatedBhyve}' "$@"\n`,
     { mode: 0o755 },
   )
-  const places = `--run-directory '${runDirectory}' --checkpoint-directory '${folder}/checkpoints'`
+  const directories = `--run-directory '${runDirectory}' --checkpoint-directory '${directory}/checkpoints'`
   const program = path.join(root, 'dist/cli/main.js')
   fs.writeFileSync(
     path.join(bin, 'bhyve-checkpoint'),
     `#!/bin/sh\ncommand=$1\nshift\n` +
       `[ "$command" = restore ] && set -- --bhyve '${bin}/bhyve' "$@"\n` +
-      `exec '${process.execPath}' '${program}' "$command" ${places} "$@"\n`,
+      `exec '${process.execPath}' '${program}' "$command" ${directories} "$@"\n`,
     { mode: 0o755 },
   )
   const environment = {
@@ -155,7 +155,7 @@ async function commandLine(t: Test): Promise<{ folder: string; environment: Node
     PATH: `${bin}:${process.env.PATH ?? ''}`,
     SIMULATED_BHYVE_RUN_DIRECTORY: runDirectory,
   }
-  return { folder, environment }
+  return { directory, environment }
 }
 
 function shell(
@@ -165,14 +165,14 @@ function shell(
 ): Promise<{ stdout: string; stderr: string }> {
   return new Promise((resolve, reject) => {
     execFile('sh', ['-c', block], { cwd, env, timeout: 60_000 }, (error, stdout, stderr) => {
-      // The bench program ends with the status of a wrong usage, which is what it is asked for.
+      // Status 64 is expected from the bench program: called without arguments, it prints its usage.
       if (error !== null && error.code !== 64) reject(new Error(`${stdout}${stderr}`, { cause: error }))
       else resolve({ stdout, stderr })
     })
   })
 }
 
-t.test('every error code and problem is explained', async (t) => {
+t.test('docs/errors.md explains every error, problem, blocker and warning code', async (t) => {
   const text = fs.readFileSync(path.join(root, 'docs/errors.md'), 'utf8')
   const explained = new Set([...text.matchAll(/`([A-Za-z_-]+)`/g)].map((match) => match[1]!))
   const errors = fs.readFileSync(path.join(root, 'lib/base/errors.ts'), 'utf8').match(/'ERR_[A-Z_]+'/g)!
@@ -189,17 +189,17 @@ t.test('every error code and problem is explained', async (t) => {
   for (const code of [...errors, ...problems, ...restoring]) t.ok(explained.has(code.slice(1, -1)), code)
 })
 
-/** A file is named without its folder: no two may have one name. */
+/** Documents name a test file without its directory, so the names must be unique. */
 const testFiles = fs
   .readdirSync(path.join(root, 'test'), { recursive: true, encoding: 'utf8' })
   .filter((name) => name.endsWith('.test.ts'))
 
-t.test('no two files of tests have one name', async (t) => {
+t.test('the names of test files are unique', async (t) => {
   const names = testFiles.map((file) => path.basename(file))
   t.same([...new Set(names)], names)
 })
 
-t.test('every line of the trust model names a test that exists', async (t) => {
+t.test('every claim of the trust model names an existing test', async (t) => {
   const text = fs.readFileSync(path.join(root, 'SECURITY.md'), 'utf8')
   const model = text.slice(
     text.indexOf('### Who can make requests'),
@@ -208,7 +208,7 @@ t.test('every line of the trust model names a test that exists', async (t) => {
   const claims = model.split(/^- /m).slice(1)
   t.ok(claims.length > 30, `${claims.length} lines`)
   for (const claim of claims) {
-    // A paragraph or a heading that follows does not belong to it.
+    // Without the paragraph or heading that follows the claim.
     const [line] = claim.replace(/\n\n[^]*/, '').split('\n\n')
     const named = [...line!.replace(/\s+/g, ' ').matchAll(/\[([a-z_]+\.test\.ts): ([^\]]+)\]/g)]
     t.ok(named.length > 0, `names a test: ${line}`)

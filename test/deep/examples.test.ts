@@ -1,4 +1,4 @@
-/** The examples, run as they stand. */
+/** Runs the examples unchanged. */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import fs from 'node:fs'
@@ -63,7 +63,7 @@ class Running {
     return this.child.exitCode
   }
 
-  said(what: string | RegExp): Promise<void> {
+  printed(what: string | RegExp): Promise<void> {
     return until(
       () => new RegExp(what).test(this.stdout),
       `${String(what)} in: ${this.stdout}${this.stderr}`,
@@ -72,7 +72,7 @@ class Running {
   }
 }
 
-t.test('nightly: all VMs, some at once, retention, alerts', async (t) => {
+t.test('nightly: saves all VMs, prunes old checkpoints and prints alerts', async (t) => {
   const world = new World(t)
   const { runDirectory, client } = world
   const fleet = await SimulatedFleet.start({ vms: ['a', 'b', 'c'], memoryBytes: MiB, runDirectory })
@@ -89,10 +89,10 @@ t.test('nightly: all VMs, some at once, retention, alerts', async (t) => {
   for (const vm of ['b', 'c']) t.match(await client.listCheckpoints(vm), [{ state: 'complete' }])
   t.same(await client.listCheckpoints('bad'), [])
   await failing.stop()
-  t.equal(await world.start('nightly.mjs').status(), 0, 'a night without a failure')
+  t.equal(await world.start('nightly.mjs').status(), 0, 'status 0 if all VMs were saved')
 })
 
-t.test('host-reboot: suspends all, and restores all after it', async (t) => {
+t.test('host-reboot: suspends all VMs before a reboot and restores them after it', async (t) => {
   const world = new World(t)
   const { runDirectory, client } = world
   const one = await SimulatedBhyve.start({ vm: 'one', memoryBytes: MiB, runDirectory })
@@ -134,20 +134,20 @@ t.test('host-reboot: suspends all, and restores all after it', async (t) => {
   t.equal(again.stdout, '', 'nothing is restored twice')
 })
 
-t.test('the rc.d script calls it for start and stop', async (t) => {
-  const folder = scratch(t)
-  // What /etc/rc.subr does with the script, as far as it goes here.
+t.test('the rc.d script runs host-reboot.mjs for start and stop', async (t) => {
+  const directory = scratch(t)
+  // The parts of /etc/rc.subr that the script needs.
   const subr = 'load_rc_config() { :; }\nrun_rc_command() { eval "\\$${1}_cmd"; }\n'
-  t.ok(fs.statSync(example('bhyve_checkpoint')).mode & 0o100, 'rc(8) passes over what is not executable')
+  t.ok(fs.statSync(example('bhyve_checkpoint')).mode & 0o100, 'executable, because rc(8) skips other files')
   const text = fs.readFileSync(example('bhyve_checkpoint'), 'utf8')
-  fs.writeFileSync(path.join(folder, 'rc.subr'), subr)
-  fs.writeFileSync(path.join(folder, 'script'), text.replace('. /etc/rc.subr', `. '${folder}/rc.subr'`))
+  fs.writeFileSync(path.join(directory, 'rc.subr'), subr)
+  fs.writeFileSync(path.join(directory, 'script'), text.replace('. /etc/rc.subr', `. '${directory}/rc.subr'`))
   for (const [command, word] of [
     ['start', 'restore'],
     ['stop', 'suspend'],
   ] as const) {
     const env = childEnvironment({ bhyve_checkpoint_node: 'echo' })
-    const { stdout, stderr } = spawnSync('sh', [path.join(folder, 'script'), command], {
+    const { stdout, stderr } = spawnSync('sh', [path.join(directory, 'script'), command], {
       env,
       encoding: 'utf8',
     })
@@ -155,15 +155,15 @@ t.test('the rc.d script calls it for start and stop', async (t) => {
   }
 })
 
-t.test('http-service: create with progress as server-sent events, list, destroy', async (t) => {
+t.test('http-service: creates with progress as server-sent events, lists and destroys', async (t) => {
   const world = new World(t)
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: MiB, runDirectory: world.runDirectory })
   t.teardown(() => bhyve.stop())
   const service = world.start('http-service.mjs', [], { TOKEN: 'secret', PORT: '0' })
-  await service.said('http://')
+  await service.printed('http://')
   const address = service.stdout.trim()
-  const call = (method: string, place: string, authorization = 'Bearer secret'): Promise<Response> =>
-    fetch(`${address}/vms/${place}`, { method, headers: { authorization } })
+  const call = (method: string, resource: string, authorization = 'Bearer secret'): Promise<Response> =>
+    fetch(`${address}/vms/${resource}`, { method, headers: { authorization } })
   t.equal((await call('GET', 'vm1/checkpoints', 'Bearer guess')).status, 401)
   const events = await (await call('POST', 'vm1/checkpoints/first')).text()
   t.match(events, /^event: progress\ndata: \{"vm":"vm1","name":"first","phase":"queued"/)
@@ -180,7 +180,7 @@ t.test('http-service: create with progress as server-sent events, list, destroy'
   t.equal(await service.status(), 0)
 })
 
-/** Takes a piece only when it is told to. */
+/** A stream that consumes one chunk per call of `takeOne`. */
 class Slow extends Writable {
   readonly pieces: Buffer[] = []
   readonly #waiting: (() => void)[] = []
@@ -205,7 +205,7 @@ interface StreamOut {
   streamOut: (client: CheckpointClient, vm: string, name: string, writable: Writable) => Promise<void>
 }
 
-t.test('stream-out: a set as tar, with its holes, as fast as it is taken', async (t) => {
+t.test('stream-out: sends a checkpoint as tar with holes, at the speed of the receiver', async (t) => {
   const world = new World(t)
   const { client, runDirectory, checkpointDirectory } = world
   const guest = { memoryBytes: 16 * MiB, zeroFraction: 0.9 }
@@ -216,8 +216,8 @@ t.test('stream-out: a set as tar, with its holes, as fast as it is taken', async
 
   const slow = new Slow()
   const streamed = streamOut(client, 'vm1', '-first', slow)
-  await until(() => slow.writableNeedDrain, 'the first piece')
-  t.ok(slow.writableLength < MiB, 'nothing is heaped up while nobody takes it')
+  await until(() => slow.writableNeedDrain, 'the first chunk')
+  t.ok(slow.writableLength < MiB, 'no data is buffered while the receiver does not read')
   const taking = setInterval(() => slow.takeOne(), 1)
   await streamed
   clearInterval(taking)
@@ -229,25 +229,25 @@ t.test('stream-out: a set as tar, with its holes, as fast as it is taken', async
   const there = createClient({ checkpointDirectory: path.dirname(copy) })
   const receive = (input: Buffer) =>
     spawnSync('sh', ['-c', receiver().replace('/zroot/checkpoints/vm1', copy)], { input })
-  t.not(receive(archive.subarray(0, archive.length / 2)).status, 0, 'the line breaks down')
-  t.strictSame(await there.listCheckpoints('vm1'), [], 'half of it is nothing')
-  t.not(receive(archive).status, 0, 'what arrived in part is not mixed with another')
+  t.not(receive(archive.subarray(0, archive.length / 2)).status, 0, 'the connection breaks')
+  t.strictSame(await there.listCheckpoints('vm1'), [], 'a partial transfer is not listed')
+  t.not(receive(archive).status, 0, 'a partial transfer is not mixed with another one')
   fs.rmSync(path.join(copy, '.arriving'), { recursive: true })
   t.equal(receive(archive).status, 0)
   const there1 = tree(copy)
-  t.not(receive(archive).status, 0, 'a name that is taken is not written over')
+  t.not(receive(archive).status, 0, 'an existing checkpoint is not overwritten')
   fs.rmSync(path.join(copy, '.arriving'), { recursive: true })
   t.strictSame(tree(copy), there1)
   t.match(await there.verifyCheckpoint('vm1', '-first', { depth: 'content' }), { ok: true, depth: 'content' })
   const { size, blocks } = fs.statSync(path.join(copy, '-first.ckp'))
-  t.ok(blocks * 512 < size / 2, 'holes are holes there too')
+  t.ok(blocks * 512 < size / 2, 'the copy has holes too')
 
-  const broken = new Writable({ write: (_piece, _encoding, done) => done(new Error('the line is dead')) })
-  await t.rejects(streamOut(client, 'vm1', '-first', broken), { message: 'the line is dead' })
+  const broken = new Writable({ write: (_piece, _encoding, done) => done(new Error('connection lost')) })
+  await t.rejects(streamOut(client, 'vm1', '-first', broken), { message: 'connection lost' })
   t.equal(fs.existsSync(path.join(checkpointDirectory, 'vm1', '-first.ckp')), true)
 })
 
-/** The script of the receiving end, as the example's head has it. */
+/** The script of the receiver, from the header comment of the example. */
 function receiver(): string {
   const [, script = ''] = /receive\.sh[^]*?(\/\/ {3}set -e\n(?:\/\/ {3}.*\n)+)/.exec(
     fs.readFileSync(example('stream-out.mjs'), 'utf8'),
@@ -255,8 +255,8 @@ function receiver(): string {
   return script.replaceAll(/^\/\/ {3}/gm, '')
 }
 
-async function startRedis(t: Test, folder: string): Promise<string> {
-  const socket = path.join(folder, 'redis.sock')
+async function startRedis(t: Test, directory: string): Promise<string> {
+  const socket = path.join(directory, 'redis.sock')
   const settings = [
     '--port',
     '0',
@@ -267,7 +267,7 @@ async function startRedis(t: Test, folder: string): Promise<string> {
     '--appendonly',
     'no',
     '--dir',
-    folder,
+    directory,
   ]
   const redis = spawn('redis-server', settings, { stdio: 'ignore' })
   const ended = once(redis, 'exit')
@@ -280,7 +280,7 @@ async function startRedis(t: Test, folder: string): Promise<string> {
 }
 
 t.test(
-  'fleet: a worker killed in the middle of a job loses nothing and doubles nothing',
+  'fleet: if a worker is killed during a job, another worker does the job exactly once',
   needs('redis-server'),
   async (t) => {
     const world = new World(t)
@@ -305,17 +305,17 @@ t.test(
     await first.ended
 
     const second = world.start('fleet.mjs', ['worker', 'host1'], env)
-    await second.said(/^done host1_vm%3A1_2026-11-25$/m)
+    await second.printed(/^done host1_vm%3A1_2026-11-25$/m)
     const [only, ...others] = await client.listCheckpoints('vm:1')
     t.match(only, { name: 'nightly-2026-11-25', state: 'complete' })
     t.same(others, [])
     second.child.kill('SIGTERM')
     t.equal(await second.status(), 0)
-    t.notMatch(second.stdout, /(done.*\n){2}/, 'queued twice, done once')
+    t.notMatch(second.stdout, /(done.*\n){2}/, 'queued twice, run once')
     t.same(
       tree(saving).filter((file) => /staging\/./.test(file)),
       [],
-      'nothing is left of the first one',
+      'the first worker left nothing behind',
     )
   },
 )

@@ -1,4 +1,4 @@
-/** What npm packs, tried as its users get it: installed into an empty project, without compiler and network. */
+/** Tests the packed package as users get it: installed in an empty project, without a compiler and a network. */
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import { createRequire } from 'node:module'
@@ -12,7 +12,7 @@ import { skipped } from '../support/programs.js'
 const packed = pack(t)
 const project = install(t, packed)
 
-t.test('has what it needs, and nothing else', async (t) => {
+t.test('the package contains what it needs and nothing else', async (t) => {
   const files = new Set(packed.files.map((file) => file.path))
   const needed = [
     'package.json',
@@ -39,12 +39,12 @@ t.test('has what it needs, and nothing else', async (t) => {
   t.equal(
     [...files].filter((file) => file.endsWith('.node')).length,
     1,
-    'one prebuild, which the size is for',
+    'one prebuild, which the limit below assumes',
   )
   t.ok(packed.size < 400_000, `${packed.size} bytes are under 400 kB`)
 })
 
-t.test('runs nothing when it is installed, and brings two small dependencies', async (t) => {
+t.test('the installation runs no scripts and adds two small dependencies', async (t) => {
   const manifest = JSON.parse(fs.readFileSync(path.join(project.installed, 'package.json'), 'utf8')) as {
     scripts: object
     dependencies: object
@@ -59,7 +59,7 @@ t.test('runs nothing when it is installed, and brings two small dependencies', a
   )
 })
 
-/** A checkpoint of a simulated VM, from the installed package. */
+/** Makes a checkpoint of a simulated VM with the installed package. */
 const life = `
 async function life({ createClient, CheckpointError }, { SimulatedBhyve }) {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1048576 })
@@ -82,17 +82,17 @@ function lives(t: Test, name: string, text: string): void {
   t.equal(status, 0, stderr)
 }
 
-t.test('works by import', async (t) => {
+t.test('the package can be imported', async (t) => {
   const imports =
     "import * as main from 'bhyve-checkpoint'\nimport * as simulator from 'bhyve-checkpoint/simulator'\n"
   lives(t, 'life.mjs', `${imports}${life}\nawait life(main, simulator)`)
 })
 
-t.test('works by require', async (t) => {
+t.test('the package can be loaded by require()', async (t) => {
   lives(t, 'life.cjs', `${life}\nlife(require('bhyve-checkpoint'), require('bhyve-checkpoint/simulator'))`)
 })
 
-/** As test runners do it (vitest's vmThreads): every module in a context of node:vm, which has no Symbol.dispose. */
+/** Loads every module in a context of node:vm, as vitest's vmThreads does. The context has no Symbol.dispose. */
 const inContext = `
 import fs from 'node:fs'
 import { builtinModules } from 'node:module'
@@ -129,10 +129,10 @@ const { namespace: main } = await evaluated(import.meta.resolve('bhyve-checkpoin
 const { namespace: simulator } = await evaluated(import.meta.resolve('bhyve-checkpoint/simulator'))
 `
 
-t.test('works in a context of node:vm', async (t) => {
+t.test('the package works in a context of node:vm', async (t) => {
   const directory = scratch(t)
   const env = { ...project.env, CHECKPOINTS: path.join(directory, 'checkpoints') }
-  // What the library resolves with is of the main context, and is to be taken back.
+  // The library's dates are objects of the main context. Its calls must accept them as arguments.
   const since = `
     const bhyve = await simulator.SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1048576 })
     const { runDirectory } = bhyve
@@ -152,26 +152,34 @@ t.test('works in a context of node:vm', async (t) => {
   t.equal(status, 0)
 })
 
-t.test('has a command line that works', async (t) => {
+t.test('the command line of the package works', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
   t.teardown(() => bhyve.stop())
-  const places = ['--run-directory', bhyve.runDirectory, '--checkpoint-directory', path.join(scratch(t), 'c')]
+  const directories = [
+    '--run-directory',
+    bhyve.runDirectory,
+    '--checkpoint-directory',
+    path.join(scratch(t), 'c'),
+  ]
   const command = path.join(project.directory, 'node_modules/.bin/bhyve-checkpoint')
   const run = (...words: string[]) => spawnSync(command, words, { env: project.env, encoding: 'utf8' })
   const version = (
     JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8')) as { version: string }
   ).version
   t.equal(run('--version').stdout, `${version}\n`)
-  t.match(run('create', 'vm1', ...places), { status: 0, stdout: /^created vm1\/checkpoint/ })
-  t.match(run('verify', 'vm1', '--content', ...places), { status: 0, stdout: /^vm1\/checkpoint: whole/ })
+  t.match(run('create', 'vm1', ...directories), { status: 0, stdout: /^created vm1\/checkpoint/ })
+  t.match(run('verify', 'vm1', '--content', ...directories), {
+    status: 0,
+    stdout: /^vm1\/checkpoint: complete/,
+  })
 })
 
-t.test('the README takes a newcomer to a verified checkpoint', async (t) => {
+t.test("the README's first commands make and verify a checkpoint", async (t) => {
   const readme = fs.readFileSync(path.join(root, 'README.md'), 'utf8')
   const section = readme.slice(readme.indexOf('## Try it'), readme.indexOf('## What it does not do'))
   const [install = '', use = ''] = [...section.matchAll(/^```sh\n(.*?)^```$/gms)].map((match) => match[1]!)
   const simulate = install.split('\n').find((line) => line.includes(' simulate '))!
-  // npx itself would ask the registry.
+  // npx itself would contact the registry.
   const npx = 'npx() { "./node_modules/.bin/$@"; }'
   const listens = `i=0; until [ -S run/vm1 ] || [ $i = 500 ]; do i=$((i + 1)); '${process.execPath}' -e 0; done`
   const script = [npx, simulate, listens, 'set -e', use, 'wait'].join('\n')
@@ -179,10 +187,10 @@ t.test('the README takes a newcomer to a verified checkpoint', async (t) => {
   const { status, stdout, stderr } = spawnSync('/bin/sh', ['-c', script], { ...options, timeout: 120_000 })
   t.equal(status, 0, stderr)
   t.match(stdout, /^created vm1\/before-upgrade: 16\.0 MiB of RAM/m)
-  t.match(stdout, /^vm1\/before-upgrade: whole \(content/m)
+  t.match(stdout, /^vm1\/before-upgrade: complete \(content/m)
   t.match(stdout, /^vm1 +before-upgrade +complete/m)
   t.match(stdout, /^suspended vm1\/suspend/m)
-  t.match(stdout, /^the simulated bhyve ended with status 5: its VM was suspended$/m)
+  t.match(stdout, /^simulated bhyve exited with status 5 because its VM was suspended$/m)
 })
 
 const typed = `
@@ -197,13 +205,13 @@ export const executable: string = simulatedBhyve
 void client.createCheckpoint('vm1', { memoryBytes: '1' })
 `
 
-/** Its declarations are checked too, which most projects leave out. */
+/** Compiles a program without skipLibCheck, so that the package's declarations are checked too. */
 for (const [module, resolution, file] of [
   ['nodenext', 'nodenext', 'typed.mts'],
   ['nodenext', 'nodenext', 'typed.cts'],
   ['esnext', 'bundler', 'typed.ts'],
 ] as const) {
-  t.test(`has types under ${resolution} (${file})`, async (t) => {
+  t.test(`the package has valid types under ${resolution} (${file})`, async (t) => {
     fs.writeFileSync(path.join(project.directory, file), typed)
     const types = ['--types', 'node', '--typeRoots', path.join(root, 'node_modules/@types')]
     const strict = [
@@ -233,27 +241,27 @@ const { ok } = await client.verifyCheckpoint('vm1', name, { depth: 'content' })
 console.log(ok, process.permission.has('child'), await client.destroyAll('vm1'))
 `
 
-t.test("works under Node's permission model", async (t) => {
+t.test("the package works under Node's permission model", async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
   t.teardown(() => bhyve.stop())
   const permission = process.allowedNodeEnvironmentFlags.has('--permission')
     ? '--permission'
     : '--experimental-permission'
-  const readable = [project.directory, '/etc/alpine-release'].map((place) => `--allow-fs-read=${place}`)
+  const readable = [project.directory, '/etc/alpine-release'].map((file) => `--allow-fs-read=${file}`)
   const grants = [permission, '--allow-addons', '--allow-worker', ...readable]
-  const places = [bhyve.runDirectory, path.join(scratch(t), 'c')]
-  const granted = runIn(project, 'guarded.mjs', guarded, places, grants)
+  const directories = [bhyve.runDirectory, path.join(scratch(t), 'c')]
+  const granted = runIn(project, 'guarded.mjs', guarded, directories, grants)
   t.equal(granted.stdout, "true false [ 'checkpoint' ]\n", granted.stderr)
   t.equal(granted.status, 0)
   for (const missing of ['--allow-addons', '--allow-worker']) {
     const flags = grants.filter((grant) => grant !== missing)
-    const { status, stderr } = runIn(project, 'guarded.mjs', guarded, places, flags)
+    const { status, stderr } = runIn(project, 'guarded.mjs', guarded, directories, flags)
     t.not(status, 0)
     t.match(stderr, missing === '--allow-addons' ? /ERR_NATIVE_UNAVAILABLE/ : /ERR_SYSTEM/)
   }
 })
 
-t.test('says what is missing where no prebuild fits, and how to build it', async (t) => {
+t.test('without a matching prebuild the error explains how to build the addon', async (t) => {
   const bare = install(t, packed)
   fs.rmSync(path.join(bare.installed, 'prebuilds'), { recursive: true })
   const text = `import { createCheckpoint, createClient } from 'bhyve-checkpoint'
@@ -265,10 +273,10 @@ t.test('says what is missing where no prebuild fits, and how to build it', async
     const [{ message, cause }] = errors
     console.log(JSON.stringify({ codes: errors.map(({ code }) => code), message, cause: cause?.message }))`
   const { stdout, stderr } = runIn(bare, 'bare.mjs', text)
-  const said = JSON.parse(stdout || '{}') as { codes?: string[]; message: string; cause: string }
+  const errors = JSON.parse(stdout || '{}') as { codes?: string[]; message: string; cause: string }
   const everyCall = Array<string>(5).fill('ERR_NATIVE_UNAVAILABLE')
-  t.strictSame(said.codes, [...everyCall, 'ERR_INVALID_VM_NAME'], `the import itself succeeds ${stderr}`)
-  const { message, cause } = said
+  t.strictSame(errors.codes, [...everyCall, 'ERR_INVALID_VM_NAME'], `the import itself succeeds ${stderr}`)
+  const { message, cause } = errors
   const builder = path.join(bare.installed, 'scripts/build-addon.mjs')
   for (const part of [
     `${process.platform}-${process.arch}`,
@@ -286,11 +294,11 @@ t.test('says what is missing where no prebuild fits, and how to build it', async
   const list = run('list', 'vm1')
   t.equal(list.status, 1)
   t.match(list.stderr, /ERR_NATIVE_UNAVAILABLE|No native addon can be loaded/)
-  asksNpm(t, builder)
+  callsNpm(t, builder)
   buildsItself(t, bare, builder)
 })
 
-t.test('an addon that is named is loaded, and no other', async (t) => {
+t.test('BHYVE_CHECKPOINT_ADDON names the only addon that is loaded', async (t) => {
   const directory = scratch(t)
   const addon = path.join(directory, 'own.node')
   fs.copyFileSync(path.join(root, 'build/Release/bhyve_checkpoint.node'), addon)
@@ -308,7 +316,7 @@ t.test('an addon that is named is loaded, and no other', async (t) => {
   t.ok(said.includes(`Paths tried: ${addon} (BHYVE_CHECKPOINT_ADDON).`), said)
 })
 
-/** Beside the checkout, or where NODE_PATH says. */
+/** Finds esbuild beside the checkout or on NODE_PATH. */
 function esbuildProgram(): string | undefined {
   try {
     return createRequire(import.meta.url).resolve('esbuild/bin/esbuild')
@@ -349,7 +357,7 @@ for (const [format, ending] of [
   ['cjs', 'cjs'],
 ] as const) {
   t.test(
-    `a bundle (${format}) works with the package beside it, and says so without it`,
+    `a bundle (${format}) works with the package installed beside it; without it the error explains that`,
     needed,
     async (t) => {
       const name = `bundle.${ending}`
@@ -370,8 +378,8 @@ for (const [format, ending] of [
   )
 }
 
-/** Whatever package manager runs it: others name their own program where npm names itself. */
-function asksNpm(t: Test, builder: string): void {
+/** The builder calls npm under any package manager. Others set npm_execpath to their own program. */
+function callsNpm(t: Test, builder: string): void {
   const bin = scratch(t)
   fs.writeFileSync(path.join(bin, 'npm'), '#!/bin/sh\necho "npm was given $3"\nexit 3\n', { mode: 0o755 })
   const PATH = `${bin}:${process.env.PATH ?? ''}`
@@ -381,7 +389,7 @@ function asksNpm(t: Test, builder: string): void {
   t.equal(stdout, 'npm was given install\n')
 }
 
-/** The command of the message, with what it would download at hand. */
+/** Runs the command from the message. The modules that it would download are provided. */
 function buildsItself(t: Test, bare: Project, builder: string): void {
   const modules = path.join(bare.installed, 'node_modules')
   fs.symlinkSync(path.join(root, 'node_modules'), modules)
@@ -399,10 +407,10 @@ function buildsItself(t: Test, bare: Project, builder: string): void {
   t.equal(stdout, lifesOutput, stderr)
 }
 
-t.test('a release needs every prebuild, each for the platform it is named after', async (t) => {
-  const folder = scratch(t)
+t.test('check-prebuilds requires every prebuild, each for the platform of its directory', async (t) => {
+  const directory = scratch(t)
   const check = () =>
-    spawnSync(process.execPath, [path.join(root, 'scripts/check-prebuilds.mjs'), folder], {
+    spawnSync(process.execPath, [path.join(root, 'scripts/check-prebuilds.mjs'), directory], {
       encoding: 'utf8',
     })
   const add = (name: string, system: number, machine: number) => {
@@ -410,8 +418,8 @@ t.test('a release needs every prebuild, each for the platform it is named after'
     elf.write('\x7fELF', 'latin1')
     elf[7] = system
     elf.writeUInt16LE(machine, 18)
-    fs.mkdirSync(path.join(folder, name))
-    fs.writeFileSync(path.join(folder, name, 'addon.node'), elf)
+    fs.mkdirSync(path.join(directory, name))
+    fs.writeFileSync(path.join(directory, name, 'addon.node'), elf)
   }
   add('linux-x64', 0, 62)
   add('linux-arm64', 0, 183)
@@ -421,7 +429,7 @@ t.test('a release needs every prebuild, each for the platform it is named after'
   add('freebsd-arm64', 9, 62)
   t.match(check().stderr, /^freebsd-arm64: addon.node is for freebsd-x64$/m)
   t.equal(check().status, 1)
-  fs.rmSync(path.join(folder, 'freebsd-arm64'), { recursive: true })
+  fs.rmSync(path.join(directory, 'freebsd-arm64'), { recursive: true })
   add('freebsd-arm64', 9, 183)
   t.equal(check().status, 0)
   add('darwin-arm64', 0, 183)

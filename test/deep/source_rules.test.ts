@@ -1,4 +1,4 @@
-/** The folders of lib/ import downwards only, and the rule that says so finds what does not. */
+/** Modules of lib/ import only downwards, and the lint rule detects every violation. */
 import { execFile } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -12,17 +12,17 @@ const listed = anyListed as { id: string; file: string; from: string }[]
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 
-function cruise(folder: string): Promise<{ code: number; output: string }> {
+function cruise(directory: string): Promise<{ code: number; output: string }> {
   const program = path.join(root, 'node_modules/dependency-cruiser/bin/dependency-cruise.mjs')
   const args = [program, '--config', '.dependency-cruiser.mjs', 'lib']
   return new Promise((resolve) => {
-    execFile(process.execPath, args, { cwd: folder }, (error, stdout) => {
+    execFile(process.execPath, args, { cwd: directory }, (error, stdout) => {
       resolve({ code: Number(error?.code ?? 0), output: stdout })
     })
   })
 }
 
-t.test('lib/ keeps the rule', async (t) => {
+t.test('lib/ follows the import rules', async (t) => {
   t.match(await cruise(root), { code: 0 })
   const entries = fs.readdirSync(path.join(root, 'lib'), { withFileTypes: true })
   t.same(
@@ -41,7 +41,7 @@ const planted = [
   ['bhyve/locate.ts', "import '../loose.js'", 'every-file-in-a-directory'],
 ] as const
 
-t.test('what breaks it is found, type-only imports included', async (t) => {
+t.test('the import rules detect every planted violation, including type-only imports', async (t) => {
   const copy = scratch(t)
   fs.cpSync(path.join(root, 'lib'), path.join(copy, 'lib'), { recursive: true })
   for (const name of ['package.json', 'tsconfig.json', '.dependency-cruiser.mjs'])
@@ -54,9 +54,9 @@ t.test('what breaks it is found, type-only imports included', async (t) => {
     t.match(output, `error ${rule}: lib/${file}`, `${plant} in ${file}`)
 })
 
-t.test('each listed change can be made', async (t) => {
+t.test('the anchor of every mutant occurs exactly once', async (t) => {
   for (const { id, file, from } of listed) {
     const parts = fs.readFileSync(path.join(root, file), 'utf8').split(from)
-    t.equal(parts.length, 2, `${id}: stands once in ${file}`)
+    t.equal(parts.length, 2, `${id}: occurs once in ${file}`)
   }
 })
