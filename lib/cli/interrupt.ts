@@ -1,6 +1,6 @@
 /**
- * Handles Ctrl-C, SIGTERM and SIGHUP. The first signal cancels the call. The process then stays until bhyve has finished:
- * some versions of bhyve die if their client exits earlier, and the VM dies with them.
+ * Handles Ctrl-C, SIGTERM and SIGHUP. The first signal cancels the call. The process then stays until bhyve has
+ * finished: some versions of bhyve die if their client exits earlier, and the VM dies with them.
  */
 import { constants } from 'node:os'
 

@@ -96,8 +96,8 @@ export interface CheckpointClient extends AsyncDisposable {
   /**
    * Saves a VM and powers it off (CBSD's bsuspend). The same as `createCheckpoint` with `poweroff`, but the default
    * name is `'suspend'`. Resolves once the checkpoint is published **and** the VM's process has exited, so that the VM
-   * can be restored at once. `vmState` is then `off`. bhyve exits with status 0, or 5 since late 2025. Whatever runs the
-   * VM must not start it again after that exit (`docs/suspend.md`).
+   * can be restored at once. `vmState` is then `off`. bhyve exits with status 0, or 5 since late 2025. Whatever runs
+   * the VM must not start it again after that exit (`docs/suspend.md`).
    *
    * From then on the checkpoint is the only copy of the VM's memory. It is therefore published under its name even if
    * the call was cancelled or timed out. If the calling process was killed, the next call of any process publishes it.
@@ -110,8 +110,8 @@ export interface CheckpointClient extends AsyncDisposable {
    * - `unknown`: the state is saved and complete, but the process did not exit within two minutes, or within the rest
    *   of `timeout`
    *
-   * Rejects with `ERR_NO_SPACE` before anything is sent to bhyve. After an error that follows the request, the next call
-   * publishes what bhyve has saved.
+   * Rejects with `ERR_NO_SPACE` before anything is sent to bhyve. After an error that follows the request, the next
+   * call publishes what bhyve has saved.
    *
    * @example
    * await client.suspend('vm1')
@@ -123,8 +123,8 @@ export interface CheckpointClient extends AsyncDisposable {
    * complete checkpoint that powered the VM off and was not restored since. Resolves with `undefined` if there is none;
    * the VM can then be started from its disks.
    *
-   * - A restore that was begun and never confirmed does not count as a restore. The checkpoint is returned, and `restore`
-   *   rejects: check whether the VM runs, then destroy the checkpoint or restore it with `again`.
+   * - A restore that was begun and never confirmed does not count as a restore. The checkpoint is returned, and
+   *   `restore` rejects: check whether the VM runs, then destroy the checkpoint or restore it with `again`.
    * - If a checkpoint is being published, the call waits for it. After ten minutes it rejects with
    *   `ERR_CHECKPOINT_BUSY`. The call can therefore be made as soon as the VM's process has exited.
    * - Damaged checkpoints are never returned, nor are those with the problem `durability-unproven`.
@@ -162,8 +162,8 @@ export interface CheckpointClient extends AsyncDisposable {
    * arguments including `-r`, `blockers` (reasons why the restore would fail or do harm; empty if there are none) and
    * `warnings`. `RestoreBlocker` and `RestoreWarning` explain the codes.
    *
-   * Rejects with `ERR_CHECKPOINT_NOT_FOUND`, `ERR_INVALID_OPTION`, `ERR_UNTRUSTED_PEER` or `ERR_PERMISSION` (a socket of
-   * this VM belongs to another user), `ERR_TIMEOUT`, or an `AbortError`.
+   * Rejects with `ERR_CHECKPOINT_NOT_FOUND`, `ERR_INVALID_OPTION`, `ERR_UNTRUSTED_PEER` or `ERR_PERMISSION` (a socket
+   * of this VM belongs to another user), `ERR_TIMEOUT`, or an `AbortError`.
    *
    * @example
    * const { blockers, warnings } = await client.planRestore('vm1', 'suspend', { args })

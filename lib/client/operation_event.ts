@@ -32,7 +32,9 @@ export interface OperationEvent {
   error?: unknown
 }
 
-/** The result in sizes (bytes) and numbers. bhyve's arguments are never part of it, because they may hold a password. */
+/**
+ * The result in sizes (bytes) and numbers. bhyve's arguments are never part of it, because they may hold a password.
+ */
 export interface OperationResult {
   memoryBytes?: number
   storedBytes?: number

@@ -30,7 +30,9 @@ export const poolSize = Math.min(3, Math.max(2, os.availableParallelism()))
  * thread. Long-lived data, such as a long list of checkpoints, is not stored in it.
  */
 const maxYoungGenerationSizeMb = 3
-/** Saved at load time: tests of a host program may replace setTimeout with a fake clock, and threads must still start. */
+/**
+ * Saved at load time: tests of a host program may replace setTimeout with a fake clock, and threads must still start.
+ */
 const { setTimeout: startLater } = globalThis
 /** How many descriptors a thread opens by itself: for its event loop, and for a moment to load its code. */
 const threadDescriptors = 6
@@ -305,7 +307,9 @@ export class Pool implements JobRunner {
     return this.#mayGrow() || this.#idleWorker() !== undefined
   }
 
-  /** A removal mostly waits for the disk. While one runs, one more thread is allowed, so that no other job waits for it. */
+  /**
+   * A removal mostly waits for the disk. While one runs, one more thread is allowed, so that no other job waits for it.
+   */
   #mayGrow(): boolean {
     return this.#workers.size < poolSize + this.#running('removal')
   }

@@ -1,6 +1,6 @@
 /**
- * Calls to jobs in the pool's threads. Callers import only the type of a directory's `jobs.ts`, so that none of its code
- * is loaded on their thread.
+ * Calls to jobs in the pool's threads. Callers import only the type of a directory's `jobs.ts`, so that none of its
+ * code is loaded on their thread.
  */
 import type { JobKind } from './messages.js'
 import type { JobRunner } from './pool.js'

@@ -1,6 +1,6 @@
 /**
- * All jobs of the pool's threads. Every job may block, and none runs on the caller's thread. A job that opens descriptors
- * for the caller returns their numbers under `descriptors`. The pool gives the caller duplicates of them.
+ * All jobs of the pool's threads. Every job may block, and none runs on the caller's thread. A job that opens
+ * descriptors for the caller returns their numbers under `descriptors`. The pool gives the caller duplicates of them.
  */
 import * as bhyve from '../bhyve/jobs.js'
 import * as bhyveArguments from '../bhyve_arguments/jobs.js'

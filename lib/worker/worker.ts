@@ -1,6 +1,6 @@
 /**
- * A worker of the pool. It runs one job at a time, synchronously. Descriptors that it opened and the caller did not take
- * are closed when it ends.
+ * A worker of the pool. It runs one job at a time, synchronously. Descriptors that it opened and the caller did not
+ * take are closed when it ends.
  */
 import { parentPort } from 'node:worker_threads'
 import { toCheckpointError } from '../base/errors.js'
