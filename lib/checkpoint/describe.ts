@@ -1,4 +1,4 @@
-/** From what lies on the disk to what callers see. */
+/** Turns the inspection of a checkpoint's files into the object that callers get. */
 import type { Inspection } from './structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 import type { Checkpoint, ListedCheckpoint } from '../base/types.js'
@@ -32,7 +32,7 @@ export function describe(
   return { ...known, ...guest, state: 'complete', problems: [] }
 }
 
-/** What another tool has written since the manifest was made is as old as its file. */
+/** If another tool has rewritten the files since, the manifest's time is wrong. Then the RAM file's time counts. */
 function createdAt({ manifest, isManifestOf, modifiedMs }: Inspection): Date {
   return new Date(isManifestOf && manifest !== undefined ? manifest.createdAt : modifiedMs)
 }

@@ -1,23 +1,24 @@
 /**
- * Digests of guest RAM: SHA-256 of every chunk, and one of the list of these, the root. Chunks can be digested side
- * by side, and tell where a file is damaged. Each is the plain SHA-256 of that part of the file: any tool can check
- * it (docs/storage.md). They are Node's, that is OpenSSL's, which uses the processor's own instructions for it.
+ * Digests of guest RAM. Each chunk has a SHA-256 digest. The root is the digest of the list of chunk digests. Threads
+ * can digest chunks in parallel, and a wrong chunk digest locates the damage. A chunk digest is the ordinary SHA-256
+ * of that part of the file, so any tool can check it (docs/storage.md). Node computes digests with OpenSSL, which
+ * uses the processor's SHA instructions.
  */
 import { Buffer } from 'node:buffer'
 import { createHash, type Hash } from 'node:crypto'
 
-/** What is read at once: it stays in a processor core's own cache while it is looked through and digested. */
+/** Bytes per read. A piece fits the cache of one processor core while it is searched for zeros and digested. */
 export const pieceBytes = 256 * 1024
 export const digestBytes = 32
 
 const minChunkBytes = pieceBytes
 const maxChunkBytes = 64 * 1024 * 1024
-/** As many as a list should have: 8 MiB of digests, 11 MiB in the manifest, whatever the guest's size. */
+/** Limits the list to 8 MiB of digests, which are 11 MiB in the manifest, for any guest up to 16 TiB. */
 const enoughChunks = 2 ** 18
 
 /**
- * A power of two, the same for all of a file. Small, so that zeros and damage are told finely (256 KiB up to 64 GiB
- * of RAM), and with the guest as large as it takes to keep the list short (4 MiB for 1 TiB).
+ * The chunk size of a file, a power of two. Small chunks locate zeros and damage precisely: chunks have 256 KiB up to
+ * 64 GiB of RAM. Larger guests get larger chunks, which keep the list short: 4 MiB for 1 TiB.
  */
 export function chunkBytesFor(memoryBytes: number): number {
   let chunkBytes = minChunkBytes
@@ -33,11 +34,11 @@ export function chunkCount(memoryBytes: number, chunkBytes: number): number {
   return Math.ceil(memoryBytes / chunkBytes)
 }
 
-/** One for each thread: its jobs run one after the other, and each is done with it when it returns. */
+/** Each thread has one buffer. Jobs of a thread run one after another, and no job uses the buffer after it returns. */
 export const pieceBuffer = Buffer.allocUnsafeSlow(pieceBytes)
 
 const zeros = Buffer.alloc(pieceBytes)
-/** Of whole chunks, of which there are few sizes. */
+/** Cached for full chunks only, because those have few different sizes. */
 const zeroDigests = new Map<number, Buffer>()
 
 function zeroDigest(length: number): Buffer {
@@ -55,7 +56,7 @@ function addZeros(hash: Hash, length: number): void {
     hash.update(zeros.subarray(0, Math.min(left, pieceBytes)))
 }
 
-/** The digest of one chunk, piece by piece. Zeros are hashed only where something follows or precedes them. */
+/** The digest of one chunk, fed piece by piece. A chunk that is all zeros is not hashed: its digest is cached. */
 export class ChunkDigest {
   #hash: Hash | undefined
   #zeroBytes = 0

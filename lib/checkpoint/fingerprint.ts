@@ -1,4 +1,7 @@
-/** Digests of the two small files, which tell a copy of a checkpoint from another one. Runs in the pool. */
+/**
+ * Digests of the kernel and metadata files. They distinguish a copy of a checkpoint from a different checkpoint with
+ * the same name. Runs in the pool.
+ */
 import { createHash } from 'node:crypto'
 import { endings } from '../base/names.js'
 import type { Directory } from '../fs/directory.js'
@@ -6,12 +9,12 @@ import type { Fingerprint } from './manifest.js'
 import { metadataMaxBytes } from './metadata.js'
 
 /**
- * bhyve's own are much smaller: a framebuffer has 16 MiB, everything else together less. Listing a store of another user
- * must not read a gigabyte for each checkpoint.
+ * bhyve writes much smaller kernel files: a framebuffer has 16 MiB, and all other state together has less. Listing
+ * another user's store must not read a gigabyte per checkpoint.
  */
 const maxKernelBytes = 64 * 1024 * 1024
 
-/** Of a checkpoint by its RAM file's name. Undefined where a file is absent or too large. */
+/** `memoryFile`: the name of the RAM file. Undefined if a file is absent or too large. */
 export function fingerprintOf(directory: Directory, memoryFile: string): Fingerprint | undefined {
   const kernel = digestOf(directory, memoryFile + endings.kernel, maxKernelBytes)
   const metadata = digestOf(directory, memoryFile + endings.metadata, metadataMaxBytes)
@@ -23,7 +26,7 @@ export function isSame(one: Fingerprint, other: Fingerprint | undefined): boolea
   return one.kernel === other?.kernel && one.metadata === other.metadata
 }
 
-/** Read by the addon: Deno's `node:fs` takes no descriptors of it, and lists copies like everybody else. */
+/** Reads through the addon, because Deno's `node:fs` does not accept the addon's descriptors. */
 function digestOf(directory: Directory, name: string, maxBytes: number): string | undefined {
   const status = directory.statusIfAny(name)
   if (status?.kind !== 'file' || status.size > maxBytes) return undefined

@@ -1,7 +1,7 @@
 /**
- * bhyve's checkpoint format has three generations, and no bhyve restores a checkpoint of another one (protocol.md section
- * 6). The first two are told apart by the numbers of their kernel structures (`enum snapshot_req` in
- * sys/amd64/include/vmm_snapshot.h), which moved between the releases.
+ * bhyve's checkpoint format has three generations. bhyve restores only checkpoints of its own generation (protocol.md
+ * section 6). The first two differ in the numbers of their kernel structures (`enum snapshot_req` in
+ * sys/amd64/include/vmm_snapshot.h), which changed between the releases.
  */
 
 /** `'13.1'`: FreeBSD 13.1 and later 13.x. `'14'`: FreeBSD 14 and later. */
@@ -20,7 +20,7 @@ const systems: Readonly<Record<Generation, string>> = {
   '14': 'FreeBSD 14 or later',
 }
 
-/** The generation whose bhyve numbers these structures so; undefined where none does. */
+/** The generation that uses these structure numbers. Undefined if no known generation does. */
 export function generationOfNumbers(numberOf: ReadonlyMap<string, number>): Generation | undefined {
   const found = requests.find(({ numbers }) =>
     Object.entries(numbers).every(([name, number]) => numberOf.get(name) === number),
@@ -28,7 +28,7 @@ export function generationOfNumbers(numberOf: ReadonlyMap<string, number>): Gene
   return found?.generation
 }
 
-/** Which bhyve writes and reads it, in words. */
+/** The releases of this generation, for messages. */
 export function systemOf(generation: Generation): string {
   return systems[generation]
 }

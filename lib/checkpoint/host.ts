@@ -1,9 +1,11 @@
-/** What is known of the host. A checkpoint's manifest records it: another one may not be able to restore it. */
+/**
+ * Facts about the host. The manifest records them, because a different host may be unable to restore the checkpoint.
+ */
 import os from 'node:os'
 import type { ManifestHost } from './manifest.js'
 
 export interface Host extends ManifestHost {
-  /** Without what caches would give back. */
+  /** Does not count memory that caches could release. */
   freeMemoryBytes: number
 }
 
@@ -13,7 +15,7 @@ export function hostNow(): Host {
 
 let facts: ManifestHost | undefined
 
-/** Asked once: none of it changes while a process runs, and the question about processors takes a moment. */
+/** Read once: these facts do not change while a process runs, and listing the processors is slow. */
 export function hostFacts(): ManifestHost {
   facts ??= {
     os: os.type(),

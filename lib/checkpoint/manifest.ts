@@ -1,15 +1,17 @@
 /**
- * `<name>.ckp.manifest`: what this library knows of a checkpoint and bhyve's own files do not say. JSON with a
- * format version. bhyve and CBSD ignore it; a set without one is a checkpoint all the same. What is here is all of
- * it but the list of chunk digests (`manifest_file.ts`).
+ * `<name>.ckp.manifest`: facts about a checkpoint that bhyve's own files do not contain. The manifest is JSON with a
+ * format version. bhyve and CBSD ignore it, and a checkpoint without a manifest is still a checkpoint. This file covers
+ * the manifest except for the list of chunk digests (`manifest_file.ts`).
  */
 import { randomUUID } from 'node:crypto'
 import { chunkCount, isChunkBytes } from './digest.js'
 
-/** The version this release writes. A manifest of a newer one is read as far as known and never rewritten. */
+/**
+ * The version that this release writes. Of a newer version, only the known properties are read; it is never rewritten.
+ */
 export const manifestVersion = 1
 
-/** Room for the digests of a guest with many TiB of RAM. */
+/** Enough for the digests of a guest with many TiB of RAM. */
 export const manifestMaxBytes = 64 * 1024 * 1024
 
 export interface ManifestHost {
@@ -19,67 +21,71 @@ export interface ManifestHost {
   cpuModel: string
 }
 
-/** SHA-256 of the two small files, hexadecimal: they tell a copy of a checkpoint from another one under its name. */
+/**
+ * SHA-256 of the kernel and metadata files, hexadecimal. They distinguish a copy of a checkpoint from a different
+ * checkpoint with the same name.
+ */
 export interface Fingerprint {
   algorithm: 'sha256'
   kernel: string
   metadata: string
 }
 
-/** SHA-256 of what was published, hexadecimal. */
+/** SHA-256 of the published content, hexadecimal. */
 export interface Digests extends Fingerprint {
-  /** `root` is the digest of the chunks' digests, one after the other; these stand behind everything else. */
+  /** `root` is the digest of the concatenated chunk digests. The chunk digests themselves end the manifest file. */
   memory: { chunkBytes: number; chunks: number; root: string }
 }
 
 export interface Manifest {
   version: number
-  /** Of this checkpoint and no other: stays when the manifest is changed, and is new when the name is replaced. */
+  /** Identifies this checkpoint. Changes of the manifest keep it. A checkpoint that replaces this one gets a new id. */
   id?: string
   vm: string
   name: string
   /** ISO 8601, UTC. */
   createdAt: string
-  /** How bhyve was asked. */
+  /** The dialect of the request that was sent to bhyve. */
   dialect?: string
   poweredOff: boolean
   pinned: boolean
   restoredAt?: string
   host?: ManifestHost
   /**
-   * When the RAM file was last written, in milliseconds. A tool that knows no manifests may write a new set under
-   * the same name: then the manifest's time is not the set's any more. Its pin and its marks hold all the same.
+   * Modification time of the RAM file, in milliseconds. A tool that ignores manifests may write a new checkpoint under
+   * the same name. The RAM file's time then differs from this one, and `createdAt` is wrong. The pin and the restore
+   * records remain valid.
    */
   memoryModifiedMs?: number
   /** Sizes in bytes when the checkpoint was published. */
   sizes?: { memory: number; kernel: number }
-  /** The latest ones, oldest first. */
+  /** The latest restore records, oldest first. */
   restores?: Restore[]
   digests?: Digests
-  /** The host went down before the files were fsynced, and nothing proves their content. */
+  /** The host went down before the files were fsynced, so their content is unproven. */
   durability?: 'unproven'
-  /** Where there are no `digests`. */
+  /** Only present without `digests`. */
   fingerprint?: Fingerprint
 }
 
-/** One restore of a set, as the manifest's `restores` lists the latest of them. */
+/** One restore record in the manifest's list `restores`. */
 export interface Restore {
   /** ISO 8601, UTC. */
   at: string
-  /** Over `already-restored` and `disk-newer`. */
+  /** The restore overrode `already-restored` and `disk-newer`. */
   again: boolean
-  /** bhyve was seen to serve its socket. */
+  /** Confirmed: bhyve was observed to serve its socket. */
   served?: true
 }
 
-/** A set that is brought back every hour must not grow its manifest for ever. */
+/** Bounds the manifest of a checkpoint that is restored every hour. */
 const maxRestores = 32
-/** This release nests four objects, at most. */
+/** Far more than the four levels that this release writes. */
 const maxLevels = 64
 
 type JsonObject = Record<string, unknown>
 
-/** What is known of a checkpoint when it is made. */
+/** Facts that are known when a checkpoint is created. */
 interface ManifestFacts {
   vm: string
   name: string
@@ -89,16 +95,16 @@ interface ManifestFacts {
   host?: ManifestHost | undefined
 }
 
-/** What a set's files say about it. */
+/** Facts that the checkpoint files contain. */
 interface ManifestFiles {
   metadata?: { memoryBytes: number; kernelBytes: number }
-  /** Of the RAM file. */
+  /** Modification time of the RAM file. */
   modifiedMs?: number
   digests?: Digests
   fingerprint?: Fingerprint
 }
 
-/** Of a set of this release, from what is known and what its files say. */
+/** The manifest of a checkpoint that this release creates. */
 export function newManifest(facts: ManifestFacts, files: ManifestFiles = {}): Manifest {
   const { vm, name, createdAt, dialect, poweredOff, host } = facts
   const { metadata, modifiedMs, digests, fingerprint } = files
@@ -125,7 +131,7 @@ export function formatManifest(manifest: Manifest): string {
   return `${JSON.stringify({ format: 'bhyve-checkpoint', version, ...rest }, null, 2)}\n`
 }
 
-/** Undefined for what is not a manifest of ours. */
+/** Undefined if the text is not a manifest of this library. */
 export function parseManifest(text: string): Manifest | undefined {
   const root = parseObject(text)
   if (root?.format !== 'bhyve-checkpoint') return undefined
@@ -134,7 +140,7 @@ export function parseManifest(text: string): Manifest | undefined {
   if (typeof vm !== 'string' || typeof name !== 'string' || !isDate(createdAt)) return undefined
   const sizes = sizesFrom(root.sizes)
   const digests = digestsFrom(root.digests, sizes)
-  // Taken for absent, they would let damage pass for a set that never had any.
+  // Do not treat malformed digests as absent: the damage would go unnoticed, since digests are optional.
   if (digests === 'malformed' && version <= manifestVersion) return undefined
   return {
     version,
@@ -156,19 +162,19 @@ export function parseManifest(text: string): Manifest | undefined {
   }
 }
 
-/** The same manifest, what this release does not know of it included, pinned or not. */
+/** The same manifest with `pinned` changed. Properties that this release does not know are kept. */
 export function withPin(text: string, pinned: boolean): string {
   return `${JSON.stringify({ ...parseObject(text), pinned }, null, 2)}\n`
 }
 
-/** The same manifest, marked as restored. */
+/** The same manifest with one more restore record. */
 export function withRestore(text: string, restore: Restore): string {
   const manifest = parseObject(text)
   const restores = [...listFrom(manifest?.restores), restore].slice(-maxRestores)
   return `${JSON.stringify({ ...manifest, restoredAt: restore.at, restores }, null, 2)}\n`
 }
 
-/** The same manifest without that restore: marked as it was before. */
+/** The same manifest without the restore record of `at`. `previous` becomes `restoredAt` again. */
 export function withoutRestore(text: string, at: string, previous: string | undefined): string {
   const { restoredAt: _, restores, ...rest } = parseObject(text) ?? {}
   const others = listFrom(restores).filter((restore) => !isObject(restore) || restore.at !== at)
@@ -176,7 +182,7 @@ export function withoutRestore(text: string, at: string, previous: string | unde
   return `${JSON.stringify({ ...rest, ...changes }, null, 2)}\n`
 }
 
-/** The same manifest; its last restore, if it is that one, has come up. */
+/** The same manifest with the restore record of `at` confirmed. */
 export function withConfirmed(text: string, at: string): string {
   const manifest = parseObject(text)
   const restores = listFrom(manifest?.restores).map((restore) =>
@@ -186,8 +192,8 @@ export function withConfirmed(text: string, at: string): string {
 }
 
 /**
- * A restore was begun and nobody saw bhyve come up: its manager died in between. The set may still be all there is of
- * its VM.
+ * The latest restore is unconfirmed: the process that restored died before it saw bhyve serve its socket. The
+ * checkpoint may still be the only state of its VM.
  */
 export function isRestoreOpen({ restoredAt, restores = [] }: Manifest): boolean {
   return restores.some(({ at, served }) => at === restoredAt && served !== true)
@@ -215,7 +221,7 @@ function parseObject(text: string): JsonObject | undefined {
   }
 }
 
-/** What is nested without end can be read, but not be written again. */
+/** JSON.parse() reads any depth of nesting, but JSON.stringify() cannot write it again. */
 function isDeeper(value: unknown, levels: number): boolean {
   if (typeof value !== 'object' || value === null) return false
   return levels === 0 || Object.values(value).some((inner) => isDeeper(inner, levels - 1))
@@ -247,7 +253,7 @@ function digestsFrom(value: unknown, sizes: Manifest['sizes']): Digests | undefi
   return { algorithm, kernel, metadata, memory: { chunkBytes, chunks, root } }
 }
 
-/** One that is malformed vouches for nothing. */
+/** A malformed fingerprint is ignored, because it proves nothing. */
 function fingerprintFrom(value: unknown): Fingerprint | undefined {
   if (!isObject(value)) return undefined
   const { algorithm, kernel, metadata } = value

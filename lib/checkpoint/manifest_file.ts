@@ -1,7 +1,7 @@
 /**
- * The manifest as a file. With digests it ends in the list of the chunks' digests, `memoryChunks`: the last property
- * of the JSON, base64 on a line of its own, megabytes of it for a large guest. So who needs the rest reads and parses
- * the beginning, and a digest is found by its place. Runs in the pool.
+ * The manifest as a file. If it has digests, its last JSON property is `memoryChunks`, the list of chunk digests. The
+ * list is base64 on a line of its own and has megabytes for a large guest. Because it comes last, readers of the other
+ * properties read and parse only the head of the file. A chunk's digest is found by its offset. Runs in the pool.
  */
 import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
@@ -20,17 +20,17 @@ import { isStopped } from './slice.js'
 
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL } = fs.constants
 
-/** In JSON a line break stands in no string: what is found is a property, and one of the outermost object. */
+/** Strings in JSON contain no line break. So a match is always a property of the outermost object. */
 const listStart = ',\n  "memoryChunks": "'
 const listEnd = '"\n}\n'
 const objectEnd = '\n}\n'
 
-/** All but the list has about a kilobyte. */
+/** Without the list, a manifest usually has about a kilobyte. */
 const usualHeadBytes = 16 * 1024
-/** What a newer release, or somebody's own notes, may need. */
+/** Newer releases or users may add properties. */
 const maxHeadBytes = 1024 * 1024
 
-/** Three digests are 96 bytes, which are 128 characters: a list can be cut there. */
+/** Three digests have 96 bytes, which base64 encodes as exactly 128 characters. So a list can be split there. */
 const digestsPerCut = 3
 const bytesPerCut = digestBytes * digestsPerCut
 const charactersPerCut = (bytesPerCut / 3) * 4
@@ -48,7 +48,7 @@ interface Head {
   bytesRead: number
 }
 
-/** Undefined for what is too large to be a manifest. */
+/** Undefined if the file is too large to be a manifest. */
 export function readHead(directory: Directory, file: string, size: number): Head | undefined {
   if (size > manifestMaxBytes) return undefined
   return (
@@ -57,7 +57,7 @@ export function readHead(directory: Directory, file: string, size: number): Head
   )
 }
 
-/** Undefined where the end of the head is not within so many bytes. */
+/** Undefined if the head does not end within the first `length` bytes. */
 function splitHead(directory: Directory, file: string, size: number, length: number): Head | undefined {
   const start = directory.readStart(file, Math.min(size, length))
   const at = start.indexOf(listStart)
@@ -67,7 +67,7 @@ function splitHead(directory: Directory, file: string, size: number, length: num
   return { text, listOffset: at + listStart.length, bytesRead: start.length }
 }
 
-/** Undefined for what is not a manifest of ours. */
+/** Undefined if the text is not a manifest of this library. */
 export function manifestOfHead({ text, listOffset }: Head, size: number): StoredManifest | undefined {
   const manifest = parseManifest(text)
   if (manifest === undefined) return undefined
@@ -78,7 +78,7 @@ export function manifestOfHead({ text, listOffset }: Head, size: number): Stored
     listOffset !== undefined &&
     size === listOffset + listLength(digests.memory.chunks)
   if (isListComplete) return { manifest, listOffset }
-  // A newer release may keep them in another way.
+  // A newer release may store digests differently.
   return manifest.version > manifestVersion ? { manifest: others } : undefined
 }
 
@@ -86,7 +86,7 @@ function listLength(chunks: number): number {
   return Math.ceil((chunks * digestBytes) / 3) * 4 + listEnd.length
 }
 
-/** `list` holds the digests of the chunks, as bytes. */
+/** `list` is a file with the binary digests of the chunks. */
 export function writeManifest(
   directory: Directory,
   file: string,
@@ -105,8 +105,8 @@ export function writeManifest(
 }
 
 /**
- * `text`, a manifest's with or without its list, into a new file; behind it the list of the manifest in `from`, if
- * that has one.
+ * Writes the manifest `text` to a new file. A list of digests in `text` is ignored. Instead, the list of the manifest
+ * in `from` is copied, if it has one.
  */
 export function rewriteManifest(
   from: Directory,
@@ -150,7 +150,7 @@ function writeList(into: OpenFile, at: number, list: OpenFile, chunks: number): 
   into.writeAt(Buffer.from(listEnd), position)
 }
 
-/** A file of digests in parts that can be encoded one by one. */
+/** Yields a file of digests in parts that can be encoded separately. */
 function* inCuts(list: OpenFile, length: number): Generator<Buffer> {
   const buffer = Buffer.alloc(bytesPerCut * 1024)
   for (let position = 0; position < length; position += buffer.length) {
@@ -177,7 +177,7 @@ export function rootOf(list: OpenFile, chunks: number): string {
   return hash.digest('hex')
 }
 
-/** The root of the list in a manifest. Undefined where that is none. */
+/** The root of the list in a manifest. Undefined if the list is malformed or too short. */
 export function rootOfListed(
   manifest: OpenFile,
   listOffset: number,
@@ -194,7 +194,7 @@ export function rootOfListed(
   return hash.digest('hex')
 }
 
-/** Digests `from` to `from + count` of the list in a manifest. Undefined where these are none. */
+/** The `count` digests that start at index `from` of the list in a manifest. Undefined if the list lacks them. */
 export function listedDigests(
   manifest: OpenFile,
   listOffset: number,

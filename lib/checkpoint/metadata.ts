@@ -1,8 +1,8 @@
 /**
- * bhyve's `.meta`: pretty-printed JSON that libxo writes in a fixed order (protocol.md section 6). Two shapes:
- * `descriptor` and `reply` name structures in `kern_structs` by `device`; `struct` and `path` in `structs` by
- * `debug_name`, and find them by `snapshot_req`. Metadata count as complete only where bhyve's own loader takes them:
- * `lookup_dev()` and `lookup_struct()` in usr.sbin/bhyve/snapshot.c.
+ * Parses bhyve's `.meta` file: pretty-printed JSON that libxo writes in a fixed order (protocol.md section 6). It has
+ * two shapes. `descriptor` and `reply` list kernel structures in `kern_structs` and identify them by `device`. `struct`
+ * and `path` list them in `structs`, name them by `debug_name` and identify them by `snapshot_req`. Metadata are
+ * complete only if bhyve's own loader accepts them: `lookup_dev()` and `lookup_struct()` in usr.sbin/bhyve/snapshot.c.
  */
 import { type Buffer, isUtf8 } from 'node:buffer'
 import type { Problem } from '../base/problem.js'
@@ -20,32 +20,32 @@ export interface Metadata {
   cpus: number
   memoryBytes: number
   kernelStructures: readonly Section[]
-  /** In the older shape one per type, and size 0 where the VM has none. */
+  /** The older shape has one entry per device type, with size 0 if the VM has no such device. */
   devices: readonly Section[]
-  /** Devices are named with their places: the newer shape. */
+  /** The newer shape: device names contain PCI addresses. */
   devicesHaveAddresses: boolean
-  /** Whose bhyve takes it. */
+  /** The generation of bhyve that can restore the checkpoint. */
   generation: Generation
 }
 
 type MetadataResult = { metadata: Metadata } | { problem: Problem }
 
-/** bhyve writes a few kilobytes; what is larger is not read. */
+/** bhyve writes a few kilobytes. Larger files are not read. */
 export const metadataMaxBytes = 1024 * 1024
-/** Far more than the state of all devices of a VM: what claims more would only be slow to read. */
+/** Far more than the state of all devices of a VM. Reading a larger file would only be slow. */
 export const kernelMaxBytes = 1024 * 1024 * 1024
-/** More RAM than any host has. Its digests still fit a manifest (`manifestMaxBytes`). */
+/** More RAM than any host has. The digests of so much RAM still fit a manifest (`manifestMaxBytes`). */
 const memoryMaxBytes = 2 ** 46
-/** `VM_MAXCPU` of sys/amd64/vmm/vmm.c on the kernel with the most, FreeBSD 14's. A host may take fewer. */
+/** The largest `VM_MAXCPU` of sys/amd64/vmm/vmm.c, which is that of FreeBSD 14. A host may allow fewer. */
 const maxCpus = 1024
-/** bhyve keeps them in an int. */
+/** bhyve stores the flags in an int. */
 const maxFlags = 2 ** 31 - 1
-/** Of a VM or a device: what no command line could give would only mislead whoever reads it in a message. */
+/** For names of VMs and devices. A command line cannot give longer names, and messages must stay readable. */
 const nameMaxLength = 255
 
 type JsonObject = JsonValue & { kind: 'object' }
 
-/** A section as it is listed: where, and by which number the older loaders find it. */
+/** A section with its offset in the text, and the number by which the older loaders find it. */
 interface Entry extends Section {
   at: number
   number: number | undefined
@@ -82,7 +82,7 @@ const shapes: readonly Shape[] = [
 
 class MetadataFault extends Error {
   readonly code: 'metadata-invalid' | 'metadata-incomplete'
-  /** Where in the text, if it is one place. */
+  /** Offset in the text, if the fault has a single position. */
   readonly at: number | undefined
 
   constructor(code: 'metadata-invalid' | 'metadata-incomplete', message: string, at?: number) {
@@ -97,52 +97,53 @@ const invalid = (message: string, at?: number): MetadataFault =>
 const incomplete = (message: string, at?: number): MetadataFault =>
   new MetadataFault('metadata-incomplete', message, at)
 
-/** Never throws: what is wrong is a problem. */
+/** Returns a problem for any invalid content; does not throw. */
 export function parseMetadata(content: string | Buffer): MetadataResult {
   const text = typeof content === 'string' ? content : content.toString('utf8')
   try {
     const root = rootOf(text)
-    if (typeof content !== 'string' && !isUtf8(content)) throw invalid('the metadata are not UTF-8')
+    if (typeof content !== 'string' && !isUtf8(content)) throw invalid('the metadata file is not valid UTF-8')
     return { metadata: metadataFrom(root) }
   } catch (fault) {
     if (!(fault instanceof MetadataFault)) throw fault
-    return { problem: { code: fault.code, message: placed(fault, text) } }
+    return { problem: { code: fault.code, message: withPosition(fault, text) } }
   }
 }
 
-function placed({ message, at }: MetadataFault, text: string): string {
+function withPosition({ message, at }: MetadataFault, text: string): string {
   if (at === undefined) return message
   const { line, column } = lineAndColumn(text, at)
   return `${message} (line ${line}, column ${column})`
 }
 
 /**
- * Devices the VM has; the older shape lists those it has not with size 0. Since FreeBSD 14 bhyve restores none without a
- * state: a plan misses such a device as one that is not listed.
+ * The devices with a saved state. The older shape lists devices that the VM does not have with size 0. Since FreeBSD
+ * 14, bhyve cannot restore a device with an empty state, so a restore plan must report it like a device that is not
+ * listed.
  */
 export function deviceNames(metadata: Metadata): string[] {
   return metadata.devices.filter((device) => device.size > 0).map((device) => device.name)
 }
 
-/** The sum of all sections: what `.kern` must hold. */
+/** The sum of all sections, which the size of `.kern` must match. */
 export function kernelBytes(metadata: Metadata): number {
   const sections = [...metadata.kernelStructures, ...metadata.devices]
   return sections.reduce((sum, section) => sum + section.size, 0)
 }
 
 function rootOf(text: string): JsonObject {
-  if (text === '') throw incomplete('the metadata are empty: bhyve failed before it wrote them')
+  if (text === '') throw incomplete('the metadata file is empty: bhyve failed before it wrote the metadata')
   try {
     return objectFrom(readJson(text), 'the metadata')
   } catch (fault) {
     if (!(fault instanceof JsonFault)) throw fault
     if (isOpenEnded(text))
-      throw incomplete('the metadata end in the middle: bhyve failed while it saved the VM')
-    throw invalid(`bhyve refuses the metadata, or reads them differently: ${fault.message}`, fault.at)
+      throw incomplete('the metadata file is truncated: bhyve failed while it saved the VM')
+    throw invalid(`bhyve would reject the metadata or misread them: ${fault.message}`, fault.at)
   }
 }
 
-/** True where brackets or a string are still open at the end, as a run that failed half-way leaves it. */
+/** True if a bracket or string is not closed. A save that fails halfway leaves such a file. */
 function isOpenEnded(text: string): boolean {
   let depth = 0
   let inString = false
@@ -178,9 +179,10 @@ function metadataFrom(root: JsonObject): Metadata {
 
 function shapeOf({ members }: JsonObject): Shape {
   const [shape, other] = shapes.filter((candidate) => members.has(candidate.structuresKey))
-  if (shape === undefined) throw incomplete('the metadata list no kernel structures')
+  if (shape === undefined) throw incomplete('the metadata have no list of kernel structures')
   const where = members.get(other?.structuresKey ?? '')?.at
-  if (other !== undefined) throw invalid('the metadata have the lists of two generations of bhyve', where)
+  if (other !== undefined)
+    throw invalid(`the metadata have both '${shape.structuresKey}' and '${other.structuresKey}'`, where)
   return shape
 }
 
@@ -203,13 +205,13 @@ function entriesFrom(root: JsonObject, key: string, nameKey: string, numberKey?:
   return entries
 }
 
-/** bhyve takes the first of them, whatever is in it. */
+/** Of entries with the same name or number, bhyve uses the first, even if it is the wrong one. */
 function assertDistinct(entries: readonly Entry[]): void {
   const seen = new Set<string | number>()
   for (const { name, number, at } of entries) {
     if (seen.has(name)) throw invalid(`section '${name}' is listed twice`, at)
     if (number !== undefined && seen.has(number))
-      throw invalid(`section '${name}' has the number of another, ${number}`, at)
+      throw invalid(`section '${name}' repeats the number ${number} of another section`, at)
     seen.add(name)
     if (number !== undefined) seen.add(number)
   }
@@ -227,7 +229,7 @@ function generationFrom(structures: readonly Entry[]): Generation {
   const numbers = new Map(structures.map(({ name, number }) => [name, number ?? -1]))
   const generation = generationOfNumbers(numbers)
   if (generation !== undefined) return generation
-  throw invalid("no bhyve numbers the kernel structures as 'snapshot_req' does here", structures[0]?.at)
+  throw invalid("no known bhyve release uses these 'snapshot_req' numbers", structures[0]?.at)
 }
 
 function assertContiguous(entries: readonly Entry[]): void {
@@ -236,7 +238,7 @@ function assertContiguous(entries: readonly Entry[]): void {
     if (offset !== end) throw invalid(`section '${name}' starts at ${offset}, not at ${end}`, at)
     end += size
   }
-  if (end > kernelMaxBytes) throw invalid('the sections add up to more than bhyve ever writes')
+  if (end > kernelMaxBytes) throw invalid('the sections add up to more bytes than bhyve ever writes')
 }
 
 function sectionOf({ name, size, offset }: Entry): Section {
@@ -255,20 +257,21 @@ function property({ members, at }: JsonObject, key: string, what: string): JsonV
 }
 
 function nameFrom(value: JsonValue, what: string): string {
-  if (value.kind !== 'string') throw invalid(`${what} is not a text`, value.at)
+  if (value.kind !== 'string') throw invalid(`${what} is not a string`, value.at)
   const { text, at } = value
-  if (text.length > nameMaxLength || /\p{Cc}/u.test(text)) throw invalid(`${what} is not a name`, at)
+  if (text.length > nameMaxLength || /\p{Cc}/u.test(text)) throw invalid(`${what} is not a valid name`, at)
   return text
 }
 
 function cpusFrom(value: JsonValue): number {
   const cpus = countFrom(value, "'ncpus'", maxCpus)
-  if (cpus === 0) throw invalid("'ncpus' is 0: bhyve does not start a VM without a vCPU", value.at)
+  if (cpus === 0) throw invalid("'ncpus' is 0, but bhyve cannot start a VM without vCPUs", value.at)
   return cpus
 }
 
 function countFrom(value: JsonValue, what: string, max = Number.MAX_SAFE_INTEGER): number {
-  if (value.kind !== 'number' || value.value < 0n) throw invalid(`${what} is not a whole number`, value.at)
+  if (value.kind !== 'number' || value.value < 0n)
+    throw invalid(`${what} is not a non-negative whole number`, value.at)
   if (value.value <= BigInt(max)) return Number(value.value)
-  throw invalid(`${what} is ${value.value}: bhyve takes at most ${max}`, value.at)
+  throw invalid(`${what} is ${value.value}, but bhyve accepts at most ${max}`, value.at)
 }

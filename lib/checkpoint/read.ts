@@ -1,4 +1,4 @@
-/** The checkpoints in a directory, one by one, as they lie there. Takes no lock. Runs in the pool. */
+/** Reads the checkpoints in a directory one by one, without taking a lock. Runs in the pool. */
 import os from 'node:os'
 import { CheckpointError, isExhausted } from '../base/errors.js'
 import {
@@ -15,14 +15,16 @@ import { type Inspection, inspectCheckpoint, stateOf } from './structure.js'
 
 const maxAttempts = 10
 
-/** The names in a directory that are a checkpoint's, whole or not. Folders are strangers. */
+/**
+ * The names of the checkpoints in a directory, complete or damaged. A directory with such a name is not a checkpoint.
+ */
 export function checkpointNames(directory: Directory): string[] {
   return possibleNames(directory).filter(
     (name) => directory.statusIfAny(name + memorySuffix)?.kind !== 'directory',
   )
 }
 
-/** Folders of such a name among them. */
+/** Like `checkpointNames()`, but with the names of directories. */
 export function possibleNames(directory: Directory): string[] {
   return directory
     .entries()
@@ -31,7 +33,7 @@ export function possibleNames(directory: Directory): string[] {
     .filter((name) => isCheckpointName(name))
 }
 
-/** One that cannot be read is damaged, and no reason to fail for the others. */
+/** Reports an unreadable checkpoint as damaged, so that it does not prevent listing the others. */
 export function listedCheckpoint(
   directory: Directory,
   vm: string,
@@ -45,7 +47,7 @@ export function listedCheckpoint(
   } catch (error) {
     if (isExhausted(error)) throw error
     const file = unreadableFile(directory, name, error)
-    const message = `cannot be read: ${error instanceof Error ? error.message : String(error)}`
+    const message = `the checkpoint cannot be read: ${error instanceof Error ? error.message : String(error)}`
     const problems = [{ code: 'unreadable', message, file }] as const
     return [{ state: 'damaged', vm, name, path: directory.pathOf(name + memorySuffix), problems }]
   }
@@ -57,7 +59,7 @@ function unreadableFile(directory: Directory, name: string, error: unknown): str
   return files.find((file) => directory.pathOf(file) === path) ?? name + memorySuffix
 }
 
-/** Where we may not lock, a set may be replaced while we look at it: then look again. */
+/** Without a lock, a checkpoint may be replaced during the inspection. In that case, inspect it again. */
 export function inspectUnchanged(directory: Directory, name: string): Inspection | undefined {
   for (let attempt = 1; ; attempt++) {
     const inspection = inspectOnce(directory, name, attempt === maxAttempts)
@@ -84,7 +86,6 @@ export function byAge(one: ListedCheckpoint, other: ListedCheckpoint): number {
 
 export function notFound(directoryPath: string, name: string): CheckpointError {
   const path = `${directoryPath}/${name}${memorySuffix}`
-  return new CheckpointError('ERR_CHECKPOINT_NOT_FOUND', `there is no checkpoint '${name}': no '${path}'`, {
-    path,
-  })
+  const message = `Checkpoint '${name}' does not exist: there is no file '${path}'`
+  return new CheckpointError('ERR_CHECKPOINT_NOT_FOUND', message, { path })
 }

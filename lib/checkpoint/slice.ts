@@ -1,7 +1,7 @@
 /**
- * A part of a RAM file, read once, chunk by chunk: digested, and its zeros found and given back to the file system.
- * Parts are small, so that several threads work on one file, many files take turns, and a stop is heard soon. One
- * piece is in memory at a time, in a buffer that every thread has one of. Runs in the pool.
+ * Scans or compares one slice of a RAM file. A scan reads the slice once, digests each chunk and replaces zeros by
+ * holes. Slices are small, so that several threads can work on one file, many files can take turns, and a stop takes
+ * effect soon. Each thread holds one piece in memory at a time, in its own buffer. Runs in the pool.
  */
 import { Buffer } from 'node:buffer'
 import { constants as os } from 'node:os'
@@ -10,17 +10,17 @@ import { isFailure, loadNative } from '../base/native.js'
 import type { OpenFile } from '../fs/open_file.js'
 import { ChunkDigest, digestBytes, pieceBuffer, pieceBytes } from './digest.js'
 
-/** The least that is looked at for zeros: a page, and no file system in use has smaller blocks that matter. */
+/** The unit of zero detection. Smaller file system blocks do not matter in practice. */
 const pageBytes = 4096
-/** Parts of this size take a few milliseconds. */
+/** A slice of this size takes a few milliseconds. */
 export const usualSliceBytes = 8 * 1024 * 1024
 
-/** From the start of a chunk to the end of one, or of the file. */
+/** A range that starts at a chunk boundary and ends at one, or at the end of the file. */
 export interface Slice {
   from: number
   to: number
   chunkBytes: number
-  /** Not zero: stop. Looked at before every piece. */
+  /** A value other than zero stops the work. Checked before every piece. */
   stop: Int32Array
 }
 
@@ -33,19 +33,19 @@ export function isStopped(stop: Int32Array): boolean {
 }
 
 interface ScanResult {
-  /** Of whole chunks, one after the other; short where it was stopped. */
+  /** The concatenated digests of the chunks. Shorter if the scan was stopped. */
   digests: Buffer
-  /** The file system makes no holes: no need to ask it again. */
+  /** The file system cannot make holes, so later slices need not try. */
   holesRefused: boolean
 }
 
 /**
- * Shorter runs of zeros stay as they are. Thousands of small holes make the scan, the fsync, and above all the removal of
- * a file slow (docs/performance.md).
+ * Shorter runs of zeros stay allocated. Thousands of small holes slow down the scan, the fsync, and above all the
+ * removal of a file (docs/performance.md).
  */
 const minHoleBytes = 64 * 1024
 
-/** Digests where `digest`; makes holes of the file system's blocks where `holeBlockBytes` is not 0. */
+/** `holeBlockBytes`: the file system's block size, or 0 to make no holes. */
 export function scanRange(
   file: OpenFile,
   slice: Slice,
@@ -71,9 +71,10 @@ export function scanRange(
   return { digests: Buffer.concat(digests), holesRefused: holes.refused }
 }
 
-/** Somebody is still at a file that is about to be published. */
+/** Another process changed a file during the scan. */
 export function changed(path: string): CheckpointError {
-  return new CheckpointError('ERR_CHECKPOINT_DAMAGED', `'${path}' changed before it was published`, { path })
+  const message = `'${path}' changed before it was published. Another process may still be writing to the file`
+  return new CheckpointError('ERR_CHECKPOINT_DAMAGED', message, { path })
 }
 
 function isAll(runs: Uint32Array, length: number): boolean {
@@ -96,10 +97,10 @@ function* piecesOf({ from, to }: Range): Generator<Range> {
 }
 
 const { EOPNOTSUPP, ENOTSUP, ENOSYS, EINVAL, ENOSPC, EDQUOT } = os.errno
-/** Not able, or no room for the notes about it: the file stays as large as it is, and that is all. */
+/** The file system cannot make holes, or has no space for their metadata. The file then keeps its allocated size. */
 const refusals = new Set([EOPNOTSUPP, ENOTSUP, ENOSYS, EINVAL, ENOSPC, EDQUOT])
 
-/** Zeros, as they are found, joined across pieces and cut to the file system's blocks. */
+/** Collects runs of zeros, joins them across pieces, and aligns them to the file system's blocks. */
 class Holes {
   refused = false
   readonly #file: OpenFile
@@ -136,20 +137,21 @@ class Holes {
     if (to - from < minHoleBytes) return
     const result = loadNative().punchHole(this.#file.descriptor, from, to - from)
     if (!isFailure(result)) return
-    if (!refusals.has(result.errno)) throw systemError(result, 'giving back zero pages', this.#file.path)
+    if (!refusals.has(result.errno))
+      throw systemError(result, 'Replacing zero pages with holes', this.#file.path)
     this.refused = true
   }
 }
 
 export interface Compared {
   bytesRead: number
-  /** Where the content is not what `expected` says, neighbours joined. */
+  /** Ranges whose digests differ from the expected ones. Adjacent ranges are joined. */
   damaged: Range[]
 }
 
-/** Compares with digests, one for each chunk of the slice. A hole is zeros and need not be read. */
+/** Compares a slice with the expected digests, one per chunk. Holes read as zeros, so they are not read. */
 export function compare(file: OpenFile, slice: Slice, expected: Buffer): Compared {
-  const reader = new AroundHoles(file)
+  const reader = new SparseReader(file)
   const damaged: Range[] = []
   let index = 0
   for (const chunk of chunksOf(slice)) {
@@ -164,8 +166,8 @@ export function compare(file: OpenFile, slice: Slice, expected: Buffer): Compare
   return { bytesRead: reader.bytesRead, damaged }
 }
 
-/** Undefined where the chunk is not all there. */
-function digestOf(reader: AroundHoles, chunk: Range, stop: Int32Array): Buffer | undefined {
+/** Undefined if the file ends inside the chunk, or if the work was stopped. */
+function digestOf(reader: SparseReader, chunk: Range, stop: Int32Array): Buffer | undefined {
   const digest = new ChunkDigest()
   for (const piece of piecesOf(chunk)) {
     if (isStopped(stop)) return undefined
@@ -182,12 +184,12 @@ function digestOf(reader: AroundHoles, chunk: Range, stop: Int32Array): Buffer |
   return digest.digest()
 }
 
-/** Knows where a file has data. */
-class AroundHoles {
+/** Reads a file and skips its holes. */
+class SparseReader {
   bytesRead = 0
   readonly #file: OpenFile
   readonly #size: number
-  /** The stretch of data that was asked for last; everything, where the file system does not tell. */
+  /** The last data range that the file system reported. Without such reports, all of the file counts as data. */
   #data = { start: 0, end: 0 }
 
   constructor(file: OpenFile) {
@@ -195,7 +197,7 @@ class AroundHoles {
     this.#size = file.status().size
   }
 
-  /** What lies behind the end of the file is no hole: it is missing. */
+  /** A range past the end of the file is missing data, not a hole. */
   isHole({ from, to }: Range): boolean {
     if (to > this.#size) return false
     if (from >= this.#data.end) {

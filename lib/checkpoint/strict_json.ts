@@ -1,10 +1,11 @@
 /**
- * Reads JSON that libucl, which bhyve reads its metadata with, understands in the same way (protocol.md section 6).
- * Each rule beyond JSON's own stands where the two differ: libucl takes the first of two equal keys, refuses an empty
- * key, expands variables, and so on. What bhyve never writes and libucl may read otherwise is refused.
+ * Reads the subset of JSON that libucl, bhyve's parser, reads in the same way (protocol.md section 6). libucl differs
+ * from JSON: for example, it uses the first of two equal keys, rejects an empty key, and expands variables. Each rule
+ * here that is stricter than JSON covers one such difference. Input is rejected if bhyve never writes it and libucl may
+ * read it differently.
  */
 
-/** `at`: where it begins in the text. */
+/** `at`: offset of the value in the text. */
 export type JsonValue = { readonly at: number } & (
   | { readonly kind: 'object'; readonly members: ReadonlyMap<string, JsonValue> }
   | { readonly kind: 'list'; readonly items: readonly JsonValue[] }
@@ -22,7 +23,7 @@ export class JsonFault extends Error {
   }
 }
 
-/** Entries of one list or object. */
+/** Limit for one list or object. */
 const maxEntries = 1024
 const maxValues = 16 * maxEntries
 const deepest = 16
@@ -33,17 +34,17 @@ const blanksInLine = /[ \t]*/y
 const word = /[-+.\w]*/y
 const wholeNumber = /^(?:0|-?[1-9]\d{0,18})$/
 const words: readonly string[] = ['true', 'false', 'null']
-/** bhyve's parser knows these two variables, and any text that begins like one of them. */
+/** bhyve's parser expands these two variables. Without braces, a longer name with such a prefix is expanded too. */
 const variable = /\$(?:\{(?:FILENAME|CURDIR)\}|FILENAME|CURDIR)/
-/** libucl makes bytes of each half of a surrogate pair, and ends the string at a NUL. */
+/** libucl decodes each half of a surrogate pair separately, and ends the string at a NUL. */
 const halfOrNul = /^\\u(?:0000|d[89a-f])/i
 
-/** Throws a JsonFault. Work and depth are bounded, whatever the text is. */
+/** Throws a JsonFault. Limits on values, entries and depth bound the work for any text. */
 export function readJson(text: string): JsonValue {
   return new Reader(text).document()
 }
 
-/** Counted from 1. */
+/** Line and column are counted from 1. */
 export function lineAndColumn(text: string, at: number): { line: number; column: number } {
   let line = 1
   let start = 0
@@ -66,7 +67,7 @@ class Reader {
   document(): JsonValue {
     const value = this.#value(0)
     this.#skip(blanks)
-    if (this.#at < this.#text.length) throw this.#fault('something follows the end')
+    if (this.#at < this.#text.length) throw this.#fault('there is text after the end of the document')
     return value
   }
 
@@ -75,7 +76,7 @@ class Reader {
     const at = this.#at
     this.#values++
     if (this.#values > maxValues) throw this.#fault(`there are more than ${maxValues} values`)
-    if (depth > deepest) throw this.#fault(`the nesting is deeper than ${deepest}`)
+    if (depth > deepest) throw this.#fault(`the nesting is deeper than ${deepest} levels`)
     const first = this.#text[at]
     if (first === '{') return { at, kind: 'object', members: this.#members(depth) }
     if (first === '[') return { at, kind: 'list', items: this.#items(depth) }
@@ -89,8 +90,8 @@ class Reader {
       const at = this.#at
       const key = this.#string()
       if (key === '') throw new JsonFault('a key is empty', at)
-      if (members.has(key)) throw new JsonFault(`the key ${shown(key)} is there twice`, at)
-      // libucl takes a key and a line end for something else.
+      if (members.has(key)) throw new JsonFault(`the key ${shown(key)} occurs twice`, at)
+      // libucl treats a line break after a key differently.
       this.#skip(blanksInLine)
       this.#expect(':')
       members.set(key, this.#value(depth + 1))
@@ -105,7 +106,7 @@ class Reader {
     return items
   }
 
-  /** From the opening bracket to the closing one. `readOne` returns how many there are. */
+  /** Reads from the opening to the closing bracket. `readOne` returns the number of entries so far. */
   #entries(close: string, readOne: () => number): void {
     this.#at++
     this.#skip(blanks)
@@ -114,7 +115,7 @@ class Reader {
       return
     }
     for (;;) {
-      if (readOne() > maxEntries) throw this.#fault(`there are more than ${maxEntries} entries in one place`)
+      if (readOne() > maxEntries) throw this.#fault(`a list or object has more than ${maxEntries} entries`)
       this.#skip(blanks)
       if (this.#text[this.#at] !== ',') break
       this.#at++
@@ -126,7 +127,7 @@ class Reader {
   #stringValue(): string {
     const at = this.#at
     const text = this.#string()
-    if (variable.test(text)) throw new JsonFault('a text has a variable in it that bhyve would expand', at)
+    if (variable.test(text)) throw new JsonFault('a string contains a variable that bhyve would expand', at)
     return text
   }
 
@@ -135,7 +136,7 @@ class Reader {
     this.#expect('"')
     while (this.#text[this.#at] !== '"') {
       if (this.#text[this.#at] === '\\') this.#at++
-      if (this.#at >= this.#text.length) throw this.#fault('a text does not end')
+      if (this.#at >= this.#text.length) throw this.#fault('a string is not terminated')
       this.#at++
     }
     this.#at++
@@ -149,7 +150,7 @@ class Reader {
     if (words.includes(text)) return { kind: 'word' }
     if (text === '') throw this.#fault('a value is missing')
     if (!wholeNumber.test(text))
-      throw new JsonFault('a number is not written as bhyve writes whole numbers', at)
+      throw new JsonFault('a number is not in the form in which bhyve writes whole numbers', at)
     const value = BigInt(text)
     if (BigInt.asIntN(64, value) !== value) throw new JsonFault('a number has more than 64 bits', at)
     return { kind: 'number', value }
@@ -172,12 +173,12 @@ class Reader {
 
 function decoded(quoted: string, at: number): string {
   for (const [escape] of quoted.matchAll(/\\(?:u[\da-f]{4}|[^])/gi)) {
-    if (halfOrNul.test(escape)) throw new JsonFault('a text has an escape that bhyve reads differently', at)
+    if (halfOrNul.test(escape)) throw new JsonFault('a string has an escape that bhyve reads differently', at)
   }
   try {
     return JSON.parse(quoted) as string
   } catch {
-    throw new JsonFault('a text has a control character, or an escape that JSON does not know', at)
+    throw new JsonFault('a string has a control character or an escape that JSON does not allow', at)
   }
 }
 

@@ -1,6 +1,6 @@
 /**
- * Is this set of files a checkpoint? Decided from the files alone, never from what bhyve said about them
- * (protocol.md sections 4 and 6). Runs in the pool: every call here blocks.
+ * Decides whether files are a complete checkpoint. Only the files count, because bhyve's reply can be wrong
+ * (protocol.md sections 4 and 6). Runs in the pool, because all calls block.
  */
 import { Buffer } from 'node:buffer'
 import { endings, memorySuffix } from '../base/names.js'
@@ -13,22 +13,22 @@ import type { Manifest } from './manifest.js'
 import { manifestOfHead, readHead } from './manifest_file.js'
 import { deviceNames, kernelBytes, type Metadata, metadataMaxBytes, parseMetadata } from './metadata.js'
 
-/** What a look at a set's files gives. */
+/** The result of inspecting checkpoint files. */
 export interface Inspection {
   problems: Problem[]
   foreign: boolean
-  /** What has the RAM file's name is a folder. */
+  /** A directory has the RAM file's name. */
   isDirectory: boolean
-  /** Changes when another set takes the name, or this one is written anew. */
+  /** Changes when the checkpoint is replaced or rewritten. */
   identity: string
-  /** Of the RAM file, as it is now. */
+  /** Current modification time of the RAM file. */
   modifiedMs: number
   /**
-   * When bhyve wrote the RAM file: recorded where the manifest is of these files, so that a copy made by hand is as old
-   * as the original; else `modifiedMs`.
+   * When bhyve wrote the RAM file. If the manifest describes these files, this is the recorded time, so that a manual
+   * copy is as old as the original. Otherwise it equals `modifiedMs`.
    */
   writtenMs: number
-  /** The manifest is there and of these files; false where another tool has written them since. */
+  /** The manifest exists and describes these files. False if another tool has written the files since. */
   isManifestOf: boolean
   storedBytes: number
   hasManifest: boolean
@@ -42,26 +42,28 @@ export interface Inspection {
     kernelBytes: number
   }
   manifest?: Manifest
-  /** Where in the manifest's file the chunks' digests begin. */
+  /** Offset of the chunk digests in the manifest file. */
   listOffset?: number
   bytesRead: number
 }
 
-/** The first bytes of 5BSD's base file, which is a text and not guest RAM (protocol.md section 1). */
+/** The first bytes of 5BSD's base file, which is a text file and not guest RAM (protocol.md section 1). */
 const foreignMagic = Buffer.from('BHYVE-CHECKPOINT-MANIFEST-')
 
 const unproven =
-  'the host went down before the files were fsynced, and nothing proves that they are what bhyve wrote ' +
-  '(restore takes them with again: true)'
+  'the host went down before the files were fsynced, so they may differ from what bhyve wrote ' +
+  "(to restore them anyway, pass the option 'again')"
 
 type Part = { status: FileStatus; problem?: Problem } | undefined
 
-/** Looks at `<name>.ckp` and its companions in `directory`. Undefined where there is no `<name>.ckp`. */
+/** Inspects the checkpoint files of `name` in `directory`. Undefined if `<name>.ckp` does not exist. */
 export function inspectCheckpoint(directory: Directory, name: string): Inspection | undefined {
   return inspectFiles(directory, name + memorySuffix)
 }
 
-/** The same by the RAM file's own name, whatever it is: bhyve appends the endings of its companions to it. */
+/**
+ * Like `inspectCheckpoint()`, by the name of the RAM file. bhyve appends the endings of the other files to any name.
+ */
 export function inspectFiles(directory: Directory, base: string): Inspection | undefined {
   const memory = partAt(directory, base)
   if (memory === undefined) return undefined
@@ -82,7 +84,7 @@ export function inspectFiles(directory: Directory, base: string): Inspection | u
   }
   const looksForeign = memory.problem === undefined && isForeignFile(directory, base)
   const metadata = readMetadata(directory, base, metadataPart, inspection)
-  // A guest may have that text in its RAM. bhyve's own metadata, with that file's size in them, say what it is.
+  // A guest's RAM may start with that text. If bhyve's metadata contain the size of this file, the file is guest RAM.
   if (looksForeign && metadata?.memoryBytes !== memory.status.size) return foreignInspection(inspection, base)
   checkMemory(base, memory, metadata, inspection)
   checkKernel(base, kernel, metadata, inspection)
@@ -92,29 +94,32 @@ export function inspectFiles(directory: Directory, base: string): Inspection | u
   return inspection
 }
 
-/** An inode's number may be used again at once: time and size belong to it. */
+/** A file system may reuse an inode number at once, so the time and the size are part of the identity. */
 export function stateOf({ identity, mtimeMs, size }: FileStatus): string {
   return `${identity} ${mtimeMs} ${size}`
 }
 
-/** A set of which no RAM file exists: what a failed run may leave. */
+/** A failed save may leave files without a RAM file. */
 export function missingMemory(name: string): Problem {
-  return problem('memory-empty', 'there is no RAM file', name + memorySuffix)
+  return problem('memory-empty', 'the RAM file is missing', name + memorySuffix)
 }
 
 function partAt(directory: Directory, file: string): Part {
   const status = directory.statusIfAny(file)
   if (status === undefined) return undefined
   if (status.kind === 'file' && status.links === 1) return { status }
-  const what = status.kind === 'file' ? `a file with ${String(status.links)} links` : `a ${status.kind}`
-  return { status, problem: problem('not-a-regular-file', `${what}, not a plain file of its own`, file) }
+  const what =
+    status.kind === 'file'
+      ? `has ${String(status.links)} hard links, but must have exactly one`
+      : `is of type '${status.kind}', but must be a regular file`
+  return { status, problem: problem('not-a-regular-file', `'${file}' ${what}`, file) }
 }
 
 function storedBytes(parts: readonly Part[]): number {
   return parts.reduce((sum, part) => sum + (part?.status.allocatedBytes ?? 0), 0)
 }
 
-/** Whether a set is of another tool's format. */
+/** True if the checkpoint has another tool's format. */
 export function isForeignFormat(directory: Directory, name: string): boolean {
   return isForeignFile(directory, name + memorySuffix) && inspectCheckpoint(directory, name)?.foreign === true
 }
@@ -124,7 +129,8 @@ function isForeignFile(directory: Directory, base: string): boolean {
 }
 
 function foreignInspection(inspection: Inspection, base: string): Inspection {
-  const message = "another tool's checkpoint format (5BSD's text manifest): left alone"
+  const message =
+    "it has another tool's checkpoint format (5BSD's text manifest), which this library cannot restore"
   return { ...inspection, foreign: true, problems: [problem('foreign-format', message, base)] }
 }
 
@@ -136,7 +142,7 @@ function readMetadata(
 ): Metadata | undefined {
   const file = base + endings.metadata
   if (part === undefined) {
-    into.problems.push(problem('metadata-missing', 'there are no metadata', file))
+    into.problems.push(problem('metadata-missing', 'the metadata file is missing', file))
     return undefined
   }
   if (part.problem !== undefined) {
@@ -144,7 +150,7 @@ function readMetadata(
     return undefined
   }
   if (part.status.size > metadataMaxBytes) {
-    const message = `the metadata have ${String(part.status.size)} bytes, more than bhyve ever writes`
+    const message = `the metadata file has ${String(part.status.size)} bytes, more than bhyve ever writes`
     into.problems.push(problem('metadata-invalid', message, file))
     return undefined
   }
@@ -169,7 +175,7 @@ function checkMemory(
   const { size } = part.status
   if (size === 0) into.problems.push(problem('memory-empty', 'the RAM file is empty', file))
   else if (metadata !== undefined && size !== metadata.memoryBytes) {
-    const message = `the RAM file has ${String(size)} bytes, the VM ${String(metadata.memoryBytes)}`
+    const message = `the RAM file has ${String(size)} bytes, but the VM has ${String(metadata.memoryBytes)} bytes of RAM`
     into.problems.push(problem('memory-size-mismatch', message, file))
   }
 }
@@ -177,7 +183,7 @@ function checkMemory(
 function checkKernel(base: string, part: Part, metadata: Metadata | undefined, into: Inspection): void {
   const file = base + endings.kernel
   if (part === undefined) {
-    into.problems.push(problem('kernel-missing', 'there is no file of kernel and device state', file))
+    into.problems.push(problem('kernel-missing', 'the kernel file is missing', file))
     return
   }
   if (part.problem !== undefined) {
@@ -186,10 +192,9 @@ function checkKernel(base: string, part: Part, metadata: Metadata | undefined, i
   }
   const expected = metadata === undefined ? undefined : kernelBytes(metadata)
   const { size } = part.status
-  if (size === 0)
-    into.problems.push(problem('kernel-size-mismatch', 'the kernel and device state is empty', file))
+  if (size === 0) into.problems.push(problem('kernel-size-mismatch', 'the kernel file is empty', file))
   else if (expected !== undefined && size !== expected) {
-    const message = `the kernel and device state has ${String(size)} bytes, the metadata say ${String(expected)}`
+    const message = `the kernel file has ${String(size)} bytes, but the metadata describe ${String(expected)}`
     into.problems.push(problem('kernel-size-mismatch', message, file))
   }
 }
@@ -205,9 +210,7 @@ function readManifest(directory: Directory, base: string, part: Part, into: Insp
   const stored = head && manifestOfHead(head, part.status.size)
   into.bytesRead += head?.bytesRead ?? 0
   if (stored === undefined)
-    into.problems.push(
-      problem('manifest-invalid', 'the manifest cannot be read, or its digests are none', file),
-    )
+    into.problems.push(problem('manifest-invalid', 'the manifest or its digests are not valid', file))
   else {
     into.manifest = stored.manifest
     if (stored.listOffset !== undefined) into.listOffset = stored.listOffset
@@ -215,8 +218,8 @@ function readManifest(directory: Directory, base: string, part: Part, into: Insp
 }
 
 /**
- * The one place that decides whether the manifest is of these files. The RAM file's time tells it for nothing. A copy made
- * by hand has another one: then the digests of the two small files tell it.
+ * The only code that decides whether the manifest describes these files. Comparing the RAM file's time costs nothing. A
+ * manual copy has a different time. In that case, the digests of the kernel and metadata files decide.
  */
 function attributeManifest(directory: Directory, base: string, kernel: Part, into: Inspection): void {
   const { manifest, modifiedMs } = into
@@ -230,7 +233,7 @@ function attributeManifest(directory: Directory, base: string, kernel: Part, int
     into.isManifestOf = isSame(recorded, fingerprintOf(directory, base))
   }
   if (into.isManifestOf) into.writtenMs = memoryModifiedMs
-  // Whatever became of the files' times: they are the reason why nobody can tell.
+  // Report this even if the times differ: after a crash the times themselves are unproven.
   if (manifest.durability === 'unproven') into.problems.push(problem('durability-unproven', unproven, base))
 }
 

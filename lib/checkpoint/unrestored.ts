@@ -1,4 +1,4 @@
-/** Is a set all there is of a VM? Runs in the pool. */
+/** Decides whether a checkpoint may be the only state of its VM. Runs in the pool. */
 import { isRestoreOpen, parseManifest } from './manifest.js'
 import { readHead } from './manifest_file.js'
 import { manifestSuffix } from '../base/names.js'
@@ -6,8 +6,8 @@ import type { ListedCheckpoint } from '../base/types.js'
 import type { Directory } from '../fs/directory.js'
 
 /**
- * The state of a suspended VM that was not restored; or was about to be, and nobody saw bhyve come up, since the
- * manager died in between.
+ * True for the state of a suspended VM without a confirmed restore. A restore stays unconfirmed if the restoring
+ * process died before it saw bhyve serve its socket.
  */
 export function isUnrestored(directory: Directory, checkpoint: ListedCheckpoint): boolean {
   if (checkpoint.poweredOff !== true) return false

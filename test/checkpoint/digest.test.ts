@@ -1,4 +1,4 @@
-/** Digests and zeros of guest RAM: what is found, given back, and written into the manifest. */
+/** Digests and zero detection in guest RAM, holes, and the digests in the manifest. */
 import { execFileSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import fs from 'node:fs'
@@ -33,7 +33,7 @@ const { errno } = os.constants
 
 const sha256 = (bytes: Buffer): string => createHash('sha256').update(bytes).digest('hex')
 
-t.test('zero runs: as a slow reader finds them, at any address', async (t) => {
+t.test('zeroRuns: finds the same runs as a simple reader, at any address', async (t) => {
   const naive = (bytes: Buffer, block: number): number[] => {
     const runs: number[] = []
     for (let start = 0; start < bytes.length; start += block) {
@@ -44,15 +44,15 @@ t.test('zero runs: as a slow reader finds them, at any address', async (t) => {
     }
     return runs
   }
-  const whole = Buffer.alloc(20_000)
+  const buffer = Buffer.alloc(20_000)
   let found = 0
   for (let round = 0; round < 2000; round++) {
-    whole.fill(0)
-    for (let mark = Math.floor(Math.random() * 12); mark > 0; mark--) {
-      whole[Math.floor(Math.random() * whole.length)] = 1 << Math.floor(Math.random() * 8)
+    buffer.fill(0)
+    for (let left = Math.floor(Math.random() * 12); left > 0; left--) {
+      buffer[Math.floor(Math.random() * buffer.length)] = 1 << Math.floor(Math.random() * 8)
     }
     const offset = Math.floor(Math.random() * 70)
-    const bytes = whole.subarray(offset, offset + Math.floor(Math.random() * (whole.length - offset)))
+    const bytes = buffer.subarray(offset, offset + Math.floor(Math.random() * (buffer.length - offset)))
     const block = [1, 7, 255, 256, 257, 512, 4096, 30_000][round % 8]!
     const runs = [...native.zeroRuns(bytes, block)]
     found += runs.length
@@ -61,17 +61,17 @@ t.test('zero runs: as a slow reader finds them, at any address', async (t) => {
   }
   t.ok(found > 1000)
   t.strictSame([...native.zeroRuns(Buffer.alloc(0), 4096)], [])
-  // One byte that is not zero, at every place.
+  // One byte that is not zero, at every position.
   for (let at = 0; at < 1100; at++) {
     const bytes = Buffer.alloc(1100)
     bytes[at] = 0x80
-    if (native.zeroRuns(bytes, bytes.length).length !== 0) t.fail(`byte ${at} is overlooked`)
+    if (native.zeroRuns(bytes, bytes.length).length !== 0) t.fail(`byte ${at} was not noticed`)
   }
   t.throws(() => native.zeroRuns(Buffer.alloc(8), 0), TypeError)
   t.throws(() => native.zeroRuns('x' as unknown as Buffer, 8), TypeError)
 })
 
-t.test('holes: content and size stay, the map tells them', async (t) => {
+t.test('punchHole: keeps content and size, and dataRange reports the holes', async (t) => {
   const file = path.join(scratch(t), 'ram')
   const content = randomBytes(64 * 4096)
   content.fill(0, 16 * 4096, 32 * 4096)
@@ -98,16 +98,19 @@ t.test('holes: content and size stay, the map tells them', async (t) => {
   }
 })
 
-t.test('digests are those of the plain file, and zeros are given back', async (t) => {
+t.test('create: records the digests of the RAM file and replaces zeros with holes', async (t) => {
   const { client, directory, memory } = await world(t)
   await client.createCheckpoint('vm1', { digest: false, sparsify: false })
   const plain = fs.readFileSync(memory)
   t.ok(stored(memory) >= plain.length)
-  const whole = await client.createCheckpoint('vm1', { digest: false, sparsify: false })
+  const unsparse = await client.createCheckpoint('vm1', { digest: false, sparsify: false })
   const checkpoint = await client.createCheckpoint('vm1')
   const bytes = fs.readFileSync(memory)
-  t.ok(bytes.equals(plain), 'the guest reads the same RAM')
-  t.ok(checkpoint.storedBytes < 0.6 * whole.storedBytes, `${checkpoint.storedBytes} of ${whole.storedBytes}`)
+  t.ok(bytes.equals(plain), 'the RAM is unchanged')
+  t.ok(
+    checkpoint.storedBytes < 0.6 * unsparse.storedBytes,
+    `${checkpoint.storedBytes} of ${unsparse.storedBytes}`,
+  )
   const { digests, sizes, memoryChunks } = manifestOf(directory)
   t.strictSame(digests.memory.chunkBytes, chunk)
   t.equal(sizes.memory, bytes.length)
@@ -122,9 +125,9 @@ t.test('digests are those of the plain file, and zeros are given back', async (t
   t.equal(digests.metadata, sha256(fs.readFileSync(`${memory}.meta`)))
   const part = path.join(scratch(t), 'part')
   fs.writeFileSync(part, bytes.subarray(chunk, 2 * chunk))
-  await t.test('openssl says the same', needs('openssl'), async (t) => {
-    const said = execFileSync('openssl', ['dgst', '-sha256', '-r', part], { stdio: 'pipe' }).toString()
-    t.ok(said.startsWith(chunks[1]!))
+  await t.test('openssl computes the same digest', needs('openssl'), async (t) => {
+    const output = execFileSync('openssl', ['dgst', '-sha256', '-r', part], { stdio: 'pipe' }).toString()
+    t.ok(output.startsWith(chunks[1]!))
   })
   const report = await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })
   t.match(report, { ok: true, depth: 'content' })
@@ -133,7 +136,7 @@ t.test('digests are those of the plain file, and zeros are given back', async (t
   t.match(await client.verifyCheckpoint('vm1', 'checkpoint'), { ok: true, depth: 'structure' })
 })
 
-t.test('each option by itself', async (t) => {
+t.test('create: digest and sparsify work independently', async (t) => {
   const { client, directory, memory } = await world(t)
   const cases: [CreateOptions, boolean, boolean][] = [
     [{ digest: false }, false, true],
@@ -156,7 +159,7 @@ t.test('each option by itself', async (t) => {
   }
 })
 
-t.test('random images of any size', async (t) => {
+t.test('create and verify: digest random RAM images of any size', async (t) => {
   const directory = fs.realpathSync(scratch(t))
   const { serve } = serveByHand(t, directory)
   const root = path.join(directory, 'stored')
@@ -166,9 +169,9 @@ t.test('random images of any size', async (t) => {
     const bytes = image(size)
     let writtenAt = 0n
     const call = client.createCheckpoint('vm1', { name: 'x' })
-    await serve((folder) => {
-      writeGuest(path.join(folder, 'ckp'), bytes)
-      writtenAt = fs.statSync(path.join(folder, 'ckp'), { bigint: true }).mtimeNs
+    await serve((inbox) => {
+      writeGuest(path.join(inbox, 'ckp'), bytes)
+      writtenAt = fs.statSync(path.join(inbox, 'ckp'), { bigint: true }).mtimeNs
     })
     const checkpoint = await call
     const what = `${size} bytes`
@@ -179,8 +182,8 @@ t.test('random images of any size', async (t) => {
     if (list.toString('hex') !== expected.join('')) t.fail(`${what}: digests`)
     if (!fs.readFileSync(checkpoint.path).equals(bytes)) t.fail(`${what}: content`)
     const modifiedAt = fs.statSync(checkpoint.path, { bigint: true }).mtimeNs
-    if (modifiedAt !== writtenAt) t.fail(`${what}: the time at which bhyve wrote it`)
-    if (stored(checkpoint.path) > zeroFree(bytes)) t.fail(`${what}: not all zeros are given back`)
+    if (modifiedAt !== writtenAt) t.fail(`${what}: the modification time has changed`)
+    if (stored(checkpoint.path) > zeroFree(bytes)) t.fail(`${what}: not all long runs of zeros are holes`)
     const [listed] = await client.listCheckpoints('vm1')
     t.match(listed, { state: 'complete', createdAt: checkpoint.createdAt, memoryBytes: size }, what)
     const report = await client.verifyCheckpoint('vm1', 'x', { depth: 'content' })
@@ -188,15 +191,15 @@ t.test('random images of any size', async (t) => {
   }
 })
 
-/** What a file of 4 KiB blocks needs once its long runs of zeros are holes. */
+/** The allocated bytes of a file with 4 KiB blocks, once its long runs of zeros are holes. */
 function zeroFree(bytes: Buffer): number {
   const slices = Array.from({ length: Math.ceil(bytes.length / (8 * MiB)) }, (_, index) => index * 8 * MiB)
   const blocks = Math.ceil(bytes.length / 4096) - longRuns(bytes, [...slices, bytes.length], 4096).length
-  // The file system's own notes about many pieces count as the file's.
+  // The file system counts its metadata about many extents as part of the file.
   return blocks * 4096 + 64 * 1024
 }
 
-t.test('a guest of 64 GiB: listing reads kilobytes, verifying reads around holes', async (t) => {
+t.test('list and verify: read only kilobytes of a sparse guest of 64 GiB', async (t) => {
   const root = scratch(t)
   const directory = path.join(root, 'vm1')
   fs.mkdirSync(directory)
@@ -262,7 +265,7 @@ t.test('a guest of 64 GiB: listing reads kilobytes, verifying reads around holes
   t.match(problems, [{ message: new RegExp(`in bytes ${from} to ${from + chunkBytes - 1}`) }])
 })
 
-t.test('bounded whatever the size', async (t) => {
+t.test('digests: the list, the buffers and the messages are bounded for any RAM size', async (t) => {
   const GiB = 1024 * MiB
   for (const size of [1, MiB, GiB, 64 * GiB, 65 * GiB, 1024 * GiB, 12 * 1024 * GiB, 90 * 1024 * GiB]) {
     const chunkBytes = chunkBytesFor(size)
@@ -272,9 +275,9 @@ t.test('bounded whatever the size', async (t) => {
   t.equal(chunkBytesFor(64 * GiB), 256 * 1024)
   t.equal(chunkBytesFor(64 * GiB + 1), 512 * 1024)
   t.equal(chunkBytesFor(1024 * GiB), 4 * MiB)
-  t.ok(pieceBytes * poolSize * 4 < 64 * MiB, "every thread's buffers together")
+  t.ok(pieceBytes * poolSize * 4 < 64 * MiB, 'the buffers of all threads')
 
-  // What the threads are told, and what they tell, has the same few bytes for every slice: no content, no digests.
+  // The messages to and from threads have the same few bytes for every slice: they contain no content and no digests.
   const { runDirectory, root } = await world(t, { memoryBytes: 96 * MiB })
   const sent: number[] = []
   let running = 0
@@ -286,10 +289,10 @@ t.test('bounded whatever the size', async (t) => {
       const isSlice = job.name === 'scanSlice' || job.name === 'compareSlice'
       if (isSlice) most = Math.max(most, ++running)
       const result = await shared.run(job, onStart).finally(() => isSlice && running--)
-      const told = JSON.stringify([job.args, result], (_, value: unknown) =>
+      const messages = JSON.stringify([job.args, result], (_, value: unknown) =>
         typeof value === 'bigint' ? '' : value,
       )
-      if (isSlice) sent.push(told.length)
+      if (isSlice) sent.push(messages.length)
       return result
     },
   }
@@ -302,7 +305,7 @@ t.test('bounded whatever the size', async (t) => {
   t.ok(most <= 4, `${most} at a time`)
 })
 
-t.test('only runs of 64 KiB and more become holes', async (t) => {
+t.test('create: makes holes only of zero runs of 64 KiB or more', async (t) => {
   const directory = fs.realpathSync(scratch(t))
   const { serve } = serveByHand(t, directory)
   const KiB = 1024
@@ -317,12 +320,12 @@ t.test('only runs of 64 KiB and more become holes', async (t) => {
     dialect: 'path',
   })
   const call = client.createCheckpoint('vm1')
-  await serve((folder) => {
-    writeGuest(path.join(folder, 'ckp'), bytes)
-    fs.utimesSync(path.join(folder, 'ckp'), 1_000_000, 1_000_000)
+  await serve((inbox) => {
+    writeGuest(path.join(inbox, 'ckp'), bytes)
+    fs.utimesSync(path.join(inbox, 'ckp'), 1_000_000, 1_000_000)
   })
   const { path: file } = await call
   t.ok(fs.readFileSync(file).equals(bytes))
   t.equal(stored(file), 8 * MiB - 2 * 64 * KiB)
-  t.equal(fs.statSync(file).mtimeMs, 1_000_000_000, 'and do not make it look younger')
+  t.equal(fs.statSync(file).mtimeMs, 1_000_000_000, 'the modification time is unchanged')
 })
