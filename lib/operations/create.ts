@@ -12,8 +12,8 @@ import { scan } from './saving/scan.js'
 import type { SaveSettings } from './settings.js'
 
 /**
- * A cancel does not stop this function: it waits for bhyve to finish, discards the stage and then rejects. The caller races
- * it against the cancel.
+ * A cancel does not stop this function. It waits until bhyve has finished, discards the stage, and then rejects. The
+ * caller races this function against the cancel.
  */
 export function create(
   context: SavingContext,
@@ -25,7 +25,7 @@ export function create(
   return inStage(context, settings, call, { unknownMemoryBytes: undefined }, async (stage, sockets) => {
     const answer = await request(context, stage, settings, call, {
       sockets,
-      // Recovery has to know which process may still write into the stage.
+      // Recovery must know which process may still write to the stage.
       beforeSending: (writer) => stage.recordWriter(writer, () => cancellation.begin()),
     })
     cancellation.throwIfCancelled()
@@ -47,12 +47,12 @@ function incomplete(
 ): CheckpointError {
   const vmState: VmState = vmStateOf(answer.peer)
   const reply = answer.replyError
-  const replyText = reply === undefined ? '' : ` bhyve said: ${reply}.`
-  const wrong = problems.map((problem) => problem.message).join('; ')
+  const replyText = reply === undefined ? '' : ` bhyve replied: ${reply}.`
+  const reasons = problems.map((problem) => problem.message).join('; ')
   const message =
-    `bhyve ended without a whole checkpoint '${name}' of VM '${vm}': ${wrong}.${replyText} ` +
-    `The VM is ${vmState === 'unknown' ? 'in an unknown state' : vmState}; nothing was published, and an older ` +
-    'checkpoint of that name is as it was'
+    `bhyve did not write a complete checkpoint '${name}' of VM '${vm}': ${reasons}.${replyText} ` +
+    `The VM is ${vmState === 'unknown' ? 'in an unknown state' : vmState}. Nothing was published, and ` +
+    'the previous checkpoint is unchanged'
   return new CheckpointError('ERR_CHECKPOINT_FAILED', message, {
     vm,
     checkpoint: name,

@@ -1,4 +1,4 @@
-/** Tells the caller how far a call is. What the caller's function throws must not cost it the checkpoint. */
+/** Reports the progress of a call. An exception in the caller's function must not fail the checkpoint. */
 import type { Cancellation } from '../base/cancellation.js'
 import type { SaveSettings } from './settings.js'
 import type { Progress } from '../base/types.js'
@@ -24,12 +24,12 @@ export class ProgressReporter {
     return this.#settings.onProgress !== undefined
   }
 
-  /** The size of the guest is known now, unless the caller knew it. */
+  /** Records the total size, unless the caller has given it. */
   expect(totalBytes: number | undefined): void {
     this.#totalBytes ??= totalBytes
   }
 
-  /** All of the guest's RAM is in the file. */
+  /** bhyve has written all of the guest's RAM. */
   saved(memoryBytes: number): void {
     this.#bytes = memoryBytes
     this.#totalBytes = memoryBytes
@@ -42,7 +42,7 @@ export class ProgressReporter {
     const elapsedMs = performance.now() - this.#startedAt
     const total = this.#totalBytes === undefined ? {} : { totalBytes: this.#totalBytes }
     try {
-      // An async function is no misuse: what it rejects with must not end the process.
+      // Callers may pass an async function. Its rejection must not end the process.
       const notify: (progress: Progress) => unknown = onProgress
       const returned = notify({ vm, name, phase, bytes, ...total, elapsedMs })
       if (returned instanceof Promise) returned.catch((error: unknown) => this.#warn(error))

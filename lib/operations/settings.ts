@@ -1,4 +1,4 @@
-/** Options checked and completed, before anything is touched. */
+/** Checks options and fills in defaults, before a call changes or sends anything. */
 import {
   assertBoolean,
   assertCallback,
@@ -26,7 +26,7 @@ export const createOptions: readonly string[] = membersOf<keyof CreateOptions>({
   sparsify: true,
   memoryBytes: true,
 })
-/** Of this process's environment, what bhyve gets where the caller names nothing. */
+/** The variables that bhyve inherits from this process if the caller gives no `env`. */
 const inherited = ['PATH', 'HOME', 'LANG', 'TZ']
 const restoreOptions = membersOf<keyof RestoreOptions>({
   args: true,
@@ -45,20 +45,20 @@ const policyOptions = membersOf<keyof PrunePolicy>({
   dryRun: true,
 })
 export const defaultBhyve = '/usr/sbin/bhyve'
-/** What bhyve is asked, and how long it may stand still. */
+/** How the request is sent, and how long bhyve may write nothing. */
 interface RequestSettings {
   dialect: Dialect | 'auto'
-  /** Milliseconds; 0: off. */
+  /** Milliseconds; 0: no timeout. */
   stallTimeout: number
 }
 
-/** What is done with the guest's RAM before it is published. */
+/** What the scan of the guest's RAM does. */
 export interface ScanSettings {
   digest: boolean
   sparsify: boolean
 }
 
-/** How the set gets its name. */
+/** How the checkpoint is published. */
 export interface PublicationSettings {
   ifExists: 'replace' | 'fail'
   durable: boolean
@@ -67,7 +67,7 @@ export interface PublicationSettings {
 export interface SaveSettings {
   vm: string
   name: string
-  /** The VM ends with the checkpoint. */
+  /** Suspend: the VM is powered off once it is saved. */
   poweroff: boolean
   memoryBytes: number | undefined
   signal: AbortSignal | undefined
@@ -86,7 +86,7 @@ export function createSettings(vm: unknown, options: CreateOptions, dialect: Dia
   const { digest = true, sparsify = true } = options
   assertCheckpointName(name, vm)
   if (ifExists !== 'replace' && ifExists !== 'fail')
-    throw invalid("ifExists must be 'replace' or 'fail'", ifExists)
+    throw invalid("The option 'ifExists' must be 'replace' or 'fail'", ifExists)
   assertBoolean(fsync, 'fsync')
   assertBoolean(poweroff, 'poweroff')
   assertBoolean(digest, 'digest')
@@ -96,7 +96,7 @@ export function createSettings(vm: unknown, options: CreateOptions, dialect: Dia
   assertMilliseconds(stallTimeout, 'stallTimeout', 0)
   assertCallback(onProgress)
   if (memoryBytes !== undefined && (!Number.isSafeInteger(memoryBytes) || memoryBytes < 1)) {
-    throw invalid('memoryBytes must be a positive whole number', memoryBytes)
+    throw invalid("The option 'memoryBytes' must be a positive whole number", memoryBytes)
   }
   return {
     ...{ vm, name, poweroff, memoryBytes, signal, timeout, onProgress },
@@ -126,7 +126,7 @@ export function restoreSettings(vm: unknown, name: unknown, options: RestoreOpti
   const { args, bhyve = defaultBhyve, again = false, verify = false, logFile, signal, timeout } = options
   const { env = inheritedEnvironment() } = options
   if (!Array.isArray(args) || !args.every((word) => typeof word === 'string' && !word.includes('\0'))) {
-    throw invalid('args must be a list of strings without NUL', args)
+    throw invalid("The option 'args' must be an array of strings without NUL", args)
   }
   assertAbsolute(bhyve, 'bhyve')
   assertEnvironment(env)
@@ -147,7 +147,7 @@ function inheritedEnvironment(): Record<string, string> {
 function assertAbsolute(file: unknown, option: string): void {
   const isAbsolute =
     typeof file === 'string' && file.startsWith('/') && !file.endsWith('/') && !file.includes('\0')
-  if (!isAbsolute) throw invalid(`${option} must be the absolute path of a file`, file)
+  if (!isAbsolute) throw invalid(`The option '${option}' must be the absolute path of a file`, file)
 }
 
 export function assertPolicy(policy: PrunePolicy): void {
@@ -156,12 +156,13 @@ export function assertPolicy(policy: PrunePolicy): void {
   const rules = { keepLast, keepWithinMs, maxBytes }
   for (const [rule, value] of Object.entries(rules)) {
     if (value !== undefined && !(typeof value === 'number' && value >= 0)) {
-      throw invalid(`${rule} must be a number that is not negative`, value)
+      throw invalid(`The option '${rule}' must be a non-negative number`, value)
     }
   }
-  if (keepLast !== undefined && !Number.isInteger(keepLast)) throw invalid('keepLast must be whole', keepLast)
+  if (keepLast !== undefined && !Number.isInteger(keepLast))
+    throw invalid("The option 'keepLast' must be a whole number", keepLast)
   assertBoolean(dryRun, 'dryRun')
   if (Object.values(rules).every((value) => value === undefined)) {
-    throw invalid('a policy needs a rule: keepLast, keepWithinMs or maxBytes', policy)
+    throw invalid("A policy needs at least one of 'keepLast', 'keepWithinMs' and 'maxBytes'", policy)
   }
 }

@@ -1,16 +1,16 @@
-/** Work on a large file as many short jobs of the pool. */
+/** Splits the work on a large file into many short jobs for the pool. */
 import type { Cancellation } from '../base/cancellation.js'
 import { type Slice, sliceBytesFor } from '../checkpoint/slice.js'
 import type { ProgressReporter } from './progress.js'
 
 /**
- * So many wait or run at a time: enough that a thread which has done one finds the next, few enough that other VMs'
- * come in between.
+ * Slices that wait or run at a time. Enough that a free thread finds the next one, few enough that jobs of other VMs
+ * run in between.
  */
 const window = 4
 const progressIntervalMs = 100
 
-/** Set by a cancel, seen by the threads. Disposing it lets go of the cancellation. */
+/** A cancel raises this flag, and the threads read it. Disposing it removes the cancel listener. */
 export class StopFlag implements Disposable {
   readonly array = new Int32Array(new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT))
   readonly #forget: () => void
@@ -33,8 +33,8 @@ interface Slicing {
 }
 
 /**
- * Runs `work` for each slice of a file, and hands on what comes of it in the file's order. When this rejects, after
- * a cancel too, no slice is being worked on any more.
+ * Runs `work` for each slice of a file, and passes the results to `take` in the file's order. When the returned promise
+ * rejects, even after a cancel, no work is running anymore.
  */
 export async function forEachSlice<T>(
   slicing: Slicing,
@@ -49,7 +49,7 @@ export async function forEachSlice<T>(
       slicing.cancellation.throwIfCancelled()
       if (running.length === window) (await running.shift())?.()
       running.push(
-        settling(work(slice), (result) => {
+        deferredTake(work(slice), (result) => {
           take(result)
           report(slice.to)
         }),
@@ -62,9 +62,9 @@ export async function forEachSlice<T>(
   }
 }
 
-function settling<T>(task: Promise<T>, take: (result: T) => void): Promise<() => void> {
+function deferredTake<T>(task: Promise<T>, take: (result: T) => void): Promise<() => void> {
   const taken = task.then((result) => () => take(result))
-  // It may reject while another one is waited for, which is no unhandled rejection.
+  // This promise may reject while an earlier one is awaited. Prevent an unhandled rejection.
   taken.catch(() => undefined)
   return taken
 }

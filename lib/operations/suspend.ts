@@ -1,6 +1,6 @@
 /**
- * Suspends a VM (protocol.md section 4). The files in the stage become the VM's only state, so they are published even if
- * the caller has given up. If they are incomplete, either the VM still runs, or its remains are kept.
+ * Suspends a VM (protocol.md section 4). The files in the stage become the VM's only state, so they are published even
+ * after a cancel or timeout. If they are incomplete, either the VM still runs, or the files are kept.
  */
 import { ProcessEnd } from '../bhyve/process_end.js'
 import { Cancellation } from '../base/cancellation.js'
@@ -21,7 +21,7 @@ import type { SaveSettings } from './settings.js'
 /** If the RAM size is unknown, require at least room for what bhyve writes besides RAM. */
 const spaceForSuspend = { unknownMemoryBytes: 0 }
 
-/** Like `create`, but after the request was sent, a cancel only ends the caller's wait. */
+/** Like `create`, but once the request was sent, a cancel only ends the caller's wait. */
 export function suspend(
   context: SavingContext,
   settings: SaveSettings,
@@ -58,31 +58,36 @@ function watchEnd(suspending: Suspending, writer: Writer): void {
   suspending.end = new ProcessEnd(writer)
 }
 
-/** Only bhyve's user and root can read the files it writes. Refuse to power off a VM whose state we could not read. */
+/** Only bhyve's user and root can read bhyve's files. Do not power off a VM if we could not read its saved state. */
 function assertStateReadable({ uid }: Writer, vm: string): void {
   const ours = process.geteuid?.() ?? 0
   if (ours === 0 || uid === ours) return
   const message =
-    `VM '${vm}' runs as uid ${String(uid)}, and only root or that user can read the state it would leave; ` +
-    `we are uid ${String(ours)}. It was told nothing`
+    `VM '${vm}' runs as uid ${String(uid)}, so only that user and root could read its saved state. ` +
+    `This process runs as uid ${String(ours)}. Nothing was sent to bhyve. ` +
+    `Run this process as root or as uid ${String(uid)}`
   throw new CheckpointError('ERR_PERMISSION', message, { vm })
 }
 
-/** If we may not see the process, we cannot tell whether it has exited or still runs the VM. */
+/** If the process is not visible, we cannot detect whether it has exited or still runs the VM. */
 function assertVisible({ pid, startedAt }: Writer, vm: string): void {
   if (pid === -1 || startedAt !== undefined) return
   const message =
-    `the process ${String(pid)} of VM '${vm}' cannot be seen from here (another jail, or ` +
-    'security.bsd.see_other_uids=0), so that its end could not be told. It was told nothing'
+    `Process ${String(pid)} of VM '${vm}' is not visible to this process (another jail, or ` +
+    'security.bsd.see_other_uids=0), so its exit could not be detected. Nothing was sent to bhyve. ' +
+    'Run this process as root on the host'
   throw new CheckpointError('ERR_PERMISSION', message, { vm })
 }
 
-/** Runs after bhyve has closed the connection. Rejects with ERR_SUSPEND_FAILED, or with the error that prevented publication. */
+/**
+ * Runs after bhyve has closed the connection. Rejects with ERR_SUSPEND_FAILED, or with the error that prevented the
+ * publication.
+ */
 async function conclude(suspending: Suspending, answer: Answer): Promise<Checkpoint> {
   const { stage, settings, call } = suspending
   const verdict = await explained(suspending, judge(stage, settings, call.progress))
   if (verdict.kind === 'incomplete') throw await failureOf(suspending, answer, verdict.collected)
-  // The scan takes long. Flush first, so that a power failure during it cannot destroy the only copy.
+  // The scan takes long. Flush first, so that a power failure during the scan cannot destroy the only copy.
   if (settings.publication.durable) await explained(suspending, stage.flush(settings.name))
   const checkpoint = await publishState(suspending, answer, verdict.checkpoint)
   await untilGone(suspending, checkpoint)
@@ -130,8 +135,8 @@ async function publishedElsewhere(suspending: Suspending, taken: CheckpointError
   const isGone = (await end?.within(exitTimeout(suspending))) === true
   const { vm, name } = settings
   const message =
-    `VM '${vm}' was suspended, but meanwhile its checkpoint's name was taken: ${taken.message}. ` +
-    `Its state is whole, and kept as checkpoint '${salvaged.name}'`
+    `VM '${vm}' was suspended, but another checkpoint took the name '${name}' meanwhile (${taken.message}). ` +
+    `The state of the VM is complete and kept as checkpoint '${salvaged.name}'. Restore the VM from that checkpoint`
   return new CheckpointError('ERR_CHECKPOINT_EXISTS', message, {
     vm,
     checkpoint: name,
@@ -147,8 +152,8 @@ async function untilGone(suspending: Suspending, { path }: Checkpoint): Promise<
   if (await end.within(exitTimeout(suspending))) return
   const { vm, name } = settings
   const message =
-    `VM '${vm}' is saved whole in '${path}', but its process (pid ${String(call.receiver.peer?.pid)}) is still there: ` +
-    'start the VM again only once it is gone'
+    `VM '${vm}' is saved completely in '${path}', but its process ${String(call.receiver.peer?.pid)} has not exited yet. ` +
+    'Wait until that process has exited before you start the VM again'
   throw new CheckpointError('ERR_SUSPEND_FAILED', message, { vm, checkpoint: name, vmState: 'unknown', path })
 }
 
@@ -168,7 +173,7 @@ async function explained<T>(suspending: Suspending, step: Promise<T>): Promise<T
 function withStagePath({ stage, settings }: Suspending, error: unknown): unknown {
   if (!(error instanceof CheckpointError)) return error
   const message =
-    `${error.message}. What bhyve wrote of VM '${settings.vm}' is in '${stage.path}'; ` +
-    'the next call of any process publishes it'
+    `${error.message}. The saved state of VM '${settings.vm}' is in '${stage.path}'; ` +
+    'the next call publishes it'
   return new CheckpointError(error.code, message, detailsOf(error))
 }

@@ -1,4 +1,4 @@
-/** Is a stored set what was published? Its structure, and, where digests were recorded, every byte. */
+/** Verifies that a stored checkpoint is what was published: its structure, and every byte if digests were recorded. */
 import type { Cancellation } from '../base/cancellation.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 import { loadNative } from '../base/native.js'
@@ -9,7 +9,7 @@ import type { OpenedCheckpoint, Recorded } from '../store/catalog/open_checkpoin
 import type { VerificationReport } from '../base/types.js'
 import type { Problem } from '../base/problem.js'
 
-/** Of more places than these the number is told. */
+/** Beyond this many ranges, report only the count. */
 const maxRanges = 10
 
 export type Report = Omit<VerificationReport, 'elapsedMs'>
@@ -22,7 +22,7 @@ interface Verifying {
   progress: ProgressReporter
 }
 
-/** Rejects at a cancel, and has then closed the set's files. */
+/** Rejects after a cancel, once the checkpoint files are closed. */
 export async function verifyContent(verifying: Verifying): Promise<Report> {
   const { store, vm, name } = verifying
   const opened = await store.jobs.openCheckpoint(store.directoryOf(vm), name)
@@ -58,8 +58,8 @@ class Comparison {
   async run(): Promise<Report> {
     const { kernel, metadata } = this.#recorded.digests
     await this.#compareMemory()
-    await this.#compareWhole('kernel', 'the kernel and device state', kernelSuffix, kernel)
-    await this.#compareWhole('metadata', 'the metadata', metadataSuffix, metadata)
+    await this.#compareFile('kernel', 'the kernel file', kernelSuffix, kernel)
+    await this.#compareFile('metadata', 'the metadata file', metadataSuffix, metadata)
     const problems = this.#problems
     return { ok: problems.length === 0, problems, depth: 'content', bytesRead: this.#bytesRead }
   }
@@ -68,9 +68,9 @@ class Comparison {
     const { store, cancellation, progress } = this.#verifying
     const { memory, manifest } = this.#opened.descriptors
     if (memory === undefined || manifest === undefined) return
-    const isWhole = await store.jobs.isListComplete(manifest, this.#recorded, this.#stop.array)
+    const isComplete = await store.jobs.isListComplete(manifest, this.#recorded, this.#stop.array)
     cancellation.throwIfCancelled()
-    if (!isWhole) {
+    if (!isComplete) {
       this.#add('manifest-invalid', "the manifest's list of digests is damaged", manifestSuffix)
       return
     }
@@ -91,10 +91,10 @@ class Comparison {
     )
     progress.report('digesting', memoryBytes)
     if (damage.isAny)
-      this.#add('memory-digest-mismatch', this.#hasReported('the RAM', damage.toString()), memorySuffix)
+      this.#add('memory-digest-mismatch', this.#difference('the RAM file', damage.toString()), memorySuffix)
   }
 
-  async #compareWhole(
+  async #compareFile(
     part: 'kernel' | 'metadata',
     what: string,
     suffix: string,
@@ -108,14 +108,14 @@ class Comparison {
     this.#bytesRead += bytesRead
     if (digest === expected) return
     const range = `in bytes 0 to ${String(Math.max(0, bytesRead - 1))}`
-    this.#add(`${part}-digest-mismatch`, this.#hasReported(what, range), suffix)
+    this.#add(`${part}-digest-mismatch`, this.#difference(what, range), suffix)
   }
 
-  #hasReported(what: string, where: string): string {
+  #difference(what: string, where: string): string {
     const since = this.#recorded.writtenSince
-      ? '; the RAM file was copied or written to since, maybe by another tool'
+      ? ' (the RAM file was copied or written since, possibly by another tool)'
       : ''
-    return `${what} differs from what was published, ${where}${since}`
+    return `${what} differs from the published content ${where}${since}`
   }
 
   #add(code: Problem['code'], message: string, suffix: string): void {
@@ -123,7 +123,7 @@ class Comparison {
   }
 }
 
-/** Where a file is damaged: the first places, in the file's order, and how many there are. */
+/** The damaged ranges of a file: the first ones in the file's order, and their number. */
 class Damage {
   readonly #first: { from: number; to: number }[] = []
   #last = -1
@@ -146,6 +146,6 @@ class Damage {
   toString(): string {
     const ranges = this.#first.map(({ from, to }) => `${String(from)} to ${String(to - 1)}`)
     const more = this.#count - ranges.length
-    return `in bytes ${ranges.join(', ')}${more > 0 ? `, and in ${String(more)} more places` : ''}`
+    return `in bytes ${ranges.join(', ')}${more > 0 ? `, and in ${String(more)} more ranges` : ''}`
   }
 }

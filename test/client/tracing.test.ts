@@ -102,10 +102,10 @@ t.test('NODE_DEBUG logs every decision', async (t) => {
   const decisions = (stderr: string): string[] =>
     [...stderr.matchAll(/^BHYVE-CHECKPOINT \d+: vm1: (.*?)(?: \{.*\})?$/gm)].map((match) => match[1]!)
   const told = await world.run({ args: ['create', 'vm1'], env }, 'pipe')
-  const asked = ['dialect', 'peer is welcome', 'EOF']
+  const asked = ['dialect', 'peer accepted', 'EOF']
   t.same(decisions(told.stderr), [
     ...asked,
-    'nothing was made: it may be of another dialect',
+    'bhyve wrote nothing: try another dialect',
     ...asked,
     'verdict',
     'published',

@@ -1,4 +1,4 @@
-/** createCheckpoint from outside, against simulated VMs in processes of their own. */
+/** createCheckpoint() through the public interface, with simulated VMs in processes of their own. */
 import fs from 'node:fs'
 import path from 'node:path'
 import t from 'tap'
@@ -28,14 +28,14 @@ import { start } from '../support/creating.js'
 
 const MiB = 1024 * 1024
 const native = loadSimulatorNative()
-const setFiles = (name: string): string[] => [
+const filesOf = (name: string): string[] => [
   `${name}.ckp`,
   `${name}.ckp.kern`,
   `${name}.ckp.manifest`,
   `${name}.ckp.meta`,
 ]
 
-t.test('every dialect, found out and named', async (t) => {
+t.test('create: works in every dialect, detected or named', async (t) => {
   for (const simulated of ['struct', 'path', 'descriptor', 'reply'] as const) {
     const bhyve = await start(t, { dialect: simulated, cpus: 4 })
     const named = simulated === 'reply' ? 'descriptor' : simulated
@@ -55,7 +55,7 @@ t.test('every dialect, found out and named', async (t) => {
       })
       t.strictSame(
         checkpointFiles(path.join(checkpointDirectory, 'vm1')),
-        setFiles('checkpoint'),
+        filesOf('checkpoint'),
         `${what}: files`,
       )
       t.match(await client.listCheckpoints('vm1'), [{ ...checkpoint, state: 'complete', problems: [] }])
@@ -65,13 +65,13 @@ t.test('every dialect, found out and named', async (t) => {
         problems: [],
       })
       t.strictSame(await client.destroyAll('vm1'), ['checkpoint'])
-      t.strictSame(tree(checkpointDirectory), [], `${what}: nothing left`)
+      t.strictSame(tree(checkpointDirectory), [], `${what}: no files are left`)
     }
     t.strictSame(fs.readdirSync(path.join(bhyve.runDirectory, '../cwd')), [], `${simulated}: no stray file`)
   }
 })
 
-t.test("the RAM in the checkpoint is the guest's, and stays the same", async (t) => {
+t.test('create: saves the RAM of the guest unchanged', async (t) => {
   const bhyve = await start(t, { memoryBytes: 3 * MiB, zeroFraction: 0.25 })
   const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory: scratch(t) })
   const [one, two] = [
@@ -86,7 +86,7 @@ t.test("the RAM in the checkpoint is the guest's, and stays the same", async (t)
   t.equal(pages.filter((page) => page.every((byte) => byte === 0)).length, pages.length / 4)
 })
 
-t.test('the top-level calls take the options of both', async (t) => {
+t.test('createCheckpoint(): accepts the options of the client and of the call', async (t) => {
   const { runDirectory } = await start(t)
   const checkpointDirectory = scratch(t)
   let last: Progress | undefined
@@ -97,14 +97,14 @@ t.test('the top-level calls take the options of both', async (t) => {
     name: 'top',
     onProgress,
   })
-  t.match(last, { bytes: MiB, totalBytes: MiB }, 'its size is known at last')
+  t.match(last, { bytes: MiB, totalBytes: MiB }, 'the last report has the size')
   t.match(await listCheckpoints('vm1', { checkpointDirectory }), [{ name: 'top', path: checkpoint.path }])
   t.strictSame(await destroyAll('vm1', { checkpointDirectory }), ['top'])
   t.strictSame(await listCheckpoints('vm1', { checkpointDirectory }), [])
   t.strictSame(await destroyAll('vm1', { checkpointDirectory }), [])
 })
 
-t.test('progress tells what is known', async (t) => {
+t.test('create: reports phases, bytes and the total size', async (t) => {
   const { runDirectory } = await start(t, { memoryBytes: 4 * MiB, writeRate: 16 * MiB })
   const client = createClient({ runDirectory, checkpointDirectory: scratch(t) })
   const seen: Progress[] = []
@@ -122,9 +122,9 @@ t.test('progress tells what is known', async (t) => {
     t.strictSame(
       bytes,
       [...bytes].sort((a, b) => a - b),
-      `${phase}: never backwards`,
+      `${phase}: bytes never decrease`,
     )
-    t.equal(bytes.at(-1), 4 * MiB, `${phase}: all of it in the end`)
+    t.equal(bytes.at(-1), 4 * MiB, `${phase}: the last report has all bytes`)
   }
   t.equal(seen.at(-1)?.bytes, 4 * MiB)
   const again: Progress[] = []
@@ -132,11 +132,11 @@ t.test('progress tells what is known', async (t) => {
   t.equal(again.at(-1)?.totalBytes, 4 * MiB)
   t.ok(
     again.some(({ phase, totalBytes }) => phase === 'saving' && totalBytes === 4 * MiB),
-    'from the last checkpoint',
+    'the total is the size of the previous checkpoint',
   )
 })
 
-t.test('a progress function that throws costs nothing', async (t) => {
+t.test('create: succeeds although the progress function throws', async (t) => {
   const { runDirectory } = await start(t)
   const client = createClient({ runDirectory, checkpointDirectory: scratch(t) })
   const warned = firstWarning()
@@ -147,7 +147,7 @@ t.test('a progress function that throws costs nothing', async (t) => {
   t.match(await warned, { message: 'a bug in the progress bar' })
 })
 
-t.test('ifExists', async (t) => {
+t.test('create: obeys ifExists', async (t) => {
   const { runDirectory } = await start(t)
   const checkpointDirectory = scratch(t)
   const client = createClient({ runDirectory, checkpointDirectory })
@@ -164,17 +164,17 @@ t.test('ifExists', async (t) => {
   t.equal((await client.listCheckpoints('vm1')).length, 1)
 })
 
-t.test('two creates of one name: the later one stands', async (t) => {
+t.test('create: of two calls with one name, the later checkpoint remains', async (t) => {
   const { runDirectory } = await start(t)
   const checkpointDirectory = scratch(t)
   const client = createClient({ runDirectory, checkpointDirectory })
   const [first, second] = await Promise.all([client.createCheckpoint('vm1'), client.createCheckpoint('vm1')])
   t.ok(first.createdAt <= second.createdAt)
   t.match(await client.getCheckpoint('vm1', 'checkpoint'), { createdAt: second.createdAt })
-  t.strictSame(checkpointFiles(path.join(checkpointDirectory, 'vm1')), setFiles('checkpoint'))
+  t.strictSame(checkpointFiles(path.join(checkpointDirectory, 'vm1')), filesOf('checkpoint'))
 })
 
-t.test('space is counted before bhyve is asked', async (t) => {
+t.test('create: rejects with ERR_NO_SPACE before it sends a request', async (t) => {
   const { runDirectory } = await start(t)
   const checkpointDirectory = scratch(t)
   const client = createClient({ runDirectory, checkpointDirectory })
@@ -184,7 +184,7 @@ t.test('space is counted before bhyve is asked', async (t) => {
   t.strictSame(tree(checkpointDirectory), [])
 })
 
-t.test('bad options are refused before anything is touched', async (t) => {
+t.test('create: rejects invalid options before it changes anything', async (t) => {
   const checkpointDirectory = path.join(scratch(t), 'c')
   const client = createClient({ runDirectory: '/nonexistent', checkpointDirectory })
   const bad = [
@@ -230,7 +230,7 @@ t.test('bad options are refused before anything is touched', async (t) => {
   t.notOk(fs.existsSync(checkpointDirectory))
 })
 
-t.test('descriptors come back after every end', async (t) => {
+t.test('create: leaks no descriptors, however it ends', async (t) => {
   const good = await start(t)
   const failing = await start(t, { vm: 'vm2', fault: { at: 'kernel', kind: 'fail' } })
   const directory = scratch(t)
@@ -249,12 +249,12 @@ t.test('descriptors come back after every end', async (t) => {
   const before = openDescriptors()
   const owned = native.ownedDescriptors()
   for (let i = 0; i < 5; i++) await round()
-  // Threads that came since then end when they have had nothing to do for a while.
+  // Threads that were started since then end after they have been idle for a while.
   await until(() => openDescriptors() <= before, 'descriptors')
   t.equal(native.ownedDescriptors(), owned)
 })
 
-t.test('errors survive being passed on', async (t) => {
+t.test('CheckpointError: keeps its properties', async (t) => {
   const error = new CheckpointError('ERR_SYSTEM', 'text', { vm: 'vm1', cause: new Error('inner') })
   t.match(error, {
     name: 'CheckpointError',
@@ -263,19 +263,18 @@ t.test('errors survive being passed on', async (t) => {
     vm: 'vm1',
     cause: { message: 'inner' },
   })
-  t.notOk('problems' in error, 'what is not known is not there')
+  t.notOk('problems' in error, 'unknown details are absent')
 })
 
-t.test('a checkpoint is as old as the last byte of it, not as the publication', async (t) => {
+t.test("create: createdAt is the time of bhyve's last write, not of the publication", async (t) => {
   const { runDirectory } = await start(t)
   const checkpointDirectory = scratch(t)
   const anHourAgo = new Date(Math.floor(Date.now() / 1000) * 1000 - 3_600_000)
   const pool = inlinePool((job) => {
     if (job !== 'collectStage') return undefined
     const staging = path.join(checkpointDirectory, 'vm1/.staging')
-    const inFolder = path.join(staging, fs.readdirSync(staging)[0]!, 'in')
-    for (const file of fs.readdirSync(inFolder))
-      fs.utimesSync(path.join(inFolder, file), anHourAgo, anHourAgo)
+    const inbox = path.join(staging, fs.readdirSync(staging)[0]!, 'in')
+    for (const file of fs.readdirSync(inbox)) fs.utimesSync(path.join(inbox, file), anHourAgo, anHourAgo)
     return undefined
   })
   const options = { runDirectory, checkpointDirectory, dialect: 'descriptor' } as const

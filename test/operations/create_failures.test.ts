@@ -1,4 +1,4 @@
-/** createCheckpoint where bhyve fails, stands still, or makes what is no checkpoint. */
+/** createCheckpoint() when bhyve fails, hangs, or writes incomplete files. */
 import fs from 'node:fs'
 import net from 'node:net'
 import path from 'node:path'
@@ -23,7 +23,7 @@ import { start, refusing } from '../support/creating.js'
 const MiB = 1024 * 1024
 const native = loadSimulatorNative()
 
-t.test('a bhyve that cannot be seen and makes no file gets one request', async (t) => {
+t.test('create: sends only one request to a bhyve that is not visible and writes nothing', async (t) => {
   const { directory, requests } = await refusing(t)
   intercept(t, 'processStatus', () => failure('EACCES', 'open'))
   const options = { runDirectory: directory, checkpointDirectory: path.join(directory, 'c') }
@@ -35,7 +35,7 @@ t.test('a bhyve that cannot be seen and makes no file gets one request', async (
   t.equal(requests.length, 1)
 })
 
-t.test('a checkpoint that bhyve -r could just open is made', async (t) => {
+t.test('create: accepts a path of the maximum length that bhyve -r accepts', async (t) => {
   const { runDirectory } = await start(t)
   const directory = scratch(t)
   const client = createClient({ runDirectory, checkpointDirectory: directory, dialect: 'descriptor' })
@@ -47,7 +47,7 @@ t.test('a checkpoint that bhyve -r could just open is made', async (t) => {
   })
 })
 
-t.test('every fault is told, and the older checkpoint stays', async (t) => {
+t.test('create: reports every failure of bhyve and keeps the previous checkpoint', async (t) => {
   const all = ['memory-empty', 'kernel-missing', 'metadata-missing']
   const empty = ['metadata-incomplete', 'memory-empty', 'kernel-size-mismatch']
   const cases: [NonNullable<SimulatorOptions['fault']>, string[]][] = [
@@ -91,14 +91,18 @@ t.test('every fault is told, and the older checkpoint stays', async (t) => {
       t.match(error, { vm: 'vm1', checkpoint: 'checkpoint' })
       if (dialect === 'reply' && fault.at === 'memory' && fault.kind === 'fail')
         t.type(error.reply, 'string', `${what}: reply`)
-      t.strictSame(contents(path.join(checkpointDirectory, 'vm1')), before, `${what}: the older one`)
+      t.strictSame(
+        contents(path.join(checkpointDirectory, 'vm1')),
+        before,
+        `${what}: the previous checkpoint`,
+      )
       t.match(await client.verifyCheckpoint('vm1', 'checkpoint'), { ok: true })
       await bhyve.stop()
     }
   }
 })
 
-t.test('a struct bhyve that fails', async (t) => {
+t.test('create: reports a failure of a struct bhyve and removes the new directories', async (t) => {
   const checkpointDirectory = scratch(t)
   const bhyve = await start(t, { dialect: 'struct', fault: { at: 'device', kind: 'fail' } })
   const client = createClient({ runDirectory: bhyve.runDirectory, checkpointDirectory })
@@ -106,10 +110,10 @@ t.test('a struct bhyve that fails', async (t) => {
     code: 'ERR_CHECKPOINT_FAILED',
     vmState: 'running',
   })
-  t.strictSame(tree(checkpointDirectory), [], 'folders made for nothing go')
+  t.strictSame(tree(checkpointDirectory), [], 'the new directories are removed')
 })
 
-t.test('an end that tells nothing wrong: after the files', async (t) => {
+t.test('create: succeeds when bhyve ends after it has written all files', async (t) => {
   for (const kind of ['close', 'kill'] as const) {
     const bhyve = await start(t, { dialect: 'reply', fault: { at: 'reply', kind } })
     const client = createClient({
@@ -122,7 +126,7 @@ t.test('an end that tells nothing wrong: after the files', async (t) => {
   }
 })
 
-t.test('a bhyve that stands still', async (t) => {
+t.test('create: rejects with ERR_STALLED wherever bhyve hangs', async (t) => {
   for (const at of [
     'accept',
     'receive',
@@ -148,11 +152,11 @@ t.test('a bhyve that stands still', async (t) => {
     )
     await bhyve.stop()
     await client.idle()
-    t.strictSame(tree(checkpointDirectory), [], `${at}: nothing left once it has ended`)
+    t.strictSame(tree(checkpointDirectory), [], `${at}: no files are left once bhyve has ended`)
   }
 })
 
-t.test('waiting behind another request is no stall', async (t) => {
+t.test('create: waiting behind another request does not count as a stall', async (t) => {
   const { runDirectory } = await start(t, { memoryBytes: 8 * MiB, writeRate: 8 * MiB })
   const checkpointDirectory = scratch(t)
   const options = { runDirectory, checkpointDirectory, dialect: 'descriptor' } as const
@@ -166,7 +170,7 @@ t.test('waiting behind another request is no stall', async (t) => {
   )
 })
 
-t.test('a peer that floods the connection is drained', async (t) => {
+t.test('create: reads and ignores a flood of reply data', async (t) => {
   const directory = scratch(t)
   const server = net.createServer((socket) => {
     socket.on('error', () => undefined)
@@ -190,7 +194,7 @@ t.test('a peer that floods the connection is drained', async (t) => {
   t.match(error, { code: 'ERR_CHECKPOINT_FAILED', reply: undefined })
 })
 
-t.test('struct: a bhyve that is not asked after all gets a request that it refuses', async (t) => {
+t.test('create: after a cancel sends a struct bhyve a request that it rejects', async (t) => {
   const runDirectory = scratch(t)
   fs.mkdirSync(path.join(runDirectory, 'checkpoint'))
   const requests: Buffer[] = []
@@ -211,7 +215,7 @@ t.test('struct: a bhyve that is not asked after all gets a request that it refus
   const { signal } = controller
   await t.rejects(client.createCheckpoint('vm1', { signal }), { name: 'AbortError' })
   await until(() => requests.length > 0, 'the end of the connection')
-  // Without one, bhyve would execute the request before it once more.
+  // Without a request, bhyve would execute its previous request again.
   t.strictSame(requests, [native.encodeRequest('struct', 'refused', '')])
   await client.idle()
 })

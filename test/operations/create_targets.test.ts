@@ -1,4 +1,4 @@
-/** Whom createCheckpoint asks: nobody there, another user's socket, an older place, a dialect by its release. */
+/** The target of createCheckpoint(): missing, stale and foreign sockets, the older path, and the dialect by release. */
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -16,7 +16,7 @@ import { start, refusing } from '../support/creating.js'
 const native = loadSimulatorNative()
 const isRoot = process.geteuid?.() === 0
 
-t.test('a runtime that cannot do a call says so before anything is sent or touched', async (t) => {
+t.test('calls reject on an unsupported runtime before they send or change anything', async (t) => {
   const { directory, requests } = await refusing(t)
   const checkpointDirectory = path.join(directory, 'c')
   const clientOn = (runtime: 'bun' | 'deno') =>
@@ -40,11 +40,11 @@ t.test('a runtime that cannot do a call says so before anything is sent or touch
   t.notOk(fs.existsSync(checkpointDirectory))
 })
 
-t.test('a FreeBSD bhyve that makes no file gets one request, and no descriptor before 14', async (t) => {
+t.test('FreeBSD: a bhyve that writes nothing gets one request, and no descriptor before 14', async (t) => {
   const older = ['13.0-RELEASE', '13.2-RELEASE', '13.5-STABLE', '12.4', '14.0-CURRENT', '', 'unknown', '-15']
   const newer = ['14.0-RELEASE', '14.0-BETA1', '14.2-RELEASE-p3', '14.3-STABLE', '15.0-CURRENT', '16']
   const cases = [...older, ...newer].flatMap((release) => {
-    // A suspend waits some seconds for what has refused it.
+    // A suspend that bhyve rejected waits some seconds for bhyve to exit. So test only one suspend.
     const operations = release === '13.2-RELEASE' ? ['create', 'suspend'] : ['create']
     return operations.map((operation) => [release, operation] as const)
   })
@@ -62,11 +62,15 @@ t.test('a FreeBSD bhyve that makes no file gets one request, and no descriptor b
     const error = await rejection(isSuspend ? client.suspend('vm1') : client.createCheckpoint('vm1'))
     t.equal(error.code, isSuspend ? 'ERR_SUSPEND_FAILED' : 'ERR_CHECKPOINT_FAILED', error.message)
     t.equal(requests.length, 1, `${operation} on '${release}'`)
-    t.equal(requests[0]?.includes('fddir'), newer.includes(release), `${operation} on '${release}': its form`)
+    t.equal(
+      requests[0]?.includes('fddir'),
+      newer.includes(release),
+      `${operation} on '${release}': the dialect`,
+    )
   }
 })
 
-t.test('where there is nobody to ask: each its own code, and nothing on the disk', async (t) => {
+t.test('create: without a usable socket rejects with the right code and leaves no files', async (t) => {
   const directory = scratch(t)
   const checkpointDirectory = path.join(directory, 'checkpoints')
   const vmmDirectory = path.join(directory, 'vmm')
@@ -79,11 +83,15 @@ t.test('where there is nobody to ask: each its own code, and nothing on the disk
     { runDirectory, checkpointDirectory },
   )
   const create = () => rejection(client.createCheckpoint('vm1', { timeout: 5000 }))
-  const nothingLeft = () => t.notOk(fs.existsSync(checkpointDirectory), 'nothing on the disk')
+  const nothingLeft = () => t.notOk(fs.existsSync(checkpointDirectory), 'no files are left')
 
   t.match(await create(), { code: 'ERR_VM_NOT_RUNNING', vm: 'vm1', vmState: 'off' }, 'no socket')
   fs.writeFileSync(path.join(vmmDirectory, 'vm1'), '')
-  t.match(await create(), { code: 'ERR_SNAPSHOT_UNSUPPORTED', vmState: 'running' }, 'runs, but no socket')
+  t.match(
+    await create(),
+    { code: 'ERR_SNAPSHOT_UNSUPPORTED', vmState: 'running' },
+    'running without a socket',
+  )
   fs.rmSync(path.join(vmmDirectory, 'vm1'))
   nothingLeft()
 
@@ -96,15 +104,15 @@ t.test('where there is nobody to ask: each its own code, and nothing on the disk
 
   const dead = native.simulator.listenStream(socketPath, 1)
   if (!isFailure(dead)) native.close(dead)
-  t.match(await create(), { code: 'ERR_VM_NOT_RUNNING', vmState: 'off' }, 'dead socket')
+  t.match(await create(), { code: 'ERR_VM_NOT_RUNNING', vmState: 'off' }, 'stale socket')
   nothingLeft()
   fs.rmSync(socketPath)
 
   for (const [what, make] of [
     ['a file', () => fs.writeFileSync(socketPath, '')],
-    ['a folder', () => fs.mkdirSync(socketPath)],
+    ['a directory', () => fs.mkdirSync(socketPath)],
     ['a FIFO', () => execFileSync('mkfifo', [socketPath])],
-    ['a link', () => fs.symlinkSync('elsewhere', socketPath)],
+    ['a symlink', () => fs.symlinkSync('elsewhere', socketPath)],
   ] as const) {
     make()
     t.match(await create(), { code: 'ERR_VM_NOT_RUNNING', path: socketPath }, what)
@@ -117,66 +125,89 @@ t.test('where there is nobody to ask: each its own code, and nothing on the disk
   t.match(
     await create(),
     { code: 'ERR_SYSTEM', cause: { code: 'ELOOP' } },
-    'a run directory that leads to itself',
+    'a run directory that is a symlink to itself',
   )
   nothingLeft()
 })
 
-t.test('paths that are too long', async (t) => {
+t.test('create: rejects with ERR_PATH_TOO_LONG for each path that is too long', async (t) => {
   const directory = scratch(t)
   const long = path.join(directory, 'r'.repeat(120))
   const far = createClient({ runDirectory: long, checkpointDirectory: directory })
   t.match(
     await rejection(far.createCheckpoint('vm1')),
     { code: 'ERR_PATH_TOO_LONG', vm: 'vm1' },
-    'of the socket',
+    'the path of the socket',
   )
   const { runDirectory } = await start(t)
   const deep = path.join(directory, 'd'.repeat(200), 'e'.repeat(40))
   const client = createClient({ runDirectory, checkpointDirectory: deep })
-  t.match(await rejection(client.createCheckpoint('vm1')), { code: 'ERR_PATH_TOO_LONG' }, 'of the checkpoint')
+  t.match(
+    await rejection(client.createCheckpoint('vm1')),
+    { code: 'ERR_PATH_TOO_LONG' },
+    'the path of the checkpoint',
+  )
   const old = await start(t, { dialect: 'struct' })
   const middling = createClient({
     runDirectory: old.runDirectory,
     checkpointDirectory: path.join(directory, 'd'.repeat(60)),
   })
-  t.match(await rejection(middling.createCheckpoint('vm1')), { code: 'ERR_PATH_TOO_LONG' }, 'for struct')
+  t.match(
+    await rejection(middling.createCheckpoint('vm1')),
+    { code: 'ERR_PATH_TOO_LONG' },
+    'the path of a struct checkpoint',
+  )
   t.strictSame(tree(directory), [])
 })
 
-t.test('sockets of others', { skip: isRoot ? false : 'needs root' }, async (t) => {
-  const directory = scratch(t)
-  fs.chmodSync(directory, 0o755)
-  const socketPath = path.join(directory, 'vm1')
-  const listener = native.simulator.listenStream(socketPath, 5)
-  t.notOk(isFailure(listener))
-  fs.chownSync(socketPath, 12345, 12345)
-  const checkpointDirectory = path.join(directory, 'checkpoints')
-  const client = createClient({ runDirectory: directory, checkpointDirectory })
-  t.match(
-    await rejection(client.createCheckpoint('vm1')),
-    { code: 'ERR_UNTRUSTED_PEER', vm: 'vm1' },
-    'by its owner',
-  )
-  // Trusting the owner is not enough: the process behind it must be that owner, or root.
-  const other = createClient({
-    runDirectory: directory,
-    checkpointDirectory,
-    dialect: 'descriptor',
-    trustedUids: [12345],
-  })
-  t.match(await rejection(other.createCheckpoint('vm1')), { code: 'ERR_UNTRUSTED_PEER' }, 'by its peer')
-  const accepted = native.simulator.accept(listener as number)
-  t.notOk(isFailure(accepted), 'it had been connected to')
-  const said = native.simulator.receive(accepted as number, 1024)
-  t.equal(isFailure(said) ? said.errno : said.length, 0, 'and left without a word')
-  t.notOk(fs.existsSync(checkpointDirectory))
-  native.close(accepted as number)
-  native.close(listener as number)
-})
+t.test(
+  'create: rejects a socket or peer of an untrusted user without sending a byte',
+  { skip: isRoot ? false : 'needs root' },
+  async (t) => {
+    const directory = scratch(t)
+    fs.chmodSync(directory, 0o755)
+    const socketPath = path.join(directory, 'vm1')
+    const listener = native.simulator.listenStream(socketPath, 5)
+    t.notOk(isFailure(listener))
+    fs.chownSync(socketPath, 12345, 12345)
+    const checkpointDirectory = path.join(directory, 'checkpoints')
+    const client = createClient({ runDirectory: directory, checkpointDirectory })
+    t.match(
+      await rejection(client.createCheckpoint('vm1')),
+      { code: 'ERR_UNTRUSTED_PEER', vm: 'vm1' },
+      'the owner of the socket',
+    )
+    // Trusting the socket's owner is not enough. The process behind the socket must run as that owner or as root.
+    const other = createClient({
+      runDirectory: directory,
+      checkpointDirectory,
+      dialect: 'descriptor',
+      trustedUids: [12345],
+    })
+    t.match(
+      await rejection(other.createCheckpoint('vm1')),
+      { code: 'ERR_UNTRUSTED_PEER' },
+      'the user of the peer',
+    )
+    const accepted = native.simulator.accept(listener as number)
+    t.notOk(isFailure(accepted), 'the client connected')
+    const received = native.simulator.receive(accepted as number, 1024)
+    t.equal(isFailure(received) ? received.errno : received.length, 0, 'and closed without sending a byte')
+    t.notOk(fs.existsSync(checkpointDirectory))
+    native.close(accepted as number)
+    native.close(listener as number)
+  },
+)
 
-/** What another user gets who asks root's VM, whose socket has this mode; nothing of it is left in the store. */
-async function asked(t: Test, socketMode: number, ...words: string[]): Promise<[string, SimulatedBhyve]> {
+/**
+ * Runs a call as another user on root's VM, whose socket has this mode. Returns the printed outcome. No files may be
+ * left.
+ */
+async function calledAsUser(
+  t: Test,
+  socketMode: number,
+  ...words: string[]
+): Promise<[string, SimulatedBhyve]> {
   const directory = scratch(t)
   fs.chmodSync(directory, 0o755)
   const bhyve = await start(t, { runDirectory: path.join(directory, 'run') })
@@ -191,27 +222,31 @@ async function asked(t: Test, socketMode: number, ...words: string[]): Promise<[
     stdio: ['ignore', 'pipe', 'ignore'],
     env: childEnvironment(),
   })
-  t.strictSame(tree(own), [], 'nothing is left')
+  t.strictSame(tree(own), [], 'no files are left')
   return [answer.trim(), bhyve]
 }
 
-t.test('a user without the right to connect', { skip: isRoot ? false : 'needs root' }, async (t) => {
-  const [answer] = await asked(t, 0o700)
-  t.equal(answer, 'ERR_PERMISSION')
-})
+t.test(
+  'create: rejects with ERR_PERMISSION for a user without permission to connect',
+  { skip: isRoot ? false : 'needs root' },
+  async (t) => {
+    const [answer] = await calledAsUser(t, 0o700)
+    t.equal(answer, 'ERR_PERMISSION')
+  },
+)
 
 t.test(
-  "root's VM is not powered off for who cannot read it",
+  "suspend: does not power off root's VM for a user who could not read its state",
   { skip: !isRoot && 'needs root' },
   async (t) => {
-    const [answer, bhyve] = await asked(t, 0o777, 'suspend')
+    const [answer, bhyve] = await calledAsUser(t, 0o777, 'suspend')
     t.equal(answer, 'ERR_PERMISSION')
     t.match(native.processStatus(bhyve.pid), { state: 'running' })
   },
 )
 
 t.test(
-  'a bhyve of another user gets the folder it writes into',
+  'create: a bhyve of another trusted user owns the inbox',
   { skip: isRoot ? false : 'needs root' },
   async (t) => {
     const directory = scratch(t)
@@ -222,7 +257,7 @@ t.test(
     const { spawn } = await import('node:child_process')
     const script = forAnyUser('bhyve-as-user.mjs')
     const child = spawn(process.execPath, [script, run, '65534'], {
-      // The test runner's own preload cannot write as another user, and says so.
+      // Discard the output: the test runner's preload cannot write as another user and reports that.
       stdio: ['pipe', 'ignore', 'ignore'],
       env: childEnvironment(),
     })
@@ -238,7 +273,7 @@ t.test(
     const checkpoint = await client.createCheckpoint('vm1')
     t.equal(fs.statSync(checkpoint.path).uid, 65534)
     t.equal(fs.statSync(path.dirname(checkpoint.path)).uid, 0)
-    // As an older bhyve, which ran as root, has left it.
+    // An older bhyve, which ran as root, has left a stale socket.
     fs.mkdirSync(path.join(run, 'checkpoint'))
     const dead = native.simulator.listenStream(path.join(run, 'checkpoint/vm1'), 1)
     if (isFailure(dead)) throw new Error('listen')
@@ -249,7 +284,7 @@ t.test(
   },
 )
 
-t.test('a full backlog is waited for, not taken for death', async (t) => {
+t.test('create: waits while the backlog is full', async (t) => {
   const directory = scratch(t)
   const listener = native.simulator.listenStream(path.join(directory, 'vm1'), 1)
   if (isFailure(listener)) throw new Error('listen')
@@ -268,23 +303,23 @@ t.test('a full backlog is waited for, not taken for death', async (t) => {
   t.match(error, { code: 'ERR_TIMEOUT', vm: 'vm1' })
   t.strictSame([...queued], ['queued'])
   await client.idle()
-  const served = rejection(client.createCheckpoint('vm1', { timeout: 20_000 }))
+  const waiting = rejection(client.createCheckpoint('vm1', { timeout: 20_000 }))
   for (const connection of pending) native.close(connection)
   let accepted: ReturnType<typeof native.simulator.accept> | undefined
   await until(() => {
     accepted ??= native.simulator.accept(listener)
     const request = isFailure(accepted) ? accepted : native.simulator.receive(accepted, 4096)
-    // Connected, and nothing is sent yet.
+    // The client has connected, but sent nothing yet.
     if (isFailure(request) && !isFailure(accepted)) return false
     if (!isFailure(accepted)) native.close(accepted)
     accepted = undefined
     return !isFailure(request) && request.length > 0
   }, 'the request behind the others')
-  t.match(await served, { code: 'ERR_CHECKPOINT_FAILED' }, 'it got through')
+  t.match(await waiting, { code: 'ERR_CHECKPOINT_FAILED' }, 'the request was received')
   native.close(listener)
 })
 
-t.test('dead socket of an older place beside a live one', async (t) => {
+t.test('create: ignores a stale socket at the older path beside a live one', async (t) => {
   const bhyve = await start(t)
   fs.mkdirSync(path.join(bhyve.runDirectory, 'checkpoint'))
   const dead = native.simulator.listenStream(path.join(bhyve.runDirectory, 'checkpoint/vm1'), 1)
@@ -293,7 +328,7 @@ t.test('dead socket of an older place beside a live one', async (t) => {
   t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' })
 })
 
-t.test('a stopped VM is not asked', async (t) => {
+t.test('create: rejects with ERR_VM_PAUSED for a stopped VM', async (t) => {
   const bhyve = await start(t)
   process.kill(bhyve.pid, 'SIGSTOP')
   t.teardown(() => process.kill(bhyve.pid, 'SIGCONT'))

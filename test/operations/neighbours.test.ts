@@ -1,4 +1,4 @@
-/** What one VM, or one file that nobody can move, must not do to the others. */
+/** One VM, or one file that cannot be moved, must not affect other VMs and checkpoints. */
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
@@ -31,55 +31,55 @@ async function start(t: Test, options: Partial<SimulatorOptions> = {}): Promise<
   return bhyve
 }
 
-/** Calls of the pool on this thread, where those of the system can be made to fail. */
+/** A client that runs the jobs of the pool in this thread, where the test can make system calls fail. */
 function clientIn(checkpointDirectory: string, runDirectory = '/nonexistent'): CheckpointClient {
   const environment = { ...hostEnvironment, peers: new PeerMemory(), pool: () => inlinePool() }
   return createClientIn(environment, { runDirectory, checkpointDirectory, dialect: 'descriptor' })
 }
 
-t.test('a guest that says it is huge reserves no more than the host has', (t) => {
+t.test('reservations: metadata of a huge guest reserve at most the memory of the host', (t) => {
   const where = scratch(t)
-  putSet(where, 'said')
-  const metadata = JSON.parse(fs.readFileSync(path.join(where, 'said.ckp.meta'), 'utf8')) as Record<
+  putSet(where, 'huge')
+  const metadata = JSON.parse(fs.readFileSync(path.join(where, 'huge.ckp.meta'), 'utf8')) as Record<
     string,
     Record<string, unknown>
   >
-  const said = 2 ** 43
-  metadata['basic metadata']!.memsize = said
-  fs.writeFileSync(path.join(where, 'said.ckp.meta'), JSON.stringify(metadata))
-  fs.truncateSync(path.join(where, 'said.ckp'), said)
+  const claimed = 2 ** 43
+  metadata['basic metadata']!.memsize = claimed
+  fs.writeFileSync(path.join(where, 'huge.ckp.meta'), JSON.stringify(metadata))
+  fs.truncateSync(path.join(where, 'huge.ckp'), claimed)
   using directory = Directory.openPath(where)
   t.equal(lastMemoryBytes(directory), os.totalmem())
   t.end()
 })
 
-t.test('a bhyve that stands still keeps no room from others', async (t) => {
+t.test('create: a stalled save releases its reservation', async (t) => {
   const bhyve = await start(t, { fault: { at: 'memory', kind: 'hang' } })
   const root = scratch(t)
   const client = clientIn(root, bhyve.runDirectory)
   const memoryBytes = 4096 * 1024
-  const promises: number[] = []
+  const reservations: number[] = []
   const created = client.createCheckpoint('vm1', {
     memoryBytes,
     stallTimeout: 400,
-    onProgress: () => promises.push(promised(root)),
+    onProgress: () => reservations.push(reserved(root)),
   })
   t.match(await rejection(created), {
     code: 'ERR_STALLED',
     begun: true,
-    message: 'bhyve wrote nothing of checkpoint',
+    message: 'bhyve wrote nothing for checkpoint',
   })
-  t.ok(Math.max(...promises) > 0, 'while it was at work')
-  await until(() => promised(root) === 0, 'the promise to go')
+  t.ok(Math.max(...reservations) > 0, 'space is reserved before the stall')
+  await until(() => reserved(root) === 0, 'the release of the reservation')
   await bhyve.stop()
   await client.idle()
 })
 
-function promised(root: string): number {
+function reserved(root: string): number {
   return reservedSpace([path.join(root, 'vm1')]).reduce((sum, { bytes }) => sum + bytes, 0)
 }
 
-t.test('a bhyve that takes no connection is not waited for without end', async (t) => {
+t.test('create: rejects with ERR_STALLED if bhyve accepts no connection', async (t) => {
   const run = scratch(t)
   const listener = native.simulator.listenStream(path.join(run, 'vm1'), 0)
   if (isFailure(listener)) throw new Error('listen')
@@ -97,24 +97,24 @@ t.test('a bhyve that takes no connection is not waited for without end', async (
       onProgress: ({ phase }) => phases.add(phase),
     }),
   )
-  const message = /took no request.*it was told nothing/
+  const message = /did not accept the request.*Nothing was sent to bhyve/
   t.match(error, { code: 'ERR_STALLED', begun: false, message, vm: 'vm1' })
   t.strictSame([...phases], ['queued'])
 })
 
-t.test('a bhyve that takes no more of a request was told something', async (t) => {
+t.test('create: reports a partly sent request as sent', async (t) => {
   const bhyve = await start(t)
   const root = scratch(t)
   const client = clientIn(root, bhyve.runDirectory)
-  const goOn = intercept(t, 'send', () => failure('EAGAIN', 'send'))
+  const resume = intercept(t, 'send', () => failure('EAGAIN', 'send'))
   const error = await rejection(client.createCheckpoint('vm1', { stallTimeout: 100 }))
-  t.match(error, { code: 'ERR_STALLED', message: /bhyve wrote nothing.*Nothing is published/ })
-  goOn()
+  t.match(error, { code: 'ERR_STALLED', message: /bhyve wrote nothing.*Nothing was published/ })
+  resume()
   await client.idle()
   t.strictSame(fs.readdirSync(root), [])
 })
 
-t.test('a call that was given up before its turn came says nothing to bhyve', async (t) => {
+t.test('create: a call that is cancelled before its turn sends nothing', async (t) => {
   const run = scratch(t)
   const listener = native.simulator.listenStream(path.join(run, 'vm1'), 5)
   if (isFailure(listener)) throw new Error('listen')
@@ -134,32 +134,32 @@ t.test('a call that was given up before its turn came says nothing to bhyve', as
   await t.rejects(client.createCheckpoint('vm1', { signal: controller.signal }), { name: 'AbortError' })
   await client.idle()
   const accepted = native.simulator.accept(listener)
-  if (isFailure(accepted)) throw new Error('nobody connected')
+  if (isFailure(accepted)) throw new Error('no connection')
   t.teardown(() => native.close(accepted))
-  const said = native.simulator.receive(accepted, 4096)
-  t.equal(isFailure(said) ? said.errno : said.length, 0, 'left without a word')
+  const received = native.simulator.receive(accepted, 4096)
+  t.equal(isFailure(received) ? received.errno : received.length, 0, 'no byte was sent')
   t.strictSame(fs.readdirSync(root), [])
 })
 
-t.test('writing of any file is work', async (t) => {
+t.test('watchSaving: writing any file counts as progress', async (t) => {
   const cancellation = new Cancellation({ doing: 'testing', vm: 'vm1' })
   const settings = { vm: 'vm1', name: 'n', onProgress: undefined, memoryBytes: 1, stallTimeout: 40 }
   const progress = new ProgressReporter(settings, cancellation)
-  let looks = 0
+  let polls = 0
   let isWriting = true
   let dropped = 0
   const stage = {
     saved: () => {
-      looks += 1
-      return Promise.resolve({ begun: true, bytes: 1, written: isWriting ? looks : 0, othersProgress: '' })
+      polls += 1
+      return Promise.resolve({ begun: true, bytes: 1, written: isWriting ? polls : 0, othersProgress: '' })
     },
     dropReservation: () => Promise.resolve(void (dropped += 1)),
   } as unknown as Stage
   const watched = { ...settings, poweroff: false }
   const stop = watchSaving(stage, watched, cancellation, progress, () => true)
   const alive = setInterval(() => undefined, 1)
-  await until(() => looks >= 15, 'looks for longer than the patience')
-  t.notOk(cancellation.cancelled, 'its RAM stood still, the rest did not')
+  await until(() => polls >= 15, 'polls for longer than the stall timeout')
+  t.notOk(cancellation.cancelled, 'the RAM file did not grow, but other files did')
   isWriting = false
   await until(() => cancellation.cancelled, 'the stall')
   await stop()
@@ -168,7 +168,7 @@ t.test('writing of any file is work', async (t) => {
   t.throws(() => cancellation.throwIfCancelled(), { code: 'ERR_STALLED' })
 })
 
-t.test('a set that cannot be moved stops no other from going', async (t) => {
+t.test('prune and destroyAll: one checkpoint that cannot be removed does not keep the others', async (t) => {
   const root = scratch(t)
   for (const [day, name] of ['a', 'b', 'c', 'd'].entries()) {
     const memoryModifiedMs = Date.UTC(2026, 0, 1 + day)
@@ -191,13 +191,13 @@ t.test('a set that cannot be moved stops no other from going', async (t) => {
   t.match(
     (await client.listCheckpoints('vm1')).map(({ name, state }) => [name, state].join()),
     ['a,complete'],
-    'whole as ever',
+    'the checkpoint is still complete',
   )
   release()
   t.strictSame(await client.destroyAll('vm1'), ['a'])
 })
 
-t.test('what is left of a publication that is done is no state that waits', async (t) => {
+t.test('suspendedCheckpoint: ignores the remains of a finished publication', async (t) => {
   const root = scratch(t)
   const left = path.join(root, 'vm1/.staging/abc.ready/in/kept')
   fs.mkdirSync(left, { recursive: true, mode: 0o700 })
@@ -207,21 +207,21 @@ t.test('what is left of a publication that is done is no state that waits', asyn
   const client = clientIn(root)
   t.equal(await client.suspendedCheckpoint('vm1'), undefined)
   t.strictSame(await client.listStored(), [])
-  t.ok(fs.existsSync(path.dirname(left)) || fs.existsSync(left), 'it could not be removed')
+  t.ok(fs.existsSync(path.dirname(left)) || fs.existsSync(left), 'the directory could not be removed')
   release()
   await client.listCheckpoints('vm1')
   t.strictSame(fs.readdirSync(path.join(root, 'vm1/.staging')), [])
 })
 
 t.test(
-  'a folder of somebody else that cannot be taken back stops nobody',
+  'recovery: a foreign directory that cannot be removed does not stop other calls',
   { skip: isRoot ? false : 'needs root' },
   async (t) => {
     const root = scratch(t)
     putSet(path.join(root, 'vm1'), 'a')
-    const folder = path.join(root, 'vm1/.staging/abc/in/theirs')
-    fs.mkdirSync(path.join(folder, 'inner'), { recursive: true, mode: 0o700 })
-    fs.chownSync(folder, 65534, 65534)
+    const foreign = path.join(root, 'vm1/.staging/abc/in/theirs')
+    fs.mkdirSync(path.join(foreign, 'inner'), { recursive: true, mode: 0o700 })
+    fs.chownSync(foreign, 65534, 65534)
     const fchown = fs.fchownSync
     t.teardown(() => (fs.fchownSync = fchown))
     fs.fchownSync = () => {
@@ -242,7 +242,7 @@ t.test(
   },
 )
 
-t.test('of a bhyve that cannot be seen nobody says that it is gone', async (t) => {
+t.test('suspend: does not report a process that is not visible as gone', async (t) => {
   const bhyve = await start(t)
   const root = scratch(t)
   const client = clientIn(root, bhyve.runDirectory)
@@ -251,21 +251,25 @@ t.test('of a bhyve that cannot be seen nobody says that it is gone', async (t) =
   )
   t.match(await rejection(client.suspend('vm1')), {
     code: 'ERR_PERMISSION',
-    message: /cannot be seen from here.*told nothing/,
+    message: /is not visible to this process.*Nothing was sent to bhyve/,
   })
-  t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' }, 'a checkpoint needs no such look')
+  t.match(
+    await client.createCheckpoint('vm1'),
+    { name: 'checkpoint' },
+    'a live checkpoint needs no visible process',
+  )
   show()
   t.match(native.processStatus(bhyve.pid), { state: 'running' })
   t.strictSame(fs.readdirSync(path.join(root, 'vm1/.staging')), [])
 })
 
-t.test('where no descriptor is left for a look, nothing is decided by it', (t) => {
+t.test("vmStateOf: reports 'unknown' when no descriptor is left", (t) => {
   const peer = { uid: process.geteuid!(), pid: process.pid, startedAt: undefined }
   const seen = { ...peer, startedAt: 'once' }
   t.equal(vmStateOf(peer), 'running')
-  t.equal(vmStateOf(seen), 'off', 'its pid is another process by now')
+  t.equal(vmStateOf(seen), 'off', 'another process has its pid now')
   const show = intercept(t, 'processStatus', () => failure('ESRCH', 'open'))
-  t.equal(vmStateOf(peer), 'unknown', 'one that never showed itself may live')
+  t.equal(vmStateOf(peer), 'unknown', 'a process that was never visible may still be running')
   t.equal(vmStateOf(seen), 'off')
   show()
   intercept(t, 'processStatus', () => failure('EMFILE', 'open'))
@@ -274,7 +278,7 @@ t.test('where no descriptor is left for a look, nothing is decided by it', (t) =
   t.end()
 })
 
-t.test('what bhyve writes for another request is work for who waits behind it', (t) => {
+t.test('savedSoFar: reports the progress of other requests', (t) => {
   const directory = path.join(scratch(t), 'vm1')
   const request = {
     directory,
@@ -308,7 +312,7 @@ t.test('what bhyve writes for another request is work for who waits behind it', 
   t.end()
 })
 
-t.test('who fills a folder faster than it is emptied does not hold us for ever', (t) => {
+t.test('removeTree: ends although another process keeps filling the directory', (t) => {
   const where = scratch(t)
   fs.mkdirSync(path.join(where, 'filled'))
   intercept(t, 'readDirectory', () => Buffer.from('one more\0'))
@@ -320,14 +324,14 @@ t.test('who fills a folder faster than it is emptied does not hold us for ever',
   t.end()
 })
 
-t.test('a look that fails after the end costs no checkpoint', async (t) => {
+t.test('create: a failed poll after the end does not fail the checkpoint', async (t) => {
   const bhyve = await start(t)
   const root = scratch(t)
   intercept(t, 'readDirectory', (_, limit) => (limit === 1 ? failure('EMFILE', 'openat') : undefined))
   t.match(await clientIn(root, bhyve.runDirectory).createCheckpoint('vm1'), { name: 'checkpoint' })
 })
 
-t.test('names are read so many at a time, and all of them removed', (t) => {
+t.test('removeTree: reads names in batches and removes all of them', (t) => {
   const where = scratch(t)
   const top = path.join(where, 'top')
   fs.mkdirSync(path.join(top, 'inner/deeper'), { recursive: true })
@@ -341,7 +345,11 @@ t.test('names are read so many at a time, and all of them removed', (t) => {
     t.equal(inner.rawEntries(1).length, 1)
     t.equal(inner.rawEntries(10_000).length, 10_000)
     t.equal(inner.rawEntries().length, 25_001)
-    t.equal(inner.pathOf(Uint8Array.of(0x6f, 0xff)), path.join(top, 'oÿ'), 'bytes are shown one by one')
+    t.equal(
+      inner.pathOf(Uint8Array.of(0x6f, 0xff)),
+      path.join(top, 'oÿ'),
+      'messages show each byte as one character',
+    )
   }
   limits.clear()
   removeTree(directory, 'top')

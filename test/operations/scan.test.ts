@@ -1,4 +1,4 @@
-/** The pass over guest RAM while bhyve, a cancel or the file system gets in its way. */
+/** The scan of guest RAM when bhyve, a cancel or the file system interferes. */
 import { execFileSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import fs from 'node:fs'
@@ -31,7 +31,7 @@ const chunk = 256 * 1024
 const native = loadNative()
 const { errno } = os.constants
 
-t.test('a look at the growing file that ends after bhyve has cancels nothing', async (t) => {
+t.test('watchSaving: a poll that ends after bhyve has finished cancels nothing', async (t) => {
   const cancellation = new Cancellation({ doing: 'testing', vm: 'vm1' })
   const settings = { vm: 'vm1', name: 'n', onProgress: undefined, memoryBytes: 1, stallTimeout: 4 }
   const progress = new ProgressReporter(settings, cancellation)
@@ -40,9 +40,9 @@ t.test('a look at the growing file that ends after bhyve has cancels nothing', a
   const start = performance.now()
   const watched = { ...settings, poweroff: false }
   const stop = watchSaving(stage, watched, cancellation, progress, () => true)
-  // Its timer keeps nothing alive.
+  // The timer of the watch does not keep this process alive, so use another timer.
   const alive = setInterval(() => undefined, 1)
-  await until(() => answer !== undefined && performance.now() - start > 10, 'a look that takes longer')
+  await until(() => answer !== undefined && performance.now() - start > 10, 'a slow poll')
   const stopped = stop()
   answer?.({ begun: false, bytes: 0, written: 0, othersProgress: '' })
   await stopped
@@ -50,7 +50,7 @@ t.test('a look at the growing file that ends after bhyve has cancels nothing', a
   t.notOk(cancellation.cancelled)
 })
 
-t.test('slices: few at a time, in order, and none left when it ends', async (t) => {
+t.test('forEachSlice: runs few slices at a time, in order, and none after it ends', async (t) => {
   const cancellation = new Cancellation({ doing: 'testing', vm: 'vm1' })
   using stop = new StopFlag(cancellation)
   const progress = new ProgressReporter(
@@ -84,7 +84,7 @@ t.test('slices: few at a time, in order, and none left when it ends', async (t) 
     forEachSlice(slicing, failing, () => undefined),
     { message: 'broken' },
   )
-  t.equal(running, 0, 'what was begun has ended')
+  t.equal(running, 0, 'all work has ended')
   t.ok(begun < 8)
   const cancelling = async (slice: { from: number }): Promise<number> => {
     if (slice.from === 16 * MiB) cancellation.cancel(new Error('enough'))
@@ -96,10 +96,10 @@ t.test('slices: few at a time, in order, and none left when it ends', async (t) 
     { message: 'enough' },
   )
   t.equal(running, 0)
-  t.equal(stop.array[0], 1, 'the threads are told')
+  t.equal(stop.array[0], 1, 'the threads can read the stop')
 })
 
-t.test('a cancel in the middle leaves nothing and frees everything', async (t) => {
+t.test('create and verify: a cancel during the scan leaves no files and no descriptors', async (t) => {
   const { client, root } = await world(t, { memoryBytes: 192 * MiB, zeroFraction: 0 })
   await client.createCheckpoint('vm1', { name: 'other', fsync: false })
   await client.verifyCheckpoint('vm1', 'other', { depth: 'content' })
@@ -113,10 +113,10 @@ t.test('a cancel in the middle leaves nothing and frees everything', async (t) =
   const create = client.createCheckpoint('vm1', { signal: creating.signal, onProgress })
   await t.rejects(create, { name: 'AbortError' })
   await client.idle()
-  t.strictSame(tree(root), before.files, 'nothing on the disk')
+  t.strictSame(tree(root), before.files, 'no files are left')
   t.equal(native.ownedDescriptors(), before.owned, 'descriptors')
   await until(() => openDescriptors() <= before.open, "the threads' descriptors")
-  t.notOk(phases.includes('syncing'), 'went no further')
+  t.notOk(phases.includes('syncing'), 'no later phase')
 
   const controller = new AbortController()
   const seen: Progress[] = []
@@ -135,10 +135,10 @@ t.test('a cancel in the middle leaves nothing and frees everything', async (t) =
   t.equal(native.ownedDescriptors(), before.owned, 'verifying: descriptors')
 })
 
-t.test('a timeout in the middle', async (t) => {
+t.test('create: a timeout during the scan leaves no files and no descriptors', async (t) => {
   const { runDirectory, root } = await world(t, { memoryBytes: 32 * MiB })
   let slices = 0
-  // The third slice takes until the timeout has struck.
+  // The third slice takes longer than the timeout.
   const pool = inlinePool((name) => {
     if (name !== 'scanSlice' || ++slices !== 3) return undefined
     return new Promise((resolve) => setTimeout(() => resolve({ holesRefused: false }), 600))
@@ -155,7 +155,7 @@ t.test('a timeout in the middle', async (t) => {
   t.equal(native.ownedDescriptors(), owned)
 })
 
-t.test('a list of digests that bhyve has put up is not written to', async (t) => {
+t.test('create: does not write to a list of digests that bhyve planted', async (t) => {
   const directory = fs.realpathSync(scratch(t))
   const { serve } = serveByHand(t, directory)
   const secret = path.join(directory, 'secret')
@@ -163,9 +163,9 @@ t.test('a list of digests that bhyve has put up is not written to', async (t) =>
   const checkpointDirectory = path.join(directory, 'stored')
   const client = createClient({ runDirectory: directory, checkpointDirectory, dialect: 'path' })
   const call = client.createCheckpoint('vm1')
-  await serve((folder) => {
-    writeGuest(path.join(folder, 'ckp'), randomBytes(chunk))
-    fs.symlinkSync(secret, path.join(folder, '../digests'))
+  await serve((inbox) => {
+    writeGuest(path.join(inbox, 'ckp'), randomBytes(chunk))
+    fs.symlinkSync(secret, path.join(inbox, '../digests'))
   })
   await call
   t.match(await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' }), {
@@ -175,7 +175,7 @@ t.test('a list of digests that bhyve has put up is not written to', async (t) =>
   t.equal(fs.readFileSync(secret, 'utf8'), 'secret')
 })
 
-t.test('a file system of large blocks', async (t) => {
+t.test('scan: makes holes of complete blocks on a file system with large blocks', async (t) => {
   const directory = fs.realpathSync(scratch(t))
   const { serve } = serveByHand(t, directory)
   const target = native as {
@@ -201,14 +201,14 @@ t.test('a file system of large blocks', async (t) => {
       { runDirectory: directory, checkpointDirectory: path.join(directory, 'stored'), dialect: 'path' },
     )
     const call = client.createCheckpoint('vm1')
-    await serve((folder) => writeGuest(path.join(folder, 'ckp'), bytes))
+    await serve((inbox) => writeGuest(path.join(inbox, 'ckp'), bytes))
     const { path: file } = await call
     t.ok(fs.readFileSync(file).equals(bytes), `${block}: content`)
     t.ok(
       holes.every((at) => at % block === 0),
-      `${block}: whole blocks`,
+      `${block}: complete blocks`,
     )
-    // Every block of zeros in a run of 64 KiB and more, within a part of the file.
+    // Every zero block in a run of 64 KiB or more, within one slice of the file.
     const expected = new Set(longRuns(bytes, [0, 8 * MiB, 16 * MiB, bytes.length], block))
     for (let at = 0; at + block <= bytes.length; at += block) {
       const isHole = holes.some((from, i) => i % 2 === 0 && from <= at && at + block <= holes[i + 1]!)
@@ -217,8 +217,8 @@ t.test('a file system of large blocks', async (t) => {
   }
 })
 
-t.test('a file system that makes no holes', async (t) => {
-  await t.test('each way of saying so', async (t) => {
+t.test('scan: continues on a file system that cannot make holes', async (t) => {
+  await t.test('for each error code', async (t) => {
     const { runDirectory, root, memory } = await world(t, { memoryBytes: 16 * MiB })
     const options = { runDirectory, checkpointDirectory: root, dialect: 'descriptor' } as const
     const client = createClientIn({ ...hostEnvironment, pool: () => inlinePool() }, options)
@@ -226,14 +226,14 @@ t.test('a file system that makes no holes', async (t) => {
     const target = native as { punchHole: typeof native.punchHole }
     t.teardown(() => (target.punchHole = original))
     for (const code of ['EOPNOTSUPP', 'ENOSYS', 'EINVAL', 'ENOSPC'] as const) {
-      let asked = 0
+      let attempts = 0
       target.punchHole = () => {
-        asked++
+        attempts++
         return { errno: errno[code], syscall: 'fallocate' }
       }
       await client.createCheckpoint('vm1')
       t.ok(stored(memory) >= 16 * MiB, code)
-      t.ok(asked >= 1 && asked <= 4, `${code}: asked ${asked} times`)
+      t.ok(attempts >= 1 && attempts <= 4, `${code}: ${attempts} attempts`)
       t.match(await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' }), {
         ok: true,
         depth: 'content',
@@ -246,7 +246,7 @@ t.test('a file system that makes no holes', async (t) => {
     t.match(
       await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' }),
       { ok: true },
-      'the older one',
+      'the previous checkpoint is unchanged',
     )
   })
   await t.test('ramfs', async (t) => {
@@ -254,7 +254,7 @@ t.test('a file system that makes no holes', async (t) => {
     try {
       execFileSync('mount', ['-t', 'ramfs', 'ramfs', root], { stdio: 'pipe' })
     } catch {
-      t.pass('not run: no right to mount one here', { skip: 'no right to mount one here' })
+      t.pass('not run: no permission to mount a ramfs', { skip: 'no permission to mount a ramfs' })
       return
     }
     t.teardown(() => execFileSync('umount', ['-l', root]))
@@ -268,8 +268,8 @@ t.test('a file system that makes no holes', async (t) => {
   })
 })
 
-t.test('what is swapped in while it is digested is noticed', async (t) => {
-  // Longer than a slice: only then are there jobs in between.
+t.test('scan: notices a file that is replaced during the scan', async (t) => {
+  // Use more than one slice, because only then other jobs can run in between.
   const { runDirectory, root, directory } = await world(t, { memoryBytes: 12 * MiB })
   const options = { runDirectory, checkpointDirectory: root, dialect: 'descriptor' } as const
   const secret = path.join(scratch(t), 'secret')
@@ -279,23 +279,23 @@ t.test('what is swapped in while it is digested is noticed', async (t) => {
     return path.join(staging, fs.readdirSync(staging)[0]!, 'checkpoint.ckp')
   }
   const swaps: Record<string, (file: string) => void> = {
-    'a link': (file) => fs.symlinkSync(secret, file),
+    'a symlink': (file) => fs.symlinkSync(secret, file),
     'a hard link': (file) => fs.linkSync(secret, file),
     'a FIFO': (file) => execFileSync('mkfifo', [file]),
-    'a folder': (file) => fs.mkdirSync(file),
+    'a directory': (file) => fs.mkdirSync(file),
     'another file': (file) => fs.writeFileSync(file, Buffer.alloc(12 * MiB)),
-    'a shorter one': (file) => fs.writeFileSync(file, 'short'),
+    'a shorter file': (file) => fs.writeFileSync(file, 'short'),
     nothing: () => undefined,
   }
   for (const at of ['beginScan', 'scanSlice', 'endScan']) {
     for (const [what, swap] of Object.entries(swaps)) {
-      // Before it begins, another file is as good as the one.
+      // Before the scan begins, another file cannot be distinguished from the right one.
       if (at === 'beginScan' && what === 'another file') continue
       let struck = false
       const pool = inlinePool((name) => {
         if (name !== at || struck) return undefined
         struck = true
-        // The old one stays, so that its inode is not used again.
+        // Keep the old file, so that its inode number is not reused.
         const file = inStage()
         fs.renameSync(file, `${file}.old`)
         swap(file)
@@ -309,13 +309,13 @@ t.test('what is swapped in while it is digested is noticed', async (t) => {
         { code: /^ERR_(CHECKPOINT_DAMAGED|SYSTEM)$/, vm: 'vm1' },
         `${at}: ${what}: ${error.message}`,
       )
-      t.strictSame(tree(root), [], `${at}: ${what}: nothing left`)
+      t.strictSame(tree(root), [], `${at}: ${what}: no files are left`)
     }
   }
-  t.ok(fs.statSync(secret).blocks * 512 >= 12 * MiB, 'no hole was made in what is not ours')
+  t.ok(fs.statSync(secret).blocks * 512 >= 12 * MiB, 'no hole was made in the foreign file')
 })
 
-t.test('a disk that is full says so', (t) => {
+t.test('OpenFile: reports a full disk as ERR_NO_SPACE', (t) => {
   const { writeSync } = fs
   t.teardown(() => (fs.writeSync = writeSync))
   fs.writeSync = () => {
@@ -326,7 +326,7 @@ t.test('a disk that is full says so', (t) => {
   t.end()
 })
 
-t.test('a file that is cut off while it is digested', async (t) => {
+t.test('scan: rejects a file that is truncated during the scan', async (t) => {
   const { runDirectory, root, directory } = await world(t, { memoryBytes: 24 * MiB })
   let slices = 0
   const pool = inlinePool((name) => {
@@ -339,6 +339,6 @@ t.test('a file that is cut off while it is digested', async (t) => {
   const client = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
   t.match(await rejection(client.createCheckpoint('vm1')), {
     code: 'ERR_CHECKPOINT_DAMAGED',
-    message: /changed before it was published/,
+    message: /changed before it was published\. Another process may still be writing to the file$/,
   })
 })

@@ -1,4 +1,4 @@
-/** Suspending a VM: the set in the stage is the VM, and nothing that happens to a manager may cost it. */
+/** Suspending a VM: the files in the stage are the VM's only state, so no failure of the library may lose them. */
 import { spawn, spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
@@ -29,7 +29,7 @@ import { isGone, spoiling, start, watchedPool } from '../support/suspending.js'
 const MiB = 1024 * 1024
 const native = loadNative()
 
-t.test('a suspend in every dialect, with both exit statuses', async (t) => {
+t.test('suspend: works in every dialect, with both exit statuses of bhyve', async (t) => {
   for (const dialect of ['struct', 'path', 'descriptor', 'reply'] as const) {
     for (const suspendExitCode of [0, 5]) {
       const { bhyve, client, directory } = await start(t, { dialect, suspendExitCode })
@@ -41,13 +41,13 @@ t.test('a suspend in every dialect, with both exit statuses', async (t) => {
       t.same(await bhyve.exited, { code: suspendExitCode, signal: null })
       t.match(await client.listCheckpoints('vm1'), [{ name: 'suspend', state: 'complete', poweredOff: true }])
       t.match(await client.verifyCheckpoint('vm1', 'suspend'), { ok: true })
-      t.same(checkpointFiles(directory).length, 4, 'nothing else is left')
+      t.same(checkpointFiles(directory).length, 4, 'no other files are left')
       t.match(await client.listStored(), ['vm1'])
     }
   }
 })
 
-t.test('createCheckpoint with poweroff is the same, under its own default name', async (t) => {
+t.test('createCheckpoint: with poweroff suspends the VM under its own default name', async (t) => {
   const { client } = await start(t)
   t.match(await client.createCheckpoint('vm1', { poweroff: true }), { name: 'checkpoint', poweredOff: true })
   for (const options of [{ poweroff: true }, { poweroff: false }, { names: 'x' }, null]) {
@@ -58,23 +58,23 @@ t.test('createCheckpoint with poweroff is the same, under its own default name',
   })
 })
 
-t.test('the state is as old as the last byte of it, not as the publication', async (t) => {
+t.test("suspend: createdAt is the time of bhyve's last write, not of the publication", async (t) => {
   const { client, directory } = await start(t)
   let last: Progress | undefined
   const onProgress = (progress: Progress): void => void (last = progress)
   const { createdAt } = await client.suspend('vm1', { onProgress })
   const metadata = fs.statSync(path.join(directory, 'suspend.ckp.meta'))
   t.equal(createdAt.getTime(), Math.floor(metadata.mtimeMs))
-  t.match(last, { bytes: MiB, totalBytes: MiB }, 'its size is known at last')
+  t.match(last, { bytes: MiB, totalBytes: MiB }, 'the last report has the size')
 })
 
-t.test('an exit that takes its time is waited for', async (t) => {
+t.test('suspend: waits for a slow exit of bhyve', async (t) => {
   const { bhyve, client } = await start(t, { suspendExitDelayMs: 2000 })
   await client.suspend('vm1')
   t.ok(isGone(bhyve.pid))
 })
 
-t.test('a whole set and a process that never ends', async (t) => {
+t.test('suspend: rejects after a complete save if bhyve does not exit', async (t) => {
   const { bhyve, root } = await start(t, { suspendExitDelayMs: 1e9 })
   const environment = { ...hostEnvironment, exitTimeoutMs: 100 }
   const client = createClientIn(environment, { runDirectory: bhyve.runDirectory, checkpointDirectory: root })
@@ -84,28 +84,28 @@ t.test('a whole set and a process that never ends', async (t) => {
   t.match(await client.listCheckpoints('vm1'), [{ name: 'suspend', state: 'complete', poweredOff: true }])
 })
 
-t.test('a timeout bounds the wait for the end of the process too', async (t) => {
+t.test('suspend: a timeout also bounds the wait for the exit of bhyve', async (t) => {
   const { client } = await start(t, { suspendExitDelayMs: 1e9 })
   const error = await rejection(client.suspend('vm1', { timeout: 3000 }))
   t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'unknown' })
   t.match(await client.getCheckpoint('vm1', 'suspend'), { poweredOff: true })
 })
 
-t.test('an incomplete set and a live process: the VM runs on', async (t) => {
+t.test('suspend: reports that the VM runs if the save is incomplete and bhyve is alive', async (t) => {
   for (const dialect of ['path', 'descriptor', 'reply'] as const) {
     for (const at of ['open', 'pause', 'memory', 'kernel', 'device'] as const) {
       const { bhyve, client, directory } = await start(t, { dialect, fault: { at, kind: 'fail' } })
       const error = await rejection(client.suspend('vm1'))
       t.match(error, { code: 'ERR_SUSPEND_FAILED', vm: 'vm1', vmState: 'running' }, `${dialect} ${at}`)
       t.ok(error.problems!.length > 0)
-      if (dialect === 'reply') t.ok(error.reply, 'what bhyve said is passed on')
+      if (dialect === 'reply') t.ok(error.reply, "the error has bhyve's reply")
       process.kill(bhyve.pid, 0)
-      t.same(tree(directory), [], 'nothing is left')
+      t.same(tree(directory), [], 'no files are left')
     }
   }
 })
 
-t.test('an older state under that name survives a suspend that fails', async (t) => {
+t.test('suspend: a failed suspend leaves the previous state unchanged', async (t) => {
   const { client, bhyve, root, directory } = await start(t)
   await client.suspend('vm1')
   const before = contents(directory)
@@ -124,31 +124,34 @@ t.test('an older state under that name survives a suspend that fails', async (t)
   }
 })
 
-t.test('killed in the middle: the error says that the state is lost, and where the pieces are', async (t) => {
-  for (const at of ['memory', 'kernel', 'device', 'metadata'] as const) {
-    const { client, directory } = await start(t, { fault: { at, kind: 'kill' } })
-    const error = await rejection(client.suspend('vm1'))
-    t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'off', message: /lost/ }, at)
-    const [listed, ...others] = await client.listCheckpoints('vm1')
-    t.same(others, [])
-    t.match(listed, { state: 'damaged', path: error.path, poweredOff: true })
-    t.match(listed!.name, /^suspend-[0-9a-z]+$/, 'under a fresh name')
-    t.ok(fs.existsSync(error.path!))
-    const { removed } = await client.pruneCheckpoints('vm1', { keepLast: 0, maxBytes: 0 })
-    t.strictSame(removed, [], 'not pruned')
-    await client.destroyCheckpoint('vm1', listed!.name)
-    t.same(checkpointFiles(directory), [])
-  }
-})
+t.test(
+  'suspend: if bhyve is killed, the error reports the lost state and the path of the kept files',
+  async (t) => {
+    for (const at of ['memory', 'kernel', 'device', 'metadata'] as const) {
+      const { client, directory } = await start(t, { fault: { at, kind: 'kill' } })
+      const error = await rejection(client.suspend('vm1'))
+      t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'off', message: /lost/ }, at)
+      const [listed, ...others] = await client.listCheckpoints('vm1')
+      t.same(others, [])
+      t.match(listed, { state: 'damaged', path: error.path, poweredOff: true })
+      t.match(listed!.name, /^suspend-[0-9a-z]+$/, 'under a new name')
+      t.ok(fs.existsSync(error.path!))
+      const { removed } = await client.pruneCheckpoints('vm1', { keepLast: 0, maxBytes: 0 })
+      t.strictSame(removed, [], 'prune keeps the files')
+      await client.destroyCheckpoint('vm1', listed!.name)
+      t.same(checkpointFiles(directory), [])
+    }
+  },
+)
 
-t.test('bhyve takes its VM away though the metadata did not reach the disk', async (t) => {
+t.test('suspend: reports the lost state if bhyve exits without writing the metadata', async (t) => {
   const { client } = await start(t, { fault: { at: 'metadata', kind: 'no-space' } })
   const error = await rejection(client.suspend('vm1'))
   t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'off', message: /lost/ })
   t.match(await client.listCheckpoints('vm1'), [{ state: 'damaged', path: error.path }])
 })
 
-t.test('a request that is queued behind a suspend', async (t) => {
+t.test('suspend: requests that are queued behind a suspend fail and leave no files', async (t) => {
   const { bhyve, client, root } = await start(t, { writeRate: MiB / 2 })
   const { runDirectory } = bhyve
   const other = createClient({ runDirectory, checkpointDirectory: root, dialect: 'descriptor' })
@@ -165,7 +168,7 @@ t.test('a request that is queued behind a suspend', async (t) => {
   t.same(checkpointFiles(path.join(root, 'vm1')).length, 4)
 })
 
-t.test('cancelled just before the first byte is sent: nothing happens', async (t) => {
+t.test('suspend: a cancel just before the first byte sends nothing', async (t) => {
   const { bhyve, root, directory } = await start(t)
   const controller = new AbortController()
   const pool = watchedPool(
@@ -173,7 +176,7 @@ t.test('cancelled just before the first byte is sent: nothing happens', async (t
     (name) => name === 'recordWriter' && controller.abort(),
   )
   const { runDirectory } = bhyve
-  // Named: a request of another dialect would be refused, whenever it was sent.
+  // Name the dialect, because bhyve would reject a request of another dialect in any case.
   const options = { runDirectory, checkpointDirectory: root, dialect: 'descriptor' } as const
   const client = createClientIn({ ...hostEnvironment, pool }, options)
   await t.rejects(client.suspend('vm1', { signal: controller.signal }), { name: 'AbortError' })
@@ -182,7 +185,7 @@ t.test('cancelled just before the first byte is sent: nothing happens', async (t
   t.same(tree(directory), [])
 })
 
-t.test('cancelled or timed out once bhyve is at it: the state is published all the same', async (t) => {
+t.test('suspend: publishes the state despite a cancel or timeout after the request', async (t) => {
   for (const phase of ['saving', 'checking', 'syncing'] as const) {
     for (const how of ['abort', 'timeout'] as const) {
       if (how === 'timeout' && phase !== 'saving') continue
@@ -201,7 +204,7 @@ t.test('cancelled or timed out once bhyve is at it: the state is published all t
   }
 })
 
-t.test('a cancel after the commit point comes too late', async (t) => {
+t.test('suspend: ignores a cancel after the commit point', async (t) => {
   const { client } = await start(t, { suspendExitDelayMs: 300 })
   const controller = new AbortController()
   const watch = setInterval(() => {
@@ -213,7 +216,7 @@ t.test('a cancel after the commit point comes too late', async (t) => {
   t.match(checkpoint, { name: 'suspend' })
 })
 
-t.test('FreeBSD: a VM that its kernel does not have any more was destroyed', async (t) => {
+t.test('suspend: on FreeBSD, a VM that the kernel no longer has is off', async (t) => {
   const fault = { at: 'metadata', kind: 'no-space' } as const
   const { bhyve, root } = await start(t, { fault, suspendExitDelayMs: 4000 })
   const options = {
@@ -227,7 +230,7 @@ t.test('FreeBSD: a VM that its kernel does not have any more was destroyed', asy
   t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'off', message: /lost/ })
 })
 
-t.test('the disk is really full when the metadata are to be written', async (t) => {
+t.test('suspend: reports the lost state if the disk is full when bhyve writes the metadata', async (t) => {
   const mount = scratch(t)
   spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=72m', 'tmpfs', mount])
   t.teardown(() => spawnSync('umount', ['-l', mount]))
@@ -238,7 +241,7 @@ t.test('the disk is really full when the metadata are to be written', async (t) 
   const onProgress = ({ phase, bytes }: Progress): void => {
     if (phase !== 'saving' || bytes < MiB / 2 || fs.existsSync(filler)) return
     const { bavail, bsize } = fs.statfsSync(mount)
-    // All but what bhyve still has to write of the RAM, and a little of the kernel's state.
+    // Leave only the space for the rest of the RAM and for a part of the kernel file.
     fs.writeFileSync(filler, Buffer.alloc(bavail * bsize - (MiB - bytes) - 64 * 1024))
   }
   const error = await rejection(client.suspend('vm1', { onProgress }))
@@ -246,12 +249,12 @@ t.test('the disk is really full when the metadata are to be written', async (t) 
   t.match(await client.listCheckpoints('vm1'), [{ state: 'damaged', poweredOff: true, path: error.path }])
 })
 
-t.test('the end of a process is told by what no other process can be taken for', async (t) => {
+t.test('ProcessEnd: does not confuse a process with another one that reuses its pid', async (t) => {
   const child = spawn('sleep', ['60'])
   t.teardown(() => child.kill('SIGKILL'))
   const pid = child.pid!
   const status = native.processStatus(pid)
-  if (isFailure(status)) return t.fail('a child that runs has a status')
+  if (isFailure(status)) return t.fail('a running child has a status')
   t.match(native.watchProcess(pid, 'another start'), { errno: os.constants.errno.ESRCH })
   const watch = native.watchProcess(pid, status.startedAt)
   if (isFailure(watch)) return t.fail(`no watch: ${watch.syscall} ${String(watch.errno)}`)
@@ -265,23 +268,23 @@ t.test('the end of a process is told by what no other process can be taken for',
   t.ok(isFailure(native.watchProcess(pid, status.startedAt)) || isGone(pid))
   intercept(t, 'watchProcess', () => failure('ENOSYS', 'watch'))
   using unwatched = new ProcessEnd({ uid: 0, pid, startedAt: status.startedAt })
-  t.equal(await unwatched.within(20_000), true, 'a plain look does where there is no watch')
-  await until(() => isFailure(native.processStatus(pid)), 'nothing is left of it')
+  t.equal(await unwatched.within(20_000), true, 'without a watch, it polls the status')
+  await until(() => isFailure(native.processStatus(pid)), 'the process to be reaped')
   using unseen = new ProcessEnd({ uid: 0, pid, startedAt: undefined })
-  t.equal(await unseen.within(50), false, 'what was never seen may be hidden, not gone')
+  t.equal(await unseen.within(50), false, 'a process that was never visible may still be running')
 })
 
-t.test('the end that is waited for is that of the process that was asked last', async (t) => {
+t.test('suspend: waits for the exit of the process that received the last request', async (t) => {
   const { bhyve, root } = await start(t, { suspendExitDelayMs: 1500 })
-  const place = {
+  const target = {
     runDirectory: bhyve.runDirectory,
     vm: 'vm1',
     trustedUids: [0],
     vmmDirectory: '/nonexistent',
   }
-  const [located] = jobs.locateSocket({ ...place, dialect: 'auto' })
+  const [located] = jobs.locateSocket({ ...target, dialect: 'auto' })
   const pool = inlinePool((job) => (job === 'locateSocket' ? Promise.resolve([located, located]) : undefined))
-  // The first connection is to a process that makes nothing, and is gone by the second one.
+  // The first connection is to a process that writes nothing and has ended before the second connection.
   const other = spawn('sleep', ['60'])
   t.teardown(() => other.kill('SIGKILL'))
   let connections = 0
@@ -296,19 +299,19 @@ t.test('the end that is waited for is that of the process that was asked last', 
     { runDirectory: bhyve.runDirectory, checkpointDirectory: root },
   )
   t.match(await client.suspend('vm1'), { poweredOff: true })
-  t.ok(isGone(bhyve.pid), 'nobody is told that it is over before it is')
+  t.ok(isGone(bhyve.pid), 'resolves only after the exit')
 })
 
-t.test('descriptors come back', async (t) => {
+t.test('suspend: leaks no descriptors', async (t) => {
   const fault = { at: 'kernel', kind: 'fail' } as const
   const { client } = await start(t, { fault })
   await rejection(client.suspend('vm1'))
   const before = openDescriptors()
   for (let round = 0; round < 2; round++) await rejection(client.suspend('vm1'))
-  await until(() => openDescriptors() <= before, 'the descriptors to come back')
+  await until(() => openDescriptors() <= before, 'the descriptors to be closed')
 })
 
-t.test("a guest whose RAM begins like another tool's checkpoint", async (t) => {
+t.test("suspend: accepts a guest whose RAM begins like another tool's checkpoint", async (t) => {
   const world = await start(t)
   const client = spoiling(world, (inFolder) => {
     const memory = fs.openSync(path.join(inFolder, 'ckp'), 'r+')

@@ -1,4 +1,4 @@
-/** What verifying finds, and what it takes for no digest. */
+/** verifyCheckpoint() finds damage, and rejects malformed digests. */
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -14,7 +14,7 @@ const MiB = 1024 * 1024
 const chunk = 256 * 1024
 const native = loadNative()
 
-t.test('damage is found and named', async (t) => {
+t.test('verify: finds damage and reports where it is', async (t) => {
   const { client, memory } = await world(t)
   const verify = () => client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })
   const create = () => client.createCheckpoint('vm1')
@@ -26,7 +26,11 @@ t.test('damage is found and named', async (t) => {
   const written = await verify()
   t.match(written, { ok: false, depth: 'content' })
   t.match(written.problems, [
-    { code: 'memory-digest-mismatch', file: 'checkpoint.ckp', message: /since, maybe by another tool/ },
+    {
+      code: 'memory-digest-mismatch',
+      file: 'checkpoint.ckp',
+      message: /written since, possibly by another tool/,
+    },
   ])
   const opened = native.openPath(memory, fs.constants.O_RDWR) as number
   t.equal(native.setModifiedAt(opened, mtimeNs), 0)
@@ -35,7 +39,7 @@ t.test('damage is found and named', async (t) => {
   const ranges = `in bytes ${5 * chunk} to ${7 * chunk - 1}, ${15 * chunk} to ${16 * chunk - 1}$`
   t.match(problems, [{ code: 'memory-digest-mismatch', message: new RegExp(ranges) }])
   t.equal(problems.length, 1)
-  t.match(await client.listCheckpoints('vm1'), [{ state: 'complete' }], 'which no listing could see')
+  t.match(await client.listCheckpoints('vm1'), [{ state: 'complete' }], 'listing does not detect the damage')
 
   const cases: [string, () => void, object[]][] = [
     [
@@ -52,16 +56,16 @@ t.test('damage is found and named', async (t) => {
       [{ code: 'metadata-digest-mismatch', file: 'checkpoint.ckp.meta' }],
     ],
     [
-      'a hole where data was',
+      'a hole instead of data',
       () => {
         const descriptor = native.openPath(memory, fs.constants.O_RDWR) as number
         native.punchHole(descriptor, chunk, 4096)
         native.close(descriptor)
       },
-      [{ code: 'memory-digest-mismatch', message: new RegExp(`in bytes ${chunk} to ${2 * chunk - 1};`) }],
+      [{ code: 'memory-digest-mismatch', message: new RegExp(`in bytes ${chunk} to ${2 * chunk - 1} \\(`) }],
     ],
     [
-      'cut off',
+      'truncated',
       () => fs.truncateSync(memory, 15 * chunk + 1),
       [
         { code: 'memory-size-mismatch' },
@@ -69,15 +73,15 @@ t.test('damage is found and named', async (t) => {
       ],
     ],
     ['grown', () => fs.appendFileSync(memory, 'x'), [{ code: 'memory-size-mismatch' }]],
-    ['no RAM left', () => fs.truncateSync(memory, 0), [{ code: 'memory-empty' }, { code: /^memory-digest/ }]],
+    ['empty', () => fs.truncateSync(memory, 0), [{ code: 'memory-empty' }, { code: /^memory-digest/ }]],
     [
-      'kernel cut off',
+      'kernel file truncated',
       () => fs.truncateSync(`${memory}.kern`, 9),
       [{ code: /^kernel-s/ }, { code: /^kernel-d/ }],
     ],
-    ['no kernel', () => fs.rmSync(`${memory}.kern`), [{ code: 'kernel-missing' }]],
+    ['no kernel file', () => fs.rmSync(`${memory}.kern`), [{ code: 'kernel-missing' }]],
     [
-      'a link',
+      'a symlink',
       () => {
         fs.renameSync(memory, `${memory}.away`)
         fs.symlinkSync(`${memory}.away`, memory)
@@ -118,18 +122,18 @@ t.test('damage is found and named', async (t) => {
   t.match(await rejection(verify()), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
 })
 
-t.test('of many damaged places the first are named', async (t) => {
+t.test('verify: names the first ten of many damaged ranges', async (t) => {
   const { client, memory } = await world(t, { memoryBytes: 8 * MiB + 4096 })
   await client.createCheckpoint('vm1')
   for (let at = 0; at < 33; at += 2) flip(memory, at * chunk)
   const { problems } = await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })
   t.match(problems, [
-    { code: 'memory-digest-mismatch', message: /in bytes 0 to 262143, .*, and in 7 more places/ },
+    { code: 'memory-digest-mismatch', message: /in bytes 0 to 262143, .*, and in 7 more ranges/ },
   ])
   t.equal(problems[0]?.message.match(/\d to \d/g)?.length, 10)
 })
 
-t.test('manifests with digests that are none', async (t) => {
+t.test('verify: rejects manifests with malformed digests', async (t) => {
   const { client, directory, memory } = await world(t)
   await client.createCheckpoint('vm1')
   const file = `${memory}.manifest`
@@ -144,7 +148,7 @@ t.test('manifests with digests that are none', async (t) => {
   t.equal(
     edited(() => undefined),
     text,
-    'the whole of it is plain JSON',
+    'the manifest is formatted like JSON.stringify()',
   )
   const list = manifest.memoryChunks
   const bad: Record<string, string> = {
@@ -152,13 +156,13 @@ t.test('manifests with digests that are none', async (t) => {
     'no digests': edited((copy) => delete (copy as Partial<ManifestJson>).digests),
     'no sizes': edited((copy) => delete (copy as Partial<ManifestJson>).sizes),
     'another algorithm': edited((copy) => (copy.digests.algorithm = 'md5')),
-    'a root that is short': edited((copy) => (copy.digests.memory.root = root.slice(1))),
+    'a root that is too short': edited((copy) => (copy.digests.memory.root = root.slice(1))),
     'a root in capitals': edited((copy) => (copy.digests.memory.root = root.toUpperCase())),
-    'a digest that is no text': edited((copy) => (copy.digests.kernel = 5 as unknown as string)),
-    'no chunk': edited((copy) => (copy.digests.memory.chunks = 0)),
-    'a chunk more': edited((copy) => copy.digests.memory.chunks++),
+    'a digest that is not a string': edited((copy) => (copy.digests.kernel = 5 as unknown as string)),
+    'no chunks': edited((copy) => (copy.digests.memory.chunks = 0)),
+    'one chunk too many': edited((copy) => copy.digests.memory.chunks++),
     'a size that does not fit': edited((copy) => (copy.sizes.memory += chunk)),
-    'an endless number of chunks': edited((copy) => (copy.digests.memory.chunks = 2 ** 53)),
+    'a huge number of chunks': edited((copy) => (copy.digests.memory.chunks = 2 ** 53)),
     'chunks of 3': edited((copy) => (copy.digests.memory.chunkBytes = 3)),
     'chunks of 0': edited((copy) => (copy.digests.memory.chunkBytes = 0)),
     'chunks of -1': edited((copy) => (copy.digests.memory.chunkBytes = -1)),
@@ -170,10 +174,10 @@ t.test('manifests with digests that are none', async (t) => {
     }),
     'digests that are a list': edited((copy) => (copy.digests = [] as unknown as ManifestJson['digests'])),
     'digests that are null': edited((copy) => (copy.digests = null as unknown as ManifestJson['digests'])),
-    'a list cut off': text.slice(0, -10),
-    'a list that goes on': `${text}x`,
+    'a truncated list': text.slice(0, -10),
+    'text after the list': `${text}x`,
     'a longer list': edited((copy) => (copy.memoryChunks = list.slice(0, -4) + 'AAAA' + list.slice(-4))),
-    'another order': edited((copy) => Object.assign(copy, { last: 1 })),
+    'a property after the list': edited((copy) => Object.assign(copy, { last: 1 })),
     'on one line': JSON.stringify(manifest),
   }
   for (const [what, content] of Object.entries(bad)) {
@@ -183,7 +187,7 @@ t.test('manifests with digests that are none', async (t) => {
     const report = await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })
     t.match(report, { ok: false, depth: 'structure', problems: [{ code: 'manifest-invalid' }] }, what)
   }
-  // Right in shape, wrong in what it says.
+  // Digests that are well-formed, but wrong.
   for (const [what, edit, code] of [
     ['kernel', (copy: ManifestJson) => (copy.digests.kernel = root), 'kernel-digest-mismatch'],
     ['root', (copy: ManifestJson) => (copy.digests.memory.root = '0'.repeat(64)), 'manifest-invalid'],
@@ -214,11 +218,11 @@ t.test('manifests with digests that are none', async (t) => {
   t.match(
     await client.listCheckpoints('vm1'),
     [{ state: 'complete' }],
-    'a newer release may digest otherwise',
+    'a newer release may digest differently',
   )
 })
 
-t.test('a pin and a note by hand keep the digests', async (t) => {
+t.test('pin: keeps the digests and unknown properties of the manifest', async (t) => {
   const { client, directory, memory } = await world(t)
   await client.createCheckpoint('vm1')
   const before = manifestOf(directory)
@@ -228,7 +232,7 @@ t.test('a pin and a note by hand keep the digests', async (t) => {
   t.match(await verify(), { ok: true, depth: 'content' })
   const file = `${memory}.manifest`
   fs.writeFileSync(file, fs.readFileSync(file, 'utf8').replace('{', `{\n  "note": "${'é'.repeat(20_000)}",`))
-  t.match(await verify(), { ok: true, depth: 'content' }, 'with a long note in front')
+  t.match(await verify(), { ok: true, depth: 'content' }, 'with a long note before the other properties')
   await client.pinCheckpoint('vm1', 'checkpoint', false)
   t.equal((manifestOf(directory) as unknown as { note: string }).note.length, 20_000)
   t.match(await verify(), { ok: true, depth: 'content' })
@@ -240,11 +244,11 @@ t.test('a pin and a note by hand keep the digests', async (t) => {
   t.match(await verify(), { ok: true, depth: 'structure' })
 })
 
-t.test('verifying holds no lock, and reads what it opened', async (t) => {
+t.test('verify: holds no lock and reads the files that it opened', async (t) => {
   const { client, runDirectory, root, directory } = await world(t, { memoryBytes: 24 * MiB })
   await client.createCheckpoint('vm1')
-  let go: (() => void) | undefined
-  const gate = new Promise<void>((resolve) => (go = resolve))
+  let open: (() => void) | undefined
+  const gate = new Promise<void>((resolve) => (open = resolve))
   let reached = false
   const pool = inlinePool((name) => {
     if (name !== 'compareSlice' || reached) return undefined
@@ -257,13 +261,13 @@ t.test('verifying holds no lock, and reads what it opened', async (t) => {
   await until(() => reached, 'the first slice')
   await client.destroyCheckpoint('vm1', 'checkpoint')
   t.strictSame(checkpointFiles(directory), [])
-  go?.()
+  open?.()
   const report = await verifying
   t.match(report, { ok: true, depth: 'content' })
-  t.ok(report.bytesRead > 4 * MiB, 'the rest of it was read after it was destroyed')
+  t.ok(report.bytesRead > 4 * MiB, 'the rest of the file was read after the checkpoint was destroyed')
 })
 
-t.test('where the list of digests has an end, all of the RAM behind it is damaged', async (t) => {
+t.test('compareSlice: reports RAM without recorded digests as damaged', async (t) => {
   const file = path.join(scratch(t), 'file')
   fs.writeFileSync(file, Buffer.alloc(2 * chunk))
   const descriptor = fs.openSync(file, 'r')

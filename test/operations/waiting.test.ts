@@ -1,4 +1,4 @@
-/** What waits for a bhyve, a lock or a thread: it ends, hears a cancel, and tells its caller. */
+/** Calls that wait for bhyve, a lock or a thread: they end, obey a cancel, and report progress. */
 import fs from 'node:fs'
 import path from 'node:path'
 import t from 'tap'
@@ -13,7 +13,7 @@ import { start } from '../support/small_vm.js'
 const native = loadSimulatorNative()
 const MiB = 1024 * 1024
 
-t.test('two that wait for a bhyve that hangs both end', async (t) => {
+t.test('create: all calls that wait for a hanging bhyve reject with ERR_STALLED', async (t) => {
   const { runDirectory } = await start(t, { fault: { at: 'accept', kind: 'hang' } })
   const checkpointDirectory = scratch(t)
   const client = () => createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
@@ -31,7 +31,7 @@ t.test('two that wait for a bhyve that hangs both end', async (t) => {
   }
 })
 
-t.test('a cancel is heard while somebody else holds the lock', async (t) => {
+t.test('create: can be cancelled while another process holds the lock', async (t) => {
   const { runDirectory } = await start(t)
   const checkpointDirectory = scratch(t)
   const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
@@ -59,7 +59,7 @@ t.test('a cancel is heard while somebody else holds the lock', async (t) => {
   t.strictSame(tree(staging), [])
 })
 
-t.test('a cancel that comes just when the commit finds the lock held is not forgotten', async (t) => {
+t.test('create: obeys a cancel that comes just when the commit finds the lock held', async (t) => {
   const { runDirectory } = await start(t)
   const controller = new AbortController()
   let isPublishing = false
@@ -79,7 +79,7 @@ t.test('a cancel that comes just when the commit finds the lock held is not forg
   t.strictSame(await client.listCheckpoints('vm1'), [], 'nothing was published')
 })
 
-t.test('a look at the progress that fails costs nothing', async (t) => {
+t.test('create: ignores failed progress polls', async (t) => {
   const { runDirectory } = await start(t, { memoryBytes: MiB, writeRate: 4 * MiB })
   const failing = inlinePool((name) =>
     name === 'savedSoFar' ? Promise.reject(new Error('no descriptor')) : undefined,
@@ -93,7 +93,7 @@ t.test('a look at the progress that fails costs nothing', async (t) => {
   })
 })
 
-t.test('what the VM does now is said as far as it is known', async (t) => {
+t.test('errors: report the state of the VM as far as it is known', async (t) => {
   const { runDirectory } = await start(t, { memoryBytes: MiB, writeRate: 300 * 1024 })
   const client = createClient({ runDirectory, checkpointDirectory: scratch(t), dialect: 'descriptor' })
   t.match(await rejection(client.createCheckpoint('vm1', { timeout: 1000 })), {
@@ -115,27 +115,30 @@ t.test('what the VM does now is said as far as it is known', async (t) => {
   t.match(await rejection(client.createCheckpoint('vm1', { name: '' })), { vm: 'vm1', checkpoint: '' })
 })
 
-t.test('an async progress function that rejects, and one that is cancelled', async (t) => {
-  const { runDirectory } = await start(t, { memoryBytes: MiB, writeRate: 4 * MiB })
-  const client = createClient({ runDirectory, checkpointDirectory: scratch(t), dialect: 'descriptor' })
-  const warned = firstWarning()
-  const rejecting = (async () => {
-    throw new Error('a bug in the progress bar')
-  }) as () => void
-  await t.resolves(client.createCheckpoint('vm1', { onProgress: rejecting }))
-  t.match(await warned, { message: 'a bug in the progress bar' })
-  const controller = new AbortController()
-  let after = 0
-  const onProgress = ({ phase }: { phase: string }): void => {
-    if (controller.signal.aborted) after++
-    if (phase === 'saving') controller.abort()
-  }
-  await client.createCheckpoint('vm1', { signal: controller.signal, onProgress }).catch(() => undefined)
-  await client.idle()
-  t.equal(after, 0, 'nothing is reported after the rejection')
-})
+t.test(
+  'progress: a rejecting async function only warns, and nothing is reported after a cancel',
+  async (t) => {
+    const { runDirectory } = await start(t, { memoryBytes: MiB, writeRate: 4 * MiB })
+    const client = createClient({ runDirectory, checkpointDirectory: scratch(t), dialect: 'descriptor' })
+    const warned = firstWarning()
+    const rejecting = (async () => {
+      throw new Error('a bug in the progress bar')
+    }) as () => void
+    await t.resolves(client.createCheckpoint('vm1', { onProgress: rejecting }))
+    t.match(await warned, { message: 'a bug in the progress bar' })
+    const controller = new AbortController()
+    let after = 0
+    const onProgress = ({ phase }: { phase: string }): void => {
+      if (controller.signal.aborted) after++
+      if (phase === 'saving') controller.abort()
+    }
+    await client.createCheckpoint('vm1', { signal: controller.signal, onProgress }).catch(() => undefined)
+    await client.idle()
+    t.equal(after, 0, 'nothing is reported after the rejection')
+  },
+)
 
-t.test('a cancel is heard while the commit waits for a thread', async (t) => {
+t.test('create: can be cancelled while the commit waits for a thread', async (t) => {
   const { runDirectory } = await start(t)
   const controller = new AbortController()
   const slow = inlinePool((name) => {
@@ -154,7 +157,7 @@ t.test('a cancel is heard while the commit waits for a thread', async (t) => {
   t.strictSame(await client.listCheckpoints('vm1'), [])
 })
 
-t.test('waiting for the turn is told', async (t) => {
+t.test("create: reports the phase 'queued' while it waits for its turn", async (t) => {
   const { runDirectory } = await start(t, { memoryBytes: MiB, writeRate: 4 * MiB })
   const client = createClient({ runDirectory, checkpointDirectory: scratch(t), dialect: 'descriptor' })
   const order: string[] = []

@@ -1,4 +1,4 @@
-/** Why a restore would fail or harm, from what is known: no file is opened and nobody asked here. */
+/** Derives blockers and warnings of a restore from known facts. Opens no file and contacts no process. */
 import { Buffer } from 'node:buffer'
 import { restorablePathBytes, structPathBytes } from '../../base/names.js'
 import type { Host } from '../../checkpoint/host.js'
@@ -30,12 +30,12 @@ export function checkpointBlockers(
   if (state === 'foreign') return [blocker('foreign', reasons.join('; '))]
   if (state === 'damaged' && problems.length > 0) return [blocker('damaged', reasons.join('; '))]
   if (!isOfNewerRelease) return []
-  return [
-    blocker('damaged', 'its manifest was written by a newer release of this library: restore with that one'),
-  ]
+  const message =
+    'its manifest was written by a newer release of this library: use that release to restore it'
+  return [blocker('damaged', message)]
 }
 
-/** A checkpoint that is damaged only because nothing proves its content: `again` restores it. */
+/** The option `again` restores a checkpoint whose only problem is unproven durability. */
 export function durabilityWarnings({ listed }: CheckpointReport): Warning[] {
   const unproven = listed.problems.filter(({ code }) => code === 'durability-unproven')
   return unproven.map(({ message }) => warning('not-verified', message))
@@ -45,14 +45,18 @@ export function pathBlockers({ listed, dialect, generation }: CheckpointReport):
   const limit = dialect === 'struct' || generation === '13.0' ? structPathBytes : restorablePathBytes
   const bytes = Buffer.byteLength(listed.path)
   if (bytes <= limit) return []
-  return [blocker('path-too-long', `'${listed.path}' has ${bytes} bytes, bhyve -r opens at most ${limit}`)]
+  const message =
+    `the path '${listed.path}' has ${bytes} bytes, but bhyve -r accepts at most ${limit}: ` +
+    'use a shorter checkpoint directory'
+  return [blocker('path-too-long', message)]
 }
 
 /**
- * Since FreeBSD 14 every configured PCI device must be found under its exact name, and what the checkpoint has more is
- * ignored (`vm_restore_devices()` in snapshot.c); nvme, passthru and others that cannot be saved are in no checkpoint.
- * The older shape has one entry per type and no slots: a type without an entry, or with an empty one, is passed over
- * ("Continuing the restore", `vm_restore_user_dev()`), so that bhyve starts. No device can be missed there.
+ * Since FreeBSD 14, bhyve must find every configured PCI device in the checkpoint under its exact name. It ignores
+ * additional devices of the checkpoint (`vm_restore_devices()` in snapshot.c). Devices that bhyve cannot save, such as
+ * nvme and passthru, are in no checkpoint. The older shape has one entry per type and no slots. There, bhyve skips a
+ * type whose entry is absent or empty and starts anyway ("Continuing the restore", `vm_restore_user_dev()`), so no
+ * device can be missing.
  */
 export function deviceBlockers(
   checkpoint: CheckpointReport,
@@ -63,46 +67,53 @@ export function deviceBlockers(
   if (!checkpoint.devicesHaveAddresses || saved === undefined) return []
   const spare = saved.filter((name) => !machine.devices.some((device) => isSameDevice(device, name)))
   const missing = machine.devices.filter((device) => !saved.some((name) => isSameDevice(device, name)))
-  const blockers = missing.map((device) => missed(device, spare))
-  // The keyboard controller is no PCI device; bhyve has one on amd64 whatever its arguments are.
+  const blockers = missing.map((device) => missingDevice(device, spare))
+  // The keyboard controller is not a PCI device. On amd64, bhyve always has one, independent of its arguments.
   const hasKeyboard = ['amd64', 'x86_64'].includes(architecture)
-  if (hasKeyboard && !saved.includes(keyboard))
-    blockers.push(blocker('device-missing', `the checkpoint has no ${keyboard}`))
+  if (hasKeyboard && !saved.includes(keyboard)) {
+    const message = `the checkpoint has no state of the keyboard controller '${keyboard}', so bhyve would exit`
+    blockers.push(blocker('device-missing', message))
+  }
   return blockers
 }
 
 const keyboard = 'atkbdc'
 
-/** A bhyve without aliases names a device in its checkpoints as in its arguments. */
+/** Releases of bhyve without aliases use the name from the arguments in the checkpoint too. */
 function isSameDevice(device: string, saved: string): boolean {
   const [emulation = '', address] = saved.split('@')
   return device === saved || device === `${aliases.get(emulation) ?? emulation}@${address ?? ''}`
 }
 
-function missed(device: string, spare: readonly string[]): Blocker {
+function missingDevice(device: string, spare: readonly string[]): Blocker {
   const [emulation = '', address = ''] = device.split('@')
   const elsewhere = spare.filter((name) => isSameDevice(`${emulation}@${name.split('@')[1] ?? ''}`, name))
-  if (elsewhere.length === 0) return blocker('device-missing', `the checkpoint has no ${device}`)
-  return blocker(
-    'device-moved',
-    `the checkpoint has ${elsewhere.join(', ')}, the arguments have it at ${address}`,
-  )
+  if (elsewhere.length === 0) {
+    const message =
+      `the arguments configure the device '${device}', but the checkpoint has no state of it, so bhyve would exit: ` +
+      'use the arguments that the VM was saved with'
+    return blocker('device-missing', message)
+  }
+  const names = elsewhere.map((name) => `'${name}'`).join(', ')
+  const message =
+    `the checkpoint has the device as ${names}, but the arguments configure it at '${address}', so bhyve would exit: ` +
+    'use the slot from the checkpoint'
+  return blocker('device-moved', message)
 }
+
+const override = "(to restore it anyway, pass the option 'again')"
 
 export function againBlockers({ listed }: CheckpointReport, { again }: RestoreSettings): Blocker[] {
   if (again || listed.restoredAt === undefined) return []
-  const at = listed.restoredAt.toISOString()
-  return [
-    blocker(
-      'already-restored',
-      `it was restored at ${at}: its VM may have gone on since (the option 'again' overrides)`,
-    ),
-  ]
+  const message =
+    `it was already restored at ${listed.restoredAt.toISOString()}, so its VM may have run and changed its disks since ` +
+    override
+  return [blocker('already-restored', message)]
 }
 
 /**
- * UFS puts the time on a file at the next look at it, or when it is closed: bhyve closes the disks of a VM a little
- * after its last file (`ufs_itimes` in sys/ufs/ufs/ufs_vnops.c).
+ * UFS updates a file's time only when its status is next read, or when the file is closed. bhyve closes the disks of a
+ * VM shortly after the last checkpoint file (`ufs_itimes` in sys/ufs/ufs/ufs_vnops.c).
  */
 const lateTimeMs = process.platform === 'freebsd' ? 2_000 : 0
 
@@ -112,8 +123,8 @@ export interface Findings {
 }
 
 /**
- * A suspended VM's disks must be as it left them. The disks of one that ran on have moved on by nature: that is a
- * warning unless they show that they have not (put back from a snapshot of theirs, with their times).
+ * The disks of a suspended VM must be unchanged. If the VM kept running after the checkpoint, its disks have normally
+ * changed. That is only a warning, and none if their times are old: then the disks were restored from a snapshot.
  */
 export function diskFindings(
   checkpoint: CheckpointReport,
@@ -132,33 +143,42 @@ export function diskFindings(
   }
   const moved = checkpoint.listed.poweredOff === true ? newer : [...newer, ...unknown]
   const paths = moved.map(({ path }) => `'${path}'`).join(', ')
-  const warnings = moved.length === 0 ? [] : [warning('disks-moved-on', `older than its disks: ${paths}`)]
+  const message =
+    `these disks may have changed since the checkpoint was saved, and the guest could damage their file systems: ${paths} ` +
+    '(put the disks back to the time of the checkpoint)'
+  const warnings = moved.length === 0 ? [] : [warning('disks-moved-on', message)]
   if (checkpoint.listed.poweredOff === true) warnings.push(...unknown.map(unverifiedDisk))
   return { blockers: [], warnings }
 }
 
 function newerDisk({ path, device, modifiedMs = 0 }: SeenDisk, { disksQuietMs }: CheckpointReport): Blocker {
   const [changed, saved] = [modifiedMs, disksQuietMs].map((time) => new Date(time).toISOString())
-  const message = `'${path}' (${device}) was changed at ${changed ?? ''}, after the VM was powered off at ${saved ?? ''}`
-  return blocker('disk-newer', `${message} (the option 'again' overrides)`)
+  const message =
+    `'${path}' (${device}) was changed at ${changed ?? ''}, after the VM was powered off at ${saved ?? ''}, ` +
+    `so the guest could damage its file systems ${override}`
+  return blocker('disk-newer', message)
 }
 
 function unverifiedDisk({ path, device, why = '' }: SeenDisk): Warning {
-  return warning('not-verified', `whether '${path}' (${device}) was changed since is not known: ${why}`)
+  const message = `cannot check whether '${path}' (${device}) was changed since the VM was powered off: ${why}`
+  return warning('not-verified', message)
 }
 
-/** bhyve takes memory and vCPUs from the checkpoint, whatever the arguments say. */
+/** On a restore, bhyve ignores the memory size and the number of vCPUs in its arguments. */
 export function machineWarnings({ listed }: CheckpointReport, machine: Machine): Warning[] {
   const warnings: Warning[] = []
   const { memoryBytes, cpus } = listed
   if (memoryBytes !== undefined && memoryBytes !== machine.memoryBytes) {
-    const message = `the arguments give ${machine.memoryBytes} bytes of memory, the checkpoint has ${memoryBytes}`
+    const message =
+      `the arguments give ${machine.memoryBytes} bytes of memory, but the checkpoint has ${memoryBytes}: ` +
+      'bhyve uses the size from the checkpoint'
     warnings.push(warning('memory-differs', message))
   }
   if (cpus !== undefined && cpus !== machine.cpus) {
-    warnings.push(
-      warning('cpus-differ', `the arguments give ${machine.cpus} vCPUs, the checkpoint has ${cpus}`),
-    )
+    const message =
+      `the arguments give ${machine.cpus} vCPUs, but the checkpoint has ${cpus}: ` +
+      'bhyve uses the number from the checkpoint'
+    warnings.push(warning('cpus-differ', message))
   }
   return warnings
 }
@@ -170,22 +190,30 @@ export function nameWarnings(
 ): Warning[] {
   const names = new Set([vm, name ?? vm, metadataVm ?? vm])
   if (names.size === 1) return []
-  const message = `asked for '${vm}', started as '${name ?? vm}', the checkpoint is of '${metadataVm ?? vm}'`
+  const message =
+    `the names differ: the restore is for VM '${vm}', bhyve would start VM '${name ?? vm}', and the checkpoint was saved ` +
+    `from VM '${metadataVm ?? vm}'`
   return [warning('vm-name-differs', message)]
 }
 
 export function hostWarnings({ listed, host: then }: CheckpointReport, now: Host): Warning[] {
   const warnings: Warning[] = []
   if (then !== undefined && then.cpuModel !== now.cpuModel) {
-    warnings.push(warning('cpu-model-differs', `made on '${then.cpuModel}', this is '${now.cpuModel}'`))
+    const message =
+      `the checkpoint was saved on CPU model '${then.cpuModel}', but this host has '${now.cpuModel}': ` +
+      'the guest may crash if it uses features that this CPU lacks'
+    warnings.push(warning('cpu-model-differs', message))
   }
   const [before, here] = [then, now].map((host) => `${host?.os ?? ''} ${host?.release ?? ''}`)
   if (then !== undefined && before !== here) {
-    warnings.push(warning('release-differs', `made on ${before ?? ''}, this is ${here ?? ''}`))
+    const message =
+      `the checkpoint was saved on ${before ?? ''}, but this host runs ${here ?? ''}: ` +
+      'bhyve may be unable to restore it'
+    warnings.push(warning('release-differs', message))
   }
   const { memoryBytes = 0 } = listed
   if (memoryBytes > now.freeMemoryBytes) {
-    const message = `the guest has ${memoryBytes} bytes of memory, ${now.freeMemoryBytes} are free`
+    const message = `the guest has ${memoryBytes} bytes of memory, but this host has only ${now.freeMemoryBytes} free`
     warnings.push(warning('not-enough-memory', message))
   }
   return warnings

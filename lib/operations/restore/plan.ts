@@ -1,4 +1,4 @@
-/** What a restore would do, and every reason not to: where the set, the arguments and the system are looked at. */
+/** Plans a restore: inspects the checkpoint, the arguments and the host, and collects all blockers and warnings. */
 import type { System } from '../../bhyve/dialects.js'
 import type { Target } from '../../bhyve/locate.js'
 import type { PeerMemory } from '../../bhyve/peer_memory.js'
@@ -35,25 +35,28 @@ import { noneUnlessExhausted, signOfLife } from './running.js'
 export interface RestoreContext {
   store: Store
   vmJobs: VmJobs
-  /** Of the VM that was asked for. */
+  /** The target of the VM that the caller named. */
   target: Target
   peers: PeerMemory
-  /** Where bhyve's socket is if the arguments say nothing. */
+  /** bhyve's run directory if the arguments name none. */
   defaultRunDirectory: string
   host: () => Host
   system: System
   cancellation: Cancellation
 }
 
-/** A plan, and what its execution needs to know besides. */
+/** A plan, and what its execution needs in addition. */
 export interface Planned {
   plan: RestorePlan
   checkpoint: CheckpointReport
-  /** Where the new bhyve's socket is going to be: the first, or where arguments say nothing and bhyve is told otherwise, another. */
+  /**
+   * Where the new bhyve may create its socket, most likely first. There is more than one target only if the arguments
+   * name no run directory.
+   */
   targets: Target[]
 }
 
-/** `starts`: it is going to be carried out, here and now. */
+/** `starts`: the plan is about to be executed, so bhyve's executable must exist on this host. */
 export async function planRestore(
   context: RestoreContext,
   settings: RestoreSettings,
@@ -95,8 +98,8 @@ export async function planRestore(
 }
 
 /**
- * The arguments may name the VM and its run directory otherwise than the call. Where they name no directory, bhyve takes
- * its default, unless it is one that was built for another: so both are looked at.
+ * The arguments may name another VM or run directory than the call. If they name no run directory, bhyve uses its
+ * built-in default. That default may differ from ours, so both directories are candidates.
  */
 function targetsOf(
   { target, defaultRunDirectory }: RestoreContext,
@@ -107,7 +110,7 @@ function targetsOf(
   return [...new Set(directories)].map((directory) => ({ ...target, vm, runDirectory: directory }))
 }
 
-/** Where there is no bhyve at all, a plan that names none is for another host. */
+/** On a system without bhyve, a plan with the default executable is for another host. */
 function mayLackBhyve({ bhyve }: RestoreSettings): boolean {
   return bhyve === defaultBhyve && process.platform !== 'freebsd'
 }
@@ -115,14 +118,14 @@ function mayLackBhyve({ bhyve }: RestoreSettings): boolean {
 function argumentBlockers({ fault, name }: ArgumentsReport): Blocker[] {
   if (fault !== undefined) return [blocker('arguments-invalid', fault)]
   if (name === undefined || isVmName(name)) return []
-  return [blocker('arguments-invalid', `${JSON.stringify(name)} is no VM name`)]
+  return [blocker('arguments-invalid', `${JSON.stringify(name)} is not a valid VM name`)]
 }
 
 function executableBlockers({ executableFault }: ArgumentsReport): Blocker[] {
   return executableFault === undefined ? [] : [blocker('arguments-invalid', executableFault)]
 }
 
-/** Under the name that was asked for, and under the one that bhyve is going to use. */
+/** Checks the VM that the caller named and the VM that bhyve would start. */
 async function runningBlockers(
   { vmJobs, target, peers }: RestoreContext,
   effective: readonly Target[],
@@ -146,7 +149,9 @@ async function runningBlocker(vmJobs: VmJobs, target: Target, peers: PeerMemory)
   }
 }
 
-/** Only a set that looks whole is worth the reading. */
+const withoutDigests = 'the checkpoint has no recorded digests, so its content could not be verified'
+
+/** Reads the content only if the checkpoint is structurally complete. */
 async function contentFindings(
   { store, cancellation }: RestoreContext,
   settings: RestoreSettings,
@@ -162,7 +167,6 @@ async function contentFindings(
   const reasons = problems.map(({ message, file }) => `${file ?? checkpoint.listed.path}: ${message}`)
   return {
     blockers: problems.length === 0 ? [] : [blocker('damaged', reasons.join('; '))],
-    warnings:
-      depth === 'content' ? [] : [warning('not-verified', 'the set has no recorded digests to compare')],
+    warnings: depth === 'content' ? [] : [warning('not-verified', withoutDigests)],
   }
 }

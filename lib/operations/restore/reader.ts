@@ -1,4 +1,4 @@
-/** Whose bhyve is going to read a checkpoint, and whether it can (protocol.md section 6). */
+/** Determines which generation of bhyve would read a checkpoint, and whether it can (protocol.md section 6). */
 import type { System } from '../../bhyve/dialects.js'
 import { type Generation, systemOf } from '../../checkpoint/generation.js'
 import type { CheckpointReport } from '../../store/catalog/restore_records.js'
@@ -7,13 +7,13 @@ import { blocker, type Blocker } from './findings.js'
 
 export interface Reader {
   generation: Generation
-  /** How it is known. */
+  /** How the generation was determined, for messages. */
   because: string
 }
 
 const generations: Readonly<Record<Dialect, Generation>> = { struct: '13.0', path: '13.1', descriptor: '14' }
 
-/** Undefined where nobody has named it and the system does not tell: then nothing is claimed. */
+/** Undefined if the caller named no dialect and the system's release does not determine the generation. */
 export function readerOf(dialect: Dialect | 'auto', system: System): Reader | undefined {
   if (dialect !== 'auto') {
     return { generation: generations[dialect], because: `the client's dialect is '${dialect}'` }
@@ -23,7 +23,7 @@ export function readerOf(dialect: Dialect | 'auto', system: System): Reader | un
 }
 
 function generationOfSystem({ platform, release }: System): Generation | undefined {
-  // These development branches had both: their kernels say nothing about their bhyve.
+  // These development branches had bhyves of two generations, so the kernel's release does not determine which.
   if (platform !== 'freebsd' || /^(?:13\.0-(?:CURRENT|STABLE)|14\.0-CURRENT)/.test(release)) return undefined
   const [major = 0, minor = 0] = release.split('.').map((part) => Number.parseInt(part, 10))
   if (major >= 14) return '14'
@@ -31,12 +31,12 @@ function generationOfSystem({ platform, release }: System): Generation | undefin
   return minor === 0 ? '13.0' : '13.1'
 }
 
-/** A manifest is not asked: the metadata themselves decide, as they do for bhyve. */
+/** Uses the metadata and not the manifest, because bhyve reads only the metadata. */
 export function generationBlockers({ generation }: CheckpointReport, reader: Reader | undefined): Blocker[] {
   if (generation === undefined || reader === undefined || reader.generation === generation) return []
   const message =
-    `bhyve of ${systemOf(generation)} made it, and bhyve of ${systemOf(reader.generation)}, which would read it here ` +
-    `(${reader.because}), refuses it. Restore it on the system that made it, and shut the guest down there before you ` +
-    'upgrade'
+    `it was saved by bhyve of ${systemOf(generation)}, but here bhyve of ${systemOf(reader.generation)} would read it ` +
+    `(${reader.because}) and reject it: restore it on the system that saved it, and shut the guest down there before ` +
+    'you upgrade'
   return [blocker('generation-differs', message)]
 }

@@ -1,4 +1,4 @@
-/** One restore, from the plan to the new bhyve's socket. `docs/storage.md` says what a crash leaves at each step. */
+/** One restore, from the plan to the new bhyve's socket. `docs/storage.md` lists what a crash leaves at each step. */
 import { CheckpointError, detailsOf, isExhausted, toCheckpointError, withDetails } from '../../base/errors.js'
 import type { Cancellation } from '../../base/cancellation.js'
 import { loadNative } from '../../base/native.js'
@@ -9,10 +9,10 @@ import { planRestore, type Planned, type RestoreContext } from './plan.js'
 import { socketsIn } from './running.js'
 import { type Bhyve, type Ended, type Ending, startBhyve, untilServed } from './start.js'
 
-/** A bhyve that came up from a checkpoint. */
+/** A bhyve process that runs a restored VM. */
 export class Restored {
   readonly pid: number
-  /** Where its output goes. */
+  /** The file that receives bhyve's output. */
   readonly logFile: string
   readonly #bhyve: Bhyve
 
@@ -22,15 +22,15 @@ export class Restored {
     this.logFile = logFile
   }
 
-  /** Resolves when the process ends, for whoever runs the VM. Asking keeps this process alive. */
+  /** Resolves when the bhyve process ends. Reading this property keeps the current process alive until then. */
   get exited(): Promise<{ code: number | null; signal: string | null }> {
     return this.#bhyve.whenEnded().then(({ code, signal }) => ({ code, signal }))
   }
 }
 
 /**
- * The whole of it. A cancel does not stop this function once bhyve was started: it goes on until bhyve serves its
- * socket or has ended, and only then lets go of the set. The caller races it against the cancel.
+ * Restores a VM. Once bhyve was started, a cancel does not stop this function. It waits until bhyve serves its socket
+ * or has ended, and then releases the checkpoint. The caller races this function against the cancel.
  */
 export async function restore(
   context: RestoreContext,
@@ -46,7 +46,7 @@ export async function restore(
     cancellation.throwIfCancelled()
     return await restoreLogged(context, settings, planned, cancellation)
   } finally {
-    // What stays, recovery removes.
+    // Ignore errors: recovery removes what is left.
     await store.jobs.endRestore(directory, descriptors.turn).catch(() => undefined)
     loadNative().close(descriptors.turn)
   }
@@ -55,7 +55,7 @@ export async function restore(
 function assertUnblocked({ plan: { blockers } }: Planned, { vm, name }: RestoreSettings): void {
   if (blockers.length === 0) return
   const reasons = blockers.map(({ code, message }) => `${code}: ${message}`).join('; ')
-  const message = `checkpoint '${name}' of VM '${vm}' is not restored. ${reasons}. Nothing was started or changed`
+  const message = `Checkpoint '${name}' of VM '${vm}' cannot be restored: ${reasons}. Nothing was started or changed`
   throw new CheckpointError('ERR_RESTORE_BLOCKED', message, { vm, checkpoint: name, blockers })
 }
 
@@ -82,18 +82,20 @@ async function restoreLogged(
   }
 }
 
-/** Everything one start needs: passed on as one. */
+/** Everything that one start needs. */
 interface Starting extends RestoreContext {
   directory: string
   settings: RestoreSettings
   planned: Planned
   log: OpenedLog
   record: RestoreRecord
-  /** The guest, from this set, although bhyve has ended. */
+  /** bhyve has ended, but the restored guest may have run before. */
   mayHaveRun: boolean
 }
 
-/** From here on the set is marked: every way out without a guest that ran takes the mark back. */
+/**
+ * From here on the checkpoint has a restore record. If this function fails and the guest cannot have run, revoke it.
+ */
 async function restoreRecorded(starting: Starting, cancellation: Cancellation): Promise<Restored> {
   const restored = await restoreHeld(starting, cancellation).catch(async (error: unknown) => {
     if (starting.mayHaveRun) await confirm(starting)
@@ -104,12 +106,15 @@ async function restoreRecorded(starting: Starting, cancellation: Cancellation): 
   return restored
 }
 
-/** Where that fails, the set is kept as if it were all there is of the VM: too careful, and no harm. */
+/** Ignores errors: an unconfirmed checkpoint is kept like the only state of its VM, which does no harm. */
 async function confirm({ store, directory, settings, record }: Starting): Promise<void> {
   await store.jobs.confirmRestore(directory, settings.name, record).catch(() => undefined)
 }
 
-/** Marking takes the lock alone, starting shares it: the set must still be the same once the one became the other. */
+/**
+ * Writing the restore record needs an exclusive lock, and starting bhyve holds a shared one. The checkpoint may be
+ * replaced between the two locks, so its identity is checked again.
+ */
 async function restoreHeld(starting: Starting, cancellation: Cancellation): Promise<Restored> {
   const { store, vmJobs, directory, settings, planned, record, log, peers } = starting
   const held = await store.jobs.holdCheckpoint(directory, settings.name, planned.checkpoint.identity, record)
@@ -123,7 +128,7 @@ async function restoreHeld(starting: Starting, cancellation: Cancellation): Prom
     const bhyve = startBhyve(command, args, log.descriptors.log, settings.env)
     const ended = await untilServed(bhyve, { vmJobs, targets, peers, stale, bound: new Set() })
     starting.mayHaveRun = ended?.mayHaveRun === true
-    if (ended !== undefined || bhyve.pid === undefined) throw await didNotServe(starting, ended)
+    if (ended !== undefined || bhyve.pid === undefined) throw await startFailure(starting, ended)
     return new Restored(bhyve, bhyve.pid, log.path)
   } finally {
     loadNative().close(held.descriptors.staging)
@@ -131,35 +136,38 @@ async function restoreHeld(starting: Starting, cancellation: Cancellation): Prom
 }
 
 function changed({ vm, name }: RestoreSettings): CheckpointError {
-  const message = `checkpoint '${name}' of VM '${vm}' was replaced or marked by somebody else just now: try again`
+  const message =
+    `Checkpoint '${name}' of VM '${vm}' was replaced, or restored by another process, during this call. ` +
+    'Nothing was started. Try again'
   return new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm, checkpoint: name })
 }
 
-/** The new bhyve runs as we do. */
+/** The new bhyve runs as this process's user, so that user's sockets are trusted. */
 function targetsOfNew({ targets }: Planned): Planned['targets'] {
   const ours = process.geteuid?.() ?? 0
   return targets.map((target) => ({ ...target, trustedUids: [...target.trustedUids, ours] }))
 }
 
-async function didNotServe(
+async function startFailure(
   { store, settings, log }: Starting,
   ended: Ended | undefined,
 ): Promise<CheckpointError> {
   const { ending, mayHaveRun = false } = ended ?? {}
   const { vm, name, bhyve } = settings
   if (isExhausted(ending?.error)) {
-    const known = toCheckpointError(ending?.error, `starting '${bhyve}'`)
+    const known = toCheckpointError(ending?.error, `Starting '${bhyve}'`)
     return new CheckpointError(known.code, known.message, { ...detailsOf(known), vmState: 'off' })
   }
   const output = await store.jobs.readLogEnd(log.descriptors.log, log.start).catch(() => '')
-  const lastOutput = output === '' ? 'It said nothing' : `Its last words:\n${output}\n`
-  const what = mayHaveRun ? 'came up and ended at once' : 'did not come up'
+  const lastOutput = output === '' ? 'bhyve wrote no output' : `The last output of bhyve:\n${output}\n`
+  const what = mayHaveRun ? 'started and ended at once' : 'did not start'
   const outcome = mayHaveRun
-    ? ". The guest may have run: the checkpoint stays marked as restored (the option 'again' overrides)"
+    ? '. The guest may have run and changed its disks, so the checkpoint keeps its restore record ' +
+      "(to restore it anyway, pass the option 'again')"
     : ''
   const message =
-    `bhyve ${what} from checkpoint '${name}' of VM '${vm}': ${inWords(bhyve, ending)}. ${lastOutput} ` +
-    `(all of it is in '${log.path}')${outcome}`
+    `bhyve ${what} from checkpoint '${name}' of VM '${vm}': ${reasonOf(bhyve, ending)}. ${lastOutput} ` +
+    `(log file: '${log.path}')${outcome}`
   return new CheckpointError('ERR_RESTORE_FAILED', message, {
     vm,
     checkpoint: name,
@@ -170,21 +178,23 @@ async function didNotServe(
   })
 }
 
-function inWords(bhyve: string, ending: Ending | undefined): string {
-  if (ending?.error !== undefined) return `'${bhyve}' could not be started (${ending.error.message})`
-  if (ending?.signal != null) return `it was ended by ${ending.signal}`
-  return `it ended with status ${String(ending?.code ?? 'unknown')}`
+function reasonOf(bhyve: string, ending: Ending | undefined): string {
+  if (ending?.error !== undefined) return `'${bhyve}' could not be executed (${ending.error.message})`
+  if (ending?.signal != null) return `it was killed by ${ending.signal}`
+  return `it exited with status ${String(ending?.code ?? 'unknown')}`
 }
 
-/** Where that fails too, the set stays marked, and the error says so; one that is gone has no mark. */
+/** Reports a failed revocation in the error, because the restore record stays. A removed checkpoint has no record. */
 async function revoke({ store, directory, settings, record }: Starting, reason: unknown): Promise<void> {
   try {
     await store.jobs.revokeRestore(directory, settings.name, record)
   } catch (error) {
     if (error instanceof CheckpointError && error.code === 'ERR_CHECKPOINT_NOT_FOUND') return
-    const known = toCheckpointError(reason, 'restoring')
+    const known = toCheckpointError(reason, 'Restoring')
     const why = error instanceof Error ? error.message : String(error)
-    const message = `${known.message}. The checkpoint stays marked as restored (${why}): the option 'again' overrides that`
+    const message =
+      `${known.message}. The checkpoint keeps its restore record, because revoking it failed (${why}). ` +
+      "To restore the checkpoint, pass the option 'again'"
     throw withDetails(new CheckpointError(known.code, message, { cause: error }), known)
   }
 }

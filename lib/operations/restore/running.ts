@@ -1,4 +1,7 @@
-/** Is a VM running under that name? Nothing harmful is sent, and each process is asked once (protocol.md section 2). */
+/**
+ * Detects whether a VM of this name is running. Sends nothing, and connects only once to each process (protocol.md
+ * section 2).
+ */
 import { isKnownToKernel, type Located, type Target } from '../../bhyve/locate.js'
 import { knownStateOf } from '../../bhyve/peer.js'
 import type { PeerMemory } from '../../bhyve/peer_memory.js'
@@ -6,7 +9,7 @@ import { probe } from '../../bhyve/probe.js'
 import { CheckpointError, isExhausted } from '../../base/errors.js'
 import type { VmJobs } from '../jobs.js'
 
-/** Why the VM must be taken for running; undefined where nothing says so. */
+/** Why the VM must be assumed to be running. Undefined if there is no sign of it. */
 export async function signOfLife(
   jobs: VmJobs,
   target: Target,
@@ -18,22 +21,28 @@ export async function signOfLife(
   }
   if (!isKnownToKernel(target)) return undefined
   const { vm, vmmDirectory } = target
-  return `the kernel has a VM '${vm}' ('${vmmDirectory}/${vm}'); if its bhyve is dead: bhyvectl --vm=${vm} --destroy`
+  return (
+    `the kernel still has VM '${vm}' ('${vmmDirectory}/${vm}'): ` +
+    `if its bhyve process has ended, run 'bhyvectl --vm=${vm} --destroy'`
+  )
 }
 
 function signAt(located: Located, peers: PeerMemory): string | undefined {
   const found = probe(located, peers)
   if (found.kind === 'dead') return undefined
   if (found.kind === 'silent') {
-    // A dead `struct` socket looks the same as a live one; everywhere else somebody refuses to answer.
-    return located.kind === 'struct' ? undefined : `somebody may serve '${located.socketPath}': ${found.why}`
+    // A stale `struct` socket is indistinguishable from a live one. Other sockets are only silent if a process owns
+    // them.
+    return located.kind === 'struct'
+      ? undefined
+      : `a process may be serving '${located.socketPath}': ${found.why}`
   }
   const state = knownStateOf(found.peer)
   if (state === 'off') return undefined
   return `process ${String(found.peer.pid)} serves '${located.socketPath}'`
 }
 
-/** The sockets that the VM may have, dead or alive. */
+/** The sockets that may belong to the VM, including stale ones. */
 async function socketsOf(jobs: VmJobs, target: Target): Promise<Located[]> {
   try {
     return await jobs.locateSocket(target)
@@ -46,7 +55,7 @@ async function socketsOf(jobs: VmJobs, target: Target): Promise<Located[]> {
   }
 }
 
-/** The same of several places. After the first they are guesses: one that cannot be looked at is not the one. */
+/** The sockets at several targets. All targets after the first are guesses, so most of their errors are ignored. */
 export async function socketsIn(jobs: VmJobs, targets: readonly Target[]): Promise<Located[]> {
   const found = targets.map((target, index) => {
     const sockets = socketsOf(jobs, target)
@@ -55,7 +64,9 @@ export async function socketsIn(jobs: VmJobs, targets: readonly Target[]): Promi
   return (await Promise.all(found)).flat()
 }
 
-/** A guess that cannot be looked at is dropped; one that no descriptor was left for may be right. */
+/**
+ * Drops a guessed target that cannot be inspected. Rethrows if no descriptor was left, because the guess may be right.
+ */
 export function noneUnlessExhausted(error: unknown): [] {
   if (isExhausted(error)) throw error
   return []

@@ -1,4 +1,4 @@
-/** Starting bhyve so that it outlives us, and waiting until it serves its socket or has ended. */
+/** Starts bhyve so that it outlives this process, and waits until it serves its socket or has ended. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import type { Located, Target } from '../../bhyve/locate.js'
 import { knownStateOf } from '../../bhyve/peer.js'
@@ -10,7 +10,7 @@ import { socketsIn } from './running.js'
 
 const pollIntervalMs = 25
 
-/** How it ended before it served; `error` where it never ran. */
+/** How the process ended. `error` is only present if it could not be started. */
 export interface Ending {
   code: number | null
   signal: NodeJS.Signals | null
@@ -18,17 +18,17 @@ export interface Ending {
 }
 
 export interface Bhyve {
-  /** Undefined where it could not be started; `ending` then says why. */
+  /** Undefined if the process could not be started. `ending` then has the reason. */
   readonly pid: number | undefined
-  /** Once it has ended. */
+  /** Undefined until the process has ended. */
   ending: Ending | undefined
-  /** Its end. Waiting for it keeps this process alive. */
+  /** Resolves when the process ends. Calling it keeps the current process alive until then. */
   whenEnded(): Promise<Ending>
 }
 
 /**
- * In a session of its own, with nothing of ours but the file for its output: every other descriptor of this library is
- * close-on-exec. It does not keep this process alive, and Node reaps it when it ends.
+ * Starts bhyve in a session of its own. It inherits only the log file, because all other descriptors of this library
+ * are close-on-exec. It does not keep this process alive. Node reaps it when it ends.
  */
 export function startBhyve(
   command: string,
@@ -63,22 +63,22 @@ function endOf(child: ChildProcess): Promise<Ending> {
 
 export interface Awaited {
   vmJobs: VmJobs
-  /** Where its socket may come to be. */
+  /** Where the new bhyve may create its socket. */
   targets: readonly Target[]
   peers: PeerMemory
-  /** Socket files that were there before it was started: dead ones. */
+  /** Identities of the socket files that existed before the start. They are stale. */
   stale: ReadonlySet<string>
-  /** Sockets of dialect `struct` that were seen once. */
+  /** Identities of `struct` sockets that one poll has found. */
   bound: Set<string>
 }
 
 export interface Ended {
   ending: Ending
-  /** Its socket is there, which bhyve makes right before the guest runs: the guest may have run. */
+  /** The new socket exists. bhyve creates it right before the guest runs, so the guest may have run. */
   mayHaveRun: boolean
 }
 
-/** Undefined once the process serves its socket; how it ended where that comes first. Never rejects. */
+/** Resolves to undefined once the process serves its socket, or to its ending if it ends before. Never rejects. */
 export async function untilServed(bhyve: Bhyve, awaited: Awaited): Promise<Ended | undefined> {
   while (bhyve.ending === undefined) {
     if (await serves(bhyve, awaited)) return undefined
@@ -88,7 +88,7 @@ export async function untilServed(bhyve: Bhyve, awaited: Awaited): Promise<Ended
   return { ending: bhyve.ending, mayHaveRun: ran && (await hasNewSocket(awaited)) }
 }
 
-/** bhyve leaves its socket's file behind. Where nobody can look, the worse is assumed. */
+/** bhyve does not remove its socket file. If the check fails, assume the worse case: the guest may have run. */
 async function hasNewSocket({ vmJobs, targets, stale }: Awaited): Promise<boolean> {
   try {
     return (await socketsIn(vmJobs, targets)).some(({ identity }) => !stale.has(identity))
@@ -97,7 +97,7 @@ async function hasNewSocket({ vmJobs, targets, stale }: Awaited): Promise<boolea
   }
 }
 
-/** A look that fails is no news: bhyve runs, and what it is marked with must not be taken back. */
+/** Ignores failed polls: bhyve is still running, and its restore record must not be revoked. */
 async function serves({ pid }: Bhyve, { vmJobs, targets, peers, stale, bound }: Awaited): Promise<boolean> {
   if (pid === undefined) return false
   try {
@@ -108,14 +108,17 @@ async function serves({ pid }: Bhyve, { vmJobs, targets, peers, stale, bound }: 
   }
 }
 
-/** A socket is asked once: who waits must not fill its backlog. `struct` is never asked; a new file is its sign. */
+/**
+ * Probes each socket only once, because repeated probes would fill its backlog. A `struct` socket is never probed.
+ * There, a new socket file shows that bhyve serves it.
+ */
 function isServedBy(pid: number, located: Located, peers: PeerMemory, bound: Set<string>): boolean {
   const found = probe(located, peers)
-  // One that ends still holds its socket for a moment, and serves nobody any more.
+  // A process that is ending keeps its socket for a moment, but no longer serves it.
   if (found.kind === 'peer')
     return (found.peer.pid === pid && knownStateOf(found.peer) !== 'off') || found.peer.pid === -1
   if (located.kind !== 'struct') return false
-  // A socket has a file before anybody listens: it has to be there at two looks.
+  // The socket file appears before bhyve listens, so wait until a second poll finds it.
   if (!bound.has(located.identity)) {
     bound.add(located.identity)
     return false

@@ -15,8 +15,8 @@ export interface Reservation {
 }
 
 /**
- * Runs `work` with a new stage and the sockets that may belong to the VM. If `work` fails, the stage is discarded. A stage
- * that may hold the VM's only state is kept; the next call recovers it once bhyve has exited.
+ * Runs `work` with a new stage and the sockets that may belong to the VM. If `work` fails, the stage is discarded. A
+ * stage that may hold the VM's only state is kept; the next call recovers it once bhyve has exited.
  */
 export async function inStage(
   context: SavingContext,
@@ -31,7 +31,8 @@ export async function inStage(
   assertRestorablePath(path, vm, name)
   const sockets = await context.vmJobs.locateSocket(context.target)
   const [first] = sockets
-  if (first === undefined) throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${vm}' has no socket`)
+  if (first === undefined)
+    throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${vm}' is not running: it has no socket`)
   assertPathsFit(context, sockets, path, settings)
   cancellation.throwIfCancelled()
   const stage = await store.stage(vm, stageRequest(settings, first.ownerUid))
@@ -57,7 +58,7 @@ function stageRequest(
   return { name, ifExists, durable, memoryBytes, writerUid, intent }
 }
 
-/** Ignores errors: the next call recovers what is left, and the original error matters more. */
+/** Ignores errors, because the original error matters more. The next call removes what is left. */
 async function discardQuietly({ fate }: Stage): Promise<void> {
   if (fate.kind === 'discardable') await fate.discard().catch(() => undefined)
 }

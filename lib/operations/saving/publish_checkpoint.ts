@@ -28,7 +28,7 @@ export async function publish(
   progress: ProgressReporter,
   commitPoint: CommitPoint,
 ): Promise<Checkpoint> {
-  // Use the time of the last write, not of the publication: later changes on the VM's disks are not part of the checkpoint.
+  // Use the time of the last write, not of the publication: the checkpoint does not include later changes to the disks.
   const facts = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff, host: hostFacts() }
   const publication = { name, ...settings, manifest: newManifest(facts, { ...inspection, ...content }) }
   progress.report('syncing')

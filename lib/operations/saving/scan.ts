@@ -1,4 +1,4 @@
-/** The one pass over a guest's RAM before it is published. */
+/** Scans the guest's RAM once before publication: computes digests and replaces zeros with holes. */
 import type { Cancellation } from '../../base/cancellation.js'
 import { usualSliceBytes } from '../../checkpoint/slice.js'
 import type { PublicationSettings, ScanSettings } from '../settings.js'
@@ -7,7 +7,7 @@ import { forEachSlice, StopFlag } from '../slices.js'
 import type { Content, ContentRequest } from '../../store/staging/memory_scan.js'
 import type { Stage } from '../../store/stage.js'
 
-/** What the scan does, and whether the files will be fsynced afterwards. */
+/** Which checkpoint to scan, what the scan does, and whether the files will be fsynced afterwards. */
 interface Scanning {
   name: string
   scan: ScanSettings
@@ -15,8 +15,8 @@ interface Scanning {
 }
 
 /**
- * Digests the set in the stage and gives its zeros back, as far as the settings want it. Where they want neither, only
- * the two small files are read. Rejects when cancelled, with the file closed.
+ * Digests the checkpoint files in the stage and replaces zeros with holes, as the settings require. If they require
+ * neither, only the kernel and metadata files are read. Rejects after a cancel, once the file is closed.
  */
 export async function scan(
   stage: Stage,
@@ -37,7 +37,7 @@ export async function scan(
   return content
 }
 
-/** A job for each step would take a small guest longer than the steps do. */
+/** Runs all steps as one job: for a small guest, separate jobs would cost more time than the steps. */
 function atOnce(
   stage: Stage,
   request: ContentRequest,

@@ -9,12 +9,12 @@ import type { Answer } from './vm_request.js'
 import type { Suspending } from './suspending.js'
 
 /**
- * How long to wait for an exit. bhyve powers the VM off even if it could not write the metadata, and a process whose VM was
- * suspended by an earlier request is exiting: both may outlive the connection for a moment.
+ * How long to wait for an exit. bhyve powers the VM off even if it could not write the metadata, and a process whose VM
+ * was suspended by an earlier request is exiting: both may outlive the connection for a moment.
  */
 const exitGraceMs = 2_500
 
-/** If the VM still runs, the stage becomes discardable. If the VM is gone, its remains are kept. */
+/** If the VM still runs, the stage becomes discardable. If the VM is gone, its files are kept. */
 export async function failureOf(
   suspending: Suspending,
   answer: Answer,
@@ -40,14 +40,15 @@ async function lost({ stage }: Suspending, failure: SuspendFailure): Promise<Che
     }
     return failure.toError('unknown', leftIn(stage.path))
   } catch (cause) {
-    const outcome = `The VM is gone and its state is lost. ${leftIn(stage.path)}`
+    const outcome = `The VM is gone, and its state is lost. ${leftIn(stage.path)}`
     return failure.toError('off', outcome, { path: stage.path, cause })
   }
 }
 
 /**
- * bhyve resumes the VM if it could not write RAM or kernel state. If only the metadata are bad, or nothing was written, the
- * VM may still be gone. Complete metadata mean that bhyve considered the save successful, even if other files are bad.
+ * bhyve resumes the VM if it could not write RAM or kernel state. If only the metadata are damaged, or nothing was
+ * written, the VM may still be gone. Complete metadata mean that bhyve considered the save successful, even if other
+ * files are damaged.
  */
 async function fateOf(
   { context, end }: Suspending,
@@ -65,9 +66,9 @@ async function fateOf(
 }
 
 /**
- * Problems that make bhyve itself fail the save. It cannot know what the guest wrote into the first bytes of RAM, that
- * another process renamed its files, or that we cannot read them. Counting such problems would discard the state of a VM
- * that is gone.
+ * Problems that make bhyve itself fail the save. Other problems do not show that the VM still runs. For example, bhyve
+ * does not notice that the guest's RAM starts like another tool's file, that another process renamed the files, or that
+ * we cannot read them. Counting such problems would discard the state of a VM that is gone.
  */
 const noticed: ReadonlySet<Problem['code']> = new Set([
   'memory-empty',
@@ -80,13 +81,14 @@ function isNoticed({ code }: Problem): boolean {
   return noticed.has(code)
 }
 
-const nothingKept = 'The VM was not suspended; nothing was published, and an older checkpoint is as it was'
+const nothingKept =
+  'The VM was not suspended. Nothing was published, and the previous checkpoint is unchanged'
 const nothingSaved =
-  'The VM ended without writing anything for this request: if another suspend was under way, its checkpoint has the state'
+  'bhyve exited without writing anything for this request. If another suspend was in progress, its checkpoint holds the state'
 const leftIn = (path: string): string =>
-  `What was written is in '${path}', and the next call looks at it again`
+  `The files that bhyve wrote are in '${path}'. The next call checks them again`
 const lostIn = (path: string, name: string): string =>
-  `The VM is gone and its state is lost; what is left of it is kept as the damaged checkpoint '${name}' ('${path}')`
+  `The VM is gone, and its state is lost. The files that bhyve wrote are kept as the damaged checkpoint '${name}' ('${path}')`
 
 /** Builds the errors of one failed suspend. */
 class SuspendFailure {
@@ -104,9 +106,9 @@ class SuspendFailure {
     const { vm, name } = this.#suspending.settings
     const reply = this.#answer.replyError
     const problems = this.#problems
-    const replyText = reply === undefined ? '' : ` bhyve said: ${reply}.`
-    const wrong = problems.map(({ message }) => message).join('; ')
-    const message = `bhyve ended without a whole checkpoint of VM '${vm}': ${wrong}.${replyText} ${outcome}`
+    const replyText = reply === undefined ? '' : ` bhyve replied: ${reply}.`
+    const reasons = problems.map(({ message }) => message).join('; ')
+    const message = `bhyve did not write a complete checkpoint '${name}' of VM '${vm}': ${reasons}.${replyText} ${outcome}`
     const details = { vm, checkpoint: name, problems, reply, vmState, ...more }
     return new CheckpointError('ERR_SUSPEND_FAILED', message, details)
   }

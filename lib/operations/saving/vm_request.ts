@@ -15,7 +15,7 @@ import type { SaveSettings } from '../settings.js'
 import type { SavingCall, SavingContext } from './call.js'
 import { watchSaving } from './watch_saving.js'
 
-/** How bhyve answered, known once it has closed the connection. */
+/** How bhyve handled the request. Known once bhyve has closed the connection. */
 export interface Answer {
   peer: Peer
   dialect: Dialect
@@ -89,23 +89,26 @@ class VmRequest {
       try {
         return await this.#inEachDialect(located, isLast)
       } catch (error) {
-        // A host that was upgraded may still have the dead socket of the older place.
+        // After an upgrade of the host, the stale socket at the older path may still exist.
         const isDead = error instanceof CheckpointError && error.code === 'ERR_VM_NOT_RUNNING'
         if (!isDead || isLast) throw error
       }
     }
-    throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${this.#settings.vm}' has no socket`)
+    const message = `VM '${this.#settings.vm}' is not running: it has no socket`
+    throw new CheckpointError('ERR_VM_NOT_RUNNING', message)
   }
 
-  /** Tries dialects until bhyve serves one. */
+  /** Tries dialects until bhyve accepts a request. */
   async #inEachDialect(located: Located, isLast: boolean): Promise<Answer> {
     let last: Answer | undefined
     for (const dialect of dialectsAt(this.#context, located, this.#settings.request.dialect)) {
       if (last !== undefined && !(await this.#mayTryNext(last))) break
       last = await this.#in(dialect, located, isLast, last?.peer)
     }
-    if (last === undefined)
-      throw new CheckpointError('ERR_DIALECT_UNSUPPORTED', 'no dialect is known for this socket')
+    if (last === undefined) {
+      const message = `No dialect is known for the socket '${located.socketPath}'`
+      throw new CheckpointError('ERR_DIALECT_UNSUPPORTED', message)
+    }
     if ((await isUntouched(this.#stage)) === false) {
       this.#context.peers.rememberDialect(located, last.peer, last.dialect)
       // A failed cleanup must not fail the checkpoint.
@@ -119,12 +122,12 @@ class VmRequest {
     if (this.#call.cancellation.cancelled) return false
     if (knownStateOf(peer) !== 'running') return false
     const untouched = await this.#stage.isUntouched().catch((error: unknown) => {
-      // Without a descriptor we cannot tell whether bhyve wrote anything: stop here.
+      // Without a free descriptor, this process cannot check whether bhyve wrote anything. Do not send another request.
       if (isExhausted(error)) throw error
     })
     if (untouched !== true) return false
     this.#stage.vmStillRuns()
-    traceDecision(this.#settings.vm, 'nothing was made: it may be of another dialect')
+    traceDecision(this.#settings.vm, 'bhyve wrote nothing: try another dialect')
     return true
   }
 
@@ -140,7 +143,7 @@ class VmRequest {
     const content = { dialect, operation, filename, directory: await this.#stage.inboxDescriptor() }
     let isSending = false
     const beforeSending = async (peer: Peer): Promise<void> => {
-      traceDecision(vm, 'peer is welcome', { pid: peer.pid, uid: peer.uid })
+      traceDecision(vm, 'peer accepted', { pid: peer.pid, uid: peer.uid })
       await this.#options.beforeSending({ ...peer, dialect })
       isSending = true
     }
@@ -177,7 +180,7 @@ class VmRequest {
   }
 }
 
-/** Undefined if the check fails: that must not fail the checkpoint, and the files are inspected later anyway. */
+/** Undefined if the check fails. That must not fail the checkpoint, because the files are inspected later anyway. */
 function isUntouched(stage: Stage): Promise<boolean | undefined> {
   return stage.isUntouched().catch(() => undefined)
 }

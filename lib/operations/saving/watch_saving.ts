@@ -1,6 +1,6 @@
 /**
- * Looks at the growing RAM file while bhyve writes it: for progress, and to notice a bhyve that stands still.
- * Never to find out whether it is done: that is the connection's end.
+ * Polls the growing RAM file while bhyve writes it, to report progress and to detect a stalled save. The file does not
+ * show whether bhyve has finished. Only the end of the connection does.
  */
 import type { Cancellation } from '../../base/cancellation.js'
 import { CheckpointError } from '../../base/errors.js'
@@ -46,7 +46,7 @@ function intervalOf({ stallTimeout }: Watched, progress: ProgressReporter): numb
 }
 
 class Watch {
-  #settled: Promise<void> = Promise.resolve()
+  #lastPoll: Promise<void> = Promise.resolve()
   #polling = false
   #stopped = false
   #lastSeen = ''
@@ -74,13 +74,13 @@ class Watch {
   poll(): void {
     if (this.#polling || this.#cancellation.cancelled) return
     this.#polling = true
-    this.#settled = this.#pollOnce().finally(() => (this.#polling = false))
+    this.#lastPoll = this.#pollOnce().finally(() => (this.#polling = false))
   }
 
   /** A poll that is still running must not cancel a save that has succeeded. */
   stop(): Promise<void> {
     this.#stopped = true
-    return this.#settled
+    return this.#lastPoll
   }
 
   async #pollOnce(): Promise<void> {
@@ -115,13 +115,15 @@ class Watch {
     const details = { vm, checkpoint: name, begun }
     const forSoLong = `for ${String(stallTimeout)} ms`
     if (!begun) {
-      const message = `the bhyve of VM '${vm}' took no request for checkpoint '${name}' ${forSoLong}: it was told nothing`
+      const message =
+        `bhyve did not accept the request for checkpoint '${name}' of VM '${vm}' ${forSoLong}. ` +
+        'Nothing was sent to bhyve. Check whether its process is stopped or busy with another request'
       return new CheckpointError('ERR_STALLED', message, details)
     }
     const message =
-      `bhyve wrote nothing of checkpoint '${name}' of VM '${vm}' ${forSoLong}; it is left ` +
-      'alone, and its connection is held until it ends. ' +
-      (poweroff ? 'If it suspends the VM after all, the state is published' : 'Nothing is published')
+      `bhyve wrote nothing for checkpoint '${name}' of VM '${vm}' ${forSoLong}. The connection stays open, and ` +
+      'bhyve continues until it has finished. ' +
+      (poweroff ? 'If bhyve still suspends the VM, the state is published' : 'Nothing was published')
     return new CheckpointError('ERR_STALLED', message, details)
   }
 }

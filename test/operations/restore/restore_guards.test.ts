@@ -1,4 +1,4 @@
-/** A restore and others at the same checkpoint: locks, replacements, and a second restore. */
+/** A restore and concurrent calls on the same checkpoint: locks, replacements, and a second restore. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import fs from 'node:fs'
@@ -25,7 +25,7 @@ import {
 import { manifestOf, putSet } from '../../support/sets.js'
 import { native, isAlive, World, codesOf, watched } from '../../support/restore_world.js'
 
-t.test('while bhyve comes up, nobody takes the set away', async (t) => {
+t.test('restore: the checkpoint cannot be destroyed while bhyve starts', async (t) => {
   const world = new World(t)
   await world.saved('a', 'b')
   const gate = path.join(world.root, 'gate')
@@ -37,24 +37,24 @@ t.test('while bhyve comes up, nobody takes the set away', async (t) => {
   const destroying = world.newClient().destroyCheckpoint('vm1', 'a')
   void destroying.then(() => events.push(world.isServed() ? 'destroyed' : 'destroyed too early'))
   void restoring.then(() => events.push('restored'))
-  // Readers share the lock, so that this ends while the destroying waits.
-  for (let look = 0; look < 20; look++) {
+  // Readers share the lock, so these calls return while the destroy waits.
+  for (let call = 0; call < 20; call++) {
     t.match(await world.client.getCheckpoint('vm1', 'a'), { restoredAt: Date })
     t.strictSame(world.digests('a'), digests)
   }
-  t.ok(fs.lstatSync(path.join(world.runDirectory, 'vm1')).isSocket(), 'the stale socket is not it')
+  t.ok(fs.lstatSync(path.join(world.runDirectory, 'vm1')).isSocket(), 'the stale socket does not count')
   t.strictSame(events, [])
   fs.writeFileSync(gate, '')
   const { pid } = await restoring
   await destroying
-  // Once bhyve serves, the set may go, and which of the two calls hears of it first does not matter.
+  // Once bhyve serves its socket, the checkpoint may be destroyed. The order of the two events does not matter.
   t.strictSame(events.sort(), ['destroyed', 'restored'])
   t.ok(isAlive(pid))
   await world.client.createCheckpoint('vm1', { name: 'c' })
   t.strictSame(world.digests('c'), digests)
 })
 
-t.test('two restores at once: one starts', async (t) => {
+t.test('restore: of two concurrent calls, only one starts bhyve', async (t) => {
   for (const [names, again] of [
     [['a', 'a'], false],
     [['a', 'a'], true],
@@ -73,16 +73,16 @@ t.test('two restores at once: one starts', async (t) => {
     t.ok(codesOf(failed[0]?.reason as CheckpointError)?.includes('already-running'))
     t.equal(scripts.filter((script) => world.pidOf(script) > 0).length, 1)
     const restores = [...new Set(names)].flatMap((name) => (world.manifest(name).restores ?? []) as unknown[])
-    t.equal(restores.length, 1, 'marked once')
+    t.equal(restores.length, 1, 'one restore record')
   }
 })
 
 const needsRoot = { skip: process.geteuid?.() === 0 ? false : 'needs root' }
 
-t.test('another user who holds a lock on the directory keeps nobody from restoring', needsRoot, async (t) => {
+t.test('restore: a lock that another user holds on the directory does not matter', needsRoot, async (t) => {
   const world = new World(t)
   await world.saved('a')
-  for (const folder of [world.root, world.checkpointDirectory, world.directory]) fs.chmodSync(folder, 0o755)
+  for (const one of [world.root, world.checkpointDirectory, world.directory]) fs.chmodSync(one, 0o755)
   const holder = spawn('flock', ['--exclusive', world.directory, 'sh', '-c', 'echo held; exec cat'], {
     uid: 65534,
     gid: 65534,
@@ -92,10 +92,10 @@ t.test('another user who holds a lock on the directory keeps nobody from restori
   await once(holder.stdout, 'data')
   const { pid } = await world.client.restore('vm1', 'a', { args: world.args, bhyve: world.script() })
   t.ok(isAlive(pid))
-  t.strictSame(fs.readdirSync(path.join(world.directory, '.staging')), [], 'the lock went with the restore')
+  t.strictSame(fs.readdirSync(path.join(world.directory, '.staging')), [], 'the restore has removed its lock')
 })
 
-t.test('the lock of a restore', async (t) => {
+t.test('restore: holds a lock, and recovery removes the lock of a killed process', async (t) => {
   const world = new World(t)
   await world.saved('a')
   const staging = path.join(world.directory, '.staging')
@@ -109,18 +109,18 @@ t.test('the lock of a restore', async (t) => {
   t.ok(fs.existsSync(lock))
   t.match(await world.client.listCheckpoints('vm1'), [{ name: 'a', state: 'complete' }])
   t.throws(() => beginRestore(world.directory, 'a'), { code: 'ERR_CHECKPOINT_BUSY', path: lock })
-  t.ok(fs.existsSync(lock), 'it is left alone while it is held')
+  t.ok(fs.existsSync(lock), 'a held lock is kept')
   manager.kill('SIGKILL')
   await once(manager, 'exit')
   t.ok(fs.existsSync(lock))
   await world.kill(world.pidOf(bhyve))
   t.match(await world.client.listCheckpoints('vm1'), [{ name: 'a' }])
-  t.notOk(fs.existsSync(lock), 'recovery removes what a killed one has left')
+  t.notOk(fs.existsSync(lock), 'recovery removes the lock of a killed process')
   await world.client.restore('vm1', 'a', { args: world.args, bhyve: world.script(), again: true })
   t.strictSame(fs.readdirSync(staging), [])
 })
 
-t.test('a restore does not make listing take the lock alone', async (t) => {
+t.test('list: needs no exclusive lock during a restore', async (t) => {
   const world = new World(t)
   await world.saved('a')
   const { runDirectory, checkpointDirectory, directory } = world
@@ -137,18 +137,18 @@ t.test('a restore does not make listing take the lock alone', async (t) => {
   }
   t.strictSame(await modesOfListing(), ['shared'])
   native.close(turn)
-  t.strictSame(await modesOfListing(), ['shared', 'exclusive'], 'what a dead one has left is removed')
+  t.strictSame(await modesOfListing(), ['shared', 'exclusive'], 'the lock of an ended restore is removed')
   t.strictSame(await modesOfListing(), ['shared'])
   t.strictSame(fs.readdirSync(path.join(directory, '.staging')), [])
   const again = beginRestore(directory, 'a').descriptors.turn
   t.strictSame(await client.destroyAll('vm1'), ['a'])
-  t.ok(fs.existsSync(directory), 'a restore that is under way keeps the directory')
+  t.ok(fs.existsSync(directory), 'a restore in progress keeps the directory')
   native.close(again)
   t.strictSame(await client.destroyAll('vm1'), [])
   t.notOk(fs.existsSync(directory))
 })
 
-t.test('two processes at once: one starts', async (t) => {
+t.test('restore: of several processes, only one starts bhyve', async (t) => {
   const world = new World(t)
   await world.saved('a')
   const scripts = [0, 1, 2].map(() => world.script())
@@ -163,7 +163,7 @@ t.test('two processes at once: one starts', async (t) => {
   t.equal(scripts.filter((script) => world.pidOf(script) > 0).length, 1)
 })
 
-t.test('a set that is replaced between the look and the start', async (t) => {
+t.test('restore: rejects a checkpoint that is replaced before the start', async (t) => {
   for (const when of ['recordRestore', 'holdCheckpoint']) {
     const world = new World(t)
     await world.saved('a', 'b')
@@ -178,19 +178,19 @@ t.test('a set that is replaced between the look and the start', async (t) => {
     const error = await rejection(client.restore('vm1', 'a', { args: world.args, bhyve }))
     t.match(error, { code: 'ERR_CHECKPOINT_BUSY', message: /replaced/ }, when)
     t.equal(world.pidOf(bhyve), 0)
-    t.equal(world.manifest('a').restoredAt, undefined, 'the new one is not marked')
+    t.equal(world.manifest('a').restoredAt, undefined, 'the new checkpoint has no restore record')
   }
 })
 
-t.test('a set that another tool makes anew beside our manifest is not the one that was judged', async (t) => {
+t.test('restore: rejects files that another tool has rewritten beside the manifest', async (t) => {
   const directory = path.join(scratch(t), 'vm1')
   putSet(directory, 'a')
   const { identity } = inspectForRestore(directory, 'vm1', 'a')
   const restore = { at: '2026-01-01T00:00:00.000Z', again: false }
-  const mark = recordRestore(directory, 'vm1', 'a', identity, restore)!
+  const record = recordRestore(directory, 'vm1', 'a', identity, restore)!
   fs.utimesSync(path.join(directory, 'a.ckp'), 1, 1)
   const before = manifestOf(directory, 'a')
-  t.equal(holdCheckpoint(directory, 'a', identity, mark), undefined)
+  t.equal(holdCheckpoint(directory, 'a', identity, record), undefined)
   t.equal(recordRestore(directory, 'vm1', 'a', identity, restore), undefined)
   t.strictSame(manifestOf(directory, 'a'), before)
 })

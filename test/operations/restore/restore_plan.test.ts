@@ -1,4 +1,4 @@
-/** What a plan makes of bhyve's command line, the checkpoint and the host. */
+/** Blockers and warnings of a restore plan, from bhyve's command line, the checkpoint and the host. */
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
@@ -23,27 +23,28 @@ function clientFor(root: string, environment: Partial<Environment> = {}, options
   return createClientIn(all, { checkpointDirectory: root, runDirectory: path.join(root, '.run'), ...options })
 }
 
-/** Arguments whose disks are older than any set, newer than any, device nodes, or absent. */
-function placed(args: readonly string[], folder: string): string[] {
+/** Replaces OLD and NEW by disks that are older and newer than any checkpoint. */
+function withDisks(args: readonly string[], directory: string): string[] {
   return args.map((word) =>
-    word.replaceAll('OLD', path.join(folder, 'old')).replaceAll('NEW', path.join(folder, 'new')),
+    word.replaceAll('OLD', path.join(directory, 'old')).replaceAll('NEW', path.join(directory, 'new')),
   )
 }
 
-function diskFolder(t: Test): string {
-  const folder = scratch(t)
+function diskDirectory(t: Test): string {
+  const directory = scratch(t)
   for (const [name, time] of [
     ['old', 1e9],
     ['new', 4e9],
   ] as const) {
-    fs.writeFileSync(path.join(folder, name), '')
-    fs.utimesSync(path.join(folder, name), time, time)
+    fs.writeFileSync(path.join(directory, name), '')
+    fs.utimesSync(path.join(directory, name), time, time)
   }
-  fs.writeFileSync(path.join(folder, 'conf'), `pci.0.3.0.device=virtio-blk\npci.0.3.0.path=${folder}/new\n`)
-  return folder
+  const configuration = `pci.0.3.0.device=virtio-blk\npci.0.3.0.path=${directory}/new\n`
+  fs.writeFileSync(path.join(directory, 'conf'), configuration)
+  return directory
 }
 
-const whole = [
+const beginning = [
   '-c',
   '2',
   '-m',
@@ -57,7 +58,7 @@ const whole = [
   '3,virtio-blk,OLD',
 ]
 const rest = ['-s', '4,virtio-net,tap0', '-s', '5:1,virtio-blk,OLD', '-s', '1:6:2,e1000,tap1', '-s', '31,lpc']
-const all = [...whole, ...rest, '-s', '29,fbuf,tcp=127.0.0.1:5900', '-s', '30,xhci,tablet', 'vm1']
+const all = [...beginning, ...rest, '-s', '29,fbuf,tcp=127.0.0.1:5900', '-s', '30,xhci,tablet', 'vm1']
 const small = ['-c2', '-m4M']
 
 interface Row {
@@ -65,15 +66,18 @@ interface Row {
   args: string[]
   blockers?: string[]
   warnings?: string[]
-  set?: SetOptions
+  checkpoint?: SetOptions
   options?: Partial<RestoreOptions>
 }
 
 const suspended: SetOptions = { manifest: { poweredOff: true } }
 
 const rows: Row[] = [
-  { what: 'everything as it was', args: all },
-  { what: 'fewer devices: what the checkpoint has more is ignored', args: [...small, '-s', '31,lpc', 'vm1'] },
+  { what: 'the arguments of the saved VM', args: all },
+  {
+    what: 'fewer devices: additional devices of the checkpoint are ignored',
+    args: [...small, '-s', '31,lpc', 'vm1'],
+  },
   { what: 'no devices at all', args: [...small, 'vm1'] },
   {
     what: 'UEFI boot ROM, com ports',
@@ -120,18 +124,22 @@ const rows: Row[] = [
     blockers: ['device-missing'],
   },
   { what: 'by -k alone', args: [...small, '-k', 'CONF', 'vm1'], warnings: ['disks-moved-on'] },
-  { what: '-k that is not there', args: ['-k', '/nonexistent', 'vm1'], blockers: ['arguments-invalid'] },
-  { what: '-k that is no file', args: ['-k', '/dev/zero', 'vm1'], blockers: ['arguments-invalid'] },
+  {
+    what: '-k with a file that does not exist',
+    args: ['-k', '/nonexistent', 'vm1'],
+    blockers: ['arguments-invalid'],
+  },
+  { what: '-k with a device', args: ['-k', '/dev/zero', 'vm1'], blockers: ['arguments-invalid'] },
   { what: '-r given', args: [...small, '-r', '/x', 'vm1'], blockers: ['arguments-invalid'] },
   { what: '-r in a bundle', args: ['-AHPr/x', 'vm1'], blockers: ['arguments-invalid'] },
-  { what: 'no such option', args: ['-Z', 'vm1'], blockers: ['arguments-invalid'] },
+  { what: 'an unknown option', args: ['-Z', 'vm1'], blockers: ['arguments-invalid'] },
   {
     what: 'an occupied slot',
     args: ['-s', '3,lpc', '-s', '3:0,lpc', 'vm1'],
     blockers: ['arguments-invalid'],
   },
   {
-    what: 'a name that is none',
+    what: 'an invalid name',
     args: [...small, 'a/b'],
     blockers: ['arguments-invalid'],
     warnings: ['vm-name-differs'],
@@ -141,7 +149,7 @@ const rows: Row[] = [
   {
     what: "another VM's checkpoint",
     args: [...small, 'vm1'],
-    set: { vm: 'ubuntu' },
+    checkpoint: { vm: 'ubuntu' },
     warnings: ['vm-name-differs'],
   },
   {
@@ -154,34 +162,34 @@ const rows: Row[] = [
   {
     what: 'another CPU',
     args: [...small, 'vm1'],
-    set: { manifest: { host: { ...host, cpuModel: 'B' } } },
+    checkpoint: { manifest: { host: { ...host, cpuModel: 'B' } } },
     warnings: ['cpu-model-differs'],
   },
   {
     what: 'another release',
     args: [...small, 'vm1'],
-    set: { manifest: { host: { ...host, release: '15.0' } } },
+    checkpoint: { manifest: { host: { ...host, release: '15.0' } } },
     warnings: ['release-differs'],
   },
   {
-    what: 'a live one whose disk went on',
+    what: 'a live checkpoint whose disk has changed',
     args: [...small, '-s', '3,virtio-blk,NEW', 'vm1'],
     warnings: ['disks-moved-on'],
   },
   {
-    what: 'a live one on a device',
+    what: 'a live checkpoint with a device as its disk',
     args: [...small, '-s', '3,virtio-blk,/dev/null', 'vm1'],
     warnings: ['disks-moved-on'],
   },
-  { what: 'a suspended one', args: all, set: suspended },
+  { what: 'a suspended VM', args: all, checkpoint: suspended },
   {
-    what: 'a suspended one whose disk went on',
+    what: 'a suspended VM whose disk has changed',
     args: [...small, '-s', '3,virtio-blk,NEW', 'vm1'],
-    set: suspended,
+    checkpoint: suspended,
     blockers: ['disk-newer'],
   },
   {
-    what: 'two of its disks, and -o has the last word',
+    what: 'a suspended VM with two changed disks, one of them given by -o',
     args: [
       ...small,
       '-s',
@@ -192,66 +200,66 @@ const rows: Row[] = [
       '2,ahci,hd:OLD,cd:NEW',
       'vm1',
     ],
-    set: suspended,
+    checkpoint: suspended,
     blockers: ['disk-newer', 'disk-newer'],
   },
   {
-    what: 'again',
+    what: 'a second restore with again',
     args: [...small, '-s', '3,virtio-blk,NEW', 'vm1'],
-    set: { manifest: { poweredOff: true, restoredAt: '2026-01-01T00:00:00Z' } },
+    checkpoint: { manifest: { poweredOff: true, restoredAt: '2026-01-01T00:00:00Z' } },
     options: { again: true },
     warnings: ['disks-moved-on'],
   },
   {
-    what: 'a suspended one on a device',
+    what: 'a suspended VM with a device as its disk',
     args: [...small, '-s', '3,virtio-blk,/dev/null', 'vm1'],
-    set: suspended,
+    checkpoint: suspended,
     warnings: ['not-verified'],
   },
   {
-    what: 'a suspended one whose disk is away',
+    what: 'a suspended VM whose disk does not exist',
     args: [...small, '-s', '3,virtio-blk,/nonexistent', 'vm1'],
-    set: suspended,
+    checkpoint: suspended,
     warnings: ['not-verified'],
   },
   {
-    what: 'restored before',
+    what: 'already restored',
     args: [...small, 'vm1'],
-    set: { manifest: { restoredAt: '2026-01-01T00:00:00Z' } },
+    checkpoint: { manifest: { restoredAt: '2026-01-01T00:00:00Z' } },
     blockers: ['already-restored'],
   },
   {
-    what: 'content asked for',
+    what: 'verify without recorded digests',
     args: [...small, 'vm1'],
     options: { verify: true },
     warnings: ['not-verified'],
   },
-  { what: 'no manifest', args: [...small, 'vm1'], set: { manifest: false } },
+  { what: 'no manifest', args: [...small, 'vm1'], checkpoint: { manifest: false } },
   {
     what: "a newer release's manifest",
     args: [...small, 'vm1'],
-    set: { manifest: { version: 2 } },
+    checkpoint: { manifest: { version: 2 } },
     blockers: ['damaged'],
   },
   {
     what: 'no keyboard controller',
     args: [...small, 'vm1'],
-    set: { devices: ['lpc@pci.0.31.0'] },
+    checkpoint: { devices: ['lpc@pci.0.31.0'] },
     blockers: ['device-missing'],
   },
   {
-    what: 'the older shape knows no slots',
+    what: 'the older shape has no slots',
     args: [...small, '-s', '7,nvme,OLD', '-s', '9,virtio-blk,OLD', 'vm1'],
-    set: { old: true },
+    checkpoint: { old: true },
   },
 ]
 
-t.test('a table of arguments: exactly these blockers and warnings', async (t) => {
-  const folder = diskFolder(t)
-  for (const { what, args, blockers = [], warnings = [], set, options } of rows) {
+t.test('planRestore: reports exactly the expected blockers and warnings', async (t) => {
+  const disks = diskDirectory(t)
+  for (const { what, args, blockers = [], warnings = [], checkpoint, options } of rows) {
     const root = scratch(t)
-    putSet(path.join(root, 'vm1'), 'x', set)
-    const words = placed(args, folder).map((word) => (word === 'CONF' ? path.join(folder, 'conf') : word))
+    putSet(path.join(root, 'vm1'), 'x', checkpoint)
+    const words = withDisks(args, disks).map((word) => (word === 'CONF' ? path.join(disks, 'conf') : word))
     const plan = await clientFor(root).planRestore('vm1', 'x', { args: words, ...options })
     t.strictSame(
       plan.blockers.map(({ code }) => code),
@@ -268,7 +276,7 @@ t.test('a table of arguments: exactly these blockers and warnings', async (t) =>
   }
 })
 
-t.test('-r in its place, the rest untouched', async (t) => {
+t.test('planRestore: inserts -r and leaves the other arguments unchanged', async (t) => {
   const root = scratch(t)
   putSet(path.join(root, 'vm1'), 'x')
   const r = ['-r', path.join(root, 'vm1', 'x.ckp')]
@@ -281,7 +289,7 @@ t.test('-r in its place, the rest untouched', async (t) => {
   t.strictSame(await argsFor([]), r)
 })
 
-t.test('what is wrong with the set', async (t) => {
+t.test('planRestore: reports problems of the checkpoint', async (t) => {
   const root = scratch(t)
   const directory = path.join(root, 'vm1')
   const client = clientFor(root)
@@ -297,7 +305,7 @@ t.test('what is wrong with the set', async (t) => {
   t.strictSame(await codes('empty'), ['damaged'])
   putSet(directory, 'odd')
   fs.writeFileSync(path.join(directory, 'odd.ckp.manifest'), '{')
-  t.strictSame(await codes('odd'), ['damaged'], 'its marks cannot be read')
+  t.strictSame(await codes('odd'), ['damaged'], 'the restore records cannot be read')
   putSet(directory, 'other')
   fs.writeFileSync(path.join(directory, 'other.ckp'), 'BHYVE-CHECKPOINT-MANIFEST-1')
   t.strictSame(await codes('other'), ['foreign'])
@@ -305,7 +313,7 @@ t.test('what is wrong with the set', async (t) => {
   t.match(await rejection(client.planRestore('vm9', 'x', { args: [] })), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
 })
 
-t.test('a checkpoint of another generation of bhyve', async (t) => {
+t.test('planRestore: blocks a checkpoint of another generation of bhyve', async (t) => {
   const root = scratch(t)
   const directory = path.join(root, 'vm1')
   const made = { '13.0': '13.0', '13.1': true, '14': false } as const
@@ -327,7 +335,7 @@ t.test('a checkpoint of another generation of bhyve', async (t) => {
     ['auto', { release: '15.0-RELEASE' }, '14'],
     ['auto', { release: 'unknown' }, undefined],
     ['auto', { platform: 'linux', release: '14.2' }, undefined],
-    // What is named counts more than the host.
+    // The named dialect takes precedence over the host's release.
     ['path', { release: '14.2-RELEASE' }, '13.1'],
   ]
   for (const [dialect, more, reader] of readers) {
@@ -340,7 +348,7 @@ t.test('a checkpoint of another generation of bhyve', async (t) => {
           const { blockers } = await client.planRestore('vm1', `${generation} ${manifest}`, { args, again })
           const isOther = reader !== undefined && reader !== generation
           const codes = blockers.map(({ code }) => code)
-          const what = `${generation} ${manifest} a manifest, read by ${reader ?? 'nobody knows whom'} (${dialect ?? ''})`
+          const what = `${generation} ${manifest} a manifest, read by ${reader ?? 'an unknown generation'} (${dialect ?? ''})`
           t.strictSame(codes, isOther ? ['generation-differs'] : [], what)
         }
       }
@@ -348,7 +356,7 @@ t.test('a checkpoint of another generation of bhyve', async (t) => {
   }
 })
 
-t.test('after an upgrade a suspended VM is not restored, and the error says what to do', async (t) => {
+t.test('restore: after an upgrade, rejects an old state and advises what to do', async (t) => {
   const root = scratch(t)
   putSet(path.join(root, 'vm1'), 'suspend', { old: true, manifest: { poweredOff: true, dialect: 'path' } })
   const system = { platform: 'freebsd', release: '14.2-RELEASE' } as const
@@ -357,16 +365,16 @@ t.test('after an upgrade a suspended VM is not restored, and the error says what
   const error = await rejection(clientFor(root, { system }).restore('vm1', 'suspend', options))
   t.match(error, { code: 'ERR_RESTORE_BLOCKED', blockers: [{ code: 'generation-differs' }] })
   for (const part of [
-    /FreeBSD 13\.1 or a later 13\.x made it/,
+    /saved by bhyve of FreeBSD 13\.1 or a later 13\.x/,
     /FreeBSD 14 or later/,
     /14\.2-RELEASE/,
     /before you upgrade/,
   ])
     t.match(error.message, part)
-  t.equal(manifestOf(path.join(root, 'vm1'), 'suspend').restoredAt, undefined, 'not marked')
+  t.equal(manifestOf(path.join(root, 'vm1'), 'suspend').restoredAt, undefined, 'no restore record')
 })
 
-t.test('a path that bhyve could not open', async (t) => {
+t.test('planRestore: blocks a path that is too long for bhyve -r', async (t) => {
   const root = scratch(t)
   for (const [dialect, limit] of [
     ['descriptor', 250],
@@ -385,7 +393,7 @@ t.test('a path that bhyve could not open', async (t) => {
       )
     }
   }
-  // FreeBSD 13.0's metadata say it where there is no manifest.
+  // Without a manifest, the metadata of FreeBSD 13.0 determine the limit.
   const client = clientFor(root, { system: { platform: 'freebsd', release: '13.0-RELEASE' } })
   for (const excess of [0, 1]) {
     const name = 'm'.repeat(95 + excess - path.join(root, 'vm1/.ckp').length)
@@ -399,7 +407,7 @@ t.test('a path that bhyve could not open', async (t) => {
   }
 })
 
-t.test('the host: too little memory, and a VM that the kernel has', async (t) => {
+t.test('planRestore: reports too little memory and a VM that the kernel still has', async (t) => {
   const root = scratch(t)
   putSet(path.join(root, 'vm1'), 'x')
   const args = [...small, 'vm1']
@@ -417,14 +425,14 @@ t.test('the host: too little memory, and a VM that the kernel has', async (t) =>
   t.match(
     renamed.blockers,
     [{ code: 'already-running', message: /bhyvectl --vm=vm2 --destroy/ }],
-    'under the new name',
+    'under the name in the arguments',
   )
   fs.renameSync(path.join(vmmDirectory, 'vm2'), path.join(vmmDirectory, 'vm1'))
-  const asked = await busy.planRestore('vm1', 'x', { args: [...small, 'vm2'] })
-  t.match(asked.blockers, [{ code: 'already-running' }], 'and under the one that was asked for')
+  const called = await busy.planRestore('vm1', 'x', { args: [...small, 'vm2'] })
+  t.match(called.blockers, [{ code: 'already-running' }], 'under the name in the call')
 })
 
-t.test('options that make no sense', async (t) => {
+t.test('planRestore and restore: reject invalid options', async (t) => {
   const root = scratch(t)
   putSet(path.join(root, 'vm1'), 'x')
   const client = createClient({ checkpointDirectory: root })

@@ -1,4 +1,4 @@
-/** The record of a restore: made before the start, and taken back only where nothing ran. */
+/** The restore record: written before the start, and revoked only if the guest cannot have run. */
 import { spawn } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -15,7 +15,7 @@ import { childEnvironment, rejection, scratch, until } from '../../support/index
 import { changeManifest, manifestOf, putSet } from '../../support/sets.js'
 import { native, isAlive, World, codesOf, watched } from '../../support/restore_world.js'
 
-t.test('a restoring process that is killed once bhyve has started', async (t) => {
+t.test('restore: the record remains when the restoring process is killed', async (t) => {
   const world = new World(t)
   await world.suspended()
   const gate = path.join(world.root, 'gate')
@@ -30,7 +30,7 @@ t.test('a restoring process that is killed once bhyve has started', async (t) =>
   const gone = new Promise((resolve) => manager.once('exit', resolve))
   manager.kill('SIGKILL')
   await gone
-  t.ok(isAlive(pid), 'bhyve lives on')
+  t.ok(isAlive(pid), 'bhyve is still running')
   const other = { args: world.args, bhyve: world.script() }
   t.strictSame(codesOf(await rejection(world.client.restore('vm1', 'suspend', other))), ['already-restored'])
   fs.writeFileSync(gate, '')
@@ -41,12 +41,12 @@ t.test('a restoring process that is killed once bhyve has started', async (t) =>
   ])
   await world.client.createCheckpoint('vm1', { name: 'later' })
   t.strictSame(world.digests('later'), world.digests('suspend'))
-  // Nobody saw it come up: the set may be all there is of the VM.
+  // The restore is unconfirmed, so the checkpoint may be the only state of the VM.
   t.strictSame((await world.client.pruneCheckpoints('vm1', { maxBytes: 0 })).removed, [])
   t.match(await world.client.suspendedCheckpoint('vm1'), { name: 'suspend' })
 })
 
-t.test('a failure at the marking leaves nothing started', async (t) => {
+t.test('restore: starts nothing if the record cannot be written', async (t) => {
   const world = new World(t)
   await world.saved('a')
   const bhyve = world.script()
@@ -59,7 +59,7 @@ t.test('a failure at the marking leaves nothing started', async (t) => {
   t.equal(world.pidOf(bhyve), 0)
 })
 
-t.test('a cancel between the mark and the start', async (t) => {
+t.test('restore: a cancel before the start revokes the record', async (t) => {
   const world = new World(t)
   await world.saved('a')
   const bhyve = world.script()
@@ -74,7 +74,7 @@ t.test('a cancel between the mark and the start', async (t) => {
   t.equal(world.manifest('a').restoredAt, undefined)
 })
 
-t.test('a mark that cannot be taken back is told of', async (t) => {
+t.test('restore: reports a record that cannot be revoked', async (t) => {
   const world = new World(t)
   await world.saved('a')
   const client = watched(world, (job) => {
@@ -84,10 +84,10 @@ t.test('a mark that cannot be taken back is told of', async (t) => {
     client.restore('vm1', 'a', { args: world.args, bhyve: world.script({ instead: 'exit 1' }) }),
   )
   t.match(error, { code: 'ERR_RESTORE_FAILED', vmState: 'off' })
-  t.match(error.message, /status 1.*stays marked as restored \(the disk is gone\).*option 'again'/s)
+  t.match(error.message, /status 1.*keeps its restore record.*\(the disk is gone\).*option 'again'/s)
 })
 
-t.test('looks that fail say nothing about a bhyve that runs', async (t) => {
+t.test('restore: ignores failed polls while bhyve runs', async (t) => {
   const world = new World(t)
   await world.saved('a')
   const gate = path.join(world.root, 'gate')
@@ -102,7 +102,7 @@ t.test('looks that fail say nothing about a bhyve that runs', async (t) => {
   t.equal(failures, 3)
 })
 
-t.test('a guest that came up and ended between two looks has run', async (t) => {
+t.test('restore: keeps the record of a guest that started and ended between two polls', async (t) => {
   const world = new World(t)
   await world.suspended()
   const socket = path.join(world.runDirectory, 'vm1')
@@ -111,37 +111,39 @@ t.test('a guest that came up and ended between two looks has run', async (t) => 
   const bhyve = world.script({ instead })
   const client = watched(world, (job) => {
     const isUp = world.pidOf(bhyve) > 0 && isAlive(world.pidOf(bhyve))
-    return job === 'locateSocket' && isUp ? Promise.reject(new Error('not while it lives')) : undefined
+    return job === 'locateSocket' && isUp ? Promise.reject(new Error('bhyve is still running')) : undefined
   })
   const error = await rejection(client.restore('vm1', 'suspend', { args: world.args, bhyve }))
   t.match(error, { code: 'ERR_RESTORE_FAILED', vmState: 'off', message: /status 3.*The guest may have run/s })
-  t.type(world.manifest('suspend').restoredAt, 'string', 'the mark stays')
+  t.type(world.manifest('suspend').restoredAt, 'string', 'the restore record stays')
   t.equal(await client.suspendedCheckpoint('vm1'), undefined)
-  const refused = await rejection(
+  const blocked = await rejection(
     client.restore('vm1', 'suspend', { args: world.args, bhyve: world.script() }),
   )
-  t.match(refused, { code: 'ERR_RESTORE_BLOCKED', blockers: [{ code: 'already-restored' }] })
+  t.match(blocked, { code: 'ERR_RESTORE_BLOCKED', blockers: [{ code: 'already-restored' }] })
 })
 
-t.test('where nobody can look whether the guest has run, the mark stays', async (t) => {
+t.test('restore: keeps the record if it is unknown whether the guest has run', async (t) => {
   const world = new World(t)
   await world.suspended()
   const bhyve = world.script({ instead: 'exit 3' })
   const client = watched(world, (job) =>
-    job === 'locateSocket' && world.pidOf(bhyve) > 0 ? Promise.reject(new Error('no look')) : undefined,
+    job === 'locateSocket' && world.pidOf(bhyve) > 0
+      ? Promise.reject(new Error('the poll failed'))
+      : undefined,
   )
   const error = await rejection(client.restore('vm1', 'suspend', { args: world.args, bhyve }))
   t.match(error, { code: 'ERR_RESTORE_FAILED', message: /status 3.*The guest may have run/s })
   t.type(world.manifest('suspend').restoredAt, 'string')
 })
 
-t.test("another restore's record is neither taken back nor started from", async (t) => {
+t.test('restore: does not revoke or use the record of another restore', async (t) => {
   const directory = path.join(scratch(t), 'vm1')
   putSet(directory, 'a')
   const { identity } = inspectForRestore(directory, 'vm1', 'a')
-  const mark = (at: string) => recordRestore(directory, 'vm1', 'a', identity, { at, again: true })!
-  const first = mark('2026-01-01T00:00:00.000Z')
-  const second = mark('2026-01-02T00:00:00.000Z')
+  const record = (at: string) => recordRestore(directory, 'vm1', 'a', identity, { at, again: true })!
+  const first = record('2026-01-01T00:00:00.000Z')
+  const second = record('2026-01-02T00:00:00.000Z')
   const before = manifestOf(directory, 'a')
   t.match(before, { restoredAt: second.at, restores: [{ at: first.at }, { at: second.at }] })
   t.equal(revokeRestore(directory, 'a', first), false)

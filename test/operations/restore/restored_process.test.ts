@@ -1,4 +1,4 @@
-/** The bhyve that a restore starts: what it gets, where it is looked for, and how it may fail. */
+/** The bhyve process that a restore starts: what it inherits, how its socket is found, and how it may fail. */
 import fs from 'node:fs'
 import path from 'node:path'
 import t from 'tap'
@@ -20,7 +20,7 @@ import {
 import { changeManifest } from '../../support/sets.js'
 import { native, isAlive, World, codesOf } from '../../support/restore_world.js'
 
-t.test('the VM survives the end of the process that restored it, which ends by itself', async (t) => {
+t.test('restore: the VM outlives the restoring process, which exits normally', async (t) => {
   const world = new World(t)
   await world.saved('a')
   const bhyve = world.script()
@@ -32,18 +32,18 @@ t.test('the VM survives the end of the process that restored it, which ends by i
   t.strictSame(world.digests('b'), world.digests('a'))
 })
 
-t.test('a session of its own, nothing of ours but the log, and no zombie', async (t) => {
+t.test('restore: bhyve gets its own session, inherits only the log, and leaves no zombie', async (t) => {
   const world = new World(t)
   await world.saved('a')
-  const look = `ls -l /proc/$$/fd; cut -d' ' -f5,6 /proc/$$/stat; cat`
+  const inspect = `ls -l /proc/$$/fd; cut -d' ' -f5,6 /proc/$$/stat; cat`
   const error = await rejection(
     world.client.restore('vm1', 'a', {
       args: world.args,
-      bhyve: world.script({ instead: `${look}; exit 3` }),
+      bhyve: world.script({ instead: `${inspect}; exit 3` }),
     }),
   )
   const output = error.reply ?? ''
-  t.match(output, /0 -> \/dev\/null/, 'and standard input is at its end')
+  t.match(output, /0 -> \/dev\/null/, 'standard input is empty')
   t.match(output, /1 -> .*restore\.log/)
   t.match(output, /2 -> .*restore\.log/)
   t.notMatch(output, /\.staging|-> \S*\/vm1$/m)
@@ -55,12 +55,12 @@ t.test('a session of its own, nothing of ours but the log, and no zombie', async
   await until(() => isFailure(native.processStatus(pid)), 'no zombie')
 })
 
-t.test('bhyve gets a small environment, or the one that is named', async (t) => {
+t.test("restore: bhyve gets a small environment, or the one in the option 'env'", async (t) => {
   const world = new World(t)
   await world.saved('a')
   const bhyve = path.join(world.root, 'env')
   fs.writeFileSync(bhyve, `#!/bin/sh\nenv | sed -n 's/^\\([A-Za-z_]*\\)=.*/\\1/p'\nexit 3\n`, { mode: 0o755 })
-  // The shell adds some, and the test runner to every child: its values are long, and of many lines.
+  // The shell adds variables, and the test runner adds some to every child.
   const added = /^(PWD|OLDPWD|SHLVL|_.*|NODE_OPTIONS)$/
   const namesOf = async (...more: string[]): Promise<string[]> => {
     const words = [world.runDirectory, world.checkpointDirectory, 'a', bhyve, 'once', ...more]
@@ -80,7 +80,7 @@ t.test('bhyve gets a small environment, or the one that is named', async (t) => 
   ])
 })
 
-t.test('a bhyve that ends before it serves', async (t) => {
+t.test('restore: rejects and revokes the record if bhyve ends before it serves its socket', async (t) => {
   const world = new World(t)
   await world.saved('a', 'bare')
   changeManifest(world.directory, 'a', { ofNewerReleases: 1 })
@@ -88,16 +88,16 @@ t.test('a bhyve that ends before it serves', async (t) => {
   const before = world.manifest('a')
   const restoring = (bhyve: string, name = 'a', again = false) =>
     rejection(world.client.restore('vm1', name, { args: world.args, bhyve, again }))
-  const refused = await restoring(world.script({ options: { suspendExitCode: 999 } }))
-  t.match(refused, { code: 'ERR_RESTORE_FAILED', vm: 'vm1', checkpoint: 'a', vmState: 'off' })
-  t.match(refused.message, /ended with status 64.*SIMULATED_BHYVE/s)
-  t.match(refused.reply, /suspendExitCode/)
-  t.equal(refused.path, path.join(world.directory, 'restore.log'))
-  t.strictSame(world.manifest('a'), before, 'taken back')
+  const failed = await restoring(world.script({ options: { suspendExitCode: 999 } }))
+  t.match(failed, { code: 'ERR_RESTORE_FAILED', vm: 'vm1', checkpoint: 'a', vmState: 'off' })
+  t.match(failed.message, /exited with status 64.*SIMULATED_BHYVE/s)
+  t.match(failed.reply, /suspendExitCode/)
+  t.equal(failed.path, path.join(world.directory, 'restore.log'))
+  t.strictSame(world.manifest('a'), before, 'the record is revoked')
   t.match(await restoring(world.script({ instead: 'kill -KILL $$' })), {
-    message: /ended by SIGKILL.*said nothing/,
+    message: /killed by SIGKILL.*wrote no output/,
   })
-  t.match(await restoring(world.script({ instead: 'exit 0' })), { message: /ended with status 0/ })
+  t.match(await restoring(world.script({ instead: 'exit 0' })), { message: /exited with status 0/ })
   const broken = path.join(world.root, 'broken')
   fs.writeFileSync(broken, '#!/nonexistent/sh\n', { mode: 0o755 })
   t.match(await restoring(broken), { code: 'ERR_RESTORE_FAILED', cause: { code: 'ENOENT' } })
@@ -108,14 +108,14 @@ t.test('a bhyve that ends before it serves', async (t) => {
   await world.kill(pid)
   const once = world.manifest('a')
   t.match(await restoring(world.script({ instead: 'exit 1' }), 'a', true), { code: 'ERR_RESTORE_FAILED' })
-  t.strictSame(world.manifest('a'), once, 'what was before stays')
+  t.strictSame(world.manifest('a'), once, 'the earlier record stays')
   t.strictSame(
     checkpointFiles(world.directory).filter((file) => file.startsWith('.staging')),
     [],
   )
 })
 
-t.test('the last words are short, and no control characters', async (t) => {
+t.test('restore: the quoted output is short and contains no control characters', async (t) => {
   const world = new World(t)
   await world.saved('a')
   const instead = `i=0; while [ $i -lt 3000 ]; do echo "line $i"; i=$((i+1)); done; printf 'the \\033[31mend\\r\\n'; exit 1`
@@ -125,22 +125,22 @@ t.test('the last words are short, and no control characters', async (t) => {
   t.match(reply, /line 2999\nthe {2}\[31mend$/)
   t.ok((reply?.split('\n').length ?? 99) <= 20)
   t.ok(message.length < 6000)
-  t.ok(fs.statSync(path.join(world.directory, 'restore.log')).size > 20_000, 'all of it is in the file')
+  t.ok(fs.statSync(path.join(world.directory, 'restore.log')).size > 20_000, 'the log file has all of it')
 })
 
-t.test('only a socket of the child is taken for its own', async (t) => {
+t.test('restore: accepts only a socket of the started process', async (t) => {
   for (const dialect of ['descriptor', 'struct'] as const) {
     const world = new World(t, dialect)
     await world.saved('a')
     const gate = path.join(world.root, 'gate')
     const bhyve = world.script({ gate })
     let isRestored = false
-    // This one knows nobody yet.
+    // The peer memory of a new client is empty.
     const restoring = world.newClient().restore('vm1', 'a', { args: world.args, bhyve })
     void restoring.then(() => (isRestored = true))
     await world.started(bhyve)
     const socket = path.join(world.runDirectory, dialect === 'struct' ? 'checkpoint/vm1' : 'vm1')
-    t.ok(fs.lstatSync(socket).isSocket(), 'the one of the dead')
+    t.ok(fs.lstatSync(socket).isSocket(), 'the stale socket')
     if (dialect === 'descriptor') {
       fs.rmSync(socket)
       const listener = native.simulator.listenStream(socket, 5)
@@ -157,12 +157,12 @@ t.test('only a socket of the child is taken for its own', async (t) => {
         }
         return taken
       }
-      await until(() => takeAll() === 1, 'a question to the stranger')
-      for (let look = 0; look < 50; look++) await world.client.getCheckpoint('vm1', 'a')
-      t.equal(takeAll(), 0, 'asked once')
+      await until(() => takeAll() === 1, 'a connection to the other process')
+      for (let call = 0; call < 50; call++) await world.client.getCheckpoint('vm1', 'a')
+      t.equal(takeAll(), 0, 'only one connection')
       native.close(listener)
     } else {
-      for (let look = 0; look < 50; look++) await world.client.getCheckpoint('vm1', 'a')
+      for (let call = 0; call < 50; call++) await world.client.getCheckpoint('vm1', 'a')
     }
     t.notOk(isRestored)
     fs.writeFileSync(gate, '')
@@ -170,7 +170,7 @@ t.test('only a socket of the child is taken for its own', async (t) => {
   }
 })
 
-t.test('a cancel or a timeout stops the waiting, not bhyve', async (t) => {
+t.test('restore: a cancel or timeout stops the wait, but not bhyve', async (t) => {
   for (const [how, comesUp] of [
     ['abort', true],
     ['abort', false],
@@ -193,11 +193,15 @@ t.test('a cancel or a timeout stops the waiting, not bhyve', async (t) => {
     t.match(error, { code: how === 'abort' ? 'ABORT_ERR' : 'ERR_TIMEOUT', begun: true })
     t.equal(error instanceof AbortError, how === 'abort')
     t.ok(isAlive(world.pidOf(bhyve)), 'not killed')
-    t.type(world.manifest('a').restoredAt, 'string', 'still marked')
+    t.type(world.manifest('a').restoredAt, 'string', 'the restore record stays')
     fs.writeFileSync(gate, '')
     await world.client.idle()
     t.equal(isAlive(world.pidOf(bhyve)), comesUp)
-    t.equal(world.manifest('a').restoredAt !== undefined, comesUp, 'taken back where it did not come up')
+    t.equal(
+      world.manifest('a').restoredAt !== undefined,
+      comesUp,
+      'the record is revoked if bhyve did not start',
+    )
     await world.client.pinCheckpoint('vm1', 'a')
   }
   const world = new World(t)
@@ -213,7 +217,7 @@ t.test('a cancel or a timeout stops the waiting, not bhyve', async (t) => {
   t.equal(world.manifest('a').restoredAt, undefined)
 })
 
-t.test("where bhyve's output goes", async (t) => {
+t.test("restore: writes bhyve's output only to a regular file", async (t) => {
   const world = new World(t)
   await world.saved('a')
   const target = path.join(world.root, 'target')
@@ -239,7 +243,7 @@ t.test("where bhyve's output goes", async (t) => {
   t.match(await restoring(), { code: 'ERR_INVALID_OPTION', path: standard })
   t.equal(fs.readFileSync(target, 'utf8'), 'precious')
   t.equal(world.pidOf(bhyve), 0)
-  t.strictSame(world.manifest('a'), before, 'nothing was marked')
+  t.strictSame(world.manifest('a'), before, 'no restore record is written')
   fs.rmSync(standard)
   const own = path.join(world.root, 'own.log')
   fs.writeFileSync(own, 'first\n', { mode: 0o644 })
@@ -257,43 +261,43 @@ t.test("where bhyve's output goes", async (t) => {
       again: true,
     }),
   )
-  t.equal(failed.reply, 'second', 'only what this one said')
+  t.equal(failed.reply, 'second', 'only the output of this process')
 })
 
-t.test('a bhyve that is no executable file is seen by the plan, and nothing is marked', async (t) => {
+t.test('restore: the plan reports a bhyve that is not executable, and no record is written', async (t) => {
   const world = new World(t)
   await world.saved('a')
   const before = contents(world.directory)
-  const plain = path.join(world.root, 'plain')
-  fs.writeFileSync(plain, '', { mode: 0o644 })
+  const file = path.join(world.root, 'file')
+  fs.writeFileSync(file, '', { mode: 0o644 })
   for (const [bhyve, why] of [
     ['/nonexistent/bhyve', 'does not exist'],
-    [plain, 'is not executable'],
+    [file, 'is not executable'],
     [world.root, 'is not a regular file'],
-    [path.join(plain, 'bhyve'), 'does not exist'],
+    [path.join(file, 'bhyve'), 'does not exist'],
   ] as const) {
     const { blockers } = await world.client.planRestore('vm1', 'a', { args: world.args, bhyve })
     t.strictSame(codesOf({ blockers }), ['arguments-invalid'], why)
     for (const part of [`'${bhyve}' ${why}`, "the option 'bhyve' (--bhyve)"])
       t.ok(blockers[0]?.message.includes(part), part)
-    const refused = await rejection(world.client.restore('vm1', 'a', { args: world.args, bhyve }))
-    t.match(refused, {
+    const blocked = await rejection(world.client.restore('vm1', 'a', { args: world.args, bhyve }))
+    t.match(blocked, {
       code: 'ERR_RESTORE_BLOCKED',
       vm: 'vm1',
       checkpoint: 'a',
       blockers: [{ code: 'arguments-invalid' }],
     })
   }
-  const both = { args: [...world.args, '-r', '/x'], bhyve: plain }
+  const both = { args: [...world.args, '-r', '/x'], bhyve: file }
   t.strictSame(codesOf(await world.client.planRestore('vm1', 'a', both)), [
     'arguments-invalid',
     'arguments-invalid',
   ])
-  t.strictSame(contents(world.directory), before, 'not even a log')
+  t.strictSame(contents(world.directory), before, 'no files have changed, not even the log')
 })
 
 t.test(
-  'where there is no bhyve a plan may leave it out, and a restore may not',
+  'restore: without a bhyve on the host, a plan succeeds and a restore is blocked',
   {
     skip: fs.existsSync('/usr/sbin/bhyve') && 'this host has a bhyve',
   },
@@ -302,46 +306,49 @@ t.test(
     await world.saved('a')
     t.strictSame((await world.client.planRestore('vm1', 'a', { args: world.args })).blockers, [])
     const before = contents(world.directory)
-    const refused = await rejection(world.client.restore('vm1', 'a', { args: world.args }))
-    t.strictSame(codesOf(refused), ['arguments-invalid'])
+    const blocked = await rejection(world.client.restore('vm1', 'a', { args: world.args }))
+    t.strictSame(codesOf(blocked), ['arguments-invalid'])
     t.strictSame(contents(world.directory), before)
   },
 )
 
-t.test('a bhyve that is told no run directory is looked for where it goes by itself', async (t) => {
-  const world = new World(t)
-  await world.suspended()
-  const defaultRunDirectory = scratch(t)
-  const environment = { ...hostEnvironment, peers: new PeerMemory(), defaultRunDirectory }
-  const { runDirectory, checkpointDirectory } = world
-  const client = createClientIn(environment, { runDirectory, checkpointDirectory })
-  const args = world.args.filter((word) => word !== '-o' && !word.startsWith('rundir='))
-  const run = `export SIMULATED_BHYVE_RUN_DIRECTORY='${defaultRunDirectory}'; exec '${process.execPath}' '${simulatedBhyve}' "$@"`
-  const bhyve = world.script({ instead: run })
-  const { pid } = await client.restore('vm1', 'suspend', { args, bhyve })
-  t.ok(fs.existsSync(path.join(defaultRunDirectory, 'vm1')))
-  t.match(
-    (await client.planRestore('vm1', 'suspend', { args, again: true })).blockers,
-    [{ code: 'already-running' }],
-    'it is known there',
-  )
-  await world.kill(pid)
-  t.type(world.manifest('suspend').restoredAt, 'string')
-  t.equal(await client.suspendedCheckpoint('vm1'), undefined)
-  const refused = await rejection(client.restore('vm1', 'suspend', { args, bhyve: world.script() }))
-  t.match(refused, { code: 'ERR_RESTORE_BLOCKED', blockers: [{ code: 'already-restored' }] })
-})
+t.test(
+  'restore: without a run directory in the arguments, finds bhyve in its default directory',
+  async (t) => {
+    const world = new World(t)
+    await world.suspended()
+    const defaultRunDirectory = scratch(t)
+    const environment = { ...hostEnvironment, peers: new PeerMemory(), defaultRunDirectory }
+    const { runDirectory, checkpointDirectory } = world
+    const client = createClientIn(environment, { runDirectory, checkpointDirectory })
+    const args = world.args.filter((word) => word !== '-o' && !word.startsWith('rundir='))
+    const run = `export SIMULATED_BHYVE_RUN_DIRECTORY='${defaultRunDirectory}'; exec '${process.execPath}' '${simulatedBhyve}' "$@"`
+    const bhyve = world.script({ instead: run })
+    const { pid } = await client.restore('vm1', 'suspend', { args, bhyve })
+    t.ok(fs.existsSync(path.join(defaultRunDirectory, 'vm1')))
+    t.match(
+      (await client.planRestore('vm1', 'suspend', { args, again: true })).blockers,
+      [{ code: 'already-running' }],
+      'the plan finds the running VM there',
+    )
+    await world.kill(pid)
+    t.type(world.manifest('suspend').restoredAt, 'string')
+    t.equal(await client.suspendedCheckpoint('vm1'), undefined)
+    const blocked = await rejection(client.restore('vm1', 'suspend', { args, bhyve: world.script() }))
+    t.match(blocked, { code: 'ERR_RESTORE_BLOCKED', blockers: [{ code: 'already-restored' }] })
+  },
+)
 
-t.test('a bhyve that is ending serves nobody, though its socket still takes connections', async (t) => {
+t.test('restore: does not accept the socket of a process that is ending', async (t) => {
   const world = new World(t)
   await world.saved('a')
   const bhyve = world.script()
   const processStatus = native.processStatus.bind(native)
-  let looks = 0
+  let polls = 0
   intercept(t, 'processStatus', (pid) => {
     const status = processStatus(Number(pid))
     if (pid !== world.pidOf(bhyve) || isFailure(status)) return undefined
-    if (++looks === 5) process.kill(Number(pid), 'SIGKILL')
+    if (++polls === 5) process.kill(Number(pid), 'SIGKILL')
     return { ...status, state: 'zombie' }
   })
   const error = await rejection(world.client.restore('vm1', 'a', { args: world.args, bhyve }))

@@ -1,4 +1,4 @@
-/** The supervisor's loop of examples/: a suspended VM stays off, and comes back as it was. */
+/** The supervisor's loop of examples/: a suspended VM stays off until the next run restores it. */
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
@@ -8,10 +8,10 @@ import { scratch, until } from '../../support/index.js'
 
 interface Loop {
   client: CheckpointClient
-  /** Ends once the VM is to stay off. */
+  /** Resolves when the VM is to stay off. */
   run(): Promise<string>
   lines: string[]
-  /** How the next bhyve behaves. */
+  /** Defines how the next bhyve behaves. */
   next(script: string): void
 }
 
@@ -49,7 +49,7 @@ async function running({ client }: Loop): Promise<void> {
 
 for (const suspendExitCode of [0, 5]) {
   t.test(
-    `suspended with status ${suspendExitCode}: it stays off, and is restored by the next run`,
+    `run loop: after a suspend with status ${suspendExitCode}, the VM stays off until the next run restores it`,
     async (t) => {
       const world = await loop(t, suspendExitCode)
       const first = world.run()
@@ -60,7 +60,7 @@ for (const suspendExitCode of [0, 5]) {
       const second = world.run()
       await until(() => world.lines.includes('restoring suspend'), 'the restore')
       await running(world)
-      // An older state that was restored is nobody's business any more.
+      // The older state was restored, so it no longer counts.
       await world.client.suspend('vm1', { name: 'again' })
       t.equal(await second, 'suspended')
       t.match(await world.client.suspendedCheckpoint('vm1'), { name: 'again' })
@@ -68,7 +68,7 @@ for (const suspendExitCode of [0, 5]) {
   )
 }
 
-t.test('a guest that reboots is started again, one that powers off is not', async (t) => {
+t.test('run loop: restarts a guest that reboots, but not one that powers off', async (t) => {
   const world = await loop(t, 0)
   const flag = path.join(scratch(t), 'rebooted')
   world.next(`if [ ! -e '${flag}' ]; then : >'${flag}'; exit 0; fi; exit 1`)
