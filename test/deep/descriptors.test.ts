@@ -1,4 +1,6 @@
-/** A process with few descriptors: what it may open is counted, calls wait for each other, and errors name the cause. */
+/**
+ * A process with few descriptors: the library counts descriptors, calls wait for each other, and errors name the limit.
+ */
 import { execFile } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
@@ -26,7 +28,7 @@ import {
 
 const native = loadNative()
 
-t.test('the limit and what is open are counted', async (t) => {
+t.test('the addon reports the limit and the number of open descriptors', async (t) => {
   const before = native.openDescriptors() as number
   t.ok(before > 2, `${before} open`)
   t.ok((native.descriptorLimit() as number) > before)
@@ -36,7 +38,7 @@ t.test('the limit and what is open are counted', async (t) => {
   t.equal(native.openDescriptors(), before)
 })
 
-/** Native calls that need a descriptor, for as long as they last or longer. */
+/** Native calls that need a descriptor, at least while they run. */
 const opening = [
   'openPath',
   'openAt',
@@ -48,7 +50,7 @@ const opening = [
   'signalProcess',
 ] as const
 
-/** Of these calls the one with number `at` fails. */
+/** Lets the call with number `at` fail. */
 class Exhaustion {
   at = 0
   count = 0
@@ -78,7 +80,7 @@ class Exhaustion {
   }
 }
 
-/** All in this thread, where native calls can be made to fail, and with a memory of its own. */
+/** Runs all jobs in this thread, where the test can make native calls fail. Has a peer memory of its own. */
 function clientHere(options: Parameters<typeof createClientIn>[1]): CheckpointClient {
   const pool = inlinePool()
   return createClientIn({ ...hostEnvironment, pool: () => pool, peers: new PeerMemory() }, options)
@@ -88,12 +90,12 @@ function assertNamed(t: Test, error: CheckpointError, what: string): void {
   const { code, message, vm, cause } = error
   if (code !== 'ERR_SYSTEM' || error.errno !== os.constants.errno.EMFILE)
     t.fail(`${what}: ${code} ${String(error.errno)}: ${message}`)
-  if (!message.includes('ulimit -n')) t.fail(`${what}: does not say what to do: ${message}`)
+  if (!message.includes('ulimit -n')) t.fail(`${what}: the message does not advise what to do: ${message}`)
   if (vm !== 'vm1' && what !== 'listVirtualMachines') t.fail(`${what}: no VM`)
   if (!(cause instanceof Error)) t.fail(`${what}: no cause`)
 }
 
-t.test('where no descriptor is left, every call says so, whatever it was about to open', async (t) => {
+t.test('every call names the descriptor limit when no descriptor is left', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 64 * 1024 })
   t.teardown(() => bhyve.stop())
   const checkpointDirectory = scratch(t)
@@ -134,7 +136,7 @@ t.test('where no descriptor is left, every call says so, whatever it was about t
   }
 })
 
-t.test('a suspend without descriptors loses nothing', { timeout: 120_000 }, async (t) => {
+t.test('suspend: loses no state when descriptors run out', { timeout: 120_000 }, async (t) => {
   const checkpointDirectory = scratch(t)
   const exhaustion = new Exhaustion(t)
   const outcomes = { running: 0, saved: 0 }
@@ -161,13 +163,13 @@ t.test('a suspend without descriptors loses nothing', { timeout: 120_000 }, asyn
     }
     await client.destroyAll('vm1')
     if (exhaustion.struck === '') break
-    // Each VM that is gone costs the start of another one.
+    // Take larger steps after the request was sent, because each suspended VM must be replaced by a new one.
     at += saved === undefined ? 1 : 4
   }
   t.ok(outcomes.running > 5 && outcomes.saved > 3, JSON.stringify(outcomes))
 })
 
-t.test('a struct bhyve is not left without a request', async (t) => {
+t.test('create: does not leave a struct bhyve without a request when descriptors run out', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 64 * 1024, dialect: 'struct' })
   t.teardown(() => bhyve.stop())
   const client = clientHere({ runDirectory: bhyve.runDirectory, checkpointDirectory: scratch(t) })
@@ -177,12 +179,12 @@ t.test('a struct bhyve is not left without a request', async (t) => {
   const release = intercept(t, 'processStatus', () => failure('EMFILE', 'open'))
   assertNamed(t, await rejection(other.createCheckpoint('vm1')), 'struct')
   release()
-  // It would have repeated the request before, whose folder is gone: the next one is served all the same.
+  // Without a request, bhyve would have repeated the previous one, whose stage is gone. The next request succeeds.
   t.match(await other.createCheckpoint('vm1'), { name: 'checkpoint' })
   t.strictSame(await client.listCheckpoints('vm1'), listed)
 })
 
-t.test('a bhyve that cannot be started for want of a descriptor is not blamed', async (t) => {
+t.test('restore: reports the descriptor limit when bhyve cannot be started because of it', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 4 * 1024 * 1024 })
   const runDirectory = path.join(scratch(t), 'run')
   fs.mkdirSync(runDirectory)
@@ -200,7 +202,7 @@ t.test('a bhyve that cannot be started for want of a descriptor is not blamed', 
         ...pool,
         run: async (job, onStart) => {
           const result = await pool.run(job, onStart)
-          // The last job before the start.
+          // This is the last job before the start of bhyve.
           if (job.name === 'holdCheckpoint') queueMicrotask(() => takeAll(taken))
           return result
         },
@@ -223,21 +225,21 @@ interface Outcome {
   complete: number
 }
 
-/** What comes of it in a process of its own, which may open so many. */
+/** Runs the script in a process of its own with this limit of descriptors. */
 async function withLimit(
   limit: number,
   runDirectory: string,
-  folder: string,
+  directory: string,
   ...more: string[]
 ): Promise<Outcome> {
   const script = fileURLToPath(new URL('../support/few-descriptors.mjs', import.meta.url))
   const command = `ulimit -n ${limit}; exec "$@"`
-  const words = ['-c', command, 'sh', process.execPath, script, runDirectory, folder, ...more]
+  const words = ['-c', command, 'sh', process.execPath, script, runDirectory, directory, ...more]
   const { stdout } = await promisify(execFile)('sh', words, { env: childEnvironment(), timeout: 280_000 })
   return JSON.parse(stdout) as Outcome
 }
 
-t.test('a fleet larger than the limit waits', { timeout: 600_000 }, async (t) => {
+t.test('calls wait when a fleet needs more descriptors than the limit', { timeout: 600_000 }, async (t) => {
   for (const { limit, count, what } of [
     { limit: 256, count: 300, what: 'create' },
     { limit: 64, count: 100, what: 'mix' },
@@ -250,14 +252,14 @@ t.test('a fleet larger than the limit waits', { timeout: 600_000 }, async (t) =>
   }
 })
 
-t.test('a suspend that was asked for is published, although the host takes every descriptor', async (t) => {
+t.test('suspend: publishes the state even if the host program takes every descriptor', async (t) => {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm0', memoryBytes: 2 ** 20, writeRate: 2 ** 20 })
   t.teardown(() => bhyve.stop())
   const outcome = await withLimit(64, bhyve.runDirectory, scratch(t), '1', 'hungry')
   t.strictSame(outcome, { failed: [], complete: 1 })
 })
 
-/** A budget whose process has `limit` descriptors, of which the host program has opened `host`. */
+/** The budget of a process with a limit of `limit` descriptors, of which the host program has opened `host`. */
 function budgetOf(limit: number, host: () => number): DescriptorBudget {
   return new DescriptorBudget({ limit: () => limit, open: host, held: () => 0, toCome: () => 0 })
 }
@@ -266,7 +268,7 @@ function cancellationOf(options: { signal?: AbortSignal; timeout?: number } = {}
   return new Cancellation({ doing: 'waiting', vm: 'vm1', ...options })
 }
 
-/** Work that goes on until it is ended from outside. */
+/** Work that runs until the test ends it. */
 class Work {
   readonly begun: string[] = []
   readonly #ends = new Map<string, () => void>()
@@ -281,9 +283,9 @@ class Work {
   }
 }
 
-t.test('calls come in their order, also a large one behind small ones', async (t) => {
+t.test('descriptor budget: grants calls in order, even a large one behind small ones', async (t) => {
   const work = new Work()
-  // Eight are left to the host.
+  // The budget leaves eight descriptors to the host program.
   const budget = budgetOf(18, () => 0)
   const take = (name: string, count: number) => budget.during(count, cancellationOf(), work.run(name))
   const all = [take('a', 4), take('b', 4), take('large', 9), take('c', 1)]
@@ -291,7 +293,7 @@ t.test('calls come in their order, also a large one behind small ones', async (t
   t.strictSame(work.begun, ['a', 'b'])
   work.end('a')
   await all[0]
-  t.strictSame(work.begun, ['a', 'b'], 'the small one waits behind the large one')
+  t.strictSame(work.begun, ['a', 'b'], 'the small call waits behind the large one')
   work.end('b')
   await until(() => work.begun.length === 4, 'the rest')
   t.strictSame(work.begun, ['a', 'b', 'large', 'c'])
@@ -300,8 +302,8 @@ t.test('calls come in their order, also a large one behind small ones', async (t
   await Promise.all(all)
 })
 
-t.test('who waits for descriptors can be cancelled, and keeps nobody waiting', async (t) => {
-  // A timeout does not keep this process alive.
+t.test('descriptor budget: a cancelled call does not delay the calls behind it', async (t) => {
+  // The timer of a timeout does not keep this process alive, so use another timer.
   const alive = setInterval(() => undefined, 1000)
   t.teardown(() => clearInterval(alive))
   const work = new Work()
@@ -322,7 +324,7 @@ t.test('who waits for descriptors can be cancelled, and keeps nobody waiting', a
   await next
 })
 
-t.test('where the host has taken everything, calls wait for ours and for nothing else', async (t) => {
+t.test('descriptor budget: calls wait for descriptors of the library, not of the host program', async (t) => {
   const work = new Work()
   let host = 0
   const budget = budgetOf(18, () => host)
@@ -347,7 +349,7 @@ t.test('where the host has taken everything, calls wait for ours and for nothing
   t.strictSame(work.begun, ['first', 'fourth'])
 })
 
-/** As many descriptors as this process may have. */
+/** Opens descriptors until the limit is reached. */
 function takeAll(taken: number[]): void {
   try {
     for (;;) taken.push(fs.openSync('/dev/null', 'r'))

@@ -1,4 +1,4 @@
-/** Each system call of create, suspend, destroy, prune and pin fails once; which error it is does not matter. */
+/** Lets each system call of create, suspend, destroy, prune and pin fail once. The kind of error must not matter. */
 import { execFile, execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
@@ -43,7 +43,7 @@ class Injector {
   at = -1
   error = 0
   count = 0
-  /** What had been renamed to `.ready` by the time of the failure. */
+  /** A stage had been renamed to `.ready` before the failure. */
   committed = false
   struck = ''
 
@@ -111,7 +111,7 @@ function assertExplained(t: Test, error: CheckpointError, injected: number, what
   if (error.vm !== 'vm1') t.fail(`${what}: no VM`)
 }
 
-t.test('create that replaces', async (t) => {
+t.test('create: each failing system call leaves the previous or the new checkpoint complete', async (t) => {
   const { client, directory, injector } = await world(t)
   let before = await client.createCheckpoint('vm1')
   const owned = native.ownedDescriptors()
@@ -127,11 +127,11 @@ t.test('create that replaces', async (t) => {
         assertExplained(t, result, error, what)
         const isNew = after.createdAt > before.createdAt
         if (isNew && !result.message.includes('committed'))
-          t.fail(`${what}: does not say that it is committed`)
+          t.fail(`${what}: the message does not report that the checkpoint is committed`)
         if (isNew !== injector.committed)
           t.fail(`${what}: ${isNew ? 'new' : 'old'}, committed: ${injector.committed}`)
       } else if (after.createdAt.getTime() !== result.createdAt.getTime())
-        t.fail(`${what}: resolved, but not there`)
+        t.fail(`${what}: resolved, but the checkpoint does not exist`)
       if (checkpointFiles(directory).length !== 4) t.fail(`${what}: ${checkpointFiles(directory).join()}`)
       if (native.ownedDescriptors() !== owned)
         t.fail(`${what}: ${native.ownedDescriptors() - owned} descriptors leaked`)
@@ -139,42 +139,45 @@ t.test('create that replaces', async (t) => {
       if (injector.struck === '') break
     }
   }
-  t.ok(failures > 300, `${failures} failures, each with the old or the new one whole`)
+  t.ok(failures > 300, `${failures} failures, and the previous or the new checkpoint was always complete`)
 })
 
-t.test('destroy, destroyAll, prune and pin', async (t) => {
-  const { client, directory, injector } = await world(t)
-  const operations: [string, () => Promise<unknown>][] = [
-    ['destroy', () => client.destroyCheckpoint('vm1', 'one')],
-    ['destroyAll', () => client.destroyAll('vm1')],
-    ['prune', () => client.pruneCheckpoints('vm1', { keepLast: 1 })],
-    ['pin', () => client.pinCheckpoint('vm1', 'one')],
-  ]
-  const owned = native.ownedDescriptors()
-  for (const [name, operation] of operations) {
-    for (let at = 1; ; at++) {
-      await client.createCheckpoint('vm1', { name: 'one', fsync: false })
-      await client.createCheckpoint('vm1', { name: 'two', fsync: false })
-      const result = await injector.during(at, errno.EIO, operation)
-      if (injector.struck === '') break
-      const what = `${name}: ${injector.struck}, call ${at}`
-      if (result instanceof CheckpointError) assertExplained(t, result, errno.EIO, what)
-      const listed = await client.listCheckpoints('vm1')
-      if (!listed.every(({ state }) => state === 'complete')) t.fail(`${what}: ${JSON.stringify(listed)}`)
-      const files = checkpointFiles(directory).filter(
-        (file) => !/^(one|two)\.ckp(\.kern|\.meta|\.manifest)?$/.test(file),
-      )
-      if (files.length > 0 || checkpointFiles(directory).length !== listed.length * 4)
-        t.fail(`${what}: ${checkpointFiles(directory).join()}`)
-      if (native.ownedDescriptors() !== owned) t.fail(`${what}: descriptors leaked`)
-      await client.destroyAll('vm1')
+t.test(
+  'destroy, destroyAll, prune and pin: each failing system call leaves every listed checkpoint complete',
+  async (t) => {
+    const { client, directory, injector } = await world(t)
+    const operations: [string, () => Promise<unknown>][] = [
+      ['destroy', () => client.destroyCheckpoint('vm1', 'one')],
+      ['destroyAll', () => client.destroyAll('vm1')],
+      ['prune', () => client.pruneCheckpoints('vm1', { keepLast: 1 })],
+      ['pin', () => client.pinCheckpoint('vm1', 'one')],
+    ]
+    const owned = native.ownedDescriptors()
+    for (const [name, operation] of operations) {
+      for (let at = 1; ; at++) {
+        await client.createCheckpoint('vm1', { name: 'one', fsync: false })
+        await client.createCheckpoint('vm1', { name: 'two', fsync: false })
+        const result = await injector.during(at, errno.EIO, operation)
+        if (injector.struck === '') break
+        const what = `${name}: ${injector.struck}, call ${at}`
+        if (result instanceof CheckpointError) assertExplained(t, result, errno.EIO, what)
+        const listed = await client.listCheckpoints('vm1')
+        if (!listed.every(({ state }) => state === 'complete')) t.fail(`${what}: ${JSON.stringify(listed)}`)
+        const files = checkpointFiles(directory).filter(
+          (file) => !/^(one|two)\.ckp(\.kern|\.meta|\.manifest)?$/.test(file),
+        )
+        if (files.length > 0 || checkpointFiles(directory).length !== listed.length * 4)
+          t.fail(`${what}: ${checkpointFiles(directory).join()}`)
+        if (native.ownedDescriptors() !== owned) t.fail(`${what}: descriptors leaked`)
+        await client.destroyAll('vm1')
+      }
+      t.pass(name)
     }
-    t.pass(name)
-  }
-})
+  },
+)
 
-/** Every call that fails costs a VM, once bhyve has been asked. */
-t.test('suspend', { timeout: 600_000 }, async (t) => {
+/** Once the request was sent, each failing call needs a new VM. */
+t.test('suspend: no failing system call loses the state of the VM', { timeout: 600_000 }, async (t) => {
   const root = scratch(t)
   const injector = new Injector(t)
   const request = { sent: false }
@@ -212,7 +215,7 @@ t.test('suspend', { timeout: 600_000 }, async (t) => {
   t.ok(outcomes.running > 20 && outcomes.saved > 50, JSON.stringify(outcomes))
 })
 
-/** The state of the VM is found, whole. */
+/** The state of the VM is listed, complete and verified. */
 async function assertSaved(t: Test, client: CheckpointClient, what: string): Promise<void> {
   const state = await client.suspendedCheckpoint('vm1')
   t.match(state, { poweredOff: true }, what)
@@ -220,7 +223,7 @@ async function assertSaved(t: Test, client: CheckpointClient, what: string): Pro
   t.match(await client.verifyCheckpoint('vm1', state!.name, { depth: 'content' }), { ok: true }, what)
 }
 
-t.test('short writes are no failure', async (t) => {
+t.test('create: continues after short writes', async (t) => {
   const { client } = await world(t)
   const original = fs.writeSync
   t.teardown(() => (fs.writeSync = original))
@@ -231,21 +234,25 @@ t.test('short writes are no failure', async (t) => {
   t.match(await client.listCheckpoints('vm1'), [{ state: 'complete', files: { manifest: /manifest$/ } }])
 })
 
-t.test('a kill before and after any call leaves the old or the new one', { timeout: 300_000 }, async (t) => {
-  const script = fileURLToPath(new URL('../crash/run.mjs', import.meta.url))
-  const options = { env: childEnvironment(), timeout: 290_000 }
-  const output = await new Promise<string>((resolve) => {
-    execFile(
-      process.execPath,
-      [script, '--seed', '100000', '--count', '100'],
-      options,
-      (_error, stdout, stderr) => resolve(stdout + stderr),
-    )
-  })
-  t.match(output, /^1\d\d kills in \d+ stores, all outcomes legal/)
-})
+t.test(
+  'create: a kill before or after any system call leaves the previous or the new checkpoint',
+  { timeout: 300_000 },
+  async (t) => {
+    const script = fileURLToPath(new URL('../crash/run.mjs', import.meta.url))
+    const options = { env: childEnvironment(), timeout: 290_000 }
+    const output = await new Promise<string>((resolve) => {
+      execFile(
+        process.execPath,
+        [script, '--seed', '100000', '--count', '100'],
+        options,
+        (_error, stdout, stderr) => resolve(stdout + stderr),
+      )
+    })
+    t.match(output, /^1\d\d kills in \d+ stores, all outcomes legal/)
+  },
+)
 
-/** A file system so small that it fills up; undefined where we may not mount one. */
+/** Mounts a file system that is small enough to fill up. Undefined without permission to mount. */
 function smallFileSystem(t: Test, size: string): string | undefined {
   const directory = scratch(t)
   try {
@@ -257,7 +264,7 @@ function smallFileSystem(t: Test, size: string): string | undefined {
   return directory
 }
 
-t.test('a disk that is really full', async (t) => {
+t.test('create: a full disk leaves the previous checkpoint complete', async (t) => {
   const directory = smallFileSystem(t, '600k')
   if (directory === undefined) {
     t.pass('not run: no right to mount a tmpfs here', { skip: 'no right to mount a tmpfs here' })
@@ -271,11 +278,11 @@ t.test('a disk that is really full', async (t) => {
     checkpointDirectory: directory,
     dialect: 'descriptor',
   })
-  // No size is known for the first one, and the second is refused before bhyve is asked.
+  // The first call knows no RAM size and reserves nothing. The second is rejected before a request is sent.
   await client.createCheckpoint('vm1')
   t.match(await rejection(client.createCheckpoint('vm1')), { code: 'ERR_NO_SPACE', vm: 'vm1' })
   t.match(await client.verifyCheckpoint('vm1', 'checkpoint'), { ok: true })
-  // Without that check, at every amount of space that is left: in the RAM, the kernel state, the manifest.
+  // Without the reservation, let writing fail at every amount of free space: in the RAM, kernel or manifest file.
   const filler = path.join(directory, 'filler')
   const sparse = createClientIn(
     {
@@ -305,31 +312,31 @@ t.test('a disk that is really full', async (t) => {
   t.ok(failed > 10)
 })
 
-t.test('hundreds that ask what the others have promised share one look', async (t) => {
-  const looks: { from: string[]; end: (result: string | Error) => void }[] = []
+t.test('reservations: hundreds of stages share one read of the other reservations', async (t) => {
+  const reads: { from: string[]; end: (result: string | Error) => void }[] = []
   const shared = new SharedRead<string>(
     (from) =>
       new Promise((resolve, reject) => {
         const end = (result: string | Error): void =>
           typeof result === 'string' ? resolve(result) : reject(result)
-        looks.push({ from, end })
+        reads.push({ from, end })
       }),
   )
   const begun = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
   const first = ['vm1', 'vm2', 'vm1'].map((vm) => shared.take(vm))
   await begun()
   t.strictSame(
-    looks.map(({ from }) => from),
+    reads.map(({ from }) => from),
     [['vm1', 'vm2']],
   )
-  // What they have written meanwhile, the look that has begun may not have seen.
+  // A read that has already begun may miss reservations that were written since. Later calls need the next read.
   const second = ['vm3', 'vm4'].map((vm) => shared.take(vm))
   await begun()
-  t.equal(looks.length, 1, 'the next one waits for the end of the first')
-  looks[0]?.end(new Error('the layout failed'))
+  t.equal(reads.length, 1, 'the next read waits for the end of the first')
+  reads[0]?.end(new Error('the layout failed'))
   for (const one of await Promise.allSettled(first)) t.equal(one.status, 'rejected')
   await begun()
-  t.strictSame(looks[1]?.from, ['vm3', 'vm4'], 'a look that failed stops nobody')
-  looks[1]?.end('seen')
+  t.strictSame(reads[1]?.from, ['vm3', 'vm4'], 'a failed read does not stop the next one')
+  reads[1]?.end('seen')
   t.strictSame(await Promise.all(second), ['seen', 'seen'])
 })

@@ -1,4 +1,4 @@
-/** Stores that others have written in: every call gives a documented result, ends, and stays in its directory. */
+/** Hostile stores: every call returns a documented result, ends, and changes nothing outside its directory. */
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
@@ -26,7 +26,7 @@ function store(t: Test): { root: string; directory: string; client: ReturnType<t
   return { root, directory, client: createClient({ checkpointDirectory: root, runDirectory: outside }) }
 }
 
-/** The codes that docs/errors.md has for calls on stored sets. */
+/** The codes that docs/errors.md lists for calls on stored checkpoints. */
 const documented = [
   'ERR_CHECKPOINT_DAMAGED',
   'ERR_CHECKPOINT_NOT_FOUND',
@@ -54,14 +54,18 @@ interface Outcomes {
   plan: unknown
 }
 
-/** Every call on a set called `odd`, beside a good one called `good`; at last both are destroyed. */
+/** Makes every call on a checkpoint named `odd`, beside a complete one named `good`, and finally destroys `odd`. */
 async function everyCall(t: Test, at: ReturnType<typeof store>, what: string): Promise<Outcomes> {
   const { root, directory, client } = at
   const outside = path.dirname(root)
   const others = () => tree(outside).filter((entry) => !entry.startsWith('root/'))
   const before = others()
   const listed = (await client.listCheckpoints('vm1')).find(({ name }) => name === 'odd')
-  t.match(await client.getCheckpoint('vm1', 'good'), { name: 'good' }, `${what}: the others are listed`)
+  t.match(
+    await client.getCheckpoint('vm1', 'good'),
+    { name: 'good' },
+    `${what}: the other checkpoint is found`,
+  )
   const got = await outcome(client.getCheckpoint('vm1', 'odd'))
   const structure = await outcome(client.verifyCheckpoint('vm1', 'odd'))
   const content = await outcome(client.verifyCheckpoint('vm1', 'odd', { depth: 'content' }))
@@ -73,9 +77,9 @@ async function everyCall(t: Test, at: ReturnType<typeof store>, what: string): P
   t.strictSame(
     checkpointFiles(directory),
     ['', '.kern', '.manifest', '.meta'].map((ending) => `good.ckp${ending}`),
-    `${what}: destroyed, and nothing else`,
+    `${what}: only the files of this checkpoint are removed`,
   )
-  t.strictSame(others(), before, `${what}: nothing outside is changed`)
+  t.strictSame(others(), before, `${what}: nothing outside of the store has changed`)
   t.equal(fs.readFileSync(path.join(outside, 'outside'), 'utf8'), "somebody's")
   t.equal(Object.keys(Object.prototype).length, 0, `${what}: no prototype is polluted`)
   t.equal(({} as Record<string, unknown>).pinned, undefined)
@@ -96,7 +100,7 @@ type Metadata = Record<string, unknown> & {
   devices: Record<string, unknown>[]
 }
 
-/** The good metadata as text, changed. */
+/** The complete metadata as text, with one change. */
 function changed(text: string, change: (metadata: Metadata) => void): string {
   const metadata = JSON.parse(text) as Metadata
   change(metadata)
@@ -104,7 +108,7 @@ function changed(text: string, change: (metadata: Metadata) => void): string {
 }
 
 const deep = (depth: number) => `${'['.repeat(depth)}${']'.repeat(depth)}`
-/** Adds a property in front of all others, as text: JSON.stringify would not write some of them. */
+/** Inserts a property before all others. Edits the text, because JSON.stringify() cannot write some of them. */
 const withProperty = (text: string, property: string) => text.replace('{', `{${property},`)
 
 const metadataTexts: Record<string, (good: string) => string> = {
@@ -113,9 +117,9 @@ const metadataTexts: Record<string, (good: string) => string> = {
   'memory of 1e308': (good) => changed(good, (m) => (m['basic metadata'].memsize = 1e308)),
   'memory of 1e999': (good) => good.replace(/"memsize":\d+/, '"memsize":1e999'),
   'negative memory': (good) => changed(good, (m) => (m['basic metadata'].memsize = -4096)),
-  'memory as a text': (good) => changed(good, (m) => (m['basic metadata'].memsize = '4194304')),
+  'memory as a string': (good) => changed(good, (m) => (m['basic metadata'].memsize = '4194304')),
   'half a processor': (good) => changed(good, (m) => (m['basic metadata'].ncpus = 0.5)),
-  'a size as a text': (good) => changed(good, (m) => (m.devices[0]!.size = '10')),
+  'a size as a string': (good) => changed(good, (m) => (m.devices[0]!.size = '10')),
   'a negative offset': (good) => changed(good, (m) => (m.kern_structs[0]!.file_offset = -10)),
   'a negative size': (good) => changed(good, (m) => (m.devices[0]!.size = -10)),
   'overlapping offsets': (good) => changed(good, (m) => (m.devices[1]!.file_offset = 0)),
@@ -123,18 +127,19 @@ const metadataTexts: Record<string, (good: string) => string> = {
   'sizes of terabytes': (good) => changed(good, (m) => (m.devices.at(-1)!.size = 2 ** 43)),
   'deep nesting in place of a list': (good) => good.replace(/"devices":\[.*\]/, `"devices":${deep(500_000)}`),
   'a name of a megabyte': (good) => changed(good, (m) => (m.devices[0]!.device = 'x'.repeat(2 ** 20))),
-  'a name for a terminal': (good) => changed(good, (m) => (m['basic metadata'].vmname = '\u001b]0;x\u0007')),
-  'another key twice, the last one bad': (good) =>
+  'a name with a terminal escape sequence': (good) =>
+    changed(good, (m) => (m['basic metadata'].vmname = '\u001b]0;x\u0007')),
+  'a key twice, the last one malformed': (good) =>
     good.replace('"devices":', '"devices":[],"devices":7,"x":'),
   'everything inherited': (good) => `{"__proto__":${good}}`,
   'a list': (good) => `[${good}]`,
-  'two of them': (good) => good + good,
+  'two documents': (good) => good + good,
   'a key twice': (good) => withProperty(good, '"devices":[]'),
   'deep nesting beside the rest': (good) => withProperty(good, `"x":${deep(500_000)}`),
-  'no UTF-8': (good) => `${good.slice(0, -1)}\ufffd`,
+  'not UTF-8': (good) => `${good.slice(0, -1)}\ufffd`,
 }
 
-t.test('metadata that lie', async (t) => {
+t.test('metadata: false values make a damaged checkpoint', async (t) => {
   for (const [what, write] of Object.entries(metadataTexts)) {
     const at = store(t)
     putSet(at.directory, 'good')
@@ -146,17 +151,17 @@ t.test('metadata that lie', async (t) => {
     t.match(problems[0]?.code, /^metadata-(invalid|incomplete)$/, what)
     t.match(outcomes, isDamaged(problems[0]!.code), what)
     for (const { message } of problems) {
-      t.ok(message.length < 500, `${what}: a message, not the file`)
+      t.ok(message.length < 500, `${what}: the message does not contain the file`)
       t.notMatch(message, /\p{Cc}/u, what)
     }
   }
 })
 
-t.test('metadata that are odd and whole', async (t) => {
+t.test('metadata: unusual but valid values do no harm', async (t) => {
   const texts: Record<string, (good: string) => string> = {
     'a prototype': (good) => withProperty(good, '"__proto__":{"pinned":true,"toString":1}'),
     'nesting beside the rest': (good) => withProperty(good, `"x":${deep(16)}`),
-    'a device called __proto__': (good) => changed(good, (m) => (m.devices[0]!.device = '__proto__')),
+    'a device named __proto__': (good) => changed(good, (m) => (m.devices[0]!.device = '__proto__')),
   }
   for (const [what, write] of Object.entries(texts)) {
     const at = store(t)
@@ -170,7 +175,7 @@ t.test('metadata that are odd and whole', async (t) => {
   }
 })
 
-t.test('a gigabyte of metadata, or of a manifest, is refused by its size', async (t) => {
+t.test('metadata and manifests of a gigabyte are rejected by their size', async (t) => {
   for (const [ending, problem] of [
     ['meta', 'metadata-invalid'],
     ['manifest', 'manifest-invalid'],
@@ -188,22 +193,22 @@ t.test('a gigabyte of metadata, or of a manifest, is refused by its size', async
 
 type Manifest = Record<string, unknown>
 const manifestTexts: Record<string, (good: Manifest) => string> = {
-  'a version as a text': (good) => JSON.stringify({ ...good, version: '1' }),
-  'a version below all': (good) => JSON.stringify({ ...good, version: -1 }),
-  'a date that is none': (good) => JSON.stringify({ ...good, createdAt: 'yesterday' }),
-  'digests that are none': (good) => JSON.stringify({ ...good, digests: { algorithm: 'sha256' } }),
-  'digests, and no list': (good) => JSON.stringify({ ...good, ...digests }),
-  'digests, and a list cut off': (good) => withList(good, 'AAAA'),
+  'a version as a string': (good) => JSON.stringify({ ...good, version: '1' }),
+  'a negative version': (good) => JSON.stringify({ ...good, version: -1 }),
+  'a malformed date': (good) => JSON.stringify({ ...good, createdAt: 'yesterday' }),
+  'incomplete digests': (good) => JSON.stringify({ ...good, digests: { algorithm: 'sha256' } }),
+  'digests without a list': (good) => JSON.stringify({ ...good, ...digests }),
+  'digests with a truncated list': (good) => withList(good, 'AAAA'),
   'digests of a file of 2^53 bytes': (good) =>
     JSON.stringify({ ...good, ...digests, sizes: { memory: 2 ** 53 - 1, kernel: 190 } }),
-  'a list, and no digests': (good) =>
+  'a list without digests': (good) =>
     `${JSON.stringify(good, null, 2).slice(0, -2)},\n  "memoryChunks": "AAAA"\n}\n`,
   'everything inherited': (good) => `{"__proto__":${JSON.stringify(good)}}`,
   'deep nesting': (good) => withProperty(JSON.stringify(good), `"x":${deep(200_000)}`),
-  'a list for an object': (good) => JSON.stringify([good]),
+  'a list instead of an object': (good) => JSON.stringify([good]),
   nothing: () => '',
   zeros: () => '\0'.repeat(5000),
-  'a head without end': (good) => withProperty(JSON.stringify(good), `"x":"${'y'.repeat(2 * 2 ** 20)}"`),
+  'a head of two megabytes': (good) => withProperty(JSON.stringify(good), `"x":"${'y'.repeat(2 * 2 ** 20)}"`),
 }
 const hex = '0'.repeat(64)
 const digests = {
@@ -221,7 +226,7 @@ function withList(good: Manifest, list: string): string {
   return `${JSON.stringify({ ...good, ...digests }, null, 2).slice(0, -2)},\n  "memoryChunks": "${list}"\n}\n`
 }
 
-t.test('manifests that lie', async (t) => {
+t.test('manifests: false values make a damaged checkpoint', async (t) => {
   for (const [what, write] of Object.entries(manifestTexts)) {
     const at = store(t)
     putSet(at.directory, 'good')
@@ -231,31 +236,35 @@ t.test('manifests that lie', async (t) => {
     const outcomes = await everyCall(t, at, what)
     t.match(outcomes, isDamaged('manifest-invalid'), what)
     t.match(outcomes.pinned, { code: 'ERR_CHECKPOINT_DAMAGED' }, what)
-    t.strictSame((outcomes.pruned as { removed: string[] }).removed, [], `${what}: it may be pinned`)
+    t.strictSame(
+      (outcomes.pruned as { removed: string[] }).removed,
+      [],
+      `${what}: prune keeps it, because it may be pinned`,
+    )
   }
 })
 
-t.test('wrong digests are found', async (t) => {
+t.test('verify: finds a wrong list of digests', async (t) => {
   const at = store(t)
   putSet(at.directory, 'good')
   putSet(at.directory, 'odd')
   const file = path.join(at.directory, 'odd.ckp.manifest')
   fs.writeFileSync(file, withList(manifestOf(at.directory, 'odd'), 'A'.repeat(listLength)))
   const { structure, content } = await everyCall(t, at, 'digests')
-  t.match(structure, { ok: true }, 'the structure says nothing about them')
+  t.match(structure, { ok: true }, 'a check of the structure does not compare digests')
   t.match(content, { ok: false, problems: [{ code: 'manifest-invalid' }] })
 })
 
-t.test('manifests that are odd and whole', async (t) => {
+t.test('manifests: unusual but valid values do no harm', async (t) => {
   const texts: Record<string, (good: Manifest) => string> = {
     'a prototype': (good) =>
       withProperty(JSON.stringify(good), '"__proto__":{"pinned":true,"poweredOff":true}'),
-    'a pin twice': (good) => withProperty(JSON.stringify(good), '"pinned":true'),
+    'the key pinned twice': (good) => withProperty(JSON.stringify(good), '"pinned":true'),
     'thousands of restores': (good) =>
       JSON.stringify({ ...good, restores: Array.from({ length: 10_000 }, () => ({ at: '2026-01-01' })) }),
     'restores of all types': (good) => JSON.stringify({ ...good, restores: [null, 1, [], {}, { at: {} }] }),
-    'a name that leads elsewhere': (good) => JSON.stringify({ ...good, vm: '../../etc', name: '../outside' }),
-    'marks of other types': (good) =>
+    'names that are paths': (good) => JSON.stringify({ ...good, vm: '../../etc', name: '../outside' }),
+    'flags of other types': (good) =>
       JSON.stringify({ ...good, pinned: 'yes', poweredOff: 1, restoredAt: {} }),
   }
   for (const [what, write] of Object.entries(texts)) {
@@ -274,10 +283,10 @@ t.test('manifests that are odd and whole', async (t) => {
 // ---- files --------------------------------------------------------------------------------------
 
 t.test(
-  'sizes that no number holds exactly',
+  'every call handles file sizes that a number cannot represent exactly',
   { skip: isRoot && isLinux ? false : 'needs a tmpfs' },
   async (t) => {
-    // The largest file that a system call can name; no other file system here takes it.
+    // The largest file size of a system call. Of the file systems here, only tmpfs accepts it.
     const largest = '9223372036854775807'
     for (const ending of ['', '.kern', '.meta', '.manifest']) {
       const mount = scratch(t)
@@ -299,7 +308,7 @@ t.test(
   },
 )
 
-t.test('a kernel state of terabytes is not read to its end', async (t) => {
+t.test('verify: does not read a kernel file of terabytes to its end', async (t) => {
   const at = store(t)
   putSet(at.directory, 'good')
   putSet(at.directory, 'odd')
@@ -316,7 +325,7 @@ t.test('a kernel state of terabytes is not read to its end', async (t) => {
   t.ok(report.bytesRead < 2 * 2 ** 30, `${report.bytesRead} bytes read`)
 })
 
-t.test('files that change while they are read', async (t) => {
+t.test('every call returns a documented result when files change while they are read', async (t) => {
   const at = store(t)
   const { directory, client } = at
   putSet(directory, 'good')
@@ -357,7 +366,7 @@ t.test('files that change while they are read', async (t) => {
   t.match(await client.verifyCheckpoint('vm1', 'good'), { ok: true })
 })
 
-t.test('odd modes, and names that are no UTF-8', async (t) => {
+t.test('every call handles unusual modes and names that are not UTF-8', async (t) => {
   const at = store(t)
   const { directory, client } = at
   putSet(directory, 'good')
@@ -366,7 +375,7 @@ t.test('odd modes, and names that are no UTF-8', async (t) => {
   if (isLinux) {
     for (const name of ['\xff\xfe.ckp', '\xff\xfe.ckp.meta', '\xc3(.ckp', 'x\xed\xa0\x80.ckp'])
       fs.writeFileSync(odd(name), '')
-    fs.mkdirSync(odd('\xff-folder.ckp'))
+    fs.mkdirSync(odd('\xff-directory.ckp'))
   }
   for (const ending of ['', '.kern', '.meta', '.manifest'])
     fs.chmodSync(path.join(directory, `odd.ckp${ending}`), 0o7777)
@@ -381,39 +390,39 @@ t.test('odd modes, and names that are no UTF-8', async (t) => {
   await client.pinCheckpoint('vm1', 'odd')
   t.match(await client.verifyCheckpoint('vm1', 'odd'), { ok: true })
   t.strictSame(await client.destroyAll('vm1'), ['good', 'odd'])
-  // What has no name that a caller could give is nobody's checkpoint: it stays.
-  t.equal(fs.readdirSync(directory, 'buffer').length, before - 8 + 1, 'and .staging')
+  // Files whose name no caller can pass are not checkpoints, so they stay.
+  t.equal(fs.readdirSync(directory, 'buffer').length, before - 8 + 1, 'one more entry: .staging')
 })
 
-t.test('a hundred thousand files', { timeout: 300_000 }, async (t) => {
+t.test('every call handles a directory of a hundred thousand files', { timeout: 300_000 }, async (t) => {
   const at = store(t)
   const { directory, client } = at
   putSet(directory, 'good')
-  const sets = many / 4
+  const damaged = many / 4
   for (let index = 0; index < many / 2; index++)
     fs.closeSync(fs.openSync(path.join(directory, `f${index}`), 'w'))
-  for (let index = 0; index < sets; index++) {
+  for (let index = 0; index < damaged; index++) {
     fs.closeSync(fs.openSync(path.join(directory, `s${index}.ckp`), 'w'))
     fs.closeSync(fs.openSync(path.join(directory, `s${index}.ckp.meta`), 'w'))
   }
   const before = openDescriptors()
-  t.equal((await client.listCheckpoints('vm1')).length, sets + 1)
+  t.equal((await client.listCheckpoints('vm1')).length, damaged + 1)
   t.match(await client.getCheckpoint('vm1', 'good'), { name: 'good' })
   await client.pinCheckpoint('vm1', 'good')
   t.match(await rejection(client.getCheckpoint('vm1', 's7')), { code: 'ERR_CHECKPOINT_DAMAGED' })
   t.match(await client.planRestore('vm1', 's7', { args }), { blockers: [{ code: 'damaged' }] })
   const dry = await client.pruneCheckpoints('vm1', { maxBytes: 0, keepLast: 1, dryRun: true })
-  // Young ones without a manifest may be in the making.
-  t.equal(dry.kept.length, sets + 1)
+  // Prune keeps recent files without a manifest, because another tool may still be writing them.
+  t.equal(dry.kept.length, damaged + 1)
   const old = new Date(Date.now() - 7_200_000)
-  for (let index = 0; index < sets; index++) fs.utimesSync(path.join(directory, `s${index}.ckp`), old, old)
-  t.equal((await client.pruneCheckpoints('vm1', { keepLast: 1 })).removed.length, sets)
+  for (let index = 0; index < damaged; index++) fs.utimesSync(path.join(directory, `s${index}.ckp`), old, old)
+  t.equal((await client.pruneCheckpoints('vm1', { keepLast: 1 })).removed.length, damaged)
   t.strictSame(await client.destroyAll('vm1'), ['good'])
-  t.equal(checkpointFiles(directory).length, many / 2, 'the files of others are there')
+  t.equal(checkpointFiles(directory).length, many / 2, 'files that are not checkpoints are kept')
   t.ok(openDescriptors() <= before + 8)
 })
 
-t.test('metadata as large as they are read are read in no time worth speaking of', async (t) => {
+t.test('metadata of the maximum size are parsed quickly', async (t) => {
   const entries = Array.from({ length: 60_000 }, (_, index) => ({
     device: `d${index}`,
     size: 0,

@@ -1,6 +1,6 @@
 /**
- * How programs end that use the library: by status 0 and no signal, or by what they chose themselves, in whatever they
- * were in the middle of. Each program is a process of its own.
+ * Programs that use the library end normally in the middle of any call: with status 0 and no signal, or with the status
+ * or signal that they chose. Each program is a process of its own.
  */
 import fs from 'node:fs'
 import path from 'node:path'
@@ -23,7 +23,7 @@ interface Program {
   libraries?: string[]
 }
 
-/** What a program that chose this ending ends with. */
+/** The exit of a program for each way to end it. */
 const expected = {
   finish: { code: 0, signal: null, stderr: '' },
   throw: { code: 1, signal: null, stderr: 'Error: on purpose' },
@@ -63,7 +63,7 @@ class Host {
     return createClient({ runDirectory, checkpointDirectory: this.store, dialect: 'descriptor' })
   }
 
-  /** An old checkpoint of every VM, which no ending may cost. */
+  /** Creates an old checkpoint of every VM, which must survive every ending. */
   async fill(): Promise<void> {
     await Promise.all(this.#vms.map((vm) => this.client.createCheckpoint(vm, { name: 'old' })))
   }
@@ -74,31 +74,32 @@ class Host {
     return runScript('teardown.mjs', [JSON.stringify(settings)])
   }
 
-  /** The VMs end: whatever they were asked for comes to nothing. */
+  /** Ends the VMs, so that outstanding requests fail. */
   endVms(): Promise<void> {
     return this.#fleet.stop()
   }
 
-  /** Whole old ones, whole new ones, and a VM that can be asked again: nothing else is left afterwards. */
+  /** All checkpoints are complete, each VM accepts another request, and no other files are left afterwards. */
   async isSound(t: Test, what: string, mayBeGone = false): Promise<void> {
     const { client } = this
     for (const vm of this.#vms) {
       const listed = await client.listCheckpoints(vm)
       if (listed.some(({ state }) => state !== 'complete')) t.fail(`${what}: ${JSON.stringify(listed)}`)
-      if (!mayBeGone && !listed.some(({ name }) => name === 'old')) t.fail(`${what}: the old one is gone`)
+      if (!mayBeGone && !listed.some(({ name }) => name === 'old'))
+        t.fail(`${what}: the old checkpoint is gone`)
     }
-    // Served after what the program had asked for; the store's leftovers go with it.
+    // bhyve handles this request after those of the program. The call also removes abandoned stages.
     await Promise.all(this.#vms.map((vm) => client.createCheckpoint(vm, { name: 'after' })))
     const left = this.#vms.flatMap((vm) => checkpointFiles(path.join(this.store, vm)))
     t.strictSame(
       left.filter((file) => !/^(old|new|after)\.ckp(\.kern|\.meta|\.manifest)?$/.test(file)),
       [],
-      `${what}: nothing is left`,
+      `${what}: no other files are left`,
     )
   }
 }
 
-/** Side by side, a few at a time: each is a process. */
+/** Runs a few at a time, because each is a process. */
 async function each<T>(values: readonly T[], work: (value: T) => Promise<void>): Promise<void> {
   const waiting = [...values]
   const next = async (): Promise<void> => {
@@ -109,7 +110,7 @@ async function each<T>(values: readonly T[], work: (value: T) => Promise<void>):
 
 const ends = ['finish', 'throw', 'exit', 'sigterm'] as const
 
-t.test('in every phase of a checkpoint', async (t) => {
+t.test('teardown: a program can end in every phase of a checkpoint', async (t) => {
   const cases = ['queued', 'saving', 'checking', 'syncing', 'publishing'].flatMap((phase) =>
     ends.map((ending) => ({ phase, ending })),
   )
@@ -124,7 +125,7 @@ t.test('in every phase of a checkpoint', async (t) => {
   })
 })
 
-t.test('while bhyve hangs', async (t) => {
+t.test('teardown: a program can end while bhyve hangs', async (t) => {
   const cases = (['memory', 'kernel', 'metadata'] as const).flatMap((at) =>
     (['throw', 'exit', 'sigterm'] as const).map((ending) => ({ at, ending })),
   )
@@ -136,7 +137,7 @@ t.test('while bhyve hangs', async (t) => {
   })
 })
 
-t.test('while listing and destroying', async (t) => {
+t.test('teardown: a program can end while it lists or destroys checkpoints', async (t) => {
   const cases = (['list', 'destroy'] as const).flatMap((operation) =>
     ['begun', 'done'].flatMap((phase) => ends.map((ending) => ({ operation, phase, ending }))),
   )
@@ -151,7 +152,7 @@ t.test('while listing and destroying', async (t) => {
   })
 })
 
-t.test('with two clients', async (t) => {
+t.test('teardown: a program with two clients can end', async (t) => {
   await each(ends, async (ending) => {
     const host = await Host.start(t, ['vm1', 'vm2'])
     await host.fill()
@@ -162,7 +163,7 @@ t.test('with two clients', async (t) => {
   })
 })
 
-/** The library once more: with an addon of its own, which the loader of the system takes for another one. */
+/** A copy of the library. Its addon has another path, so the system's loader loads it a second time. */
 function secondLoad(t: Test): string {
   const directory = scratch(t)
   const addon = path.join(process.env.BHYVE_CHECKPOINT_PREBUILD ?? root, 'build/Release')
@@ -177,7 +178,7 @@ function secondLoad(t: Test): string {
   return directory
 }
 
-t.test('with a second load of the addon in one process', async (t) => {
+t.test('teardown: a process that has loaded the addon twice can end', async (t) => {
   const libraries = [root, secondLoad(t)]
   await each(ends, async (ending) => {
     const host = await Host.start(t, ['vm1', 'vm2'])
@@ -189,7 +190,7 @@ t.test('with a second load of the addon in one process', async (t) => {
   })
 })
 
-t.test('with fifty Workers, all in the middle of a checkpoint', async (t) => {
+t.test('teardown: a process can end while fifty Workers create checkpoints', async (t) => {
   const cases = [
     { ending: 'terminate', workers: 50 },
     { ending: 'exit', workers: 50 },
@@ -198,21 +199,22 @@ t.test('with fifty Workers, all in the middle of a checkpoint', async (t) => {
   ] as const
   for (const { ending, workers } of cases) {
     const vms = Array.from({ length: workers }, (_, index) => `vm${index + 1}`)
-    // The first has to be in the middle still when the last comes to it.
+    // The first Worker must still be in this phase when the last one reaches it.
     const host = await Host.start(t, vms, { memoryBytes: 64 * KiB, fault: { at: 'memory', kind: 'hang' } })
     const ended = await host.run({ operation: 'create', phase: 'saving', ending, workers })
     t.match(ended, expected[ending], ending)
     t.equal(ended.stdout, ending === 'terminate' ? 'ending\nterminated\n' : 'ending\n', ending)
-    for (const vm of vms) t.strictSame(await host.client.destroyAll(vm), [], `${ending}: none was published`)
-    // A bhyve that may still write keeps its folder.
+    for (const vm of vms)
+      t.strictSame(await host.client.destroyAll(vm), [], `${ending}: nothing was published`)
+    // The stage of a bhyve that may still write is kept.
     await host.endVms()
     for (const vm of vms) t.strictSame(await host.client.listCheckpoints(vm), [], ending)
     const left = vms.flatMap((vm) => checkpointFiles(path.join(host.store, vm)))
-    t.strictSame(left, [], `${ending}: and the stages are free to go`)
+    t.strictSame(left, [], `${ending}: the stages are removed`)
   }
 })
 
-t.test('Workers terminated at any phase leave nothing behind', async (t) => {
+t.test('teardown: Workers that are terminated in any phase leave no files', async (t) => {
   for (const phase of ['queued', 'saving', 'checking', 'syncing', 'publishing'])
     await terminateWorkers(t, phase, 8)
 })
