@@ -199,77 +199,74 @@ function zeroFree(bytes: Buffer): number {
   return blocks * 4096 + 64 * 1024
 }
 
-t.test(
-  'list and verify: of a guest of 64 GiB, listing reads kilobytes and verifying skips holes',
-  async (t) => {
-    const root = scratch(t)
-    const directory = path.join(root, 'vm1')
-    fs.mkdirSync(directory)
-    const base = path.join(directory, 'large.ckp')
-    const size = 64 * 1024 * MiB
-    writeGuest(base, Buffer.alloc(1))
-    fs.truncateSync(base, 0)
-    fs.truncateSync(base, size)
-    fs.writeFileSync(
-      `${base}.meta`,
-      JSON.stringify({ ...golden, 'basic metadata': { ...golden['basic metadata'], memsize: size } }),
-    )
-    const chunkBytes = chunkBytesFor(size)
-    const zero = createHash('sha256').update(Buffer.alloc(chunkBytes)).digest()
-    const list = Buffer.concat(Array.from({ length: chunkCount(size, chunkBytes) }, () => zero))
-    const digests = {
-      algorithm: 'sha256',
-      kernel: sha256(fs.readFileSync(`${base}.kern`)),
-      metadata: sha256(fs.readFileSync(`${base}.meta`)),
-      memory: { chunkBytes, chunks: chunkCount(size, chunkBytes), root: sha256(list) },
-    }
-    const head = {
-      format: 'bhyve-checkpoint',
-      version: 1,
-      vm: 'vm1',
-      name: 'large',
-      createdAt: new Date().toISOString(),
-    }
-    const manifest = {
-      ...head,
-      sizes: { memory: size, kernel: kernelBytes },
-      digests,
-      memoryChunks: list.toString('base64'),
-    }
-    fs.writeFileSync(`${base}.manifest`, `${JSON.stringify(manifest, null, 2)}\n`)
-    t.ok(fs.statSync(`${base}.manifest`).size > 10 * MiB)
+t.test('list: reads kilobytes of a guest of 64 GiB, and verify skips its holes', async (t) => {
+  const root = scratch(t)
+  const directory = path.join(root, 'vm1')
+  fs.mkdirSync(directory)
+  const base = path.join(directory, 'large.ckp')
+  const size = 64 * 1024 * MiB
+  writeGuest(base, Buffer.alloc(1))
+  fs.truncateSync(base, 0)
+  fs.truncateSync(base, size)
+  fs.writeFileSync(
+    `${base}.meta`,
+    JSON.stringify({ ...golden, 'basic metadata': { ...golden['basic metadata'], memsize: size } }),
+  )
+  const chunkBytes = chunkBytesFor(size)
+  const zero = createHash('sha256').update(Buffer.alloc(chunkBytes)).digest()
+  const list = Buffer.concat(Array.from({ length: chunkCount(size, chunkBytes) }, () => zero))
+  const digests = {
+    algorithm: 'sha256',
+    kernel: sha256(fs.readFileSync(`${base}.kern`)),
+    metadata: sha256(fs.readFileSync(`${base}.meta`)),
+    memory: { chunkBytes, chunks: chunkCount(size, chunkBytes), root: sha256(list) },
+  }
+  const head = {
+    format: 'bhyve-checkpoint',
+    version: 1,
+    vm: 'vm1',
+    name: 'large',
+    createdAt: new Date().toISOString(),
+  }
+  const manifest = {
+    ...head,
+    sizes: { memory: size, kernel: kernelBytes },
+    digests,
+    memoryChunks: list.toString('base64'),
+  }
+  fs.writeFileSync(`${base}.manifest`, `${JSON.stringify(manifest, null, 2)}\n`)
+  t.ok(fs.statSync(`${base}.manifest`).size > 10 * MiB)
 
-    const client = createClientIn(
-      { ...hostEnvironment, pool: () => inlinePool() },
-      { checkpointDirectory: root },
-    )
-    let read = 0
-    const original = fs.readSync
-    fs.readSync = ((...args: Parameters<typeof fs.readSync>) => {
-      const count = original(...args)
-      read += count
-      return count
-    }) as typeof fs.readSync
-    t.teardown(() => (fs.readSync = original))
-    t.match(await client.listCheckpoints('vm1'), [{ state: 'complete', memoryBytes: size }])
-    t.ok(read < 32 * 1024, `${read} bytes read for the list`)
-    read = 0
-    await client.pinCheckpoint('vm1', 'large')
-    t.equal(manifestOf(directory, 'large').memoryChunks, manifest.memoryChunks)
-    t.match(await client.verifyCheckpoint('vm1', 'large', { depth: 'content' }), {
-      ok: true,
-      depth: 'content',
-    })
-    t.ok(read < 64 * MiB, `${read} bytes read to pin and verify`)
-    fs.readSync = original
-    flip(base, 40 * 1024 * MiB + 1)
-    const { problems } = await createClient({ checkpointDirectory: root }).verifyCheckpoint('vm1', 'large', {
-      depth: 'content',
-    })
-    const from = 40 * 1024 * MiB
-    t.match(problems, [{ message: new RegExp(`in bytes ${from} to ${from + chunkBytes - 1}`) }])
-  },
-)
+  const client = createClientIn(
+    { ...hostEnvironment, pool: () => inlinePool() },
+    { checkpointDirectory: root },
+  )
+  let read = 0
+  const original = fs.readSync
+  fs.readSync = ((...args: Parameters<typeof fs.readSync>) => {
+    const count = original(...args)
+    read += count
+    return count
+  }) as typeof fs.readSync
+  t.teardown(() => (fs.readSync = original))
+  t.match(await client.listCheckpoints('vm1'), [{ state: 'complete', memoryBytes: size }])
+  t.ok(read < 32 * 1024, `${read} bytes read for the list`)
+  read = 0
+  await client.pinCheckpoint('vm1', 'large')
+  t.equal(manifestOf(directory, 'large').memoryChunks, manifest.memoryChunks)
+  t.match(await client.verifyCheckpoint('vm1', 'large', { depth: 'content' }), {
+    ok: true,
+    depth: 'content',
+  })
+  t.ok(read < 64 * MiB, `${read} bytes read to pin and verify`)
+  fs.readSync = original
+  flip(base, 40 * 1024 * MiB + 1)
+  const { problems } = await createClient({ checkpointDirectory: root }).verifyCheckpoint('vm1', 'large', {
+    depth: 'content',
+  })
+  const from = 40 * 1024 * MiB
+  t.match(problems, [{ message: new RegExp(`in bytes ${from} to ${from + chunkBytes - 1}`) }])
+})
 
 t.test('digests: the list, the buffers and the messages are bounded for any RAM size', async (t) => {
   const GiB = 1024 * MiB

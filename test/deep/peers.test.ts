@@ -326,7 +326,7 @@ function assertNothingEscaped(t: Test, { root, secret }: World, what: string): v
   }
 }
 
-t.test('create: planted files of a bhyve of the same user are neither published nor followed', async (t) => {
+t.test('create: publishes no files planted by the same user', async (t) => {
   const here = world(t, { dialect: 'path' })
   const { root, client, secret } = here
   const { serve } = serveByHand(t, here.run)
@@ -360,27 +360,23 @@ const operations: Record<string, (client: CheckpointClient, options?: CreateOpti
   ERR_SUSPEND_FAILED: (client) => client.suspend('vm1'),
 }
 
-t.test(
-  'create and suspend: planted files of a bhyve of another user are neither published nor followed',
-  needsOtherUser,
-  async (t) => {
-    const here = world(t, { trustedUids: [0, stranger] })
-    const { run, root, client, secret } = here
-    const { order } = await hostile(t, run)
-    for (const [code, operation] of Object.entries(operations)) {
-      for (const plant of Object.keys(plants)) {
-        // If only the metadata are damaged, a suspend waits for the exit of bhyve. One such test is enough.
-        if (code === 'ERR_SUSPEND_FAILED' && waits(plant)) continue
-        const what = `${code}: ${plant}`
-        const call = rejection(operation(client))
-        await order({ plant, secret })
-        t.match(await call, { code, vm: 'vm1', vmState: 'running' }, what)
-        assertNothingEscaped(t, here, what)
-        t.strictSame(tree(root), [], `${what}: no files are left`)
-      }
+t.test('create and suspend: publish no files planted by another user', needsOtherUser, async (t) => {
+  const here = world(t, { trustedUids: [0, stranger] })
+  const { run, root, client, secret } = here
+  const { order } = await hostile(t, run)
+  for (const [code, operation] of Object.entries(operations)) {
+    for (const plant of Object.keys(plants)) {
+      // If only the metadata are damaged, a suspend waits for the exit of bhyve. One such test is enough.
+      if (code === 'ERR_SUSPEND_FAILED' && waits(plant)) continue
+      const what = `${code}: ${plant}`
+      const call = rejection(operation(client))
+      await order({ plant, secret })
+      t.match(await call, { code, vm: 'vm1', vmState: 'running' }, what)
+      assertNothingEscaped(t, here, what)
+      t.strictSame(tree(root), [], `${what}: no files are left`)
     }
-  },
-)
+  }
+})
 
 t.test(
   'suspend: planted files do not escape after bhyve has exited',
@@ -408,31 +404,27 @@ t.test(
   },
 )
 
-t.test(
-  'create: planted files beside complete checkpoint files are removed',
-  { ...needsOtherUser, timeout: 300_000 },
-  async (t) => {
-    const here = world(t, { trustedUids: [0, stranger] })
-    const { run, root, client } = here
-    const { order } = await hostile(t, run)
-    for (const plant of [...Object.keys(litter), 'folders that fill by themselves']) {
-      for (const good of plant.startsWith('a hundred thousand') ? [true] : [true, false]) {
-        const call = client.createCheckpoint('vm1').catch((error: unknown) => error)
-        await order({ plant, good })
-        const expected = good ? { name: 'checkpoint', memoryBytes: 8192 } : { code: 'ERR_CHECKPOINT_FAILED' }
-        t.match(await call, expected, plant)
-        t.strictSame(
-          checkpointFiles(path.join(root, 'vm1')),
-          ['', '.kern', '.manifest', '.meta'].map((ending) => `checkpoint.ckp${ending}`),
-          `${plant}: no other files are left`,
-        )
-        for (const file of checkpointFiles(path.join(root, 'vm1')))
-          t.equal(fs.statSync(path.join(root, 'vm1', file)).nlink, 1)
-      }
+t.test('create: removes other planted files', { ...needsOtherUser, timeout: 300_000 }, async (t) => {
+  const here = world(t, { trustedUids: [0, stranger] })
+  const { run, root, client } = here
+  const { order } = await hostile(t, run)
+  for (const plant of [...Object.keys(litter), 'folders that fill by themselves']) {
+    for (const good of plant.startsWith('a hundred thousand') ? [true] : [true, false]) {
+      const call = client.createCheckpoint('vm1').catch((error: unknown) => error)
+      await order({ plant, good })
+      const expected = good ? { name: 'checkpoint', memoryBytes: 8192 } : { code: 'ERR_CHECKPOINT_FAILED' }
+      t.match(await call, expected, plant)
+      t.strictSame(
+        checkpointFiles(path.join(root, 'vm1')),
+        ['', '.kern', '.manifest', '.meta'].map((ending) => `checkpoint.ckp${ending}`),
+        `${plant}: no other files are left`,
+      )
+      for (const file of checkpointFiles(path.join(root, 'vm1')))
+        t.equal(fs.statSync(path.join(root, 'vm1', file)).nlink, 1)
     }
-    t.match(await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' }), { ok: true })
-  },
-)
+  }
+  t.match(await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' }), { ok: true })
+})
 
 t.test('create: a bhyve of another user cannot leave its inbox', needsOtherUser, async (t) => {
   const { run, client } = world(t, { trustedUids: [0, stranger] })
@@ -461,30 +453,26 @@ t.test('create: a timeout bounds the scan of RAM that is one huge hole', async (
   t.strictSame(tree(root), [])
 })
 
-t.test(
-  'recovery: removes an abandoned stage that a bhyve of another user still fills',
-  needsRoot,
-  async (t) => {
-    const directory = path.join(scratch(t), 'vm1')
-    const dead = path.join(directory, '.staging/dead')
-    fs.mkdirSync(path.join(dead, 'in/mine/deeper'), { recursive: true })
-    fs.chmodSync(path.join(directory, '.staging'), 0o700)
-    for (const entry of ['in', 'in/mine', 'in/mine/deeper'])
-      fs.chownSync(path.join(dead, entry), stranger, stranger)
-    // While the other user owns a directory, that user may add files after the directory was read.
-    const readDirectory = native.readDirectory.bind(native)
-    let reads = 0
-    let filled = 0
-    native.readDirectory = (descriptor, limit) => {
-      const names = readDirectory(descriptor, limit)
-      reads++
-      if (fs.fstatSync(descriptor).uid === stranger) filled++
-      return names
-    }
-    t.teardown(() => (native.readDirectory = readDirectory))
-    t.strictSame(jobs.listCheckpoints(directory, 'vm1'), [])
-    t.notOk(fs.existsSync(dead))
-    t.ok(reads > 3)
-    t.equal(filled, 0, 'no directory is emptied before this process owns it')
-  },
-)
+t.test('recovery: removes an abandoned stage that another user still fills', needsRoot, async (t) => {
+  const directory = path.join(scratch(t), 'vm1')
+  const dead = path.join(directory, '.staging/dead')
+  fs.mkdirSync(path.join(dead, 'in/mine/deeper'), { recursive: true })
+  fs.chmodSync(path.join(directory, '.staging'), 0o700)
+  for (const entry of ['in', 'in/mine', 'in/mine/deeper'])
+    fs.chownSync(path.join(dead, entry), stranger, stranger)
+  // While the other user owns a directory, that user may add files after the directory was read.
+  const readDirectory = native.readDirectory.bind(native)
+  let reads = 0
+  let filled = 0
+  native.readDirectory = (descriptor, limit) => {
+    const names = readDirectory(descriptor, limit)
+    reads++
+    if (fs.fstatSync(descriptor).uid === stranger) filled++
+    return names
+  }
+  t.teardown(() => (native.readDirectory = readDirectory))
+  t.strictSame(jobs.listCheckpoints(directory, 'vm1'), [])
+  t.notOk(fs.existsSync(dead))
+  t.ok(reads > 3)
+  t.equal(filled, 0, 'no directory is emptied before this process owns it')
+})

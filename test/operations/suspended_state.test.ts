@@ -57,35 +57,32 @@ t.test('suspendedCheckpoint: returns the checkpoint that a suspended VM must be 
   t.match(known, { name: 'suspend', poweredOff: true })
 })
 
-t.test(
-  'suspend: publishes the state under another name when its name is taken during the save',
-  async (t) => {
-    const { bhyve, client, root, directory } = await start(t, { writeRate: 2 * MiB })
-    const donor = await start(t)
-    await donor.client.createCheckpoint('vm1', { name: 'suspend' })
-    let taken = false
-    const onProgress = ({ phase }: Progress): void => {
-      if (phase !== 'saving' || taken) return
-      taken = true
-      for (const file of checkpointFiles(donor.directory))
-        fs.copyFileSync(path.join(donor.directory, file), path.join(directory, file))
-    }
-    const error = await rejection(client.suspend('vm1', { ifExists: 'fail', onProgress }))
-    t.match(error, { code: 'ERR_CHECKPOINT_EXISTS', vmState: 'off', message: /kept as checkpoint 'suspend-/ })
-    t.match(await bhyve.exited, { code: 5 })
-    const listed = await client.listCheckpoints('vm1')
-    t.match(
-      listed.map(({ name, state, poweredOff }) => [name.slice(0, 8), state, poweredOff]).sort(),
-      [
-        ['suspend', 'complete', false],
-        ['suspend-', 'complete', true],
-      ].sort(),
-    )
-    t.equal(error.path, listed.find(({ poweredOff }) => poweredOff)!.path)
-    t.same(digest(path.join(directory, 'suspend.ckp')), digest(path.join(donor.directory, 'suspend.ckp')))
-    t.match(await createClient({ checkpointDirectory: root }).listStored(), ['vm1'])
-  },
-)
+t.test('suspend: uses another name if its name is taken during the save', async (t) => {
+  const { bhyve, client, root, directory } = await start(t, { writeRate: 2 * MiB })
+  const donor = await start(t)
+  await donor.client.createCheckpoint('vm1', { name: 'suspend' })
+  let taken = false
+  const onProgress = ({ phase }: Progress): void => {
+    if (phase !== 'saving' || taken) return
+    taken = true
+    for (const file of checkpointFiles(donor.directory))
+      fs.copyFileSync(path.join(donor.directory, file), path.join(directory, file))
+  }
+  const error = await rejection(client.suspend('vm1', { ifExists: 'fail', onProgress }))
+  t.match(error, { code: 'ERR_CHECKPOINT_EXISTS', vmState: 'off', message: /kept as checkpoint 'suspend-/ })
+  t.match(await bhyve.exited, { code: 5 })
+  const listed = await client.listCheckpoints('vm1')
+  t.match(
+    listed.map(({ name, state, poweredOff }) => [name.slice(0, 8), state, poweredOff]).sort(),
+    [
+      ['suspend', 'complete', false],
+      ['suspend-', 'complete', true],
+    ].sort(),
+  )
+  t.equal(error.path, listed.find(({ poweredOff }) => poweredOff)!.path)
+  t.same(digest(path.join(directory, 'suspend.ckp')), digest(path.join(donor.directory, 'suspend.ckp')))
+  t.match(await createClient({ checkpointDirectory: root }).listStored(), ['vm1'])
+})
 
 t.test('suspend: two suspends in one root share the reserved space, and one of them succeeds', async (t) => {
   const mount = scratch(t)
@@ -269,30 +266,27 @@ t.test('suspend: damage by other processes does not count as a failure that bhyv
   await Promise.all(cases)
 })
 
-t.test(
-  'create: queued behind a suspend, keeps the state of the VM when the stage cannot be checked',
-  async (t) => {
-    const world = await start(t, { writeRate: MiB / 2 })
-    const { bhyve, root } = world
-    const manager = new Manager(t, world, 'saving')
-    await manager.reached('saving')
-    await manager.kill()
-    let show: (() => void) | undefined
-    const pool = inlinePool((job) => {
-      if (job === 'recordWriter') process.kill(bhyve.pid, 'SIGKILL')
-      if (job === 'isUntouched')
-        show = intercept(t, 'readDirectory', (_, limit) => (limit === 1 ? failure('EIO', 'read') : undefined))
-      return undefined
-    })
-    const options = {
-      runDirectory: bhyve.runDirectory,
-      checkpointDirectory: root,
-      dialect: 'descriptor',
-    } as const
-    const client = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
-    t.match(await rejection(client.createCheckpoint('vm1')), { code: 'ERR_CHECKPOINT_FAILED' })
-    show?.()
-    const left = [{ state: 'damaged', poweredOff: true, name: /^suspend-/ }]
-    t.match(await client.listCheckpoints('vm1'), left, 'the files of the VM are kept')
-  },
-)
+t.test("create: behind a suspend, keeps the VM's state if the stage cannot be checked", async (t) => {
+  const world = await start(t, { writeRate: MiB / 2 })
+  const { bhyve, root } = world
+  const manager = new Manager(t, world, 'saving')
+  await manager.reached('saving')
+  await manager.kill()
+  let show: (() => void) | undefined
+  const pool = inlinePool((job) => {
+    if (job === 'recordWriter') process.kill(bhyve.pid, 'SIGKILL')
+    if (job === 'isUntouched')
+      show = intercept(t, 'readDirectory', (_, limit) => (limit === 1 ? failure('EIO', 'read') : undefined))
+    return undefined
+  })
+  const options = {
+    runDirectory: bhyve.runDirectory,
+    checkpointDirectory: root,
+    dialect: 'descriptor',
+  } as const
+  const client = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
+  t.match(await rejection(client.createCheckpoint('vm1')), { code: 'ERR_CHECKPOINT_FAILED' })
+  show?.()
+  const left = [{ state: 'damaged', poweredOff: true, name: /^suspend-/ }]
+  t.match(await client.listCheckpoints('vm1'), left, 'the files of the VM are kept')
+})

@@ -312,32 +312,29 @@ t.test(
   },
 )
 
-t.test(
-  'restore: without a run directory in the arguments, finds bhyve in its default directory',
-  async (t) => {
-    const world = new World(t)
-    await world.suspended()
-    const defaultRunDirectory = scratch(t)
-    const environment = { ...hostEnvironment, peers: new PeerMemory(), defaultRunDirectory }
-    const { runDirectory, checkpointDirectory } = world
-    const client = createClientIn(environment, { runDirectory, checkpointDirectory })
-    const args = world.args.filter((word) => word !== '-o' && !word.startsWith('rundir='))
-    const run = `export SIMULATED_BHYVE_RUN_DIRECTORY='${defaultRunDirectory}'; exec '${process.execPath}' '${simulatedBhyve}' "$@"`
-    const bhyve = world.script({ instead: run })
-    const { pid } = await client.restore('vm1', 'suspend', { args, bhyve })
-    t.ok(fs.existsSync(path.join(defaultRunDirectory, 'vm1')))
-    t.match(
-      (await client.planRestore('vm1', 'suspend', { args, again: true })).blockers,
-      [{ code: 'already-running' }],
-      'the plan finds the running VM there',
-    )
-    await world.kill(pid)
-    t.type(world.manifest('suspend').restoredAt, 'string')
-    t.equal(await client.suspendedCheckpoint('vm1'), undefined)
-    const blocked = await rejection(client.restore('vm1', 'suspend', { args, bhyve: world.script() }))
-    t.match(blocked, { code: 'ERR_RESTORE_BLOCKED', blockers: [{ code: 'already-restored' }] })
-  },
-)
+t.test('restore: finds bhyve in its default run directory', async (t) => {
+  const world = new World(t)
+  await world.suspended()
+  const defaultRunDirectory = scratch(t)
+  const environment = { ...hostEnvironment, peers: new PeerMemory(), defaultRunDirectory }
+  const { runDirectory, checkpointDirectory } = world
+  const client = createClientIn(environment, { runDirectory, checkpointDirectory })
+  const args = world.args.filter((word) => word !== '-o' && !word.startsWith('rundir='))
+  const run = `export SIMULATED_BHYVE_RUN_DIRECTORY='${defaultRunDirectory}'; exec '${process.execPath}' '${simulatedBhyve}' "$@"`
+  const bhyve = world.script({ instead: run })
+  const { pid } = await client.restore('vm1', 'suspend', { args, bhyve })
+  t.ok(fs.existsSync(path.join(defaultRunDirectory, 'vm1')))
+  t.match(
+    (await client.planRestore('vm1', 'suspend', { args, again: true })).blockers,
+    [{ code: 'already-running' }],
+    'the plan finds the running VM there',
+  )
+  await world.kill(pid)
+  t.type(world.manifest('suspend').restoredAt, 'string')
+  t.equal(await client.suspendedCheckpoint('vm1'), undefined)
+  const blocked = await rejection(client.restore('vm1', 'suspend', { args, bhyve: world.script() }))
+  t.match(blocked, { code: 'ERR_RESTORE_BLOCKED', blockers: [{ code: 'already-restored' }] })
+})
 
 t.test('restore: does not accept the socket of a process that is ending', async (t) => {
   const world = new World(t)
