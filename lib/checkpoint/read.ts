@@ -38,11 +38,11 @@ export function listedCheckpoint(
   directory: Directory,
   vm: string,
   name: string,
-  wanted: 'any' | 'unless a directory' = 'any',
+  wanted: 'any' | 'not-directory' = 'any',
 ): ListedCheckpoint[] {
   try {
     const inspection = inspectUnchanged(directory, name)
-    if (inspection === undefined || (wanted === 'unless a directory' && inspection.isDirectory)) return []
+    if (inspection === undefined || (wanted === 'not-directory' && inspection.isDirectory)) return []
     return [describe(directory.path, vm, name, inspection)]
   } catch (error) {
     if (isExhausted(error)) throw error

@@ -54,15 +54,15 @@ async function fateOf(
   { context, end }: Suspending,
   { replyError }: Answer,
   { problems, untouched, inspection }: Collected,
-): Promise<'runs on' | 'gone'> {
+): Promise<'running' | 'gone'> {
   const { target, system, exitTimeoutMs } = context
   // A bhyve that replies with an error has aborted the suspend.
-  if (replyError !== undefined || end === undefined) return 'runs on'
+  if (replyError !== undefined || end === undefined) return 'running'
   const bhyveSucceeded = inspection?.metadata !== undefined
-  if (!bhyveSucceeded && !untouched && problems.some(isNoticed)) return 'runs on'
+  if (!bhyveSucceeded && !untouched && problems.some(isNoticed)) return 'running'
   const isDestroyed = system.platform === 'freebsd' && !isKnownToKernel(target)
   const isGone = await end.within(isDestroyed ? exitTimeoutMs : exitGraceMs)
-  return isGone || isDestroyed ? 'gone' : 'runs on'
+  return isGone || isDestroyed ? 'gone' : 'running'
 }
 
 /**

@@ -22,7 +22,7 @@ export function listCheckpoints(directoryPath: string, vm: string): ListedCheckp
   if (directory === undefined) return []
   using _lock = lockForReading(directory)
   return possibleNames(directory)
-    .flatMap((name) => listedCheckpoint(directory, vm, name, 'unless a directory'))
+    .flatMap((name) => listedCheckpoint(directory, vm, name, 'not-directory'))
     .sort(byAge)
 }
 
