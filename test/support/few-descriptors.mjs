@@ -33,7 +33,7 @@ function save(vm, index) {
 }
 
 function isSaved({ code, message }) {
-  return code === 'ERR_SUSPEND_FAILED' && message.includes('saved whole')
+  return code === 'ERR_SUSPEND_FAILED' && message.includes('is saved completely')
 }
 
 function textOf({ code, errno, message }) {
