@@ -81,7 +81,9 @@ const shellBlocks: Readonly<Record<string, (t: Test, block: string) => Promise<v
     // As in a project in which the package is installed.
     fs.mkdirSync(path.join(directory, 'node_modules'))
     fs.symlinkSync(root, path.join(directory, 'node_modules/bhyve-checkpoint'))
-    const { stdout } = await shell(block.replace('/vms/vm1.img', disk), directory, environment)
+    const ckp = 'ckp() { bhyve-checkpoint "$@"; }\nckp suspend vm1\n'
+    const script = block.startsWith('ckp ') ? ckp + block : block.replace('/vms/vm1.img', disk)
+    const { stdout } = await shell(script, directory, environment)
     t.match(stdout, /suspended vm1.suspend[^]*restored vm1.suspend/)
     const [machine] = await createClient({ runDirectory: path.join(directory, 'run') }).listVirtualMachines()
     t.match(machine, { vm: 'vm1', state: 'running' }, 'restored')

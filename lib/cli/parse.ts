@@ -21,11 +21,11 @@ export const clientOptions: Readonly<Record<string, OptionSpec>> = {
     value: '[/workdir]',
     help: `Use CBSD's checkpoint directories (default workdir: ${defaults.workdir})`,
   },
-  dialect: { value: 'name', help: 'Dialect of bhyve: struct, path or descriptor (default: detected)' },
+  dialect: { value: 'name', help: "bhyve's request format: struct, path or descriptor (default: detected)" },
   'trusted-uid': {
     value: 'uid',
     multiple: true,
-    help: 'User that bhyve can run as, besides root and you; can be repeated',
+    help: 'Also trust a bhyve that runs as this user; can be repeated',
   },
 }
 

@@ -35,7 +35,10 @@ export const vms: Command = {
 }
 
 const pidOption: Readonly<Record<string, OptionSpec>> = {
-  pid: { value: 'number', help: 'Process id of bhyve, if the socket does not reveal it (FreeBSD 13.0)' },
+  pid: {
+    value: 'number',
+    help: 'Process id of bhyve, if its socket cannot be used (paused for long, or FreeBSD 13.0)',
+  },
 }
 
 export const pause: Command = {
@@ -82,15 +85,15 @@ export const restore: Command = {
     env: {
       value: 'name=value',
       multiple: true,
-      help: 'Variable for bhyve, instead of PATH, HOME, LANG and TZ; can be repeated',
+      help: 'Environment variable for bhyve; with any, PATH, HOME, LANG and TZ are not passed; can be repeated',
     },
     'log-file': {
       value: 'file',
       help: "File for bhyve's output (default: restore.log beside the checkpoints)",
     },
-    verify: { help: 'Compare digests before bhyve is started' },
+    verify: { help: 'Compare digests first; do not start bhyve if they differ' },
     again: {
-      help: 'Restore even if restored before or if disks have changed since (old RAM over newer disks)',
+      help: 'Restore even if already restored, durability-unproven, or older than its disks: can corrupt disks',
     },
     timeout: { value: 'time', help: 'Stop waiting after this time, e.g. 10m (default: never)' },
   },

@@ -8,13 +8,16 @@ import { interruptible } from '../waiting.js'
 
 const options: Readonly<Record<string, OptionSpec>> = {
   'keep-existing': { help: 'Fail if a checkpoint of this name exists (default: replace it)' },
-  timeout: { value: 'time', help: 'Stop waiting after this time, e.g. 10m (default: never)' },
+  timeout: {
+    value: 'time',
+    help: 'Cancel after this time, e.g. 10m; waits until bhyve has completed the save (default: never)',
+  },
   'stall-timeout': {
     value: 'time',
-    help: 'Stop waiting if bhyve writes nothing for this time (default: 1m; 0: never)',
+    help: 'Cancel if bhyve writes nothing for this time (default: 1m; 0: never)',
   },
-  memory: { value: 'size', help: 'Size of guest RAM, for the progress and the space check, e.g. 4G' },
-  'no-fsync': { help: 'Do not fsync the checkpoint' },
+  memory: { value: 'size', help: 'Size of guest RAM, to show progress and check the free space, e.g. 4G' },
+  'no-fsync': { help: 'Do not fsync: a power failure can lose the checkpoint' },
   'no-digest': { help: 'Do not record digests' },
   'no-sparsify': { help: 'Do not make holes for zero pages of guest RAM' },
 }
@@ -44,7 +47,7 @@ const nothingSent = 'nothing was sent to bhyve; the previous checkpoint is uncha
 export const create: Command = {
   name: 'create',
   usage: '<vm> [name]',
-  summary: 'Save a running VM as a checkpoint, complete and durable on disk',
+  summary: 'Save a running VM as a checkpoint; the VM continues to run',
   example: 'bhyve-checkpoint create vm1 before-upgrade',
   options,
   positionals: [1, 2],

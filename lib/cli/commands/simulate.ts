@@ -13,13 +13,16 @@ const suspendExitCode = 5
 export const simulate: Command = {
   name: 'simulate',
   usage: '<vm ...>',
-  summary: 'Run a simulated bhyve until it is suspended or interrupted',
+  summary: 'Run a simulated bhyve, to try the other commands',
   example: 'bhyve-checkpoint simulate vm1 --run-directory /tmp/run',
   options: {
     'run-directory': { value: 'dir', help: 'Directory of its sockets (default: a temporary directory)' },
-    dialect: { value: 'name', help: 'struct, path, descriptor or reply (default: descriptor)' },
+    dialect: {
+      value: 'name',
+      help: 'struct, path, descriptor, or reply: descriptor with a reply (default: descriptor)',
+    },
     memory: { value: 'size', help: "Size of the guest's RAM (default: 16M)" },
-    'write-rate': { value: 'size', help: 'Bytes written per second, at most, e.g. 8M' },
+    'write-rate': { value: 'size', help: 'Maximum bytes written per second, e.g. 8M' },
     fault: { value: 'at:kind', help: 'Fault to inject, e.g. memory:no-space' },
   },
   positionals: [1, Infinity],

@@ -67,7 +67,7 @@ export const show: Command = {
 export const verify: Command = {
   name: 'verify',
   usage: '<vm> [name ...]',
-  summary: 'Verify the given checkpoints of a VM, or all of them',
+  summary: "Verify the given checkpoints of a VM, or all of the VM's",
   example: 'bhyve-checkpoint verify vm1 --content',
   options: { content: { help: 'Read all files and compare digests (default: check sizes and metadata)' } },
   positionals: [1, Infinity],
@@ -127,7 +127,7 @@ async function verifyOne(context: Context, vm: string, name: string, signal: Abo
 export const destroy: Command = {
   name: 'destroy',
   usage: '<vm> <name ...>',
-  summary: 'Remove the given checkpoints, even pinned and suspended ones',
+  summary: 'Remove the given checkpoints, even pinned ones and a suspended state',
   example: 'bhyve-checkpoint destroy vm1 before-upgrade',
   positionals: [2, Infinity],
   run: async ({ client, names, output }) => {
@@ -143,7 +143,7 @@ export const destroy: Command = {
 export const destroyAll: Command = {
   name: 'destroyall',
   usage: '<vm>',
-  summary: 'Remove all checkpoints of a VM, even pinned and suspended ones',
+  summary: 'Remove all checkpoints of a VM, even pinned ones and a suspended state',
   example: 'bhyve-checkpoint destroyall vm1',
   positionals: [1, 1],
   run: async ({ client, names, values, output }) => {
@@ -158,12 +158,15 @@ export const destroyAll: Command = {
 export const prune: Command = {
   name: 'prune',
   usage: '<vm>',
-  summary: 'Remove old checkpoints, but never pinned or suspended ones or the last complete one',
+  summary: 'Remove old checkpoints; keeps pinned ones, suspended states, and the newest complete one',
   example: 'bhyve-checkpoint prune vm1 --keep-last 7 --keep-within 30d',
   options: {
-    'keep-last': { value: 'number', help: 'Number of newest checkpoints to keep' },
-    'keep-within': { value: 'time', help: 'Age up to which checkpoints are kept, e.g. 7d' },
-    'max-size': { value: 'size', help: 'Size of all checkpoints together, at most, e.g. 500G' },
+    'keep-last': { value: 'number', help: 'Keep this number of newest complete checkpoints' },
+    'keep-within': { value: 'time', help: 'Also keep those younger than this, e.g. 7d' },
+    'max-size': {
+      value: 'size',
+      help: "Then remove more, oldest first, until all of the VM's together are smaller, e.g. 500G",
+    },
     'dry-run': { help: 'Print what would be removed; remove nothing' },
   },
   positionals: [1, 1],
