@@ -100,6 +100,33 @@ export interface CreateOptions {
    * The size of the guest RAM in bytes, if you know it. It is used for `totalBytes` and to check the free disk space.
    */
   memoryBytes?: number | undefined
+  /**
+   * Called while the guest is frozen, to capture its disks at the moment of its RAM, for example with a snapshot. The
+   * guest stays frozen until the returned promise settles, but not longer than `freezeTimeout`. The result counts only
+   * once the call has resolved. If the guest ran in between, the call discards the attempt and tries again, so the
+   * function can be called up to five times. If it rejects or takes too long, the call rejects with
+   * `ERR_DISKS_NOT_CAPTURED`, the VM runs, and the previous checkpoint is unchanged. Not possible with `poweroff`.
+   *
+   * @example
+   * ```js
+   * await client.createCheckpoint('vm1', {
+   *   onFrozen: ({ id, signal }) => run('zfs', ['snapshot', `tank/vm1@${id}`], { signal }),
+   * })
+   * ```
+   */
+  onFrozen?: ((frozen: FrozenGuest) => void | Promise<void>) | undefined
+  /** The longest time that the guest is held for `onFrozen`, in milliseconds. Default 5 000. */
+  freezeTimeout?: number | undefined
+}
+
+/** A guest that is frozen: neither its vCPUs run nor do its disks change. */
+export interface FrozenGuest {
+  vm: string
+  /** The id that the checkpoint will have. Each attempt has its own. */
+  id: string
+  pid?: number
+  /** Aborted when `freezeTimeout` has passed or the call is cancelled. */
+  signal: AbortSignal
 }
 
 /** What `onProgress` is called with. */
@@ -107,7 +134,7 @@ export interface Progress {
   vm: string
   name: string
   /** The current step of the call. */
-  phase: 'queued' | 'saving' | 'checking' | 'digesting' | 'syncing' | 'publishing'
+  phase: 'queued' | 'saving' | 'frozen' | 'checking' | 'digesting' | 'syncing' | 'publishing'
   /** The bytes of guest RAM written (`saving`) or read (`digesting`) so far. */
   bytes: number
   /** The size of the guest RAM, if known: from the caller, the last checkpoint of this VM or the metadata. */
@@ -140,6 +167,11 @@ export interface Checkpoint {
   restoredAt?: Date
   /** True if `pruneCheckpoints` must keep the checkpoint. */
   pinned: boolean
+  /**
+   * How long the guest was frozen, in milliseconds: from the first byte of RAM to the end of bhyve's work. The flush of
+   * its disks before the first byte is not included. Known only if `onFrozen` was used.
+   */
+  frozenMs?: number
 }
 
 /**

@@ -44,7 +44,7 @@ interface Recipient {
   /** The process that got the first request. A second request must go to the same process. */
   expected?: Peer | undefined
   /** Called when the peer was accepted, before the first byte is sent. Errors are passed on to the caller. */
-  beforeSending?: (peer: Peer) => Promise<void>
+  beforeSending?: (peer: Peer, connection: number) => Promise<void>
 }
 
 export async function sendRequest(
@@ -74,7 +74,7 @@ async function acceptPeer(descriptor: number, dialect: Dialect, recipient: Recip
     assertTrusted(peer, located, target)
     assertNotPaused(peer, target)
     if (expected !== undefined) assertSame(peer, expected, target)
-    await beforeSending?.(peer)
+    await beforeSending?.(peer, descriptor)
     return peer
   } catch (error) {
     if (dialect === 'struct') await sendRefused(descriptor)

@@ -21,6 +21,7 @@ export function describe(
     storedBytes: inspection.storedBytes,
     poweredOff: manifest?.poweredOff ?? false,
     pinned: manifest?.pinned ?? false,
+    ...(manifest?.frozenMs === undefined ? {} : { frozenMs: manifest.frozenMs }),
     ...(manifest?.restoredAt === undefined ? {} : { restoredAt: new Date(manifest.restoredAt) }),
   }
   const guest = metadata && {

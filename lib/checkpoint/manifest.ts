@@ -59,6 +59,8 @@ export interface Manifest {
   memoryModifiedMs?: number
   /** Sizes in bytes when the checkpoint was published. */
   sizes?: { memory: number; kernel: number }
+  /** How long the guest was frozen, as far as it was seen, in milliseconds. */
+  frozenMs?: number
   /** The latest restore records, oldest first. */
   restores?: Restore[]
   digests?: Digests
@@ -93,6 +95,9 @@ interface ManifestFacts {
   dialect?: string | undefined
   poweredOff: boolean
   host?: ManifestHost | undefined
+  /** Default: a new one. */
+  id?: string
+  frozenMs?: number
 }
 
 /** Facts that the checkpoint files contain. */
@@ -106,12 +111,12 @@ interface ManifestFiles {
 
 /** The manifest of a checkpoint that this release creates. */
 export function newManifest(facts: ManifestFacts, files: ManifestFiles = {}): Manifest {
-  const { vm, name, createdAt, dialect, poweredOff, host } = facts
+  const { vm, name, createdAt, dialect, poweredOff, host, frozenMs } = facts
   const { metadata, modifiedMs, digests, fingerprint } = files
   const sizes = metadata && { memory: metadata.memoryBytes, kernel: metadata.kernelBytes }
   return {
     version: manifestVersion,
-    id: randomUUID(),
+    id: facts.id ?? randomUUID(),
     vm,
     name,
     createdAt: createdAt.toISOString(),
@@ -121,6 +126,7 @@ export function newManifest(facts: ManifestFacts, files: ManifestFiles = {}): Ma
     ...optional('host', host),
     ...optional('memoryModifiedMs', modifiedMs),
     ...optional('sizes', sizes),
+    ...optional('frozenMs', frozenMs),
     ...optional('digests', digests),
     ...optional('fingerprint', fingerprint),
   }
@@ -156,6 +162,7 @@ export function parseManifest(text: string): Manifest | undefined {
     ...optional('host', hostFrom(root.host)),
     ...optional('memoryModifiedMs', isCount(root.memoryModifiedMs) ? root.memoryModifiedMs : undefined),
     ...optional('sizes', sizes),
+    ...optional('frozenMs', durationFrom(root.frozenMs)),
     ...optional('digests', digests === 'malformed' ? undefined : digests),
     ...optional('fingerprint', fingerprintFrom(root.fingerprint)),
     ...optional('restores', restoresFrom(root.restores)),
@@ -275,6 +282,10 @@ function textFrom(value: unknown): string | undefined {
 
 function isObject(value: unknown): value is JsonObject {
   return typeof value === 'object' && value !== null && !Array.isArray(value)
+}
+
+function durationFrom(value: unknown): number | undefined {
+  return typeof value === 'number' && Number.isFinite(value) && value >= 0 ? value : undefined
 }
 
 function isCount(value: unknown): value is number {

@@ -30,6 +30,7 @@ const families: Record<ErrorCode, number> = {
   ERR_CHECKPOINT_NOT_FOUND: exitStatus.stored,
   ERR_CHECKPOINT_DAMAGED: exitStatus.damaged,
   ERR_CHECKPOINT_FAILED: exitStatus.bhyveFailed,
+  ERR_DISKS_NOT_CAPTURED: exitStatus.bhyveFailed,
   ERR_SUSPEND_FAILED: exitStatus.bhyveFailed,
   ERR_RESTORE_FAILED: exitStatus.bhyveFailed,
   ERR_RESTORE_BLOCKED: exitStatus.restoreBlocked,

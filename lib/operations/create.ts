@@ -5,6 +5,7 @@ import type { Checkpoint, VmState } from '../base/types.js'
 import type { Problem } from '../base/problem.js'
 import type { SavingCall, SavingContext } from './saving/call.js'
 import { inStage } from './saving/in_stage.js'
+import { type Freeze, noFreeze } from './saving/no_freeze.js'
 import { judge } from './saving/judge.js'
 import { publish } from './saving/publish_checkpoint.js'
 import { type Answer, request } from './saving/vm_request.js'
@@ -15,27 +16,50 @@ import type { SaveSettings } from './settings.js'
  * A cancel does not stop this function. It waits until bhyve has finished, discards the stage, and then rejects. The
  * caller races this function against the cancel.
  */
-export function create(
+export async function create(
   context: SavingContext,
   settings: SaveSettings,
   call: SavingCall,
+): Promise<Checkpoint> {
+  if (settings.freeze === undefined) return save(context, settings, call, noFreeze)
+  const { saveFrozen } = await import('./saving/freeze.js')
+  return saveFrozen(settings, settings.freeze, call, (freeze) => save(context, settings, call, freeze))
+}
+
+function save(
+  context: SavingContext,
+  settings: SaveSettings,
+  call: SavingCall,
+  freeze: Freeze,
 ): Promise<Checkpoint> {
   const { vm, name } = settings
   const { cancellation, progress } = call
   return inStage(context, settings, call, { unknownMemoryBytes: undefined }, async (stage, sockets) => {
     const answer = await request(context, stage, settings, call, {
       sockets,
-      // Recovery must know which process may still write to the stage.
-      beforeSending: (writer) => stage.recordWriter(writer, () => cancellation.begin()),
-    })
+      beforeSending: async (writer, connection) => {
+        await freeze.open(stage, writer, connection)
+        // Recovery must know which process may still write to the stage.
+        await stage.recordWriter(writer, () => cancellation.begin())
+      },
+    }).finally(() => freeze.conclude(stage))
     cancellation.throwIfCancelled()
     const verdict = await judge(stage, settings, progress)
     if (verdict.kind === 'incomplete') throw incomplete(answer, settings, verdict.collected.problems)
     const { checkpoint: saved } = verdict
+    const frozen = await freeze.facts()
     const content = await scan(stage, saved.memoryBytes, settings, cancellation, progress)
     cancellation.throwIfCancelled()
     const { dialect } = answer
-    const publishing = { vm, name, settings: settings.publication, dialect, poweredOff: false, content }
+    const publishing = {
+      vm,
+      name,
+      settings: settings.publication,
+      dialect,
+      poweredOff: false,
+      content,
+      frozen,
+    }
     return await publish(stage, saved, publishing, progress, cancellation)
   })
 }

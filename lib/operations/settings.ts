@@ -10,7 +10,14 @@ import {
 } from '../base/assertions.js'
 import { membersOf } from '../base/union_members.js'
 import { assertCheckpointName, assertVmName } from '../base/names.js'
-import type { CreateOptions, Dialect, Progress, PrunePolicy, RestoreOptions } from '../base/types.js'
+import type {
+  CreateOptions,
+  Dialect,
+  FrozenGuest,
+  Progress,
+  PrunePolicy,
+  RestoreOptions,
+} from '../base/types.js'
 
 const defaultStallTimeoutMs = 60_000
 export const createOptions: readonly string[] = membersOf<keyof CreateOptions>({
@@ -25,7 +32,10 @@ export const createOptions: readonly string[] = membersOf<keyof CreateOptions>({
   digest: true,
   sparsify: true,
   memoryBytes: true,
+  onFrozen: true,
+  freezeTimeout: true,
 })
+const defaultFreezeTimeoutMs = 5_000
 /** The variables that bhyve inherits from this process if the caller gives no `env`. */
 const inherited = ['PATH', 'HOME', 'LANG', 'TZ']
 const restoreOptions = membersOf<keyof RestoreOptions>({
@@ -64,6 +74,12 @@ export interface PublicationSettings {
   durable: boolean
 }
 
+/** The caller's function for a frozen guest, and the longest hold in milliseconds. */
+export interface FreezeSettings {
+  onFrozen: (frozen: FrozenGuest) => void | Promise<void>
+  timeout: number
+}
+
 export interface SaveSettings {
   vm: string
   name: string
@@ -76,6 +92,7 @@ export interface SaveSettings {
   request: RequestSettings
   scan: ScanSettings
   publication: PublicationSettings
+  freeze: FreezeSettings | undefined
 }
 
 export function createSettings(vm: unknown, options: CreateOptions, dialect: Dialect | 'auto'): SaveSettings {
@@ -103,7 +120,21 @@ export function createSettings(vm: unknown, options: CreateOptions, dialect: Dia
     request: { dialect, stallTimeout },
     scan: { digest, sparsify },
     publication: { ifExists, durable: fsync },
+    freeze: freezeSettings(options, poweroff),
   }
+}
+
+function freezeSettings(options: CreateOptions, poweroff: boolean): FreezeSettings | undefined {
+  const { onFrozen, freezeTimeout = defaultFreezeTimeoutMs } = options
+  assertMilliseconds(freezeTimeout, 'freezeTimeout', 1)
+  if (onFrozen === undefined) return undefined
+  if (typeof onFrozen !== 'function') throw invalid("The option 'onFrozen' must be a function", onFrozen)
+  if (poweroff)
+    throw invalid(
+      'The option 'onFrozen' needs a VM that continues to run. A suspended VM does not change its disks any more',
+      poweroff,
+    )
+  return { onFrozen, timeout: freezeTimeout }
 }
 
 export interface RestoreSettings {

@@ -122,6 +122,18 @@ export class Stage {
     return this.#store.jobs.savedSoFar(this.#handle)
   }
 
+  recordHold(): Promise<void> {
+    return this.#store.jobs.recordHold(this.#handle)
+  }
+
+  removeHold(): Promise<void> {
+    return this.#store.jobs.removeHold(this.#handle)
+  }
+
+  isStillFrozen(): Promise<boolean> {
+    return this.#store.jobs.isStillFrozen(this.#handle)
+  }
+
   isUntouched(): Promise<boolean> {
     return this.#store.jobs.isUntouched(this.#handle)
   }

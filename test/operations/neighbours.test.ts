@@ -155,7 +155,7 @@ t.test('watchSaving: writing any file counts as progress', async (t) => {
     },
     dropReservation: () => Promise.resolve(void (dropped += 1)),
   } as unknown as Stage
-  const watched = { ...settings, poweroff: false }
+  const watched = { ...settings, poweroff: false, isOurDelay: () => false }
   const stop = watchSaving(stage, watched, cancellation, progress, () => true)
   const alive = setInterval(() => undefined, 1)
   await until(() => polls >= 15, 'polls for longer than the stall timeout')

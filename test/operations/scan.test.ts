@@ -38,7 +38,7 @@ t.test('watchSaving: a poll that ends after bhyve has finished cancels nothing',
   let answer: ((saved: object) => void) | undefined
   const stage = { saved: () => new Promise((resolve) => (answer = resolve)) } as unknown as Stage
   const start = performance.now()
-  const watched = { ...settings, poweroff: false }
+  const watched = { ...settings, poweroff: false, isOurDelay: () => false }
   const stop = watchSaving(stage, watched, cancellation, progress, () => true)
   // The timer of the watch does not keep this process alive, so use another timer.
   const alive = setInterval(() => undefined, 1)

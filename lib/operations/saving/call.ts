@@ -23,5 +23,9 @@ export interface SavingCall {
   cancellation: Cancellation
   progress: ProgressReporter
   /** The process that received the request. Errors report the state of its VM. */
-  receiver: { peer?: Peer }
+  receiver: {
+    peer?: Peer
+    /** It waits for this library: bhyve has not got the request yet, or is stopped by the guard. */
+    waitsForUs?: boolean
+  }
 }

@@ -9,6 +9,7 @@ import type { Content } from '../../store/staging/memory_scan.js'
 import type { ProgressReporter } from '../progress.js'
 import type { PublicationSettings } from '../settings.js'
 import type { CompleteCheckpoint } from './judge.js'
+import type { FrozenFacts } from './no_freeze.js'
 
 interface Publishing {
   vm: string
@@ -18,18 +19,20 @@ interface Publishing {
   poweredOff: boolean
   /** Undefined if there was no disk space for the digests. */
   content: Content | undefined
+  frozen?: FrozenFacts
 }
 
 /** Can be cancelled up to the commit point. */
 export async function publish(
   stage: Stage,
   { inspection, savedMs }: CompleteCheckpoint,
-  { vm, name, settings, dialect, poweredOff, content }: Publishing,
+  { vm, name, settings, dialect, poweredOff, content, frozen }: Publishing,
   progress: ProgressReporter,
   commitPoint: CommitPoint,
 ): Promise<Checkpoint> {
   // Use the time of the last write, not of the publication: the checkpoint does not include later changes to the disks.
-  const facts = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff, host: hostFacts() }
+  const host = hostFacts()
+  const facts = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff, host, ...frozen }
   const publication = { name, ...settings, manifest: newManifest(facts, { ...inspection, ...content }) }
   progress.report('syncing')
   await stage.prepare(publication)

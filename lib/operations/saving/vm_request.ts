@@ -26,7 +26,7 @@ export interface RequestOptions {
   /** Sockets that may belong to the VM, best first. */
   sockets: readonly Located[]
   /** Called after the peer was accepted and before the first byte is sent. If it throws, nothing is sent. */
-  beforeSending: (writer: Writer) => Promise<void>
+  beforeSending: (writer: Writer, connection: number) => Promise<void>
 }
 
 /** Called before anything is created or sent. */
@@ -142,9 +142,9 @@ class VmRequest {
     const filename = dialect === 'descriptor' ? guestFile : this.#stage.requestPath
     const content = { dialect, operation, filename, directory: await this.#stage.inboxDescriptor() }
     let isSending = false
-    const beforeSending = async (peer: Peer): Promise<void> => {
+    const beforeSending = async (peer: Peer, connection: number): Promise<void> => {
       traceDecision(vm, 'peer accepted', { pid: peer.pid, uid: peer.uid })
-      await this.#options.beforeSending({ ...peer, dialect })
+      await this.#options.beforeSending({ ...peer, dialect }, connection)
       isSending = true
     }
     traceDecision(vm, 'dialect', { dialect, operation, socket: located.socketPath })
@@ -175,7 +175,8 @@ class VmRequest {
   #watch(isSent: () => boolean): () => Promise<void> {
     const { vm, name, poweroff, request } = this.#settings
     const { cancellation, progress } = this.#call
-    const watched = { vm, name, poweroff, stallTimeout: request.stallTimeout }
+    const isOurDelay = (): boolean => this.#call.receiver.waitsForUs === true
+    const watched = { vm, name, poweroff, stallTimeout: request.stallTimeout, isOurDelay }
     return watchSaving(this.#stage, watched, cancellation, progress, isSent)
   }
 }

@@ -18,6 +18,8 @@ interface Watched {
   poweroff: boolean
   /** Milliseconds; 0: no timeout. */
   stallTimeout: number
+  /** bhyve waits for this library: do not count that time toward the stall timeout. */
+  isOurDelay: () => boolean
 }
 
 /** Starts polling. The returned function stops it and resolves once the last poll has finished. */
@@ -99,7 +101,7 @@ class Watch {
   }
 
   #note(seen: string): void {
-    if (seen !== this.#lastSeen) this.#lastChange = performance.now()
+    if (seen !== this.#lastSeen || this.#watched.isOurDelay()) this.#lastChange = performance.now()
     this.#lastSeen = seen
   }
 

@@ -5,6 +5,7 @@
 import { CheckpointError, toCheckpointError } from '../../base/errors.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import type { Directory } from '../../fs/directory.js'
+import { continueHeldWriter } from '../staging/hold.js'
 import { isWriterAlive, readIntent, writerOf } from '../staging/intent.js'
 import { recoverLiveStage } from './live_stage.js'
 import { restoreLockName, publicationOrder, restSuffix } from '../paths.js'
@@ -42,10 +43,17 @@ export function recover(directory: Directory, staging: Directory): Stuck {
 }
 
 function recoverStage(directory: Directory, staging: Directory, id: string, stuck: Stuck): void {
+  continueWriter(staging, id)
   const intent = intentIn(staging, id)
   if (intent === undefined) removeEntry(staging, id)
   else if (intent.poweroff) salvageSuspend(directory, staging, id, stuck)
   else recoverLiveStageNowOrLater(directory, staging, id)
+}
+
+function continueWriter(staging: Directory, id: string): void {
+  if (staging.statusIfAny(id)?.kind !== 'directory') return
+  using stage = staging.openIfAny(id)
+  if (stage !== undefined) continueHeldWriter(stage)
 }
 
 /**

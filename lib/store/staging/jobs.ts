@@ -1,5 +1,6 @@
 /** The jobs of this directory. They run in the pool. */
 export { collectStage, isUntouched } from './collect.js'
+export { isStillFrozen, recordHold, removeHold } from './hold.js'
 export { chownInbox, reopenInbox } from './inbox.js'
 export { recordWriter } from './intent.js'
 export { removeOrphans } from './orphans.js'

@@ -1,0 +1,25 @@
+/** What a save does about a frozen guest. Most saves do nothing; `freeze.ts` is loaded only by those that do. */
+import type { Stage } from '../../store/stage.js'
+import type { Writer } from '../../store/staging/intent.js'
+
+/** Facts for the manifest. */
+export interface FrozenFacts {
+  id?: string
+  /** From the first byte of RAM to the end of bhyve's work, in milliseconds. */
+  frozenMs?: number
+}
+
+export interface Freeze {
+  /** Call this before the first byte of the request is sent. If it rejects, nothing may be sent. */
+  open(stage: Stage, writer: Writer, connection: number): Promise<void>
+  /** Call this once bhyve has closed the connection, and when the request has failed. */
+  conclude(stage: Stage): Promise<void>
+  /** Call this once bhyve is known to have saved the VM. Rejects if the freeze was not used. */
+  facts(): Promise<FrozenFacts>
+}
+
+export const noFreeze: Freeze = {
+  open: () => Promise.resolve(),
+  conclude: () => Promise.resolve(),
+  facts: () => Promise.resolve({}),
+}

@@ -1,0 +1,48 @@
+/**
+ * The record of a hold: while it is in the stage, bhyve may be stopped (SIGSTOP) because of this stage's request. If the
+ * library's process and its guard have both died, recovery continues bhyve. Runs in the pool.
+ */
+import os from 'node:os'
+import { metadataMaxBytes, parseMetadata } from '../../checkpoint/metadata.js'
+import type { Directory } from '../../fs/directory.js'
+import { loadNative } from '../../base/native.js'
+import { guestFile, inboxName } from '../paths.js'
+import { writerOf } from './intent.js'
+import { borrowStage, type StageHandle } from './stage_handle.js'
+
+const holdRecord = 'hold'
+const { SIGCONT } = os.constants.signals
+
+/** Call this before the first signal. The process is the stage's writer, which is recorded already. */
+export function recordHold(handle: StageHandle): void {
+  const stage = borrowStage(handle)
+  if (stage.statusIfAny(holdRecord) === undefined) stage.writeNew(holdRecord, '', false)
+}
+
+/** Call this when the hold is over. */
+export function removeHold(handle: StageHandle): void {
+  borrowStage(handle).unlink(holdRecord)
+}
+
+/** Continues the writer of a stage whose owner is dead. Only the process that the record is about gets the signal. */
+export function continueHeldWriter(stage: Directory): void {
+  if (stage.statusIfAny(holdRecord) === undefined) return
+  const { pid, startedAt } = writerOf(stage) ?? {}
+  if (typeof pid === 'number' && typeof startedAt === 'string')
+    loadNative().signalProcess(pid, startedAt, SIGCONT)
+  stage.unlink(holdRecord)
+}
+
+/**
+ * Whether the guest has been frozen since its RAM was first seen to be written: bhyve completes the metadata before it
+ * resumes the guest. If the disk has no space for the metadata, bhyve may write them again after that, so nothing is
+ * proven then.
+ */
+export function isStillFrozen(handle: StageHandle): boolean {
+  using inbox = borrowStage(handle).openIfAny(inboxName)
+  if (inbox === undefined || inbox.freeSpace() < metadataMaxBytes) return false
+  const name = `${guestFile}.meta`
+  if (inbox.statusIfAny(name)?.kind !== 'file') return false
+  const result = parseMetadata(inbox.readText(name, metadataMaxBytes))
+  return 'problem' in result && result.problem.code === 'metadata-incomplete'
+}
