@@ -102,7 +102,7 @@ export interface CreateOptions {
   memoryBytes?: number | undefined
   /**
    * Called while the guest is frozen, to capture its disks at the moment of its RAM, for example with a snapshot. The
-   * guest stays frozen until the returned promise settles, but not longer than `freezeTimeout`. The result counts only
+   * guest stays frozen until the returned promise resolves or rejects, but not longer than `freezeTimeout`. The result counts only
    * once the call has resolved. If the guest ran in between, the call discards the attempt and tries again, so the
    * function can be called up to five times. If it rejects or takes too long, the call rejects with
    * `ERR_DISKS_NOT_CAPTURED`, the VM runs, and the previous checkpoint is unchanged. Not possible with `poweroff`.

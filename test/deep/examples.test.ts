@@ -72,6 +72,51 @@ class Running {
   }
 }
 
+t.test(
+  'frozen-disks: snapshots the dataset at the moment of the checkpoint, and removes a snapshot that did not count',
+  async (t) => {
+    const world = new World(t)
+    const { root, runDirectory, checkpointDirectory, client } = world
+    const bhyve = await SimulatedBhyve.start({
+      vm: 'vm1',
+      memoryBytes: 8 * MiB,
+      writeRate: 8 * MiB,
+      runDirectory,
+    })
+    t.teardown(() => bhyve.stop())
+    const log = path.join(root, 'zfs.log')
+    const programs = path.join(root, 'bin')
+    fs.mkdirSync(programs)
+    const zfs = (status: number): void =>
+      fs.writeFileSync(
+        path.join(programs, 'zfs'),
+        `#!/bin/sh\necho "$@" >>'${log}'\n[ $1 = destroy ] || exit ${status}\n`,
+        {
+          mode: 0o755,
+        },
+      )
+    const run = (name: string): Running =>
+      world.start('frozen-disks.mjs', ['vm1', 'tank/vm1', name], {
+        PATH: `${programs}:${process.env.PATH ?? ''}`,
+        CHECKPOINT_DIRECTORY: checkpointDirectory,
+      })
+    zfs(0)
+    const saved = run('one')
+    t.equal(await saved.status(), 0, saved.stderr)
+    const { files } = await client.getCheckpoint('vm1', 'one')
+    const { id } = JSON.parse(fs.readFileSync(files.manifest ?? '', 'utf8')) as { id: string }
+    t.match(saved.stdout, `belongs to tank/vm1@${id}; the guest was frozen for`)
+    t.equal(fs.readFileSync(log, 'utf8'), `snapshot tank/vm1@${id}\n`)
+    zfs(1)
+    const failed = run('two')
+    t.equal(await failed.status(), 1)
+    t.match(failed.stderr, /Checkpoint 'two' of VM 'vm1' was not created: onFrozen failed/)
+    const [, snapshot, destroy] = fs.readFileSync(log, 'utf8').trim().split('\n')
+    t.match(snapshot, /^snapshot tank\/vm1@/)
+    t.equal(destroy, snapshot?.replace('snapshot', 'destroy'))
+  },
+)
+
 t.test('nightly: saves all VMs, prunes old checkpoints and prints alerts', async (t) => {
   const world = new World(t)
   const { runDirectory, client } = world

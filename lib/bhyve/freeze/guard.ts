@@ -74,7 +74,7 @@ export async function startGuard(settings: GuardSettings, inherited: Inherited):
       // A session of its own: signals of the terminal do not reach it.
       detached: true,
       cwd: '/',
-      // Options for the host program's own start must not apply here. Electron's executable runs scripts only if told so.
+      // Options for the host program's own start must not apply here. Electron's executable runs scripts only with this variable.
       env: { ...process.env, NODE_OPTIONS: undefined, ELECTRON_RUN_AS_NODE: '1' },
       stdio: ['ignore', 'ignore', 'ignore', 'pipe', inherited.inbox, inherited.connection],
     },

@@ -1,7 +1,7 @@
 /**
  * The guard: a process that stops bhyve while it writes guest RAM, and that makes sure that bhyve continues. It is not
  * affected by what happens to the library's process: signals of the terminal, a blocked event loop, SIGKILL. It
- * continues bhyve when the library asks for it, when the freeze timeout has passed, and when the library is gone.
+ * continues bhyve at the library's request, when the freeze timeout has passed, and when the library is gone.
  */
 import fs from 'node:fs'
 import net from 'node:net'

@@ -6,7 +6,7 @@
 /** Resolves with the size of a file, or undefined if it does not exist. */
 export type SizeOf = (name: string) => Promise<number | undefined>
 
-/** How long a look-up of a size may take before it counts as blocked, and the poll interval. In milliseconds. */
+/** How long reading a size may take before it counts as blocked, and the poll interval. In milliseconds. */
 const pollMs = 1
 
 export class MemoryWatch {
@@ -14,7 +14,7 @@ export class MemoryWatch {
   readonly #memory: string
   readonly #metadata: string
   #isOpened = false
-  /** A look-up that has not returned yet. Each occupies a thread of libuv, so there is never a second one. */
+  /** A call that has not returned yet. Each occupies a thread of libuv, so there is never a second one. */
   #pending: Promise<number | undefined> | undefined
 
   constructor(sizeOf: SizeOf, { memory, metadata }: { memory: string; metadata: string }) {
@@ -24,8 +24,8 @@ export class MemoryWatch {
   }
 
   /**
-   * On FreeBSD a look-up takes the file's lock. On UFS and tmpfs it may block for as long as the write lasts: once bhyve
-   * has opened its files, a look-up that blocks means that RAM is being written.
+   * On FreeBSD reading the size takes the file's lock. On UFS and tmpfs it may block for as long as the write lasts: once
+   * bhyve has opened its files, a call that blocks means that RAM is being written.
    */
   async isWriting(): Promise<boolean> {
     if (!this.#isOpened) {
