@@ -2,8 +2,8 @@
 //
 //   node frozen-disks.mjs <vm> <dataset> [checkpoint]
 //
-// The snapshot is <dataset>@<id>, with the id from the checkpoint's manifest. Set RUN_DIRECTORY and CHECKPOINT_DIRECTORY
-// for other directories than the default ones.
+// The snapshot is <dataset>@<id>, with the id from the checkpoint's manifest. RUN_DIRECTORY and CHECKPOINT_DIRECTORY
+// name other directories than the default ones.
 import { execFile } from 'node:child_process'
 import { promisify } from 'node:util'
 import { createClient } from 'bhyve-checkpoint'

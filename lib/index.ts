@@ -20,6 +20,7 @@ export type {
   ClientOptions,
   CreateOptions,
   Dialect,
+  FrozenGuest,
   Layout,
   ListedCheckpoint,
   Progress,

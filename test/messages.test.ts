@@ -16,7 +16,9 @@ const errors = [...collected].flatMap(([file, messages]) =>
 void t.test('messages.txt has every message of the source', (t) => {
   const lines = ({ code, text }: Message): string =>
     `  ${code === undefined ? '' : `${code}: `}${text.replaceAll('\n', '\\n')}`
-  const text = [...collected].map(([file, messages]) => [file, ...messages.map(lines)].join('\n')).join('\n\n')
+  const text = [...collected]
+    .map(([file, messages]) => [file, ...messages.map(lines)].join('\n'))
+    .join('\n\n')
   if (process.env.UPDATE_TEXTS === '1') fs.writeFileSync(kept, `${text}\n`)
   t.equal(`${text}\n`, fs.readFileSync(kept, 'utf8'))
   t.end()

@@ -9,6 +9,7 @@ import type {
   ClientOptions,
   CreateOptions,
   ErrorCode,
+  FrozenGuest,
   Layout,
   ListedCheckpoint,
   Problem,
@@ -32,6 +33,10 @@ t.test('the calls have the documented parameters and results', async (t) => {
   type Call<K extends keyof CheckpointClient> = CheckpointClient[K]
   expectTypeOf(main.createClient).toEqualTypeOf<(options?: ClientOptions) => CheckpointClient>()
   expectTypeOf<Call<'createCheckpoint'>>().parameters.toEqualTypeOf<[vm: string, options?: CreateOptions]>()
+  expectTypeOf<NonNullable<CreateOptions['onFrozen']>>().toEqualTypeOf<
+    (frozen: FrozenGuest) => void | Promise<void>
+  >()
+  expectTypeOf<FrozenGuest>().toEqualTypeOf<{ vm: string; id: string; pid?: number; signal: AbortSignal }>()
   expectTypeOf<Call<'createCheckpoint'>>().returns.resolves.toEqualTypeOf<Checkpoint>()
   expectTypeOf<Call<'suspend'>>().parameter(1).toEqualTypeOf<Omit<CreateOptions, 'poweroff'> | undefined>()
   expectTypeOf<Call<'suspendedCheckpoint'>>().returns.resolves.toEqualTypeOf<Checkpoint | undefined>()

@@ -12,6 +12,8 @@ import { isFailure, loadNative } from '../base/native.js'
 export const descriptorsOf = {
   /** The VM's directory, the stage, the inbox, the connection. */
   checkpoint: 4,
+  /** The same, and while the guard is being started: both ends of its socket, and two of Node. */
+  frozen: 8,
   /** The same, and the one that watches the process. */
   suspend: 5,
   /** The checkpoint files. */

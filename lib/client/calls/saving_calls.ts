@@ -83,7 +83,7 @@ export class SavingCalls {
       }
       const { count, save } = settings.poweroff
         ? { count: descriptorsOf.suspend, save: suspend }
-        : { count: descriptorsOf.checkpoint, save: create }
+        : { count: descriptorsOf[settings.freeze === undefined ? 'checkpoint' : 'frozen'], save: create }
       return await descriptors().during(count, cancellation, () =>
         this.#keepingThread(settings.poweroff, () => save(context, settings, call)),
       )
