@@ -16,6 +16,7 @@ import { constants } from 'node:os'
 import { parseCommandLine, usage, UsageRequest, type CommandLine } from './arguments.js'
 import type { Guest } from './checkpoint.js'
 import { exitSoon } from './destroyed.js'
+import { type DiskCounter, useDisks } from './disk_counter.js'
 import { SyntheticMemory } from './guest.js'
 import { listenFor, type Listener } from './listener.js'
 import { machineOf, type Machine } from './machine.js'
@@ -25,6 +26,7 @@ import {
   settingsOf,
   shapeOf,
   type GuestOptions,
+  type SimulatorOptions,
   type ServerSettings,
   type SimulatedDialect,
 } from './simulator_options.js'
@@ -44,7 +46,10 @@ const fromEnvironment: readonly string[] = [
   'writeRate',
   'zeroFraction',
   'zeroLayout',
-] satisfies (keyof GuestOptions)[]
+  'disks',
+] satisfies (keyof EnvironmentOptions)[]
+
+type EnvironmentOptions = GuestOptions & Pick<SimulatorOptions, 'disks'>
 
 function main(): void {
   removeSignalHandlers()
@@ -76,7 +81,10 @@ function run(native: SimulatorNative): void {
   const log = consoleLog(native)
   const guest =
     checkpoint === undefined ? freshGuest(vm, settings, log) : restoredGuest(vm, settings, checkpoint, log)
-  serveUntilDestroyed(native, vm, settings, guest)
+  const reactor = new Reactor(native, undefined)
+  const used = useDisks(reactor, guest.memory, settings.disks, checkpoint !== undefined)
+  if (checkpoint !== undefined) assertOneMoment(used.disks)
+  serveUntilDestroyed(native, vm, settings, { ...guest, ...used }, reactor)
 }
 
 /** The name on the command line has priority, then the name in the checkpoint, then `name=` of the configuration. */
@@ -91,7 +99,7 @@ function checkedSettings(
   vm: string,
   machine: Machine,
   checkpoint: SavedCheckpoint | undefined,
-  options: GuestOptions,
+  options: EnvironmentOptions,
 ): ServerSettings {
   const { devices, memoryBytes } = machine
   const cpus = checkpoint === undefined ? machine.cpus : checkpoint.cpus
@@ -138,13 +146,21 @@ function restoredGuest(vm: string, settings: ServerSettings, checkpoint: SavedCh
   return { vm, cpus, state, memory, dialect, writeRate, fault, log }
 }
 
+/** A real guest would continue and damage its file systems. */
+function assertOneMoment(disks: DiskCounter | undefined): void {
+  const differing = disks?.differing() ?? []
+  if (differing.length === 0) return
+  const message = `guest: RAM and disks are of different moments: ${differing.join(', ')}`
+  throw new Refusal(exitStatus.cannotRestore, message)
+}
+
 function serveUntilDestroyed(
   native: SimulatorNative,
   vm: string,
   settings: ServerSettings,
   guest: Guest,
+  reactor: Reactor,
 ): void {
-  const reactor = new Reactor(native, undefined)
   const listener = listen(native, settings, vm)
   reactor.add(
     serve(native, listener, guest, () => exitSoon(settings.suspendExitCode, settings.suspendExitDelayMs)),
@@ -163,7 +179,7 @@ function listen(native: SimulatorNative, settings: ServerSettings, vm: string): 
   }
 }
 
-function optionsFromEnvironment(): GuestOptions & { dialect: SimulatedDialect } {
+function optionsFromEnvironment(): EnvironmentOptions & { dialect: SimulatedDialect } {
   const { SIMULATED_BHYVE_RUN_DIRECTORY: runDirectory, SIMULATED_BHYVE_DIALECT: dialect } = process.env
   try {
     const options = {
@@ -178,8 +194,8 @@ function optionsFromEnvironment(): GuestOptions & { dialect: SimulatedDialect } 
   }
 }
 
-function parseOptions(text: string): GuestOptions {
-  const options = JSON.parse(text) as GuestOptions
+function parseOptions(text: string): EnvironmentOptions {
+  const options = JSON.parse(text) as EnvironmentOptions
   for (const name of Object.keys(options)) {
     if (!fromEnvironment.includes(name)) {
       throw new TypeError(`Unknown option '${name}'. Use ${fromEnvironment.join(', ')}`)

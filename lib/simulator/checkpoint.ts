@@ -1,6 +1,7 @@
 /** Saves a simulated guest to three files, with the order, file modes and failures of bhyve. */
 import { closeSync, openSync, statSync, writeSync, constants } from 'node:fs'
 import { isFailure } from '../base/native.js'
+import type { DiskCounter } from './disk_counter.js'
 import { applies, type Fault } from './fault.js'
 import { type GuestMemory, pageSize } from './guest.js'
 import { MetadataWriter } from './metadata_writer.js'
@@ -20,6 +21,8 @@ export interface Guest {
   readonly dialect: SimulatedDialect
   readonly writeRate: number | undefined
   readonly fault: Fault | undefined
+  /** What the guest does with its disks, if anything. */
+  readonly disks?: DiskCounter
   /** Prints a line on bhyve's standard output. */
   readonly log: (line: string) => void
 }
@@ -59,7 +62,9 @@ export function* saveCheckpoint(
   if (Buffer.byteLength(request.filename) > longestName[guest.dialect]) return failed('File name too long')
   const outputs: Output[] = []
   try {
-    return yield* new CheckpointRun(native, guest, request, outputs).run()
+    const outcome = yield* new CheckpointRun(native, guest, request, outputs).run()
+    if (!outcome.destroyed) guest.disks?.resume()
+    return outcome
   } finally {
     for (const output of outputs) output.close()
   }
@@ -97,6 +102,7 @@ class CheckpointRun {
     // bhyve does not report this failure.
     if (metadata === undefined) return { error: undefined, destroyed: false }
     if (yield* this.#applies('pause')) return failed('Could not pause devices')
+    this.#guest.disks?.pause()
     const saved = yield* this.#saveMemory(memory)
     this.#guest.log('')
     if (!saved) return failed('Could not write guest memory to file')

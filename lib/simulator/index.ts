@@ -24,8 +24,8 @@ export type { Exit } from './child.js'
  *
  * - `SIMULATED_BHYVE_RUN_DIRECTORY`: the directory of the sockets. `-o rundir=` overrides it.
  * - `SIMULATED_BHYVE_DIALECT`: the dialect. Default `descriptor`.
- * - `SIMULATED_BHYVE_OPTIONS`: a JSON object with any of the options `fault`, `suspendExitCode`, `suspendExitDelayMs`,
- *   `writeRate`, `zeroFraction` and `zeroLayout`.
+ * - `SIMULATED_BHYVE_OPTIONS`: a JSON object with any of the options `disks`, `fault`, `suspendExitCode`,
+ *   `suspendExitDelayMs`, `writeRate`, `zeroFraction` and `zeroLayout`.
  */
 export const simulatedBhyve: string = executablePath()
 

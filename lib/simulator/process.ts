@@ -5,11 +5,12 @@
  */
 import { readSync, rmSync, writeSync } from 'node:fs'
 import { exitSoon } from './destroyed.js'
+import { useDisks } from './disk_counter.js'
 import { SyntheticMemory } from './guest.js'
 import { listenFor } from './listener.js'
 import { loadSimulatorNative, type SimulatorNative } from './native_calls.js'
 import { shapeOf, type ServerSettings } from './simulator_options.js'
-import { Reactor, type Coroutine } from './reactor.js'
+import { Reactor } from './reactor.js'
 import { freshState } from './sections.js'
 import { serve } from './server.js'
 
@@ -37,7 +38,7 @@ function startServing(settings: ProcessSettings): Reactor {
   try {
     const native = loadSimulatorNative()
     const reactor = new Reactor(native, standardInput)
-    for (const vm of settings.vms) reactor.add(serveVm(native, settings, vm))
+    for (const vm of settings.vms) serveVm(reactor, native, settings, vm)
     report({ listening: true })
     return reactor
   } catch (error) {
@@ -46,15 +47,16 @@ function startServing(settings: ProcessSettings): Reactor {
   }
 }
 
-function serveVm(native: SimulatorNative, settings: ProcessSettings, vm: string): Coroutine {
+function serveVm(reactor: Reactor, native: SimulatorNative, settings: ProcessSettings, vm: string): void {
   const { cpus, devices, dialect, writeRate, fault } = settings
-  const memory = new SyntheticMemory(vm, settings)
+  const { memory, ...used } = useDisks(reactor, new SyntheticMemory(vm, settings), settings.disks)
   const state = freshState({ vm, shape: shapeOf(dialect), cpus, devices })
-  const guest = { vm, cpus, state, memory, dialect, writeRate, fault, log: () => undefined }
-  return serve(native, listenFor(native, settings, vm), guest, function* () {
+  const guest = { vm, cpus, state, memory, dialect, writeRate, fault, ...used, log: () => undefined }
+  const server = serve(native, listenFor(native, settings, vm), guest, function* () {
     if (settings.fleet) return
     yield* exitSoon(settings.suspendExitCode, settings.suspendExitDelayMs)
   })
+  reactor.add(server)
 }
 
 // The parent sends only this line.

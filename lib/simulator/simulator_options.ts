@@ -51,6 +51,12 @@ export interface GuestOptions {
 export interface SimulatorOptions extends GuestOptions {
   /** The name of the VM and of its socket. */
   vm: string
+  /**
+   * Existing files that the guest uses as disks. It writes an increasing 64-bit number, little-endian, to the beginning
+   * of each file and to its RAM at byte 64, until bhyve pauses its devices for a checkpoint. A restored guest exits with
+   * status 1 if the numbers of RAM and disks differ: then they are of different moments. Default: none.
+   */
+  disks?: readonly string[] | undefined
 }
 
 /** Options for a fleet. They apply to each of its VMs. */
@@ -75,6 +81,7 @@ export interface ServerSettings {
   suspendExitCode: number
   suspendExitDelayMs: number
   fault: Fault | undefined
+  disks: string[]
 }
 
 /** The largest `VM_MAXCPU` of all supported kernels: FreeBSD 14's. */
@@ -116,10 +123,15 @@ const optionNames: readonly string[] = membersOf<keyof SimulatorOptions | keyof 
   suspendExitCode: true,
   suspendExitDelayMs: true,
   fault: true,
+  disks: true,
 })
 
 /** Throws a TypeError or RangeError that names the option. `runDirectory` is empty if the option was not given. */
-export function settingsOf(vms: readonly string[], fleet: boolean, options: GuestOptions): ServerSettings {
+export function settingsOf(
+  vms: readonly string[],
+  fleet: boolean,
+  options: GuestOptions & Pick<SimulatorOptions, 'disks'>,
+): ServerSettings {
   const unknown = Object.keys(options).find((name) => !optionNames.includes(name))
   if (unknown !== undefined) throw new TypeError(`Unknown option '${unknown}'. Use ${optionNames.join(', ')}`)
   return {
@@ -136,6 +148,7 @@ export function settingsOf(vms: readonly string[], fleet: boolean, options: Gues
     suspendExitCode: integer('suspendExitCode', options.suspendExitCode ?? 5, 0, 255),
     suspendExitDelayMs: numberWithin('suspendExitDelayMs', options.suspendExitDelayMs ?? 20, 0, 2 ** 31 - 1),
     fault: parseFault(options.fault),
+    disks: checkedDisks(options.disks ?? [], fleet),
   }
 }
 
@@ -187,6 +200,12 @@ function checkedDevices(devices: readonly string[]): string[] {
     }
   }
   return [...devices.filter((device) => device !== keyboardController), keyboardController]
+}
+
+function checkedDisks(disks: readonly string[], fleet: boolean): string[] {
+  if (!isArray(disks)) throw new TypeError('disks must be an array of paths')
+  if (fleet && disks.length > 0) throw new TypeError('disks are not available in a fleet')
+  return disks.map((disk) => optionalText('disks', disk) ?? '')
 }
 
 /** As a type guard, Array.isArray() would lose the element type of a read-only array. */
