@@ -41,6 +41,7 @@ function save(
         await freeze.open(stage, writer, connection)
         // Recovery must know which process may still write to the stage.
         await stage.recordWriter(writer, () => cancellation.begin())
+        freeze.sending()
       },
     }).finally(() => freeze.conclude(stage))
     cancellation.throwIfCancelled()

@@ -173,17 +173,69 @@ for (const dialect of ['descriptor', 'reply'] as const)
     t.match(await held.client.listCheckpoints('vm1'), [{ name: checkpoint.name, state: 'complete' }])
   })
 
-void t.test('the guard is killed while it holds the VM', async (t) => {
+void t.test(
+  'the guard is killed while it holds the VM: the VM continues, and the call rejects',
+  async (t) => {
+    const { bhyve, create } = await world(t)
+    let reason: unknown
+    const error = await rejection(
+      create({
+        freezeTimeout: 600_000,
+        onFrozen: async ({ signal }) => {
+          process.kill(guardOf(process.pid) ?? NaN, 'SIGKILL')
+          await until(() => processState(bhyve.pid) === 'running', 'the VM continues')
+          reason = signal.reason
+        },
+      }),
+    )
+    t.match(error, { code: 'ERR_DISKS_NOT_CAPTURED', vmState: 'running' })
+    t.match(reason, { message: 'the hold of the VM has ended early' })
+  },
+)
+
+void t.test('a guard that does not react is killed, and the VM continues', async (t) => {
   const { bhyve, create } = await world(t)
-  const killed = create({
-    freezeTimeout: 600_000,
-    onFrozen: async () => {
-      process.kill(guardOf(process.pid) ?? NaN, 'SIGKILL')
-      await until(() => processState(bhyve.pid) === 'running', 'it happens')
-    },
-  })
-  // The guest was frozen when onFrozen ended if bhyve has not completed the metadata by then.
-  t.match(await killed, { name: 'checkpoint' })
+  const error = await create({
+    freezeTimeout: 100,
+    onFrozen: () => process.kill(guardOf(process.pid) ?? NaN, 'SIGSTOP') && undefined,
+  }).catch((caught: unknown) => caught)
+  t.notOk(error instanceof Error && !('code' in error))
+  t.equal(processState(bhyve.pid), 'running')
+})
+
+void t.test('onFrozen throws after the freeze timeout: one rejection, no other', async (t) => {
+  const { bhyve, create } = await world(t)
+  const error = await rejection(
+    create({
+      freezeTimeout: 50,
+      onFrozen: () => {
+        const deadline = performance.now() + 20_000
+        while (processState(bhyve.pid) !== 'running' && performance.now() < deadline);
+        throw new Error('too late')
+      },
+    }),
+  )
+  t.match(error, { code: 'ERR_DISKS_NOT_CAPTURED' })
+})
+
+void t.test('the reply of bhyve reaches the library, not the guard', async (t) => {
+  const fault = { at: 'device', kind: 'fail' } as const
+  const { create } = await world(t, { memoryBytes: 4 * MiB, writeRate: 32 * MiB, dialect: 'reply', fault })
+  for (let round = 0; round < 8; round++) {
+    const error = await rejection(create({ onFrozen: () => undefined }))
+    t.match(error, { code: 'ERR_CHECKPOINT_FAILED', reply: /device/ })
+  }
+})
+
+void t.test('recovery does not continue a VM that was paused after its hold', async (t) => {
+  const held = await world(t)
+  process.kill(await holder(t, held, 600_000), 'SIGKILL')
+  await until(() => processState(held.bhyve.pid) === 'running', 'the guard continues the VM')
+  await until(() => !tree(held.directory).some((name) => name.endsWith('/hold')), 'the record is removed')
+  await held.client.pause('vm1', { pid: held.bhyve.pid })
+  await held.client.listCheckpoints('vm1')
+  t.equal(processState(held.bhyve.pid), 'stopped')
+  await held.client.resume('vm1', { pid: held.bhyve.pid })
 })
 
 void t.test('the guard and the process are killed: the next call continues the VM', async (t) => {

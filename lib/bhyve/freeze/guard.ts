@@ -1,13 +1,19 @@
 /** The library's side of the guard process (`guard_process.ts`). */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { constants } from 'node:os'
-import type { Socket } from 'node:net'
+import { Socket } from 'node:net'
 import { CheckpointError } from '../../base/errors.js'
-import { loadNative } from '../../base/native.js'
+import { isFailure, loadNative } from '../../base/native.js'
 import { packageFile } from '../../base/package_files.js'
-import { type FromGuard, type GuardSettings, onLines, type ToGuard } from './messages.js'
+import { type FromGuard, type GuardEnd, type GuardSettings, onLines, writeLine } from './messages.js'
 
 const { SIGCONT } = constants.signals
+const { ESRCH } = constants.errno
+
+/** How long the guard may take to start, and to react. In milliseconds. */
+const startMs = 10_000
+const reactionMs = 1_000
+const retryMs = 10
 
 /** Descriptors of ours that the guard gets copies of. */
 interface Inherited {
@@ -20,92 +26,137 @@ export interface Hold {
   firstByteNs: bigint
 }
 
-/** How a guard's work ended. `lost`: it was killed. */
-type GuardEnd = 'continued' | 'expired' | 'gone' | 'lost'
+/** `lost`: the guard was killed, or did not react. */
+export type HoldEnd = GuardEnd | { kind: 'lost' }
 
-/** One guard for one request. `stop` must be called in every case. */
+/** One guard for one request. `exit` must be called in every case. */
 export class Guard {
   readonly pid: number
   /** Resolves when bhyve is held. Undefined if the guard's work ended before that. */
   readonly held: Promise<Hold | undefined>
-  /** Resolves when the guard sends no signal any more. bhyve then runs, or has ended. */
-  readonly ended: Promise<GuardEnd>
+  /** Resolves when bhyve runs or has ended, and no signal follows. */
+  readonly ended: Promise<HoldEnd>
   readonly #settings: GuardSettings
+  readonly #child: ChildProcess
   readonly #control: Socket
+  #timer: NodeJS.Timeout | undefined
 
-  constructor(settings: GuardSettings, pid: number, control: Socket, messages: Messages) {
-    this.pid = pid
+  constructor(settings: GuardSettings, child: ChildProcess, messages: Messages) {
+    this.pid = child.pid ?? -1
     this.#settings = settings
-    this.#control = control
+    this.#child = child
+    this.#control = messages.control
     const first = messages.next()
-    this.held = first.then((message) =>
-      message?.kind === 'held' ? { firstByteNs: BigInt(message.firstByteNs) } : undefined,
-    )
+    this.held = first.then((message) => {
+      if (message?.kind !== 'held') return undefined
+      this.#killIfLate(settings.freezeTimeout + reactionMs)
+      return { firstByteNs: BigInt(message.firstByteNs) }
+    })
     this.ended = first
       .then((message) => (message?.kind === 'held' ? messages.next() : message))
       .then((message) => this.#endOf(message))
   }
 
-  #endOf(message: FromGuard | undefined): GuardEnd {
-    if (message?.kind === 'continued') return message.expired ? 'expired' : 'continued'
-    if (message?.kind === 'gone') return 'gone'
-    // It may have been killed between its signal and its message.
-    const { pid, startedAt } = this.#settings
-    loadNative().signalProcess(pid, startedAt, SIGCONT)
-    return 'lost'
+  /** A guard can be stopped or starved itself. */
+  #killIfLate(milliseconds: number): void {
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(() => this.#child.kill('SIGKILL'), milliseconds)
   }
 
-  /** Lets bhyve run again, or ends the watch if bhyve is not held. The guard then reads the connection to its end. */
-  async stop(): Promise<GuardEnd> {
-    if (this.#control.writable)
-      this.#control.write(`${JSON.stringify({ kind: 'continue' } satisfies ToGuard)}\n`)
-    const end = await this.ended
-    this.#control.destroy()
-    return end
+  async #endOf(message: FromGuard | undefined): Promise<HoldEnd> {
+    clearTimeout(this.#timer)
+    if (message !== undefined && message.kind !== 'ready' && message.kind !== 'held') return message
+    // It may have been killed between its signal and its message.
+    await continueProcess(this.#settings)
+    return { kind: 'lost' }
+  }
+
+  sending(): void {
+    writeLine(this.#control, { kind: 'sending' })
+  }
+
+  /** Lets bhyve run again, or ends the watch if bhyve is not held. */
+  async continue(): Promise<HoldEnd> {
+    writeLine(this.#control, { kind: 'continue' })
+    this.#killIfLate(reactionMs)
+    return this.ended
+  }
+
+  /** Call this when bhyve has closed the connection, or when nothing was sent. */
+  async exit(): Promise<void> {
+    await this.continue()
+    writeLine(this.#control, { kind: 'exit' })
+    this.#control.end()
+    this.#control.unref()
   }
 }
 
-/** Resolves when the guard watches. Rejects if it cannot be started; then bhyve must not get the request. */
-export async function startGuard(settings: GuardSettings, inherited: Inherited): Promise<Guard> {
-  const child = spawn(
-    process.execPath,
-    [packageFile('bhyve/freeze/guard_process.js'), JSON.stringify(settings)],
-    {
-      // A session of its own: signals of the terminal do not reach it.
-      detached: true,
-      cwd: '/',
-      // Options for the host program's own start must not apply here. Electron's executable runs scripts only with this variable.
-      env: { ...process.env, NODE_OPTIONS: undefined, ELECTRON_RUN_AS_NODE: '1' },
-      stdio: ['ignore', 'ignore', 'ignore', 'pipe', inherited.inbox, inherited.connection],
-    },
-  )
-  child.unref()
-  const control = child.stdio[3] as Socket
-  const messages = new Messages(child, control)
-  const ready = await messages.next()
-  if (ready === undefined || child.pid === undefined) {
-    control.destroy()
-    const message = 'The process that guards a frozen guest could not be started. Nothing was sent to bhyve'
-    throw new CheckpointError('ERR_SYSTEM', message, { cause: messages.failure })
+/** Whatever fails is tried again: a VM must not stay stopped. */
+async function continueProcess({ pid, startedAt }: GuardSettings): Promise<void> {
+  for (;;) {
+    const result = loadNative().signalProcess(pid, startedAt, SIGCONT)
+    if (!isFailure(result) || result.errno === ESRCH) return
+    await new Promise((resolve) => setTimeout(resolve, retryMs))
   }
-  return new Guard(settings, child.pid, control, messages)
+}
+
+/**
+ * Resolves when the guard watches. Rejects if it cannot be started; then bhyve must not get the request. `onStarted` gets
+ * a function that gives up.
+ */
+export async function startGuard(
+  settings: GuardSettings,
+  inherited: Inherited,
+  onStarted: (giveUp: () => void) => void,
+): Promise<Guard> {
+  const child = spawnGuard(settings, inherited)
+  const messages = new Messages(child)
+  const giveUp = (): void => void child.kill('SIGKILL')
+  const timer = setTimeout(giveUp, startMs)
+  onStarted(giveUp)
+  const ready = await messages.next()
+  clearTimeout(timer)
+  if (ready?.kind === 'ready') return new Guard(settings, child, messages)
+  giveUp()
+  messages.control.destroy()
+  const message = 'The process that guards a frozen guest could not be started. Nothing was sent to bhyve'
+  throw new CheckpointError('ERR_SYSTEM', message, { cause: messages.failure })
+}
+
+function spawnGuard(settings: GuardSettings, { inbox, connection }: Inherited): ChildProcess {
+  const file = packageFile('bhyve/freeze/guard_process.js')
+  const child = spawn(process.execPath, [file, JSON.stringify(settings)], {
+    // A session of its own: signals of the terminal do not reach it.
+    detached: true,
+    cwd: '/',
+    // Options for the host program's own start must not apply here. Electron's executable runs scripts only with this variable.
+    env: { ...process.env, NODE_OPTIONS: undefined, ELECTRON_RUN_AS_NODE: '1' },
+    stdio: ['ignore', 'ignore', 'ignore', 'pipe', inbox, connection],
+  })
+  child.unref()
+  return child
 }
 
 /** The guard's messages, in their order. */
 class Messages {
+  readonly control: Socket
   failure: Error | undefined
   readonly #received: FromGuard[] = []
   #waiting: ((message: FromGuard | undefined) => void) | undefined
   #isClosed = false
 
-  constructor(child: ChildProcess, control: Socket) {
+  constructor(child: ChildProcess) {
     child.once('error', (error) => {
       this.failure = error
       this.#close()
     })
-    onLines(control, (line) => this.#receive(JSON.parse(line) as FromGuard))
-    control.on('error', () => undefined)
-    control.once('close', () => this.#close())
+    // Without descriptors, spawn() returns a child that has no pipes.
+    const pipe = (child.stdio as ChildProcess['stdio'] | undefined)?.[3]
+    this.control = pipe instanceof Socket ? pipe : new Socket()
+    if (pipe !== this.control) this.#close()
+    onLines(this.control, (message) => this.#receive(message as FromGuard))
+    this.control.on('error', () => undefined)
+    this.control.once('close', () => this.#close())
   }
 
   /** Undefined if the guard has ended. */

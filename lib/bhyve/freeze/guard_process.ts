@@ -7,11 +7,20 @@ import fs from 'node:fs'
 import net from 'node:net'
 import os from 'node:os'
 import process from 'node:process'
-import { isFailure, loadNative } from '../../base/native.js'
+import { type Failure, isFailure, loadNative } from '../../base/native.js'
 import { MemoryWatch } from './memory_watch.js'
-import { type FromGuard, guardDescriptors, type GuardSettings, onLines, type ToGuard } from './messages.js'
+import {
+  type FromGuard,
+  guardDescriptors,
+  type GuardSettings,
+  onLines,
+  type ToGuard,
+  writeLine,
+} from './messages.js'
 
 const { SIGSTOP, SIGCONT } = os.constants.signals
+const { ESRCH } = os.constants.errno
+const retryMs = 10
 
 class Guard {
   readonly #settings: GuardSettings
@@ -20,7 +29,7 @@ class Guard {
   #timer: NodeJS.Timeout | undefined
   #isHeld = false
   #isOver = false
-  #onFinish: () => void = () => undefined
+  #isSending = false
 
   constructor(settings: GuardSettings) {
     this.#settings = settings
@@ -28,50 +37,62 @@ class Guard {
   }
 
   async run(): Promise<void> {
-    loadNative().enterDirectory(guardDescriptors.inbox)
-    const control = this.#control
-    onLines(control, (line) => this.#receive(JSON.parse(line) as ToGuard))
-    control.on('error', () => undefined)
-    control.on('close', () => this.#libraryIsGone())
+    onLines(this.#control, (message) => this.#receive(message as ToGuard))
+    this.#control.on('error', () => undefined)
+    this.#control.on('close', () => this.#libraryIsGone())
+    const entered = loadNative().enterDirectory(guardDescriptors.inbox)
+    if (isFailure(entered)) {
+      this.#isOver = true
+      this.#report({ kind: 'failed', ...entered })
+      return
+    }
     this.#report({ kind: 'ready' })
-    while (!this.#isOver) await this.#holdOnce()
+    while (!this.#isOver) {
+      await this.#watch.untilMaybeWriting(() => this.#isOver)
+      if (!this.#isOver && (await this.#hold())) return
+    }
   }
 
-  /** Stops bhyve when it writes RAM. If the signal came before the first byte, continues it and watches on. */
-  async #holdOnce(): Promise<void> {
-    await this.#watch.untilWriting(() => this.#isOver)
-    if (this.#isOver) return
+  /** True if bhyve is held. If the signal came before the first byte of RAM, bhyve continues, and the watch goes on. */
+  async #hold(): Promise<boolean> {
     const firstByteNs = process.hrtime.bigint()
-    if (!this.#signal(SIGSTOP)) return
+    const failure = this.#signal(SIGSTOP)
+    if (failure !== undefined) {
+      this.#isOver = true
+      this.#report(failure.errno === ESRCH ? { kind: 'gone' } : { kind: 'failed', ...failure })
+      return false
+    }
     this.#isHeld = true
     this.#timer ??= setTimeout(() => this.#finish(true), this.#settings.freezeTimeout)
-    const isWriting = await this.#watch.isWriting()
-    if (this.#isOver) return
-    if (isWriting) {
-      this.#report({ kind: 'held', firstByteNs: String(firstByteNs) })
-      await new Promise<void>((resolve) => (this.#onFinish = resolve))
-    } else this.#release()
+    const hasWritten = await this.#watch.hasWritten()
+    if (this.#isOver) return false
+    if (hasWritten) this.#report({ kind: 'held', firstByteNs: String(firstByteNs) })
+    else this.#release(() => undefined)
+    return hasWritten
   }
 
   #receive(message: ToGuard): void {
-    if (message.kind === 'continue') this.#finish(false)
+    if (message.kind === 'sending') this.#isSending = true
+    else if (message.kind === 'continue') this.#finish(false)
+    else this.#release(() => process.exit(0))
   }
 
-  /** No signal is sent after this. */
+  /** No signal is sent after the report. */
   #finish(expired: boolean): void {
-    if (this.#isOver) return
+    if (this.#isOver && !this.#isHeld) return
     this.#isOver = true
-    this.#release()
-    this.#report({ kind: 'continued', expired })
-    this.#onFinish()
+    this.#release(() => this.#report({ kind: 'continued', expired }))
   }
 
-  #release(): void {
-    if (!this.#isHeld) return
+  /** Only a process that has ended needs no SIGCONT. Whatever else fails is tried again. */
+  #release(whenDone: () => void): void {
     clearTimeout(this.#timer)
     this.#timer = undefined
-    this.#isHeld = false
-    this.#signal(SIGCONT)
+    const failure = this.#isHeld ? this.#signal(SIGCONT) : undefined
+    if (failure === undefined || failure.errno === ESRCH) {
+      this.#isHeld = false
+      whenDone()
+    } else setTimeout(() => this.#release(whenDone), retryMs)
   }
 
   /**
@@ -81,25 +102,31 @@ class Guard {
    */
   #libraryIsGone(): void {
     this.#isOver = true
-    this.#release()
-    this.#onFinish()
-    loadNative().shutdownWrite(guardDescriptors.connection)
+    // A stopped bhyve is not the library's doing any more: recovery must not continue it.
+    this.#release(() => fs.rmSync('../hold', { force: true }))
+    this.#endRequest()
     const connection = new net.Socket({ fd: guardDescriptors.connection, readable: true, writable: false })
     connection.on('error', () => undefined)
     connection.resume()
   }
 
-  /** False if bhyve has ended. */
-  #signal(signal: number): boolean {
+  /** A `struct` bhyve that gets no request repeats the previous one. */
+  #endRequest(): void {
+    const native = loadNative()
+    const { connection } = guardDescriptors
+    if (this.#settings.dialect === 'struct' && !this.#isSending)
+      native.send(connection, native.encodeRequest('struct', 'refused', ''), 0)
+    native.shutdownWrite(connection)
+  }
+
+  #signal(signal: number): Failure | undefined {
     const { pid, startedAt } = this.#settings
-    if (!isFailure(loadNative().signalProcess(pid, startedAt, signal))) return true
-    this.#isOver = true
-    this.#report({ kind: 'gone' })
-    return false
+    const result = loadNative().signalProcess(pid, startedAt, signal)
+    return isFailure(result) ? result : undefined
   }
 
   #report(message: FromGuard): void {
-    if (this.#control.writable) this.#control.write(`${JSON.stringify(message)}\n`)
+    writeLine(this.#control, message)
   }
 }
 

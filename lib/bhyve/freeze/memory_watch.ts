@@ -23,15 +23,17 @@ export class MemoryWatch {
     this.#metadata = metadata
   }
 
+  /** Resolves once bhyve may be writing RAM, or once `isOver` returns true. */
+  async untilMaybeWriting(isOver: () => boolean): Promise<void> {
+    while (!isOver() && !(await this.mayBeWriting())) await pause(pollMs)
+  }
+
   /**
-   * On FreeBSD reading the size takes the file's lock. On UFS and tmpfs it may block for as long as the write lasts: once
-   * bhyve has opened its files, a call that blocks means that RAM is being written.
+   * On FreeBSD reading the size takes the file's lock. On UFS and tmpfs it may block for as long as a write lasts. So a
+   * call that blocks is a reason to stop bhyve, but it proves nothing: a loaded host delays the call too.
    */
-  async isWriting(): Promise<boolean> {
-    if (!this.#isOpened) {
-      this.#isOpened = (await this.#sizeOf(this.#metadata)) !== undefined
-      if (!this.#isOpened) return false
-    }
+  async mayBeWriting(): Promise<boolean> {
+    if (!(await this.#areFilesOpen())) return false
     this.#pending ??= this.#sizeOf(this.#memory)
     const size = await Promise.race([this.#pending, pause(pollMs).then(() => 'blocked' as const)])
     if (size === 'blocked') return true
@@ -39,9 +41,18 @@ export class MemoryWatch {
     return (size ?? 0) > 0
   }
 
-  /** Resolves once bhyve writes RAM, or once `isOver` returns true. */
-  async untilWriting(isOver: () => boolean): Promise<void> {
-    while (!isOver() && !(await this.isWriting())) await pause(pollMs)
+  /** Call this while bhyve is stopped. A call that blocks returns when the write that blocks it has ended. */
+  async hasWritten(): Promise<boolean> {
+    if (!(await this.#areFilesOpen())) return false
+    const earlier = (await this.#pending) ?? 0
+    this.#pending = undefined
+    return earlier > 0 || ((await this.#sizeOf(this.#memory)) ?? 0) > 0
+  }
+
+  /** bhyve opens the metadata file last. A RAM file without it may be of an earlier request. */
+  async #areFilesOpen(): Promise<boolean> {
+    this.#isOpened ||= (await this.#sizeOf(this.#metadata)) !== undefined
+    return this.#isOpened
   }
 }
 

@@ -4,8 +4,10 @@
  */
 import { randomUUID } from 'node:crypto'
 import { isSea } from 'node:sea'
-import { type Guard, startGuard } from '../../bhyve/freeze/guard.js'
-import { CheckpointError } from '../../base/errors.js'
+import { setTimeout as pause } from 'node:timers/promises'
+import { type Guard, type HoldEnd, startGuard } from '../../bhyve/freeze/guard.js'
+import { vmStateOf } from '../../bhyve/peer.js'
+import { CheckpointError, systemError } from '../../base/errors.js'
 import { traceDecision } from '../../base/trace.js'
 import { guestFile } from '../../store/paths.js'
 import type { Stage } from '../../store/stage.js'
@@ -16,14 +18,16 @@ import type { Freeze, FrozenFacts } from './no_freeze.js'
 
 /** A guest with little RAM may be saved before the guard has seen it. Each attempt is a complete save. */
 const maxAttempts = 5
+/** How long to wait for `onFrozen` after its signal was aborted, in milliseconds. */
+const cleanUpMs = 5_000
 
 /** `captured`: what `onFrozen` did and the RAM are of the same moment. */
 type Outcome =
   | { kind: 'captured' }
   /** bhyve was faster than the guard. The VM is fine, and another attempt may succeed. */
   | { kind: 'missed' }
-  /** `onFrozen` rejected or did not end in time. */
-  | { kind: 'failed'; cause: unknown }
+  /** `onFrozen` rejected or did not end in time, or bhyve could not be stopped. */
+  | { kind: 'failed'; why: string; cause: unknown }
 
 class MissedWindow extends Error {}
 
@@ -45,20 +49,24 @@ export async function saveFrozen<T>(
       if (!(error instanceof MissedWindow)) throw error
       if (attempt === maxAttempts) {
         const why = `bhyve wrote the guest's RAM faster than it could be stopped, ${String(maxAttempts)} times`
-        throw notCaptured(settings, why, undefined)
+        throw notCaptured(settings, call, why)
       }
     }
   }
 }
 
-function notCaptured({ vm, name }: SaveSettings, why: string, cause: unknown): CheckpointError {
-  const message = `Checkpoint '${name}' of VM '${vm}' was not created: ${why}. The VM is running. The previous checkpoint is unchanged`
-  return new CheckpointError('ERR_DISKS_NOT_CAPTURED', message, {
-    vm,
-    checkpoint: name,
-    vmState: 'running',
-    cause,
-  })
+function notCaptured(
+  settings: SaveSettings,
+  call: SavingCall,
+  why: string,
+  cause?: unknown,
+): CheckpointError {
+  const { vm, name } = settings
+  const { peer } = call.receiver
+  const vmState = peer === undefined ? 'unknown' : vmStateOf(peer)
+  const state = vmState === 'unknown' ? 'in an unknown state' : vmState
+  const message = `Checkpoint '${name}' of VM '${vm}' was not created: ${why}. The VM is ${state}. The previous checkpoint is unchanged`
+  return new CheckpointError('ERR_DISKS_NOT_CAPTURED', message, { vm, checkpoint: name, vmState, cause })
 }
 
 class FreezeWindow implements Freeze {
@@ -70,6 +78,7 @@ class FreezeWindow implements Freeze {
   #firstByteNs = 0n
   #endNs = 0n
   #isHeld = false
+  #isConcluding = false
   #outcome: Promise<Outcome> = Promise.resolve({ kind: 'missed' })
 
   constructor(settings: SaveSettings, freeze: FreezeSettings, call: SavingCall) {
@@ -78,78 +87,130 @@ class FreezeWindow implements Freeze {
     this.#call = call
   }
 
-  async open(stage: Stage, { pid, startedAt }: Writer, connection: number): Promise<void> {
+  async open(stage: Stage, { pid, startedAt, dialect }: Writer, connection: number): Promise<void> {
     const { vm } = this.#settings
+    const { cancellation, receiver } = this.#call
     if (pid === -1 || startedAt === undefined) {
       const message = `The process of VM '${vm}' cannot be identified, so it cannot be stopped safely. Nothing was sent to bhyve`
       throw new CheckpointError('ERR_PERMISSION', message, { vm })
     }
     // A request in another dialect may have been sent before.
-    await this.#guard?.stop()
-    this.#call.receiver.waitsForUs = true
+    await this.#guard?.exit()
+    receiver.waitsForUs = true
     await stage.recordHold()
     const { timeout: freezeTimeout } = this.#freeze
-    const settings = { pid, startedAt, memory: guestFile, metadata: `${guestFile}.meta`, freezeTimeout }
-    const guard = await startGuard(settings, { inbox: await stage.inboxDescriptor(), connection })
-    this.#call.receiver.waitsForUs = false
+    const files = { memory: guestFile, metadata: `${guestFile}.meta` }
+    const inherited = { inbox: await stage.inboxDescriptor(), connection }
+    let forget: () => void = () => undefined
+    const guard = await startGuard(
+      { pid, startedAt, dialect, ...files, freezeTimeout },
+      inherited,
+      (giveUp) => {
+        forget = cancellation.onCancel(giveUp)
+      },
+    ).finally(() => forget())
+    receiver.waitsForUs = false
     traceDecision(vm, 'guard', { pid: guard.pid })
     this.#guard = guard
     this.#outcome = this.#useHold(stage, guard, pid)
   }
 
+  sending(): void {
+    this.#guard?.sending()
+  }
+
   async conclude(stage: Stage): Promise<void> {
     this.#endNs = process.hrtime.bigint()
-    if (!this.#isHeld) await this.#guard?.stop()
+    this.#isConcluding = true
+    this.#call.receiver.waitsForUs = false
+    if (!this.#isHeld) await this.#guard?.continue()
     await this.#outcome
+    await this.#guard?.exit()
     await stage.removeHold()
   }
 
   async facts(): Promise<FrozenFacts> {
     const outcome = await this.#outcome
     if (outcome.kind === 'missed') throw new MissedWindow()
-    if (outcome.kind === 'failed') {
-      const { cause } = outcome
-      throw notCaptured(this.#settings, `onFrozen failed: ${reasonOf(cause)}`, cause)
-    }
+    if (outcome.kind === 'failed') throw notCaptured(this.#settings, this.#call, outcome.why, outcome.cause)
     return { id: this.id, frozenMs: Number(this.#endNs - this.#firstByteNs) / 1e6 }
   }
 
   async #useHold(stage: Stage, guard: Guard, pid: number): Promise<Outcome> {
     const hold = await guard.held
-    if (hold === undefined) return { kind: 'missed' }
+    // A hold that comes after the end of the connection is too late.
+    if (hold === undefined || this.#isConcluding) return this.#withoutHold(await guard.continue())
     this.#isHeld = true
     this.#firstByteNs = hold.firstByteNs
-    const { receiver, progress, cancellation } = this.#call
-    const controller = new AbortController()
-    const stopListening = cancellation.onCancel((error) => controller.abort(error))
+    const { receiver, progress } = this.#call
     receiver.waitsForUs = true
     progress.report('frozen')
     try {
-      await this.#callBack(guard, pid, controller)
+      await this.#callBack(guard, pid)
       return { kind: (await stage.isStillFrozen()) ? 'captured' : 'missed' }
     } catch (cause) {
-      return { kind: 'failed', cause }
+      return { kind: 'failed', why: `onFrozen failed: ${reasonOf(cause)}`, cause }
     } finally {
-      stopListening()
-      traceDecision(this.#settings.vm, 'hold is over', { how: await guard.stop() })
+      const end = await guard.continue()
+      traceDecision(this.#settings.vm, 'hold is over', { ...end })
       receiver.waitsForUs = false
     }
   }
 
-  /** Waits for the caller's function, but not past the freeze timeout or a cancel. */
-  async #callBack(guard: Guard, pid: number, controller: AbortController): Promise<void> {
-    const { vm } = this.#settings
-    const { signal } = controller
-    const { timeout, onFrozen } = this.#freeze
-    void guard.ended.then((how) => {
-      if (how === 'expired') controller.abort(new Error(`it did not end within ${String(timeout)} ms`))
-    })
-    const aborted = new Promise<never>((_resolve, reject) => {
-      signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true })
-    })
-    signal.throwIfAborted()
-    await Promise.race([onFrozen({ vm, id: this.id, pid, signal }), aborted])
+  #withoutHold(end: HoldEnd): Outcome {
+    if (end.kind === 'failed') {
+      const cause = systemError(end, 'Stopping bhyve')
+      return { kind: 'failed', why: `bhyve could not be stopped: ${reasonOf(cause)}`, cause }
+    }
+    if (end.kind === 'continued' && end.expired) {
+      const why = `the write of guest RAM blocked the file for longer than ${String(this.#freeze.timeout)} ms`
+      return { kind: 'failed', why, cause: undefined }
+    }
+    return { kind: 'missed' }
   }
+
+  /** Aborts the caller's function when the hold ends or the call is cancelled. */
+  async #callBack(guard: Guard, pid: number): Promise<void> {
+    const { vm } = this.#settings
+    const controller = new AbortController()
+    const { signal } = controller
+    const stopListening = this.#call.cancellation.onCancel((error) => controller.abort(error))
+    void guard.ended.then((end) => controller.abort(this.#reasonOf(end)))
+    try {
+      signal.throwIfAborted()
+      const { onFrozen } = this.#freeze
+      const work = (async () => onFrozen({ vm, id: this.id, pid, signal }))()
+      await endedOrAborted(work, signal, () => guard.continue())
+    } finally {
+      stopListening()
+    }
+  }
+
+  #reasonOf(end: HoldEnd): Error {
+    if (end.kind === 'continued' && end.expired)
+      return new Error(`it did not end within ${String(this.#freeze.timeout)} ms`)
+    return new Error(end.kind === 'gone' ? 'bhyve has ended' : 'the hold of the VM has ended early')
+  }
+}
+
+/** After an abort bhyve continues at once, and the function gets some time to clean up. */
+async function endedOrAborted(
+  work: Promise<void>,
+  signal: AbortSignal,
+  onAbort: () => unknown,
+): Promise<void> {
+  const aborted = new Promise<void>((resolve) => {
+    if (signal.aborted) resolve()
+    else signal.addEventListener('abort', () => resolve(), { once: true })
+  })
+  await Promise.race([work, aborted])
+  if (!signal.aborted) return
+  onAbort()
+  const timer = new AbortController()
+  const late = pause(cleanUpMs, undefined, { signal: timer.signal }).catch(() => undefined)
+  await Promise.race([work.catch(() => undefined), late])
+  timer.abort()
+  throw signal.reason
 }
 
 function reasonOf(cause: unknown): string {

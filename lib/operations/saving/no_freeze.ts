@@ -12,6 +12,8 @@ export interface FrozenFacts {
 export interface Freeze {
   /** Call this before the first byte of the request is sent. If it rejects, nothing may be sent. */
   open(stage: Stage, writer: Writer, connection: number): Promise<void>
+  /** Call this right before the first byte is sent. */
+  sending(): void
   /** Call this once bhyve has closed the connection, and when the request has failed. */
   conclude(stage: Stage): Promise<void>
   /** Call this once bhyve is known to have saved the VM. Rejects if the freeze was not used. */
@@ -20,6 +22,7 @@ export interface Freeze {
 
 export const noFreeze: Freeze = {
   open: () => Promise.resolve(),
+  sending: () => undefined,
   conclude: () => Promise.resolve(),
   facts: () => Promise.resolve({}),
 }

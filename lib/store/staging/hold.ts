@@ -5,15 +5,17 @@
 import os from 'node:os'
 import { metadataMaxBytes, parseMetadata } from '../../checkpoint/metadata.js'
 import type { Directory } from '../../fs/directory.js'
-import { loadNative } from '../../base/native.js'
+import { isFailure, loadNative } from '../../base/native.js'
 import { guestFile, inboxName } from '../paths.js'
 import { writerOf } from './intent.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 
 const holdRecord = 'hold'
 const { SIGCONT } = os.constants.signals
+const { ESRCH } = os.constants.errno
 
-/** Call this before the first signal. The process is the stage's writer, which is recorded already. */
+/** Call this before the first signal. The process is the stage's writer, which is recorded before
+ * the request is sent. */
 export function recordHold(handle: StageHandle): void {
   const stage = borrowStage(handle)
   if (stage.statusIfAny(holdRecord) === undefined) stage.writeNew(holdRecord, '', false)
@@ -28,8 +30,11 @@ export function removeHold(handle: StageHandle): void {
 export function continueHeldWriter(stage: Directory): void {
   if (stage.statusIfAny(holdRecord) === undefined) return
   const { pid, startedAt } = writerOf(stage) ?? {}
-  if (typeof pid === 'number' && typeof startedAt === 'string')
-    loadNative().signalProcess(pid, startedAt, SIGCONT)
+  if (typeof pid === 'number' && typeof startedAt === 'string') {
+    const result = loadNative().signalProcess(pid, startedAt, SIGCONT)
+    // Keep the record for the next call, unless the process has ended.
+    if (isFailure(result) && result.errno !== ESRCH) return
+  }
   stage.unlink(holdRecord)
 }
 
@@ -41,6 +46,8 @@ export function continueHeldWriter(stage: Directory): void {
 export function isStillFrozen(handle: StageHandle): boolean {
   using inbox = borrowStage(handle).openIfAny(inboxName)
   if (inbox === undefined || inbox.freeSpace() < metadataMaxBytes) return false
+  // The guest is not frozen before the first byte of RAM is written.
+  if ((inbox.statusIfAny(guestFile)?.size ?? 0) === 0) return false
   const name = `${guestFile}.meta`
   if (inbox.statusIfAny(name)?.kind !== 'file') return false
   const result = parseMetadata(inbox.readText(name, metadataMaxBytes))
