@@ -82,7 +82,7 @@ export class Cancellation implements CommitPoint, Disposable {
     this.#afterStart = afterStart ?? stillRuns
     if (signal !== undefined) {
       const abort = (): void =>
-        this.cancel(new AbortError(`${doing}: aborted; ${this.#outcome}`, signal.reason, this.#begun))
+        this.cancel(new AbortError(`${doing}: cancelled; ${this.#outcome}`, signal.reason, this.#begun))
       if (signal.aborted) abort()
       else this.#stopListening = onAbort(signal, abort)
     }

@@ -69,8 +69,8 @@ export class CheckpointError extends Error {
   declare readonly vmState?: VmState
   /**
    * `ERR_TIMEOUT` and `ERR_STALLED` of a call that waits for bhyve. True: the request was sent or bhyve was started.
-   * bhyve continues until it has finished, and `idle()` waits for that. False: nothing was sent or started, and nothing
-   * will be.
+   * bhyve completes the save or the restore, and `idle()` waits for that. False: nothing was sent or started, and
+   * nothing will be.
    */
   declare readonly begun?: boolean
   /** The positive error number of the failed system call. */

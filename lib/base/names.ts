@@ -59,7 +59,7 @@ function nameFault(name: unknown, maxBytes: number): string | undefined {
   if (name.includes('/')) return "must not contain '/'"
   if (/\p{Cc}/u.test(name)) return 'must not contain control characters'
   if (/\p{Surrogate}/u.test(name)) return 'must be well-formed Unicode'
-  if (Buffer.byteLength(name) > maxBytes) return `must have at most ${String(maxBytes)} bytes`
+  if (Buffer.byteLength(name) > maxBytes) return `must be at most ${String(maxBytes)} bytes long`
   return undefined
 }
 

@@ -62,9 +62,9 @@ export interface CreateOptions {
    */
   ifExists?: 'replace' | 'fail' | undefined
   /**
-   * Cancels the call. This stops the waiting only: bhyve continues until it has finished. The process stays alive until
-   * then, because closing the connection early can kill the VM. After an abort nothing is published, except the state
-   * of a suspended VM. After the commit point an abort has no effect, and the call resolves.
+   * Cancels the call. This stops the waiting only: bhyve completes the save. The process stays alive until then, because
+   * closing the connection early can kill the VM. After a cancel nothing is published, except the state of a suspended
+   * VM. After the commit point a cancel has no effect, and the call resolves.
    */
   signal?: AbortSignal | undefined
   /**

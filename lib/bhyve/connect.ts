@@ -87,7 +87,7 @@ function connectError(failure: Failure, { socketPath }: Located, target: Target)
       return new CheckpointError(
         'ERR_PERMISSION',
         `No permission to connect to '${socketPath}' (${errnoName(failure.errno)}). ` +
-          'Run as the user of bhyve or as root',
+          'Run as the user that bhyve runs as, or as root',
         details,
       )
     default:

@@ -54,11 +54,12 @@ export function assertReachable(
   if (!isOthers || dialects.every((dialect) => dialect === 'descriptor')) return
   // Other systems run only simulators. Files that one of another dialect writes elsewhere do no harm.
   if (system.platform !== 'freebsd' && dialects.includes('descriptor')) return
+  const uid = String(located.ownerUid)
   throw new CheckpointError(
     'ERR_PERMISSION',
-    `The bhyve of VM '${vm}' runs as uid ${String(located.ownerUid)}. If it is older than FreeBSD 14, that user ` +
-      "cannot enter the checkpoint directory. Run as that user, or pass the option 'dialect' as 'descriptor' if bhyve is " +
-      'from FreeBSD 14 or later',
+    `The bhyve of VM '${vm}' runs as uid ${uid}, which cannot open files in the checkpoint directory (private to uid ` +
+      `${String(process.geteuid?.())}). Nothing was sent to bhyve. Run as uid ${uid} or, if bhyve is from FreeBSD 14 or ` +
+      "later, pass the option 'dialect' as 'descriptor'",
     { vm, path: located.socketPath },
   )
 }

@@ -82,12 +82,16 @@ function assertGuarded(directory: string, socketPath: string, target: Target): v
   const isTrusted = [0, process.geteuid?.(), ...trustedUids].includes(status.uid)
   const isOpen = (status.mode & othersWrite) !== 0 && (status.mode & sticky) === 0
   if (isTrusted && !isOpen) return
+  const uid = String(status.uid)
   const [why, advice] = isTrusted
-    ? ['is writable by every user', `. Run chmod o-w '${directory}'`]
-    : [`belongs to uid ${String(status.uid)}, which is not trusted`, '']
+    ? ['is writable by every user', `Run chmod o-w '${directory}'`]
+    : [
+        `belongs to uid ${uid}, which is not trusted`,
+        `Run chown root '${directory}' or, if you trust that user, add uid ${uid} with the option 'trustedUids'`,
+      ]
   const message =
-    `The run directory '${directory}' ${why}. The socket of VM '${vm}' could be that of another VM. ` +
-    `Nothing was sent to bhyve${advice}`
+    `The run directory '${directory}' ${why}. Another user could have replaced the socket of VM '${vm}'. ` +
+    `Nothing was sent to bhyve. ${advice}`
   throw new CheckpointError('ERR_UNTRUSTED_PEER', message, { vm, path: socketPath })
 }
 
@@ -101,7 +105,7 @@ function statusIfAny(path: string, target: Target): fs.Stats | undefined {
     if (error.code !== 'EACCES' && error.code !== 'EPERM') throw error
     throw new CheckpointError(
       'ERR_PERMISSION',
-      `No permission to read the status of '${path}'. Run as the user of bhyve or as root`,
+      `No permission to read the status of '${path}'. Run as the user that bhyve runs as, or as root`,
       {
         vm: target.vm,
         path,
@@ -117,15 +121,15 @@ function checkedOwner(status: fs.Stats, path: string, target: Target): number {
     throw new CheckpointError(
       'ERR_UNTRUSTED_PEER',
       `The socket '${path}' belongs to uid ${String(status.uid)}, which is not trusted ` +
-        `(trusted: ${trustedUids.join(', ')}). Nothing was sent to bhyve. If that user runs the VM, add the ` +
-        "uid to the option 'trustedUids'",
+        `(trusted: ${trustedUids.join(', ')}). Nothing was sent to bhyve. If that user runs the VM, add ` +
+        `uid ${String(status.uid)} with the option 'trustedUids'`,
       { vm, path },
     )
   }
   if (status.nlink !== 1) {
     const message =
-      `The socket '${path}' has ${String(status.nlink)} hard links and could be that of another VM. Nothing was sent ` +
-      'to bhyve. Remove the links that bhyve did not create'
+      `The socket '${path}' of VM '${vm}' has ${String(status.nlink)} hard links, so another user could have replaced ` +
+      'the socket by that of another VM. Nothing was sent to bhyve. Remove the links that bhyve did not create'
     throw new CheckpointError('ERR_UNTRUSTED_PEER', message, { vm, path })
   }
   return status.uid
@@ -134,7 +138,8 @@ function checkedOwner(status: fs.Stats, path: string, target: Target): number {
 function notASocket({ vm }: Target, path: string): CheckpointError {
   return new CheckpointError(
     'ERR_VM_NOT_RUNNING',
-    `'${path}' is not a socket, so no bhyve serves VM '${vm}' there`,
+    `VM '${vm}' has no checkpoint socket: '${path}' is not a socket. ` +
+      "Check the VM name and the option 'runDirectory'",
     {
       vm,
       path,
@@ -149,8 +154,9 @@ function noSocket(target: Target): CheckpointError {
   if (isKnownToKernel(target)) {
     return new CheckpointError(
       'ERR_SNAPSHOT_UNSUPPORTED',
-      `VM '${vm}' is running but has no checkpoint socket in '${runDirectory}'. Its bhyve was built without ` +
-        "BHYVE_SNAPSHOT, or uses another run directory (-o rundir=): then pass it as the option 'runDirectory'",
+      `VM '${vm}' exists in the kernel but has no checkpoint socket in '${runDirectory}'. Either the bhyve of this VM ` +
+        'was built without BHYVE_SNAPSHOT, or it uses another run directory (-o rundir=). If it uses another one, ' +
+        "pass that directory with the option 'runDirectory'",
       { vm, path, vmState: 'running' },
     )
   }
@@ -180,8 +186,8 @@ function socketElsewhere(target: Target): CheckpointError | undefined {
   if (other === undefined) return undefined
   const path = other.socketPath
   const message =
-    `No bhyve of dialect '${dialect}' serves VM '${vm}': its socket is '${path}', a path that this dialect does not ` +
-    "use. Omit the option 'dialect'"
+    `The socket of VM '${vm}' is '${path}', a path that a bhyve of dialect '${dialect}' does not use. ` +
+    "Omit the option 'dialect'"
   return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, path, vmState: 'unknown' })
 }
 

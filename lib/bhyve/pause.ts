@@ -61,6 +61,8 @@ function gone(pid: number, { vm }: Target): CheckpointError {
 
 function withoutEffect({ pid }: Peer, paused: boolean, { vm }: Target): CheckpointError {
   const change = paused ? 'stop' : 'continue'
-  const message = `Process ${String(pid)} of VM '${vm}' did not ${change} within ${String(timeoutMs)} ms`
+  const message =
+    `Process ${String(pid)} of VM '${vm}' did not ${change} within ${String(timeoutMs)} ms. ` +
+    'The signal was sent and can still take effect. Check the state of the VM before you try again'
   return new CheckpointError('ERR_TIMEOUT', message, { vm, vmState: 'unknown' })
 }

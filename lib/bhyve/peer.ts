@@ -38,7 +38,9 @@ export function assertTrusted(peer: Peer, located: Located, target: Target): voi
   throw new CheckpointError(
     'ERR_UNTRUSTED_PEER',
     `The process behind '${located.socketPath}' runs as uid ${String(peer.uid)}, but the socket belongs to uid ` +
-      `${String(located.ownerUid)} (trusted: ${trustedUids.join(', ')}). Nothing was sent to bhyve`,
+      `${String(located.ownerUid)} (trusted: ${trustedUids.join(', ')}). Nothing was sent to bhyve. If this process is ` +
+      `the bhyve of VM '${vm}', run chown ${String(peer.uid)} '${located.socketPath}' and add uid ${String(peer.uid)} ` +
+      "with the option 'trustedUids'",
     { vm, path: located.socketPath },
   )
 }
@@ -55,7 +57,9 @@ export function assertNotPaused(peer: Peer, target: Target): void {
 /** A second request relies on the result of the first, so it must go to the same process. */
 export function assertSame(peer: Peer, expected: Peer, { vm }: Target): void {
   if (peer.pid === expected.pid && peer.startedAt === expected.startedAt) return
-  const message = `The bhyve of VM '${vm}' was replaced by another process between two requests`
+  const message =
+    `A different process serves the socket of VM '${vm}' than at the first request of this call. Nothing was sent to the ` +
+    'new process. Check whether the VM was restarted, and try again'
   throw new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, vmState: 'unknown' })
 }
 

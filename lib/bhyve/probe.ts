@@ -22,7 +22,9 @@ const { ECONNREFUSED, ENOENT } = os.constants.errno
 /** Returns what is known from an earlier probe, without a connection. */
 export function recall(located: Located, peers: PeerMemory): Probe {
   const peer = peers.peerAt(located)
-  return peer === undefined ? { kind: 'silent', why: 'no connection was made' } : { kind: 'peer', peer }
+  return peer === undefined
+    ? { kind: 'silent', why: 'the library did not connect to the socket of the VM' }
+    : { kind: 'peer', peer }
 }
 
 export function probe(located: Located, peers: PeerMemory): Probe {
@@ -39,7 +41,7 @@ export function probe(located: Located, peers: PeerMemory): Probe {
   if (isFailure(descriptor)) {
     if (descriptor.errno === ECONNREFUSED || descriptor.errno === ENOENT) return { kind: 'dead' }
     if (isExhausted(descriptor)) throw systemError(descriptor, 'Connecting to a VM', located.socketPath)
-    return { kind: 'silent', why: `connecting to its socket failed with ${errnoName(descriptor.errno)}` }
+    return { kind: 'silent', why: `connecting to the socket failed with ${errnoName(descriptor.errno)}` }
   }
   try {
     const peer = peerOf(descriptor)
@@ -63,7 +65,7 @@ export function findPeer(
   }
   for (const { located, probe: found } of probes) {
     if (found.kind !== 'silent') continue
-    const message = `The process of VM '${vm}' cannot be determined: ${found.why}. Pass its pid as the option 'pid'`
+    const message = `The process of VM '${vm}' cannot be determined: ${found.why}. Pass the pid of that process with the option 'pid'`
     throw new CheckpointError('ERR_DIALECT_UNSUPPORTED', message, {
       vm,
       path: located.socketPath,
@@ -81,9 +83,9 @@ function withoutListener(target: Target): CheckpointError {
   const { vm } = target
   const isKnown = isKnownToKernel(target)
   const message = isKnown
-    ? `No process accepts connections on the socket of VM '${vm}', but the VM still exists in the kernel. If its ` +
-      `process is paused, pass its pid as the option 'pid'. If its process has ended, run ` +
+    ? `No process accepts connections on the socket of VM '${vm}', but the VM still exists in the kernel. If the ` +
+      `bhyve process of the VM is paused, pass the pid with the option 'pid'. If that process has ended, run ` +
       `bhyvectl --vm=${vm} --destroy`
-    : `VM '${vm}' is not running: no process listens on its socket`
+    : `VM '${vm}' is not running: no process listens on the socket of the VM`
   return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, vmState: isKnown ? 'unknown' : 'off' })
 }

@@ -56,7 +56,7 @@ function described(
   const name = configuration.get('name')
   if (name === undefined) throw new ArgumentsFault('the VM name is missing')
   if (isTrue(configuration.get('config.dump')))
-    throw new ArgumentsFault('config.dump only prints the configuration')
+    throw new ArgumentsFault('config.dump makes bhyve print its configuration and exit: omit it')
   const runDirectory = configuration.get('rundir')
   const machine = machineOf(configuration)
   return { machine, name, ...(runDirectory === undefined ? {} : { runDirectory }) }
@@ -74,8 +74,9 @@ function apply(configuration: Configuration, { letter, value }: Option, readFile
 
 function rejectUnusable(letter: string, value: string): void {
   if (letter === 'r') throw new ArgumentsFault('omit -r: the restore adds it')
-  if (letter === 'h') throw new ArgumentsFault('-h only prints the usage')
-  if (letter === 'l' && isHelp(value)) throw new ArgumentsFault(`-l ${value} only prints a list`)
+  if (letter === 'h') throw new ArgumentsFault('-h makes bhyve print its usage and exit: omit it')
+  if (letter === 'l' && isHelp(value))
+    throw new ArgumentsFault(`-l ${value} makes bhyve print a list and exit: omit it`)
   if (letter === 'p' && !isPin(value)) throw new ArgumentsFault(`-p ${value} is not a valid vCPU pinning`)
 }
 

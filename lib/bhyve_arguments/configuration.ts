@@ -6,6 +6,13 @@ import { ArgumentsFault } from './arguments_fault.js'
 
 const maxReferences = 15
 
+/** A variable cannot have both a value and variables below it. */
+function conflict(path: string, below: string): ArgumentsFault {
+  return new ArgumentsFault(
+    `the arguments set both '${path}' and '${below}', but bhyve accepts only one: remove one`,
+  )
+}
+
 export class Configuration {
   readonly #values = new Map<string, string>()
 
@@ -14,16 +21,19 @@ export class Configuration {
       const node = path.slice(0, dot)
       if (node === '' || node.endsWith('.'))
         throw new ArgumentsFault(`'${path}' is not a valid variable name`)
-      if (this.#values.has(node)) throw new ArgumentsFault(`'${path}' is below the variable '${node}'`)
+      if (this.#values.has(node)) throw conflict(node, path)
     }
-    if (this.hasNode(path))
-      throw new ArgumentsFault(`'${path}' has variables below it, so it cannot have a value`)
+    const below = this.paths().find((other) => other.startsWith(`${path}.`))
+    if (below !== undefined) throw conflict(path, below)
     this.#values.set(path, value)
   }
 
   /** Assigns a variable below a node. The name must be a single component. */
   setIn(node: string, name: string, value: string): void {
-    if (name.includes('.')) throw new ArgumentsFault(`'${name}' cannot be set for '${node}'`)
+    if (name.includes('.'))
+      throw new ArgumentsFault(
+        `'${name}' cannot be set for '${node}', because it contains '.': correct or omit it`,
+      )
     this.set(`${node}.${name}`, value)
   }
 

@@ -36,7 +36,7 @@ export function readArguments(
 
 /** Returns why the executable cannot be started, or undefined if no reason is known. */
 function faultOfExecutable(bhyve: string): string | undefined {
-  const advice = "pass the path of bhyve as the option 'bhyve' (--bhyve)"
+  const advice = "pass the path of bhyve with the option 'bhyve'"
   try {
     if (!fs.statSync(bhyve).isFile()) return `'${bhyve}' is not a regular file: ${advice}`
     fs.accessSync(bhyve, fs.constants.X_OK)
@@ -75,9 +75,9 @@ function seen(disk: Disk): SeenDisk {
     const status = fs.statSync(disk.path)
     // Full milliseconds, like the time that the manifest records.
     if (status.isFile()) return { ...disk, modifiedMs: Math.floor(status.mtimeMs) }
-    return { ...disk, why: 'it is not a regular file and has no meaningful modification time' }
+    return { ...disk, why: 'the path is not a regular file and has no meaningful modification time' }
   } catch (error) {
     if (!isNodeSystemError(error) || isExhausted(error)) throw error
-    return { ...disk, why: `it cannot be accessed (${error.code ?? error.message})` }
+    return { ...disk, why: `the path cannot be accessed (${error.code ?? error.message})` }
   }
 }

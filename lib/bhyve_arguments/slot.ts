@@ -28,7 +28,7 @@ export function isHelp(value: string): boolean {
 }
 
 export function applySlot(configuration: Configuration, value: string): void {
-  if (isHelp(value)) throw new ArgumentsFault(`-s ${value} only prints a list`)
+  if (isHelp(value)) throw new ArgumentsFault(`-s ${value} makes bhyve print a list and exit: omit it`)
   const [address = '', emulation, ...rest] = value.split(',')
   const node = nodeOf(address)
   if (emulation === undefined || node === undefined)

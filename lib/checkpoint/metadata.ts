@@ -134,12 +134,12 @@ export function kernelBytes(metadata: Metadata): number {
 function rootOf(text: string): JsonObject {
   if (text === '') throw incomplete('the metadata file is empty: bhyve failed before it wrote the metadata')
   try {
-    return objectFrom(readJson(text), 'the metadata')
+    return objectFrom(readJson(text), 'the content of the metadata file')
   } catch (fault) {
     if (!(fault instanceof JsonFault)) throw fault
     if (isOpenEnded(text))
       throw incomplete('the metadata file is truncated: bhyve failed while it saved the VM')
-    throw invalid(`bhyve would reject the metadata or misread them: ${fault.message}`, fault.at)
+    throw invalid(`bhyve would reject or misread the metadata file: ${fault.message}`, fault.at)
   }
 }
 
@@ -159,7 +159,7 @@ function isOpenEnded(text: string): boolean {
 
 function metadataFrom(root: JsonObject): Metadata {
   const shape = shapeOf(root)
-  const basic = objectFrom(property(root, 'basic metadata', 'the metadata'), "'basic metadata'")
+  const basic = objectFrom(property(root, 'basic metadata', 'the metadata file'), "'basic metadata'")
   const structures = entriesFrom(root, shape.structuresKey, shape.structureNameKey, shape.structureNumberKey)
   const devices = entriesFrom(root, 'devices', shape.deviceNameKey)
   assertStructures(structures, shape)
@@ -179,15 +179,15 @@ function metadataFrom(root: JsonObject): Metadata {
 
 function shapeOf({ members }: JsonObject): Shape {
   const [shape, other] = shapes.filter((candidate) => members.has(candidate.structuresKey))
-  if (shape === undefined) throw incomplete('the metadata have no list of kernel structures')
+  if (shape === undefined) throw incomplete('the metadata file has no list of kernel structures')
   const where = members.get(other?.structuresKey ?? '')?.at
   if (other !== undefined)
-    throw invalid(`the metadata have both '${shape.structuresKey}' and '${other.structuresKey}'`, where)
+    throw invalid(`the metadata file has both '${shape.structuresKey}' and '${other.structuresKey}'`, where)
   return shape
 }
 
 function entriesFrom(root: JsonObject, key: string, nameKey: string, numberKey?: string): Entry[] {
-  const list = property(root, key, 'the metadata')
+  const list = property(root, key, 'the metadata file')
   if (list.kind !== 'list') throw invalid(`'${key}' is not a list`, list.at)
   const entries = list.items.map((item, index) => {
     const where = `'${key}' entry ${String(index)}`

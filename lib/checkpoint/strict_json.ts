@@ -173,7 +173,8 @@ class Reader {
 
 function decoded(quoted: string, at: number): string {
   for (const [escape] of quoted.matchAll(/\\(?:u[\da-f]{4}|[^])/gi)) {
-    if (halfOrNul.test(escape)) throw new JsonFault('a string has an escape that bhyve reads differently', at)
+    if (halfOrNul.test(escape))
+      throw new JsonFault('a string has an escape that bhyve reads differently from JSON', at)
   }
   try {
     return JSON.parse(quoted) as string

@@ -101,7 +101,7 @@ export function stateOf({ identity, mtimeMs, size }: FileStatus): string {
 
 /** A failed save may leave files without a RAM file. */
 export function missingMemory(name: string): Problem {
-  return problem('memory-empty', 'the RAM file is missing', name + memorySuffix)
+  return problem('memory-empty', 'there is no guest RAM: the RAM file is missing', name + memorySuffix)
 }
 
 function partAt(directory: Directory, file: string): Part {
@@ -130,7 +130,7 @@ function isForeignFile(directory: Directory, base: string): boolean {
 
 function foreignInspection(inspection: Inspection, base: string): Inspection {
   const message =
-    "it has another tool's checkpoint format (5BSD's text manifest), which this library cannot restore"
+    'the file is in the checkpoint format of 5BSD (a fork of FreeBSD), which this library cannot restore: restore it on 5BSD'
   return { ...inspection, foreign: true, problems: [problem('foreign-format', message, base)] }
 }
 
@@ -173,7 +173,8 @@ function checkMemory(
     return
   }
   const { size } = part.status
-  if (size === 0) into.problems.push(problem('memory-empty', 'the RAM file is empty', file))
+  if (size === 0)
+    into.problems.push(problem('memory-empty', 'there is no guest RAM: the RAM file is empty', file))
   else if (metadata !== undefined && size !== metadata.memoryBytes) {
     const message = `the RAM file has ${String(size)} bytes, but the VM has ${String(metadata.memoryBytes)} bytes of RAM`
     into.problems.push(problem('memory-size-mismatch', message, file))
@@ -194,7 +195,7 @@ function checkKernel(base: string, part: Part, metadata: Metadata | undefined, i
   const { size } = part.status
   if (size === 0) into.problems.push(problem('kernel-size-mismatch', 'the kernel file is empty', file))
   else if (expected !== undefined && size !== expected) {
-    const message = `the kernel file has ${String(size)} bytes, but the metadata describe ${String(expected)}`
+    const message = `the kernel file has ${String(size)} bytes, but according to the metadata file it must have ${String(expected)}`
     into.problems.push(problem('kernel-size-mismatch', message, file))
   }
 }

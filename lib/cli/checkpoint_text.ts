@@ -81,7 +81,7 @@ export function describeFailure(error: unknown, command: string | undefined): Fa
   const status = isUsage ? exitStatus.usage : statusOf(code)
   const hint = isUsage
     ? `Run 'bhyve-checkpoint ${command ?? ''} --help' for help`.replace('  ', ' ')
-    : hintFor(code)
+    : hintFor(code, message)
   const lines = [`bhyve-checkpoint: ${message}${isUsage ? '' : ` (${code})`}`, ...(hint === '' ? [] : [hint])]
   return { status, message: { type: 'error', code, message, ...details, exitStatus: status }, lines }
 }
@@ -93,8 +93,9 @@ function factsOf(error: unknown): { code: string; message: string; details: obje
   return { code, message: error.message, details }
 }
 
-function hintFor(code: string): string {
+/** A library message that has its own advice gets no second one. */
+function hintFor(code: string, message: string): string {
   const uid = process.geteuid?.() ?? 0
-  if (code !== 'ERR_PERMISSION' || uid === 0) return ''
+  if (code !== 'ERR_PERMISSION' || uid === 0 || /\. Run [a-z]/.test(message)) return ''
   return `Run the command as root, or as the user that runs bhyve and owns the checkpoints (you are uid ${String(uid)})`
 }

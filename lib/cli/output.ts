@@ -5,6 +5,7 @@
 import type { Progress } from '../index.js'
 import { visible } from '../base/visible_text.js'
 import { exitStatus } from './exit_status.js'
+import { withFlags } from './flags.js'
 import { ProgressDisplay, type Stream } from './progress_display.js'
 
 /** An object that `--json` prints. docs/cli.md lists the types. */
@@ -34,20 +35,20 @@ export class Output {
   result(message: Message, lines: readonly string[]): void {
     this.#display?.clear()
     if (this.json) this.#print(message)
-    else for (const line of lines) this.#out.write(`${visible(line)}\n`)
+    else for (const line of lines) this.#out.write(`${shown(line)}\n`)
   }
 
   /** Prints an event that is not a result. */
   notice(text: string): void {
     this.#display?.clear()
     if (this.json) this.#print({ type: 'notice', message: text })
-    else this.#err.write(`${visible(text)}\n`)
+    else this.#err.write(`${shown(text)}\n`)
   }
 
   failure(message: Message, lines: readonly string[]): void {
     this.#display?.clear()
     if (this.json) this.#print(message)
-    else for (const line of lines) this.#err.write(`${visible(line)}\n`)
+    else for (const line of lines) this.#err.write(`${shown(line)}\n`)
   }
 
   get onProgress(): (progress: Progress) => void {
@@ -64,8 +65,14 @@ export class Output {
   }
 
   #print(message: Message): void {
-    this.#out.write(`${JSON.stringify(message)}\n`)
+    const withOwnFlags = (key: string, value: unknown): unknown =>
+      key === 'message' && typeof value === 'string' ? withFlags(value) : value
+    this.#out.write(`${JSON.stringify(message, withOwnFlags)}\n`)
   }
+}
+
+function shown(line: string): string {
+  return visible(withFlags(line))
 }
 
 /** A reader that exited is not an error. Any other failed write is: the command must not report success then. */

@@ -47,8 +47,10 @@ export async function interruptible<T>(context: Context, call: InterruptibleCall
 }
 
 function waitingNotice(isHeld: boolean): string {
-  const harm = isHeld ? ' until bhyve has finished. Exiting earlier could kill the VM' : ''
-  return `Still waiting${harm}. Run 'kill -9 ${String(process.pid)}' to exit anyway`
+  const kill = `'kill -9 ${String(process.pid)}' ends this command (not bhyve)`
+  return isHeld
+    ? `Still waiting until bhyve has finished the save. ${kill}, and may end the VM`
+    : `Still waiting. ${kill}`
 }
 
 /**
@@ -80,7 +82,7 @@ function report<T>({ interrupt, output }: Context, call: InterruptibleCall<T>, s
 
 function whatFollows<T>({ isLeft, holdsVm }: InterruptibleCall<T>): string {
   if (isLeft === true) return '. This command does not wait for it'
-  return holdsVm === true ? '. Waiting until bhyve has finished' : ''
+  return holdsVm === true ? '. Waiting until bhyve has finished the save' : ''
 }
 
 function messageOf({ why, left }: Stop): string {

@@ -5,7 +5,7 @@
  */
 import os from 'node:os'
 import type { Cancellation } from '../base/cancellation.js'
-import { type CheckpointError, isExhausted, systemError } from '../base/errors.js'
+import { CheckpointError, detailsOf, isExhausted, systemError } from '../base/errors.js'
 import { isFailure, loadNative } from '../base/native.js'
 
 /** The most descriptors that a call holds on the caller's side. */
@@ -129,17 +129,26 @@ export class DescriptorBudget {
   #free(): number {
     const { limit, open, held, toCome } = this.#counts
     const max = limit()
-    const left = Math.min(maxLeft, Math.max(minLeft, Math.ceil(max / 8)))
-    return max - left - (open() - held()) - this.#reserved - toCome()
+    return max - leftToHost(max) - (open() - held()) - this.#reserved - toCome()
   }
 
   #refusal(count: number): CheckpointError {
-    const { limit, open } = this.#counts
-    const doing =
-      `Not enough free descriptors: ${String(open())} of the ${String(limit())} of this process are open, and the ` +
-      `call needs ${String(count)} (some are kept for the library's threads and the host program). Nothing was started`
-    return systemError({ errno: os.constants.errno.EMFILE, syscall: 'open' }, doing)
+    const { limit, open, toCome } = this.#counts
+    const max = limit()
+    const message =
+      `Not enough free file descriptors: this call needs ${String(count)}. This process can have ${String(max)}: ` +
+      `${String(open())} are open, ${String(leftToHost(max))} are left to the host program, and ${String(toCome())} are ` +
+      "kept for the library's threads. Nothing was started. Raise the limit (ulimit -n) or run fewer calls at once"
+    const known = systemError(
+      { errno: os.constants.errno.EMFILE, syscall: 'open' },
+      'Reserving file descriptors',
+    )
+    return new CheckpointError(known.code, message, detailsOf(known))
   }
+}
+
+function leftToHost(limit: number): number {
+  return Math.min(maxLeft, Math.max(minLeft, Math.ceil(limit / 8)))
 }
 
 /** Counts of this process, from the system. If a count is not available, it imposes no limit. */

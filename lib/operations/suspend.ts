@@ -173,7 +173,7 @@ async function explained<T>(suspending: Suspending, step: Promise<T>): Promise<T
 function withStagePath({ stage, settings }: Suspending, error: unknown): unknown {
   if (!(error instanceof CheckpointError)) return error
   const message =
-    `${error.message}. The saved state of VM '${settings.vm}' is in '${stage.path}'; ` +
-    'the next call publishes it'
+    `${error.message}. The saved state of VM '${settings.vm}' is in '${stage.path}'. ` +
+    "The next call for this VM (for example listCheckpoints, or 'bhyve-checkpoint list') publishes it"
   return new CheckpointError(error.code, message, detailsOf(error))
 }

@@ -113,7 +113,7 @@ class Comparison {
 
   #difference(what: string, where: string): string {
     const since = this.#recorded.writtenSince
-      ? ' (the RAM file was copied or written since, possibly by another tool)'
+      ? ' (the modification time of the RAM file has changed since the publication: probably another tool wrote it)'
       : ''
     return `${what} differs from the published content ${where}${since}`
   }

@@ -372,7 +372,10 @@ function deathOf(cause: Error): CheckpointError {
   const name = isUnstarted ? cause.message.split(': ').at(-1) : undefined
   const errno = new Map(Object.entries(os.constants.errno)).get(name ?? '')
   if (errno !== undefined) return systemError({ errno, syscall: 'open' }, died, undefined, cause)
-  return new CheckpointError('ERR_SYSTEM', `${died}: ${cause.message}`, { cause })
+  const message =
+    `${died}: ${cause.message}. The call may be done in part. ` +
+    "Check with listCheckpoints (or 'bhyve-checkpoint list') before you try again"
+  return new CheckpointError('ERR_SYSTEM', message, { cause })
 }
 
 /** Checks the free descriptors in advance, because a thread that finds too few of them dies. */

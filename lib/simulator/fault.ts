@@ -63,11 +63,13 @@ export function parseFault(fault: Fault | undefined): Fault | undefined {
   const { at, kind } = fault as { at?: unknown; kind?: unknown }
   const kinds = typeof at === 'string' && Object.hasOwn(kindsAt, at) ? kindsAt[at as Fault['at']] : undefined
   if (kinds === undefined) {
-    throw new TypeError(`fault.at must be one of ${Object.keys(kindsAt).join(', ')}, not ${String(at)}`)
+    throw new TypeError(
+      `The option 'fault': 'at' must be one of ${Object.keys(kindsAt).join(', ')}, not ${String(at)}`,
+    )
   }
   if (typeof kind !== 'string' || !kinds.includes(kind)) {
     throw new TypeError(
-      `fault.kind at '${String(at)}' must be one of ${kinds.join(', ')}, not ${String(kind)}`,
+      `The option 'fault': 'kind' for '${String(at)}' must be one of ${kinds.join(', ')}, not ${String(kind)}`,
     )
   }
   return { at, kind } as Fault

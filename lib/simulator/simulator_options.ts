@@ -153,11 +153,11 @@ export function settingsOf(
 }
 
 function checkedVms(vms: readonly string[]): string[] {
-  if (!isArray(vms)) throw new TypeError('vms must be an array of VM names')
-  if (vms.length === 0) throw new RangeError('vms must name at least one VM')
+  if (!isArray(vms)) throw new TypeError("The option 'vms' must be an array of VM names")
+  if (vms.length === 0) throw new RangeError("The option 'vms' must name at least one VM")
   for (const vm of vms) checkName(vm)
   const names = new Set(vms)
-  if (names.size !== vms.length) throw new RangeError('vms must not name a VM twice')
+  if (names.size !== vms.length) throw new RangeError('A VM must not be named twice')
   return [...names]
 }
 
@@ -172,28 +172,29 @@ function checkName(vm: unknown): void {
 
 function checkedDialect(dialect: unknown): SimulatedDialect {
   if (typeof dialect === 'string' && dialects.includes(dialect)) return dialect as SimulatedDialect
-  throw new TypeError(`dialect must be one of ${dialects.join(', ')}, not ${String(dialect)}`)
+  throw new TypeError(`The option 'dialect' must be one of ${dialects.join(', ')}, not ${String(dialect)}`)
 }
 
 function checkedLayout(layout: unknown): ZeroLayout {
   if (layout === 'runs' || layout === 'pages') return layout
-  throw new TypeError(`zeroLayout must be one of runs, pages, not ${String(layout)}`)
+  throw new TypeError(`The option 'zeroLayout' must be one of runs, pages, not ${String(layout)}`)
 }
 
 function checkedMemory(bytes: number): number {
   integer('memoryBytes', bytes, pageSize, Number.MAX_SAFE_INTEGER)
-  if (bytes % pageSize !== 0) throw new RangeError(`memoryBytes must be a multiple of ${String(pageSize)}`)
+  if (bytes % pageSize !== 0)
+    throw new RangeError(`The option 'memoryBytes' must be a multiple of ${String(pageSize)}`)
   return bytes
 }
 
 function checkedRate(rate: number): number {
   numberWithin('writeRate', rate, 0, Number.MAX_VALUE)
-  if (rate === 0) throw new RangeError('writeRate must be greater than 0')
+  if (rate === 0) throw new RangeError("The option 'writeRate' must be greater than 0")
   return rate
 }
 
 function checkedDevices(devices: readonly string[]): string[] {
-  if (!isArray(devices)) throw new TypeError('devices must be an array of device names')
+  if (!isArray(devices)) throw new TypeError("The option 'devices' must be an array of device names")
   for (const device of devices) {
     if (typeof device !== 'string' || !/^[^@"\\\p{Cc}]+(@[^"\\\p{Cc}]+)?$/u.test(device)) {
       throw new TypeError(`${JSON.stringify(device)} is not a valid device name`)
@@ -216,21 +217,25 @@ function isArray(value: unknown): boolean {
 function optionalText(name: string, value: unknown): string | undefined {
   if (value === undefined) return undefined
   if (typeof value !== 'string' || value === '' || value.includes('\0')) {
-    throw new TypeError(`${name} must be a path: a string that is not empty and contains no NUL`)
+    throw new TypeError(`The option '${name}' must be a path: a string that is not empty and contains no NUL`)
   }
   return value
 }
 
 function integer(name: string, value: number, min: number, max: number): number {
   numberWithin(name, value, min, max)
-  if (!Number.isInteger(value)) throw new RangeError(`${name} must be a whole number, not ${String(value)}`)
+  if (!Number.isInteger(value))
+    throw new RangeError(`The option '${name}' must be a whole number, not ${String(value)}`)
   return value
 }
 
 function numberWithin(name: string, value: number, min: number, max: number): number {
-  if (typeof value !== 'number') throw new TypeError(`${name} must be a number, not ${typeof value}`)
+  if (typeof value !== 'number')
+    throw new TypeError(`The option '${name}' must be a number, not ${typeof value}`)
   if (!(value >= min && value <= max)) {
-    throw new RangeError(`${name} must be from ${String(min)} to ${String(max)}, not ${String(value)}`)
+    throw new RangeError(
+      `The option '${name}' must be from ${String(min)} to ${String(max)}, not ${String(value)}`,
+    )
   }
   return value
 }

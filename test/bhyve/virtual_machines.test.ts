@@ -102,7 +102,7 @@ t.test('state: unknown if the socket of the VM is in the directory of another di
         code: 'ERR_VM_NOT_RUNNING',
         vmState: 'unknown',
         path: socketPath,
-        message: `No bhyve of dialect '${named}' serves VM 'vm1': its socket is '${socketPath}'`,
+        message: `The socket of VM 'vm1' is '${socketPath}', a path that a bhyve of dialect '${named}' does not use`,
       })
     t.strictSame(await client.listVirtualMachines(), [])
   }

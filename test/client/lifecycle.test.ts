@@ -60,7 +60,7 @@ t.test('a call rejects before it starts if its signal is already aborted', async
     name: 'AbortError',
     code: 'ABORT_ERR',
     begun: false,
-    message: /aborted; nothing was started$/,
+    message: /cancelled; nothing was started$/,
   })
   const late: unknown = await client
     .restore('vm1', 'a', { args: ['vm1'], signal: AbortSignal.abort(), timeout: 1 })
@@ -80,10 +80,10 @@ t.test('the message of a cancel reports whether a request was sent', async (t) =
       if (error instanceof AbortError) return error
       throw new Error('no AbortError', { cause: error })
     }
-    t.match(await cancelAt('queued'), { begun: false, message: /aborted; nothing was sent to bhyve$/ })
+    t.match(await cancelAt('queued'), { begun: false, message: /cancelled; nothing was sent to bhyve$/ })
     const outcome = poweroff
-      ? /bhyve continues until it has finished .*a complete state will be published/
-      : /bhyve continues until it has finished .*nothing will be published/
+      ? /bhyve completes the save .*the state will be published if it is complete/
+      : /bhyve completes the save .*nothing will be published/
     t.match(await cancelAt('saving'), { begun: true, message: outcome })
     await client.idle()
   }

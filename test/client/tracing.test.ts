@@ -105,7 +105,7 @@ t.test('NODE_DEBUG logs every decision', async (t) => {
   const asked = ['dialect', 'peer accepted', 'EOF']
   t.same(decisions(told.stderr), [
     ...asked,
-    'bhyve wrote nothing: try another dialect',
+    'bhyve wrote nothing: trying the next dialect',
     ...asked,
     'verdict',
     'published',

@@ -8,11 +8,14 @@ import t, { type Test } from 'tap'
 import * as api from 'bhyve-checkpoint'
 import { type CheckpointClient, createClient } from 'bhyve-checkpoint'
 import { Values } from '../../dist/cli/command.js'
+import { commands } from '../../dist/cli/commands/all_commands.js'
 import { create } from '../../dist/cli/commands/saving.js'
 import { verify } from '../../dist/cli/commands/stored.js'
 import { statusOf } from '../../dist/cli/exit_status.js'
+import { flagOf, withFlags } from '../../dist/cli/flags.js'
 import { Interrupt } from '../../dist/cli/interrupt.js'
 import { Output } from '../../dist/cli/output.js'
+import { optionsOf } from '../../dist/cli/parse.js'
 import { isFailure } from '../../dist/base/native.js'
 import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
 import { CliWorld, type Step, withoutColours } from '../support/cli.js'
@@ -77,7 +80,7 @@ t.test("the message about an interrupt uses the error's fields, not its message"
     }
     for (const [command, name, afterStart] of [
       [verify, 'a', 'reading stops'],
-      [create, 'a', 'bhyve continues until it has finished'],
+      [create, 'a', 'bhyve completes the save'],
     ] as const) {
       const lines: string[] = []
       const output = new Output(true, sinkInto(lines), sinkInto(lines))
@@ -85,7 +88,11 @@ t.test("the message about an interrupt uses the error's fields, not its message"
       t.equal(await command.run({ ...context, interrupt }), 130)
       t.match(JSON.parse(lines[0]!), { type: 'cancelled', begun })
       t.equal(lines[0]!.includes(afterStart), begun, lines[0]!)
-      t.equal(lines.join('').includes('until bhyve has finished'), begun && command === create, lines[0]!)
+      t.equal(
+        lines.join('').includes('until bhyve has finished the save'),
+        begun && command === create,
+        lines[0]!,
+      )
       t.notMatch(lines.join(''), /client|sic/)
     }
   }
@@ -176,6 +183,58 @@ t.test('--trusted-uid adds a user to the default ones', async (t) => {
   t.equal(status, 0, stderr)
 })
 
+/** Options that the command line always passes with valid values. */
+const alwaysValid = [
+  'args',
+  'depth',
+  'devices',
+  'ifExists',
+  'onFrozen',
+  'onProgress',
+  'signal',
+  'since',
+  'vms',
+  'zeroLayout',
+]
+
+t.test('every library option that a message names has a flag', (t) => {
+  const kept = fs.readFileSync(path.join(import.meta.dirname, '../fixtures/messages.txt'), 'utf8')
+  const named = [...kept.matchAll(/[Tt]he option '([A-Za-z]+)'/g)].map(([, option = '']) => option)
+  // Names that the source inserts.
+  const options = new Set([...named, 'timeout', 'stallTimeout', 'verify', 'runDirectory', 'workdir'])
+  for (const option of alwaysValid) options.delete(option)
+  const flags = new Set(
+    commands.flatMap((command) => Object.keys(optionsOf(command)).map((one) => `--${one}`)),
+  )
+  t.ok(options.size >= 14, [...options].join(' '))
+  for (const option of options) t.ok(flags.has(flagOf(option)), option)
+  t.equal(withFlags("The option 'trustedUids' must"), '--trusted-uid must')
+  t.equal(withFlags("pass the option 'dialect' as 'path'."), 'pass --dialect path.')
+  t.equal(withFlags("The option '--json' does"), "The option '--json' does")
+  t.end()
+})
+
+t.test('errors, blockers and problems name flags, not options of the library', async (t) => {
+  const world = new CliWorld(t)
+  await saved(world)
+  const blocked = ['--bhyve', '/none/bhyve', '--', ...bhyveArguments]
+  const steps: [Step, string][] = [
+    [{ args: ['restore', 'vm1', 'a', '--plan', ...blocked] }, 'with --bhyve'],
+    [{ args: ['restore', 'vm1', 'a', ...blocked] }, 'with --bhyve'],
+    [{ args: ['vms', '--dialect', 'none'] }, '--dialect must be'],
+    [{ args: ['create', 'vm1', '--memory', '0'] }, '--memory must be'],
+    [{ args: ['simulate', 'vm1', '--memory', '5000'], bare: true }, '--memory must be'],
+    [{ args: ['simulate', 'vm1', '--fault', 'lunch:fail'], bare: true }, "--fault: 'at' must be"],
+  ]
+  for (const [step, expected] of steps)
+    for (const json of [[], ['--json']]) {
+      const [command = '', ...words] = step.args
+      const { stdout, stderr } = await world.run({ ...step, args: [command, ...json, ...words] }, 'pipe')
+      t.ok((stdout + stderr).includes(expected), stdout + stderr)
+      t.notMatch(stdout + stderr, /the option '/i, step.args.join(' '))
+    }
+})
+
 t.test('suspend reports a timeout at once and its result later', async (t) => {
   const world = new CliWorld(t)
   await world.start({ vm: 'vm1', memoryBytes: 4 * 2 ** 20, writeRate: 2 ** 20 })
@@ -184,7 +243,7 @@ t.test('suspend reports a timeout at once and its result later', async (t) => {
   t.equal(status, 10)
   t.match(
     stderr,
-    /timed out after 2s; bhyve continues until it has finished.*Waiting until bhyve has finished[^]*ERR_TIMEOUT/,
+    /timed out after 2s; bhyve completes the save.*Waiting until bhyve has finished the save[^]*ERR_TIMEOUT/,
   )
   t.match(stdout, /^suspended vm1\/suspend/m)
 })

@@ -312,9 +312,9 @@ for (const mode of ['pipe', 'terminal'] satisfies Mode[]) {
     t.equal(created.status, 130)
     t.match(
       created.stdout + created.stderr,
-      /interrupted by SIGINT; bhyve continues until it has finished.*Waiting until bhyve has finished/,
+      /interrupted by SIGINT; bhyve completes the save.*Waiting until bhyve has finished the save/,
     )
-    t.match(created.stdout + created.stderr, 'bhyve has finished. Nothing was published')
+    t.match(created.stdout + created.stderr, 'bhyve has finished the save. Nothing was published')
     t.notMatch(created.stdout + created.stderr, 'client.', 'no advice about library calls')
     t.same(filesOf(world), [])
     const suspend: Step = { args: ['suspend', 'vm1'], interruptAt }

@@ -338,7 +338,7 @@ t.test('descriptor budget: calls wait for descriptors of the library, not of the
   t.match(await second, {
     code: 'ERR_SYSTEM',
     errno: errno.EMFILE,
-    message: /18 of the 18.*Nothing was started.*ulimit -n/,
+    message: /can have 18: 18 are open.*Nothing was started.*ulimit -n/,
   })
   t.match(await rejection(budget.during(1, cancellationOf(), work.run('third'))), { errno: errno.EMFILE })
   host = 6

@@ -90,7 +90,7 @@ export const listed = [
     'unknown-fate-runs-on',
     'lib/operations/saving/suspend_failure.ts',
     'suspend suspended_state killed_manager',
-    "if (before === 'unknown') return failure.toError(before, leftIn(stage.path))",
+    "if (before === 'unknown') return failure.toError(before, unknownIn(stage.path))",
     '',
   ),
   change(

@@ -108,7 +108,7 @@ t.test('create: reports a partly sent request as sent', async (t) => {
   const client = clientIn(root, bhyve.runDirectory)
   const resume = intercept(t, 'send', () => failure('EAGAIN', 'send'))
   const error = await rejection(client.createCheckpoint('vm1', { stallTimeout: 100 }))
-  t.match(error, { code: 'ERR_STALLED', message: /bhyve wrote nothing.*Nothing was published/ })
+  t.match(error, { code: 'ERR_STALLED', message: /bhyve wrote nothing.*Nothing will be published/ })
   resume()
   await client.idle()
   t.strictSame(fs.readdirSync(root), [])

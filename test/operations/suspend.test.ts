@@ -128,7 +128,15 @@ t.test('suspend: if bhyve is killed, the error reports the loss and the kept fil
   for (const at of ['memory', 'kernel', 'device', 'metadata'] as const) {
     const { client, directory } = await start(t, { fault: { at, kind: 'kill' } })
     const error = await rejection(client.suspend('vm1'))
-    t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'off', message: /lost/ }, at)
+    t.match(
+      error,
+      {
+        code: 'ERR_SUSPEND_FAILED',
+        vmState: 'off',
+        message: /VM is off, and no state was found that can be restored/,
+      },
+      at,
+    )
     const [listed, ...others] = await client.listCheckpoints('vm1')
     t.same(others, [])
     t.match(listed, { state: 'damaged', path: error.path, poweredOff: true })
@@ -144,7 +152,11 @@ t.test('suspend: if bhyve is killed, the error reports the loss and the kept fil
 t.test('suspend: reports the lost state if bhyve exits without writing the metadata', async (t) => {
   const { client } = await start(t, { fault: { at: 'metadata', kind: 'no-space' } })
   const error = await rejection(client.suspend('vm1'))
-  t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'off', message: /lost/ })
+  t.match(error, {
+    code: 'ERR_SUSPEND_FAILED',
+    vmState: 'off',
+    message: /VM is off, and no state was found that can be restored/,
+  })
   t.match(await client.listCheckpoints('vm1'), [{ state: 'damaged', path: error.path }])
 })
 
@@ -159,7 +171,11 @@ t.test('suspend: requests that are queued behind a suspend fail and leave no fil
   }
   await client.suspend('vm1', { onProgress })
   const [second, third] = await Promise.all(queued)
-  t.match(second, { code: 'ERR_SUSPEND_FAILED', vmState: 'off', message: /without writing anything/ })
+  t.match(second, {
+    code: 'ERR_SUSPEND_FAILED',
+    vmState: 'off',
+    message: /VM is off\. bhyve wrote nothing for this request/,
+  })
   t.match(third, { vmState: 'off' })
   t.match(await other.listCheckpoints('vm1'), [{ name: 'suspend', state: 'complete' }])
   t.same(checkpointFiles(path.join(root, 'vm1')).length, 4)
@@ -224,7 +240,11 @@ t.test('suspend: on FreeBSD, a VM that the kernel no longer has is off', async (
   const system = { platform: 'freebsd', release: '14.2-RELEASE' } as const
   const client = createClientIn({ ...hostEnvironment, system, vmmDirectory: scratch(t) }, options)
   const error = await rejection(client.suspend('vm1'))
-  t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'off', message: /lost/ })
+  t.match(error, {
+    code: 'ERR_SUSPEND_FAILED',
+    vmState: 'off',
+    message: /VM is off, and no state was found that can be restored/,
+  })
 })
 
 t.test('suspend: reports the lost state if the disk is full when bhyve writes the metadata', async (t) => {
@@ -242,7 +262,11 @@ t.test('suspend: reports the lost state if the disk is full when bhyve writes th
     fs.writeFileSync(filler, Buffer.alloc(bavail * bsize - (MiB - bytes) - 64 * 1024))
   }
   const error = await rejection(client.suspend('vm1', { onProgress }))
-  t.match(error, { code: 'ERR_SUSPEND_FAILED', vmState: 'off', message: /lost/ })
+  t.match(error, {
+    code: 'ERR_SUSPEND_FAILED',
+    vmState: 'off',
+    message: /VM is off, and no state was found that can be restored/,
+  })
   t.match(await client.listCheckpoints('vm1'), [{ state: 'damaged', poweredOff: true, path: error.path }])
 })
 

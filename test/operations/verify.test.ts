@@ -29,7 +29,7 @@ t.test('verify: finds damage and reports where it is', async (t) => {
     {
       code: 'memory-digest-mismatch',
       file: 'checkpoint.ckp',
-      message: /written since, possibly by another tool/,
+      message: /modification time of the RAM file has changed since the publication/,
     },
   ])
   const opened = native.openPath(memory, fs.constants.O_RDWR) as number

@@ -47,9 +47,9 @@ t.test('start: rejects an invalid option with an error that names it', async (t)
     ['device', { devices: ['lpc@'] }, TypeError],
     ['devices', { devices: 'lpc' }, TypeError],
     ['runDirectory', { runDirectory: '' }, TypeError],
-    ['fault.at', { fault: { at: 'lunch', kind: 'fail' } }, TypeError],
-    ['fault.kind', { fault: { at: 'accept', kind: 'fail' } }, TypeError],
-    ['fault.kind', { fault: { at: 'memory', kind: 'close' } }, TypeError],
+    ["'at'", { fault: { at: 'lunch', kind: 'fail' } }, TypeError],
+    ["'kind' for '", { fault: { at: 'accept', kind: 'fail' } }, TypeError],
+    ["'kind' for '", { fault: { at: 'memory', kind: 'close' } }, TypeError],
   ]
   for (const [name, options, kind] of refused) {
     const start = SimulatedBhyve.start({ vm: 'vm0', ...options })

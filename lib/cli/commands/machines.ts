@@ -126,8 +126,11 @@ async function suspendedName({ client, api }: Context, vm: string): Promise<stri
   throw new api.CheckpointError('ERR_CHECKPOINT_NOT_FOUND', message, { vm })
 }
 
+function absolute(file: string): string {
+  return path.resolve(file)
+}
+
 function restoreOptions({ rest, values }: Context, signal?: AbortSignal): RestoreOptions {
-  const absolute = (file: string): string => path.resolve(file)
   return {
     args: rest,
     bhyve: values.parsed('bhyve', absolute),
@@ -187,7 +190,9 @@ function start(context: Context, vm: string, name: string): Promise<number> {
     doing: `Restoring checkpoint '${name}' of VM '${vm}'`,
     start: async (signal) => {
       await warn(context, vm, name, restoreOptions(context, signal))
-      const notice = `Still waiting for the socket of VM '${vm}'. bhyve's output is in its log file`
+      const log =
+        context.values.parsed('log-file', absolute) ?? 'restore.log beside the checkpoints (see --log-file)'
+      const notice = `Still waiting for the socket of VM '${vm}'. The output of bhyve is in ${log}`
       const timer = setInterval(() => output.notice(notice), waitingNoticeMs)
       try {
         return await client.restore(vm, name, restoreOptions(context, signal))

@@ -59,12 +59,12 @@ export const create: Command = {
       done: (checkpoint) => saved(context, checkpoint, 'created'),
       left: {
         beforeStart: nothingSent,
-        afterStart: 'bhyve continues until it has finished, and nothing will be published',
+        afterStart: 'bhyve completes the save, and nothing will be published',
       },
       holdsVm: true,
       afterwards: () => {
         context.output.notice(
-          'bhyve has finished. Nothing was published; the previous checkpoint is unchanged',
+          'bhyve has finished the save. Nothing was published; the previous checkpoint is unchanged',
         )
         return Promise.resolve()
       },
@@ -88,7 +88,7 @@ export const suspend: Command = {
       done: (checkpoint) => saved(context, checkpoint, 'suspended'),
       left: {
         beforeStart: nothingSent,
-        afterStart: 'bhyve continues until it has finished, and a complete state will be published',
+        afterStart: 'bhyve completes the save, and the state will be published if it is complete',
       },
       holdsVm: true,
       afterwards: () => reportSaved(context, vm, since),

@@ -76,7 +76,7 @@ export const verify: Command = {
       doing: `Verifying checkpoints of VM '${context.names[0] ?? ''}'`,
       start: (signal) => verifyAll(context, signal),
       done: (allComplete) => (allComplete ? exitStatus.done : exitStatus.damaged),
-      left: { beforeStart: 'the next checkpoint was not read', afterStart: 'reading stops' },
+      left: { beforeStart: 'stopped before reading the next checkpoint', afterStart: 'reading stops' },
       afterwards: () => Promise.resolve(),
     }),
 }

@@ -25,8 +25,8 @@ export class MachineCalls {
   #assertNoRequest(vm: string): void {
     if (!this.#session.requests.has(vm)) return
     const message =
-      `Pausing VM '${vm}': this client has a checkpoint request to the VM in flight, and the request would never end ` +
-      'while the VM is paused. Nothing was changed. Wait until the checkpoint has ended'
+      `Pausing VM '${vm}': a checkpoint of this VM is in progress and could not complete while the VM is paused. ` +
+      'Nothing was changed. Wait until the checkpoint has completed'
     throw new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm, holderPid: process.pid })
   }
 

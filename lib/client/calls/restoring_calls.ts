@@ -11,7 +11,7 @@ import { about, type Session } from '../session.js'
 const outcome = {
   beforeStart: 'nothing was started',
   afterStart:
-    'bhyve was started and continues to run (client.idle() waits until its socket exists or it has exited)',
+    'bhyve was started and continues to run (client.idle() waits until bhyve serves its socket or has exited)',
 } as const
 
 export class RestoringCalls {

@@ -19,13 +19,12 @@ const suspendOptions = createOptions.filter((option) => option !== 'poweroff')
 const outcomes = {
   checkpoint: {
     beforeStart: 'nothing was sent to bhyve',
-    afterStart:
-      'bhyve continues until it has finished (client.idle() waits for that), and nothing will be published',
+    afterStart: 'bhyve completes the save (client.idle() waits for that), and nothing will be published',
   },
   suspend: {
     beforeStart: 'nothing was sent to bhyve',
     afterStart:
-      'bhyve continues until it has finished (client.idle() waits for that), and a complete state will be published',
+      'bhyve completes the save (client.idle() waits for that), and the state will be published if it is complete',
   },
 } as const
 

@@ -31,7 +31,8 @@ export function checkpointBlockers(
   if (state === 'damaged' && problems.length > 0) return [blocker('damaged', reasons.join('; '))]
   if (!isOfNewerRelease) return []
   const message =
-    'its manifest was written by a newer release of this library: use that release to restore it'
+    'the manifest was written by a newer release of this library, so this release cannot restore it safely: ' +
+    'use the newer release'
   return [blocker('damaged', message)]
 }
 
@@ -47,7 +48,7 @@ export function pathBlockers({ listed, dialect, generation }: CheckpointReport):
   if (bytes <= limit) return []
   const message =
     `the path '${listed.path}' has ${bytes} bytes, but bhyve -r accepts at most ${limit}: ` +
-    'use a shorter checkpoint directory'
+    "move the checkpoint directory to a shorter path, and pass that path with the option 'checkpointDirectory'"
   return [blocker('path-too-long', message)]
 }
 
@@ -71,7 +72,9 @@ export function deviceBlockers(
   // The keyboard controller is not a PCI device. On amd64, bhyve always has one, independent of its arguments.
   const hasKeyboard = ['amd64', 'x86_64'].includes(architecture)
   if (hasKeyboard && !saved.includes(keyboard)) {
-    const message = `the checkpoint has no state of the keyboard controller '${keyboard}', so bhyve would exit`
+    const message =
+      `the checkpoint has no state for the keyboard controller '${keyboard}', which every bhyve of this host needs, ` +
+      'so bhyve would exit: restore another checkpoint of this VM'
     blockers.push(blocker('device-missing', message))
   }
   return blockers
@@ -90,14 +93,14 @@ function missingDevice(device: string, spare: readonly string[]): Blocker {
   const elsewhere = spare.filter((name) => isSameDevice(`${emulation}@${name.split('@')[1] ?? ''}`, name))
   if (elsewhere.length === 0) {
     const message =
-      `the arguments configure the device '${device}', but the checkpoint has no state of it, so bhyve would exit: ` +
+      `the arguments configure the device '${device}', but the checkpoint has no state for it, so bhyve would exit: ` +
       'use the arguments that the VM was saved with'
     return blocker('device-missing', message)
   }
   const names = elsewhere.map((name) => `'${name}'`).join(', ')
   const message =
-    `the checkpoint has the device as ${names}, but the arguments configure it at '${address}', so bhyve would exit: ` +
-    'use the slot from the checkpoint'
+    `the device was saved as ${names}, but the arguments have it at '${address}', so bhyve would exit: ` +
+    'use the address at which the device was saved'
   return blocker('device-moved', message)
 }
 
@@ -106,7 +109,7 @@ const override = "(to restore it anyway, pass the option 'again')"
 export function againBlockers({ listed }: CheckpointReport, { again }: RestoreSettings): Blocker[] {
   if (again || listed.restoredAt === undefined) return []
   const message =
-    `it was already restored at ${listed.restoredAt.toISOString()}, so its VM may have run and changed its disks since ` +
+    `the checkpoint was already restored at ${listed.restoredAt.toISOString()}, so the VM may have run and changed its disks since ` +
     override
   return [blocker('already-restored', message)]
 }
@@ -145,7 +148,7 @@ export function diskFindings(
   const paths = moved.map(({ path }) => `'${path}'`).join(', ')
   const message =
     `these disks may have changed since the checkpoint was saved, and the guest could damage their file systems: ${paths} ` +
-    '(put the disks back to the time of the checkpoint)'
+    '(roll the disks back to the checkpoint, or restore anyway: this warning does not block the restore)'
   const warnings = moved.length === 0 ? [] : [warning('disks-moved-on', message)]
   if (checkpoint.listed.poweredOff === true) warnings.push(...unknown.map(unverifiedDisk))
   return { blockers: [], warnings }
@@ -154,13 +157,13 @@ export function diskFindings(
 function newerDisk({ path, device, modifiedMs = 0 }: SeenDisk, { disksQuietMs }: CheckpointReport): Blocker {
   const [changed, saved] = [modifiedMs, disksQuietMs].map((time) => new Date(time).toISOString())
   const message =
-    `'${path}' (${device}) was changed at ${changed ?? ''}, after the VM was powered off at ${saved ?? ''}, ` +
-    `so the guest could damage its file systems ${override}`
+    `'${path}' (${device}) was changed at ${changed ?? ''}, after bhyve finished writing the checkpoint at ${saved ?? ''}, ` +
+    `so the guest could damage the file systems on this disk ${override}`
   return blocker('disk-newer', message)
 }
 
 function unverifiedDisk({ path, device, why = '' }: SeenDisk): Warning {
-  const message = `cannot check whether '${path}' (${device}) was changed since the VM was powered off: ${why}`
+  const message = `cannot check whether '${path}' (${device}) was changed after the checkpoint was saved: ${why}`
   return warning('not-verified', message)
 }
 
@@ -192,7 +195,7 @@ export function nameWarnings(
   if (names.size === 1) return []
   const message =
     `the names differ: the restore is for VM '${vm}', bhyve would start VM '${name ?? vm}', and the checkpoint was saved ` +
-    `from VM '${metadataVm ?? vm}'`
+    `from VM '${metadataVm ?? vm}': use the same VM name in all three`
   return [warning('vm-name-differs', message)]
 }
 

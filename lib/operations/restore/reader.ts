@@ -16,7 +16,7 @@ const generations: Readonly<Record<Dialect, Generation>> = { struct: '13.0', pat
 /** Undefined if the caller named no dialect and the system's release does not determine the generation. */
 export function readerOf(dialect: Dialect | 'auto', system: System): Reader | undefined {
   if (dialect !== 'auto') {
-    return { generation: generations[dialect], because: `the client's dialect is '${dialect}'` }
+    return { generation: generations[dialect], because: `the option 'dialect' is '${dialect}'` }
   }
   const generation = generationOfSystem(system)
   return generation && { generation, because: `this host runs FreeBSD ${system.release}` }
@@ -35,8 +35,8 @@ function generationOfSystem({ platform, release }: System): Generation | undefin
 export function generationBlockers({ generation }: CheckpointReport, reader: Reader | undefined): Blocker[] {
   if (generation === undefined || reader === undefined || reader.generation === generation) return []
   const message =
-    `it was saved by bhyve of ${systemOf(generation)}, but here bhyve of ${systemOf(reader.generation)} would read it ` +
-    `(${reader.because}) and reject it: restore it on the system that saved it, and shut the guest down there before ` +
-    'you upgrade'
+    `the checkpoint was saved by bhyve of ${systemOf(generation)}, but the bhyve of this host is that of ` +
+    `${systemOf(reader.generation)} (${reader.because}) and cannot read it: boot the release that saved it again, ` +
+    'restore it there, shut the guest down, and then change the release'
   return [blocker('generation-differs', message)]
 }

@@ -137,8 +137,9 @@ async function restoreHeld(starting: Starting, cancellation: Cancellation): Prom
 
 function changed({ vm, name }: RestoreSettings): CheckpointError {
   const message =
-    `Checkpoint '${name}' of VM '${vm}' was replaced, or restored by another process, during this call. ` +
-    'Nothing was started. Try again'
+    `Another process replaced, changed, removed or restored checkpoint '${name}' of VM '${vm}' during this call. ` +
+    "Nothing was started. Check with listVirtualMachines (or 'bhyve-checkpoint vms') whether the VM is running now. " +
+    'If it is not running, try again'
   return new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm, checkpoint: name })
 }
 
@@ -160,14 +161,14 @@ async function startFailure(
   }
   const output = await store.jobs.readLogEnd(log.descriptors.log, log.start).catch(() => '')
   const lastOutput = output === '' ? 'bhyve wrote no output' : `The last output of bhyve:\n${output}\n`
-  const what = mayHaveRun ? 'started and ended at once' : 'did not start'
+  const from = `from checkpoint '${name}' of VM '${vm}'`
+  const what = mayHaveRun ? `started ${from}, but exited at once` : `did not start ${from}`
   const outcome = mayHaveRun
     ? '. The guest may have run and changed its disks, so the checkpoint keeps its restore record ' +
       "(to restore it anyway, pass the option 'again')"
     : ''
   const message =
-    `bhyve ${what} from checkpoint '${name}' of VM '${vm}': ${reasonOf(bhyve, ending)}. ${lastOutput} ` +
-    `(log file: '${log.path}')${outcome}`
+    `bhyve ${what}: ${reasonOf(bhyve, ending)}. ${lastOutput} ` + `(log file: '${log.path}')${outcome}`
   return new CheckpointError('ERR_RESTORE_FAILED', message, {
     vm,
     checkpoint: name,
@@ -180,8 +181,8 @@ async function startFailure(
 
 function reasonOf(bhyve: string, ending: Ending | undefined): string {
   if (ending?.error !== undefined) return `'${bhyve}' could not be executed (${ending.error.message})`
-  if (ending?.signal != null) return `it was killed by ${ending.signal}`
-  return `it exited with status ${String(ending?.code ?? 'unknown')}`
+  if (ending?.signal != null) return `the process was killed by ${ending.signal}`
+  return `the process exited with status ${String(ending?.code ?? 'unknown')}`
 }
 
 /** Reports a failed revocation in the error, because the restore record stays. A removed checkpoint has no record. */
@@ -193,8 +194,8 @@ async function revoke({ store, directory, settings, record }: Starting, reason: 
     const known = toCheckpointError(reason, 'Restoring')
     const why = error instanceof Error ? error.message : String(error)
     const message =
-      `${known.message}. The checkpoint keeps its restore record, because revoking it failed (${why}). ` +
-      "To restore the checkpoint, pass the option 'again'"
+      `${known.message}. Revoking the restore record of the checkpoint failed (${why}), so the checkpoint still counts ` +
+      "as restored. To restore it, pass the option 'again'"
     throw withDetails(new CheckpointError(known.code, message, { cause: error }), known)
   }
 }

@@ -22,7 +22,7 @@ export async function signOfLife(
   if (!isKnownToKernel(target)) return undefined
   const { vm, vmmDirectory } = target
   return (
-    `the kernel still has VM '${vm}' ('${vmmDirectory}/${vm}'): ` +
+    `the kernel still has VM '${vm}' ('${vmmDirectory}/${vm}'): shut the VM down first or, ` +
     `if its bhyve process has ended, run 'bhyvectl --vm=${vm} --destroy'`
   )
 }
@@ -35,11 +35,13 @@ function signAt(located: Located, peers: PeerMemory): string | undefined {
     // them.
     return located.kind === 'struct'
       ? undefined
-      : `a process may be serving '${located.socketPath}': ${found.why}`
+      : `the VM may be running, because a process may serve '${located.socketPath}' (${found.why}): ` +
+          'check that process, and shut the VM down first'
   }
   const state = knownStateOf(found.peer)
   if (state === 'off') return undefined
-  return `process ${String(found.peer.pid)} serves '${located.socketPath}'`
+  const server = found.peer.pid === -1 ? 'a process' : `process ${String(found.peer.pid)}`
+  return `the VM is already running, because ${server} serves '${located.socketPath}': shut the VM down first`
 }
 
 /** The sockets that may belong to the VM, including stale ones. */

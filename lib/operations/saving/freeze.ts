@@ -39,7 +39,9 @@ export async function saveFrozen<T>(
   save: (freeze: Freeze) => Promise<T>,
 ): Promise<T> {
   if (isSea()) {
-    const message = 'onFrozen needs a process of its own, which a single executable application cannot start'
+    const message =
+      "The option 'onFrozen' needs a process of its own, which a single executable application cannot start. " +
+      'Nothing was sent to bhyve'
     throw new CheckpointError('ERR_RUNTIME_UNSUPPORTED', message, { vm: settings.vm })
   }
   for (let attempt = 1; ; attempt++) {
@@ -188,7 +190,7 @@ class FreezeWindow implements Freeze {
 
   #reasonOf(end: HoldEnd): Error {
     if (end.kind === 'continued' && end.expired)
-      return new Error(`it did not end within ${String(this.#freeze.timeout)} ms`)
+      return new Error(`the function did not end within ${String(this.#freeze.timeout)} ms`)
     return new Error(end.kind === 'gone' ? 'bhyve has ended' : 'the hold of the VM has ended early')
   }
 }

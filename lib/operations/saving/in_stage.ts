@@ -32,7 +32,7 @@ export async function inStage(
   const sockets = await context.vmJobs.locateSocket(context.target)
   const [first] = sockets
   if (first === undefined)
-    throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${vm}' is not running: it has no socket`)
+    throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${vm}' is not running: it has no checkpoint socket`)
   assertPathsFit(context, sockets, path, settings)
   cancellation.throwIfCancelled()
   const stage = await store.stage(vm, stageRequest(settings, first.ownerUid))

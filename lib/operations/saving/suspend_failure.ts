@@ -23,7 +23,7 @@ export async function failureOf(
   const { stage } = suspending
   const failure = new SuspendFailure(suspending, answer, collected.problems)
   const before = vmStateOf(answer.peer)
-  if (before === 'unknown') return failure.toError(before, leftIn(stage.path))
+  if (before === 'unknown') return failure.toError(before, unknownIn(stage.path))
   const fate = before === 'off' ? 'gone' : await fateOf(suspending, answer, collected)
   if (fate === 'gone') return lost(suspending, failure)
   stage.vmStillRuns()
@@ -38,9 +38,9 @@ async function lost({ stage }: Suspending, failure: SuspendFailure): Promise<Che
       const { path, name } = salvaged
       return failure.toError('off', lostIn(path, name), { path })
     }
-    return failure.toError('unknown', leftIn(stage.path))
+    return failure.toError('unknown', unknownIn(stage.path))
   } catch (cause) {
-    const outcome = `The VM is gone, and its state is lost. ${leftIn(stage.path)}`
+    const outcome = `The VM is off. ${leftIn(stage.path)}`
     return failure.toError('off', outcome, { path: stage.path, cause })
   }
 }
@@ -84,11 +84,15 @@ function isNoticed({ code }: Problem): boolean {
 const nothingKept =
   'The VM was not suspended. Nothing was published, and the previous checkpoint is unchanged'
 const nothingSaved =
-  'bhyve exited without writing anything for this request. If another suspend was in progress, its checkpoint holds the state'
+  'The VM is off. bhyve wrote nothing for this request. ' +
+  'If another suspend of this VM was in progress, the checkpoint of that suspend has the state of the VM'
 const leftIn = (path: string): string =>
-  `The files that bhyve wrote are in '${path}'. The next call checks them again`
+  `The files that bhyve wrote are in '${path}'. ` +
+  "The next call for this VM (for example listCheckpoints, or 'bhyve-checkpoint list') checks these files again"
+const unknownIn = (path: string): string => `The VM is in an unknown state. ${leftIn(path)}`
 const lostIn = (path: string, name: string): string =>
-  `The VM is gone, and its state is lost. The files that bhyve wrote are kept as the damaged checkpoint '${name}' ('${path}')`
+  'The VM is off, and no state was found that can be restored safely. ' +
+  `The files that bhyve wrote are kept as the damaged checkpoint '${name}' ('${path}')`
 
 /** Builds the errors of one failed suspend. */
 class SuspendFailure {

@@ -94,7 +94,7 @@ class VmRequest {
         if (!isDead || isLast) throw error
       }
     }
-    const message = `VM '${this.#settings.vm}' is not running: it has no socket`
+    const message = `VM '${this.#settings.vm}' is not running: it has no checkpoint socket`
     throw new CheckpointError('ERR_VM_NOT_RUNNING', message)
   }
 
@@ -106,7 +106,7 @@ class VmRequest {
       last = await this.#in(dialect, located, isLast, last?.peer)
     }
     if (last === undefined) {
-      const message = `No dialect is known for the socket '${located.socketPath}'`
+      const message = `No dialect is known for the socket '${located.socketPath}'. Pass the option 'dialect'`
       throw new CheckpointError('ERR_DIALECT_UNSUPPORTED', message)
     }
     if ((await isUntouched(this.#stage)) === false) {
@@ -127,7 +127,7 @@ class VmRequest {
     })
     if (untouched !== true) return false
     this.#stage.vmStillRuns()
-    traceDecision(this.#settings.vm, 'bhyve wrote nothing: try another dialect')
+    traceDecision(this.#settings.vm, 'bhyve wrote nothing: trying the next dialect')
     return true
   }
 

@@ -115,17 +115,19 @@ class Watch {
     const { stallTimeout, vm, name, poweroff } = this.#watched
     const begun = this.#isSent()
     const details = { vm, checkpoint: name, begun }
-    const forSoLong = `for ${String(stallTimeout)} ms`
     if (!begun) {
       const message =
-        `bhyve did not accept the request for checkpoint '${name}' of VM '${vm}' ${forSoLong}. ` +
-        'Nothing was sent to bhyve. Check whether its process is stopped or busy with another request'
+        `bhyve did not accept the request for checkpoint '${name}' of VM '${vm}' within ` +
+        `${String(stallTimeout)} ms. Nothing was sent to bhyve. ` +
+        'Check whether the bhyve process is stopped or busy with another request'
       return new CheckpointError('ERR_STALLED', message, details)
     }
     const message =
-      `bhyve wrote nothing for checkpoint '${name}' of VM '${vm}' ${forSoLong}. The connection stays open, and ` +
-      'bhyve continues until it has finished. ' +
-      (poweroff ? 'If bhyve still suspends the VM, the state is published' : 'Nothing was published')
+      `bhyve wrote nothing for checkpoint '${name}' of VM '${vm}' for ${String(stallTimeout)} ms. The connection ` +
+      'stays open, so that bhyve can still complete the save. ' +
+      (poweroff
+        ? 'If bhyve completes the suspend after all, the state will be published'
+        : 'Nothing will be published, and the previous checkpoint is unchanged')
     return new CheckpointError('ERR_STALLED', message, details)
   }
 }

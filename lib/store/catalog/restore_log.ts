@@ -73,7 +73,7 @@ function claim(log: number, shown: string): number {
 function unusable(shown: string, why: string): CheckpointError {
   const message =
     `'${shown}' ${why}. bhyve was not started. ` +
-    "Pass a regular file that belongs to this user as the option 'logFile'"
+    "Pass a regular file that belongs to this user with the option 'logFile'"
   return new CheckpointError('ERR_INVALID_OPTION', message, { path: shown })
 }
 

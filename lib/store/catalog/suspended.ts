@@ -68,6 +68,8 @@ function isBeingPublished(staging: Directory): boolean {
 function assertNoneUnpublished(staging: Directory, stuck: Stuck): void {
   if (!holdsUnpublished(staging)) return
   const [error] = stuck.values()
-  const message = `A suspended VM's state in '${staging.path}' could not be published (the next call publishes it)`
+  const message =
+    `The state of a suspended VM in '${staging.path}' could not be published yet. ` +
+    "The next call for this VM (for example listCheckpoints, or 'bhyve-checkpoint list') publishes it"
   throw error ?? new CheckpointError('ERR_SYSTEM', message, { path: staging.path })
 }

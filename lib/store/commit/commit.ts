@@ -52,8 +52,10 @@ function finishCommit(
     rollForward(directory, staging, ready)
   } catch (error) {
     if (!(error instanceof CheckpointError)) throw error
-    const what = `Checkpoint '${publication.name}' is committed but not yet in place (the next call finishes it)`
-    const message = `${what}: ${error.message}`
+    const message =
+      `Checkpoint '${publication.name}' is committed but not yet in place (it is saved, and the next call for this VM, ` +
+      "for example listCheckpoints or 'bhyve-checkpoint list', makes it visible under its name): " +
+      error.message
     throw new CheckpointError(error.code, message, detailsOf(error))
   }
 }

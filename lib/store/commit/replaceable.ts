@@ -51,8 +51,8 @@ export function assertNotOlder(directory: Directory, saved: Candidate): void {
   const existingMs = existing.createdAt?.getTime() ?? memoryModifiedMs(directory, name)
   if (isState ? existingMs < savedMs : existingMs <= savedMs) return
   const what = isState
-    ? 'is the state of a VM that was suspended later and has not been restored'
-    : 'was saved later than the new checkpoint'
+    ? 'is a newer suspended state that has not been restored yet'
+    : 'is newer than the checkpoint to be published'
   throw exists(directory.pathOf(name + memorySuffix), what)
 }
 

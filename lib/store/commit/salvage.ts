@@ -50,7 +50,11 @@ export function salvageSuspend(
   using stage = staging.open(id)
   const intent = readIntent(stage)
   if (intent === undefined)
-    throw new CheckpointError('ERR_SYSTEM', `'${stage.path}' is not the staging directory of a suspend`)
+    throw new CheckpointError(
+      'ERR_SYSTEM',
+      `'${stage.path}' has no valid record of a suspend, so it cannot be recovered. ` +
+        'Copy the files in it before you call again: the next call for this VM can remove them',
+    )
   // Check the process before the files. bhyve writes nothing after its process has ended.
   const mayWrite = isWriterAlive(stage)
   if (mayWrite && !holdsCompleteCheckpoint(stage, intent.name)) return { kind: 'pending' }

@@ -60,7 +60,7 @@ function busy(staging: Directory, file: OpenFile): CheckpointError {
   const holderPid = holderOf({ ownStatus: () => file.status() })
   return new CheckpointError(
     'ERR_CHECKPOINT_BUSY',
-    `Another restore of this VM is in progress: '${path}' is locked`,
+    `Another restore of this VM is in progress: '${path}' is locked. Wait until that restore has ended`,
     {
       path,
       holderPid,

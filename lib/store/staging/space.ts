@@ -114,7 +114,8 @@ export function reserveSpace(handle: StageHandle, memoryBytes: number, reserved:
   const path = handle.directoryPath
   const message =
     `The checkpoint needs ${String(requiredBytes)} bytes in '${path}', but only ${String(availableBytes)} are ` +
-    `available (${String(reserved)} are reserved for checkpoints that are being written). Nothing was sent to bhyve`
+    `available (${String(reserved)} bytes for other checkpoints that are being written are already deducted). ` +
+    'Nothing was sent to bhyve'
   const details = { requiredBytes, availableBytes, path }
   return { kind: requiredBytes <= free ? 'crowded' : 'full', refusal: { message, ...details } }
 }

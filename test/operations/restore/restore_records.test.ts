@@ -84,7 +84,10 @@ t.test('restore: reports a record that cannot be revoked', async (t) => {
     client.restore('vm1', 'a', { args: world.args, bhyve: world.script({ instead: 'exit 1' }) }),
   )
   t.match(error, { code: 'ERR_RESTORE_FAILED', vmState: 'off' })
-  t.match(error.message, /status 1.*keeps its restore record.*\(the disk is gone\).*option 'again'/s)
+  t.match(
+    error.message,
+    /status 1.*Revoking the restore record.*\(the disk is gone\).*still counts as restored.*option 'again'/s,
+  )
 })
 
 t.test('restore: ignores failed polls while bhyve runs', async (t) => {

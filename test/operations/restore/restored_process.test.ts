@@ -278,7 +278,7 @@ t.test('restore: the plan reports a bhyve that is not executable, and no record 
   ] as const) {
     const { blockers } = await world.client.planRestore('vm1', 'a', { args: world.args, bhyve })
     t.strictSame(codesOf({ blockers }), ['arguments-invalid'], why)
-    for (const part of [`'${bhyve}' ${why}`, "the option 'bhyve' (--bhyve)"])
+    for (const part of [`'${bhyve}' ${why}`, "with the option 'bhyve'"])
       t.ok(blockers[0]?.message.includes(part), part)
     const blocked = await rejection(world.client.restore('vm1', 'a', { args: world.args, bhyve }))
     t.match(blocked, {
