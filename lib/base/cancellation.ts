@@ -27,7 +27,7 @@ interface Listening {
 
 /**
  * One listener per signal, shared by all calls that use the signal: Node warns of a leak at more than ten listeners.
- * The map is module-level state because all clients of a process share its signals.
+ * The map is module-level state because calls of several clients can use the same signal.
  */
 const listening = new WeakMap<AbortSignal, Listening>()
 
@@ -88,11 +88,11 @@ export class Cancellation implements CommitPoint, Disposable {
     }
     this.#outcome = beforeStart ?? nothingStarted
     if (timeout !== undefined && !this.cancelled) {
-      const error = (): CheckpointError => {
+      const timeoutError = (): CheckpointError => {
         const message = `${doing}: timed out after ${String(timeout)} ms; ${this.#outcome}`
         return new CheckpointError('ERR_TIMEOUT', message, { vm, begun: this.#begun })
       }
-      this.#timer = setTimeout(() => this.cancel(error()), timeout)
+      this.#timer = setTimeout(() => this.cancel(timeoutError()), timeout)
       this.#timer.unref()
     }
   }
@@ -155,7 +155,9 @@ export class Cancellation implements CommitPoint, Disposable {
     return () => this.#listeners.delete(listener)
   }
 
-  /** Follows the task or the cancel, whichever ends first. After a cancel the task's result is ignored. */
+  /**
+   * Resolves or rejects as the task does. If a cancel comes first, rejects with its error and ignores the task.
+   */
   race<T>(task: Promise<T>): Promise<T> {
     return new Promise((resolve, reject) => {
       const forget = this.onCancel(reject)

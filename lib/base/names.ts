@@ -2,7 +2,7 @@
 import { Buffer } from 'node:buffer'
 import { CheckpointError } from './errors.js'
 
-/** The checkpoint files. A checkpoint exists if its RAM file exists. bhyve appends the next two suffixes itself. */
+/** The checkpoint files. A checkpoint exists if its RAM file exists. bhyve appends `.kern` and `.meta` itself. */
 export const memorySuffix = '.ckp'
 export const kernelSuffix = '.ckp.kern'
 export const metadataSuffix = '.ckp.meta'
@@ -21,7 +21,7 @@ const componentBytes = 255
 export const checkpointNameBytes = componentBytes - manifestSuffix.length
 /** `bhyve -r` builds `<path>.kern` and `<path>.meta` in a buffer of 255 bytes (protocol.md section 6). */
 export const restorablePathBytes = 250
-/** The same for the `struct` dialect, whose requests hold the path in 100 bytes. */
+/** The same limit for the `struct` dialect: its requests hold the path in 100 bytes. */
 export const structPathBytes = 95
 
 export function assertVmName(vm: unknown): asserts vm is string {
@@ -63,7 +63,7 @@ function nameFault(name: unknown, maxBytes: number): string | undefined {
   return undefined
 }
 
-/** True for names that `assertCheckpointName` accepts. Files on disk with other names are not checkpoints of ours. */
+/** True for names that `assertCheckpointName` accepts. Files with other names are not checkpoints of this library. */
 export function isCheckpointName(name: string): boolean {
   return nameFault(name, checkpointNameBytes) === undefined
 }

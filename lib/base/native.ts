@@ -82,7 +82,8 @@ export interface Native {
   shutdownWrite(socket: number): number | Failure
 
   // directory descriptors (native/directory.*, native/file_status.*). Names are single path components: a name with a
-  // slash fails with EINVAL. Only `openAt` follows symbolic links, and only if its flags lack O_NOFOLLOW.
+  // slash fails with EINVAL. Of the calls with a name, only `openAt` can follow a symbolic link, and only without
+  // O_NOFOLLOW.
   openPath(path: string, flags: number): number | Failure
   openAt(directory: number, name: Name, flags: number, mode: number): number | Failure
   /** Reads the start of a file into `bytes` without following links. Returns the number of bytes read. */
@@ -166,8 +167,8 @@ export interface Native {
 }
 
 /**
- * Loaded at import, so that no call waits for it. An error is kept for `loadNative`, because an exception at import
- * would end the program.
+ * The addon is loaded at import, so that no call waits for it. An error is kept for `loadNative`, because an exception
+ * at import would end the program.
  */
 const { loaded, cause } = tryLoading()
 let failure: CheckpointError | undefined

@@ -14,15 +14,16 @@ export interface Problem {
     | 'metadata-digest-mismatch'
     | 'manifest-invalid'
     /**
-     * The host went down before the files of a suspended VM were fsynced, and there are no digests to verify them. The
-     * files may be intact and the only copy of the VM. `restore` accepts them with `again: true`.
+     * Nothing proves that the files of a suspended VM have the content that bhyve wrote. The host went down before they
+     * were fsynced, or an fsync failed, and no digests match them. The files may be intact, and they may be the only
+     * copy of the VM. `restore` accepts them with `again: true`.
      */
     | 'durability-unproven'
     | 'not-a-regular-file'
     | 'foreign-format'
     /**
-     * A file of the checkpoint could not be read (EIO, EACCES). It is unknown whether the checkpoint is complete or
-     * pinned, or is the state of a suspended VM.
+     * A file of the checkpoint could not be read (EIO, EACCES). So it is unknown whether the checkpoint is complete,
+     * whether it is pinned, and whether it is the state of a suspended VM.
      */
     | 'unreadable'
   /** A description of the problem for people. */

@@ -4,7 +4,7 @@ import type { Problem } from './problem.js'
 
 const log = debuglog('bhyve-checkpoint')
 
-/** Logs one decision about a VM. `facts` are formatted only if logging is enabled. */
+/** Logs one decision about a VM. `facts` is formatted only if logging is enabled. */
 export function traceDecision(vm: string, decision: string, facts: Record<string, unknown> = {}): void {
   if (log.enabled) log('%s: %s %j', vm, decision, facts)
 }

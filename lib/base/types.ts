@@ -37,8 +37,8 @@ export interface Layout {
   directoryOf(vm: string): string
   /**
    * Returns the VMs that have a checkpoint directory. It is also called before each checkpoint, to count the disk space
-   * that is reserved for other VMs. Keep it fast: the other calls of the client that are about to send a request wait
-   * for the same result.
+   * that is reserved for other VMs. Keep it fast: all calls of the client that are about to send a request wait for its
+   * result.
    */
   vms(): Promise<string[]>
 }
@@ -75,12 +75,12 @@ export interface CreateOptions {
   /**
    * The call rejects with `ERR_STALLED` if bhyve does not accept the connection, or neither writes a byte nor finishes,
    * for this many milliseconds. Waiting for another request of this library to the same VM does not count. 0 disables
-   * it. Default 60 000.
+   * this limit. Default 60 000.
    */
   stallTimeout?: number | undefined
   /**
-   * Called with the progress. If it throws, the error becomes a process warning, the callback is not called again and
-   * the checkpoint continues.
+   * Called with the progress. If the function throws, the error becomes a process warning, the function is not called
+   * again, and the checkpoint continues.
    */
   onProgress?: ((progress: Progress) => void) | undefined
   /** Flush the files and the directory to disk before publishing. Default true. */
@@ -91,9 +91,9 @@ export interface CreateOptions {
    */
   digest?: boolean | undefined
   /**
-   * Replace runs of zeros in the RAM file by holes, so that they occupy no disk space. The content and the size of the
-   * file stay the same. Runs shorter than 64 KiB are kept (docs/storage.md). If the file system cannot make holes, the
-   * option has no effect and no error is reported. Default true.
+   * Replace runs of zeros in the RAM file with holes, so that they occupy no disk space. The content and the size of
+   * the file stay the same. Runs shorter than 64 KiB are kept (docs/storage.md). If the file system cannot make holes,
+   * the option has no effect and no error is reported. Default true.
    */
   sparsify?: boolean | undefined
   /**
@@ -102,10 +102,11 @@ export interface CreateOptions {
   memoryBytes?: number | undefined
   /**
    * Called while the guest is frozen, to capture its disks at the moment of its RAM, for example with a snapshot. The
-   * guest stays frozen until the returned promise resolves or rejects, but not longer than `freezeTimeout`. The result counts only
-   * once the call has resolved. If the guest ran in between, the call discards the attempt and tries again, so the
-   * function can be called up to five times. If it rejects or takes too long, the call rejects with
-   * `ERR_DISKS_NOT_CAPTURED`, the VM runs, and the previous checkpoint is unchanged. Not possible with `poweroff`.
+   * guest stays frozen until the returned promise resolves or rejects, but not longer than `freezeTimeout`. Use the
+   * captured disks only after the call has resolved. If the guest ran in between, the call discards the attempt and
+   * tries again, so the function can be called up to five times. If the function rejects or takes too long, the call
+   * rejects with `ERR_DISKS_NOT_CAPTURED`, the VM runs, and the previous checkpoint is unchanged. Not possible with
+   * `poweroff`.
    *
    * @example
    * ```js
@@ -119,7 +120,7 @@ export interface CreateOptions {
   freezeTimeout?: number | undefined
 }
 
-/** A guest that is frozen: neither its vCPUs run nor do its disks change. */
+/** A frozen guest: its vCPUs do not run, and its disks do not change. */
 export interface FrozenGuest {
   vm: string
   /** The id that the checkpoint will have. Each attempt has its own. */
@@ -129,7 +130,7 @@ export interface FrozenGuest {
   signal: AbortSignal
 }
 
-/** What `onProgress` is called with. */
+/** The progress of a call, passed to `onProgress`. */
 export interface Progress {
   vm: string
   name: string
@@ -242,8 +243,8 @@ export interface RestoreOptions {
   env?: Readonly<Record<string, string>> | undefined
   /**
    * Restore although the blockers `already-restored` or `disk-newer` are present, or although the only problem is
-   * `durability-unproven`. Old RAM over newer disks can destroy the file systems of the guest. The override is recorded
-   * in the manifest. Default false.
+   * `durability-unproven`. Restoring old RAM over newer disks can destroy the file systems of the guest. The override
+   * is recorded in the manifest. Default false.
    */
   again?: boolean | undefined
   /**
