@@ -1,6 +1,6 @@
 /**
- * A directory held by its descriptor. Each call takes a single path component and never follows a symbolic link, so
- * that replaced path components cannot redirect the call. Runs in the pool, because each call can block.
+ * A directory held by its descriptor. Its methods take single path components and never follow a symbolic link, so that
+ * replaced path components cannot redirect a call. Runs in the pool, because each call can block.
  */
 import { Buffer } from 'node:buffer'
 import fs from 'node:fs'
@@ -14,7 +14,7 @@ import { OpenFile } from './open_file.js'
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK } = fs.constants
 const { ENOENT, EEXIST, ENOTEMPTY } = os.errno
 
-/** One buffer per thread. All files that are read completely fit, except large manifests. */
+/** One buffer per thread. Every file that is read completely fits into it, except large manifests. */
 const startBuffer = Buffer.allocUnsafeSlow(64 * 1024)
 
 export class Directory implements Disposable {
@@ -45,7 +45,7 @@ export class Directory implements Disposable {
     return ifAny(result, 'Opening a directory', where, (descriptor) => new Directory(descriptor, where, true))
   }
 
-  /** The last component must be a directory, not a link. Returns undefined if the path does not exist. */
+  /** Fails if the last component is a link or not a directory. Returns undefined if the path does not exist. */
   static openRealDirectoryIfAny(realPath: string): Directory | undefined {
     using parent = Directory.openPathIfAny(path.dirname(realPath))
     return parent?.openIfAny(path.basename(realPath))
@@ -193,7 +193,7 @@ export class Directory implements Disposable {
     )
   }
 
-  /** Opens a file. It does not follow links and does not wait for the other end of a FIFO. */
+  /** Opens a file without following links and without waiting for the other end of a FIFO. */
   openFile(name: string, flags: number): OpenFile {
     return OpenFile.own(this.#openFile(name, flags | O_NONBLOCK), this.pathOf(name))
   }

@@ -1,4 +1,4 @@
-/** A file held by its descriptor. No call moves the file position. Runs in the pool, because each call can block. */
+/** A file held by its descriptor. No method moves the file position. Runs in the pool, because each call can block. */
 import { Buffer } from 'node:buffer'
 import fs from 'node:fs'
 import { isNodeSystemError, systemError } from '../base/errors.js'

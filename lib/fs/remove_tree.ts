@@ -10,7 +10,8 @@ import type { Directory } from './directory.js'
 const { ENOENT, EPERM, EISDIR } = os.errno
 
 /**
- * More rounds than the deepest tree needs. Without a limit, a process that keeps creating files would block us forever.
+ * More rounds than any real tree needs. Without a limit, a process that keeps creating files would block this thread
+ * forever.
  */
 const maxRounds = 100_000
 /** Limits the names in memory, because a directory can have millions of entries. */
@@ -25,7 +26,7 @@ export function removeTree(parent: Directory, name: Name): void {
   if (!parent.removeEmpty(name) && parent.statusIfAny(name) !== undefined) throw notEmptied(top)
 }
 
-/** The same for files that are no longer needed. Files that cannot be removed now are left for a later call. */
+/** As `removeTree`, for files that are no longer needed. Files that cannot be removed now are left for a later call. */
 export function removeRubbish(parent: Directory, name: Name): void {
   try {
     removeTree(parent, name)
@@ -35,8 +36,8 @@ export function removeRubbish(parent: Directory, name: Name): void {
 }
 
 /**
- * Moves subdirectories up and empties them one after the other. Thus the depth of the tree and the length of paths do
- * not matter, and at most two descriptors are open.
+ * Moves subdirectories up into `top` and empties them one at a time. Thus the depth of the tree and the length of paths
+ * do not matter, and at most two descriptors are open.
  */
 function empty(top: Directory): void {
   for (let round = 0; round < maxRounds; round++) {
@@ -62,12 +63,12 @@ function dissolve(top: Directory, subdirectory: Name, round: number): void {
 }
 
 /**
- * Takes over a directory of another user. A bhyve that holds a descriptor of it could otherwise keep creating files.
+ * Takes over a directory of another user. Otherwise a bhyve that holds a descriptor of it could keep creating files.
  */
 function claim(subdirectory: Directory): void {
-  const ours = process.geteuid?.()
-  if (ours === undefined || subdirectory.ownStatus().uid === ours) return
-  subdirectory.giveTo(ours)
+  const ownUid = process.geteuid?.()
+  if (ownUid === undefined || subdirectory.ownStatus().uid === ownUid) return
+  subdirectory.giveTo(ownUid)
   subdirectory.setMode(0o700)
 }
 

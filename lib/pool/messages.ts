@@ -20,7 +20,7 @@ export type ToWorker =
 
 /**
  * The result of a job. `held`: descriptors that the worker closes once the caller has closed its own. `later`: jobs to
- * run afterwards; only `emptied()` waits for them.
+ * run afterwards. Only `emptied()` waits for them.
  */
 export type Outcome = ({ value: unknown } | { error: PortableError }) & {
   held: readonly number[]

@@ -21,8 +21,8 @@ import { reserveSize } from './reserve.js'
 import { startInDirectory } from './working_directory.js'
 
 /**
- * At least two, so that one stays free for short jobs. Otherwise at most the number of processors, so that the host
- * program's own thread does not have to wait for one.
+ * At least two threads, so that one stays free for short jobs. A third one only if the host has at least three
+ * processors, so that the host program's own thread does not have to wait for a processor.
  */
 export const poolSize = Math.min(3, Math.max(2, os.availableParallelism()))
 /**
@@ -31,17 +31,18 @@ export const poolSize = Math.min(3, Math.max(2, os.availableParallelism()))
  */
 const maxYoungGenerationSizeMb = 3
 /**
- * Saved at load time: tests of a host program may replace setTimeout with a fake clock, and threads must still start.
+ * Saved at load time: tests of a host program can replace setTimeout with a fake clock, and threads must still start.
  */
 const { setTimeout: startLater } = globalThis
-/** How many descriptors a thread opens by itself: for its event loop, and for a moment to load its code. */
+/** How many descriptors a thread opens by itself: those of its event loop, and briefly one to load its code. */
 const threadDescriptors = 6
-/** A thread that was idle for so long ends. This frees its memory and descriptors. */
+/** A thread that was idle for this long ends, to free its memory and descriptors. */
 const idleMs = 2_000
 
 /**
  * Loads the worker's code by require(), which reads files on the worker's own thread. An import would read them in
- * libuv's pool. The host program may keep that pool busy, and a worker terminated meanwhile would leave the file open.
+ * libuv's pool. The host program may keep that pool busy, and a worker that is terminated while it waits would leave
+ * the file open.
  */
 const loadSynchronously = `
 const { file, loaded } = require('node:worker_threads').workerData
@@ -59,7 +60,7 @@ interface Job extends JobCall {
 }
 
 /** The functions of the pool that a worker calls. */
-interface PoolOfWorker {
+interface WorkerCallbacks {
   done: () => void
   gone: (worker: PoolWorker) => void
   mayEnd: () => boolean
@@ -68,7 +69,7 @@ interface PoolOfWorker {
 
 class PoolWorker {
   job: Job | undefined
-  /** The thread runs, so that another one may be started. */
+  /** The thread has loaded its code. The pool starts no other thread before that. */
   isUp = false
   readonly #worker: Worker
   readonly #done: () => void
@@ -77,7 +78,7 @@ class PoolWorker {
   readonly #doLater: (jobs: readonly JobCall[]) => void
   #retirement: NodeJS.Timeout | undefined
 
-  constructor({ done, gone, mayEnd, doLater }: PoolOfWorker) {
+  constructor({ done, gone, mayEnd, doLater }: WorkerCallbacks) {
     this.#done = done
     this.#gone = gone
     this.#mayEnd = mayEnd
@@ -85,7 +86,7 @@ class PoolWorker {
     this.#worker = startThread()
     this.#worker.unref()
     this.#worker.on('message', (message: FromWorker) => {
-      if (message === 'up') this.#rise()
+      if (message === 'up') this.#onUp()
       else this.#finish(message)
     })
     this.#worker.on('error', (error) => this.#fail(error))
@@ -93,7 +94,7 @@ class PoolWorker {
     this.#retireLater()
   }
 
-  /** Rejects the job if it was cancelled meanwhile, or if its arguments cannot be passed to a thread. */
+  /** Rejects the job if `onStart` throws (after a cancel), or if the arguments cannot be passed to a thread. */
   run(job: Job): void {
     try {
       job.onStart?.()
@@ -107,14 +108,14 @@ class PoolWorker {
     this.#worker.ref()
   }
 
-  #rise(): void {
+  #onUp(): void {
     this.isUp = true
     this.#done()
   }
 
   #finish(message: Outcome): void {
     this.#releaseLater(message.held)
-    const job = this.#free()
+    const job = this.#takeJob()
     if (job === undefined) return
     try {
       if ('error' in message) job.reject(fromPortable(message.error))
@@ -128,13 +129,13 @@ class PoolWorker {
 
   #fail(cause: Error): void {
     this.#gone(this)
-    const job = this.#free()
+    const job = this.#takeJob()
     clearTimeout(this.#retirement)
-    job?.reject(deathOf(cause))
+    job?.reject(threadError(cause))
     this.#done()
   }
 
-  #free(): Job | undefined {
+  #takeJob(): Job | undefined {
     const job = this.job
     this.job = undefined
     this.#worker.unref()
@@ -165,7 +166,7 @@ class PoolWorker {
     }
   }
 
-  /** Closes the worker's descriptors after the caller, which receives the result first, has closed its own. */
+  /** Lets the worker close its descriptors last. The caller receives the result first, and then closes its own. */
   #releaseLater(held: readonly number[]): void {
     if (held.length > 0) setImmediate(() => this.#post({ kind: 'close', descriptors: held }))
   }
@@ -225,7 +226,9 @@ function adoptAll(lent: Record<string, number>): Record<string, number> {
 
 /** Runs jobs, which are functions of the worker, by name. `remote.ts` adds their types. */
 export interface JobRunner {
-  /** `onStart` is called when a thread takes the job; what it throws rejects the job instead. */
+  /**
+   * `onStart` is called when a thread takes the job. If it throws, the job does not run and rejects with that error.
+   */
   run(job: JobCall, onStart?: () => void): Promise<unknown>
   /** Resolves once the `later` jobs of earlier jobs have ended. */
   emptied(): Promise<void>
@@ -270,7 +273,7 @@ export class Pool implements JobRunner {
     while (this.#later.size > 0) await Promise.all(this.#later)
   }
 
-  /** Only `idle()` waits for these jobs. If one fails, the next call of any process does its work. */
+  /** Only `idle()` of the client waits for these jobs. If one fails, the next call of any process does its work. */
   #doLater(jobs: readonly JobCall[]): void {
     for (const job of jobs) {
       const done = this.run(job).then(
@@ -284,7 +287,7 @@ export class Pool implements JobRunner {
 
   #assign(): void {
     while (this.#mayHaveWorker()) {
-      // Computed once and not for every job, because hundreds may be waiting.
+      // Computed before the search and not for every waiting job, because hundreds may be waiting.
       const mayStart = {
         short: true,
         long: this.#running('long') < poolSize - 1,
@@ -323,7 +326,7 @@ export class Pool implements JobRunner {
   }
 
   /**
-   * Starts threads one after the other, each in its own turn of the event loop. Starting a thread blocks the caller's
+   * Starts one thread at a time, each in its own turn of the event loop. Starting a thread blocks the caller's
    * thread for a moment, and a second thread is not needed if the first can do all jobs.
    */
   #startSoon(): void {
@@ -354,8 +357,8 @@ export class Pool implements JobRunner {
   }
 
   /**
-   * No thread could be started. Rejects the waiting jobs, because a rejected job must not run later. If other threads
-   * exist, they run the jobs instead.
+   * Call this when no thread could be started. If other threads exist, they run the waiting jobs. Otherwise rejects the
+   * jobs, and removes them so that none of them runs later.
    */
   #refuseAll(cause: unknown): void {
     if (this.#workers.size > 0) return
@@ -364,7 +367,7 @@ export class Pool implements JobRunner {
   }
 }
 
-function deathOf(cause: Error): CheckpointError {
+function threadError(cause: Error): CheckpointError {
   const died = 'A thread of the library died'
   if (isNodeSystemError(cause)) return toCheckpointError(cause, died)
   // If Node could not create the thread's event loop, only the error message contains the errno.

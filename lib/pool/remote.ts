@@ -18,7 +18,7 @@ type Around = (name: string, attempt: () => Promise<unknown>) => Promise<unknown
 interface RemoteOptions<Jobs> {
   /** The kinds of jobs that are not `short`. */
   kinds?: Partial<Record<keyof Jobs, JobKind>>
-  /** Called when a thread takes the job; what it throws rejects the job instead. */
+  /** Called when a thread takes the job. If it throws, the job does not run and rejects with that error. */
   onStart?: () => void
   around?: Around
 }

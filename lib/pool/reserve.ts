@@ -9,18 +9,18 @@ import { type Failure, isFailure, type Native } from '../base/native.js'
 /** The most files that a job has open at once: a commit that replaces a checkpoint. */
 export const reserveSize = 6
 
-/** Calls that open a descriptor, for their caller or only while they run. */
-const opening = ['openPath', 'openAt', 'readStartAt', 'readDirectory', 'processStatus'] as const
+/** The calls to retry. Each opens a descriptor, for its caller or only while it runs. */
+const openingCalls = ['openPath', 'openAt', 'readStartAt', 'readDirectory', 'processStatus'] as const
 
 type Call = (...args: unknown[]) => unknown
 
-/** Wraps every such call of this environment: if it fails for lack of descriptors, it is retried with the reserve. */
+/** Wraps these calls in this environment. A call that fails for lack of descriptors is retried with the reserve. */
 export function keepReserve(native: Native): Reserve {
   const reserve = new Reserve(native)
   const calls = native as unknown as Record<string, Call>
-  for (const name of opening) {
+  for (const name of openingCalls) {
     const call = calls[name]
-    if (call !== undefined) calls[name] = (...args) => reserve.lend(() => call(...args))
+    if (call !== undefined) calls[name] = (...args) => reserve.runWithReserve(() => call(...args))
   }
   const close = native.close.bind(native)
   native.close = (descriptor) => {
@@ -42,7 +42,7 @@ class Reserve {
     this.fill()
   }
 
-  /** Refills the reserve as soon as descriptors are free again: the host program may be waiting for them too. */
+  /** Refills the reserve. Call this as soon as a descriptor is free again: the host program may be about to open it. */
   fill(): void {
     while (this.#spare.length < reserveSize) {
       const one = this.#open()
@@ -51,7 +51,7 @@ class Reserve {
     }
   }
 
-  lend(call: () => unknown): unknown {
+  runWithReserve(call: () => unknown): unknown {
     let result = call()
     if (!isExhausted(result)) return result
     for (let spare = this.#spare.pop(); spare !== undefined; spare = this.#spare.pop()) {

@@ -1,7 +1,7 @@
 /**
  * Starts threads in a process whose working directory was removed. A thread of Node reads the working directory first
- * and cannot start without one. It is started in an empty temporary directory. The process then returns to its own,
- * removed directory.
+ * and cannot start without one. So the process enters an empty temporary directory, starts the thread, and returns to
+ * its own, removed directory.
  */
 import fs from 'node:fs'
 import os from 'node:os'
@@ -13,8 +13,8 @@ import { type Failure, isFailure, loadNative } from '../base/native.js'
 const startMs = 2_000
 
 /**
- * Starts a thread, which stores 1 in `loaded` once it has loaded its code. Waits for that only if the working directory
- * was removed, so that no code of the host program runs in the temporary directory.
+ * Starts a thread, which stores 1 in `loaded` once it has loaded its code. If the working directory was removed, waits
+ * for that, so that no code of the host program runs in the temporary directory.
  */
 export function startInDirectory<T>(start: () => T, loaded: Int32Array): T {
   const native = loadNative()

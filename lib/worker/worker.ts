@@ -1,6 +1,6 @@
 /**
- * A worker of the pool. It runs one job at a time, synchronously. Descriptors that it opened and the caller did not
- * take are closed when it ends.
+ * A worker of the pool. It runs one job at a time, synchronously. When the worker ends, the descriptors that it still
+ * owns are closed.
  */
 import { parentPort } from 'node:worker_threads'
 import { toCheckpointError } from '../base/errors.js'
@@ -15,13 +15,13 @@ function run(job: string, args: readonly unknown[]): Outcome {
   try {
     const call = jobs[job as JobName] as (...args: readonly unknown[]) => unknown
     const value = call(...args)
-    return { value, ...whatIsLeft() }
+    return { value, ...leftovers() }
   } catch (error) {
-    return { error: toPortable(toCheckpointError(error, job)), ...whatIsLeft() }
+    return { error: toPortable(toCheckpointError(error, job)), ...leftovers() }
   }
 }
 
-function whatIsLeft(): Pick<Outcome, 'held' | 'later'> {
+function leftovers(): Pick<Outcome, 'held' | 'later'> {
   const later = takeRemovals().map((removal): JobCall => ({
     name: 'emptyRemoved' satisfies JobName,
     kind: 'removal',
