@@ -18,7 +18,7 @@ import type { Saved } from './staging/saved.js'
 import type { StageReservation } from './staging/space.js'
 import type { StageHandle } from './staging/stage_handle.js'
 
-/** Attempts to reserve space. Between attempts other stages may release space. */
+/** How often to try to reserve space. Between two attempts, other stages may release space. */
 const maxReservationAttempts = 6
 
 /** The parts of the store that a stage uses. */
@@ -43,15 +43,15 @@ export class Stage {
   #inbox: number | undefined
   readonly #fate: ChangingFate
 
-  constructor(store: StageStore, directoryPath: string, made: StageResult, poweroff: boolean) {
-    const { directory, stage, in: inbox } = made.descriptors
+  constructor(store: StageStore, directoryPath: string, result: StageResult, poweroff: boolean) {
+    const { directory, stage, in: inbox } = result.descriptors
     this.#store = store
-    this.#handle = { directoryPath, directory, stage, id: made.id }
-    this.#orphans = made.orphans
+    this.#handle = { directoryPath, directory, stage, id: result.id }
+    this.#orphans = result.orphans
     this.#inbox = inbox
-    this.requestPath = made.requestPath
-    this.memoryBytes = made.memoryBytes
-    this.#fate = new ChangingFate(poweroff, () => store.jobs.abandonStage(this.#handle, made.made))
+    this.requestPath = result.requestPath
+    this.memoryBytes = result.memoryBytes
+    this.#fate = new ChangingFate(poweroff, () => store.jobs.abandonStage(this.#handle, result.made))
   }
 
   /** The descriptor of `in/`, to be passed to bhyve. */
@@ -60,7 +60,7 @@ export class Stage {
     return this.#inbox
   }
 
-  /** Call this when bhyve has its own copy of the descriptor. */
+  /** Closes the descriptor of `in/`. Call this when bhyve has its own copy. */
   closeInbox(): void {
     if (this.#inbox !== undefined) loadNative().close(this.#inbox)
     this.#inbox = undefined
@@ -93,25 +93,25 @@ export class Stage {
     return this.#store.jobs.chownInbox(this.#handle, writerUid)
   }
 
-  /** Releases the reserved space when bhyve writes nothing more, so that other checkpoints can use it. */
+  /** Releases the reserved space for other checkpoints. Call this when bhyve writes nothing more. */
   dropReservation(): Promise<void> {
     return this.#store.jobs.dropReservation(this.#handle)
   }
 
   /**
-   * Records the bhyve process that is about to write. This must happen before the request is sent: from then on the
-   * stage of a suspend may hold the only copy of the VM. If `begin` throws, the stage stays discardable, and the caller
-   * must not send anything.
+   * Records the bhyve process that is about to write. Call this before the request is sent: from then on the stage of a
+   * suspend may hold the only copy of the VM. If `begin` throws, the stage stays discardable, and the caller must not
+   * send anything.
    */
   async recordWriter(writer: Writer, begin: () => void): Promise<void> {
     await this.#store.jobs.recordWriter(this.#handle, writer)
     begin()
-    this.#fate.requestSent()
+    this.#fate.aboutToSend()
   }
 
   /** Call this only after verifying that the VM still runs. */
-  vmStillRuns(): void {
-    this.#fate.vmStillRuns()
+  makeDiscardable(): void {
+    this.#fate.makeDiscardable()
   }
 
   get fate(): StageFate {
@@ -138,7 +138,7 @@ export class Stage {
     return this.#store.jobs.isUntouched(this.#handle)
   }
 
-  /** Call this when the bhyve process has finished our request: it has then finished all earlier requests, too. */
+  /** Call this when bhyve has finished the request of this stage. It has then finished all earlier requests, too. */
   async removeOrphans({ pid, startedAt }: { pid: number; startedAt: string | undefined }): Promise<void> {
     if (this.#orphans.length === 0) return
     const { directoryPath } = this.#handle
@@ -153,7 +153,7 @@ export class Stage {
     return this.#store.jobs.beginScan(this.#handle, request)
   }
 
-  /** Rejects if it is cancelled before a thread starts the slice. */
+  /** Rejects if the call is cancelled before a thread starts the slice. */
   scanSlice(memoryScan: MemoryScan, slice: Slice, cancellation: Cancellation): Promise<ScannedSlice> {
     const onStart = (): void => cancellation.throwIfCancelled()
     return this.#store.jobsFrom(onStart).scanSlice(this.#handle, memoryScan, slice)
@@ -164,7 +164,8 @@ export class Stage {
   }
 
   /**
-   * Runs the scan as one job. Undefined if it was stopped. Rejects if it is cancelled before a thread starts the job.
+   * Runs the scan as one job. Undefined if the scan was stopped. Rejects if the call is cancelled before a thread
+   * starts the job.
    */
   scanAtOnce(
     request: ContentRequest,

@@ -6,7 +6,10 @@
 /** What may be done with the stage when the call fails. Only a discardable stage offers a function that discards it. */
 export type StageFate = { kind: 'discardable'; discard: () => Promise<void> } | { kind: 'holdsVm' }
 
-/** The fate of one stage. It changes right after the record on disk, from which other processes read the same fate. */
+/**
+ * The fate of one stage, for this process. It becomes `holdsVm` after the writer is recorded on disk, because other
+ * processes decide by the records on disk (`staging/intent.ts`).
+ */
 export class ChangingFate {
   readonly #poweroff: boolean
   readonly #discard: () => Promise<void>
@@ -27,13 +30,13 @@ export class ChangingFate {
     if (this.#kind === 'discardable') await this.#discard()
   }
 
-  /** The writer is recorded on disk, and the request is about to be sent. */
-  requestSent(): void {
+  /** Call this when the writer is recorded on disk, right before the request is sent. */
+  aboutToSend(): void {
     if (this.#poweroff) this.#kind = 'holdsVm'
   }
 
   /** Call this only after verifying that the VM still runs: its suspend failed or was not accepted. */
-  vmStillRuns(): void {
+  makeDiscardable(): void {
     this.#kind = 'discardable'
   }
 }

@@ -84,10 +84,10 @@ t.test('restore: does not use the lock of a restore.lock that was removed', asyn
   putSet(directory, 'a')
   const file = path.join(staging, 'restore.lock')
   const state = beforeLockOf(t, file, () => fs.unlinkSync(file))
-  const { turn } = jobs.beginRestore(directory, 'a').descriptors
+  const { restoreLock } = jobs.beginRestore(directory, 'a').descriptors
   t.equal(state.isDone, true)
-  t.equal(fs.statSync(file, { throwIfNoEntry: false })?.ino, fs.fstatSync(turn).ino)
-  native.close(turn)
+  t.equal(fs.statSync(file, { throwIfNoEntry: false })?.ino, fs.fstatSync(restoreLock).ino)
+  native.close(restoreLock)
 })
 
 t.test("collect: takes the inbox back from bhyve's user before the inspection", needsRoot, (t) => {

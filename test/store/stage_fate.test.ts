@@ -10,18 +10,18 @@ t.test('a discard function from before the suspend request removes nothing after
   })
   const before = fate.now
   if (before.kind !== 'discardable') return t.fail('the stage is not discardable before the request')
-  fate.requestSent()
+  fate.aboutToSend()
   t.same(fate.now, { kind: 'holdsVm' })
   await before.discard()
   t.equal(discarded, 0)
-  fate.vmStillRuns()
+  fate.makeDiscardable()
   await before.discard()
   t.equal(discarded, 1)
 })
 
 t.test('the stage of a live checkpoint stays discardable', (t) => {
   const fate = new ChangingFate(false, () => Promise.resolve())
-  fate.requestSent()
+  fate.aboutToSend()
   t.equal(fate.now.kind, 'discardable')
   t.end()
 })

@@ -97,7 +97,7 @@ t.test('lock: a copy of the descriptor does not keep the lock', async (t) => {
   jobs.pinCheckpoint(directory, 'vm1', 'a', true)
   t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'a', pinned: true }])
   jobs.pinCheckpoint(directory, 'vm1', 'a', false)
-  native.close(jobs.beginRestore(directory, 'a').descriptors.turn)
+  native.close(jobs.beginRestore(directory, 'a').descriptors.restoreLock)
   t.match(jobs.listCheckpoints(directory, 'vm1'), [{ name: 'a', pinned: false }])
   t.ok(copies.length > 4)
 })

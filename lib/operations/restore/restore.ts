@@ -47,8 +47,8 @@ export async function restore(
     return await restoreLogged(context, settings, planned, cancellation)
   } finally {
     // Ignore errors: recovery removes what is left.
-    await store.jobs.endRestore(directory, descriptors.turn).catch(() => undefined)
-    loadNative().close(descriptors.turn)
+    await store.jobs.endRestore(directory, descriptors.restoreLock).catch(() => undefined)
+    loadNative().close(descriptors.restoreLock)
   }
 }
 

@@ -26,7 +26,7 @@ export async function failureOf(
   if (before === 'unknown') return failure.toError(before, unknownIn(stage.path))
   const fate = before === 'off' ? 'gone' : await fateOf(suspending, answer, collected)
   if (fate === 'gone') return lost(suspending, failure)
-  stage.vmStillRuns()
+  stage.makeDiscardable()
   return failure.toError(vmStateOf(answer.peer), nothingKept)
 }
 

@@ -126,7 +126,7 @@ class VmRequest {
       if (isExhausted(error)) throw error
     })
     if (untouched !== true) return false
-    this.#stage.vmStillRuns()
+    this.#stage.makeDiscardable()
     traceDecision(this.#settings.vm, 'bhyve wrote nothing: trying the next dialect')
     return true
   }

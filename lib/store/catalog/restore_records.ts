@@ -44,7 +44,10 @@ export interface CheckpointReport {
   devicesHaveAddresses: boolean
   /** The generation of bhyve that can restore the checkpoint. Undefined if the metadata file is damaged. */
   generation: Generation | undefined
-  /** bhyve wrote nothing to the VM's disks between this time and the end of the save, in milliseconds. */
+  /**
+   * A time, in milliseconds since 1970. bhyve wrote nothing to the VM's disks between this time and the end of the
+   * save.
+   */
   disksQuietMs: number
 }
 
@@ -66,8 +69,8 @@ export function inspectForRestore(directoryPath: string, vm: string, name: strin
 }
 
 /**
- * A VM that was not powered off may have written to its disks before its checkpoint was published, but not before its
- * RAM was written.
+ * A VM that was not powered off ran again after the save, and may have written to its disks before `createdAt`. It did
+ * not run while bhyve wrote its RAM, so the time of the RAM file is safe.
  */
 function disksQuietMs({ createdAt, poweredOff }: ListedCheckpoint, { writtenMs }: Inspection): number {
   const createdMs = createdAt?.getTime() ?? writtenMs
@@ -75,10 +78,10 @@ function disksQuietMs({ createdAt, poweredOff }: ListedCheckpoint, { writtenMs }
 }
 
 /**
- * Takes the restore lock, which allows one restore of a VM at a time. The lock is held until the caller closes the
- * descriptor, after `endRestore`.
+ * Takes the restore lock, which allows one restore of a VM at a time. The lock is held until the caller calls
+ * `endRestore` and then closes the descriptor.
  */
-export function beginRestore(directoryPath: string, name: string): { descriptors: { turn: number } } {
+export function beginRestore(directoryPath: string, name: string): { descriptors: { restoreLock: number } } {
   for (;;) {
     using directory = Directory.openRealDirectoryIfAny(directoryPath)
     if (directory === undefined) throw notFound(directoryPath, name)
@@ -86,14 +89,14 @@ export function beginRestore(directoryPath: string, name: string): { descriptors
     const mayBeThere = [name + memorySuffix, stagingName].some((entry) => directory.statusIfAny(entry))
     if (!mayBeThere) throw notFound(directoryPath, name)
     using staging = openStaging(directory)
-    using turn = takeUnlessGone(staging)
-    // Another process may have removed the directory (destroyAll) and another one created it again. Then try again.
-    if (turn !== undefined && leadsTo(directoryPath, staging))
-      return { descriptors: { turn: turn.release() } }
+    using restoreLock = takeUnlessGone(staging)
+    // Try again if the directory was removed meanwhile (destroyAll), even if it was then created again.
+    if (restoreLock !== undefined && leadsTo(directoryPath, staging))
+      return { descriptors: { restoreLock: restoreLock.release() } }
   }
 }
 
-/** Undefined if the lock file was removed, or `.staging` after it was opened. */
+/** Undefined if the lock file, or `.staging` itself, was removed after it was opened. */
 function takeUnlessGone(staging: Directory): OpenFile | undefined {
   try {
     return takeRestoreLock(staging)
@@ -108,12 +111,12 @@ function leadsTo(directoryPath: string, staging: Directory): boolean {
   return directory?.statusIfAny(stagingName)?.identity === staging.ownStatus().identity
 }
 
-/** Removes the lock file. Must be called before the caller closes the descriptor. */
-export function endRestore(directoryPath: string, turn: number): void {
+/** Removes the lock file. The caller must call this before it closes the descriptor. */
+export function endRestore(directoryPath: string, restoreLock: number): void {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
   using staging = directory?.openIfAny(stagingName)
   if (staging !== undefined)
-    removeRestoreLock(staging, OpenFile.borrow(turn, staging.pathOf(restoreLockName)))
+    removeRestoreLock(staging, OpenFile.borrow(restoreLock, staging.pathOf(restoreLockName)))
 }
 
 export interface RestoreRecord extends Restore {

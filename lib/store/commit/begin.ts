@@ -1,9 +1,10 @@
 /**
  * Creates and discards stages. A stage is the directory `.staging/<id>/`, in which a checkpoint grows until it is
- * published. While its maker lives, the maker holds a flock on the stage. Runs in the pool.
+ * published. The process that creates the stage owns it, and holds a flock on it as long as the process lives. Runs in
+ * the pool.
  */
 import { Directory } from '../../fs/directory.js'
-import { makeDirectory, needsGiving } from '../staging/inbox.js'
+import { makeDirectory, needsChown } from '../staging/inbox.js'
 import { holdOpen } from '../staging/deferred_close.js'
 import { lockStagingIfAny } from '../staging/lock.js'
 import { type Intent, removeIntent, writeIntent } from '../staging/intent.js'
@@ -27,7 +28,7 @@ export interface StageRequest {
   writerUid: number
   /** Size of guest RAM, if the caller knows it. */
   memoryBytes: number | undefined
-  /** What the stage is for. Without it, do not send a request to bhyve, because recovery would remove the stage. */
+  /** What the stage is for. Without an intent, send no request to bhyve, because recovery would remove the stage. */
   intent?: Intent | undefined
 }
 
@@ -51,14 +52,14 @@ export function createStage(request: StageRequest): StageResult {
     const { directory, staging } = store
     assertNotStuck(recover(directory, staging), request.name)
     assertReplaceable(directory, request.name, request.ifExists)
-    return openStage(directory, staging, request, made)
+    return makeStage(directory, staging, request, made)
   } catch (error) {
     removeMade(made)
     throw error
   }
 }
 
-function openStage(
+function makeStage(
   directory: Directory,
   staging: Directory,
   request: StageRequest,
@@ -69,7 +70,7 @@ function openStage(
     using stage = makeDirectory(staging, id)
     stage.lock('exclusive')
     using inbox = makeDirectory(stage, inboxName)
-    if (needsGiving(request.writerUid)) inbox.giveTo(request.writerUid)
+    if (needsChown(request.writerUid)) inbox.giveTo(request.writerUid)
     if (request.intent !== undefined) writeIntent(stage, request.intent)
     if (request.durable || request.intent?.poweroff === true) {
       stage.sync()

@@ -1,5 +1,5 @@
 /**
- * Commits a stage: replaces the old checkpoint by the new one atomically (`docs/storage.md`). After a crash, recovery
+ * Commits a stage: replaces the old checkpoint with the new one atomically (`docs/storage.md`). After a crash, recovery
  * yields either the complete old checkpoint or the complete new one. Must run under the exclusive lock of `.staging`
  * and after recovery. Runs in the pool.
  */
@@ -60,7 +60,7 @@ function finishCommit(
   }
 }
 
-/** A pin belongs to the name: a checkpoint that replaces a pinned one is pinned, too. */
+/** A pin belongs to the name: a checkpoint that replaces a pinned checkpoint is pinned, too. */
 function keepPin(directory: Directory, stage: Directory, publication: Publication): void {
   const { name, manifest, durable } = publication
   if (manifest.pinned || !isPinned(directory, name)) return

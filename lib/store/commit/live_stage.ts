@@ -1,5 +1,5 @@
 /**
- * Recovers the stage of a live checkpoint whose manager died. A bhyve that replies to requests dies of SIGPIPE if its
+ * Recovers the stage of a live checkpoint whose manager died. A bhyve that replies to requests dies of SIGPIPE if the
  * manager has died before the reply (protocol.md section 2). A complete checkpoint in the stage is then the last state
  * of its VM.
  *
@@ -30,14 +30,18 @@ const answeredMs = 2_500
  */
 const givenUpMs = 60_000
 
-/** Publishes a complete checkpoint whose bhyve has ended as `<name>-<id>`. Removes the stage if bhyve runs on. */
+/**
+ * If bhyve has ended, publishes a complete checkpoint under the name `<name>-<id>`. If bhyve runs on, removes the
+ * stage. Leaves the stage while bhyve may still write or reply.
+ */
 export function recoverLiveStage(directory: Directory, staging: Directory, id: string): void {
   using stage = staging.open(id)
   const intent = readIntent(stage)
   if (intent === undefined) return
   const fate = fateOf(stage, intent)
   if (fate === 'pending') return
-  if (fate === 'removable' || !keep({ directory, staging, stage, id }, intent)) removeEntry(staging, id)
+  if (fate === 'removable' || !publishIfComplete({ directory, staging, stage, id }, intent))
+    removeEntry(staging, id)
 }
 
 function fateOf(stage: Directory, intent: Intent): 'pending' | 'removable' | 'ended' {
@@ -45,7 +49,7 @@ function fateOf(stage: Directory, intent: Intent): 'pending' | 'removable' | 'en
   // No request was sent, or the record of the writer is not usable and the fate of bhyve is unknown.
   if (typeof writer?.pid !== 'number' || typeof writer.startedAt !== 'string') return 'removable'
   if (isWriterAlive(stage)) return mayStillWriteOrReply(stage, intent, writer.pid) ? 'pending' : 'removable'
-  // After a reboot, files that were not fsynced prove nothing. The VM's disks have changed since, too.
+  // After a reboot, files that were not fsynced prove nothing, and the VM's disks may have changed since.
   return bootOf(stage) === 'this' ? 'ended' : 'removable'
 }
 
@@ -58,7 +62,7 @@ function mayStillWriteOrReply(stage: Directory, { name }: Intent, pid: number): 
 }
 
 /** False if the stage has no complete checkpoint. */
-function keep(directories: StageDirectories, wanted: Intent): boolean {
+function publishIfComplete(directories: StageDirectories, wanted: Intent): boolean {
   const { directory, staging, stage, id } = directories
   gather(stage, wanted.name)
   copyLinked(stage, wanted.name)

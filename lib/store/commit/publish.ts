@@ -19,14 +19,14 @@ import { borrowStage, isSameStage, type StageHandle } from '../staging/stage_han
 
 const { O_RDONLY } = fs.constants
 
-/** Makes a suspended VM's files durable before anything else is done to them. */
+/** Fsyncs a suspended VM's files and records that. Call this before the scan changes the RAM file. */
 export function flushStage(handle: StageHandle, name: string): void {
   makeDurable(borrowStage(handle), name)
 }
 
 /**
- * Does all the work that needs no lock: removes what bhyve left besides the checkpoint files, writes the manifest, and
- * fsyncs all files.
+ * Does the part of publishing that needs no lock: removes what bhyve left besides the checkpoint files, writes the
+ * manifest, and fsyncs all files.
  */
 export function prepareStage(handle: StageHandle, publication: Publication): void {
   const stage = borrowStage(handle)

@@ -11,7 +11,7 @@ import { recoverLiveStage } from './live_stage.js'
 import { restoreLockName, publicationOrder, restSuffix } from '../paths.js'
 import { holdsRemovals, noteRemovals, removeEntry } from '../staging/removed.js'
 import { dropDeadRestoreLock, isRestoring } from '../staging/restore_lock.js'
-import { openDirectoryOf, rollForward } from './roll_forward.js'
+import { openDirectoryOrRemove, rollForward } from './roll_forward.js'
 import { salvageSuspend } from './salvage.js'
 import { holdsAnything } from '../staging/stage_files.js'
 import { isAlive, isStageId, readySuffix, removedSuffix, trashSuffix } from '../staging/staging_entries.js'
@@ -20,8 +20,8 @@ import { isAlive, isStageId, readySuffix, removedSuffix, trashSuffix } from '../
 export type Stuck = Map<string, CheckpointError>
 
 /**
- * An entry that cannot be finished now is left for a later call. It blocks only calls for the same checkpoint name (see
- * `assertNotStuck`), because otherwise an older commit could later replace a newer one.
+ * An entry that cannot be finished now is left for a later call. Until then, no call can create or change a checkpoint
+ * of that name (`assertNotStuck`), because the older commit would later replace it. Other names are not affected.
  */
 export function recover(directory: Directory, staging: Directory): Stuck {
   const stuck: Stuck = new Map()
@@ -85,14 +85,14 @@ function attempt(staging: Directory, entry: string, stuck: Stuck, finish: () => 
     const known = toCheckpointError(error, 'Finishing an interrupted operation')
     const names = namesIn(staging, entry)
     for (const name of names) stuck.set(name, known)
-    // A checkpoint name cannot start with NUL. So this key blocks no checkpoint, but the error is still reported.
+    // A checkpoint name cannot contain NUL. So this key blocks no checkpoint, but the error is still reported.
     if (names.length === 0) stuck.set(`\0${entry}`, known)
   }
 }
 
-/** The names of the checkpoints whose files are in a directory. */
+/** The names of the checkpoints whose files are in an entry of `.staging`. */
 function namesIn(staging: Directory, entry: string): string[] {
-  using subdirectory = openDirectoryOf(staging, entry)
+  using subdirectory = openDirectoryOrRemove(staging, entry)
   const files = subdirectory?.entries() ?? []
   return files.flatMap((file) => {
     const suffix = publicationOrder.find((candidate) => file.endsWith(candidate))
@@ -108,8 +108,8 @@ export function holdsUnpublished(staging: Directory): boolean {
 }
 
 /**
- * Whether this is a committed stage that still holds checkpoint files. An empty one may be left over from a removal
- * that was interrupted.
+ * Whether this is a committed stage that still holds checkpoint files. An empty committed stage may be left over from
+ * an interrupted removal.
  */
 export function isCommitted(staging: Directory, entry: string): boolean {
   if (!entry.endsWith(readySuffix) || staging.statusIfAny(entry)?.kind !== 'directory') return false
@@ -137,11 +137,11 @@ export function needsRecovery(staging: Directory): boolean {
 }
 
 /**
- * Removes the remaining files of a destroyed checkpoint. If another tool has created a new checkpoint of that name
- * meanwhile, the files beside the new RAM file belong to the new checkpoint and are kept.
+ * Removes the remaining files of a destroyed checkpoint. If another tool has since created a checkpoint of that name,
+ * the files beside the new RAM file belong to the new checkpoint and are kept.
  */
 function finishDestroying(directory: Directory, staging: Directory, trash: string): void {
-  using subdirectory = openDirectoryOf(staging, trash)
+  using subdirectory = openDirectoryOrRemove(staging, trash)
   if (subdirectory === undefined) return
   // As in discard(): the removal of the RAM files must be durable before another file of the checkpoint is removed.
   subdirectory.sync()
@@ -155,7 +155,9 @@ function finishDestroying(directory: Directory, staging: Directory, trash: strin
   removeEntry(staging, trash)
 }
 
-/** Moves kernel, metadata and manifest file into the trash, where the RAM file already is. */
+/**
+ * Moves the other files of a checkpoint, and its `.ckp.rest` directory, into the trash, where the RAM file already is.
+ */
 export function moveCompanions(directory: Directory, trash: Directory, name: string): void {
   if (directory.statusIfAny(name + memorySuffix) !== undefined) return
   for (const suffix of [kernelSuffix, metadataSuffix, manifestSuffix]) {

@@ -9,7 +9,7 @@ import type { Directory } from '../../fs/directory.js'
 import { listedCheckpoint } from '../../checkpoint/read.js'
 
 export function assertReplaceable(directory: Directory, name: string, ifExists: 'replace' | 'fail'): void {
-  // Reject a directory under one of the names now. After the commit point it could not be replaced by the file.
+  // Reject a directory under one of the names now. After the commit point, the file could not replace it.
   for (const suffix of [memorySuffix, kernelSuffix, metadataSuffix, manifestSuffix]) {
     if (directory.statusIfAny(name + suffix)?.kind === 'directory') {
       throw exists(
@@ -37,7 +37,7 @@ interface Candidate {
 
 /**
  * If the old or the new checkpoint is the state of a suspended VM, the new one must not replace one that was saved
- * later. This can happen because two managers may publish in another order than bhyve wrote.
+ * later. Two managers can publish in another order than bhyve wrote, so the new checkpoint can be the older one.
  */
 export function assertNotOlder(directory: Directory, saved: Candidate): void {
   const { vm, name, savedMs, poweredOff } = saved
@@ -45,12 +45,12 @@ export function assertNotOlder(directory: Directory, saved: Candidate): void {
   if (existing === undefined || existing.state === 'foreign') return
   // A checkpoint that cannot be read may be a suspended state. The modification time of its RAM file is still known.
   const isKnown = existing.createdAt !== undefined
-  const isState = !isKnown || (existing.poweredOff === true && existing.restoredAt === undefined)
-  if (!isState && !poweredOff) return
+  const isSuspendedState = !isKnown || (existing.poweredOff === true && existing.restoredAt === undefined)
+  if (!isSuspendedState && !poweredOff) return
   // Both times are file times. If they are equal, the suspended state was saved last, because the VM ended with it.
   const existingMs = existing.createdAt?.getTime() ?? memoryModifiedMs(directory, name)
-  if (isState ? existingMs < savedMs : existingMs <= savedMs) return
-  const what = isState
+  if (isSuspendedState ? existingMs < savedMs : existingMs <= savedMs) return
+  const what = isSuspendedState
     ? 'is a newer suspended state that has not been restored yet'
     : 'is newer than the checkpoint to be published'
   throw exists(directory.pathOf(name + memorySuffix), what)

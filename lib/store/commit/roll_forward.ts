@@ -18,13 +18,13 @@ import { replacedName } from '../staging/staging_entries.js'
  * crash.
  */
 export function rollForward(directory: Directory, staging: Directory, ready: string): void {
-  using subdirectory = openDirectoryOf(staging, ready)
+  using subdirectory = openDirectoryOrRemove(staging, ready)
   if (subdirectory === undefined) return
-  const entries = entriesOfOne(subdirectory)
+  const entries = entriesOfIntent(subdirectory)
   const memory = entries.find((entry) => entry.endsWith(memorySuffix))
   removeOutdated(directory, subdirectory, entries)
   if (memory !== undefined && !subdirectory.isSameFile(memory, directory, memory))
-    setReplacedAside(directory, memory, subdirectory)
+    setAsideReplaced(directory, memory, subdirectory)
   for (const suffix of [restSuffix, ...publicationOrder]) {
     for (const entry of entries.filter((name) => name.endsWith(suffix)))
       subdirectory.moveIfAny(entry, directory, entry)
@@ -36,10 +36,10 @@ export function rollForward(directory: Directory, staging: Directory, ready: str
 }
 
 /**
- * The entries under the name of the intent. A crash may have left the same files under an earlier name, too. Another
- * checkpoint may have taken that name since, so those entries must not be moved.
+ * The entries under the name in the intent record. A crash may have left the same files under an earlier name, too.
+ * Another checkpoint may have taken that name since, so the entries under it must not be moved.
  */
-function entriesOfOne(subdirectory: Directory): string[] {
+function entriesOfIntent(subdirectory: Directory): string[] {
   const entries = subdirectory.entries()
   const name = readIntent(subdirectory)?.name
   if (name === undefined || !entries.includes(name + memorySuffix)) return entries
@@ -47,8 +47,8 @@ function entriesOfOne(subdirectory: Directory): string[] {
   return entries.filter((entry) => files.has(entry))
 }
 
-/** Moves the replaced RAM file aside. It is not removed here: freeing a large file takes long, and the lock is held. */
-function setReplacedAside(directory: Directory, memory: string, subdirectory: Directory): void {
+/** Moves the replaced RAM file aside. Removing it here would hold the lock for long, because freeing takes long. */
+function setAsideReplaced(directory: Directory, memory: string, subdirectory: Directory): void {
   if (directory.statusIfAny(memory)?.kind === 'file') directory.moveIfAny(memory, subdirectory, replacedName)
   else directory.unlink(memory)
 }
@@ -79,10 +79,10 @@ function idIn(directory: Directory, file: string): string | undefined {
 }
 
 /**
- * Undefined if the entry is not a directory. Such an entry is removed, because this library creates only directories
- * here.
+ * Opens an entry of `.staging`. If it is not a directory, removes it and returns undefined, because this library
+ * creates only directories here.
  */
-export function openDirectoryOf(staging: Directory, name: string): Directory | undefined {
+export function openDirectoryOrRemove(staging: Directory, name: string): Directory | undefined {
   if (staging.statusIfAny(name)?.kind === 'directory') return staging.openIfAny(name)
   staging.unlink(name)
   return undefined

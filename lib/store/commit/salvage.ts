@@ -38,8 +38,8 @@ interface SalvageDirectories extends StageDirectories {
 }
 
 /**
- * `stuck`: names with a committed checkpoint that is not in place yet. When it is moved into place later, it replaces a
- * checkpoint of that name.
+ * `stuck`: names with a committed checkpoint that is not in place yet. Do not publish under such a name: the committed
+ * checkpoint will later replace any checkpoint of that name.
  */
 export function salvageSuspend(
   directory: Directory,
@@ -85,7 +85,7 @@ function publishState(directories: SalvageDirectories, wanted: Intent, inspectio
   return { kind: 'published', name, path }
 }
 
-/** Another checkpoint may have taken the name meanwhile. */
+/** False if another checkpoint has taken the name since, or if a committed checkpoint will take it. */
 function isNameFree({ directory, stuck }: SalvageDirectories, intent: Intent, savedMs: number): boolean {
   const { vm, name, ifExists } = intent
   if (stuck.has(name)) return false

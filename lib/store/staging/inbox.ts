@@ -7,7 +7,7 @@ import { borrowStage, type StageHandle } from './stage_handle.js'
  * Whether the inbox must be given to bhyve's user. root can write anywhere, but another user needs a directory of its
  * own.
  */
-export function needsGiving(writerUid: number): boolean {
+export function needsChown(writerUid: number): boolean {
   return writerUid !== 0 && writerUid !== process.geteuid?.()
 }
 
@@ -23,11 +23,11 @@ export function reopenInbox(handle: StageHandle): { descriptors: { in: number } 
 }
 
 /**
- * Gives the inbox to the user of the bhyve that the next request goes to. An earlier request may have found only the
- * dead socket of a bhyve of another user.
+ * Gives the inbox to the user of the bhyve that the next attempt goes to. An earlier attempt may have found only the
+ * dead socket of another user's bhyve.
  */
 export function chownInbox(handle: StageHandle, writerUid: number): void {
   using inbox = borrowStage(handle).open(inboxName)
-  const uid = needsGiving(writerUid) ? writerUid : (process.geteuid?.() ?? 0)
+  const uid = needsChown(writerUid) ? writerUid : (process.geteuid?.() ?? 0)
   if (inbox.ownStatus().uid !== uid) inbox.giveTo(uid)
 }

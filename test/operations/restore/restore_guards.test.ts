@@ -127,7 +127,7 @@ t.test('list: needs no exclusive lock during a restore', async (t) => {
   const pool = inlinePool()
   const environment = { ...hostEnvironment, pool: () => pool }
   const client = createClientIn(environment, { runDirectory, checkpointDirectory })
-  const { turn } = beginRestore(directory, 'a').descriptors
+  const { restoreLock } = beginRestore(directory, 'a').descriptors
   const modes: unknown[] = []
   intercept(t, 'lock', (_, mode) => void modes.push(mode))
   const modesOfListing = async (): Promise<unknown[]> => {
@@ -136,11 +136,11 @@ t.test('list: needs no exclusive lock during a restore', async (t) => {
     return [...new Set(modes)]
   }
   t.strictSame(await modesOfListing(), ['shared'])
-  native.close(turn)
+  native.close(restoreLock)
   t.strictSame(await modesOfListing(), ['shared', 'exclusive'], 'the lock of an ended restore is removed')
   t.strictSame(await modesOfListing(), ['shared'])
   t.strictSame(fs.readdirSync(path.join(directory, '.staging')), [])
-  const again = beginRestore(directory, 'a').descriptors.turn
+  const again = beginRestore(directory, 'a').descriptors.restoreLock
   t.strictSame(await client.destroyAll('vm1'), ['a'])
   t.ok(fs.existsSync(directory), 'a restore in progress keeps the directory')
   native.close(again)
