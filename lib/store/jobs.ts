@@ -33,7 +33,10 @@ const kinds = {
   emptyAllRemoved: 'removal',
 } as const satisfies Partial<Record<keyof Jobs, JobKind>>
 
-/** Jobs that take the lock of the VM's `.staging`. They are retried while another process holds that lock. */
+/**
+ * Jobs that take the lock of the VM's `.staging`, or the restore lock (`beginRestore`). They are retried while another
+ * process holds that lock.
+ */
 const locking: ReadonlySet<string> = new Set<keyof Jobs>([
   'createStage',
   'removeOrphans',
@@ -58,7 +61,7 @@ const locking: ReadonlySet<string> = new Set<keyof Jobs>([
 ])
 
 /**
- * Jobs that take the lock reject with ERR_CHECKPOINT_BUSY if it stays busy for 30 seconds. `commitStage` rejects at
+ * Jobs that take a lock reject with ERR_CHECKPOINT_BUSY if the lock stays busy for 30 seconds. `commitStage` rejects at
  * once, because `Stage.commit` retries that job. `onStart` is called when a thread starts the job. If `onStart` throws,
  * the job does not run and rejects with that error.
  */

@@ -14,7 +14,7 @@ export const guestFiles: readonly (readonly [string, string])[] = [
 ]
 export const stagingName = '.staging'
 export const inboxName = 'in'
-/** In a stage: the reservation, that is the number of bytes of RAM that bhyve is going to write. */
+/** In a stage: the reservation. It is the number of bytes of RAM that bhyve is going to write. */
 export const sizeRecord = 'size'
 /** In a stage: the digests of the RAM's chunks, until they are copied into the manifest. */
 export const digestList = 'digests'
@@ -23,14 +23,14 @@ export const digestList = 'digests'
  * and the records can be written even if bhyve has filled the disk.
  */
 export const spaceReserve = 'reserve'
-/** In a stage: temporary names of files that recovery writes and then renames. */
+/** In a stage: temporary names of new files, which are renamed when they are complete. */
 export const copyName = 'copy'
 export const freshManifest = 'manifest.new'
 /** In `.staging`: the file whose flock allows one restore of this VM at a time. */
 export const restoreLockName = 'restore.lock'
 const longestId = 12
 
-/** A request path of the maximum length that a stage of this directory can have. */
+/** The longest request path that a stage in this directory can have. */
 export function longestRequestPath(directory: string): string {
   return `${directory}/${stagingName}/${'x'.repeat(longestId)}/${inboxName}/${guestFile}`
 }
@@ -39,8 +39,8 @@ export function longestRequestPath(directory: string): string {
 export const restoreLogName = 'restore.log'
 
 /**
- * A directory beside a checkpoint. It keeps whatever a VM that has ended left besides its checkpoint files. It is
- * removed together with the checkpoint.
+ * The suffix of a directory beside a checkpoint. The directory keeps everything that a lost VM left in its stage
+ * besides the checkpoint files. It is removed together with the checkpoint.
  */
 export const restSuffix = '.ckp.rest'
 

@@ -6,8 +6,7 @@ export const lockRetryMs = 20
 
 /**
  * Retries for up to 30 seconds while another process holds the lock. Only the pauses between attempts are counted. The
- * duration of an attempt is not counted: it may be long because the host was stopped or the library's threads were
- * busy.
+ * attempts are not counted: one may take long because the host was stopped or the library's threads were busy.
  */
 export async function retryWhileBusy<T>(attempt: () => Promise<T>, onBusy?: () => void): Promise<T> {
   for (let waitedMs = 0; ;) {

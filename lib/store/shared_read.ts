@@ -4,31 +4,31 @@
  * would cost time quadratic in the number of VMs.
  */
 export class SharedRead<T> {
-  readonly #read: (from: string[]) => Promise<T>
+  readonly #read: (requesters: string[]) => Promise<T>
   /** The read that has not begun yet. New requests get its result. */
-  #next: { from: Set<string>; result: Promise<T> } | undefined
+  #next: { requesters: Set<string>; result: Promise<T> } | undefined
   #running: Promise<unknown> = Promise.resolve()
 
-  /** `read` gets the `from` argument of every request that it answers. */
-  constructor(read: (from: string[]) => Promise<T>) {
+  /** `read` gets the requesters of all requests that its result is for. */
+  constructor(read: (requesters: string[]) => Promise<T>) {
     this.#read = read
   }
 
   /** Resolves with the result of a read that began after this call. */
-  take(from: string): Promise<T> {
+  take(requester: string): Promise<T> {
     this.#next ??= this.#queued()
-    this.#next.from.add(from)
+    this.#next.requesters.add(requester)
     return this.#next.result
   }
 
-  #queued(): { from: Set<string>; result: Promise<T> } {
-    const from = new Set<string>()
+  #queued(): { requesters: Set<string>; result: Promise<T> } {
+    const requesters = new Set<string>()
     const begin = (): Promise<T> => {
       this.#next = undefined
-      return this.#read([...from])
+      return this.#read([...requesters])
     }
     const result = this.#running.then(begin, begin)
     this.#running = result
-    return { from, result }
+    return { requesters, result }
   }
 }

@@ -22,7 +22,7 @@ export class Store {
   readonly ownsDirectories: boolean
   readonly #pool: JobRunner
   readonly #layout: Layout
-  readonly #reservations = new SharedRead<StageReservation[]>((from) => this.#readReservations(from))
+  readonly #reservations = new SharedRead<StageReservation[]>((vms) => this.#readReservations(vms))
 
   constructor(pool: JobRunner, layout: Layout, ownsDirectories: boolean) {
     this.#pool = pool
@@ -31,7 +31,7 @@ export class Store {
     this.jobs = storeJobs(pool)
   }
 
-  /** The same jobs. `onStart` is called when a thread starts one of them. */
+  /** The same jobs as `jobs`. `onStart` is called when a thread starts one of them. */
   jobsFrom(onStart: () => void): StoreJobs {
     return storeJobs(this.#pool, onStart)
   }
@@ -51,13 +51,13 @@ export class Store {
     return new Stage(this, directory, made, request.intent?.poweroff === true)
   }
 
-  /** The reservations of all live stages, including this VM's. They are read after this call. */
+  /** The reservations of all stages that may still grow, including this VM's. The read begins after this call. */
   reservations(vm: string): Promise<StageReservation[]> {
     return this.#reservations.take(vm)
   }
 
-  async #readReservations(from: readonly string[]): Promise<StageReservation[]> {
-    return this.jobs.reservedSpace(await this.#directoriesOf(from))
+  async #readReservations(vms: readonly string[]): Promise<StageReservation[]> {
+    return this.jobs.reservedSpace(await this.#directoriesOf(vms))
   }
 
   /** Frees the blocks of removed files that still occupy the disk, in every VM's directory. */
@@ -66,14 +66,14 @@ export class Store {
     await this.#pool.emptied()
   }
 
-  /** The directories of these VMs and of all stored VMs. */
+  /** The directories of these VMs and of all VMs that have one. */
   async #directoriesOf(vms: readonly string[]): Promise<string[]> {
     return [...new Set([...vms, ...(await this.#layout.vms())])].map((vm) => this.directoryOf(vm))
   }
 
   /**
-   * The newest suspended state that was not restored since. If another process is publishing a state, waits until that
-   * process has finished.
+   * The newest suspended state that is not older than `sinceMs` and was not restored yet. If another process is
+   * publishing a state, waits until that process has finished.
    */
   async suspended(vm: string, sinceMs: number): Promise<Checkpoint | undefined> {
     const deadline = performance.now() + publicationTimeoutMs
@@ -89,8 +89,8 @@ export class Store {
   }
 
   /**
-   * The fsync of a large guest's RAM may hold the lock for longer than `retryWhileBusy` waits. Treat that as
-   * publishing.
+   * While another process fsyncs the RAM of a large guest, it may hold the lock for longer than `retryWhileBusy` waits.
+   * Treat a busy lock as `publishing`.
    */
   async #suspendedState(vm: string, sinceMs: number): Promise<SuspendedState> {
     try {
@@ -104,7 +104,7 @@ export class Store {
   /** VMs with at least one checkpoint in any state. */
   async storedVms(): Promise<string[]> {
     const vms = await this.#layout.vms()
-    const having = await Promise.all(vms.map((vm) => this.jobs.hasCheckpoints(this.directoryOf(vm))))
-    return vms.filter((_, index) => having[index]).sort()
+    const hasAny = await Promise.all(vms.map((vm) => this.jobs.hasCheckpoints(this.directoryOf(vm))))
+    return vms.filter((_, index) => hasAny[index]).sort()
   }
 }

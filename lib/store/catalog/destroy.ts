@@ -27,22 +27,22 @@ export function destroyCheckpoint(directoryPath: string, name: string): void {
 }
 
 /**
- * Removes every checkpoint except foreign ones. Returns the names of the removed ones. `isOurs`: also removes the
- * directory when it is empty.
+ * Removes every checkpoint, except foreign and unreadable ones, and those with an operation that recovery could not
+ * finish. Returns the names of the removed ones. `ownsDirectory`: also removes the directory when it is empty.
  */
-export function destroyCheckpoints(directoryPath: string, isOurs: boolean): string[] {
+export function destroyCheckpoints(directoryPath: string, ownsDirectory: boolean): string[] {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) return []
   recoverIfStaged(directory)
-  // Hold one lock for both steps. If the lock were busy before the second step, the call would start again and would no
-  // longer know which checkpoints the first step removed.
+  // Hold the lock during both steps. If it were taken again for the second step and were busy, the call would start
+  // again and would no longer know which checkpoints the first step removed.
   using staging = lockIfNeeded(directory)
   const removed = staging === undefined ? [] : discardAll(directory, staging)
-  if (isOurs) removeDirectoryLater(directory, staging)
+  if (ownsDirectory) removeDirectoryLater(directory, staging)
   return removed
 }
 
-/** Without any checkpoint, locks an existing `.staging`, but does not create one. */
+/** If there is no checkpoint, locks an existing `.staging`, but does not create one. */
 function lockIfNeeded(directory: Directory): Directory | undefined {
   if (checkpointNames(directory).length === 0) return lockStagingIfAny(directory, 'exclusive')
   return lockStagingUnlessGone(directory)
@@ -57,7 +57,7 @@ function discardAll(directory: Directory, staging: Directory): string[] {
   return names.sort()
 }
 
-/** Moves committed checkpoints of dead processes into place, so that they are destroyed, too. */
+/** Publishes the checkpoints that dead processes have committed, so that they are destroyed, too. */
 function recoverIfStaged(directory: Directory): void {
   using staging = lockStagingIfAny(directory, 'exclusive')
   if (staging !== undefined) recover(directory, staging)
@@ -103,8 +103,8 @@ function throwFirst(failures: ReadonlyMap<string, CheckpointError>, names: reado
 }
 
 /**
- * Undefined if the file cannot be read. Such a checkpoint is destroyed by a call that names it, but not by a call for
- * all checkpoints, because it may be foreign.
+ * Undefined if the file cannot be read. Such a checkpoint may be foreign, so only a call that names it destroys it, and
+ * not a call for all checkpoints.
  */
 function isForeign(directory: Directory, name: string): boolean | undefined {
   if (directory.statusIfAny(name + memorySuffix)?.kind !== 'file') return false

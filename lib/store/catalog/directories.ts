@@ -3,14 +3,14 @@ import path from 'node:path'
 import { CheckpointError } from '../../base/errors.js'
 import { Directory } from '../../fs/directory.js'
 
-/** The names of the subdirectories of a directory: VMs, for the layouts. `[]` if the directory does not exist. */
+/** The names of the subdirectories. For the layouts these are VMs. `[]` if the directory does not exist. */
 export function directoriesIn(directoryPath: string): string[] {
   using directory = Directory.openPathIfAny(directoryPath)
   if (directory === undefined) return []
   return directory.entries().filter((entry) => directory.statusIfAny(entry)?.kind === 'directory')
 }
 
-/** The names of those subdirectories that contain a directory named `inner`. */
+/** The names of the subdirectories that contain a directory named `inner`. */
 export function directoriesWith(directoryPath: string, inner: string): string[] {
   return directoriesIn(directoryPath).filter((subdirectory) =>
     holdsDirectory(path.join(directoryPath, subdirectory), inner),

@@ -40,7 +40,7 @@ export function hasCheckpoints(directoryPath: string): boolean {
   }
 }
 
-/** Recovers first: a suspended VM whose state is not published yet has a checkpoint, too. */
+/** Recovers first: the state of a suspended VM counts as a checkpoint even if it is not published yet. */
 function hasAfterRecovery(directory: Directory): boolean {
   if (directory.statusIfAny(stagingName)?.kind !== 'directory') return false
   using staging = lockStagingIfAny(directory, 'exclusive')
@@ -109,14 +109,15 @@ function reasons(listed: ListedCheckpoint): string {
 }
 
 /**
- * Takes the shared lock, after recovery of what dead processes left. Without write permission (another user's
- * directory), reads without the lock: `inspectUnchanged` detects a checkpoint that changes meanwhile.
+ * Recovers what dead processes left, then takes the shared lock. Without write permission (another user's directory),
+ * returns undefined, and the caller reads without the lock. `inspectUnchanged` then detects a checkpoint that changes
+ * while it is read.
  */
 export function lockForReading(directory: Directory): Directory | undefined {
   try {
-    const reading = lockStagingIfAny(directory, 'shared')
-    if (reading === undefined) return undefined
-    if (keepUnlessRecoveryNeeded(reading)) return reading
+    const staging = lockStagingIfAny(directory, 'shared')
+    if (staging === undefined) return undefined
+    if (keepUnlessRecoveryNeeded(staging)) return staging
     recoverUnlessBusy(directory)
     return lockStagingIfAny(directory, 'shared')
   } catch (error) {
@@ -126,13 +127,13 @@ export function lockForReading(directory: Directory): Directory | undefined {
 }
 
 /** Releases the lock and returns false if recovery is needed, because recovery takes the exclusive lock. */
-function keepUnlessRecoveryNeeded(reading: Directory): boolean {
+function keepUnlessRecoveryNeeded(staging: Directory): boolean {
   let isNeeded = true
   try {
-    if (holdsRemovals(reading)) noteRemovals(reading)
-    isNeeded = needsRecovery(reading)
+    if (holdsRemovals(staging)) noteRemovals(staging)
+    isNeeded = needsRecovery(staging)
   } finally {
-    if (isNeeded) reading[Symbol.dispose]()
+    if (isNeeded) staging[Symbol.dispose]()
   }
   return !isNeeded
 }
@@ -140,8 +141,8 @@ function keepUnlessRecoveryNeeded(reading: Directory): boolean {
 /** While other processes hold the lock, recovery has to wait for a later call. */
 function recoverUnlessBusy(directory: Directory): void {
   try {
-    using writing = lockStagingIfAny(directory, 'exclusive')
-    if (writing !== undefined) recover(directory, writing)
+    using staging = lockStagingIfAny(directory, 'exclusive')
+    if (staging !== undefined) recover(directory, staging)
   } catch (error) {
     if (!(error instanceof CheckpointError) || error.code !== 'ERR_CHECKPOINT_BUSY') throw error
   }

@@ -39,7 +39,8 @@ export interface Recorded {
   /** The offset in the manifest file at which the chunks' digests begin. */
   listOffset: number
   /**
-   * The RAM file has another modification time than when it was published. It was copied, or another tool wrote to it.
+   * The modification time of the RAM file is not the one in the manifest: the file was copied, or another tool wrote to
+   * it.
    */
   writtenSince: boolean
 }
@@ -73,8 +74,8 @@ export function openCheckpoint(directoryPath: string, name: string): OpenedCheck
 }
 
 /**
- * In another user's directory, where this process has no lock, the checkpoint may be replaced between the inspection
- * and the opening of its files.
+ * Whether the open files are those that were inspected. In another user's directory this process has no lock, so the
+ * checkpoint may be replaced between the inspection and the opening.
  */
 function isUnchanged(directory: Directory, name: string, files: Files, { identity }: Inspection): boolean {
   const opened = files.get('memory')?.status()
@@ -105,7 +106,7 @@ function openFiles(directory: Directory, name: string): Files {
   }
 }
 
-/** Undefined if the file is not a regular file. The inspection of the structure reports that problem. */
+/** Undefined if there is no regular file with one link. The inspection of the structure reports that problem. */
 function openRegular(directory: Directory, name: string): OpenFile | undefined {
   try {
     const file = directory.openFileIfAny(name, O_RDONLY)

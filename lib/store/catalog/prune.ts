@@ -8,7 +8,7 @@ import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
 import { recover } from '../commit/recover.js'
 import { isUnrestored } from '../../checkpoint/unrestored.js'
 
-/** A damaged checkpoint of another tool that is younger than this may still be being written. */
+/** Another tool may still be writing a damaged checkpoint that is younger than this. */
 const unfinishedMs = 3_600_000
 
 interface Pruned {
@@ -50,7 +50,7 @@ function withoutUnconfirmedRestores(
   })
 }
 
-/** Without any checkpoint, locks an existing `.staging`, but does not create one. */
+/** If there is no checkpoint, locks an existing `.staging`, but does not create one. */
 function lockToPrune(directory: Directory): Directory | undefined {
   return checkpointNames(directory).length === 0
     ? lockStagingIfAny(directory, 'exclusive')
@@ -58,9 +58,10 @@ function lockToPrune(directory: Directory): Directory | undefined {
 }
 
 /**
- * The checkpoints to remove, in the order of removal: damaged ones first, then the oldest. First come those that
- * neither `keepLast` nor `keepWithinMs` keeps. Then come the oldest of the others, until the rest fits into `maxBytes`.
- * An additional rule can only remove more, never less.
+ * The checkpoints to remove, in the order of removal. If there is a keep rule (`keepLast`, `keepWithinMs`), the first
+ * ones are those that no keep rule keeps. Then come as many of the others as must go until the rest fits into
+ * `maxBytes`. Both groups begin with the damaged checkpoints and are ordered from old to new. The newest complete
+ * checkpoint is never removed.
  */
 export function choose(
   checkpoints: readonly ListedCheckpoint[],
@@ -69,7 +70,7 @@ export function choose(
 ): ListedCheckpoint[] {
   const candidates = checkpoints
     .filter((checkpoint) => !isUntouchable(checkpoint) && !mayBeUnfinished(checkpoint, now))
-    .sort(byValue)
+    .sort(byRemovalOrder)
   const complete = checkpoints.filter(({ state }) => state === 'complete').sort(byAge)
   const last = complete.at(-1)
   const removable = candidates.filter((checkpoint) => checkpoint !== last)
@@ -82,7 +83,7 @@ function hasKeepRule({ keepLast, keepWithinMs }: PrunePolicy): boolean {
   return keepLast !== undefined || keepWithinMs !== undefined
 }
 
-/** `keepLast` counts complete checkpoints only, because a damaged one could not be restored. */
+/** `keepLast` counts complete checkpoints only, because a damaged checkpoint cannot be restored. */
 function keptByRules(
   checkpoints: readonly ListedCheckpoint[],
   complete: readonly ListedCheckpoint[],
@@ -134,12 +135,12 @@ function isUntouchable(checkpoint: ListedCheckpoint): boolean {
   return (poweredOff === true && restoredAt === undefined) || isUnknown(checkpoint)
 }
 
-/** If the manifest or another file cannot be read, the checkpoint may be pinned or a suspended state. */
+/** If the manifest or another file cannot be read, the checkpoint may be pinned, or it may be a suspended state. */
 function isUnknown({ problems }: ListedCheckpoint): boolean {
   return problems.some(({ code, file }) => code === 'unreadable' || file?.endsWith(manifestSuffix) === true)
 }
 
-function byValue(one: ListedCheckpoint, other: ListedCheckpoint): number {
+function byRemovalOrder(one: ListedCheckpoint, other: ListedCheckpoint): number {
   if ((one.state === 'damaged') !== (other.state === 'damaged')) return one.state === 'damaged' ? -1 : 1
   return byAge(one, other)
 }

@@ -23,8 +23,8 @@ export interface OpenedLog {
 }
 
 /**
- * Appends to the caller's file. Without one, creates a new file beside the checkpoints that replaces the last
- * restore's.
+ * Opens the caller's file to append to it. If the caller passed none, creates a new file beside the checkpoints. It
+ * replaces the file of the last restore.
  */
 export function openLog(directoryPath: string, logFile: string | undefined): OpenedLog {
   if (logFile === undefined) return openFresh(directoryPath)
@@ -55,13 +55,16 @@ function openIn(directory: Directory, name: string, flags: number): OpenedLog {
   }
 }
 
-/** Gives a clear message before the file is opened. The `open` call itself does not follow a link either. */
+/** Checks the file before it is opened, to throw a clear message. The `open` call does not follow a link either. */
 function assertRegular(directory: Directory, name: string): void {
   const kind = directory.statusIfAny(name)?.kind ?? 'file'
   if (kind !== 'file') throw unusable(directory.pathOf(name), `is a ${kind}`)
 }
 
-/** Checks the open file, because the name may have been replaced after `assertRegular`. */
+/**
+ * Checks the open file, because the name may have been replaced after `assertRegular`. Restricts its mode to the owner.
+ * Returns its size.
+ */
 function claim(log: number, shown: string): number {
   const status = fs.fstatSync(log)
   if (!status.isFile() || status.nlink !== 1) throw unusable(shown, 'is not a regular file with one link')

@@ -1,6 +1,6 @@
 /**
- * The newest state of a suspended VM. A state may still be in a stage of another process, whose intent record shows
- * that the stage belongs to a suspend. Runs in the pool.
+ * Finds the newest state of a suspended VM. The state may still be in a stage of another process. The intent record of
+ * that stage shows that the stage belongs to a suspend. Runs in the pool.
  */
 import { CheckpointError } from '../../base/errors.js'
 import type { Checkpoint, ListedCheckpoint } from '../../base/types.js'
@@ -42,8 +42,8 @@ export function suspendedState(directoryPath: string, vm: string, sinceMs: numbe
 }
 
 /**
- * Throws for a checkpoint that cannot be read, because it may be the state. One that is older than `sinceMs` is
- * ignored.
+ * Throws if the checkpoint cannot be read, because it may be the state. An unreadable checkpoint that is older than
+ * `sinceMs` is ignored.
  */
 function readableCheckpoint(
   directory: Directory,

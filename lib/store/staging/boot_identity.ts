@@ -1,4 +1,4 @@
-/** In which boot of the system a record on disk was written. Runs in the pool. */
+/** Finds out in which boot of the system a record on disk was written. Runs in the pool. */
 import { isExhausted, systemError } from '../../base/errors.js'
 import { isFailure, loadNative } from '../../base/native.js'
 

@@ -10,7 +10,7 @@ import { guestFiles, inboxName, spaceReserve } from '../paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 
 export interface Collected {
-  /** bhyve made no file at all. */
+  /** bhyve created none of its files. */
   untouched: boolean
   problems: Problem[]
   inspection?: Inspection
@@ -19,8 +19,8 @@ export interface Collected {
 }
 
 /**
- * Moves bhyve's files out of `in/`, where bhyve could still change the entries, to the checkpoint's name in the stage.
- * Then inspects them. Other entries of `in/` are removed later, in `prepareStage`.
+ * Moves bhyve's files out of `in/`, because bhyve could still change entries there, and gives them the checkpoint's
+ * name. Then inspects them. Other entries of `in/` are removed later, in `prepareStage`.
  */
 export function collectStage(handle: StageHandle, name: string): Collected {
   const stage = borrowStage(handle)
@@ -52,13 +52,13 @@ export function lastChangeOf(stage: Directory, name: string): number {
   return Math.min(Math.max(0, ...changes), Date.now())
 }
 
-/** `in/` belonged to bhyve's user while bhyve wrote. Changes the owner, so that bhyve's user can add nothing more. */
+/** While bhyve wrote, `in/` belonged to bhyve's user. Changes the owner, so that bhyve's user can add nothing more. */
 function takeBack(stage: Directory, inbox: Directory): void {
-  const ours = process.geteuid?.()
-  if (ours === undefined || inbox.ownStatus().uid === ours) return
+  const ownUid = process.geteuid?.()
+  if (ownUid === undefined || inbox.ownStatus().uid === ownUid) return
   // Its owner may have set file flags on it that prevent even root from moving a file.
   loadNative().clearFlagsAt?.(stage.descriptor, inboxName)
-  inbox.giveTo(ours)
+  inbox.giveTo(ownUid)
   inbox.setMode(0o700)
   // Clear the flags of the files only now, when no other user can replace the files.
   for (const [file] of guestFiles) loadNative().clearFlagsAt?.(inbox.descriptor, file)

@@ -8,7 +8,7 @@ import { isFailure, loadNative } from '../../base/native.js'
 let held: number[] | undefined
 
 /**
- * From now on directories are held open. Only a thread of the pool calls this, because only there are they closed
+ * From now on directories are held open. Call this only in a thread of the pool, because only such a thread closes them
  * again.
  */
 export function beginHolding(): void {
@@ -16,8 +16,8 @@ export function beginHolding(): void {
 }
 
 /**
- * Call this only for a removed directory. A stage that still exists would stay locked by the held descriptor, and
- * recovery would treat its maker as alive. If the process has no free descriptor, nothing is held, and the caller's
+ * Call this only for a removed directory. The held descriptor would keep the lock of a stage that still exists, and
+ * recovery would treat its owner as alive. If the process has no free descriptor, nothing is held, and the caller's
  * close is the last one.
  */
 export function holdOpen(descriptor: number): void {

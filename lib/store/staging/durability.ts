@@ -18,7 +18,7 @@ import { inboxName } from '../paths.js'
 const syncedRecord = 'synced'
 /**
  * In a stage, this record shows that an fsync of its files has failed. The system reports that error once. The next
- * fsync of the same file succeeds, whether or not its pages have reached the disk.
+ * fsync of the same file can succeed although its pages have not reached the disk.
  */
 const failedRecord = 'sync-failed'
 
@@ -50,7 +50,7 @@ export function recordingFailure(stage: Directory, sync: () => void): void {
   }
 }
 
-/** If the record cannot be fsynced, it is at least visible until the next boot. */
+/** Ignores errors: a record that cannot be fsynced is still visible until the next boot. */
 function recordFailure(stage: Directory): void {
   try {
     if (stage.statusIfAny(failedRecord) === undefined) stage.writeNew(failedRecord, '', true)

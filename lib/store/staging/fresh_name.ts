@@ -1,4 +1,4 @@
-/** Gives a stage a fresh name, if its wanted name is taken or must not be used. Runs in the pool. */
+/** Gives the checkpoint in a stage a fresh name if the wanted name is taken or must not be used. Runs in the pool. */
 import { Buffer } from 'node:buffer'
 import { checkpointNameBytes, memorySuffix, restorablePathBytes, structPathBytes } from '../../base/names.js'
 import type { Directory } from '../../fs/directory.js'
@@ -15,8 +15,8 @@ export interface StageDirectories {
 }
 
 /**
- * Writes the new name into the intent before it renames the files. After a crash, recovery then renames the remaining
- * files, too.
+ * Gives the checkpoint a fresh name, unless it has one. The new name is written into the intent record before the files
+ * are renamed, so that recovery can rename the remaining files after a crash.
  */
 export function moveToFreshName(directories: StageDirectories, intent: Intent): Intent {
   if (hasFreshName(directories, intent)) return intent
@@ -39,8 +39,8 @@ function freshName({ directory, staging, stage }: StageDirectories, name: string
   const pathBytes = writerOf(stage)?.dialect === 'struct' ? structPathBytes : restorablePathBytes
   for (;;) {
     const ending = `-${freshId(staging)}`
-    const inboxPath = pathBytes - Buffer.byteLength(directory.pathOf(memorySuffix))
-    const fresh = cut(name, Math.min(checkpointNameBytes, inboxPath) - ending.length) + ending
+    const nameBytes = pathBytes - Buffer.byteLength(directory.pathOf(memorySuffix))
+    const fresh = cut(name, Math.min(checkpointNameBytes, nameBytes) - ending.length) + ending
     if (directory.statusIfAny(fresh + memorySuffix) === undefined) return fresh
   }
 }

@@ -1,6 +1,6 @@
 /**
- * The record of a hold: while it is in the stage, bhyve may be stopped (SIGSTOP) because of this stage's request. If the
- * library's process and its guard have both died, recovery continues bhyve. Runs in the pool.
+ * The record of a hold. While the record is in the stage, bhyve may be stopped (SIGSTOP) because of this stage's
+ * request. If the library's process and its guard have both died, recovery continues bhyve. Runs in the pool.
  */
 import os from 'node:os'
 import { metadataMaxBytes, parseMetadata } from '../../checkpoint/metadata.js'
@@ -14,8 +14,7 @@ const holdRecord = 'hold'
 const { SIGCONT } = os.constants.signals
 const { ESRCH } = os.constants.errno
 
-/** Call this before the first signal. The process is the stage's writer, which is recorded before
- * the request is sent. */
+/** Call this before the first signal. The process is the stage's writer, which is recorded before the request is sent. */
 export function recordHold(handle: StageHandle): void {
   const stage = borrowStage(handle)
   if (stage.statusIfAny(holdRecord) === undefined) stage.writeNew(holdRecord, '', false)
@@ -26,7 +25,7 @@ export function removeHold(handle: StageHandle): void {
   borrowStage(handle).unlink(holdRecord)
 }
 
-/** Continues the writer of a stage whose owner is dead. Only the process that the record is about gets the signal. */
+/** Continues the writer of a stage whose owner is dead. A later process with the same pid does not get the signal. */
 export function continueHeldWriter(stage: Directory): void {
   if (stage.statusIfAny(holdRecord) === undefined) return
   const { pid, startedAt } = writerOf(stage) ?? {}
@@ -39,9 +38,9 @@ export function continueHeldWriter(stage: Directory): void {
 }
 
 /**
- * Whether the guest has been frozen since its RAM was first seen to be written: bhyve completes the metadata before it
- * resumes the guest. If the disk has no space for the metadata, bhyve may write them again after that, so nothing is
- * proven then.
+ * Whether the guest has certainly been frozen since bhyve began to write its RAM. bhyve completes the metadata file
+ * before it resumes the guest, so an incomplete metadata file proves it. If the disk has no space for that file, bhyve
+ * may complete the file only after it has resumed the guest. An incomplete file then proves nothing.
  */
 export function isStillFrozen(handle: StageHandle): boolean {
   using inbox = borrowStage(handle).openIfAny(inboxName)

@@ -1,5 +1,5 @@
 /**
- * The records of a stage: what it is for (`intent` or `live`) and which process writes into it (`peer`). When the maker
+ * The records of a stage: what it is for (`intent` or `live`) and which process writes into it (`peer`). When the owner
  * of the stage has died, recovery decides by these records. Runs in the pool.
  */
 import os from 'node:os'
@@ -48,7 +48,7 @@ export interface Writer {
   dialect: string
 }
 
-/** The record as it is read back. The types of its values are not certain. */
+/** The record as it was read. Its values can have any type. */
 interface WriterRecord {
   pid: unknown
   startedAt: unknown
@@ -70,7 +70,7 @@ function recordOf({ poweroff }: Intent): string {
   return poweroff ? intentRecord : liveRecord
 }
 
-/** Call this only if the VM runs on, because recovery then removes the stage. */
+/** Call this only if the VM still runs: recovery removes a stage without an intent record. */
 export function removeIntent(stage: Directory): void {
   stage.unlink(intentRecord)
   stage.unlink(liveRecord)
@@ -80,7 +80,10 @@ function formatIntent(intent: Intent, boot: unknown): string {
   return JSON.stringify({ ...intent, boot })
 }
 
-/** Undefined if there is no intent record: no request to bhyve has named this stage. */
+/**
+ * Undefined if there is no intent record, or if that of a live checkpoint cannot be read. Recovery removes such a
+ * stage.
+ */
 export function readIntent(stage: Directory): Intent | undefined {
   const poweroff = stage.statusIfAny(intentRecord) !== undefined
   const record = readRecord(stage, poweroff ? intentRecord : liveRecord)
@@ -106,8 +109,8 @@ export function renameIntent(stage: Directory, intent: Intent, name: string): In
 
 /**
  * Records the bhyve process. Must be called before the first byte is sent. A suspend's record is fsynced. Otherwise a
- * power failure could leave a torn record, and a system without a boot identity would treat its writer as alive for
- * ever.
+ * power failure could leave a torn record, and on a system without a boot identity the writer would count as alive
+ * forever.
  */
 export function recordWriter(handle: StageHandle, writer: Writer): void {
   const stage = borrowStage(handle)
@@ -125,7 +128,7 @@ export function writerOf(stage: Directory): WriterRecord | undefined {
   return { pid, startedAt, uid, dialect: typeof dialect === 'string' ? dialect : undefined }
 }
 
-/** Whether the bhyve process lives or may live. It may then still write. */
+/** Whether the bhyve process lives or may live, so that it may still write. */
 export function isWriterAlive(stage: Directory): boolean {
   const writer = writerOf(stage)
   if (writer === undefined || bootOf(stage) === 'another') return false

@@ -21,7 +21,7 @@ export function lockStaging(directory: Directory): Directory {
   }
 }
 
-/** Opens `.staging` without a lock, and creates it if necessary. No other user may open what is in it. */
+/** Opens `.staging` without a lock, and creates it if necessary. Ensures that other users cannot open what is in it. */
 export function openStaging(directory: Directory): Directory {
   const staging = makeStaging(directory)
   try {

@@ -1,5 +1,5 @@
 /**
- * The scan of a staged checkpoint before it is published: computes digests and replaces zero pages of guest RAM by
+ * The scan of a staged checkpoint before it is published: computes digests and replaces zero pages of guest RAM with
  * holes, slice by slice. The digests of the chunks are written to a file in the stage, so memory use does not grow with
  * the size or the number of guests. Runs in the pool.
  */
@@ -71,7 +71,6 @@ export interface ScannedSlice {
   holesRefused: boolean
 }
 
-/** Scans one slice. */
 export function scanSlice(handle: StageHandle, memoryScan: MemoryScan, slice: Slice): ScannedSlice {
   if (!memoryScan.digest && memoryScan.holeBlockBytes === 0) return { holesRefused: false }
   return scanSliceIn(borrowStage(handle), memoryScan, slice)
@@ -149,9 +148,9 @@ function digestsOf(
 }
 
 /**
- * The digest of a complete file, in hexadecimal. If the call was stopped, it covers only a part of the file. The same
- * holds for a file that is larger than any kernel or metadata file: such a file was never published, so its digest
- * cannot match.
+ * The digest of a complete file, in hexadecimal. If the call was stopped, the digest covers only a part of the file.
+ * The same holds for a file that is larger than any kernel or metadata file can be: such a file was never published, so
+ * its digest cannot match.
  */
 export function digestOfFile(file: OpenFile, stop: Int32Array): { digest: string; bytesRead: number } {
   const hash = createHash('sha256')

@@ -7,7 +7,8 @@ import { Directory } from '../../fs/directory.js'
 import { lockStaging } from './lock.js'
 
 /**
- * A dangling symbolic link has the same effect as a directory that is removed again after each attempt to create it.
+ * How often to try again. With a dangling symbolic link in the path, every attempt fails as if another process had
+ * removed the directory.
  */
 const maxAttempts = 10_000
 
@@ -17,8 +18,8 @@ interface LockedStore extends Disposable {
 }
 
 /**
- * Opens a VM's directory and takes its lock. Creates the directory if necessary. Another process may remove the new
- * directory before it is locked (destroyAll). Then it is created again.
+ * Opens a VM's directory and takes its lock. Creates the directory if necessary, and adds each directory that it
+ * creates to `made`. If another process removes the directory before it is locked (destroyAll), creates it again.
  */
 export function openLocked(directoryPath: string, made: string[]): LockedStore {
   for (let attempt = 0; attempt < maxAttempts; attempt++) {

@@ -1,4 +1,4 @@
-/** Orphans: stages whose maker has died and whose bhyve may still write. Runs in the pool. */
+/** Finds and removes orphans: stages whose owner has died and whose bhyve may still write. Runs in the pool. */
 import { Directory } from '../../fs/directory.js'
 import { bootOf, readIntent, removeIntent, writerOf } from './intent.js'
 import { lockStagingIfAny } from './lock.js'
@@ -7,7 +7,7 @@ import { holdsCompleteCheckpoint } from './stage_files.js'
 import { isAlive, isStageId } from './staging_entries.js'
 
 /**
- * The stages whose makers are dead. Call this under the lock, after recovery: it leaves only those whose bhyve may
+ * The stages whose owners are dead. Call this under the lock, after recovery, which leaves only those whose bhyve may
  * still write.
  */
 export function orphansIn(staging: Directory): string[] {
@@ -19,9 +19,9 @@ export function orphansIn(staging: Directory): string[] {
 }
 
 /**
- * Removes the orphans that are obsolete because bhyve (`server`) has finished a later request. bhyve handles one
- * request after the other. So the VM still runs: an earlier live checkpoint is not needed, and an earlier suspend that
- * left no complete checkpoint has failed.
+ * Removes the orphans that are obsolete because the same bhyve (`server`) has finished a later request. bhyve handles
+ * requests one at a time, in order. So an earlier suspend that left no complete checkpoint has failed. An earlier live
+ * checkpoint is not needed, because the VM still runs.
  */
 export function removeOrphans(
   directoryPath: string,

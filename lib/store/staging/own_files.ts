@@ -20,7 +20,7 @@ import { removeTree } from '../../fs/remove_tree.js'
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL } = fs.constants
 
 /**
- * Replaces each of bhyve's files that has further links by a copy with one link.
+ * Replaces each of bhyve's files that has more than one link with a copy that has one link.
  *
  * Only files that belong to bhyve's user are copied. That user may have linked a file of another user, whose content
  * must not become guest RAM. Only files of a plausible size are copied, because the lock is held meanwhile.
@@ -40,7 +40,7 @@ function copyIfLinked(stage: Directory, file: string, maxBytes: number): void {
     copyInPlace(stage, file, { clone: true })
 }
 
-/** Replaces a file by an fsynced copy. Other links of the old file keep the old file. */
+/** Replaces a file with an fsynced copy. The other links of the old file still refer to the old file. */
 export function copyInPlace(stage: Directory, file: string, { clone }: { clone: boolean }): void {
   removeTree(stage, copyName)
   {
@@ -54,7 +54,7 @@ export function copyInPlace(stage: Directory, file: string, { clone }: { clone: 
   stage.rename(copyName, stage, file)
 }
 
-/** Zeros become holes. Holes are read, too, because file systems have reported holes where there was new data. */
+/** Zeros become holes. Holes are read, too, because some file systems have reported holes where there was new data. */
 function copyBytes(from: OpenFile, to: OpenFile): void {
   const { size } = from.status()
   for (let position = 0; position < size; position += pieceBytes) {

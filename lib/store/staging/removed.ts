@@ -25,14 +25,14 @@ interface Removal {
 let deferral: { fromBytes: number; noted: Map<string, Removal> } | undefined
 
 /**
- * From now on removals are deferred. Only a thread of the pool calls this, because only there are deferred removals
- * run.
+ * From now on removals are deferred. Call this only in a thread of the pool, because only the pool runs deferred
+ * removals.
  */
 export function beginDeferring(fromBytes = usualDeferredBytes): void {
   deferral = { fromBytes, noted: new Map() }
 }
 
-/** The removals that the last job has deferred. */
+/** The removals that the last job has deferred. The caller must run them. */
 export function takeRemovals(): Removal[] {
   const removals = [...(deferral?.noted.values() ?? [])]
   deferral?.noted.clear()
@@ -41,14 +41,14 @@ export function takeRemovals(): Removal[] {
 
 /** Removes an entry of `.staging` that is no longer needed: immediately if it is small, later if it is large. */
 export function removeEntry(staging: Directory, entry: string): void {
-  if (deferral !== undefined && isSetAside(staging, entry, deferral.fromBytes)) noteRemovals(staging)
+  if (deferral !== undefined && trySetAside(staging, entry, deferral.fromBytes)) noteRemovals(staging)
   else removeRubbish(staging, entry)
 }
 
 /**
  * False if the entry is small or cannot be renamed. On a full disk a rename may fail although a removal still succeeds.
  */
-function isSetAside(staging: Directory, entry: string, fromBytes: number): boolean {
+function trySetAside(staging: Directory, entry: string, fromBytes: number): boolean {
   try {
     if (storedIn(staging, entry) < fromBytes) return false
     return staging.renameIfAny(entry, staging, entry.replace(/\..*$/, '') + removedSuffix)
@@ -69,7 +69,9 @@ function storedIn(staging: Directory, entry: string): number {
   return files.reduce((sum, status) => sum + (status?.allocatedBytes ?? 0), 0)
 }
 
-/** Defers the removal of what waits in `.staging`. If removals are not deferred in this thread, removes it now. */
+/**
+ * Defers emptying the `.removed` directories in `.staging`. Empties them now if this thread does not defer removals.
+ */
 export function noteRemovals(staging: Directory): void {
   if (deferral === undefined) emptyIn(staging)
   else {
@@ -85,8 +87,9 @@ export function holdsRemovals(staging: Directory): boolean {
 }
 
 /**
- * Removes the directory of a VM whose checkpoints were all destroyed. If removed files still wait in it, the directory
- * is removed after them. `staging` is its `.staging` with the exclusive lock, or undefined if it does not exist.
+ * Removes the directory of a VM whose checkpoints were all destroyed. If removed files still wait in it to be freed,
+ * the directory is removed after them. `staging` is its `.staging` with the exclusive lock, or undefined if it does not
+ * exist.
  */
 export function removeDirectoryLater(directory: Directory, staging: Directory | undefined): void {
   const removal = { directoryPath: directory.path, withDirectory: true }
@@ -108,7 +111,7 @@ export function emptyRemoved({ directoryPath, withDirectory }: Removal): void {
   if (withDirectory) removeUnlessBusy(directory)
 }
 
-/** Does the same in many directories. Skips directories in which this process cannot remove files. */
+/** As `emptyRemoved`, in many directories. Skips directories in which this process cannot remove files. */
 export function emptyAllRemoved(directoryPaths: readonly string[]): void {
   for (const directoryPath of directoryPaths) {
     try {
@@ -124,7 +127,7 @@ function emptyIn(staging: Directory): void {
     removeRubbish(staging, entry)
 }
 
-/** Keeps the directory if another process holds its lock and so uses it. */
+/** Keeps the directory if another process holds its lock, because that process uses it. */
 function removeUnlessBusy(directory: Directory): void {
   try {
     using staging = lockStagingIfAny(directory, 'exclusive')

@@ -1,10 +1,10 @@
 /**
  * The restore lock allows one restore of a VM at a time, across processes. It is a flock on a file in `.staging`, which
- * no other user may open. (A flock on the VM's own directory could be held by any user who may read that directory.)
+ * no other user can open. (Any user who can read the VM's own directory could hold a flock on that directory.)
  *
  * The file is removed at the end of the restore. Recovery removes the file of a restore that was killed. A process
- * removes the file only while it holds the lock. A process that has taken the lock checks that its file is still the
- * one under that name. So two processes never hold the lock at the same time. Runs in the pool.
+ * removes the file only while it holds the lock. A process that has taken the lock checks that the name still refers to
+ * the file it has locked. So two processes never hold the lock at the same time. Runs in the pool.
  */
 import fs from 'node:fs'
 import { CheckpointError } from '../../base/errors.js'

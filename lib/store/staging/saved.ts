@@ -15,7 +15,6 @@ export interface Saved {
   othersProgress: string
 }
 
-/** Measures the progress by the sizes of the growing files. */
 export function savedSoFar(handle: StageHandle): Saved {
   const stage = borrowStage(handle)
   using inbox = stage.open(inboxName)
@@ -32,7 +31,7 @@ function writtenIn(inbox: Directory): number | undefined {
   return known.length === 0 ? undefined : known.reduce((sum, size) => sum + size, 0)
 }
 
-/** bhyve handles one request after the other: while it writes for another request, ours has not stalled. */
+/** bhyve handles one request at a time: while it writes for another request, this stage's request has not stalled. */
 function othersProgress(handle: StageHandle): string {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
   using staging = directory.openIfAny(stagingName)

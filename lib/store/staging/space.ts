@@ -58,7 +58,7 @@ export function dropReservation(handle: StageHandle): void {
   borrowStage(handle).unlink(sizeRecord)
 }
 
-/** The reservations of all live stages in these directories. */
+/** The reservations of all stages in these directories that may still grow. */
 export function reservedSpace(directories: readonly string[]): StageReservation[] {
   return directories.flatMap(reservationsIn)
 }
@@ -75,7 +75,7 @@ function reservationsIn(directoryPath: string): StageReservation[] {
       .filter((id) => isStageId(id) && mayGrow(staging, id))
       .map((id) => ({ path: staging.pathOf(id), device, bytes: stillToWrite(staging, id) }))
   } catch (error) {
-    if (isNotOurs(error)) return []
+    if (isInaccessible(error)) return []
     throw error
   }
 }
@@ -83,10 +83,10 @@ function reservationsIn(directoryPath: string): StageReservation[] {
 const { ENOENT, ENOTDIR, ELOOP, EMLINK, EACCES, EPERM } = os.errno
 
 /**
- * The directory was removed, or this process may not read it. Such a directory counts as one without reservations.
+ * The directory was removed, or this process cannot read it. Such a directory counts as one without reservations.
  * After any other error, reservations may exist that could not be read.
  */
-function isNotOurs(error: unknown): boolean {
+function isInaccessible(error: unknown): boolean {
   if (!(error instanceof CheckpointError)) return false
   return [ENOENT, ENOTDIR, ELOOP, EMLINK, EACCES, EPERM].includes(error.errno ?? 0)
 }
@@ -121,15 +121,15 @@ export function reserveSpace(handle: StageHandle, memoryBytes: number, reserved:
 }
 
 /**
- * Whether bhyve may still write into the stage. `isAlive` needs the lock of `.staging`. If another process holds it,
- * the stage counts as alive.
+ * Whether bhyve may still write into the stage. `isAlive` needs the lock of `.staging`. If another process holds
+ * that lock exclusively, the stage counts as alive.
  */
 function mayGrow(staging: Directory, id: string): boolean {
   using lock = staging.reopen()
   return !lock.lock('shared') || isAlive(staging, id) || isWritten(staging, id)
 }
 
-/** Whether the maker of the stage has died, but its bhyve still runs. */
+/** Whether bhyve may still write into a stage whose owner has died. */
 function isWritten(staging: Directory, id: string): boolean {
   using stage = staging.openIfAny(id)
   return stage !== undefined && readIntent(stage) !== undefined && isWriterAlive(stage)
@@ -141,7 +141,7 @@ function stillToWrite(staging: Directory, id: string): number {
   const recordedBytes = Number(stage.readText(sizeRecord, 32))
   if (!Number.isSafeInteger(recordedBytes)) return 0
   using inbox = stage.openIfAny(inboxName)
-  // Without `in/`, bhyve has finished. The bytes that it has written no longer count as free space anyway.
+  // If there is no `in/`, bhyve has finished. The bytes that it has written no longer count as free space anyway.
   if (inbox === undefined) return 0
   const moved = stage.entries().find((entry) => entry.endsWith(memorySuffix))
   const written = inbox.statusIfAny(guestFile) ?? (moved === undefined ? undefined : stage.statusIfAny(moved))

@@ -1,4 +1,4 @@
-/** bhyve's files in a stage that recovery handles. Runs in the pool. */
+/** Inspects and renames bhyve's files in a stage that recovery handles. Runs in the pool. */
 import { inspectFiles, type Inspection, inspectCheckpoint } from '../../checkpoint/structure.js'
 import { manifestSuffix } from '../../base/names.js'
 import { moveOut } from './collect.js'
@@ -16,15 +16,14 @@ import {
 } from '../paths.js'
 
 /**
- * Moves all checkpoint files in the stage to one name, wherever an earlier attempt has left them. From then on bhyve
- * cannot add files.
+ * Gives all checkpoint files in the stage the same name: those in the inbox, and those that an earlier recovery left
+ * under another name. After this, bhyve cannot add files.
  */
 export function gather(stage: Directory, name: string): void {
   stage.unlink(spaceReserve)
   // The list of digests was never fsynced. If recovery needs one, it computes it again.
   stage.unlink(digestList)
-  // Temporary files of an earlier recovery, which may have been about to rename them. A crash on UFS may have left both
-  // names.
+  // An earlier recovery may have left these before it renamed them. After a crash on UFS, both names may exist.
   for (const leftover of [copyName, freshManifest]) stage.unlink(leftover)
   moveOut(stage, name)
   for (const entry of stage.entries()) {
@@ -41,12 +40,12 @@ function suffixOf(entry: string): string | undefined {
 
 /** Whether the stage or its inbox contains anything that bhyve may have written. */
 export function holdsAnything(stage: Directory): boolean {
-  if (stage.entries().some(isOfVm)) return true
+  if (stage.entries().some(mayBeFromBhyve)) return true
   using inbox = stage.openIfAny(inboxName)
   return inbox !== undefined && inbox.rawEntries(1).length > 0
 }
 
-function isOfVm(entry: string): boolean {
+function mayBeFromBhyve(entry: string): boolean {
   const isFile = suffixOf(entry) !== undefined && !entry.endsWith(manifestSuffix)
   return isFile || entry.endsWith(restSuffix)
 }
@@ -58,7 +57,7 @@ export function holdsCompleteCheckpoint(stage: Directory, name: string): boolean
   return inspections.some((inspection) => inspection !== undefined && isComplete(inspection))
 }
 
-/** A manifest that cannot be read does not count, because recovery writes a new one. */
+/** A checkpoint with an invalid manifest counts as complete, because recovery writes a new manifest. */
 export function isComplete({ problems }: Inspection): boolean {
   return problems.every(({ code }) => code === 'manifest-invalid')
 }

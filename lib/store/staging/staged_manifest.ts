@@ -12,7 +12,9 @@ import { removeTree } from '../../fs/remove_tree.js'
 
 const { O_RDONLY } = fs.constants
 
-/** The manifest that the maker wrote before it died, if it can be read. Otherwise a new one with the known facts. */
+/**
+ * The manifest that the stage's owner wrote before it died, if it is valid. Otherwise a new one with the known facts.
+ */
 export function manifestFor(
   stage: Directory,
   { vm, name, host, poweroff }: Intent,
@@ -42,7 +44,7 @@ function hasCompleteList(
   return rootOfListed(file, listOffset, chunks, new Int32Array(1)) === root
 }
 
-/** Writes the manifest, and replaces one that an earlier attempt has left. The digests in that one are kept. */
+/** Writes the manifest. Replaces the manifest that an earlier attempt has left, but keeps the digests in it. */
 export function storeManifest(stage: Directory, manifest: Manifest): void {
   const file = manifest.name + manifestSuffix
   removeTree(stage, freshManifest)

@@ -7,7 +7,7 @@ import type { Directory } from '../../fs/directory.js'
 
 /** A committed stage. */
 export const readySuffix = '.ready'
-/** A directory into which a destroyed checkpoint was moved. */
+/** A directory into which destroyed checkpoints were moved. */
 export const trashSuffix = '.trash'
 /** A directory that is no longer needed and waits to be emptied (`removed.ts`). */
 export const removedSuffix = '.removed'
@@ -27,9 +27,9 @@ export function freshId(staging: Directory): string {
 }
 
 /**
- * Whether the maker of the stage lives, that is, holds the flock on the stage. Call this only under the lock of
- * `.staging`. Other processes may share that lock and call this at the same time. They must not take each other for the
- * maker, so the check tries a shared flock.
+ * Whether the owner of the stage lives. A living owner holds an exclusive flock on the stage. Call this only under the
+ * lock of `.staging`. Other processes may share that lock and call this at the same time. The check takes a shared
+ * flock, so that these processes do not mistake each other for the owner.
  */
 export function isAlive(staging: Directory, id: string): boolean {
   if (staging.statusIfAny(id)?.kind !== 'directory') return false
