@@ -270,7 +270,7 @@ export interface RestoreOptions {
   timeout?: number | undefined
 }
 
-/** What `restore` would do. `planRestore` of the client returns it. */
+/** The result of `planRestore`: what `restore` would do. */
 export interface RestorePlan {
   /** The executable, for `spawn`. */
   command: string
@@ -294,7 +294,7 @@ export interface RestorePlan {
  * - `already-running`: a process serves the VM's socket, or the kernel has a VM of that name. If its bhyve is dead, run
  *   `bhyvectl --vm=<vm> --destroy`
  * - `device-missing`, `device-moved`: bhyve would exit, because the checkpoint has no state for that device, or has it
- *   in another slot. Not reported for a bhyve older than FreeBSD 14: that one starts such a device without its state
+ *   in another slot. Not reported for a bhyve older than FreeBSD 14, which starts such a device without its state
  * - `already-restored`: the checkpoint was restored before, and its VM may have written to its disks since. `again`
  *   overrides this blocker
  * - `disk-newer`: a disk of a powered-off VM has changed since the checkpoint. `again` overrides this blocker
@@ -322,9 +322,10 @@ export type RestoreBlocker =
  * - `not-enough-memory`: the free memory is smaller than the guest RAM. Memory that caches would release is not counted
  *   on every system
  * - `disks-moved-on`: the VM continued to run after its checkpoint, and its disks have changed since or cannot be
- *   checked
+ *   checked. With `again`, also: a disk of a powered-off VM has changed since the checkpoint
  * - `not-verified`: `verify` was requested but the checkpoint has no digests, or a disk of a powered-off VM has no
- *   meaningful modification time (device nodes, zvols)
+ *   meaningful modification time (device nodes, zvols) or cannot be inspected, or the checkpoint is
+ *   `durability-unproven` and `again` was passed
  */
 export type RestoreWarning =
   | 'memory-differs'
