@@ -141,7 +141,7 @@ const { EACCES, EPERM, EROFS, ENOSPC, EDQUOT, EFBIG, EMFILE, ENFILE } = constant
 const permissionErrors = new Set<number>([EACCES, EPERM, EROFS])
 const spaceErrors = new Set<number>([ENOSPC, EDQUOT, EFBIG])
 /** Advice if no file descriptor is left. */
-const exhaustion = new Map<number, string>([
+const exhaustionAdvice = new Map<number, string>([
   [
     EMFILE,
     'This process has no file descriptor left. Raise its limit (ulimit -n) or run fewer calls at once',
@@ -158,7 +158,7 @@ const exhaustion = new Map<number, string>([
  */
 export function isExhausted(error: unknown): boolean {
   if (typeof error !== 'object' || error === null || !('errno' in error)) return false
-  return typeof error.errno === 'number' && exhaustion.has(Math.abs(error.errno))
+  return typeof error.errno === 'number' && exhaustionAdvice.has(Math.abs(error.errno))
 }
 
 /** Returns the error for a failed system call: `ERR_PERMISSION`, `ERR_NO_SPACE` or `ERR_SYSTEM`. */
@@ -175,7 +175,7 @@ export function systemError(
     : spaceErrors.has(errno)
       ? 'ERR_NO_SPACE'
       : 'ERR_SYSTEM'
-  const advice = exhaustion.has(errno) ? `. ${String(exhaustion.get(errno))}` : ''
+  const advice = exhaustionAdvice.has(errno) ? `. ${String(exhaustionAdvice.get(errno))}` : ''
   const message = `${doing}: ${syscall}${where} failed with ${errnoName(errno)}${advice}`
   const origin =
     cause ??

@@ -10,7 +10,7 @@ import { systemError } from '../base/errors.js'
 import { type Failure, isFailure, loadNative } from '../base/native.js'
 
 /** How long to wait for a thread that may be unable to start. */
-const startMs = 2_000
+const startTimeoutMs = 2_000
 
 /**
  * Starts a thread, which stores 1 in `loaded` once it has loaded its code. If the working directory was removed, waits
@@ -26,7 +26,7 @@ export function startInDirectory<T>(start: () => T, loaded: Int32Array): T {
     succeed(removed)
     succeed(native.enterDirectory(succeed(other)))
     const started = start()
-    Atomics.wait(loaded, 0, 0, startMs)
+    Atomics.wait(loaded, 0, 0, startTimeoutMs)
     return started
   } finally {
     if (!isFailure(removed)) native.enterDirectory(removed)

@@ -79,8 +79,8 @@ export function openCheckpoint(directoryPath: string, name: string): OpenedCheck
  */
 function isUnchanged(directory: Directory, name: string, files: Files, { identity }: Inspection): boolean {
   const opened = files.get('memory')?.status()
-  const there = directory.statusIfAny(name + memorySuffix)
-  return there !== undefined && stateOf(there) === identity && stateOf(opened ?? there) === identity
+  const present = directory.statusIfAny(name + memorySuffix)
+  return present !== undefined && stateOf(present) === identity && stateOf(opened ?? present) === identity
 }
 
 function recordedIn({ foreign, manifest, listOffset, modifiedMs }: Inspection): Recorded | undefined {

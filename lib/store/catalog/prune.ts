@@ -121,8 +121,10 @@ function chosenForSpace(
  * it has not changed for an hour.
  */
 function mayBeUnfinished({ state, files, createdAt }: ListedCheckpoint, now: number): boolean {
-  const isOurs = files?.manifest !== undefined
-  return state === 'damaged' && !isOurs && createdAt !== undefined && now - createdAt.getTime() < unfinishedMs
+  const hasManifest = files?.manifest !== undefined
+  return (
+    state === 'damaged' && !hasManifest && createdAt !== undefined && now - createdAt.getTime() < unfinishedMs
+  )
 }
 
 /**

@@ -23,12 +23,12 @@ import { manifestFor, storeManifest } from '../staging/staged_manifest.js'
  * bhyve replies right after its last write. If it still runs this long after that write, the failed reply has not
  * killed it.
  */
-const answeredMs = 2_500
+const replyGraceMs = 2_500
 /**
  * If bhyve has written nothing for this long and the checkpoint is incomplete, the checkpoint failed and the VM runs
  * on.
  */
-const givenUpMs = 60_000
+const writeGraceMs = 60_000
 
 /**
  * If bhyve has ended, publishes a complete checkpoint under the name `<name>-<id>`. If bhyve runs on, removes the
@@ -58,7 +58,7 @@ function mayStillWriteOrReply(stage: Directory, { name }: Intent, pid: number): 
   const status = loadNative().processStatus(pid)
   if (isFailure(status) || status.state !== 'running') return true
   const quietMs = Date.now() - lastWriteMs(stage, name)
-  return quietMs < (holdsCompleteCheckpoint(stage, name) ? answeredMs : givenUpMs)
+  return quietMs < (holdsCompleteCheckpoint(stage, name) ? replyGraceMs : writeGraceMs)
 }
 
 /** False if the stage has no complete checkpoint. */

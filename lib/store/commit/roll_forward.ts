@@ -47,7 +47,7 @@ function entriesOfIntent(subdirectory: Directory): string[] {
   return entries.filter((entry) => files.has(entry))
 }
 
-/** Moves the replaced RAM file aside. Removing it here would hold the lock for long, because freeing takes long. */
+/** Moves the replaced RAM file aside. It is not removed yet: removing a large file is slow, and the lock is held. */
 function setAsideReplaced(directory: Directory, memory: string, subdirectory: Directory): void {
   if (directory.statusIfAny(memory)?.kind === 'file') directory.moveIfAny(memory, subdirectory, replacedName)
   else directory.unlink(memory)

@@ -99,7 +99,7 @@ function isNameFree({ directory, stuck }: SalvageDirectories, intent: Intent, sa
   }
 }
 
-/** Keeps whatever remains of a VM that has ended as a damaged checkpoint, so that its owner finds it in the list. */
+/** Publishes whatever remains of the VM as a damaged checkpoint, so that the owner of the VM finds it in the list. */
 function keepDamaged(
   directories: SalvageDirectories,
   wanted: Intent,

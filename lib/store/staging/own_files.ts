@@ -1,7 +1,7 @@
 /**
  * Copies files of a suspended VM that have more than one link. A backup tool that makes hard links, or a crash on UFS,
- * can give a file a second name. Such a file is not accepted as a checkpoint file, but it may hold the only copy of a
- * VM, so it is copied and not removed. Runs in the pool.
+ * can give a file a second name. Such a file is not accepted as a checkpoint file. But it may hold the only copy of a
+ * VM, so it is replaced with a copy and not rejected. Runs in the pool.
  */
 import { Buffer } from 'node:buffer'
 import fs from 'node:fs'

@@ -126,11 +126,11 @@ export function reserveSpace(handle: StageHandle, memoryBytes: number, reserved:
  */
 function mayGrow(staging: Directory, id: string): boolean {
   using lock = staging.reopen()
-  return !lock.lock('shared') || isAlive(staging, id) || isWritten(staging, id)
+  return !lock.lock('shared') || isAlive(staging, id) || mayBeWrittenByOrphan(staging, id)
 }
 
 /** Whether bhyve may still write into a stage whose owner has died. */
-function isWritten(staging: Directory, id: string): boolean {
+function mayBeWrittenByOrphan(staging: Directory, id: string): boolean {
   using stage = staging.openIfAny(id)
   return stage !== undefined && readIntent(stage) !== undefined && isWriterAlive(stage)
 }
