@@ -29,6 +29,7 @@ export interface CheckpointClient extends AsyncDisposable {
    *   `ERR_STALLED`, `ERR_TIMEOUT`, `ERR_SYSTEM`, or an `AbortError`
    * - `ERR_CHECKPOINT_FAILED` if bhyve did not write a complete checkpoint. `problems` lists what is wrong with the
    *   files, and `vmState` is the state of the VM.
+   * - `ERR_DISKS_NOT_CAPTURED` if `onFrozen` failed, or if bhyve saved the guest too fast to be stopped
    *
    * @example
    * const checkpoint = await client.createCheckpoint('vm1', { name: 'before-upgrade' })
@@ -101,8 +102,8 @@ export interface CheckpointClient extends AsyncDisposable {
    *
    * From then on the checkpoint is the only copy of the VM's memory. It is therefore published under its name even if
    * the call was cancelled or timed out. If the calling process was killed, the next call of any process publishes it.
-   * It is kept as `<name>-<id>` instead if the name was taken meanwhile, or if bhyve died before the state was
-   * complete. The error's `path` is its location.
+   * If the name was taken meanwhile, or if bhyve died before the state was complete, the checkpoint is kept as
+   * `<name>-<id>` instead. The error's `path` is its location.
    *
    * Rejects as `createCheckpoint` does, and with `ERR_SUSPEND_FAILED`. Its `vmState` is:
    * - `running`: the VM was not suspended and continues
@@ -110,8 +111,8 @@ export interface CheckpointClient extends AsyncDisposable {
    * - `unknown`: the state is saved and complete, but the process did not exit within two minutes, or within the rest
    *   of `timeout`
    *
-   * Rejects with `ERR_NO_SPACE` before anything is sent to bhyve. After an error that follows the request, the next
-   * call publishes what bhyve has saved.
+   * If the disk has too little free space, the call rejects with `ERR_NO_SPACE` before anything is sent to bhyve. If
+   * the call rejects after the request was sent, the next call publishes what bhyve has saved.
    *
    * @example
    * await client.suspend('vm1')
@@ -123,8 +124,8 @@ export interface CheckpointClient extends AsyncDisposable {
    * complete checkpoint that powered the VM off and was not restored since. Resolves with `undefined` if there is none;
    * the VM can then be started from its disks.
    *
-   * - A restore that was begun and never confirmed does not count as a restore. The checkpoint is returned, and
-   *   `restore` rejects: check whether the VM runs, then destroy the checkpoint or restore it with `again`.
+   * - A restore that was begun and never confirmed does not count as a restore: the checkpoint is still returned, but
+   *   `restore` rejects. Check whether the VM runs. Then destroy the checkpoint or restore it with `again`.
    * - If a checkpoint is being published, the call waits for it. After ten minutes it rejects with
    *   `ERR_CHECKPOINT_BUSY`. The call can therefore be made as soon as the VM's process has exited.
    * - Damaged checkpoints are never returned, nor are those with the problem `durability-unproven`.
@@ -152,8 +153,9 @@ export interface CheckpointClient extends AsyncDisposable {
    * of a VM that has ended, and `unknown` if it cannot be determined without harm to the VM.
    *
    * Connects once to each VM to learn its process id, and sends nothing. The result is remembered for the life of this
-   * process. A paused VM does not accept connections, and the backlog of its socket holds ten. If many short-lived
-   * programs list a paused VM, the backlog fills up. No program can connect then until the VM is resumed by its `pid`.
+   * process. A paused VM does not accept connections, and the backlog of its socket holds ten connections. If many
+   * short-lived programs list a paused VM, the backlog fills up. Then no program can connect until the VM is resumed by
+   * its `pid`.
    * With `connect: false` no connection is made, and a VM that is not known yet is `unknown`.
    */
   listVirtualMachines(options?: { connect?: boolean | undefined }): Promise<VirtualMachine[]>
@@ -174,9 +176,9 @@ export interface CheckpointClient extends AsyncDisposable {
    * Restores a VM: starts bhyve from the checkpoint. Resolves once bhyve's new checkpoint socket exists, which is right
    * before the guest runs. bhyve runs detached: it outlives this process, and its output goes to `logFile`.
    *
-   * `restoredAt` of the checkpoint is durable on disk before bhyve is started. It is revoked if bhyve exits before its
-   * socket exists. Until the socket exists, no call can replace or remove the checkpoint, and no other restore of this
-   * VM can begin.
+   * The restore is recorded durably in the checkpoint's `restoredAt` before bhyve is started. The record is revoked if
+   * bhyve exits before its socket exists. Until the socket exists, no call can replace or remove the checkpoint, and no
+   * other restore of this VM can begin.
    *
    * Rejects with:
    * - `ERR_RESTORE_BLOCKED`: `blockers` has the reasons; nothing was changed

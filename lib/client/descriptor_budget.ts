@@ -8,13 +8,13 @@ import type { Cancellation } from '../base/cancellation.js'
 import { CheckpointError, detailsOf, isExhausted, systemError } from '../base/errors.js'
 import { isFailure, loadNative } from '../base/native.js'
 
-/** The most descriptors that a call holds on the caller's side. */
+/** The maximum number of descriptors that a call holds at a time, besides those of the pool's threads. */
 export const descriptorsOf = {
   /** The VM's directory, the stage, the inbox, the connection. */
   checkpoint: 4,
-  /** The same, and while the guard is being started: both ends of its socket, and two of Node. */
+  /** As `checkpoint`. While the guard is being started, also both ends of its socket and two descriptors of Node. */
   frozen: 8,
-  /** The same, and the one that watches the process. */
+  /** As `checkpoint`, and the descriptor that watches the process. */
   suspend: 5,
   /** The checkpoint files. */
   verify: 4,
@@ -22,10 +22,10 @@ export const descriptorsOf = {
   restore: 5,
 } as const
 
-/** The host program is left an eighth of the limit, within these bounds. */
+/** An eighth of the limit is left to the host program, within these bounds. */
 const minLeft = 8
 const maxLeft = 1024
-/** Counting takes longer the more descriptors are open. This share of the free ones is granted without a new count. */
+/** Counting is slow if many descriptors are open. This share of the free ones is granted without a new count. */
 const uncounted = 1 / 8
 
 interface Waiting {
@@ -46,7 +46,7 @@ interface DescriptorCounts {
 export class DescriptorBudget {
   readonly #counts: DescriptorCounts
   readonly #waiting: Waiting[] = []
-  /** The sum for all calls that were admitted and have not ended. */
+  /** How many descriptors the calls that were admitted and have not ended may hold together. */
   #reserved = 0
   /** How many descriptors may be granted before the open ones are counted again. */
   #credit = 0

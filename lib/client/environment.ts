@@ -23,7 +23,7 @@ export interface Environment {
   peers: PeerMemory
   /** How long to wait for the process of a suspended VM to exit, in milliseconds. */
   exitTimeoutMs: number
-  /** The facts of this host, compared with those in a manifest. */
+  /** Returns the facts about this host that are compared with those in a manifest. */
   host: () => Host
 }
 

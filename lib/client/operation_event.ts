@@ -33,7 +33,8 @@ export interface OperationEvent {
 }
 
 /**
- * The result in sizes (bytes) and numbers. bhyve's arguments are never part of it, because they may hold a password.
+ * A summary of the result. Sizes are in bytes. bhyve's arguments are never part of it, because they may contain a
+ * password.
  */
 export interface OperationResult {
   memoryBytes?: number

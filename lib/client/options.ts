@@ -22,7 +22,7 @@ const dialects: readonly string[] = membersOf<Dialect | 'auto'>({
 export interface ClientSettings {
   target: Omit<Target, 'vm'>
   layout: Layout
-  /** The library makes the checkpoint directories, and removes them once they are empty. */
+  /** The library creates the checkpoint directories, and removes them once they are empty. */
   ownsDirectories: boolean
 }
 

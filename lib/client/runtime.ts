@@ -1,4 +1,4 @@
-/** What runtimes other than Node do not support. Checked before anything is sent to bhyve or changed on disk. */
+/** Lists what runtimes other than Node do not support. Calls check it before they send or change anything. */
 import { CheckpointError } from '../base/errors.js'
 
 export type Runtime = 'node' | 'bun' | 'deno'

@@ -8,8 +8,8 @@ import { Store } from '../store/store.js'
 import { type ClientSettings, clientSettings } from './options.js'
 import type { Environment } from './environment.js'
 
-/** Adds the VM to an error about invalid arguments. */
-export function about<T>(vm: string, check: () => T): T {
+/** Runs a check of arguments, and adds the VM to its error. */
+export function checkedFor<T>(vm: string, check: () => T): T {
   try {
     return check()
   } catch (error) {

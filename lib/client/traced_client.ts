@@ -1,4 +1,4 @@
-/** The client that users get: it runs every call under a tracing channel of `node:diagnostics_channel`. */
+/** The client that users get: it traces every call on a channel of `node:diagnostics_channel`. */
 import { tracingChannel } from 'node:diagnostics_channel'
 import type { Checkpoint } from '../base/types.js'
 import type { MachineCalls } from './calls/machine_calls.js'
@@ -175,7 +175,7 @@ function channelOf(operation: Operation): Channel {
   return channel
 }
 
-/** The arguments are not checked yet: the call checks them. Values of another type are left out of the event. */
+/** The call has not checked its arguments yet, so values that are not strings are left out of the event. */
 function eventOf(
   operation: Operation,
   { vm, checkpoint }: { vm?: unknown; checkpoint?: unknown },

@@ -1,13 +1,13 @@
 /**
- * Sends one request at a time per VM. bhyve serves requests one after the other anyway, and a request that is cancelled
- * while it waits here is never sent.
+ * Lets one request at a time through per VM. bhyve serves requests one after the other anyway, and a request that is
+ * cancelled while it waits here is never sent.
  */
 import type { Cancellation } from '../base/cancellation.js'
 
 export class VmQueue {
   readonly #tails = new Map<string, Promise<void>>()
 
-  /** Resolves when it is this call's turn, with a function that ends the turn. Rejects if cancelled before. */
+  /** Resolves with a function that ends the turn, once the caller has its turn. Rejects if it is cancelled before. */
   async turn(vm: string, cancellation: Cancellation): Promise<() => void> {
     const before = this.#tails.get(vm) ?? Promise.resolve()
     let end: () => void = () => undefined

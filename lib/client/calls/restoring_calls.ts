@@ -5,7 +5,7 @@ import { restoreSettings } from '../../operations/settings.js'
 import { planRestore, type RestoreContext } from '../../operations/restore/plan.js'
 import { restore, type Restored } from '../../operations/restore/restore.js'
 import type { RestoreOptions, RestorePlan } from '../../base/types.js'
-import { about, type Session } from '../session.js'
+import { checkedFor, type Session } from '../session.js'
 
 /** For messages: the state after a cancel, before and after bhyve was started. */
 const outcome = {
@@ -55,7 +55,7 @@ export class RestoringCalls {
       cancellation: Cancellation,
     ) => Promise<T>,
   ): Promise<T> {
-    const settings = about(vm, () => restoreSettings(vm, name, options))
+    const settings = checkedFor(vm, () => restoreSettings(vm, name, options))
     const { signal, timeout } = settings
     const doing = `${verb} checkpoint '${name}' of VM '${vm}'`
     const cancellation = new Cancellation({ signal, timeout, doing, vm, ...outcome })

@@ -11,7 +11,7 @@ import { ProgressReporter } from '../../operations/progress.js'
 import { sharedPool } from '../../pool/pool.js'
 import type { Checkpoint, CreateOptions } from '../../base/types.js'
 import { VmQueue } from '../vm_queue.js'
-import { about, type Session } from '../session.js'
+import { checkedFor, type Session } from '../session.js'
 
 const suspendOptions = createOptions.filter((option) => option !== 'poweroff')
 
@@ -37,7 +37,7 @@ export class SavingCalls {
   }
 
   async createCheckpoint(vm: string, options: CreateOptions = {}): Promise<Checkpoint> {
-    const settings = about(vm, () => createSettings(vm, options, this.#session.settings.target.dialect))
+    const settings = checkedFor(vm, () => createSettings(vm, options, this.#session.settings.target.dialect))
     const { signal, timeout, name } = settings
     const doing = settings.poweroff
       ? `Suspending VM '${vm}' as checkpoint '${name}'`
@@ -92,7 +92,7 @@ export class SavingCalls {
     }
   }
 
-  /** After its request a suspend must get a thread, even if the host program opens all descriptors meanwhile. */
+  /** A suspend needs a thread after its request, even if the host program has used up all descriptors meanwhile. */
   #keepingThread<T>(isNeeded: boolean, work: () => Promise<T>): Promise<T> {
     return isNeeded ? sharedPool().keepingThread(work) : work()
   }

@@ -15,7 +15,7 @@ import type {
   VerifyOptions,
 } from '../../base/types.js'
 import { verifyContent } from '../../operations/verify.js'
-import { about, type Session } from '../session.js'
+import { checkedFor, type Session } from '../session.js'
 
 /** For messages: the state after a cancel, before and after the first file was read. */
 const verifying = {
@@ -102,7 +102,7 @@ export class StoredCalls {
 
   async pruneCheckpoints(vm: string, policy: PrunePolicy): ReturnType<CheckpointClient['pruneCheckpoints']> {
     assertVmName(vm)
-    about(vm, () => assertPolicy(policy))
+    checkedFor(vm, () => assertPolicy(policy))
     const { keepLast, keepWithinMs, maxBytes, dryRun } = policy
     const rules = { keepLast, keepWithinMs, maxBytes, dryRun }
     return this.#session.explained(
@@ -127,7 +127,7 @@ export class StoredCalls {
     assertVmName(vm)
     assertOptions(options, 'the options', ['since'])
     const { since = new Date(0) } = options
-    // Not `instanceof`: the library's own dates are of the main context, and the caller may run in one of `node:vm`.
+    // `instanceof Date` is false for a date from another `node:vm` context, in which the caller may run.
     if (!types.isDate(since) || Number.isNaN(since.getTime()))
       throw invalid("The option 'since' must be a valid Date", since)
     return this.#session.explained(
