@@ -74,7 +74,7 @@ export interface PublicationSettings {
   durable: boolean
 }
 
-/** The caller's function for a frozen guest, and the longest hold in milliseconds. */
+/** The caller's function for a frozen guest, and the longest time in milliseconds that the guest is held for it. */
 export interface FreezeSettings {
   onFrozen: (frozen: FrozenGuest) => void | Promise<void>
   timeout: number

@@ -4,8 +4,8 @@ import { type Slice, sliceBytesFor } from '../checkpoint/slice.js'
 import type { ProgressReporter } from './progress.js'
 
 /**
- * Slices that wait or run at a time. Enough that a free thread finds the next one, few enough that jobs of other VMs
- * run in between.
+ * How many slices wait or run at a time: enough for a free thread to find the next one, and few enough for jobs of
+ * other VMs to run in between.
  */
 const window = 4
 const progressIntervalMs = 100

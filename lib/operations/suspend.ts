@@ -1,6 +1,6 @@
 /**
  * Suspends a VM (protocol.md section 4). The files in the stage become the VM's only state, so they are published even
- * after a cancel or timeout. If they are incomplete, either the VM still runs, or the files are kept.
+ * after a cancel or timeout. If they are incomplete, they are discarded if the VM still runs, and kept otherwise.
  */
 import { ProcessEnd } from '../bhyve/process_end.js'
 import { Cancellation } from '../base/cancellation.js'
@@ -60,11 +60,11 @@ function watchEnd(suspending: Suspending, writer: Writer): void {
 
 /** Only bhyve's user and root can read bhyve's files. Do not power off a VM if we could not read its saved state. */
 function assertStateReadable({ uid }: Writer, vm: string): void {
-  const ours = process.geteuid?.() ?? 0
-  if (ours === 0 || uid === ours) return
+  const ourUid = process.geteuid?.() ?? 0
+  if (ourUid === 0 || uid === ourUid) return
   const message =
     `VM '${vm}' runs as uid ${String(uid)}, so only that user and root could read its saved state. ` +
-    `This process runs as uid ${String(ours)}. Nothing was sent to bhyve. ` +
+    `This process runs as uid ${String(ourUid)}. Nothing was sent to bhyve. ` +
     `Run this process as root or as uid ${String(uid)}`
   throw new CheckpointError('ERR_PERMISSION', message, { vm })
 }

@@ -123,7 +123,7 @@ class Comparison {
   }
 }
 
-/** The damaged ranges of a file: the first ones in the file's order, and their number. */
+/** The damaged ranges of a file: the first ones in the file's order, and the number of all. */
 class Damage {
   readonly #first: { from: number; to: number }[] = []
   #last = -1

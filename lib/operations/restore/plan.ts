@@ -56,7 +56,7 @@ export interface Planned {
   targets: Target[]
 }
 
-/** `starts`: the plan is about to be executed, so bhyve's executable must exist on this host. */
+/** `starts`: the caller is about to execute the plan, so bhyve's executable must exist on this host. */
 export async function planRestore(
   context: RestoreContext,
   settings: RestoreSettings,
@@ -110,7 +110,7 @@ function targetsOf(
   return [...new Set(directories)].map((directory) => ({ ...target, vm, runDirectory: directory }))
 }
 
-/** On a system without bhyve, a plan with the default executable is for another host. */
+/** On a system other than FreeBSD, a plan with the default executable is for another host. */
 function mayLackBhyve({ bhyve }: RestoreSettings): boolean {
   return bhyve === defaultBhyve && process.platform !== 'freebsd'
 }
@@ -125,12 +125,12 @@ function executableBlockers({ executableFault }: ArgumentsReport): Blocker[] {
   return executableFault === undefined ? [] : [blocker('arguments-invalid', executableFault)]
 }
 
-/** Checks the VM that the caller named and the VM that bhyve would start. */
+/** Checks the VM that the caller named and the VM that bhyve would start at one of `newTargets`. */
 async function runningBlockers(
   { vmJobs, target, peers }: RestoreContext,
-  effective: readonly Target[],
+  newTargets: readonly Target[],
 ): Promise<Blocker[]> {
-  const [first = target, ...guesses] = effective
+  const [first = target, ...guesses] = newTargets
   const isSame = first.vm === target.vm && first.runDirectory === target.runDirectory
   const targets = isSame ? [target] : [target, first]
   const found = targets.map((one) => runningBlocker(vmJobs, one, peers))

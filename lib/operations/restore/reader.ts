@@ -23,7 +23,7 @@ export function readerOf(dialect: Dialect | 'auto', system: System): Reader | un
 }
 
 function generationOfSystem({ platform, release }: System): Generation | undefined {
-  // These development branches had bhyves of two generations, so the kernel's release does not determine which.
+  // These development branches contained two generations of bhyve, so the kernel's release does not determine which.
   if (platform !== 'freebsd' || /^(?:13\.0-(?:CURRENT|STABLE)|14\.0-CURRENT)/.test(release)) return undefined
   const [major = 0, minor = 0] = release.split('.').map((part) => Number.parseInt(part, 10))
   if (major >= 14) return '14'

@@ -93,9 +93,7 @@ interface Starting extends RestoreContext {
   mayHaveRun: boolean
 }
 
-/**
- * From here on the checkpoint has a restore record. If this function fails and the guest cannot have run, revoke it.
- */
+/** The checkpoint has a restore record now. The record is revoked if the start fails and the guest cannot have run. */
 async function restoreRecorded(starting: Starting, cancellation: Cancellation): Promise<Restored> {
   const restored = await restoreHeld(starting, cancellation).catch(async (error: unknown) => {
     if (starting.mayHaveRun) await confirm(starting)
@@ -145,8 +143,8 @@ function changed({ vm, name }: RestoreSettings): CheckpointError {
 
 /** The new bhyve runs as this process's user, so that user's sockets are trusted. */
 function targetsOfNew({ targets }: Planned): Planned['targets'] {
-  const ours = process.geteuid?.() ?? 0
-  return targets.map((target) => ({ ...target, trustedUids: [...target.trustedUids, ours] }))
+  const ourUid = process.geteuid?.() ?? 0
+  return targets.map((target) => ({ ...target, trustedUids: [...target.trustedUids, ourUid] }))
 }
 
 async function startFailure(

@@ -61,14 +61,15 @@ function endOf(child: ChildProcess): Promise<Ending> {
   })
 }
 
-export interface Awaited {
+/** What `untilServed` waits for. */
+export interface SocketWait {
   vmJobs: VmJobs
   /** Where the new bhyve may create its socket. */
   targets: readonly Target[]
   peers: PeerMemory
   /** Identities of the socket files that existed before the start. They are stale. */
   stale: ReadonlySet<string>
-  /** Identities of `struct` sockets that one poll has found. */
+  /** Identities of `struct` sockets that an earlier poll has found. */
   bound: Set<string>
 }
 
@@ -79,17 +80,17 @@ export interface Ended {
 }
 
 /** Resolves to undefined once the process serves its socket, or to its ending if it ends before. Never rejects. */
-export async function untilServed(bhyve: Bhyve, awaited: Awaited): Promise<Ended | undefined> {
+export async function untilServed(bhyve: Bhyve, wait: SocketWait): Promise<Ended | undefined> {
   while (bhyve.ending === undefined) {
-    if (await serves(bhyve, awaited)) return undefined
+    if (await serves(bhyve, wait)) return undefined
     await new Promise((resolve) => setTimeout(resolve, pollIntervalMs))
   }
   const ran = bhyve.ending.error === undefined
-  return { ending: bhyve.ending, mayHaveRun: ran && (await hasNewSocket(awaited)) }
+  return { ending: bhyve.ending, mayHaveRun: ran && (await hasNewSocket(wait)) }
 }
 
-/** bhyve does not remove its socket file. If the check fails, assume the worse case: the guest may have run. */
-async function hasNewSocket({ vmJobs, targets, stale }: Awaited): Promise<boolean> {
+/** bhyve leaves its socket file behind when it ends. If the check fails, assume that the guest may have run. */
+async function hasNewSocket({ vmJobs, targets, stale }: SocketWait): Promise<boolean> {
   try {
     return (await socketsIn(vmJobs, targets)).some(({ identity }) => !stale.has(identity))
   } catch {
@@ -98,7 +99,10 @@ async function hasNewSocket({ vmJobs, targets, stale }: Awaited): Promise<boolea
 }
 
 /** Ignores failed polls: bhyve is still running, and its restore record must not be revoked. */
-async function serves({ pid }: Bhyve, { vmJobs, targets, peers, stale, bound }: Awaited): Promise<boolean> {
+async function serves(
+  { pid }: Bhyve,
+  { vmJobs, targets, peers, stale, bound }: SocketWait,
+): Promise<boolean> {
   if (pid === undefined) return false
   try {
     const fresh = (await socketsIn(vmJobs, targets)).filter(({ identity }) => !stale.has(identity))
@@ -109,8 +113,8 @@ async function serves({ pid }: Bhyve, { vmJobs, targets, peers, stale, bound }: 
 }
 
 /**
- * Probes each socket only once, because repeated probes would fill its backlog. A `struct` socket is never probed.
- * There, a new socket file shows that bhyve serves it.
+ * Probes each socket only once, because repeated probes would fill its backlog. A `struct` socket is never probed: its
+ * new file alone shows that bhyve serves it.
  */
 function isServedBy(pid: number, located: Located, peers: PeerMemory, bound: Set<string>): boolean {
   const found = probe(located, peers)

@@ -25,7 +25,7 @@ export interface SavingCall {
   /** The process that received the request. Errors report the state of its VM. */
   receiver: {
     peer?: Peer
-    /** It waits for this library: bhyve has not got the request yet, or is stopped by the guard. */
+    /** The process waits for this library: it has not received the request yet, or the guard has stopped it. */
     waitsForUs?: boolean
   }
 }

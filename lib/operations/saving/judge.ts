@@ -16,7 +16,7 @@ export interface CompleteCheckpoint {
 type Verdict =
   { kind: 'complete'; checkpoint: CompleteCheckpoint } | { kind: 'incomplete'; collected: Collected }
 
-/** Moves the files out of bhyve's inbox, so that it can no longer change them, and inspects them. */
+/** Moves the files out of the inbox, so that bhyve can no longer replace them, and inspects them. */
 export async function judge(
   stage: Stage,
   { vm, name }: { vm: string; name: string },

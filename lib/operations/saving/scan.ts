@@ -15,8 +15,8 @@ interface Scanning {
 }
 
 /**
- * Digests the checkpoint files in the stage and replaces zeros with holes, as the settings require. If they require
- * neither, only the kernel and metadata files are read. Rejects after a cancel, once the file is closed.
+ * Digests the checkpoint files in the stage and replaces zeros with holes, as the settings require. Without both, only
+ * the kernel and metadata files are read. Rejects after a cancel, once the files are closed.
  */
 export async function scan(
   stage: Stage,

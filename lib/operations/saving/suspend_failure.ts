@@ -9,8 +9,9 @@ import type { Answer } from './vm_request.js'
 import type { Suspending } from './suspending.js'
 
 /**
- * How long to wait for an exit. bhyve powers the VM off even if it could not write the metadata, and a process whose VM
- * was suspended by an earlier request is exiting: both may outlive the connection for a moment.
+ * How long to wait for the process to exit. bhyve powers the VM off even if it could not write the metadata. If an
+ * earlier request has suspended the VM, bhyve is exiting already. In both cases the process may outlive the connection
+ * for a moment.
  */
 const exitGraceMs = 2_500
 
@@ -46,8 +47,8 @@ async function lost({ stage }: Suspending, failure: SuspendFailure): Promise<Che
 }
 
 /**
- * bhyve resumes the VM if it could not write RAM or kernel state. If only the metadata are damaged, or nothing was
- * written, the VM may still be gone. Complete metadata mean that bhyve considered the save successful, even if other
+ * bhyve resumes the VM if it could not write RAM or kernel state. If only the metadata are damaged, or if nothing was
+ * written, the VM may be gone. Complete metadata mean that bhyve considered the save successful, even if other
  * files are damaged.
  */
 async function fateOf(

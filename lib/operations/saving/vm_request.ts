@@ -103,7 +103,7 @@ class VmRequest {
     let last: Answer | undefined
     for (const dialect of dialectsAt(this.#context, located, this.#settings.request.dialect)) {
       if (last !== undefined && !(await this.#mayTryNext(last))) break
-      last = await this.#in(dialect, located, isLast, last?.peer)
+      last = await this.#requestIn(dialect, located, isLast, last?.peer)
     }
     if (last === undefined) {
       const message = `No dialect is known for the socket '${located.socketPath}'. Pass the option 'dialect'`
@@ -131,7 +131,7 @@ class VmRequest {
     return true
   }
 
-  async #in(
+  async #requestIn(
     dialect: Dialect,
     located: Located,
     isLast: boolean,
@@ -181,7 +181,7 @@ class VmRequest {
   }
 }
 
-/** Undefined if the check fails. That must not fail the checkpoint, because the files are inspected later anyway. */
+/** Undefined if the check fails. A failed check must not fail the checkpoint: the files are inspected later anyway. */
 function isUntouched(stage: Stage): Promise<boolean | undefined> {
   return stage.isUntouched().catch(() => undefined)
 }

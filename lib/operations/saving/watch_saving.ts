@@ -107,8 +107,8 @@ class Watch {
 
   #isStalled(): boolean {
     const { stallTimeout } = this.#watched
-    const still = performance.now() - this.#lastChange
-    return !this.#stopped && stallTimeout !== 0 && still >= stallTimeout
+    const idleMs = performance.now() - this.#lastChange
+    return !this.#stopped && stallTimeout !== 0 && idleMs >= stallTimeout
   }
 
   #stalled(): CheckpointError {
