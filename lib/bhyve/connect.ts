@@ -13,7 +13,7 @@ const retryMs = 25
 const { EAGAIN, ECONNREFUSED, EPROTOTYPE, ENOENT, EACCES, EPERM } = os.constants.errno
 
 export interface RetryPolicy {
-  /** True if there is no other socket to try. Then a refused connection is retried while the VM exists in the kernel. */
+  /** There is no other socket to try. A refused connection is then retried while the VM exists in the kernel. */
   isLast: boolean
   /** For how many milliseconds refused connections are treated as a full backlog. 0: without limit. */
   refusalMs: number

@@ -1,4 +1,4 @@
-/** Which dialect to use for a VM, and when a second one may be tried (protocol.md section 3). */
+/** Decides which dialect to use for a VM, and whether to try a second one (protocol.md section 3). */
 import { Buffer } from 'node:buffer'
 import { CheckpointError } from '../base/errors.js'
 import { restorablePathBytes, structPathBytes } from '../base/names.js'
@@ -15,7 +15,7 @@ export interface System {
  * Returns the dialects to try at this socket, in order. On FreeBSD only one dialect is tried. A `path` bhyve that could
  * not create a file, for example because the inode table is full, seems to be of another dialect. A second request in
  * dialect `descriptor` would make it write the guest RAM into its own working directory. Other systems run only
- * simulators; there a second dialect can follow.
+ * simulators, so a second dialect can follow there.
  */
 export function dialectsFor(
   located: Located,
@@ -52,7 +52,7 @@ export function assertReachable(
 ): void {
   const isOthers = located.ownerUid !== 0 && located.ownerUid !== process.geteuid?.()
   if (!isOthers || dialects.every((dialect) => dialect === 'descriptor')) return
-  // Other systems run only simulators. Files that one of another dialect writes elsewhere do no harm.
+  // Other systems run only simulators. If a simulator of another dialect writes files elsewhere, that does no harm.
   if (system.platform !== 'freebsd' && dialects.includes('descriptor')) return
   const uid = String(located.ownerUid)
   throw new CheckpointError(

@@ -58,7 +58,7 @@ function candidates({ runDirectory, vm, dialect }: Target): Omit<Located, 'owner
 /** Older systems silently truncate a longer path. Two VMs would then share a socket. */
 function assertFits({ vm, dialect, runDirectory }: Target, socketPath: string): void {
   const capacity = loadNative().socketPathCapacity
-  // If the dialect is unknown, measure only the nvlist path. The longer `struct` path need not fit.
+  // If the dialect is unknown, measure only the nvlist path. The longer `struct` path may be unused, so it need not fit.
   const measured = dialect === 'auto' ? `${runDirectory}/${vm}` : socketPath
   if (Buffer.byteLength(measured) <= capacity) return
   throw new CheckpointError(
@@ -70,7 +70,7 @@ function assertFits({ vm, dialect, runDirectory }: Target, socketPath: string): 
 }
 
 /**
- * Rejects a run directory in which others can rename files. They could replace the socket of a VM by that of another
+ * Rejects a run directory in which others can rename files. They could replace the socket of a VM with that of another
  * VM. The owner and the process would still be trusted, but the wrong VM would be saved or powered off. The sticky bit
  * prevents such renames. `checkedOwner` rejects sockets that have a second name.
  */
@@ -171,13 +171,13 @@ function noSocket(target: Target): CheckpointError {
 
 function withoutSocket(target: Target): CheckpointError {
   const { vm } = target
-  // Of the two paths, report that of the newer bhyves.
+  // Report the path that newer releases of bhyve use.
   const path = candidates(target).at(-1)?.socketPath ?? ''
   const message = `VM '${vm}' is not running: it has no socket '${path}'`
   return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, path, vmState: 'off' })
 }
 
-/** The error if the socket of this VM is in the directory of another dialect than the one that was passed. */
+/** Returns an error if the socket of this VM is in the directory of another dialect than the option `dialect`. */
 function socketElsewhere(target: Target): CheckpointError | undefined {
   const { vm, dialect } = target
   const other = candidates({ ...target, dialect: 'auto' }).find(({ socketPath }) =>
@@ -191,7 +191,7 @@ function socketElsewhere(target: Target): CheckpointError | undefined {
   return new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, path, vmState: 'unknown' })
 }
 
-/** The FreeBSD kernel has a file in `vmmDirectory` for each of its VMs. Other systems have none. */
+/** The FreeBSD kernel has a file in `vmmDirectory` for each of its VMs. Other systems have no such files. */
 export function isKnownToKernel({ vm, vmmDirectory }: { vm: string; vmmDirectory: string }): boolean {
   return fs.existsSync(`${vmmDirectory}/${vm}`)
 }

@@ -23,7 +23,7 @@ export function peerOf(descriptor: number): Peer {
   if (peer.pid === -1) return { ...peer, startedAt: undefined }
   const status = native.processStatus(peer.pid)
   if (!isFailure(status)) return { ...peer, startedAt: status.startedAt }
-  // Do not continue without the start time here: the process would be treated as another one or as an invisible one.
+  // Do not continue without the start time: the process would count as a different or an invisible one.
   if (isExhausted(status)) throw systemError(status, `Reading the status of process ${String(peer.pid)}`)
   return { ...peer, startedAt: undefined }
 }
@@ -68,7 +68,7 @@ export function vmStateOf(peer: Peer): VmState {
   return peer.pid === -1 ? 'unknown' : stateFrom(loadNative().processStatus(peer.pid), peer)
 }
 
-/** The same for decisions: throws if no file descriptor was left to read the state. */
+/** Like `vmStateOf`, but throws if no descriptor was left to read the state. Use it for decisions. */
 export function knownStateOf(peer: Peer): VmState {
   if (peer.pid === -1) return 'unknown'
   const status = loadNative().processStatus(peer.pid)

@@ -1,5 +1,5 @@
 /**
- * Remembers which process serves a socket, and its dialect. Finding out takes a connection. A bhyve that is busy or
+ * Remembers which process serves a socket, and its dialect. Finding out requires a connection. A bhyve that is busy or
  * stopped accepts no connections, so repeated attempts would fill its backlog and shut out all clients (protocol.md
  * section 2). Therefore the library connects once, and again only if the socket's file or the process has changed.
  */
@@ -53,7 +53,7 @@ export class PeerMemory {
 }
 
 /**
- * One memory for all clients of this environment. It contains facts about the system that are checked at each use, and
+ * One memory for all clients of this thread. It contains facts about the system that are checked at each use, and
  * no state of a client. Otherwise clients that are created for a single call would connect to a stopped VM each time.
  */
 export const sharedPeers = new PeerMemory()

@@ -1,7 +1,7 @@
 /**
- * Waits for the end of a bhyve process. The memory and the name of its VM are free then. It uses a process descriptor
- * (pidfd, kqueue) if the system has one, else it polls the pid and the start time. It never waits for another process
- * that has reused the pid.
+ * Waits for the end of a bhyve process. By then, the memory and the name of its VM are free. Waits with a process
+ * descriptor (pidfd, kqueue) if the system has one. Otherwise it polls the pid and the start time. It never waits for a
+ * different process that has reused the pid.
  */
 import { isExhausted, systemError } from '../base/errors.js'
 import { isFailure, loadNative } from '../base/native.js'
@@ -16,7 +16,7 @@ export class ProcessEnd implements Disposable {
   #watch: number | undefined
   #isReached = false
 
-  /** Call it while the process is alive. On FreeBSD a watch on an exiting process reports the end too early. */
+  /** Call this while the process is alive: on FreeBSD a watch on an exiting process reports the end too early. */
   constructor(peer: Peer) {
     this.#peer = peer
     if (peer.pid === -1 || peer.startedAt === undefined) return

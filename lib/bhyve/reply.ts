@@ -1,4 +1,4 @@
-/** The reply of bhyve: none in most dialects, one nvlist in dialect `reply` (protocol.md section 1). */
+/** The reply of bhyve: one nvlist from FreeBSD main since July 2026, none from releases (protocol.md section 1). */
 import { Buffer } from 'node:buffer'
 import { loadNative } from '../base/native.js'
 

@@ -31,8 +31,11 @@ export interface Sent {
 
 const { EAGAIN, EPIPE, ECONNRESET, ENOTCONN } = os.constants.errno
 
-/** The peer closed the connection before it had read everything. Its EOF reports the same. */
-const goneErrors = new Set<number>([EPIPE, ECONNRESET, ENOTCONN])
+/**
+ * The peer has closed the connection before it read everything. These are not errors of the request, because the end of
+ * the connection shows the same.
+ */
+const peerGoneErrors = new Set<number>([EPIPE, ECONNRESET, ENOTCONN])
 const retryMs = 5
 
 /** The destination of a request, and what is known about the process there. */
@@ -41,7 +44,7 @@ interface Recipient {
   target: Target
   peers: PeerMemory
   retryPolicy: RetryPolicy
-  /** The process that got the first request. A second request must go to the same process. */
+  /** The process that received the first request. A second request must go to the same process. */
   expected?: Peer | undefined
   /** Called when the peer was accepted, before the first byte is sent. Errors are passed on to the caller. */
   beforeSending?: (peer: Peer, connection: number) => Promise<void>
@@ -94,7 +97,7 @@ async function sendAll(descriptor: number, payload: Uint8Array, request: Request
     await untilAccepted(() => native.sendDescriptor(descriptor, request.directory))
   }
   const result = native.shutdownWrite(descriptor)
-  if (isFailure(result) && !goneErrors.has(result.errno)) throw systemError(result, 'Ending the request')
+  if (isFailure(result) && !peerGoneErrors.has(result.errno)) throw systemError(result, 'Ending the request')
 }
 
 /** Returns false if the peer has closed the connection. */
@@ -108,18 +111,18 @@ async function sendBytes(descriptor: number, bytes: Uint8Array): Promise<boolean
   return true
 }
 
-/** Returns undefined if the peer has closed the connection. It retries only if a socket buffer is unusually small. */
+/** Returns undefined if the peer has closed the connection. EAGAIN only occurs if a socket buffer is very small. */
 async function untilAccepted(send: () => number | Failure): Promise<number | undefined> {
   for (;;) {
     const result = send()
     if (!isFailure(result)) return result
-    if (goneErrors.has(result.errno)) return undefined
+    if (peerGoneErrors.has(result.errno)) return undefined
     if (result.errno !== EAGAIN) throw systemError(result, 'Sending the request')
     await new Promise((resolve) => setTimeout(resolve, retryMs))
   }
 }
 
-/** Connections held in this environment. libuv owns their descriptors, so the addon does not count them. */
+/** Connections held in this thread. libuv owns their descriptors, so the addon does not count them. */
 let heldConnections = 0
 
 /** Returns how many connections to bhyve processes are held. */

@@ -21,7 +21,7 @@ type AnyTarget = Omit<Target, 'vm'>
 export function findSockets(target: AnyTarget): Found[] {
   const { runDirectory } = target
   const names = new Set(
-    [...socketsIn(runDirectory), ...socketsIn(`${runDirectory}/checkpoint`)].filter(isVmName),
+    [...socketNamesIn(runDirectory), ...socketNamesIn(`${runDirectory}/checkpoint`)].filter(isVmName),
   )
   return [...names].sort().flatMap((vm) => found({ ...target, vm }))
 }
@@ -32,13 +32,13 @@ function found(target: Target): Found[] {
     return [{ vm, sockets: locateSocket(target) }]
   } catch (error) {
     if (!(error instanceof CheckpointError)) throw error
-    // The socket was removed meanwhile, or is in the directory of another dialect than the one that was passed.
+    // The socket was removed meanwhile, or is in the directory of another dialect than the option `dialect`.
     if (error.code === 'ERR_VM_NOT_RUNNING' || error.code === 'ERR_SNAPSHOT_UNSUPPORTED') return []
     return [{ vm, sockets: [], rejected: error.path ?? `${runDirectory}/${vm}` }]
   }
 }
 
-function socketsIn(directory: string): string[] {
+function socketNamesIn(directory: string): string[] {
   try {
     // Inspect each entry: Deno does not report which of them are sockets.
     return fs.readdirSync(directory).filter((name) => isSocket(`${directory}/${name}`))
@@ -65,8 +65,8 @@ export function describeVm(
     return machineAt(located, { ...target, vm }, result)
   })
   const alive = seen.find(({ state }) => state === 'running' || state === 'paused')
-  const open = seen.find(({ state }) => state === 'unknown')
-  return alive ?? open ?? seen[0] ?? { vm, socket: rejected ?? '', state: 'unknown' }
+  const unknown = seen.find(({ state }) => state === 'unknown')
+  return alive ?? unknown ?? seen[0] ?? { vm, socket: rejected ?? '', state: 'unknown' }
 }
 
 function machineAt(located: Located, target: Target, result: Probe): VirtualMachine {
