@@ -1,6 +1,6 @@
 /**
- * Parses the command line of bhyve as bhyve does. It was written from upstream's sources and independently of the
- * parser of the simulator, so that the same mistake is unlikely in both.
+ * Parses the command line of bhyve as bhyve does. This parser and the simulator's were written independently from
+ * upstream's sources, so that the same mistake is unlikely in both.
  */
 import { Configuration } from './configuration.js'
 import { ArgumentsFault } from './arguments_fault.js'

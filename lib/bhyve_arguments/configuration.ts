@@ -1,6 +1,6 @@
 /**
- * bhyve's configuration tree (bhyve_config(5), upstream's `config.c`). Each option assigns a variable. The later of two
- * values is used, and a variable cannot have children.
+ * bhyve's configuration tree (bhyve_config(5), upstream's `config.c`). Options assign values to variables. A later
+ * value replaces an earlier one. A variable cannot have children.
  */
 import { ArgumentsFault } from './arguments_fault.js'
 

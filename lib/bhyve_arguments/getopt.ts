@@ -31,19 +31,20 @@ export function splitWords(args: readonly string[]): Words {
     if (word === '--') return { options, operands: args.slice(index + 1), insertAt: index }
     if (!word.startsWith('-') || word === '-')
       return { options, operands: args.slice(index), insertAt: index }
-    const cut = cutWord(word, args[index + 1])
-    options.push(...cut.options)
-    if (cut.fault !== undefined) return { options, operands: [], insertAt: args.length, fault: cut.fault }
-    index += cut.words
+    const parsed = parseWord(word, args[index + 1])
+    options.push(...parsed.options)
+    if (parsed.fault !== undefined)
+      return { options, operands: [], insertAt: args.length, fault: parsed.fault }
+    index += parsed.consumed
   }
   return { options, operands: [], insertAt: args.length }
 }
 
 /** `-AHm1G`: flags, then at most one option with a value. The value is the rest of the word, or else the next word. */
-function cutWord(
+function parseWord(
   word: string,
   next: string | undefined,
-): { options: Option[]; words: number; fault?: string } {
+): { options: Option[]; consumed: number; fault?: string } {
   const options: Option[] = []
   for (let at = 1; at < word.length; at++) {
     const letter = word.charAt(at)
@@ -51,11 +52,11 @@ function cutWord(
       options.push({ letter, value: '' })
       continue
     }
-    if (!withValue.includes(letter)) return { options, words: 1, fault: `bhyve has no option -${letter}` }
+    if (!withValue.includes(letter)) return { options, consumed: 1, fault: `bhyve has no option -${letter}` }
     const rest = word.slice(at + 1)
-    if (rest !== '') return { options: [...options, { letter, value: rest }], words: 1 }
-    if (next === undefined) return { options, words: 1, fault: `option -${letter} has no value` }
-    return { options: [...options, { letter, value: next }], words: 2 }
+    if (rest !== '') return { options: [...options, { letter, value: rest }], consumed: 1 }
+    if (next === undefined) return { options, consumed: 1, fault: `option -${letter} has no value` }
+    return { options: [...options, { letter, value: next }], consumed: 2 }
   }
-  return { options, words: 1 }
+  return { options, consumed: 1 }
 }

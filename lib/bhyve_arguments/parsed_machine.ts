@@ -86,7 +86,7 @@ function memoryOf(configuration: Configuration): number {
   return bytes
 }
 
-/** bhyve checks the topology before it replaces the number of vCPUs by that of the checkpoint (`calc_topology()`). */
+/** bhyve checks the topology before it replaces the number of vCPUs with that of the checkpoint (`calc_topology()`). */
 function cpusOf(configuration: Configuration): number {
   const cpus = countOf(configuration, 'cpus')
   const sockets = countOf(configuration, 'sockets') ?? cpus ?? 1

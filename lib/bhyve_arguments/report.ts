@@ -6,12 +6,12 @@ import { ArgumentsFault } from './arguments_fault.js'
 import type { Disk } from './parsed_machine.js'
 
 export interface ArgumentsReport extends CommandLine {
-  disks: SeenDisk[]
+  disks: InspectedDisk[]
   /** Why the executable of bhyve cannot be started. */
   executableFault?: string
 }
 
-export interface SeenDisk extends Disk {
+export interface InspectedDisk extends Disk {
   /** Undefined if the disk has no meaningful modification time (device nodes, zvols), or if it cannot be read. */
   modifiedMs?: number
   /** Why `modifiedMs` is undefined. */
@@ -30,7 +30,7 @@ export function readArguments(
 ): ArgumentsReport {
   const commandLine = parseCommandLine(args, checkpointVm, readConfiguration)
   const executableFault = faultOfExecutable(bhyve)
-  const disks = (commandLine.machine?.disks ?? []).map(seen)
+  const disks = (commandLine.machine?.disks ?? []).map(inspected)
   return { ...commandLine, disks, ...(executableFault === undefined ? {} : { executableFault }) }
 }
 
@@ -70,10 +70,10 @@ function readConfiguration(path: string): string {
 }
 
 /** Follows links, as bhyve does. */
-function seen(disk: Disk): SeenDisk {
+function inspected(disk: Disk): InspectedDisk {
   try {
     const status = fs.statSync(disk.path)
-    // Full milliseconds, like the time that the manifest records.
+    // Rounded down to milliseconds, like the time that the manifest records.
     if (status.isFile()) return { ...disk, modifiedMs: Math.floor(status.mtimeMs) }
     return { ...disk, why: 'the path is not a regular file and has no meaningful modification time' }
   } catch (error) {

@@ -39,7 +39,7 @@ export function applySlot(configuration: Configuration, value: string): void {
   if (rest.length > 0) applyDisk(configuration, node, emulation, rest.join(','))
 }
 
-/** `slot`, `slot:function` or `bus:slot:function`. If text follows two numbers, they still are slot and function. */
+/** `slot`, `slot:function` or `bus:slot:function`. Text after the numbers is ignored. */
 function nodeOf(address: string): string | undefined {
   const numbers = scanIntegers(address, 3)
   const [first = -1, second = 0, third] = numbers

@@ -5,7 +5,7 @@ import type { Host } from '../../checkpoint/host.js'
 import type { RestoreSettings } from '../settings.js'
 import type { CheckpointReport } from '../../store/catalog/restore_records.js'
 import type { RestoreBlocker, RestorePlan, RestoreWarning } from '../../base/types.js'
-import type { ArgumentsReport, SeenDisk } from '../../bhyve_arguments/report.js'
+import type { ArgumentsReport, InspectedDisk } from '../../bhyve_arguments/report.js'
 import type { Machine } from '../../bhyve_arguments/parsed_machine.js'
 import { aliases } from '../../bhyve_arguments/slot.js'
 
@@ -55,9 +55,9 @@ export function pathBlockers({ listed, dialect, generation }: CheckpointReport):
 /**
  * Since FreeBSD 14, bhyve must find every configured PCI device in the checkpoint under its exact name. It ignores
  * additional devices of the checkpoint (`vm_restore_devices()` in snapshot.c). Devices that bhyve cannot save, such as
- * nvme and passthru, are in no checkpoint. The older shape has one entry per type and no slots. There, bhyve skips a
- * type whose entry is absent or empty and starts anyway ("Continuing the restore", `vm_restore_user_dev()`), so no
- * device can be missing.
+ * nvme and passthru, are in no checkpoint. Older checkpoints have one entry per device type and no slots. bhyve skips a
+ * type whose entry is absent or empty and starts anyway ("Continuing the restore", `vm_restore_user_dev()`), so a
+ * missing device does not prevent the restore.
  */
 export function deviceBlockers(
   checkpoint: CheckpointReport,
@@ -82,7 +82,7 @@ export function deviceBlockers(
 
 const keyboard = 'atkbdc'
 
-/** Releases of bhyve without aliases use the name from the arguments in the checkpoint too. */
+/** Releases of bhyve without aliases write the name from the arguments into the checkpoint. */
 function isSameDevice(device: string, saved: string): boolean {
   const [emulation = '', address] = saved.split('@')
   return device === saved || device === `${aliases.get(emulation) ?? emulation}@${address ?? ''}`
@@ -127,11 +127,12 @@ export interface Findings {
 
 /**
  * The disks of a suspended VM must be unchanged. If the VM kept running after the checkpoint, its disks have normally
- * changed. That is only a warning, and none if their times are old: then the disks were restored from a snapshot.
+ * changed, which is only a warning. There is no warning if their times are old, because they were then restored from a
+ * snapshot.
  */
 export function diskFindings(
   checkpoint: CheckpointReport,
-  disks: readonly SeenDisk[],
+  disks: readonly InspectedDisk[],
   again: boolean,
 ): Findings {
   const newer = disks.filter(
@@ -154,7 +155,10 @@ export function diskFindings(
   return { blockers: [], warnings }
 }
 
-function newerDisk({ path, device, modifiedMs = 0 }: SeenDisk, { disksQuietMs }: CheckpointReport): Blocker {
+function newerDisk(
+  { path, device, modifiedMs = 0 }: InspectedDisk,
+  { disksQuietMs }: CheckpointReport,
+): Blocker {
   const [changed, saved] = [modifiedMs, disksQuietMs].map((time) => new Date(time).toISOString())
   const message =
     `'${path}' (${device}) was changed at ${changed ?? ''}, after bhyve finished writing the checkpoint at ${saved ?? ''}, ` +
@@ -162,7 +166,7 @@ function newerDisk({ path, device, modifiedMs = 0 }: SeenDisk, { disksQuietMs }:
   return blocker('disk-newer', message)
 }
 
-function unverifiedDisk({ path, device, why = '' }: SeenDisk): Warning {
+function unverifiedDisk({ path, device, why = '' }: InspectedDisk): Warning {
   const message = `cannot check whether '${path}' (${device}) was changed after the checkpoint was saved: ${why}`
   return warning('not-verified', message)
 }
