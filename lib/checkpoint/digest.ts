@@ -56,7 +56,7 @@ function addZeros(hash: Hash, length: number): void {
     hash.update(zeros.subarray(0, Math.min(left, pieceBytes)))
 }
 
-/** The digest of one chunk, fed piece by piece. A chunk that is all zeros is not hashed: its digest is cached. */
+/** Computes the digest of one chunk, piece by piece. The digest of a full chunk of zeros is cached. */
 export class ChunkDigest {
   #hash: Hash | undefined
   #zeroBytes = 0

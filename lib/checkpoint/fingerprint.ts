@@ -9,12 +9,12 @@ import type { Fingerprint } from './manifest.js'
 import { metadataMaxBytes } from './metadata.js'
 
 /**
- * bhyve writes much smaller kernel files: a framebuffer has 16 MiB, and all other state together has less. Listing
+ * bhyve writes much smaller kernel files: a framebuffer takes 16 MiB, and all other state together takes less. Listing
  * another user's store must not read a gigabyte per checkpoint.
  */
 const maxKernelBytes = 64 * 1024 * 1024
 
-/** `memoryFile`: the name of the RAM file. Undefined if a file is absent or too large. */
+/** `memoryFile`: the name of the RAM file. Returns undefined if a file is absent or too large. */
 export function fingerprintOf(directory: Directory, memoryFile: string): Fingerprint | undefined {
   const kernel = digestOf(directory, memoryFile + endings.kernel, maxKernelBytes)
   const metadata = digestOf(directory, memoryFile + endings.metadata, metadataMaxBytes)

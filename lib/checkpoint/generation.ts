@@ -9,7 +9,7 @@ export type Generation = '13.0' | '13.1' | '14'
 
 const common = { vmx: 0, vioapic: 1, vm: 2, vlapic: 3, vhpet: 5, vmcx: 6 }
 
-const requests: readonly { generation: Generation; numbers: Readonly<Record<string, number>> }[] = [
+const structureNumbers: readonly { generation: Generation; numbers: Readonly<Record<string, number>> }[] = [
   { generation: '13.0', numbers: { ...common, vatpic: 8, vatpit: 9, vpmtmr: 10, vrtc: 11 } },
   { generation: '13.1', numbers: { ...common, vatpic: 7, vatpit: 8, vpmtmr: 9, vrtc: 10 } },
 ]
@@ -22,7 +22,7 @@ const systems: Readonly<Record<Generation, string>> = {
 
 /** The generation that uses these structure numbers. Undefined if no known generation does. */
 export function generationOfNumbers(numberOf: ReadonlyMap<string, number>): Generation | undefined {
-  const found = requests.find(({ numbers }) =>
+  const found = structureNumbers.find(({ numbers }) =>
     Object.entries(numbers).every(([name, number]) => numberOf.get(name) === number),
   )
   return found?.generation

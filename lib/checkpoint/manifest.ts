@@ -7,7 +7,8 @@ import { randomUUID } from 'node:crypto'
 import { chunkCount, isChunkBytes } from './digest.js'
 
 /**
- * The version that this release writes. Of a newer version, only the known properties are read; it is never rewritten.
+ * The version that this release writes. If a manifest has a newer version, only the known properties are read, and the
+ * manifest is never rewritten.
  */
 export const manifestVersion = 1
 
@@ -33,7 +34,7 @@ export interface Fingerprint {
 
 /** SHA-256 of the published content, hexadecimal. */
 export interface Digests extends Fingerprint {
-  /** `root` is the digest of the concatenated chunk digests. The chunk digests themselves end the manifest file. */
+  /** `root` is the digest of the concatenated chunk digests, which are at the end of the manifest file. */
   memory: { chunkBytes: number; chunks: number; root: string }
 }
 
@@ -59,7 +60,7 @@ export interface Manifest {
   memoryModifiedMs?: number
   /** Sizes in bytes when the checkpoint was published. */
   sizes?: { memory: number; kernel: number }
-  /** How long the guest was frozen, as far as it was seen, in milliseconds. */
+  /** How long the guest was observed to be frozen, in milliseconds. */
   frozenMs?: number
   /** The latest restore records, oldest first. */
   restores?: Restore[]
@@ -74,13 +75,13 @@ export interface Manifest {
 export interface Restore {
   /** ISO 8601, UTC. */
   at: string
-  /** The restore overrode `already-restored` and `disk-newer`. */
+  /** The option `again`, which overrides `already-restored` and `disk-newer`. */
   again: boolean
   /** Confirmed: bhyve was observed to serve its socket. */
   served?: true
 }
 
-/** Bounds the manifest of a checkpoint that is restored every hour. */
+/** Limits the size of the manifest if a checkpoint is restored every hour. */
 const maxRestores = 32
 /** Far more than the four levels that this release writes. */
 const maxLevels = 64

@@ -1,7 +1,8 @@
 /**
  * The manifest as a file. If it has digests, its last JSON property is `memoryChunks`, the list of chunk digests. The
- * list is base64 on a line of its own and has megabytes for a large guest. Because it comes last, readers of the other
- * properties read and parse only the head of the file. A chunk's digest is found by its offset. Runs in the pool.
+ * list is base64 on a line of its own and takes megabytes for a large guest. Because the list comes last, readers of
+ * the other properties read and parse only the head of the file. A chunk's digest is found by its offset. Runs in the
+ * pool.
  */
 import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
@@ -20,7 +21,7 @@ import { isStopped } from './slice.js'
 
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL } = fs.constants
 
-/** Strings in JSON contain no line break. So a match is always a property of the outermost object. */
+/** Strings in JSON contain no line break, and nested properties have a deeper indent. So a match is the list itself. */
 const listStart = ',\n  "memoryChunks": "'
 const listEnd = '"\n}\n'
 const objectEnd = '\n}\n'
@@ -30,18 +31,18 @@ const usualHeadBytes = 16 * 1024
 /** Newer releases or users may add properties. */
 const maxHeadBytes = 1024 * 1024
 
-/** Three digests have 96 bytes, which base64 encodes as exactly 128 characters. So a list can be split there. */
-const digestsPerCut = 3
-const bytesPerCut = digestBytes * digestsPerCut
-const charactersPerCut = (bytesPerCut / 3) * 4
+/** Three digests have 96 bytes, which base64 encodes as exactly 128 characters. So each group can be read by itself. */
+const digestsPerGroup = 3
+const bytesPerGroup = digestBytes * digestsPerGroup
+const charactersPerGroup = (bytesPerGroup / 3) * 4
 
 interface StoredManifest {
   manifest: Manifest
-  /** Where in the file the list of digests begins. */
+  /** The offset of the list of digests in the file. */
   listOffset?: number
 }
 
-/** A manifest's text without the list, as JSON, and where the list begins. */
+/** A manifest's text without the list, as JSON, and the offset of the list in the file. */
 interface Head {
   text: string
   listOffset: number | undefined
@@ -142,7 +143,7 @@ function writeWithList(
 
 function writeList(into: OpenFile, at: number, list: OpenFile, chunks: number): void {
   let position = at
-  for (const bytes of inCuts(list, chunks * digestBytes)) {
+  for (const bytes of inGroups(list, chunks * digestBytes)) {
     const characters = Buffer.from(bytes.toString('base64'), 'latin1')
     into.writeAt(characters, position)
     position += characters.length
@@ -151,8 +152,8 @@ function writeList(into: OpenFile, at: number, list: OpenFile, chunks: number): 
 }
 
 /** Yields a file of digests in parts that can be encoded separately. */
-function* inCuts(list: OpenFile, length: number): Generator<Buffer> {
-  const buffer = Buffer.alloc(bytesPerCut * 1024)
+function* inGroups(list: OpenFile, length: number): Generator<Buffer> {
+  const buffer = Buffer.alloc(bytesPerGroup * 1024)
   for (let position = 0; position < length; position += buffer.length) {
     const part = buffer.subarray(0, Math.min(buffer.length, length - position))
     if (list.readAt(part, position) < part.length) throw new Error('the list of digests is not complete')
@@ -170,14 +171,14 @@ function copyRest(into: OpenFile, at: number, from: OpenFile, listOffset: number
   }
 }
 
-/** The root of a file of digests. */
+/** The root digest of a file of chunk digests. */
 export function rootOf(list: OpenFile, chunks: number): string {
   const hash = createHash('sha256')
-  for (const bytes of inCuts(list, chunks * digestBytes)) hash.update(bytes)
+  for (const bytes of inGroups(list, chunks * digestBytes)) hash.update(bytes)
   return hash.digest('hex')
 }
 
-/** The root of the list in a manifest. Undefined if the list is malformed or too short. */
+/** The root digest of the list in a manifest. Undefined if the list is malformed or too short. */
 export function rootOfListed(
   manifest: OpenFile,
   listOffset: number,
@@ -185,7 +186,7 @@ export function rootOfListed(
   stop: Int32Array,
 ): string | undefined {
   const hash = createHash('sha256')
-  const step = digestsPerCut * 1024
+  const step = digestsPerGroup * 1024
   for (let from = 0; from < chunks && !isStopped(stop); from += step) {
     const digests = listedDigests(manifest, listOffset, from, Math.min(step, chunks - from))
     if (digests === undefined) return undefined
@@ -201,11 +202,11 @@ export function listedDigests(
   from: number,
   count: number,
 ): Buffer | undefined {
-  const firstCut = Math.floor(from / digestsPerCut)
-  const skipped = (from - firstCut * digestsPerCut) * digestBytes
+  const firstGroup = Math.floor(from / digestsPerGroup)
+  const skipped = (from - firstGroup * digestsPerGroup) * digestBytes
   const wanted = skipped + count * digestBytes
   const characters = Buffer.alloc(Math.ceil(wanted / 3) * 4)
-  const read = manifest.readAt(characters, listOffset + firstCut * charactersPerCut)
+  const read = manifest.readAt(characters, listOffset + firstGroup * charactersPerGroup)
   const bytes = Buffer.from(characters.toString('latin1', 0, read), 'base64')
   return bytes.length < wanted ? undefined : bytes.subarray(skipped, wanted)
 }

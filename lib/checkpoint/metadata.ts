@@ -1,8 +1,9 @@
 /**
  * Parses bhyve's `.meta` file: pretty-printed JSON that libxo writes in a fixed order (protocol.md section 6). It has
- * two shapes. `descriptor` and `reply` list kernel structures in `kern_structs` and identify them by `device`. `struct`
- * and `path` list them in `structs`, name them by `debug_name` and identify them by `snapshot_req`. Metadata are
- * complete only if bhyve's own loader accepts them: `lookup_dev()` and `lookup_struct()` in usr.sbin/bhyve/snapshot.c.
+ * two shapes. bhyve of dialect `descriptor` lists kernel structures in `kern_structs` and identifies them by `device`.
+ * bhyve of `struct` and `path` lists them in `structs`, names them in `debug_name` and identifies them by
+ * `snapshot_req`. Metadata are complete only if bhyve's own loader accepts them (`lookup_dev()` and `lookup_struct()`
+ * in usr.sbin/bhyve/snapshot.c).
  */
 import { type Buffer, isUtf8 } from 'node:buffer'
 import type { Problem } from '../base/problem.js'
@@ -36,7 +37,7 @@ export const metadataMaxBytes = 1024 * 1024
 export const kernelMaxBytes = 1024 * 1024 * 1024
 /** More RAM than any host has. The digests of so much RAM still fit a manifest (`manifestMaxBytes`). */
 const memoryMaxBytes = 2 ** 46
-/** The largest `VM_MAXCPU` of sys/amd64/vmm/vmm.c, which is that of FreeBSD 14. A host may allow fewer. */
+/** The largest `VM_MAXCPU` that sys/amd64/vmm/vmm.c has had, in FreeBSD 14. A host may allow fewer. */
 const maxCpus = 1024
 /** bhyve stores the flags in an int. */
 const maxFlags = 2 ** 31 - 1
@@ -137,14 +138,14 @@ function rootOf(text: string): JsonObject {
     return objectFrom(readJson(text), 'the content of the metadata file')
   } catch (fault) {
     if (!(fault instanceof JsonFault)) throw fault
-    if (isOpenEnded(text))
+    if (isTruncated(text))
       throw incomplete('the metadata file is truncated: bhyve failed while it saved the VM')
     throw invalid(`bhyve would reject or misread the metadata file: ${fault.message}`, fault.at)
   }
 }
 
 /** True if a bracket or string is not closed. A save that fails halfway leaves such a file. */
-function isOpenEnded(text: string): boolean {
+function isTruncated(text: string): boolean {
   let depth = 0
   let inString = false
   for (let index = 0; index < text.length; index++) {
@@ -205,7 +206,7 @@ function entriesFrom(root: JsonObject, key: string, nameKey: string, numberKey?:
   return entries
 }
 
-/** Of entries with the same name or number, bhyve uses the first, even if it is the wrong one. */
+/** If several entries have the same name or number, bhyve uses the first one, even if it is the wrong one. */
 function assertDistinct(entries: readonly Entry[]): void {
   const seen = new Set<string | number>()
   for (const { name, number, at } of entries) {

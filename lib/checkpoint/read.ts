@@ -11,7 +11,7 @@ import {
 import type { ListedCheckpoint } from '../base/types.js'
 import type { Directory } from '../fs/directory.js'
 import { describe } from './describe.js'
-import { type Inspection, inspectCheckpoint, stateOf } from './structure.js'
+import { type Inspection, inspectCheckpoint, identityOf } from './structure.js'
 
 const maxAttempts = 10
 
@@ -24,7 +24,7 @@ export function checkpointNames(directory: Directory): string[] {
   )
 }
 
-/** Like `checkpointNames()`, but with the names of directories. */
+/** Like `checkpointNames()`, but includes the names of directories. */
 export function possibleNames(directory: Directory): string[] {
   return directory
     .entries()
@@ -64,7 +64,7 @@ export function inspectUnchanged(directory: Directory, name: string): Inspection
   for (let attempt = 1; ; attempt++) {
     const inspection = inspectOnce(directory, name, attempt === maxAttempts)
     const status = directory.statusIfAny(name + memorySuffix)
-    if (inspection !== 'gone' && (status && stateOf(status)) === inspection?.identity) return inspection
+    if (inspection !== 'gone' && (status && identityOf(status)) === inspection?.identity) return inspection
     if (inspection !== 'gone' && attempt === maxAttempts) return inspection
   }
 }

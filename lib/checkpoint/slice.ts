@@ -1,5 +1,5 @@
 /**
- * Scans or compares one slice of a RAM file. A scan reads the slice once, digests each chunk and replaces zeros by
+ * Scans or compares one slice of a RAM file. A scan reads the slice once, digests each chunk and replaces zeros with
  * holes. Slices are small, so that several threads can work on one file, many files can take turns, and a stop takes
  * effect soon. Each thread holds one piece in memory at a time, in its own buffer. Runs in the pool.
  */
@@ -97,7 +97,7 @@ function* piecesOf({ from, to }: Range): Generator<Range> {
 }
 
 const { EOPNOTSUPP, ENOTSUP, ENOSYS, EINVAL, ENOSPC, EDQUOT } = os.errno
-/** The file system cannot make holes, or has no space for their metadata. The file then keeps its allocated size. */
+/** Errors of a file system that cannot make holes or has no space for their metadata. The file then stays allocated. */
 const refusals = new Set([EOPNOTSUPP, ENOTSUP, ENOSYS, EINVAL, ENOSPC, EDQUOT])
 
 /** Collects runs of zeros, joins them across pieces, and aligns them to the file system's blocks. */

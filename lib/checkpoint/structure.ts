@@ -47,7 +47,7 @@ export interface Inspection {
   bytesRead: number
 }
 
-/** The first bytes of 5BSD's base file, which is a text file and not guest RAM (protocol.md section 1). */
+/** The first bytes of 5BSD's checkpoint file, which is a text file and not guest RAM (protocol.md section 1). */
 const foreignMagic = Buffer.from('BHYVE-CHECKPOINT-MANIFEST-')
 
 const unproven =
@@ -62,7 +62,8 @@ export function inspectCheckpoint(directory: Directory, name: string): Inspectio
 }
 
 /**
- * Like `inspectCheckpoint()`, by the name of the RAM file. bhyve appends the endings of the other files to any name.
+ * Like `inspectCheckpoint()`, but `base` is the name of the RAM file. bhyve appends the endings of the other files to
+ * any name.
  */
 export function inspectFiles(directory: Directory, base: string): Inspection | undefined {
   const memory = partAt(directory, base)
@@ -74,7 +75,7 @@ export function inspectFiles(directory: Directory, base: string): Inspection | u
     problems: [],
     foreign: false,
     isDirectory: memory.status.kind === 'directory',
-    identity: stateOf(memory.status),
+    identity: identityOf(memory.status),
     modifiedMs: memory.status.mtimeMs,
     writtenMs: memory.status.mtimeMs,
     isManifestOf: false,
@@ -84,7 +85,7 @@ export function inspectFiles(directory: Directory, base: string): Inspection | u
   }
   const looksForeign = memory.problem === undefined && isForeignFile(directory, base)
   const metadata = readMetadata(directory, base, metadataPart, inspection)
-  // A guest's RAM may start with that text. If bhyve's metadata contain the size of this file, the file is guest RAM.
+  // Guest RAM may start with the same bytes. If bhyve's metadata contain the size of this file, the file is guest RAM.
   if (looksForeign && metadata?.memoryBytes !== memory.status.size) return foreignInspection(inspection, base)
   checkMemory(base, memory, metadata, inspection)
   checkKernel(base, kernel, metadata, inspection)
@@ -95,11 +96,11 @@ export function inspectFiles(directory: Directory, base: string): Inspection | u
 }
 
 /** A file system may reuse an inode number at once, so the time and the size are part of the identity. */
-export function stateOf({ identity, mtimeMs, size }: FileStatus): string {
+export function identityOf({ identity, mtimeMs, size }: FileStatus): string {
   return `${identity} ${mtimeMs} ${size}`
 }
 
-/** A failed save may leave files without a RAM file. */
+/** The problem of checkpoint files without a RAM file. A failed save may leave such files. */
 export function missingMemory(name: string): Problem {
   return problem('memory-empty', 'there is no guest RAM: the RAM file is missing', name + memorySuffix)
 }

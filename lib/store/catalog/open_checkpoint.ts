@@ -10,7 +10,7 @@ import { chunkCount } from '../../checkpoint/digest.js'
 import type { Digests } from '../../checkpoint/manifest.js'
 import { listedDigests, rootOfListed } from '../../checkpoint/manifest_file.js'
 import { type Compared, compare, type Slice } from '../../checkpoint/slice.js'
-import { type Inspection, stateOf } from '../../checkpoint/structure.js'
+import { type Inspection, identityOf } from '../../checkpoint/structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import type { Problem } from '../../base/problem.js'
 import { digestOfFile } from '../staging/memory_scan.js'
@@ -80,7 +80,7 @@ export function openCheckpoint(directoryPath: string, name: string): OpenedCheck
 function isUnchanged(directory: Directory, name: string, files: Files, { identity }: Inspection): boolean {
   const opened = files.get('memory')?.status()
   const present = directory.statusIfAny(name + memorySuffix)
-  return present !== undefined && stateOf(present) === identity && stateOf(opened ?? present) === identity
+  return present !== undefined && identityOf(present) === identity && identityOf(opened ?? present) === identity
 }
 
 function recordedIn({ foreign, manifest, listOffset, modifiedMs }: Inspection): Recorded | undefined {
