@@ -32,7 +32,7 @@ const maxBuses = 256
 const maxSlots = 32
 const maxFunctions = 8
 
-/** Throws a Refusal. `withAliases`: replace an alias of an emulation by the name that checkpoints use. */
+/** Throws a Refusal. `withAliases`: replace an alias of an emulation with the name that checkpoints use. */
 export function parseCommandLine(args: readonly string[], withAliases: boolean): CommandLine {
   const configuration: Configuration = new Map()
   let restoreFile: string | undefined
@@ -57,7 +57,7 @@ interface Option {
   readonly value: string
 }
 
-/** Like getopt(3) of FreeBSD, this ends at the first word that is not an option. */
+/** Stops at the first word that is not an option, as getopt(3) of FreeBSD does. */
 function splitOptions(args: readonly string[]): { options: Option[]; operands: readonly string[] } {
   const options: Option[] = []
   let next = 0

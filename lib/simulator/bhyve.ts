@@ -8,8 +8,8 @@
  *
  * - `SIMULATED_BHYVE_RUN_DIRECTORY`: the directory of the sockets. `-o rundir=` overrides it.
  * - `SIMULATED_BHYVE_DIALECT`: `struct`, `path`, `descriptor` (default) or `reply`.
- * - `SIMULATED_BHYVE_OPTIONS`: a JSON object with any of `fault`, `suspendExitCode`, `suspendExitDelayMs`, `writeRate`,
- *   `zeroFraction` and `zeroLayout`.
+ * - `SIMULATED_BHYVE_OPTIONS`: a JSON object with any of `disks`, `fault`, `suspendExitCode`, `suspendExitDelayMs`,
+ *   `writeRate`, `zeroFraction` and `zeroLayout`.
  */
 import { writeSync } from 'node:fs'
 import { constants } from 'node:os'
@@ -39,7 +39,7 @@ import { serve } from './server.js'
 
 const standardOutput = 1
 const defaultRunDirectory = '/var/run/bhyve'
-const fromEnvironment: readonly string[] = [
+const environmentOptions: readonly string[] = [
   'fault',
   'suspendExitCode',
   'suspendExitDelayMs',
@@ -60,8 +60,8 @@ function main(): void {
   }
 }
 
-// Modules loaded earlier, such as a test runner's hooks, may handle signals. Their handlers would never run because
-// this process does not return to Node's event loop. The signals would be ignored.
+// Modules loaded earlier, such as a test runner's hooks, may handle signals. Their handlers would never run, because
+// this process does not return to Node's event loop, and the signals would have no effect.
 function removeSignalHandlers(): void {
   for (const signal of Object.keys(constants.signals)) process.removeAllListeners(signal)
 }
@@ -83,11 +83,11 @@ function run(native: SimulatorNative): void {
     checkpoint === undefined ? freshGuest(vm, settings, log) : restoredGuest(vm, settings, checkpoint, log)
   const reactor = new Reactor(native, undefined)
   const used = useDisks(reactor, guest.memory, settings.disks, checkpoint !== undefined)
-  if (checkpoint !== undefined) assertOneMoment(used.disks)
+  if (checkpoint !== undefined) assertSameMoment(used.disks)
   serveUntilDestroyed(native, vm, settings, { ...guest, ...used }, reactor)
 }
 
-/** The name on the command line has priority, then the name in the checkpoint, then `name=` of the configuration. */
+/** The name on the command line has precedence, then the name in the checkpoint, then `name=` of the configuration. */
 function nameOf({ operand, configuration }: CommandLine, checkpoint: SavedCheckpoint | undefined): string {
   const name = operand ?? checkpoint?.vm ?? configuration.get('name')
   if (name === undefined) throw usage()
@@ -146,8 +146,8 @@ function restoredGuest(vm: string, settings: ServerSettings, checkpoint: SavedCh
   return { vm, cpus, state, memory, dialect, writeRate, fault, log }
 }
 
-/** A real guest would continue and damage its file systems. */
-function assertOneMoment(disks: DiskCounter | undefined): void {
+/** A real guest would continue to run and damage its file systems. */
+function assertSameMoment(disks: DiskCounter | undefined): void {
   const differing = disks?.differing() ?? []
   if (differing.length === 0) return
   const message = `guest: RAM and disks are of different moments: ${differing.join(', ')}`
@@ -197,8 +197,8 @@ function optionsFromEnvironment(): EnvironmentOptions & { dialect: SimulatedDial
 function parseOptions(text: string): EnvironmentOptions {
   const options = JSON.parse(text) as EnvironmentOptions
   for (const name of Object.keys(options)) {
-    if (!fromEnvironment.includes(name)) {
-      throw new TypeError(`Unknown option '${name}'. Use ${fromEnvironment.join(', ')}`)
+    if (!environmentOptions.includes(name)) {
+      throw new TypeError(`Unknown option '${name}'. Use ${environmentOptions.join(', ')}`)
     }
   }
   return options

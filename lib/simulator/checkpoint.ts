@@ -2,7 +2,7 @@
 import { closeSync, openSync, statSync, writeSync, constants } from 'node:fs'
 import { isFailure } from '../base/native.js'
 import type { DiskCounter } from './disk_counter.js'
-import { applies, type Fault } from './fault.js'
+import { injectFault, type Fault } from './fault.js'
 import { type GuestMemory, pageSize } from './guest.js'
 import { MetadataWriter } from './metadata_writer.js'
 import type { SimulatorNative } from './native_calls.js'
@@ -94,14 +94,14 @@ class CheckpointRun {
     // bhyve opens and truncates all three files before it saves anything.
     const kernel = yield* this.#open('.kern', O_WRONLY, 0o700)
     if (kernel === undefined) return failed('Failed to open kernel data snapshot file')
-    if (yield* this.#applies('open')) return failed('Failed to create checkpoint file')
+    if (yield* this.#inject('open')) return failed('Failed to create checkpoint file')
     const memory = yield* this.#open('', O_RDWR, 0o700)
     if (memory === undefined) return failed('Failed to create checkpoint file')
     // The trees before `fddir` open this file with fopen().
     const metadata = yield* this.#open('.meta', O_WRONLY, this.#metadataMode)
     // bhyve does not report this failure.
     if (metadata === undefined) return { error: undefined, destroyed: false }
-    if (yield* this.#applies('pause')) return failed('Could not pause devices')
+    if (yield* this.#inject('pause')) return failed('Could not pause devices')
     this.#guest.disks?.pause()
     const saved = yield* this.#saveMemory(memory)
     this.#guest.log('')
@@ -139,7 +139,7 @@ class CheckpointRun {
       }
       yield limit.nextTurn(offset)
     }
-    return !(yield* this.#applies('memory'))
+    return !(yield* this.#inject('memory'))
   }
 
   *#saveSections(
@@ -148,9 +148,9 @@ class CheckpointRun {
     sections: readonly StateSection[],
   ): Coroutine<boolean> {
     // Fail in the middle, so that some sections are saved and others are not.
-    const fatal = at === 'kernel' ? 3 : Math.floor(sections.length / 2)
+    const faultIndex = at === 'kernel' ? 3 : Math.floor(sections.length / 2)
     for (const [index, { name, size, read }] of sections.entries()) {
-      if (index === fatal && (yield* this.#applies(at))) return false
+      if (index === faultIndex && (yield* this.#inject(at))) return false
       if (!writeAll(output, read())) return false
       const section = { name, size, offset: this.#kernelBytes }
       if (at === 'kernel') this.#metadata.structure(section)
@@ -163,7 +163,7 @@ class CheckpointRun {
 
   *#flushMetadata(output: Output): Coroutine {
     const text = Buffer.from(this.#metadata.text)
-    const lost = yield* this.#applies('metadata')
+    const lost = yield* this.#inject('metadata')
     if (!lost) writeAll(output, text)
     else if (this.#guest.fault?.kind === 'no-space') writeAll(output, text.subarray(0, text.length / 2))
   }
@@ -178,14 +178,14 @@ class CheckpointRun {
     return shapeOf(this.#guest.dialect) === 'current' ? 0o700 : 0o666
   }
 
-  #applies(at: Fault['at']): Coroutine<boolean> {
-    return applies(this.#native, this.#guest.fault, at)
+  #inject(at: Fault['at']): Coroutine<boolean> {
+    return injectFault(this.#native, this.#guest.fault, at)
   }
 
   *#open(extension: string, access: number, mode: number): Coroutine<Output | undefined> {
     const name = this.#request.filename + extension
-    // To open a FIFO for writing blocks until it has a reader. That blocks bhyve's thread. Here it blocks only this VM,
-    // not the other VMs of the process.
+    // Opening a FIFO for writing blocks until the FIFO has a reader. In bhyve, this blocks its thread. Here, it blocks
+    // only this VM, not the other VMs of the process.
     while (this.#isFifo(name)) yield 'forever'
     const flags = access | O_CREAT | O_TRUNC
     const output =

@@ -1,12 +1,12 @@
 /**
- * A guest that uses its disks: it writes an increasing number to RAM and to the beginning of each disk until bhyve pauses
- * its devices. After a restore, RAM and disks must have the same number; otherwise they are of different moments.
+ * A guest that uses its disks: it writes an increasing number to RAM and to the beginning of each disk until bhyve
+ * pauses its devices. If RAM and disks differ in that number after a restore, they are of different moments.
  */
 import { fdatasyncSync, openSync, readSync, writeSync } from 'node:fs'
 import { type GuestMemory, pageSize } from './guest.js'
 import type { Coroutine, Reactor } from './reactor.js'
 
-/** Where the number is in guest RAM: in the first page, but not in its first bytes. */
+/** The offset of the number in guest RAM. The first bytes of the first page are the stamp of the VM. */
 const memoryOffset = 64
 const numberBytes = 8
 const intervalMs = 0.25
@@ -62,7 +62,7 @@ export class DiskCounter {
     for (const { descriptor } of this.#disks) writeSync(descriptor, bytes, 0, numberBytes, 0)
   }
 
-  /** As bhyve's `blockif_pause`: nothing is in flight after this, and everything is flushed. */
+  /** Like bhyve's `blockif_pause`: afterwards no request is in flight, and all writes are flushed. */
   pause(): void {
     this.#isPaused = true
     for (const { descriptor } of this.#disks) fdatasyncSync(descriptor)

@@ -25,7 +25,7 @@ function isExecutable(entryPoint: string): boolean {
   }
 }
 
-// Without permission to change the installation, leave it. `node <path>` works without the executable bit.
+// Without permission to change the file, leave it as it is. `node <path>` works without the executable bit.
 function makeExecutable(entryPoint: string): void {
   try {
     chmodSync(entryPoint, 0o755)

@@ -19,7 +19,7 @@ export type Fault = CheckpointFault | ConnectionFault
  *
  * Kinds: `'fail'` and `'no-space'` leave the same files as this failure of bhyve, and the VM continues to run.
  * Exception: at `'metadata'` a suspend destroys the VM, as in bhyve. `'kill'` ends the process with SIGKILL. `'hang'`
- * blocks the VM's socket for ever.
+ * blocks the VM's socket forever.
  */
 export interface CheckpointFault {
   at: 'open' | 'pause' | 'memory' | 'kernel' | 'device' | 'metadata'
@@ -30,7 +30,7 @@ export interface CheckpointFault {
  * A fault on the connection. Steps: `'accept'` (before the request is read), `'receive'` (in the middle of the
  * request), `'reply'` (after the work, before the reply).
  *
- * Kinds: `'close'` closes the connection, `'hang'` blocks the VM's socket for ever, `'kill'` ends the process with
+ * Kinds: `'close'` closes the connection, `'hang'` blocks the VM's socket forever, `'kill'` ends the process with
  * SIGKILL.
  */
 export interface ConnectionFault {
@@ -79,7 +79,7 @@ export function parseFault(fault: Fault | undefined): Fault | undefined {
  * Injects `fault` if it is meant for the step `at`. Returns true if the caller must fail (or close the connection) now.
  * Does not return after a kill or a hang.
  */
-export function* applies(
+export function* injectFault(
   native: SimulatorNative,
   fault: Fault | undefined,
   at: Fault['at'],

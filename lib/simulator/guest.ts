@@ -3,7 +3,7 @@ import { createCipheriv, createHash } from 'node:crypto'
 
 export const pageSize = 4096
 
-/** The guest RAM that a checkpoint copies. Its content does not change during the life of the process. */
+/** The guest RAM that a checkpoint copies. Its content is constant, except for the number of a `DiskCounter`. */
 export interface GuestMemory {
   /** Bytes. */
   readonly size: number
@@ -12,11 +12,11 @@ export interface GuestMemory {
 }
 
 const aesBlock = 16
-/** Larger than the caches of a processor core, because guest RAM is as well. */
+/** Larger than the caches of a processor core, as real guest RAM is. */
 const tileBytes = 4 * 1024 * 1024
 /** The shortest stretch of RAM with the requested fraction of zeros. */
 const pagesPerGroup = 256
-/** With the layout `runs`, one group in so many has its zeros in single pages. */
+/** With the layout `runs`, one of this many groups has its zeros in single pages. */
 const groupsPerScattered = 64
 
 /**

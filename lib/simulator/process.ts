@@ -1,7 +1,7 @@
 /**
  * Entry point of the simulator process. It reads its settings as one line of JSON from standard input. The parent keeps
- * this pipe open until it ends. The process writes one line of JSON to standard output: it listens, or the reason why
- * it cannot.
+ * this pipe open until it ends. The process writes one line of JSON to standard output: that it listens, or why it
+ * cannot.
  */
 import { readSync, rmSync, writeSync } from 'node:fs'
 import { exitSoon } from './destroyed.js'

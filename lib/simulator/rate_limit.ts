@@ -3,7 +3,7 @@ import { pageSize } from './guest.js'
 import type { Wait } from './reactor.js'
 
 const shortestWaitMs = 20
-/** If less than this may be written, wait until more may be. */
+/** If less than this may be written, wait first. */
 const worthwhileBytes = 1024 * 1024
 
 export class RateLimit {

@@ -35,7 +35,7 @@ export const structSize = 104
 const opSize = 4
 const opCheckpoint = 0
 const opSuspend = 1
-/** libnv tries to allocate any size. The simulator rejects larger ones. */
+/** libnv tries to allocate any size. The simulator rejects sizes above this limit. */
 const largestPayload = 64n * 1024n * 1024n
 const largestRead = 1024 * 1024
 const maxDescriptors = 1024n
@@ -158,8 +158,8 @@ function* receiveSome(native: SimulatorNative, socket: number, max: number): Cor
 }
 
 /**
- * Receives the descriptors. They come in a separate message of one byte. Descriptors sent with the payload are already
- * lost.
+ * Receives the descriptors, which come in a separate message of one byte. Descriptors that were sent with the payload
+ * were discarded by recv().
  */
 function* receiveDescriptors(
   native: SimulatorNative,

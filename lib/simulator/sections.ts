@@ -2,7 +2,7 @@
 import { stateOf } from './guest.js'
 import type { MetadataShape } from './metadata_writer.js'
 
-/** A kernel structure or device that has no offset in the file yet. */
+/** A kernel structure or device whose offset in the file is not known yet. */
 interface SectionPlan {
   readonly name: string
   /** Bytes. */

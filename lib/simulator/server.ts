@@ -2,7 +2,7 @@
 import { constants } from 'node:os'
 import { isFailure } from '../base/native.js'
 import { saveCheckpoint, type Guest, type Outcome } from './checkpoint.js'
-import { applies } from './fault.js'
+import { injectFault } from './fault.js'
 import type { Listener } from './listener.js'
 import type { SimulatorNative } from './native_calls.js'
 import { NvType, type NvPair } from './nvlist.js'
@@ -25,7 +25,7 @@ export function* serve(
   for (;;) {
     yield { readable: listener.descriptor }
     // A hang occurs before accept(), so that no connection leaves the backlog.
-    const closeAtOnce = yield* applies(native, guest.fault, 'accept')
+    const closeAtOnce = yield* injectFault(native, guest.fault, 'accept')
     const socket = native.simulator.accept(listener.descriptor)
     if (isFailure(socket)) continue
     if (!closeAtOnce) {
@@ -53,14 +53,14 @@ function* serveRequest(
   const halfway = guest.fault?.at === 'receive'
   const received = yield* receiveRequest(native, socket, guest.dialect, state, halfway)
   if (received.kind === 'interrupted') {
-    yield* applies(native, guest.fault, 'receive')
+    yield* injectFault(native, guest.fault, 'receive')
     return undefined
   }
   if (received.kind === 'no-command' && guest.dialect === 'reply')
     native.simulator.dieBy(constants.signals.SIGABRT)
   const outcome =
     received.kind === 'checkpoint' ? yield* saveCheckpoint(native, guest, received.request) : undefined
-  const unanswered = yield* applies(native, guest.fault, 'reply')
+  const unanswered = yield* injectFault(native, guest.fault, 'reply')
   if (guest.dialect === 'reply' && !unanswered) yield* reply(native, socket, received, outcome)
   return outcome
 }

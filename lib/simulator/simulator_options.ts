@@ -39,8 +39,8 @@ export interface GuestOptions {
   /** Exit status after a suspend, 0 to 255. Default 5. A fleet ignores it. */
   suspendExitCode?: number | undefined
   /**
-   * Milliseconds between the end of the connection and the end of the process after a suspend. Default 20, because the
-   * connection of bhyve also ends before its process. A fleet ignores it.
+   * Milliseconds between the end of the connection and the end of the process after a suspend. Default 20, because
+   * bhyve also closes the connection before its process ends. A fleet ignores it.
    */
   suspendExitDelayMs?: number | undefined
   /** The fault to inject into each request. Default: none. */
@@ -53,8 +53,8 @@ export interface SimulatorOptions extends GuestOptions {
   vm: string
   /**
    * Existing files that the guest uses as disks. It writes an increasing 64-bit number, little-endian, to the beginning
-   * of each file and to its RAM at byte 64, until bhyve pauses its devices for a checkpoint. A restored guest exits with
-   * status 1 if the numbers of RAM and disks differ: then they are of different moments. Default: none.
+   * of each file and to its RAM at byte 64, until bhyve pauses its devices for a checkpoint. If the numbers of RAM and
+   * disks differ, they are of different moments, and a restored guest exits with status 1. Default: none.
    */
   disks?: readonly string[] | undefined
 }

@@ -4,7 +4,7 @@
  * out of range is an error, as in newer trees. Older trees convert it to a string, which also makes a restore fail.
  */
 
-/** An integer is a bigint. Other numbers are a number. */
+/** Integers are bigints. Other numbers are JavaScript numbers. */
 export type Ucl = string | bigint | number | boolean | null | readonly Ucl[] | UclObject
 export type UclObject = ReadonlyMap<string, Ucl>
 
@@ -135,7 +135,7 @@ class UclReader {
     const factor = multipliers[unit?.toLowerCase() ?? '']?.[bytes === undefined ? 0 : 1] ?? 1
     const value =
       fraction === undefined ? BigInt(digits) * BigInt(factor) : Number(digits + fraction) * factor
-    if (!isFitting(value)) throw this.#error('numeric value out of range')
+    if (!isInRange(value)) throw this.#error('numeric value out of range')
     return sign === '' ? value : -value
   }
 
@@ -168,7 +168,7 @@ class UclReader {
   }
 }
 
-function isFitting(value: bigint | number): boolean {
+function isInRange(value: bigint | number): boolean {
   return typeof value === 'bigint' ? BigInt.asIntN(64, value) === value : Number.isFinite(value)
 }
 
