@@ -9,7 +9,7 @@
 
 namespace bhyve {
 
-// The descriptors of one Node environment. The destructor runs in every case when the environment ends.
+// The descriptors of one Node environment. The destructor always runs when the environment ends.
 //
 // When JavaScript passes a descriptor to libuv, it calls disown() immediately afterwards. If the environment
 // is terminated between the two steps, libuv has already closed the descriptor, and another file may have its

@@ -21,7 +21,7 @@
 namespace bhyve {
 namespace {
 
-Result<std::int64_t> done(int result, const char *syscall) {
+Result<std::int64_t> resultOf(int result, const char *syscall) {
   if (result == -1)
     return failureOf(syscall);
   return 0;
@@ -58,39 +58,39 @@ Result<UniqueFd> openAt(int directory, const std::string &name, int flags, int m
 Result<std::int64_t> makeDirectoryAt(int directory, const std::string &name, int mode) {
   if (!isComponent(name))
     return Failure{EINVAL, "mkdirat"};
-  return done(::mkdirat(directory, name.c_str(), static_cast<mode_t>(mode)), "mkdirat");
+  return resultOf(::mkdirat(directory, name.c_str(), static_cast<mode_t>(mode)), "mkdirat");
 }
 
 Result<std::int64_t> renameAt(int fromDirectory, const std::string &from, int toDirectory,
                               const std::string &to) {
   if (!isComponent(from) || !isComponent(to))
     return Failure{EINVAL, "renameat"};
-  return done(::renameat(fromDirectory, from.c_str(), toDirectory, to.c_str()), "renameat");
+  return resultOf(::renameat(fromDirectory, from.c_str(), toDirectory, to.c_str()), "renameat");
 }
 
 Result<std::int64_t> unlinkAt(int directory, const std::string &name) {
   if (!isComponent(name))
     return Failure{EINVAL, "unlinkat"};
-  return done(::unlinkat(directory, name.c_str(), 0), "unlinkat");
+  return resultOf(::unlinkat(directory, name.c_str(), 0), "unlinkat");
 }
 
 Result<std::int64_t> removeDirectoryAt(int directory, const std::string &name) {
   if (!isComponent(name))
     return Failure{EINVAL, "unlinkat"};
-  return done(::unlinkat(directory, name.c_str(), AT_REMOVEDIR), "unlinkat");
+  return resultOf(::unlinkat(directory, name.c_str(), AT_REMOVEDIR), "unlinkat");
 }
 
 #if defined(__FreeBSD__)
 Result<std::int64_t> clearFlagsAt(int directory, const std::string &name) {
   if (!isComponent(name))
     return Failure{EINVAL, "chflagsat"};
-  // A file with several links may be a file of the system or of this process under another name. Do not
-  // change the flags of such a file. A file that belongs to another user is neither.
+  // A file with several links that belongs to root or to this user may be a file of the system or of this
+  // process under another name. Do not change its flags.
   struct stat status{};
   if (::fstatat(directory, name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(status.st_mode) &&
       status.st_nlink > 1 && (status.st_uid == 0 || status.st_uid == ::geteuid()))
     return 0;
-  return done(::chflagsat(directory, name.c_str(), 0, AT_SYMLINK_NOFOLLOW), "chflagsat");
+  return resultOf(::chflagsat(directory, name.c_str(), 0, AT_SYMLINK_NOFOLLOW), "chflagsat");
 }
 #elif defined(__APPLE__)
 // macOS has no chflagsat(). O_SYMLINK opens a link itself, and O_NONBLOCK opens a FIFO without waiting.
@@ -101,7 +101,7 @@ Result<std::int64_t> clearFlagsAt(int directory, const std::string &name) {
       [&] { return ::openat(directory, name.c_str(), O_RDONLY | O_NONBLOCK | O_SYMLINK | O_CLOEXEC); }));
   if (!file.valid())
     return failureOf("openat");
-  return done(::fchflags(file.get(), 0), "fchflags");
+  return resultOf(::fchflags(file.get(), 0), "fchflags");
 }
 #endif
 
@@ -156,7 +156,7 @@ Result<std::int64_t> syncDescriptor(int descriptor) {
   if (::fcntl(descriptor, F_FULLFSYNC) == 0)
     return 0;
 #endif
-  return done(retryInterrupted([&] { return ::fsync(descriptor); }), "fsync");
+  return resultOf(retryInterrupted([&] { return ::fsync(descriptor); }), "fsync");
 }
 
 Result<std::int64_t> lockDescriptor(int descriptor, LockMode mode) {
@@ -169,7 +169,7 @@ Result<std::int64_t> lockDescriptor(int descriptor, LockMode mode) {
 }
 
 Result<std::int64_t> unlockDescriptor(int descriptor) {
-  return done(retryInterrupted([&] { return ::flock(descriptor, LOCK_UN); }), "flock");
+  return resultOf(retryInterrupted([&] { return ::flock(descriptor, LOCK_UN); }), "flock");
 }
 
 #if defined(__linux__)

@@ -28,7 +28,7 @@ Result<std::int64_t> clearFlagsAt(int directory, const std::string &name);
 // Fills `bytes` from the start of a file and returns the number of bytes read. Does not block on a FIFO.
 Result<std::int64_t> readStartAt(int directory, const std::string &name, std::uint8_t *bytes,
                                  std::size_t length);
-// Returns the names, each followed by a NUL byte. With a `limit` other than 0, at most so many.
+// Returns the names, each followed by a NUL byte. Returns at most `limit` names, unless `limit` is 0.
 Result<std::string> readDirectory(int directory, std::size_t limit);
 Result<std::int64_t> syncDescriptor(int descriptor);
 // Returns 1 if the lock was acquired, 0 if another process or descriptor holds it. Never waits.

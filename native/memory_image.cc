@@ -17,8 +17,8 @@
 namespace bhyve {
 namespace {
 
-// The number of bytes that are compared before the next check whether to stop. It is large enough for the
-// compiler to use several vector registers, and small enough to detect a block with data at its beginning.
+// The number of bytes that are combined before the next check whether one of them is not zero. It is large
+// enough for the compiler to use several vector registers, and small enough to stop early at data.
 constexpr std::size_t kStride = 256;
 
 bool isZeroStride(const std::uint8_t *bytes) {
@@ -171,7 +171,7 @@ Result<DataRange> dataRange(int descriptor, std::int64_t offset) {
   if (start == -1)
     return failureOf("lseek");
   const off_t end = ::lseek(descriptor, start, SEEK_HOLE);
-  // The file was truncated between the two calls, so its data ranges are unknown.
+  // Fails if the file was truncated between the two calls.
   if (end == -1)
     return failureOf("lseek");
   return DataRange{static_cast<double>(start), static_cast<double>(end)};

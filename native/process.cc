@@ -172,7 +172,7 @@ Result<ProcessStatus> processStatus(pid_t pid) {
 namespace {
 
 // Fails with ESRCH unless the process with this pid started at `startedAt`.
-Result<std::int64_t> compareStart(pid_t pid, const std::string &startedAt) {
+Result<std::int64_t> checkStart(pid_t pid, const std::string &startedAt) {
   const auto status = processStatus(pid);
   if (const auto *failure = std::get_if<Failure>(&status))
     return *failure;
@@ -188,9 +188,9 @@ Result<std::int64_t> signalProcess(pid_t pid, const std::string &startedAt, int 
   const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   if (!process.valid() && errno != ENOSYS)
     return failureOf("pidfd_open");
-  const auto same = compareStart(pid, startedAt);
-  if (std::holds_alternative<Failure>(same))
-    return same;
+  const auto checked = checkStart(pid, startedAt);
+  if (std::holds_alternative<Failure>(checked))
+    return checked;
   const bool hasPidfd = process.valid();
   const long result =
       hasPidfd ? ::syscall(SYS_pidfd_send_signal, process.get(), signal, nullptr, 0) : ::kill(pid, signal);
@@ -200,9 +200,9 @@ Result<std::int64_t> signalProcess(pid_t pid, const std::string &startedAt, int 
 }
 #else
 Result<std::int64_t> signalProcess(pid_t pid, const std::string &startedAt, int signal) {
-  const auto same = compareStart(pid, startedAt);
-  if (std::holds_alternative<Failure>(same))
-    return same;
+  const auto checked = checkStart(pid, startedAt);
+  if (std::holds_alternative<Failure>(checked))
+    return checked;
   if (::kill(pid, signal) == -1)
     return failureOf("kill");
   return 0;
@@ -211,7 +211,7 @@ Result<std::int64_t> signalProcess(pid_t pid, const std::string &startedAt, int 
 
 namespace {
 
-// Replaces RLIM_INFINITY and numbers that a double cannot hold. No process opens more descriptors than this.
+// Replaces RLIM_INFINITY and numbers that a double cannot hold. No process opens this many descriptors.
 constexpr rlim_t kMostDescriptors = 1U << 30U;
 
 } // namespace

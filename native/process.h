@@ -29,7 +29,7 @@ Result<std::int64_t> signalProcess(pid_t pid, const std::string &startedAt, int 
 // The maximum number of open descriptors of this process: RLIMIT_NOFILE and other limits of the system.
 Result<std::int64_t> descriptorLimit();
 
-// The number of open descriptors of this process. Opens no descriptor itself if the system can count them.
+// The number of open descriptors of this process. Opens a descriptor only if the system cannot count them.
 Result<std::int64_t> openDescriptors();
 
 // Returns 1 if the working directory exists, 0 if it was removed.

@@ -17,9 +17,9 @@
 namespace bhyve {
 namespace {
 
-// The watch already refers to the process, so a later process with the same pid cannot replace it. The result
-// of this comparison remains valid.
-Result<UniqueFd> compared(UniqueFd watch, pid_t pid, const std::string &startedAt) {
+// Fails with ESRCH unless the process with this pid started at `startedAt`. The watch already refers to a
+// process, so no later process with the same pid can replace it, and the result remains valid.
+Result<UniqueFd> checkedWatch(UniqueFd watch, pid_t pid, const std::string &startedAt) {
   const auto status = processStatus(pid);
   if (const auto *failure = std::get_if<Failure>(&status))
     return *failure;
@@ -36,7 +36,7 @@ Result<UniqueFd> watchProcess(pid_t pid, const std::string &startedAt) {
   UniqueFd watch(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   if (!watch.valid())
     return failureOf("pidfd_open");
-  return compared(std::move(watch), pid, startedAt);
+  return checkedWatch(std::move(watch), pid, startedAt);
 }
 
 Result<std::int64_t> hasEnded(int watch) {
@@ -57,7 +57,7 @@ Result<UniqueFd> watchProcess(pid_t pid, const std::string &startedAt) {
   EV_SET(&wanted, static_cast<uintptr_t>(pid), EVFILT_PROC, EV_ADD, NOTE_EXIT, 0, nullptr);
   if (retryInterrupted([&] { return ::kevent(watch.get(), &wanted, 1, nullptr, 0, nullptr); }) == -1)
     return failureOf("kevent");
-  return compared(std::move(watch), pid, startedAt);
+  return checkedWatch(std::move(watch), pid, startedAt);
 }
 
 Result<std::int64_t> hasEnded(int watch) {
