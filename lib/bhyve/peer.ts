@@ -29,8 +29,8 @@ export function peerOf(descriptor: number): Peer {
 }
 
 /**
- * Rejects a peer that is neither root nor the owner of the socket. The staging directory was created for the owner of
- * the socket, and another user must not get access to it. Root has access anyway.
+ * Rejects a peer that is not trusted, or that is neither root nor the owner of the socket. The staging directory was
+ * created for the owner of the socket, and another user must not get access to it. Root has access anyway.
  */
 export function assertTrusted(peer: Peer, located: Located, target: Target): void {
   const { vm, trustedUids } = target

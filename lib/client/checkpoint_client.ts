@@ -20,7 +20,9 @@ export interface CheckpointClient extends AsyncDisposable {
    * The guest is frozen while bhyve writes the checkpoint. Afterwards the VM continues, even if the checkpoint failed.
    * With `poweroff` the VM is powered off instead: see `suspend`.
    *
-   * If the call rejects, an existing checkpoint of the same name is unchanged. The call rejects with:
+   * If the call rejects, an existing checkpoint of the same name is unchanged. There is one exception: if a file system
+   * error follows the commit point, the message reports that the new checkpoint is committed, and the next call finishes
+   * its publication. The call rejects with:
    * - before anything is read or changed: `ERR_INVALID_VM_NAME`, `ERR_INVALID_CHECKPOINT_NAME`, `ERR_INVALID_OPTION`,
    *   `ERR_PATH_TOO_LONG`, `ERR_RUNTIME_UNSUPPORTED`
    * - before anything is sent to bhyve: `ERR_VM_NOT_RUNNING`, `ERR_VM_PAUSED`, `ERR_SNAPSHOT_UNSUPPORTED`,
@@ -29,7 +31,8 @@ export interface CheckpointClient extends AsyncDisposable {
    *   `ERR_STALLED`, `ERR_TIMEOUT`, `ERR_SYSTEM`, or an `AbortError`
    * - `ERR_CHECKPOINT_FAILED` if bhyve did not write a complete checkpoint. `problems` lists what is wrong with the
    *   files, and `vmState` is the state of the VM.
-   * - `ERR_DISKS_NOT_CAPTURED` if `onFrozen` failed, or if bhyve saved the guest too fast to be stopped
+   * - `ERR_DISKS_NOT_CAPTURED` if `onFrozen` rejected or took too long, or if bhyve saved the guest too fast to be
+   *   stopped
    *
    * @example
    * const checkpoint = await client.createCheckpoint('vm1', { name: 'before-upgrade' })

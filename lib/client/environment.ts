@@ -23,7 +23,7 @@ export interface Environment {
   peers: PeerMemory
   /** How long to wait for the process of a suspended VM to exit, in milliseconds. */
   exitTimeoutMs: number
-  /** Returns the facts about this host that are compared with those in a manifest. */
+  /** Returns facts about this host. A restore plan compares them with those in the manifest. */
   host: () => Host
 }
 
