@@ -53,7 +53,8 @@ function rank([bus = 0, slot = 0, func = 0]: number[]): number {
 
 function deviceAt(configuration: Configuration, address: string): string {
   const emulation = configuration.get(`${address}.device`)
-  if (emulation === undefined) throw new ArgumentsFault(`'${address}' has no device: assign '${address}.device'`)
+  if (emulation === undefined)
+    throw new ArgumentsFault(`'${address}' has no device: assign '${address}.device'`)
   const modern = aliases.get(emulation)
   if (modern !== undefined) {
     throw new ArgumentsFault(`'${address}.device=${emulation}' is a legacy name (use '${modern}')`)

@@ -148,7 +148,7 @@ class FreezeWindow implements Freeze {
     receiver.waitsForUs = true
     progress.report('frozen')
     try {
-      await this.#callBack(guard, pid)
+      await this.#callOnFrozen(guard, pid)
       return { kind: (await stage.isStillFrozen()) ? 'captured' : 'missed' }
     } catch (cause) {
       return { kind: 'failed', why: `onFrozen failed: ${reasonOf(cause)}`, cause }
@@ -172,7 +172,7 @@ class FreezeWindow implements Freeze {
   }
 
   /** Aborts the caller's function when the hold ends or the call is cancelled. */
-  async #callBack(guard: Guard, pid: number): Promise<void> {
+  async #callOnFrozen(guard: Guard, pid: number): Promise<void> {
     const { vm } = this.#settings
     const controller = new AbortController()
     const { signal } = controller

@@ -80,7 +80,9 @@ export function openCheckpoint(directoryPath: string, name: string): OpenedCheck
 function isUnchanged(directory: Directory, name: string, files: Files, { identity }: Inspection): boolean {
   const opened = files.get('memory')?.status()
   const present = directory.statusIfAny(name + memorySuffix)
-  return present !== undefined && identityOf(present) === identity && identityOf(opened ?? present) === identity
+  return (
+    present !== undefined && identityOf(present) === identity && identityOf(opened ?? present) === identity
+  )
 }
 
 function recordedIn({ foreign, manifest, listOffset, modifiedMs }: Inspection): Recorded | undefined {
