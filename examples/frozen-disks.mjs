@@ -4,11 +4,9 @@
 //
 // The snapshot is <dataset>@<id>, with the id from the checkpoint's manifest. RUN_DIRECTORY and CHECKPOINT_DIRECTORY
 // name other directories than the default ones.
-import { execFile } from 'node:child_process'
-import { promisify } from 'node:util'
+import { spawn } from 'node:child_process'
 import { createClient } from 'bhyve-checkpoint'
 
-const run = promisify(execFile)
 const [vm, dataset, name = 'nightly'] = process.argv.slice(2)
 if (vm === undefined || dataset === undefined) {
   console.error('usage: frozen-disks.mjs <vm> <dataset> [checkpoint]')
@@ -19,6 +17,17 @@ const client = createClient({
   checkpointDirectory: process.env.CHECKPOINT_DIRECTORY,
 })
 
+/** Resolves when the command has ended, also after an abort: until then it may still make its snapshot. */
+async function zfs(args, signal) {
+  const command = spawn('zfs', args, { stdio: ['ignore', 'inherit', 'inherit'], signal })
+  const status = await new Promise((resolve) => {
+    let failure
+    command.once('error', (error) => (failure = error))
+    command.once('close', (code) => resolve(failure?.message ?? code))
+  })
+  if (status !== 0) throw new Error(`zfs ${args.join(' ')}: ${status}`)
+}
+
 /** Each attempt has its own id. Only the last one can belong to the checkpoint. */
 const snapshots = []
 
@@ -27,7 +36,7 @@ try {
     name,
     onFrozen: async ({ id, signal }) => {
       snapshots.push(`${dataset}@${id}`)
-      await run('zfs', ['snapshot', snapshots.at(-1)], { signal })
+      await zfs(['snapshot', snapshots.at(-1)], signal)
     },
   })
   console.log(`${path} belongs to ${snapshots.pop()}; the guest was frozen for ${Math.round(frozenMs)} ms`)
@@ -38,4 +47,4 @@ try {
 
 // Snapshots of attempts that did not count. A command that was interrupted may have made its snapshot or not.
 for (const snapshot of snapshots)
-  await run('zfs', ['destroy', snapshot]).catch((error) => console.error(`${snapshot}: ${error.message}`))
+  await zfs(['destroy', snapshot]).catch((error) => console.error(error.message))

@@ -65,7 +65,7 @@ export interface Manifest {
   /** The latest restore records, oldest first. */
   restores?: Restore[]
   digests?: Digests
-  /** The host went down before the files were fsynced, so their content is unproven. */
+  /** The host went down before the files were fsynced, or an fsync failed: nothing proves their content. */
   durability?: 'unproven'
   /** Only present without `digests`. */
   fingerprint?: Fingerprint
