@@ -78,7 +78,7 @@ function connectError(failure: Failure, { socketPath }: Located, target: Target)
         'ERR_VM_NOT_RUNNING',
         `VM '${vm}' is not running: no process listens on '${socketPath}'` +
           (isKnownToKernel(target)
-            ? `, but the VM still exists in the kernel. Run bhyvectl --vm=${vm} --destroy to remove it`
+            ? `, but the VM still exists in the kernel. If its bhyve process has ended, run bhyvectl --vm=${vm} --destroy`
             : ''),
         { ...details, vmState: isKnownToKernel(target) ? 'unknown' : 'off' },
       )
@@ -87,7 +87,7 @@ function connectError(failure: Failure, { socketPath }: Located, target: Target)
       return new CheckpointError(
         'ERR_PERMISSION',
         `No permission to connect to '${socketPath}' (${errnoName(failure.errno)}). ` +
-          'Run as the user that bhyve runs as, or as root',
+          'Run as the user that bhyve runs as',
         details,
       )
     default:

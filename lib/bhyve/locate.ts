@@ -105,7 +105,7 @@ function statusIfAny(path: string, target: Target): fs.Stats | undefined {
     if (error.code !== 'EACCES' && error.code !== 'EPERM') throw error
     throw new CheckpointError(
       'ERR_PERMISSION',
-      `No permission to read the status of '${path}'. Run as the user that bhyve runs as, or as root`,
+      `No permission to read the status of '${path}'. Run as the user that bhyve runs as`,
       {
         vm: target.vm,
         path,

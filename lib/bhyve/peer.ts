@@ -58,8 +58,8 @@ export function assertNotPaused(peer: Peer, target: Target): void {
 export function assertSame(peer: Peer, expected: Peer, { vm }: Target): void {
   if (peer.pid === expected.pid && peer.startedAt === expected.startedAt) return
   const message =
-    `A different process serves the socket of VM '${vm}' than at the first request of this call. Nothing was sent to the ` +
-    'new process. Check whether the VM was restarted, and try again'
+    `Another process has taken over the socket of VM '${vm}' since the first request of this call. Nothing was sent to it. ` +
+    'Check whether the VM was restarted, and try again'
   throw new CheckpointError('ERR_VM_NOT_RUNNING', message, { vm, vmState: 'unknown' })
 }
 

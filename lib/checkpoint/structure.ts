@@ -51,7 +51,7 @@ export interface Inspection {
 const foreignMagic = Buffer.from('BHYVE-CHECKPOINT-MANIFEST-')
 
 const unproven =
-  'the host went down before the files were fsynced, so they may differ from what bhyve wrote ' +
+  'the host went down before the files were fsynced, or an fsync failed, so they may differ from what bhyve wrote ' +
   "(to restore them anyway, pass the option 'again')"
 
 type Part = { status: FileStatus; problem?: Problem } | undefined
@@ -185,7 +185,7 @@ function checkMemory(
 function checkKernel(base: string, part: Part, metadata: Metadata | undefined, into: Inspection): void {
   const file = base + endings.kernel
   if (part === undefined) {
-    into.problems.push(problem('kernel-missing', 'the kernel file is missing', file))
+    into.problems.push(problem('kernel-missing', 'the kernel state file (.kern) is missing', file))
     return
   }
   if (part.problem !== undefined) {
@@ -194,9 +194,10 @@ function checkKernel(base: string, part: Part, metadata: Metadata | undefined, i
   }
   const expected = metadata === undefined ? undefined : kernelBytes(metadata)
   const { size } = part.status
-  if (size === 0) into.problems.push(problem('kernel-size-mismatch', 'the kernel file is empty', file))
+  if (size === 0)
+    into.problems.push(problem('kernel-size-mismatch', 'the kernel state file (.kern) is empty', file))
   else if (expected !== undefined && size !== expected) {
-    const message = `the kernel file has ${String(size)} bytes, but according to the metadata file it must have ${String(expected)}`
+    const message = `the kernel state file (.kern) has ${String(size)} bytes, but according to the metadata file it must have ${String(expected)}`
     into.problems.push(problem('kernel-size-mismatch', message, file))
   }
 }

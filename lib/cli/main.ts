@@ -47,8 +47,7 @@ async function dispatch(first: string, others: readonly string[], output: Output
     return first === '' || first === '--json' ? exitStatus.usage : status
   }
   const name = first === 'help' ? (others[0] ?? '') : first
-  const command = commands.find((one) => one.name === name)
-  if (command === undefined) throw new UsageError(`Unknown command '${name}'`)
+  const command = commandNamed(name)
   const parsed = first === 'help' ? undefined : parseWords(others, command)
   if (parsed === undefined || parsed.values.has('help')) return print(output, 'help', helpOn(command))
   using interrupt = new Interrupt()
@@ -58,6 +57,13 @@ async function dispatch(first: string, others: readonly string[], output: Output
 function print(output: Output, type: string, lines: string[]): number {
   output.result({ type, text: lines.join('\n') }, lines)
   return exitStatus.done
+}
+
+function commandNamed(name: string): Command {
+  const command = commands.find((one) => one.name === name)
+  if (command !== undefined) return command
+  if (!name.startsWith('-')) throw new UsageError(`Unknown command '${name}'`)
+  throw new UsageError(`The command 'help' takes the name of a command, not '${name}'`)
 }
 
 /** Loads the library late, so that help works even if the addon cannot be loaded. */

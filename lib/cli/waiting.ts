@@ -47,9 +47,9 @@ export async function interruptible<T>(context: Context, call: InterruptibleCall
 }
 
 function waitingNotice(isHeld: boolean): string {
-  const kill = `'kill -9 ${String(process.pid)}' ends this command (not bhyve)`
+  const kill = `'kill -9 ${String(process.pid)}' ends this command at once`
   return isHeld
-    ? `Still waiting until bhyve has finished the save. ${kill}, and may end the VM`
+    ? `Still waiting until bhyve has finished the save. ${kill}; some versions of bhyve then die, and the VM with them`
     : `Still waiting. ${kill}`
 }
 

@@ -137,7 +137,7 @@ export class DescriptorBudget {
     const max = limit()
     const message =
       `Not enough free file descriptors: this call needs ${String(count)}. This process can have ${String(max)}: ` +
-      `${String(open())} are open, ${String(leftToHost(max))} are left to the host program, and ${String(toCome())} are ` +
+      `${String(open())} are open, ${String(leftToHost(max))} are reserved for your program, and ${String(toCome())} are ` +
       "kept for the library's threads. Nothing was started. Raise the limit (ulimit -n) or run fewer calls at once"
     const known = systemError(
       { errno: os.constants.errno.EMFILE, syscall: 'open' },

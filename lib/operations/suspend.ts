@@ -153,7 +153,7 @@ async function untilGone(suspending: Suspending, { path }: Checkpoint): Promise<
   const { vm, name } = settings
   const message =
     `VM '${vm}' is saved completely in '${path}', but its process ${String(call.receiver.peer?.pid)} has not exited yet. ` +
-    'Wait until that process has exited before you start the VM again'
+    'Wait until that process has exited, then restore the VM. Do not boot it from its disks'
   throw new CheckpointError('ERR_SUSPEND_FAILED', message, { vm, checkpoint: name, vmState: 'unknown', path })
 }
 

@@ -58,7 +58,7 @@ class Comparison {
   async run(): Promise<Report> {
     const { kernel, metadata } = this.#recorded.digests
     await this.#compareMemory()
-    await this.#compareFile('kernel', 'the kernel file', kernelSuffix, kernel)
+    await this.#compareFile('kernel', 'the kernel state file (.kern)', kernelSuffix, kernel)
     await this.#compareFile('metadata', 'the metadata file', metadataSuffix, metadata)
     const problems = this.#problems
     return { ok: problems.length === 0, problems, depth: 'content', bytesRead: this.#bytesRead }

@@ -205,7 +205,7 @@ function checkedDevices(devices: readonly string[]): string[] {
 
 function checkedDisks(disks: readonly string[], fleet: boolean): string[] {
   if (!isArray(disks)) throw new TypeError('disks must be an array of paths')
-  if (fleet && disks.length > 0) throw new TypeError('disks are not available in a fleet')
+  if (fleet && disks.length > 0) throw new TypeError('simulated disks cannot be used with a fleet')
   return disks.map((disk) => optionalText('disks', disk) ?? '')
 }
 

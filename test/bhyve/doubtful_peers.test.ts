@@ -76,7 +76,7 @@ t.test('the second request is not sent if another process took over the socket',
   t.match(await created, {
     code: 'ERR_VM_NOT_RUNNING',
     vm: 'vm1',
-    message: /A different process serves the socket.*Nothing was sent to the new process/,
+    message: /Another process has taken over the socket.*Nothing was sent to it/,
   })
   t.equal(requests, 2)
   t.strictSame(tree(path.join(directory, 'c')), [])

@@ -52,7 +52,7 @@ t.test('create and suspend do not wait for bhyve if nothing was sent to it', asy
     t.match(late.stderr, /VM 'vm1': timed out after 300ms; nothing was sent to bhyve.*ERR_TIMEOUT/)
     const stalled = await world.run({ args: [command, 'vm1', '--stall-timeout', '300ms'] }, 'pipe')
     t.equal(stalled.status, 10, command)
-    t.match(stalled.stderr, /did not accept the request.*Nothing was sent to bhyve.*\(ERR_STALLED\)/)
+    t.match(stalled.stderr, /did not accept the connection.*Nothing was sent to bhyve.*\(ERR_STALLED\)/)
     for (const { stdout, stderr } of [interrupted, late, stalled]) {
       t.notMatch(stdout + stderr, /Waiting until bhyve|bhyve has finished|was not suspended/, command)
       t.notMatch(stderr, 'client.', 'no advice about library calls')

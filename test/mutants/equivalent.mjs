@@ -1,7 +1,7 @@
 /** Mutants without any observable effect, each with the reason. */
 export const equivalents = [
   {
-    key: '47c309d6d0',
+    key: '0b2e97221c',
     why: 'checkpoint/manifest_file.ts: without the position of the list the size is compared with NaN, which no size equals',
   },
   {
@@ -14,6 +14,6 @@ export const equivalents = [
   },
   {
     key: 'a77568cb4b',
-    why: 'store/commit/recover.ts: an entry that is not a directory is removed either way: by removeEntry here, or by openFolder when opening fails',
+    why: 'store/commit/recover.ts: an entry that is not a directory is removed either way: by removeEntry here, or by openDirectoryOrRemove when opening fails',
   },
 ]

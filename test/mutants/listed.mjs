@@ -16,6 +16,20 @@ export const listed = [
     "this.#kind = 'discardable'",
   ),
   change(
+    'freeze-not-proven',
+    'lib/operations/saving/freeze.ts',
+    'frozen_disks',
+    "(await stage.isStillFrozen()) ? 'captured' : 'missed'",
+    "(await stage.isStillFrozen()) ? 'captured' : 'captured'",
+  ),
+  change(
+    'held-for-ever',
+    'lib/bhyve/freeze/guard_process.ts',
+    'freeze',
+    'this.#timer ??= setTimeout(() => this.#finish(true), this.#settings.freezeTimeout)',
+    '',
+  ),
+  change(
     'second-dialect-on-freebsd',
     'lib/bhyve/dialects.ts',
     'create_targets',

@@ -97,7 +97,7 @@ t.test('create: rejects with ERR_STALLED if bhyve accepts no connection', async 
       onProgress: ({ phase }) => phases.add(phase),
     }),
   )
-  const message = /did not accept the request.*Nothing was sent to bhyve/
+  const message = /did not accept the connection.*Nothing was sent to bhyve/
   t.match(error, { code: 'ERR_STALLED', begun: false, message, vm: 'vm1' })
   t.strictSame([...phases], ['queued'])
 })

@@ -37,7 +37,7 @@ export const vms: Command = {
 const pidOption: Readonly<Record<string, OptionSpec>> = {
   pid: {
     value: 'number',
-    help: 'Process id of bhyve, if its socket cannot be used (paused for long, or FreeBSD 13.0)',
+    help: 'Process id of bhyve, if its socket cannot be used (full queue of connections, or FreeBSD 13.0)',
   },
 }
 
@@ -85,7 +85,7 @@ export const restore: Command = {
     env: {
       value: 'name=value',
       multiple: true,
-      help: 'Environment variable for bhyve; with any, PATH, HOME, LANG and TZ are not passed; can be repeated',
+      help: 'Environment variable for bhyve; can be repeated; replaces the default PATH, HOME, LANG and TZ',
     },
     'log-file': {
       value: 'file',

@@ -10,7 +10,7 @@ const options: Readonly<Record<string, OptionSpec>> = {
   'keep-existing': { help: 'Fail if a checkpoint of this name exists (default: replace it)' },
   timeout: {
     value: 'time',
-    help: 'Cancel after this time, e.g. 10m; waits until bhyve has completed the save (default: never)',
+    help: 'Cancel after this time, e.g. 10m (default: never); still waits until bhyve has completed the save',
   },
   'stall-timeout': {
     value: 'time',

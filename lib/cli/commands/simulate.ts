@@ -19,7 +19,7 @@ export const simulate: Command = {
     'run-directory': { value: 'dir', help: 'Directory of its sockets (default: a temporary directory)' },
     dialect: {
       value: 'name',
-      help: 'struct, path, descriptor, or reply: descriptor with a reply (default: descriptor)',
+      help: 'struct, path, descriptor (default), or reply (descriptor, with a reply)',
     },
     memory: { value: 'size', help: "Size of the guest's RAM (default: 16M)" },
     'write-rate': { value: 'size', help: 'Maximum bytes written per second, e.g. 8M' },

@@ -158,7 +158,8 @@ export const destroyAll: Command = {
 export const prune: Command = {
   name: 'prune',
   usage: '<vm>',
-  summary: 'Remove old checkpoints; keeps pinned ones, suspended states, and the newest complete one',
+  summary:
+    'Remove old checkpoints; keeps pinned ones, suspended states not yet restored, and the newest complete one',
   example: 'bhyve-checkpoint prune vm1 --keep-last 7 --keep-within 30d',
   options: {
     'keep-last': { value: 'number', help: 'Keep this number of newest complete checkpoints' },

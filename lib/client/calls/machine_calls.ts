@@ -25,7 +25,7 @@ export class MachineCalls {
   #assertNoRequest(vm: string): void {
     if (!this.#session.requests.has(vm)) return
     const message =
-      `Pausing VM '${vm}': a checkpoint of this VM is in progress and could not complete while the VM is paused. ` +
+      `Pausing VM '${vm}': a checkpoint of this VM is in progress. It could not complete if the VM were paused now. ` +
       'Nothing was changed. Wait until the checkpoint has completed'
     throw new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm, holderPid: process.pid })
   }

@@ -149,7 +149,7 @@ export function diskFindings(
   const paths = moved.map(({ path }) => `'${path}'`).join(', ')
   const message =
     `these disks may have changed since the checkpoint was saved, and the guest could damage their file systems: ${paths} ` +
-    '(roll the disks back to the checkpoint, or restore anyway: this warning does not block the restore)'
+    '(first roll the disks back to snapshots of that moment; this warning does not block the restore)'
   const warnings = moved.length === 0 ? [] : [warning('disks-moved-on', message)]
   if (checkpoint.listed.poweredOff === true) warnings.push(...unknown.map(unverifiedDisk))
   return { blockers: [], warnings }

@@ -36,7 +36,7 @@ export function generationBlockers({ generation }: CheckpointReport, reader: Rea
   if (generation === undefined || reader === undefined || reader.generation === generation) return []
   const message =
     `the checkpoint was saved by bhyve of ${systemOf(generation)}, but the bhyve of this host is that of ` +
-    `${systemOf(reader.generation)} (${reader.because}) and cannot read it: boot the release that saved it again, ` +
-    'restore it there, shut the guest down, and then change the release'
+    `${systemOf(reader.generation)} (${reader.because}) and cannot read it: boot the FreeBSD release that saved it, ` +
+    'restore it there, shut the guest down, and then upgrade the host'
   return [blocker('generation-differs', message)]
 }

@@ -50,7 +50,7 @@ export async function saveFrozen<T>(
     } catch (error) {
       if (!(error instanceof MissedWindow)) throw error
       if (attempt === maxAttempts) {
-        const why = `bhyve wrote the guest's RAM faster than it could be stopped, ${String(maxAttempts)} times`
+        const why = `in ${String(maxAttempts)} attempts, bhyve finished writing the guest's RAM before it could be stopped`
         throw notCaptured(settings, call, why)
       }
     }
@@ -165,7 +165,7 @@ class FreezeWindow implements Freeze {
       return { kind: 'failed', why: `bhyve could not be stopped: ${reasonOf(cause)}`, cause }
     }
     if (end.kind === 'continued' && end.expired) {
-      const why = `the write of guest RAM blocked the file for longer than ${String(this.#freeze.timeout)} ms`
+      const why = `bhyve's write kept the RAM file locked for longer than ${String(this.#freeze.timeout)} ms`
       return { kind: 'failed', why, cause: undefined }
     }
     return { kind: 'missed' }
@@ -191,7 +191,7 @@ class FreezeWindow implements Freeze {
   #reasonOf(end: HoldEnd): Error {
     if (end.kind === 'continued' && end.expired)
       return new Error(`the function did not end within ${String(this.#freeze.timeout)} ms`)
-    return new Error(end.kind === 'gone' ? 'bhyve has ended' : 'the hold of the VM has ended early')
+    return new Error(end.kind === 'gone' ? 'bhyve has ended' : 'the guest runs again')
   }
 }
 

@@ -117,7 +117,7 @@ class Watch {
     const details = { vm, checkpoint: name, begun }
     if (!begun) {
       const message =
-        `bhyve did not accept the request for checkpoint '${name}' of VM '${vm}' within ` +
+        `bhyve did not accept the connection for checkpoint '${name}' of VM '${vm}' within ` +
         `${String(stallTimeout)} ms. Nothing was sent to bhyve. ` +
         'Check whether the bhyve process is stopped or busy with another request'
       return new CheckpointError('ERR_STALLED', message, details)

@@ -69,7 +69,7 @@ function absentProblems(name: string): Problem[] {
     missingMemory(name),
     {
       code: 'kernel-missing',
-      message: 'the kernel file is missing',
+      message: 'the kernel state file (.kern) is missing',
       file: name + kernelSuffix,
     },
     { code: 'metadata-missing', message: 'the metadata file is missing', file: name + metadataSuffix },
