@@ -43,7 +43,11 @@ function save(
         await stage.recordWriter(writer, () => cancellation.begin())
         freeze.sending()
       },
-    }).finally(() => freeze.conclude(stage))
+    }).catch(async (error: unknown) => {
+      await freeze.conclude(stage, false)
+      throw error
+    })
+    await freeze.conclude(stage, true)
     cancellation.throwIfCancelled()
     const verdict = await judge(stage, settings, progress)
     if (verdict.kind === 'incomplete') throw incomplete(answer, settings, verdict.collected.problems)

@@ -131,7 +131,7 @@ function freezeSettings(options: CreateOptions, poweroff: boolean): FreezeSettin
   if (typeof onFrozen !== 'function') throw invalid("The option 'onFrozen' must be a function", onFrozen)
   if (poweroff)
     throw invalid(
-      "The option 'onFrozen' cannot be used with 'poweroff'. A suspended VM no longer changes its disks, so capture them afterwards",
+      "The option 'onFrozen' cannot be used to suspend a VM. A suspended VM no longer changes its disks, so capture them afterwards",
       poweroff,
     )
   return { onFrozen, timeout: freezeTimeout }

@@ -26,6 +26,10 @@ export const spaceReserve = 'reserve'
 /** In a stage: temporary names of new files, which are renamed when they are complete. */
 export const copyName = 'copy'
 export const freshManifest = 'manifest.new'
+/** In a stage: bhyve may be stopped (SIGSTOP) because of this stage's request. */
+export const holdRecord = 'hold'
+/** In a stage: when such a bhyve was continued although its manager was dead. It needs time to complete its work. */
+export const continuedRecord = 'continued'
 /** In `.staging`: the file whose flock allows one restore of this VM at a time. */
 export const restoreLockName = 'restore.lock'
 const longestId = 12

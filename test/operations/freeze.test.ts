@@ -36,6 +36,7 @@ void t.test('the guest is frozen while onFrozen runs, and runs again afterwards'
     const { bhyve, directory, client, create } = await world(t, { ...slow, dialect })
     const descriptors = openDescriptors()
     const phases: Progress['phase'][] = []
+    let kept: AbortSignal | undefined
     const seen: { state: string; sizes: (number | undefined)[]; id: string; pid: number | undefined }[] = []
     const inbox = (): string => {
       const staging = path.join(directory, '.staging')
@@ -47,12 +48,14 @@ void t.test('the guest is frozen while onFrozen runs, and runs again afterwards'
       onFrozen: async ({ vm, id, pid, signal }) => {
         t.equal(vm, 'vm1')
         t.equal(signal.aborted, false)
+        kept = signal
         await until(() => processState(bhyve.pid) === 'stopped', 'it happens')
         const sizes = ['ckp', 'ckp.meta'].map((name) => fs.statSync(path.join(inbox(), name)).size)
         seen.push({ state: processState(bhyve.pid), sizes, id, pid })
       },
     })
     t.equal(seen.length, 1, `${dialect}: called once`)
+    t.equal(kept?.aborted, false, `${dialect}: a success aborts nothing`)
     const [{ state, sizes, id, pid }] = seen as [(typeof seen)[number]]
     t.equal(state, 'stopped', `${dialect}: the process is stopped`)
     t.equal(pid, bhyve.pid)

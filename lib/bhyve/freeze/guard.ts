@@ -1,5 +1,6 @@
 /** The library's side of the guard process (`guard_process.ts`). */
 import { type ChildProcess, spawn } from 'node:child_process'
+import { resolve as absolute } from 'node:path'
 import { constants } from 'node:os'
 import { Socket } from 'node:net'
 import { CheckpointError } from '../../base/errors.js'
@@ -8,12 +9,13 @@ import { packageFile } from '../../base/package_files.js'
 import { type FromGuard, type GuardEnd, type GuardSettings, onLines, writeLine } from './messages.js'
 
 const { SIGCONT } = constants.signals
-const { ESRCH } = constants.errno
+const { EPERM, ESRCH } = constants.errno
 
 /** How long the guard may take to start, and to react. In milliseconds. */
 const startMs = 10_000
 const reactionMs = 1_000
 const retryMs = 10
+const maxTimerMs = 2 ** 31 - 1
 
 /** Descriptors of ours that the guard gets copies of. */
 interface Inherited {
@@ -60,7 +62,7 @@ export class Guard {
   /** A guard can be stopped or starved itself. */
   #killIfLate(milliseconds: number): void {
     clearTimeout(this.#timer)
-    this.#timer = setTimeout(() => this.#child.kill('SIGKILL'), milliseconds)
+    this.#timer = setTimeout(() => this.#child.kill('SIGKILL'), Math.min(milliseconds, maxTimerMs))
   }
 
   async #endOf(message: FromGuard | undefined): Promise<HoldEnd> {
@@ -82,20 +84,28 @@ export class Guard {
     return this.ended
   }
 
-  /** Call this when bhyve has closed the connection, or when nothing was sent. */
-  async exit(): Promise<void> {
+  /**
+   * Call this when the request is over. `isConnectionDone`: bhyve has closed the connection, or nothing was sent. Otherwise
+   * the guard reads the connection to its end.
+   */
+  async exit(isConnectionDone: boolean): Promise<void> {
     await this.continue()
-    writeLine(this.#control, { kind: 'exit' })
+    // It is left to kill a guard that does not exit, but must not keep this process alive.
+    this.#timer?.unref()
+    if (isConnectionDone) writeLine(this.#control, { kind: 'exit' })
     this.#control.end()
     this.#control.unref()
   }
 }
 
-/** Whatever fails is tried again: a VM must not stay stopped. */
+/**
+ * A VM must not stay stopped, so a failure is tried again. A process that this one may not signal was not stopped by its
+ * guard either.
+ */
 async function continueProcess({ pid, startedAt }: GuardSettings): Promise<void> {
   for (;;) {
     const result = loadNative().signalProcess(pid, startedAt, SIGCONT)
-    if (!isFailure(result) || result.errno === ESRCH) return
+    if (!isFailure(result) || result.errno === ESRCH || result.errno === EPERM) return
     await new Promise((resolve) => setTimeout(resolve, retryMs))
   }
 }
@@ -130,11 +140,17 @@ function spawnGuard(settings: GuardSettings, { inbox, connection }: Inherited): 
     detached: true,
     cwd: '/',
     // Options for the host program's own start must not apply here. Electron's executable runs scripts only with this variable.
-    env: { ...process.env, NODE_OPTIONS: undefined, ELECTRON_RUN_AS_NODE: '1' },
+    env: { ...process.env, ...addonPath(), NODE_OPTIONS: undefined, ELECTRON_RUN_AS_NODE: '1' },
     stdio: ['ignore', 'ignore', 'ignore', 'pipe', inbox, connection],
   })
   child.unref()
   return child
+}
+
+/** The guard has another working directory. */
+function addonPath(): Record<string, string> {
+  const { BHYVE_CHECKPOINT_ADDON: addon } = process.env
+  return addon === undefined ? {} : { BHYVE_CHECKPOINT_ADDON: absolute(addon) }
 }
 
 /** The guard's messages, in their order. */

@@ -67,32 +67,32 @@ class Guard {
     const hasWritten = await this.#watch.hasWritten()
     if (this.#isOver) return false
     if (hasWritten) this.#report({ kind: 'held', firstByteNs: String(firstByteNs) })
-    else this.#release(() => undefined)
+    else await this.#release()
     return hasWritten
   }
 
   #receive(message: ToGuard): void {
     if (message.kind === 'sending') this.#isSending = true
     else if (message.kind === 'continue') this.#finish(false)
-    else this.#release(() => process.exit(0))
+    else void this.#release().then(() => process.exit(0))
   }
 
   /** No signal is sent after the report. */
   #finish(expired: boolean): void {
     if (this.#isOver && !this.#isHeld) return
     this.#isOver = true
-    this.#release(() => this.#report({ kind: 'continued', expired }))
+    void this.#release().then(() => this.#report({ kind: 'continued', expired }))
   }
 
   /** Only a process that has ended needs no SIGCONT. Whatever else fails is tried again. */
-  #release(whenDone: () => void): void {
+  async #release(): Promise<void> {
     clearTimeout(this.#timer)
     this.#timer = undefined
-    const failure = this.#isHeld ? this.#signal(SIGCONT) : undefined
-    if (failure === undefined || failure.errno === ESRCH) {
-      this.#isHeld = false
-      whenDone()
-    } else setTimeout(() => this.#release(whenDone), retryMs)
+    while (this.#isHeld) {
+      const failure = this.#signal(SIGCONT)
+      this.#isHeld = failure !== undefined && failure.errno !== ESRCH
+      if (this.#isHeld) await new Promise((resolve) => setTimeout(resolve, retryMs))
+    }
   }
 
   /**
@@ -102,8 +102,8 @@ class Guard {
    */
   #libraryIsGone(): void {
     this.#isOver = true
-    // A stopped bhyve is not the library's doing any more: recovery must not continue it.
-    this.#release(() => fs.rmSync('../hold', { force: true }))
+    const wasHeld = this.#isHeld
+    void this.#release().then(() => noteRelease(wasHeld))
     this.#endRequest()
     const connection = new net.Socket({ fd: guardDescriptors.connection, readable: true, writable: false })
     connection.on('error', () => undefined)
@@ -127,6 +127,19 @@ class Guard {
 
   #report(message: FromGuard): void {
     writeLine(this.#control, message)
+  }
+}
+
+/**
+ * In the stage, above the inbox. If bhyve is stopped after this, somebody else has done that, and recovery must not
+ * continue it. Recovery also gives a bhyve that was held some time to complete its work.
+ */
+function noteRelease(wasHeld: boolean): void {
+  try {
+    if (wasHeld) fs.writeFileSync('../continued', '')
+    fs.rmSync('../hold', { force: true })
+  } catch {
+    // Recovery then continues bhyve once more.
   }
 }
 

@@ -6,14 +6,16 @@
 /** Resolves with the size of a file, or undefined if it does not exist. */
 export type SizeOf = (name: string) => Promise<number | undefined>
 
-/** How long reading a size may take before it counts as blocked, and the poll interval. In milliseconds. */
+/** The poll interval, and how long reading a size may take at first before it counts as blocked. In milliseconds. */
 const pollMs = 1
+const maxBlockedMs = 1_000
 
 export class MemoryWatch {
   readonly #sizeOf: SizeOf
   readonly #memory: string
   readonly #metadata: string
   #isOpened = false
+  #blockedMs = pollMs
   /** A call that has not returned yet. Each occupies a thread of libuv, so there is never a second one. */
   #pending: Promise<number | undefined> | undefined
 
@@ -35,7 +37,7 @@ export class MemoryWatch {
   async mayBeWriting(): Promise<boolean> {
     if (!(await this.#areFilesOpen())) return false
     this.#pending ??= this.#sizeOf(this.#memory)
-    const size = await Promise.race([this.#pending, pause(pollMs).then(() => 'blocked' as const)])
+    const size = await Promise.race([this.#pending, pause(this.#blockedMs).then(() => 'blocked' as const)])
     if (size === 'blocked') return true
     this.#pending = undefined
     return (size ?? 0) > 0
@@ -46,7 +48,10 @@ export class MemoryWatch {
     if (!(await this.#areFilesOpen())) return false
     const earlier = (await this.#pending) ?? 0
     this.#pending = undefined
-    return earlier > 0 || ((await this.#sizeOf(this.#memory)) ?? 0) > 0
+    if (earlier > 0 || ((await this.#sizeOf(this.#memory)) ?? 0) > 0) return true
+    // A false alarm: on a slow host there must not be many.
+    this.#blockedMs = Math.min(this.#blockedMs * 2, maxBlockedMs)
+    return false
   }
 
   /** bhyve opens the metadata file last. A RAM file without it may be of an earlier request. */

@@ -85,7 +85,7 @@ export const restore: Command = {
     env: {
       value: 'name=value',
       multiple: true,
-      help: 'Environment variable for bhyve; can be repeated; replaces the default PATH, HOME, LANG and TZ',
+      help: 'Environment variable for bhyve; can be repeated; without any, bhyve gets PATH, HOME, LANG and TZ',
     },
     'log-file': {
       value: 'file',
@@ -93,7 +93,7 @@ export const restore: Command = {
     },
     verify: { help: 'Compare digests first; do not start bhyve if they differ' },
     again: {
-      help: 'Restore even if already restored, durability-unproven, or older than its disks: can corrupt disks',
+      help: 'Restore even if already restored, older than its disks, or possibly not intact after a power failure',
     },
     timeout: { value: 'time', help: 'Stop waiting after this time, e.g. 10m (default: never)' },
   },

@@ -166,7 +166,7 @@ export const prune: Command = {
     'keep-within': { value: 'time', help: 'Also keep those younger than this, e.g. 7d' },
     'max-size': {
       value: 'size',
-      help: "Then remove more, oldest first, until all of the VM's together are smaller, e.g. 500G",
+      help: "Then remove more, oldest first, until the VM's checkpoints together are at most this size, e.g. 500G",
     },
     'dry-run': { help: 'Print what would be removed; remove nothing' },
   },

@@ -35,8 +35,8 @@ function generationOfSystem({ platform, release }: System): Generation | undefin
 export function generationBlockers({ generation }: CheckpointReport, reader: Reader | undefined): Blocker[] {
   if (generation === undefined || reader === undefined || reader.generation === generation) return []
   const message =
-    `the checkpoint was saved by bhyve of ${systemOf(generation)}, but the bhyve of this host is that of ` +
-    `${systemOf(reader.generation)} (${reader.because}) and cannot read it: boot the FreeBSD release that saved it, ` +
-    'restore it there, shut the guest down, and then upgrade the host'
+    `the checkpoint was saved by bhyve of ${systemOf(generation)}, but the bhyve of this host is from ` +
+    `${systemOf(reader.generation)} (${reader.because}) and cannot read it: restore it with the FreeBSD release that saved it, ` +
+    'shut the guest down there, and then change the release'
   return [blocker('generation-differs', message)]
 }

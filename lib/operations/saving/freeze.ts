@@ -45,6 +45,7 @@ export async function saveFrozen<T>(
     throw new CheckpointError('ERR_RUNTIME_UNSUPPORTED', message, { vm: settings.vm })
   }
   for (let attempt = 1; ; attempt++) {
+    delete call.receiver.peer
     try {
       return await save(new FreezeWindow(settings, freeze, call))
     } catch (error) {
@@ -81,6 +82,7 @@ class FreezeWindow implements Freeze {
   #endNs = 0n
   #isHeld = false
   #isConcluding = false
+  #isSending = false
   #outcome: Promise<Outcome> = Promise.resolve({ kind: 'missed' })
 
   constructor(settings: SaveSettings, freeze: FreezeSettings, call: SavingCall) {
@@ -97,7 +99,7 @@ class FreezeWindow implements Freeze {
       throw new CheckpointError('ERR_PERMISSION', message, { vm })
     }
     // A request in another dialect may have been sent before.
-    await this.#guard?.exit()
+    await this.#guard?.exit(true)
     receiver.waitsForUs = true
     await stage.recordHold()
     const { timeout: freezeTimeout } = this.#freeze
@@ -118,16 +120,17 @@ class FreezeWindow implements Freeze {
   }
 
   sending(): void {
+    this.#isSending = true
     this.#guard?.sending()
   }
 
-  async conclude(stage: Stage): Promise<void> {
+  async conclude(stage: Stage, isAnswered: boolean): Promise<void> {
     this.#endNs = process.hrtime.bigint()
     this.#isConcluding = true
     this.#call.receiver.waitsForUs = false
     if (!this.#isHeld) await this.#guard?.continue()
     await this.#outcome
-    await this.#guard?.exit()
+    await this.#guard?.exit(isAnswered || !this.#isSending)
     await stage.removeHold()
   }
 
@@ -148,6 +151,7 @@ class FreezeWindow implements Freeze {
     receiver.waitsForUs = true
     progress.report('frozen')
     try {
+      if (!(await stage.isStillFrozen())) return { kind: 'missed' }
       await this.#callOnFrozen(guard, pid)
       return { kind: (await stage.isStillFrozen()) ? 'captured' : 'missed' }
     } catch (cause) {
@@ -168,6 +172,9 @@ class FreezeWindow implements Freeze {
       const why = `bhyve's write kept the RAM file locked for longer than ${String(this.#freeze.timeout)} ms`
       return { kind: 'failed', why, cause: undefined }
     }
+    if (end.kind === 'lost') {
+      return { kind: 'failed', why: 'the process that guards the guest has ended', cause: undefined }
+    }
     return { kind: 'missed' }
   }
 
@@ -177,13 +184,19 @@ class FreezeWindow implements Freeze {
     const controller = new AbortController()
     const { signal } = controller
     const stopListening = this.#call.cancellation.onCancel((error) => controller.abort(error))
-    void guard.ended.then((end) => controller.abort(this.#reasonOf(end)))
+    let isDone = false
+    void guard.ended.then((end) => {
+      if (!isDone) controller.abort(this.#reasonOf(end))
+    })
     try {
+      // A hold that has ended already must be known before the function is called.
+      await new Promise((resolve) => setImmediate(resolve))
       signal.throwIfAborted()
       const { onFrozen } = this.#freeze
       const work = (async () => onFrozen({ vm, id: this.id, pid, signal }))()
       await endedOrAborted(work, signal, () => guard.continue())
     } finally {
+      isDone = true
       stopListening()
     }
   }

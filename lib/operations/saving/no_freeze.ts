@@ -14,8 +14,8 @@ export interface Freeze {
   open(stage: Stage, writer: Writer, connection: number): Promise<void>
   /** Call this right before the first byte is sent. */
   sending(): void
-  /** Call this once bhyve has closed the connection, and when the request has failed. */
-  conclude(stage: Stage): Promise<void>
+  /** Call this once bhyve has closed the connection (`isAnswered`), and when the request has failed. */
+  conclude(stage: Stage, isAnswered: boolean): Promise<void>
   /** Call this once bhyve is known to have saved the VM. Rejects if the freeze was not used. */
   facts(): Promise<FrozenFacts>
 }

@@ -6,11 +6,10 @@ import os from 'node:os'
 import { metadataMaxBytes, parseMetadata } from '../../checkpoint/metadata.js'
 import type { Directory } from '../../fs/directory.js'
 import { isFailure, loadNative } from '../../base/native.js'
-import { guestFile, inboxName } from '../paths.js'
-import { writerOf } from './intent.js'
+import { continuedRecord, guestFile, holdRecord, inboxName } from '../paths.js'
+import { bootOf, writerOf } from './intent.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 
-const holdRecord = 'hold'
 const { SIGCONT } = os.constants.signals
 const { ESRCH } = os.constants.errno
 
@@ -29,10 +28,13 @@ export function removeHold(handle: StageHandle): void {
 export function continueHeldWriter(stage: Directory): void {
   if (stage.statusIfAny(holdRecord) === undefined) return
   const { pid, startedAt } = writerOf(stage) ?? {}
-  if (typeof pid === 'number' && typeof startedAt === 'string') {
+  // After a reboot, another process may have the same pid and start time.
+  if (bootOf(stage) !== 'another' && typeof pid === 'number' && typeof startedAt === 'string') {
     const result = loadNative().signalProcess(pid, startedAt, SIGCONT)
     // Keep the record for the next call, unless the process has ended.
     if (isFailure(result) && result.errno !== ESRCH) return
+    stage.unlink(continuedRecord)
+    stage.writeNew(continuedRecord, '', false)
   }
   stage.unlink(holdRecord)
 }

@@ -4,6 +4,7 @@ import { manifestSuffix } from '../../base/names.js'
 import { moveOut } from './collect.js'
 import type { Directory } from '../../fs/directory.js'
 import {
+  continuedRecord,
   copyName,
   digestList,
   freshManifest,
@@ -69,5 +70,6 @@ export function lastWriteMs(stage: Directory, name: string): number {
     const status = stage.statusIfAny(name + suffix) ?? inbox?.statusIfAny(file)
     return status?.mtimeMs ?? 0
   })
-  return Math.max(...times)
+  // Until then bhyve may have been stopped.
+  return Math.max(...times, stage.statusIfAny(continuedRecord)?.mtimeMs ?? 0)
 }

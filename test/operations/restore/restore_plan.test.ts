@@ -368,7 +368,7 @@ t.test('restore: after an upgrade, rejects an old state and advises what to do',
     /saved by bhyve of FreeBSD 13\.1 or a later 13\.x/,
     /FreeBSD 14 or later/,
     /14\.2-RELEASE/,
-    /shut the guest down, and then upgrade the host/,
+    /shut the guest down there, and then change the release/,
   ])
     t.match(error.message, part)
   t.equal(manifestOf(path.join(root, 'vm1'), 'suspend').restoredAt, undefined, 'no restore record')
