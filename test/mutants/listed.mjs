@@ -18,7 +18,7 @@ export const listed = [
   change(
     'freeze-not-proven',
     'lib/operations/saving/freeze.ts',
-    'frozen_disks',
+    'freeze',
     "(await stage.isStillFrozen()) ? 'captured' : 'missed'",
     "(await stage.isStillFrozen()) ? 'captured' : 'captured'",
   ),

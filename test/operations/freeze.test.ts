@@ -119,6 +119,28 @@ void t.test('onFrozen takes too long: the VM continues when freezeTimeout has pa
   t.match(error.message, /did not end within 100 ms/)
 })
 
+void t.test('metadata that are complete after onFrozen: the attempt does not count', async (t) => {
+  const { bhyve, directory, create } = await world(t, { memoryBytes: 4 * MiB, writeRate: 16 * MiB })
+  const { files } = await create({ name: 'first' })
+  const complete = fs.readFileSync(files.metadata)
+  let calls = 0
+  const error = await rejection(
+    create({
+      onFrozen: () => {
+        calls++
+        const staging = path.join(directory, '.staging')
+        for (const stage of fs.readdirSync(staging)) {
+          const inbox = path.join(staging, stage, 'in')
+          if (fs.existsSync(inbox)) fs.writeFileSync(path.join(inbox, 'ckp.meta'), complete)
+        }
+      },
+    }),
+  )
+  t.match(error, { code: 'ERR_DISKS_NOT_CAPTURED', vmState: 'running', message: /in 5 attempts/ })
+  t.equal(calls, 5)
+  t.equal(processState(bhyve.pid), 'running')
+})
+
 void t.test('a cancel ends the hold at once', async (t) => {
   const { bhyve, directory, client, create } = await world(t)
   const controller = new AbortController()
