@@ -139,7 +139,7 @@ function spawnGuard(settings: GuardSettings, { inbox, connection }: Inherited): 
     // A session of its own: signals of the terminal do not reach it.
     detached: true,
     cwd: '/',
-    // Options for the host program's own start must not apply here. Electron's executable runs scripts only with this variable.
+    // Options for the host program's own start must not apply here. Electron runs scripts only with ELECTRON_RUN_AS_NODE.
     env: { ...process.env, ...addonPath(), NODE_OPTIONS: undefined, ELECTRON_RUN_AS_NODE: '1' },
     stdio: ['ignore', 'ignore', 'ignore', 'pipe', inbox, connection],
   })

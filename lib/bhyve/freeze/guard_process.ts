@@ -103,7 +103,7 @@ class Guard {
   #libraryIsGone(): void {
     this.#isOver = true
     const wasHeld = this.#isHeld
-    void this.#release().then(() => noteRelease(wasHeld))
+    void this.#release().then(() => this.#recordRelease(wasHeld))
     this.#endRequest()
     const connection = new net.Socket({ fd: guardDescriptors.connection, readable: true, writable: false })
     connection.on('error', () => undefined)
@@ -119,6 +119,20 @@ class Guard {
     native.shutdownWrite(connection)
   }
 
+  /**
+   * If bhyve is stopped after this, somebody else has done that, and recovery must not continue it. Recovery also gives a
+   * bhyve that was held some time to complete its work.
+   */
+  #recordRelease(wasHeld: boolean): void {
+    const { holdRecord, continuedRecord } = this.#settings
+    try {
+      if (wasHeld) fs.writeFileSync(continuedRecord, '')
+      fs.rmSync(holdRecord, { force: true })
+    } catch {
+      // Recovery then continues bhyve once more.
+    }
+  }
+
   #signal(signal: number): Failure | undefined {
     const { pid, startedAt } = this.#settings
     const result = loadNative().signalProcess(pid, startedAt, signal)
@@ -127,19 +141,6 @@ class Guard {
 
   #report(message: FromGuard): void {
     writeLine(this.#control, message)
-  }
-}
-
-/**
- * In the stage, above the inbox. If bhyve is stopped after this, somebody else has done that, and recovery must not
- * continue it. Recovery also gives a bhyve that was held some time to complete its work.
- */
-function noteRelease(wasHeld: boolean): void {
-  try {
-    if (wasHeld) fs.writeFileSync('../continued', '')
-    fs.rmSync('../hold', { force: true })
-  } catch {
-    // Recovery then continues bhyve once more.
   }
 }
 

@@ -8,6 +8,9 @@ export interface GuardSettings {
   /** The file of guest RAM that bhyve writes, and the last file that it opens before that. */
   memory: string
   metadata: string
+  /** The record that bhyve is held, and the one that it was continued although the library was gone. Paths from the inbox. */
+  holdRecord: string
+  continuedRecord: string
   /** The longest hold, in milliseconds. */
   freezeTimeout: number
 }

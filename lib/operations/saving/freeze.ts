@@ -9,7 +9,7 @@ import { type Guard, type HoldEnd, startGuard } from '../../bhyve/freeze/guard.j
 import { vmStateOf } from '../../bhyve/peer.js'
 import { CheckpointError, systemError } from '../../base/errors.js'
 import { traceDecision } from '../../base/trace.js'
-import { guestFile } from '../../store/paths.js'
+import { continuedRecord, guestFile, holdRecord } from '../../store/paths.js'
 import type { Stage } from '../../store/stage.js'
 import type { Writer } from '../../store/staging/intent.js'
 import type { FreezeSettings, SaveSettings } from '../settings.js'
@@ -104,10 +104,11 @@ class FreezeWindow implements Freeze {
     await stage.recordHold()
     const { timeout: freezeTimeout } = this.#freeze
     const files = { memory: guestFile, metadata: `${guestFile}.meta` }
+    const records = { holdRecord: `../${holdRecord}`, continuedRecord: `../${continuedRecord}` }
     const inherited = { inbox: await stage.inboxDescriptor(), connection }
     let forget: () => void = () => undefined
     const guard = await startGuard(
-      { pid, startedAt, dialect, ...files, freezeTimeout },
+      { pid, startedAt, dialect, ...files, ...records, freezeTimeout },
       inherited,
       (giveUp) => {
         forget = cancellation.onCancel(giveUp)
