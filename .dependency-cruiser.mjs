@@ -8,6 +8,7 @@ const layers = [
   'worker',
   'store',
   'bhyve',
+  'disks',
   'bhyve_arguments',
   'checkpoint',
   'pool',

@@ -34,7 +34,16 @@ export type {
   VirtualMachine,
   VmState,
 } from './base/types.js'
+export type {
+  DiskOwner,
+  DiskProvider,
+  DiskRecord,
+  DiskRequest,
+  DiskSelection,
+  PreparedDisks,
+} from './base/disk_types.js'
 export type { Problem } from './base/problem.js'
+export { fileDisks, zfsDisks } from './disks/selections.js'
 
 /** Calls `createCheckpoint` of a new client. `options` may hold `ClientOptions` too; the others have their defaults. */
 export async function createCheckpoint(

@@ -1,4 +1,5 @@
 /** The types of the public API. Sizes are in bytes, durations in milliseconds, dates are `Date` objects. */
+import type { DiskProvider, DiskSelection } from './disk_types.js'
 import type { Problem } from './problem.js'
 
 /**
@@ -29,6 +30,11 @@ export interface ClientOptions {
    * as another user than this process, the directory that bhyve writes into is given to that user. This requires root.
    */
   trustedUids?: readonly number[] | undefined
+  /**
+   * Providers of your own for disk snapshots, besides the built-in `zfs` and `file`. Calls that destroy, prune, replace,
+   * verify or restore a checkpoint with such snapshots need the provider, too.
+   */
+  diskProviders?: readonly DiskProvider[] | undefined
 }
 
 /** Maps each VM to its checkpoint directory. */
@@ -101,6 +107,16 @@ export interface CreateOptions {
    */
   memoryBytes?: number | undefined
   /**
+   * The disks to capture at the moment of the guest's RAM: `zfsDisks(...)`, `fileDisks(...)`, or a selection for a
+   * provider of your own. The snapshots are taken while the guest is frozen. They belong to the checkpoint: they are
+   * published with it, listed in its `disks`, and removed with it. If they cannot be taken, the call rejects with
+   * `ERR_DISKS_NOT_CAPTURED`, the VM runs, and the previous checkpoint is unchanged.
+   *
+   * With `poweroff` the snapshots are taken after the VM was powered off and its state was published. If that fails, the
+   * call rejects, but the state is saved.
+   */
+  disks?: readonly DiskSelection[] | undefined
+  /**
    * Called while the guest is frozen, to capture its disks at the moment of its RAM, for example with a snapshot. The
    * guest stays frozen until the returned promise resolves or rejects, but not longer than `freezeTimeout`. Use the
    * captured disks only after the call has resolved. If the guest ran in between, the call discards the attempt and
@@ -116,7 +132,7 @@ export interface CreateOptions {
    * ```
    */
   onFrozen?: ((frozen: FrozenGuest) => void | Promise<void>) | undefined
-  /** The longest time that the guest is held for `onFrozen`, in milliseconds. Default 5 000. */
+  /** The longest time that the guest is held for `disks` and `onFrozen`, in milliseconds. Default 5 000. */
   freezeTimeout?: number | undefined
 }
 
@@ -170,9 +186,14 @@ export interface Checkpoint {
   pinned: boolean
   /**
    * How long the guest was frozen, in milliseconds: from the first byte of RAM to the end of bhyve's work. The flush of
-   * its disks before the first byte is not included. Known only if `onFrozen` was used.
+   * its disks before the first byte is not included. Known only if `disks` or `onFrozen` was used.
    */
   frozenMs?: number
+  /**
+   * The disk snapshots of the moment of the checkpoint. `kind`: their provider. `path`: the disk, or the directory that
+   * contains the disks. `snapshot`: where the snapshot is.
+   */
+  disks?: readonly { kind: string; path: string; snapshot: string }[]
 }
 
 /**

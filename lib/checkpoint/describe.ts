@@ -22,6 +22,7 @@ export function describe(
     poweredOff: manifest?.poweredOff ?? false,
     pinned: manifest?.pinned ?? false,
     ...(manifest?.frozenMs === undefined ? {} : { frozenMs: manifest.frozenMs }),
+    ...disksOf(inspection),
     ...(manifest?.restoredAt === undefined ? {} : { restoredAt: new Date(manifest.restoredAt) }),
   }
   const guest = metadata && {
@@ -36,6 +37,16 @@ export function describe(
 /** If another tool has rewritten the files since, the manifest's time is wrong. Then the RAM file's time counts. */
 function createdAt({ manifest, isManifestOf, modifiedMs }: Inspection): Date {
   return new Date(isManifestOf && manifest !== undefined ? manifest.createdAt : modifiedMs)
+}
+
+/** If another tool has rewritten the files since, the snapshots are not of the same moment. */
+function disksOf({ manifest, isManifestOf }: Inspection): Pick<Checkpoint, 'disks'> {
+  if (!isManifestOf || manifest?.disks === undefined) return {}
+  return {
+    disks: manifest.disks.flatMap(({ kind, disks }) =>
+      disks.map(({ path, snapshot }) => ({ kind, path, snapshot })),
+    ),
+  }
 }
 
 function filesOf(directory: string, name: string, hasManifest: boolean): Checkpoint['files'] {

@@ -4,13 +4,16 @@
  * the manifest except for the list of chunk digests (`manifest_file.ts`).
  */
 import { randomUUID } from 'node:crypto'
+import type { DiskRecord } from '../base/disk_types.js'
 import { chunkCount, isChunkBytes } from './digest.js'
 
 /**
- * The version that this release writes. If a manifest has a newer version, only the known properties are read, and the
- * manifest is never rewritten.
+ * The newest version that this release knows. If a manifest has a newer version, only the known properties are read, and
+ * the manifest is never rewritten.
  */
-export const manifestVersion = 1
+export const manifestVersion = 2
+/** Releases that do not know disk snapshots must not restore a checkpoint that has some, so it gets a newer version. */
+const versionWithoutDisks = 1
 
 /** Enough for the digests of a guest with many TiB of RAM. */
 export const manifestMaxBytes = 64 * 1024 * 1024
@@ -62,6 +65,8 @@ export interface Manifest {
   sizes?: { memory: number; kernel: number }
   /** How long the guest was observed to be frozen, in milliseconds. */
   frozenMs?: number
+  /** Disk snapshots of the moment of the checkpoint. */
+  disks?: readonly DiskRecord[]
   /** The latest restore records, oldest first. */
   restores?: Restore[]
   digests?: Digests
@@ -99,6 +104,7 @@ interface ManifestFacts {
   /** Default: a new one. */
   id?: string
   frozenMs?: number
+  disks?: readonly DiskRecord[]
 }
 
 /** Facts that the checkpoint files contain. */
@@ -112,11 +118,11 @@ interface ManifestFiles {
 
 /** The manifest of a checkpoint that this release creates. */
 export function newManifest(facts: ManifestFacts, files: ManifestFiles = {}): Manifest {
-  const { vm, name, createdAt, dialect, poweredOff, host, frozenMs } = facts
+  const { vm, name, createdAt, dialect, poweredOff, host, frozenMs, disks } = facts
   const { metadata, modifiedMs, digests, fingerprint } = files
   const sizes = metadata && { memory: metadata.memoryBytes, kernel: metadata.kernelBytes }
   return {
-    version: manifestVersion,
+    version: versionFor(disks),
     id: facts.id ?? randomUUID(),
     vm,
     name,
@@ -128,9 +134,15 @@ export function newManifest(facts: ManifestFacts, files: ManifestFiles = {}): Ma
     ...optional('memoryModifiedMs', modifiedMs),
     ...optional('sizes', sizes),
     ...optional('frozenMs', frozenMs),
+    ...optional('disks', disks),
     ...optional('digests', digests),
     ...optional('fingerprint', fingerprint),
   }
+}
+
+/** The version of a manifest with these disk snapshots. */
+export function versionFor(disks: readonly DiskRecord[] | undefined): number {
+  return disks === undefined ? versionWithoutDisks : manifestVersion
 }
 
 export function formatManifest(manifest: Manifest): string {
@@ -147,8 +159,9 @@ export function parseManifest(text: string): Manifest | undefined {
   if (typeof vm !== 'string' || typeof name !== 'string' || !isDate(createdAt)) return undefined
   const sizes = sizesFrom(root.sizes)
   const digests = digestsFrom(root.digests, sizes)
-  // Do not treat malformed digests as absent: the damage would go unnoticed, since digests are optional.
-  if (digests === 'malformed' && version <= manifestVersion) return undefined
+  const disks = disksFrom(root.disks)
+  // Do not treat malformed digests or disks as absent: the damage would go unnoticed, since both are optional.
+  if (version <= manifestVersion && [digests, disks].includes('malformed')) return undefined
   return {
     version,
     vm,
@@ -164,7 +177,8 @@ export function parseManifest(text: string): Manifest | undefined {
     ...optional('memoryModifiedMs', isCount(root.memoryModifiedMs) ? root.memoryModifiedMs : undefined),
     ...optional('sizes', sizes),
     ...optional('frozenMs', durationFrom(root.frozenMs)),
-    ...optional('digests', digests === 'malformed' ? undefined : digests),
+    ...optional('disks', wellFormed(disks)),
+    ...optional('digests', wellFormed(digests)),
     ...optional('fingerprint', fingerprintFrom(root.fingerprint)),
     ...optional('restores', restoresFrom(root.restores)),
   }
@@ -173,6 +187,11 @@ export function parseManifest(text: string): Manifest | undefined {
 /** The same manifest with `pinned` changed. Properties that this release does not know are kept. */
 export function withPin(text: string, pinned: boolean): string {
   return `${JSON.stringify({ ...parseObject(text), pinned }, null, 2)}\n`
+}
+
+/** The same manifest with disk snapshots. */
+export function withDisks(text: string, disks: readonly DiskRecord[]): string {
+  return `${JSON.stringify({ ...parseObject(text), version: versionFor(disks), disks }, null, 2)}\n`
 }
 
 /** The same manifest with one more restore record. */
@@ -259,6 +278,26 @@ function digestsFrom(value: unknown, sizes: Manifest['sizes']): Digests | undefi
   if (!isCount(chunkBytes) || !isChunkBytes(chunkBytes)) return 'malformed'
   if (!isCount(chunks) || chunks !== chunkCount(sizes.memory, chunkBytes)) return 'malformed'
   return { algorithm, kernel, metadata, memory: { chunkBytes, chunks, root } }
+}
+
+function wellFormed<T>(value: T | 'malformed'): T | undefined {
+  return value === 'malformed' ? undefined : value
+}
+
+function disksFrom(value: unknown): readonly DiskRecord[] | undefined | 'malformed' {
+  if (value === undefined) return undefined
+  return areDiskRecords(value) ? value : 'malformed'
+}
+
+export function areDiskRecords(value: unknown): value is DiskRecord[] {
+  return Array.isArray(value) && value.every(isDiskRecord)
+}
+
+function isDiskRecord(value: unknown): boolean {
+  if (!isObject(value) || typeof value.kind !== 'string' || !Array.isArray(value.disks)) return false
+  return value.disks.every(
+    (disk) => isObject(disk) && typeof disk.path === 'string' && typeof disk.snapshot === 'string',
+  )
 }
 
 /** A malformed fingerprint is ignored, because it proves nothing. */

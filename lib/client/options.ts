@@ -1,6 +1,7 @@
 /** Checks the options of a client and fills in the defaults. */
 import { assertOptions, invalid } from '../base/assertions.js'
 import { membersOf } from '../base/union_members.js'
+import type { DiskProvider } from '../base/disk_types.js'
 import type { ClientOptions, Dialect, Layout } from '../base/types.js'
 import type { Target } from '../bhyve/locate.js'
 import { defaultRoot, rootLayout } from '../store/layout.js'
@@ -11,6 +12,7 @@ export const clientOptions: readonly string[] = membersOf<keyof ClientOptions>({
   checkpointDirectory: true,
   dialect: true,
   trustedUids: true,
+  diskProviders: true,
 })
 const dialects: readonly string[] = membersOf<Dialect | 'auto'>({
   auto: true,
@@ -22,6 +24,7 @@ const dialects: readonly string[] = membersOf<Dialect | 'auto'>({
 export interface ClientSettings {
   target: Omit<Target, 'vm'>
   layout: Layout
+  diskProviders: readonly DiskProvider[]
   /** The library creates the checkpoint directories, and removes them once they are empty. */
   ownsDirectories: boolean
 }
@@ -30,22 +33,23 @@ export function clientSettings(options: ClientOptions, environment: Environment)
   assertOptions(options, 'ClientOptions', clientOptions)
   const { runDirectory = environment.defaultRunDirectory } = options
   const { checkpointDirectory = defaultRoot, dialect = 'auto' } = options
-  const { trustedUids = [0, process.geteuid?.() ?? 0] } = options
+  const { trustedUids = [0, process.geteuid?.() ?? 0], diskProviders = [] } = options
   if (typeof runDirectory !== 'string' || !runDirectory.startsWith('/') || runDirectory.includes('\0')) {
     throw invalid("The option 'runDirectory' must be an absolute path", runDirectory)
   }
   if (!dialects.includes(dialect))
     throw invalid(`The option 'dialect' must be one of ${dialects.join(', ')}`, dialect)
-  if (!Array.isArray(trustedUids) || trustedUids.length === 0 || !trustedUids.every(isUid)) {
+  if (!isArrayOf(trustedUids, isUid) || trustedUids.length === 0) {
     throw invalid("The option 'trustedUids' must be a non-empty array of uids", trustedUids)
   }
+  assertProviders(diskProviders)
   const target = {
     runDirectory: trimmed(runDirectory),
     dialect,
     trustedUids,
     vmmDirectory: environment.vmmDirectory,
   }
-  return { target, ...layoutFrom(checkpointDirectory) }
+  return { target, diskProviders, ...layoutFrom(checkpointDirectory) }
 }
 
 function layoutFrom(directory: string | Layout): { layout: Layout; ownsDirectories: boolean } {
@@ -58,6 +62,22 @@ function layoutFrom(directory: string | Layout): { layout: Layout; ownsDirectori
       directory,
     )
   return { layout: directory, ownsDirectories: false }
+}
+
+function assertProviders(providers: unknown): asserts providers is readonly DiskProvider[] {
+  if (!isArrayOf(providers, isProvider))
+    throw invalid("The option 'diskProviders' must be an array of providers", providers)
+}
+
+function isArrayOf(value: unknown, isMember: (member: unknown) => boolean): boolean {
+  return Array.isArray(value) && value.every(isMember)
+}
+
+function isProvider(provider: unknown): boolean {
+  if (typeof provider !== 'object' || provider === null) return false
+  const { kind, prepare, remove, missing } = provider as Partial<DiskProvider>
+  const isNamed = typeof kind === 'string' && kind !== ''
+  return isNamed && [prepare, remove, missing].every((method) => typeof method === 'function')
 }
 
 function isUid(uid: unknown): boolean {

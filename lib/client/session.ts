@@ -4,6 +4,7 @@ import { assertRuntimeCan } from './runtime.js'
 import { AbortError, type ErrorDetails, toCheckpointError, withDetails } from '../base/errors.js'
 import type { ClientOptions } from '../base/types.js'
 import { type VmJobs, vmJobs } from '../operations/jobs.js'
+import { DiskProviders } from '../disks/providers.js'
 import { Store } from '../store/store.js'
 import { type ClientSettings, clientSettings } from './options.js'
 import type { Environment } from './environment.js'
@@ -41,6 +42,7 @@ export class Session {
   readonly settings: ClientSettings
   readonly store: Store
   readonly vmJobs: VmJobs
+  readonly disks: DiskProviders
   readonly requests = new Requests()
   readonly #inFlight = new Set<Promise<unknown>>()
 
@@ -50,6 +52,7 @@ export class Session {
     const pool = environment.pool()
     this.store = new Store(pool, this.settings.layout, this.settings.ownsDirectories)
     this.vmJobs = vmJobs(pool)
+    this.disks = new DiskProviders(pool, this.settings.diskProviders)
   }
 
   assertCan(ability: Ability, doing: string, vm: string, checkpoint: string): void {

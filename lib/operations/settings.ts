@@ -32,6 +32,7 @@ export const createOptions: readonly string[] = membersOf<keyof CreateOptions>({
   digest: true,
   sparsify: true,
   memoryBytes: true,
+  disks: true,
   onFrozen: true,
   freezeTimeout: true,
 })

@@ -14,6 +14,7 @@ import {
 } from '../../checkpoint/manifest.js'
 import { type Inspection, inspectCheckpoint } from '../../checkpoint/structure.js'
 import { memorySuffix } from '../../base/names.js'
+import type { DiskRecord } from '../../base/disk_types.js'
 import type { ListedCheckpoint } from '../../base/types.js'
 import { describe } from '../../checkpoint/describe.js'
 import { Directory } from '../../fs/directory.js'
@@ -42,6 +43,10 @@ export interface CheckpointReport {
   /** The VM's name in the metadata. */
   metadataVm: string | undefined
   devicesHaveAddresses: boolean
+  /** The id in the manifest. */
+  id: string | undefined
+  /** Disk snapshots of the moment of the checkpoint. */
+  disks: readonly DiskRecord[]
   /** The generation of bhyve that can restore the checkpoint. Undefined if the metadata file is damaged. */
   generation: Generation | undefined
   /**
@@ -63,6 +68,8 @@ export function inspectForRestore(directoryPath: string, vm: string, name: strin
     host: manifest?.host,
     metadataVm: metadata?.vm,
     devicesHaveAddresses: metadata?.devicesHaveAddresses ?? false,
+    id: manifest?.id,
+    disks: (inspection.isManifestOf ? manifest?.disks : undefined) ?? [],
     generation: metadata?.generation,
     disksQuietMs: disksQuietMs(listed, inspection),
   }

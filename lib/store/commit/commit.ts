@@ -4,7 +4,7 @@
  * and after recovery. Runs in the pool.
  */
 import { CheckpointError, detailsOf } from '../../base/errors.js'
-import { formatManifest, type Manifest, manifestVersion, parseManifest } from '../../checkpoint/manifest.js'
+import { formatManifest, type Manifest, parseManifest, versionFor } from '../../checkpoint/manifest.js'
 import { readHead, rewriteManifest } from '../../checkpoint/manifest_file.js'
 import { inspectCheckpoint } from '../../checkpoint/structure.js'
 import { manifestSuffix, memorySuffix } from '../../base/names.js'
@@ -66,7 +66,7 @@ function keepPin(directory: Directory, stage: Directory, publication: Publicatio
   if (manifest.pinned || !isPinned(directory, name)) return
   const pinned = 'pin'
   removeTree(stage, pinned)
-  const text = formatManifest({ ...manifest, version: manifestVersion, pinned: true })
+  const text = formatManifest({ ...manifest, version: versionFor(manifest.disks), pinned: true })
   const file = name + manifestSuffix
   rewriteManifest(stage, file, text, { directory: stage, file: pinned, durable })
   stage.rename(pinned, stage, file)
