@@ -19,6 +19,8 @@ export interface Problem {
      * copy of the VM. `restore` accepts them with `again: true`.
      */
     | 'durability-unproven'
+    /** A disk snapshot of the checkpoint no longer exists. Only `verifyCheckpoint` checks that. */
+    | 'disk-snapshot-missing'
     | 'not-a-regular-file'
     | 'foreign-format'
     /**

@@ -1,4 +1,5 @@
 /** Turns the inspection of a checkpoint's files into the object that callers get. */
+import type { DiskRecord } from '../base/disk_types.js'
 import type { Inspection } from './structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 import type { Checkpoint, ListedCheckpoint } from '../base/types.js'
@@ -42,11 +43,12 @@ function createdAt({ manifest, isManifestOf, modifiedMs }: Inspection): Date {
 /** If another tool has rewritten the files since, the snapshots are not of the same moment. */
 function disksOf({ manifest, isManifestOf }: Inspection): Pick<Checkpoint, 'disks'> {
   if (!isManifestOf || manifest?.disks === undefined) return {}
-  return {
-    disks: manifest.disks.flatMap(({ kind, disks }) =>
-      disks.map(({ path, snapshot }) => ({ kind, path, snapshot })),
-    ),
-  }
+  return { disks: flattened(manifest.disks) }
+}
+
+/** The disks of all records, as callers get them. */
+export function flattened(records: readonly DiskRecord[]): NonNullable<Checkpoint['disks']> {
+  return records.flatMap(({ kind, disks }) => disks.map(({ path, snapshot }) => ({ kind, path, snapshot })))
 }
 
 function filesOf(directory: string, name: string, hasManifest: boolean): Checkpoint['files'] {

@@ -16,6 +16,8 @@ export const descriptorsOf = {
   frozen: 8,
   /** As `checkpoint`, and the descriptor that watches the process. */
   suspend: 5,
+  /** The pipes of a provider's program, and the stage of a suspend's snapshots. */
+  disks: 8,
   /** The checkpoint files. */
   verify: 4,
   /** The lock, the log, `.staging`, and two while bhyve is being started. */

@@ -1,9 +1,17 @@
 /** The state that all calls of one client share. */
 import type { Ability } from './runtime.js'
 import { assertRuntimeCan } from './runtime.js'
-import { AbortError, type ErrorDetails, toCheckpointError, withDetails } from '../base/errors.js'
+import {
+  AbortError,
+  CheckpointError,
+  detailsOf,
+  type ErrorDetails,
+  toCheckpointError,
+  withDetails,
+} from '../base/errors.js'
 import type { ClientOptions } from '../base/types.js'
 import { type VmJobs, vmJobs } from '../operations/jobs.js'
+import { removeOwedSnapshots } from '../operations/disk_snapshots.js'
 import { DiskProviders } from '../disks/providers.js'
 import { Store } from '../store/store.js'
 import { type ClientSettings, clientSettings } from './options.js'
@@ -66,6 +74,39 @@ export class Session {
     } catch (error) {
       throw error instanceof AbortError ? error : withDetails(toCheckpointError(error, doing), details())
     }
+  }
+
+  /**
+   * Runs a call that may have found disk snapshots that no checkpoint needs, and then removes them. Resolves with the
+   * reasons why some could not be removed. A later call tries again.
+   */
+  async #removingSnapshots<T>(vm: string, task: Promise<T>): Promise<{ value: T; failures: unknown[] }> {
+    const [result] = await Promise.allSettled([task])
+    const failures = await this.#removeSnapshots(vm)
+    if (result.status === 'rejected') throw result.reason
+    return { value: result.value, failures }
+  }
+
+  async #removeSnapshots(vm: string): Promise<unknown[]> {
+    if (!this.store.takeNotedSnapshots(vm)) return []
+    return await removeOwedSnapshots(this.store, this.disks, vm).catch((error: unknown) => [error])
+  }
+
+  /** Ignores snapshots that could not be removed. */
+  async thenRemoveSnapshots<T>(vm: string, task: Promise<T>): Promise<T> {
+    return (await this.#removingSnapshots(vm, task)).value
+  }
+
+  /** Rejects if snapshots could not be removed. `removed`: the checkpoints that the call has removed. */
+  async withSnapshots<T>(vm: string, removed: (value: T) => readonly string[], task: Promise<T>): Promise<T> {
+    const { value, failures } = await this.#removingSnapshots(vm, task)
+    const [cause] = failures
+    if (cause === undefined) return value
+    const known = toCheckpointError(cause, 'Removing the disk snapshots of removed checkpoints')
+    const names = removed(value).map((name) => `'${name}'`)
+    const done = names.length === 0 ? '' : `. These checkpoints were removed: ${names.join(', ')}`
+    const message = `${known.message}. The next call for this VM tries again${done}`
+    throw new CheckpointError(known.code, message, { ...detailsOf(known), cause })
   }
 
   /** Makes `idle()` wait for the task. */

@@ -23,7 +23,9 @@ export async function create(
 ): Promise<Checkpoint> {
   if (settings.freeze === undefined) return save(context, settings, call, noFreeze)
   const { saveFrozen } = await import('./saving/freeze.js')
-  return saveFrozen(settings, settings.freeze, call, (freeze) => save(context, settings, call, freeze))
+  return saveFrozen(context, { ...settings, freeze: settings.freeze }, call, (freeze) =>
+    save(context, settings, call, freeze),
+  )
 }
 
 function save(
@@ -35,6 +37,7 @@ function save(
   const { vm, name } = settings
   const { cancellation, progress } = call
   return inStage(context, settings, call, { unknownMemoryBytes: undefined }, async (stage, sockets) => {
+    await freeze.prepare(stage)
     const answer = await request(context, stage, settings, call, {
       sockets,
       beforeSending: async (writer, connection) => {

@@ -10,6 +10,7 @@ import {
 } from '../base/assertions.js'
 import { membersOf } from '../base/union_members.js'
 import { assertCheckpointName, assertVmName } from '../base/names.js'
+import type { DiskSelection } from '../base/disk_types.js'
 import type {
   CreateOptions,
   Dialect,
@@ -75,9 +76,9 @@ export interface PublicationSettings {
   durable: boolean
 }
 
-/** The caller's function for a frozen guest, and the longest time in milliseconds that the guest is held for it. */
+/** What to do while the guest is frozen, and the longest time in milliseconds that the guest is held for it. */
 export interface FreezeSettings {
-  onFrozen: (frozen: FrozenGuest) => void | Promise<void>
+  onFrozen: ((frozen: FrozenGuest) => void | Promise<void>) | undefined
   timeout: number
 }
 
@@ -93,6 +94,8 @@ export interface SaveSettings {
   request: RequestSettings
   scan: ScanSettings
   publication: PublicationSettings
+  disks: readonly DiskSelection[]
+  /** Undefined if nothing is to be done while the guest is frozen. */
   freeze: FreezeSettings | undefined
 }
 
@@ -121,18 +124,33 @@ export function createSettings(vm: unknown, options: CreateOptions, dialect: Dia
     request: { dialect, stallTimeout },
     scan: { digest, sparsify },
     publication: { ifExists, durable: fsync },
+    disks: diskSelections(options.disks),
     freeze: freezeSettings(options, poweroff),
   }
 }
 
+function diskSelections(disks: unknown = []): readonly DiskSelection[] {
+  if (!Array.isArray(disks) || !disks.every(isSelection)) {
+    const message =
+      "The option 'disks' must be an array of selections such as zfsDisks() and fileDisks() return"
+    throw invalid(message, disks)
+  }
+  return disks
+}
+
+function isSelection(value: unknown): value is DiskSelection {
+  return typeof value === 'object' && value !== null && 'kind' in value && typeof value.kind === 'string'
+}
+
 function freezeSettings(options: CreateOptions, poweroff: boolean): FreezeSettings | undefined {
-  const { onFrozen, freezeTimeout = defaultFreezeTimeoutMs } = options
+  const { onFrozen, disks = [], freezeTimeout = defaultFreezeTimeoutMs } = options
   assertMilliseconds(freezeTimeout, 'freezeTimeout', 1)
-  if (onFrozen === undefined) return undefined
+  if (onFrozen === undefined)
+    return disks.length === 0 || poweroff ? undefined : { onFrozen, timeout: freezeTimeout }
   if (typeof onFrozen !== 'function') throw invalid("The option 'onFrozen' must be a function", onFrozen)
   if (poweroff)
     throw invalid(
-      "The option 'onFrozen' cannot be used to suspend a VM. A suspended VM no longer changes its disks, so capture them afterwards",
+      "The option 'onFrozen' cannot be used to suspend a VM. A suspended VM no longer changes its disks: use 'disks', or capture them afterwards",
       poweroff,
     )
   return { onFrozen, timeout: freezeTimeout }

@@ -30,6 +30,7 @@ export function suspend(
   return inStage(context, settings, call, spaceForSuspend, async (stage, sockets) => {
     const suspending: Suspending = { context, settings, call, stage }
     try {
+      if (settings.disks.length > 0) await prepareDisks(suspending)
       const answer = await request(context, stage, settings, call, {
         sockets,
         beforeSending: (writer) => prepare(suspending, writer),
@@ -37,8 +38,14 @@ export function suspend(
       return await conclude(suspending, answer)
     } finally {
       suspending.end?.[Symbol.dispose]()
+      await suspending.disks?.close()
     }
   })
+}
+
+async function prepareDisks(suspending: Suspending): Promise<void> {
+  const { SuspendedDisks } = await import('./saving/suspended_disks.js')
+  suspending.disks = await SuspendedDisks.prepare(suspending)
 }
 
 /** Checks that the result will be readable and the end of the process observable, then records the writer. */
@@ -91,7 +98,7 @@ async function conclude(suspending: Suspending, answer: Answer): Promise<Checkpo
   if (settings.publication.durable) await explained(suspending, stage.flush(settings.name))
   const checkpoint = await publishState(suspending, answer, verdict.checkpoint)
   await untilGone(suspending, checkpoint)
-  return checkpoint
+  return (await suspending.disks?.capture(checkpoint)) ?? checkpoint
 }
 
 async function publishState(
@@ -102,7 +109,9 @@ async function publishState(
   const { stage, settings, call } = suspending
   const { vm, name, publication } = settings
   const content = await explained(suspending, scanAll(suspending, checkpoint))
-  const publishing = { vm, name, settings: publication, dialect, poweredOff: true, content }
+  const id = suspending.disks?.id
+  const frozen = id === undefined ? {} : { id }
+  const publishing = { vm, name, settings: publication, dialect, poweredOff: true, content, frozen }
   try {
     return await publish(stage, checkpoint, publishing, call.progress, call.cancellation.uncancellable)
   } catch (error) {

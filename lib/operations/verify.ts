@@ -5,14 +5,12 @@ import { loadNative } from '../base/native.js'
 import type { ProgressReporter } from './progress.js'
 import { forEachSlice, StopFlag } from './slices.js'
 import type { Store } from '../store/store.js'
+import type { StoredReport } from '../store/catalog/list.js'
 import type { OpenedCheckpoint, Recorded } from '../store/catalog/open_checkpoint.js'
-import type { VerificationReport } from '../base/types.js'
 import type { Problem } from '../base/problem.js'
 
 /** Beyond this many ranges, report only the count. */
 const maxRanges = 10
-
-export type Report = Omit<VerificationReport, 'elapsedMs'>
 
 interface Verifying {
   store: Store
@@ -23,13 +21,13 @@ interface Verifying {
 }
 
 /** Rejects after a cancel, once the checkpoint files are closed. */
-export async function verifyContent(verifying: Verifying): Promise<Report> {
+export async function verifyContent(verifying: Verifying): Promise<StoredReport> {
   const { store, vm, name } = verifying
   const opened = await store.jobs.openCheckpoint(store.directoryOf(vm), name)
   try {
-    const { problems, bytesRead, recorded } = opened
+    const { problems, bytesRead, recorded, snapshots } = opened
     if (recorded === undefined) {
-      return { ok: problems.length === 0, problems, depth: 'structure', bytesRead }
+      return { ok: problems.length === 0, problems, depth: 'structure', bytesRead, snapshots }
     }
     using stop = new StopFlag(verifying.cancellation)
     return await new Comparison(verifying, opened, recorded, stop).run()
@@ -55,13 +53,14 @@ class Comparison {
     this.#bytesRead = opened.bytesRead
   }
 
-  async run(): Promise<Report> {
+  async run(): Promise<StoredReport> {
     const { kernel, metadata } = this.#recorded.digests
     await this.#compareMemory()
     await this.#compareFile('kernel', 'the kernel state file (.kern)', kernelSuffix, kernel)
     await this.#compareFile('metadata', 'the metadata file', metadataSuffix, metadata)
     const problems = this.#problems
-    return { ok: problems.length === 0, problems, depth: 'content', bytesRead: this.#bytesRead }
+    const { snapshots } = this.#opened
+    return { ok: problems.length === 0, problems, depth: 'content', bytesRead: this.#bytesRead, snapshots }
   }
 
   async #compareMemory(): Promise<void> {

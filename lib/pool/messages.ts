@@ -20,11 +20,12 @@ export type ToWorker =
 
 /**
  * The result of a job. `held`: descriptors that the worker closes once the caller has closed its own. `later`: jobs to
- * run afterwards. Only `emptied()` waits for them.
+ * run afterwards. Only `emptied()` waits for them. `snapshots`: VM directories with records of disk snapshots.
  */
 export type Outcome = ({ value: unknown } | { error: PortableError }) & {
   held: readonly number[]
   later: readonly JobCall[]
+  snapshots: readonly string[]
 }
 
 /** `up`: the worker has loaded its code. */

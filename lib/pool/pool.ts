@@ -65,6 +65,7 @@ interface WorkerCallbacks {
   gone: (worker: PoolWorker) => void
   mayEnd: () => boolean
   doLater: (jobs: readonly JobCall[]) => void
+  note: (directories: readonly string[]) => void
 }
 
 class PoolWorker {
@@ -76,13 +77,15 @@ class PoolWorker {
   readonly #gone: (worker: PoolWorker) => void
   readonly #mayEnd: () => boolean
   readonly #doLater: (jobs: readonly JobCall[]) => void
+  readonly #note: (directories: readonly string[]) => void
   #retirement: NodeJS.Timeout | undefined
 
-  constructor({ done, gone, mayEnd, doLater }: WorkerCallbacks) {
+  constructor({ done, gone, mayEnd, doLater, note }: WorkerCallbacks) {
     this.#done = done
     this.#gone = gone
     this.#mayEnd = mayEnd
     this.#doLater = doLater
+    this.#note = note
     this.#worker = startThread()
     this.#worker.unref()
     this.#worker.on('message', (message: FromWorker) => {
@@ -117,6 +120,7 @@ class PoolWorker {
     this.#releaseLater(message.held)
     const job = this.#takeJob()
     if (job === undefined) return
+    this.#note(message.snapshots)
     try {
       if ('error' in message) job.reject(fromPortable(message.error))
       else job.resolve(this.#takeDescriptors(message.value))
@@ -232,12 +236,15 @@ export interface JobRunner {
   run(job: JobCall, onStart?: () => void): Promise<unknown>
   /** Resolves once the `later` jobs of earlier jobs have ended. */
   emptied(): Promise<void>
+  /** Whether a job has found records of disk snapshots in this VM's directory since the last call. */
+  takeNoted(directoryPath: string): boolean
 }
 
 export class Pool implements JobRunner {
   readonly #workers = new Set<PoolWorker>()
   readonly #waiting: Job[] = []
   readonly #later = new Set<Promise<void>>()
+  readonly #noted = new Set<string>()
   #start: NodeJS.Timeout | undefined
   /** How many calls need a running thread. */
   #keepers = 0
@@ -271,6 +278,10 @@ export class Pool implements JobRunner {
 
   async emptied(): Promise<void> {
     while (this.#later.size > 0) await Promise.all(this.#later)
+  }
+
+  takeNoted(directoryPath: string): boolean {
+    return this.#noted.delete(directoryPath)
   }
 
   /** Only `idle()` of the client waits for these jobs. If one fails, the next call of any process does its work. */
@@ -347,6 +358,7 @@ export class Pool implements JobRunner {
         gone: (gone) => this.#workers.delete(gone),
         mayEnd: () => this.#keepers === 0 || this.#workers.size > 1,
         doLater: (jobs) => this.#doLater(jobs),
+        note: (directories) => directories.forEach((directory) => this.#noted.add(directory)),
       })
       this.#workers.add(worker)
     } catch (cause) {

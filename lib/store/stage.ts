@@ -1,5 +1,6 @@
 /** A stage that this process owns, as the caller's thread uses it. */
 import type { Cancellation, CommitPoint } from '../base/cancellation.js'
+import type { DiskRecord } from '../base/disk_types.js'
 import { CheckpointError } from '../base/errors.js'
 import { loadNative } from '../base/native.js'
 import type { Checkpoint } from '../base/types.js'
@@ -128,6 +129,21 @@ export class Stage {
 
   removeHold(): Promise<void> {
     return this.#store.jobs.removeHold(this.#handle)
+  }
+
+  /** The flock of the stage belongs to this descriptor. Programs that inherit it keep the stage alive. */
+  get lockDescriptor(): number {
+    return this.#handle.stage
+  }
+
+  /** The real path of the directory that the checkpoint will be in. */
+  realDirectory(): Promise<string> {
+    return this.#store.jobs.realDirectory(this.#handle)
+  }
+
+  /** Call this before disk snapshots are taken. If the stage is discarded, they are removed by this record. */
+  recordSnapshots(snapshots: { vm: string; id: string; disks: readonly DiskRecord[] }): Promise<void> {
+    return this.#store.jobs.recordSnapshots(this.#handle, snapshots)
   }
 
   isStillFrozen(): Promise<boolean> {

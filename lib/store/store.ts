@@ -36,6 +36,11 @@ export class Store {
     return storeJobs(this.#pool, onStart)
   }
 
+  /** Whether a job has found records of disk snapshots of this VM since the last call. */
+  takeNotedSnapshots(vm: string): boolean {
+    return this.#pool.takeNoted(this.directoryOf(vm))
+  }
+
   directoryOf(vm: string): string {
     const directory = this.#layout.directoryOf(vm)
     if (typeof directory === 'string' && directory.startsWith('/') && !directory.includes('\0')) {

@@ -7,6 +7,7 @@ import { toCheckpointError } from '../base/errors.js'
 import { loadNative } from '../base/native.js'
 import { beginHolding, takeHeld } from '../store/staging/deferred_close.js'
 import { beginDeferring, takeRemovals } from '../store/staging/removed.js'
+import { takeNotedSnapshots } from '../store/staging/snapshot_records.js'
 import { jobs, type JobName } from './jobs.js'
 import { type FromWorker, type JobCall, type Outcome, toPortable, type ToWorker } from '../pool/messages.js'
 import { keepReserve } from '../pool/reserve.js'
@@ -21,13 +22,13 @@ function run(job: string, args: readonly unknown[]): Outcome {
   }
 }
 
-function leftovers(): Pick<Outcome, 'held' | 'later'> {
+function leftovers(): Pick<Outcome, 'held' | 'later' | 'snapshots'> {
   const later = takeRemovals().map((removal): JobCall => ({
     name: 'emptyRemoved' satisfies JobName,
     kind: 'removal',
     args: [removal],
   }))
-  return { held: takeHeld(), later }
+  return { held: takeHeld(), later, snapshots: takeNotedSnapshots() }
 }
 
 parentPort?.on('message', (message: ToWorker) => {

@@ -294,6 +294,7 @@ t.test('pause: rejects if a request was sent while the process was being located
   let locateJobs = 0
   const pool: JobRunner = {
     emptied: () => shared.emptied(),
+    takeNoted: (directory) => shared.takeNoted(directory),
     run: async (job, onStart) => {
       if (job.name === 'locateSocket' && ++locateJobs === 1) await gate
       return shared.run(job, onStart)

@@ -288,6 +288,7 @@ t.test('digests: the list, the buffers and the messages are bounded for any RAM 
   const shared = sharedPool()
   const pool: JobRunner = {
     emptied: () => shared.emptied(),
+    takeNoted: (directory) => shared.takeNoted(directory),
     run: async (job, onStart) => {
       const isSlice = job.name === 'scanSlice' || job.name === 'compareSlice'
       if (isSlice) most = Math.max(most, ++running)

@@ -92,7 +92,7 @@ void t.test('onFrozen rejects: nothing is published and the previous checkpoint 
     vmState: 'running',
     cause,
   })
-  t.match(error.message, /onFrozen failed: no snapshot\. The VM is running/)
+  t.match(error.message, /capturing its disks failed: no snapshot\. The VM is running/)
   t.equal(processState(bhyve.pid), 'running')
   t.strictSame(contents(directory), before)
   t.match(await rejection(create({ onFrozen: () => { throw cause } })), { code: 'ERR_DISKS_NOT_CAPTURED', cause }) // prettier-ignore

@@ -8,6 +8,7 @@ t.test('awaiting, printing or serializing the object starts no job', async (t) =
   const started: JobCall[] = []
   const jobs = storeJobs({
     emptied: () => Promise.resolve(),
+    takeNoted: () => false,
     run: (job) => Promise.resolve(void started.push(job)),
   })
   t.equal(await Promise.resolve(jobs as unknown), jobs)

@@ -112,7 +112,7 @@ t.test("every call that writes rejects another user's .staging", needsRoot, asyn
     create: () => makeStage(directory),
     destroy: () => jobs.destroyCheckpoint(directory, 'a'),
     destroyAll: () => jobs.destroyCheckpoints(directory, true),
-    prune: () => jobs.pruneCheckpoints(directory, 'vm1', { keepLast: 0 }, Date.now()),
+    prune: () => jobs.pruneCheckpoints(directory, 'vm1', { keepLast: 0 }, { now: Date.now() }),
     pin: () => jobs.pinCheckpoint(directory, 'vm1', 'a', true),
     restore: () => jobs.beginRestore(directory, 'a'),
     emptyRemoved: () => jobs.emptyRemoved({ directoryPath: directory, withDirectory: true }),

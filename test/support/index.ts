@@ -10,6 +10,7 @@ import type { Test } from 'tap'
 import { isFailure } from '../../dist/base/native.js'
 import { jobs } from '../../dist/worker/jobs.js'
 import type { JobRunner } from '../../dist/pool/pool.js'
+import { takeNotedSnapshots } from '../../dist/store/staging/snapshot_records.js'
 import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
 import './plain_children.js'
 
@@ -179,6 +180,7 @@ type Call = (...args: never[]) => unknown
 export function inlinePool(instead?: (name: JobName) => Promise<unknown> | undefined): JobRunner {
   return {
     emptied: () => Promise.resolve(),
+    takeNoted: (directory) => takeNotedSnapshots().includes(directory),
     run: async ({ name, args }, onStart) => {
       const replacement = instead?.(name as JobName)
       if (replacement !== undefined) await replacement

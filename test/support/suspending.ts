@@ -55,7 +55,7 @@ export function watchedPool(
     after(job.name)
     return result
   }
-  return () => ({ run, emptied: () => real.emptied() })
+  return () => ({ run, emptied: () => real.emptied(), takeNoted: (one) => real.takeNoted(one) })
 }
 
 /** A client whose jobs run in this thread. Calls `spoil` with the inbox before the checkpoint files are inspected. */

@@ -1,5 +1,5 @@
 /** createCheckpoint and suspend. */
-import { assertOptions } from '../../base/assertions.js'
+import { assertOptions, invalid } from '../../base/assertions.js'
 import { Cancellation } from '../../base/cancellation.js'
 import { descriptorsOf } from '../descriptor_budget.js'
 import { vmStateOf } from '../../bhyve/peer.js'
@@ -37,7 +37,7 @@ export class SavingCalls {
   }
 
   async createCheckpoint(vm: string, options: CreateOptions = {}): Promise<Checkpoint> {
-    const settings = checkedFor(vm, () => createSettings(vm, options, this.#session.settings.target.dialect))
+    const settings = checkedFor(vm, () => this.#settings(vm, options))
     const { signal, timeout, name } = settings
     const doing = settings.poweroff
       ? `Suspending VM '${vm}' as checkpoint '${name}'`
@@ -49,13 +49,22 @@ export class SavingCalls {
     const receiver: SavingCall['receiver'] = {}
     const progress = new ProgressReporter(settings, cancellation)
     const call = { cancellation, progress, receiver }
-    const task = this.#create(settings, call).finally(() => cancellation[Symbol.dispose]())
+    const creating = this.#create(settings, call).finally(() => cancellation[Symbol.dispose]())
+    const task = this.#session.thenRemoveSnapshots(vm, creating)
     const details = () => ({
       vm,
       checkpoint: name,
       vmState: receiver.peer === undefined ? ('unknown' as const) : vmStateOf(receiver.peer),
     })
     return this.#session.explained(doing, details, cancellation.race(this.#session.tracked(task)))
+  }
+
+  #settings(vm: string, options: CreateOptions): SaveSettings {
+    const settings = createSettings(vm, options, this.#session.settings.target.dialect)
+    const unknown = settings.disks.find(({ kind }) => !this.#session.disks.has(kind))
+    if (unknown === undefined) return settings
+    const kinds = this.#session.disks.kinds.map((kind) => `'${kind}'`).join(', ')
+    throw invalid(`The option 'disks' has a kind without a provider. This client has ${kinds}`, unknown.kind)
   }
 
   async #create(settings: SaveSettings, call: SavingCall): Promise<Checkpoint> {
@@ -78,12 +87,11 @@ export class SavingCalls {
         target,
         system,
         peers,
+        disks: this.#session.disks,
         exitTimeoutMs,
       }
-      const { count, save } = settings.poweroff
-        ? { count: descriptorsOf.suspend, save: suspend }
-        : { count: descriptorsOf[settings.freeze === undefined ? 'checkpoint' : 'frozen'], save: create }
-      return await descriptors().during(count, cancellation, () =>
+      const save = settings.poweroff ? suspend : create
+      return await descriptors().during(descriptorsFor(settings), cancellation, () =>
         this.#keepingThread(settings.poweroff, () => save(context, settings, call)),
       )
     } finally {
@@ -102,4 +110,9 @@ export class SavingCalls {
     const { name = 'suspend' } = options
     return this.createCheckpoint(vm, { ...options, name, poweroff: true })
   }
+}
+
+function descriptorsFor({ poweroff, freeze, disks }: SaveSettings): number {
+  const own = poweroff ? 'suspend' : freeze === undefined ? 'checkpoint' : 'frozen'
+  return descriptorsOf[own] + (disks.length > 0 ? descriptorsOf.disks : 0)
 }

@@ -4,7 +4,8 @@ import { assertBoolean, assertCallback, assertOptions, assertSignal, invalid } f
 import { Cancellation } from '../../base/cancellation.js'
 import { descriptorsOf } from '../descriptor_budget.js'
 import type { CheckpointClient } from '../checkpoint_client.js'
-import { assertCheckpointName, assertVmName } from '../../base/names.js'
+import { assertCheckpointName, assertVmName, manifestSuffix } from '../../base/names.js'
+import type { Problem } from '../../base/problem.js'
 import { assertPolicy } from '../../operations/settings.js'
 import { ProgressReporter } from '../../operations/progress.js'
 import type {
@@ -14,6 +15,8 @@ import type {
   VerificationReport,
   VerifyOptions,
 } from '../../base/types.js'
+import { missingSnapshots, snapshotBytes } from '../../operations/disk_snapshots.js'
+import type { Snapshots } from '../../store/catalog/owed_snapshots.js'
 import { verifyContent } from '../../operations/verify.js'
 import { checkedFor, type Session } from '../session.js'
 
@@ -35,7 +38,10 @@ export class StoredCalls {
     return this.#session.explained(
       `Listing the checkpoints of VM '${vm}'`,
       () => ({ vm }),
-      this.#session.store.jobs.listCheckpoints(this.#session.store.directoryOf(vm), vm),
+      this.#session.thenRemoveSnapshots(
+        vm,
+        this.#session.store.jobs.listCheckpoints(this.#session.store.directoryOf(vm), vm),
+      ),
     )
   }
 
@@ -47,7 +53,11 @@ export class StoredCalls {
 
   async destroyCheckpoint(vm: string, name: string): Promise<void> {
     return this.#onStored('Destroying', vm, name, (directory) =>
-      this.#session.store.jobs.destroyCheckpoint(directory, name),
+      this.#session.withSnapshots(
+        vm,
+        () => [name],
+        this.#session.store.jobs.destroyCheckpoint(directory, name),
+      ),
     )
   }
 
@@ -56,9 +66,13 @@ export class StoredCalls {
     return this.#session.explained(
       `Destroying the checkpoints of VM '${vm}'`,
       () => ({ vm }),
-      this.#session.store.jobs.destroyCheckpoints(
-        this.#session.store.directoryOf(vm),
-        this.#session.store.ownsDirectories,
+      this.#session.withSnapshots(
+        vm,
+        (names) => names,
+        this.#session.store.jobs.destroyCheckpoints(
+          this.#session.store.directoryOf(vm),
+          this.#session.store.ownsDirectories,
+        ),
       ),
     )
   }
@@ -86,8 +100,16 @@ export class StoredCalls {
             return verifyContent({ store: this.#session.store, vm, name, cancellation, progress })
           }),
     ).finally(() => cancellation[Symbol.dispose]())
-    const report = await cancellation.race(this.#session.tracked(task))
-    return { ...report, elapsedMs: performance.now() - startedAt }
+    const { snapshots, ...report } = await cancellation.race(this.#session.tracked(task))
+    const missing = snapshots === undefined ? [] : await this.#missing(vm, name, snapshots)
+    const problems = [...report.problems, ...missing]
+    return { ...report, ok: problems.length === 0, problems, elapsedMs: performance.now() - startedAt }
+  }
+
+  #missing(vm: string, name: string, snapshots: Snapshots): Promise<Problem[]> {
+    return this.#onStored('Verifying', vm, name, () =>
+      missingSnapshots(this.#session.disks, snapshots, name + manifestSuffix),
+    )
   }
 
   async pinCheckpoint(vm: string, name: string, pinned = true): Promise<void> {
@@ -108,8 +130,18 @@ export class StoredCalls {
     return this.#session.explained(
       `Pruning the checkpoints of VM '${vm}'`,
       () => ({ vm }),
-      this.#session.store.jobs.pruneCheckpoints(this.#session.store.directoryOf(vm), vm, rules, Date.now()),
+      this.#session.withSnapshots(vm, ({ removed }) => removed, this.#prune(vm, rules)),
     )
+  }
+
+  async #prune(vm: string, policy: PrunePolicy): ReturnType<CheckpointClient['pruneCheckpoints']> {
+    const { store, disks } = this.#session
+    const bytes =
+      policy.maxBytes === undefined ? new Map<string, number>() : await snapshotBytes(store, disks, vm)
+    return store.jobs.pruneCheckpoints(store.directoryOf(vm), vm, policy, {
+      now: Date.now(),
+      snapshotBytes: bytes,
+    })
   }
 
   async listStored(): Promise<string[]> {

@@ -4,6 +4,7 @@ import type { Target } from '../../bhyve/locate.js'
 import type { Peer } from '../../bhyve/peer.js'
 import type { PeerMemory } from '../../bhyve/peer_memory.js'
 import type { Cancellation } from '../../base/cancellation.js'
+import type { DiskProviders } from '../../disks/providers.js'
 import type { Store } from '../../store/store.js'
 import type { VmJobs } from '../jobs.js'
 import type { ProgressReporter } from '../progress.js'
@@ -15,6 +16,7 @@ export interface SavingContext {
   target: Target
   system: System
   peers: PeerMemory
+  disks: DiskProviders
   /** How long to wait for the process of a suspended VM to exit, in milliseconds. */
   exitTimeoutMs: number
 }

@@ -1,6 +1,6 @@
 /**
- * Calls the caller's function while the guest is frozen. While bhyve writes RAM, the guest and its devices are paused, so
- * the guest's disks do not change. Stopping the bhyve process extends that time for as long as the function needs.
+ * Captures disks and calls the caller's function while the guest is frozen. While bhyve writes RAM, the guest and its devices are paused, so
+ * the guest's disks do not change. Stopping the bhyve process extends that time for as long as the capture needs.
  */
 import { randomUUID } from 'node:crypto'
 import { isSea } from 'node:sea'
@@ -8,46 +8,50 @@ import { setTimeout as pause } from 'node:timers/promises'
 import { type Guard, type HoldEnd, startGuard } from '../../bhyve/freeze/guard.js'
 import { vmStateOf } from '../../bhyve/peer.js'
 import { CheckpointError, systemError } from '../../base/errors.js'
+import { DiskCapture } from '../../disks/capture.js'
 import { traceDecision } from '../../base/trace.js'
+import type { DiskRecord } from '../../base/disk_types.js'
 import { continuedRecord, guestFile, holdRecord } from '../../store/paths.js'
 import type { Stage } from '../../store/stage.js'
 import type { Writer } from '../../store/staging/intent.js'
 import type { FreezeSettings, SaveSettings } from '../settings.js'
-import type { SavingCall } from './call.js'
+import type { SavingCall, SavingContext } from './call.js'
 import type { Freeze, FrozenFacts } from './no_freeze.js'
 
 /** A guest with little RAM may be saved before the guard has seen it. Each attempt is a complete save. */
 const maxAttempts = 5
-/** How long to wait for `onFrozen` after its signal was aborted, in milliseconds. */
+/** How long the call waits for the capture after its signal was aborted, in milliseconds. */
 const cleanUpMs = 5_000
 
-/** `captured`: what `onFrozen` did and the RAM are of the same moment. */
+/** `captured`: the disks and the RAM are of the same moment. */
 type Outcome =
   | { kind: 'captured' }
   /** bhyve was faster than the guard. The VM is fine, and another attempt may succeed. */
   | { kind: 'missed' }
-  /** `onFrozen` rejected or did not end in time, or bhyve could not be stopped. */
+  /** The capture failed or did not end in time, or bhyve could not be stopped. */
   | { kind: 'failed'; why: string; cause: unknown }
 
 class MissedWindow extends Error {}
 
+type FrozenSettings = SaveSettings & { freeze: FreezeSettings }
+
 /** Saves until a window was used. Rejects with ERR_DISKS_NOT_CAPTURED after the last attempt; nothing is published then. */
 export async function saveFrozen<T>(
-  settings: SaveSettings,
-  freeze: FreezeSettings,
+  context: SavingContext,
+  settings: FrozenSettings,
   call: SavingCall,
   save: (freeze: Freeze) => Promise<T>,
 ): Promise<T> {
   if (isSea()) {
     const message =
-      "The option 'onFrozen' needs a process of its own, which a single executable application cannot start. " +
+      "The options 'disks' and 'onFrozen' need a process of its own, which a single executable application cannot start. " +
       'Nothing was sent to bhyve'
     throw new CheckpointError('ERR_RUNTIME_UNSUPPORTED', message, { vm: settings.vm })
   }
   for (let attempt = 1; ; attempt++) {
     delete call.receiver.peer
     try {
-      return await save(new FreezeWindow(settings, freeze, call))
+      return await save(new FreezeWindow(context, settings, call))
     } catch (error) {
       if (!(error instanceof MissedWindow)) throw error
       if (attempt === maxAttempts) {
@@ -74,9 +78,10 @@ function notCaptured(
 
 class FreezeWindow implements Freeze {
   readonly id = randomUUID()
-  readonly #settings: SaveSettings
-  readonly #freeze: FreezeSettings
+  readonly #context: SavingContext
+  readonly #settings: FrozenSettings
   readonly #call: SavingCall
+  #capture: DiskCapture | undefined
   #guard: Guard | undefined
   #firstByteNs = 0n
   #endNs = 0n
@@ -85,10 +90,32 @@ class FreezeWindow implements Freeze {
   #isSending = false
   #outcome: Promise<Outcome> = Promise.resolve({ kind: 'missed' })
 
-  constructor(settings: SaveSettings, freeze: FreezeSettings, call: SavingCall) {
+  constructor(context: SavingContext, settings: FrozenSettings, call: SavingCall) {
+    this.#context = context
     this.#settings = settings
-    this.#freeze = freeze
     this.#call = call
+  }
+
+  async prepare(stage: Stage): Promise<void> {
+    const { vm, name, disks: selections } = this.#settings
+    if (selections.length === 0) return
+    const { id } = this
+    const controller = new AbortController()
+    const forget = this.#call.cancellation.onCancel((error) => controller.abort(error))
+    try {
+      const owner = { vm, id, directory: await stage.realDirectory() }
+      const request = { ...owner, selections, signal: controller.signal, inherit: stage.lockDescriptor }
+      this.#capture = await DiskCapture.prepare(this.#context.disks, request)
+      await stage.recordSnapshots({ vm, id, disks: this.#capture.planned })
+    } catch (cause) {
+      this.#call.cancellation.throwIfCancelled()
+      const message =
+        `Checkpoint '${name}' of VM '${vm}' was not created: its disks cannot be captured: ${reasonOf(cause)}. ` +
+        'Nothing was sent to bhyve'
+      throw new CheckpointError('ERR_DISKS_NOT_CAPTURED', message, { vm, checkpoint: name, cause })
+    } finally {
+      forget()
+    }
   }
 
   async open(stage: Stage, { pid, startedAt, dialect }: Writer, connection: number): Promise<void> {
@@ -102,7 +129,7 @@ class FreezeWindow implements Freeze {
     await this.#guard?.exit(true)
     receiver.waitsForUs = true
     await stage.recordHold()
-    const { timeout: freezeTimeout } = this.#freeze
+    const { timeout: freezeTimeout } = this.#settings.freeze
     const files = { memory: guestFile, metadata: `${guestFile}.meta` }
     const records = { holdRecord: `../${holdRecord}`, continuedRecord: `../${continuedRecord}` }
     const inherited = { inbox: await stage.inboxDescriptor(), connection }
@@ -139,7 +166,21 @@ class FreezeWindow implements Freeze {
     const outcome = await this.#outcome
     if (outcome.kind === 'missed') throw new MissedWindow()
     if (outcome.kind === 'failed') throw notCaptured(this.#settings, this.#call, outcome.why, outcome.cause)
-    return { id: this.id, frozenMs: Number(this.#endNs - this.#firstByteNs) / 1e6 }
+    const facts = { id: this.id, frozenMs: Number(this.#endNs - this.#firstByteNs) / 1e6 }
+    return this.#capture === undefined ? facts : { ...facts, disks: await this.#finished(this.#capture) }
+  }
+
+  async #finished(capture: DiskCapture): Promise<DiskRecord[]> {
+    try {
+      return await capture.finish()
+    } catch (cause) {
+      throw notCaptured(
+        this.#settings,
+        this.#call,
+        `its disk snapshots are not complete: ${reasonOf(cause)}`,
+        cause,
+      )
+    }
   }
 
   async #useHold(stage: Stage, guard: Guard, pid: number): Promise<Outcome> {
@@ -153,15 +194,33 @@ class FreezeWindow implements Freeze {
     progress.report('frozen')
     try {
       if (!(await stage.isStillFrozen())) return { kind: 'missed' }
-      await this.#callOnFrozen(guard, pid)
+      await this.#useFrozenGuest(guard, pid)
       return { kind: (await stage.isStillFrozen()) ? 'captured' : 'missed' }
     } catch (cause) {
-      return { kind: 'failed', why: `onFrozen failed: ${reasonOf(cause)}`, cause }
+      return { kind: 'failed', why: `capturing its disks failed: ${reasonOf(cause)}`, cause }
     } finally {
       const end = await guard.continue()
       traceDecision(this.#settings.vm, 'hold is over', { ...end })
       receiver.waitsForUs = false
+      await this.#captureEnded()
     }
+  }
+
+  /**
+   * Until a provider that hangs has ended, it may still make a snapshot, so the stage and its record must remain. The
+   * caller does not wait that long.
+   */
+  async #captureEnded(): Promise<void> {
+    if (this.#capture === undefined) return
+    const { cancellation } = this.#call
+    const why =
+      'the provider of its disk snapshots does not react. The snapshots are removed once it has ended'
+    const timer = setTimeout(
+      () => cancellation.cancel(notCaptured(this.#settings, this.#call, why)),
+      cleanUpMs,
+    )
+    await this.#capture.ended()
+    clearTimeout(timer)
   }
 
   #withoutHold(end: HoldEnd): Outcome {
@@ -170,7 +229,7 @@ class FreezeWindow implements Freeze {
       return { kind: 'failed', why: `bhyve could not be stopped: ${reasonOf(cause)}`, cause }
     }
     if (end.kind === 'continued' && end.expired) {
-      const why = `bhyve's write kept the RAM file locked for longer than ${String(this.#freeze.timeout)} ms`
+      const why = `bhyve's write kept the RAM file locked for longer than ${String(this.#settings.freeze.timeout)} ms`
       return { kind: 'failed', why, cause: undefined }
     }
     if (end.kind === 'lost') {
@@ -179,8 +238,8 @@ class FreezeWindow implements Freeze {
     return { kind: 'missed' }
   }
 
-  /** Aborts the caller's function when the hold ends or the call is cancelled. */
-  async #callOnFrozen(guard: Guard, pid: number): Promise<void> {
+  /** Captures the disks. Aborts that when the hold ends or the call is cancelled. */
+  async #useFrozenGuest(guard: Guard, pid: number): Promise<void> {
     const { vm } = this.#settings
     const controller = new AbortController()
     const { signal } = controller
@@ -190,12 +249,16 @@ class FreezeWindow implements Freeze {
       if (!isDone) controller.abort(this.#reasonOf(end))
     })
     try {
-      // A hold that has ended already must be known before the function is called.
+      // A hold that has ended already must be known before the capture begins.
       await new Promise((resolve) => setImmediate(resolve))
       signal.throwIfAborted()
-      const { onFrozen } = this.#freeze
-      const work = (async () => onFrozen({ vm, id: this.id, pid, signal }))()
-      await endedOrAborted(work, signal, () => guard.continue())
+      const { onFrozen } = this.#settings.freeze
+      const taken = this.#capture?.take(signal)
+      const called = (async () => onFrozen?.({ vm, id: this.id, pid, signal }))()
+      await endedOrAborted(Promise.all([taken, called]), signal, () => guard.continue())
+    } catch (error) {
+      controller.abort(error)
+      throw error
     } finally {
       isDone = true
       stopListening()
@@ -204,14 +267,14 @@ class FreezeWindow implements Freeze {
 
   #reasonOf(end: HoldEnd): Error {
     if (end.kind === 'continued' && end.expired)
-      return new Error(`the function did not end within ${String(this.#freeze.timeout)} ms`)
+      return new Error(`it did not end within ${String(this.#settings.freeze.timeout)} ms`)
     return new Error(end.kind === 'gone' ? 'bhyve has ended' : 'the guest runs again')
   }
 }
 
-/** After an abort bhyve continues at once, and the function gets some time to clean up. */
+/** After an abort bhyve continues at once, and the caller's function gets some time to clean up. */
 async function endedOrAborted(
-  work: Promise<void>,
+  work: Promise<unknown>,
   signal: AbortSignal,
   onAbort: () => unknown,
 ): Promise<void> {

@@ -10,6 +10,7 @@ import { notFound, checkpointNames } from '../../checkpoint/read.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
 import { assertNotStuck, moveCompanions, recover } from '../commit/recover.js'
 import { removeDirectoryLater, removeEntry } from '../staging/removed.js'
+import { recordSnapshotsOf } from '../staging/snapshot_records.js'
 import { freshId, trashSuffix } from '../staging/staging_entries.js'
 
 export function destroyCheckpoint(directoryPath: string, name: string): void {
@@ -87,6 +88,7 @@ export function discard(directory: Directory, staging: Directory, names: readonl
   directory.sync()
   for (const name of names) moveCompanions(directory, trash, name)
   directory.sync()
+  recordSnapshotsOf(staging, trashName)
   removeEntry(staging, trashName)
   throwFirst(failures, names)
 }

@@ -1,8 +1,10 @@
 /** The jobs of this directory. They run in the pool. */
+export { addSnapshots } from './add_snapshots.js'
 export { destroyCheckpoint, destroyCheckpoints } from './destroy.js'
 export { directoriesIn, directoriesWith } from './directories.js'
 export { getCheckpoint, hasCheckpoints, listCheckpoints, verifyStructure } from './list.js'
 export { compareSlice, digestFile, isListComplete, openCheckpoint } from './open_checkpoint.js'
+export { forgetSnapshots, owedSnapshots, snapshotsByName } from './owed_snapshots.js'
 export { pinCheckpoint } from './pin.js'
 export { pruneCheckpoints } from './prune.js'
 export { openLog, readLogEnd } from './restore_log.js'

@@ -14,6 +14,8 @@ import { Directory } from '../../fs/directory.js'
 import { lockStagingIfAny } from '../staging/lock.js'
 import { stagingName } from '../paths.js'
 import { holdsRemovals, noteRemovals } from '../staging/removed.js'
+import { noteSnapshots, snapshotRecordsIn } from '../staging/snapshot_records.js'
+import { type Snapshots, snapshotsOf } from './owed_snapshots.js'
 import { holdsUnpublished, isCommitted, needsRecovery, recover } from '../commit/recover.js'
 
 /** Oldest first. `[]` if the directory does not exist. */
@@ -80,9 +82,16 @@ export function getCheckpoint(directoryPath: string, vm: string, name: string): 
   return checkpoint
 }
 
-export function verifyStructure(directoryPath: string, name: string): Omit<VerificationReport, 'elapsedMs'> {
-  const { problems, bytesRead } = inspectStored(directoryPath, name)
-  return { ok: problems.length === 0, problems, depth: 'structure', bytesRead }
+/** A report, and the disk snapshots that are still to be verified. */
+export interface StoredReport extends Omit<VerificationReport, 'elapsedMs'> {
+  snapshots?: Snapshots | undefined
+}
+
+export function verifyStructure(directoryPath: string, name: string): StoredReport {
+  const inspection = inspectStored(directoryPath, name)
+  const { problems, bytesRead } = inspection
+  const snapshots = snapshotsOf(directoryPath, inspection.manifest)
+  return { ok: problems.length === 0, problems, depth: 'structure', bytesRead, snapshots }
 }
 
 /** Inspects a stored checkpoint in any state. */
@@ -131,6 +140,7 @@ function keepUnlessRecoveryNeeded(staging: Directory): boolean {
   let isNeeded = true
   try {
     if (holdsRemovals(staging)) noteRemovals(staging)
+    if (snapshotRecordsIn(staging).length > 0) noteSnapshots(staging)
     isNeeded = needsRecovery(staging)
   } finally {
     if (isNeeded) staging[Symbol.dispose]()

@@ -15,6 +15,7 @@ import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../.
 import type { Problem } from '../../base/problem.js'
 import { digestOfFile } from '../staging/memory_scan.js'
 import { Directory } from '../../fs/directory.js'
+import { type Snapshots, snapshotsOf } from './owed_snapshots.js'
 import { lockForReading } from './list.js'
 import { inspectUnchanged, notFound } from '../../checkpoint/read.js'
 import { OpenFile } from '../../fs/open_file.js'
@@ -50,6 +51,7 @@ export interface OpenedCheckpoint {
   bytesRead: number
   /** Absent if the manifest has no digests. Then no file is open. */
   recorded?: Recorded
+  snapshots: Snapshots | undefined
   /** Missing files and files that are not regular are left out. */
   descriptors: Partial<Record<CheckpointPart, number>>
 }
@@ -63,11 +65,12 @@ export function openCheckpoint(directoryPath: string, name: string): OpenedCheck
     const inspection = inspectUnchanged(directory, name)
     if (inspection === undefined) throw notFound(directoryPath, name)
     const { problems, bytesRead } = inspection
+    const snapshots = snapshotsOf(directoryPath, inspection.manifest)
     const recorded = recordedIn(inspection)
-    if (recorded === undefined) return { problems, bytesRead, descriptors: {} }
+    if (recorded === undefined) return { problems, bytesRead, snapshots, descriptors: {} }
     const files = openFiles(directory, name)
     if (isUnchanged(directory, name, files, inspection) || attempt === maxAttempts) {
-      return { problems, bytesRead, recorded, descriptors: released(files) }
+      return { problems, bytesRead, recorded, snapshots, descriptors: released(files) }
     }
     closeAll(files)
   }

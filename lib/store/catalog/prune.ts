@@ -17,17 +17,26 @@ interface Pruned {
   freedBytes: number
 }
 
+interface Present {
+  /** The time, in milliseconds since 1970. */
+  now: number
+  /** The bytes that the disk snapshots of each checkpoint occupy. */
+  snapshotBytes?: ReadonlyMap<string, number>
+}
+
 export function pruneCheckpoints(
   directoryPath: string,
   vm: string,
   policy: PrunePolicy,
-  now: number,
+  { now, snapshotBytes = new Map() }: Present,
 ): Pruned {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) return { removed: [], kept: [], freedBytes: 0 }
   using staging = lockToPrune(directory)
   const stuck = staging === undefined ? new Map() : recover(directory, staging)
-  const checkpoints = checkpointNames(directory).flatMap((name) => listedCheckpoint(directory, vm, name))
+  const checkpoints = checkpointNames(directory)
+    .flatMap((name) => listedCheckpoint(directory, vm, name))
+    .map((checkpoint) => withSnapshotBytes(checkpoint, snapshotBytes.get(checkpoint.name)))
   const chosen = choose(withoutUnconfirmedRestores(directory, checkpoints), policy, now).filter(
     ({ name }) => !stuck.has(name),
   )
@@ -36,6 +45,10 @@ export function pruneCheckpoints(
   const gone = new Set(removed)
   const kept = checkpoints.filter(({ name }) => !gone.has(name)).sort(byAge)
   return { removed, kept: kept.map(({ name }) => name), freedBytes: sum(chosen) }
+}
+
+function withSnapshotBytes(checkpoint: ListedCheckpoint, bytes = 0): ListedCheckpoint {
+  return bytes === 0 ? checkpoint : { ...checkpoint, storedBytes: (checkpoint.storedBytes ?? 0) + bytes }
 }
 
 /** Ignores unconfirmed restores: a manager that died may have recorded a restore and started nothing. */

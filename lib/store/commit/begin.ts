@@ -15,6 +15,7 @@ import { assertNotStuck, recover } from './recover.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
 import { removeEntry } from '../staging/removed.js'
 import { lastMemoryBytes } from '../staging/space.js'
+import { noteSnapshots, snapshotRecordsIn } from '../staging/snapshot_records.js'
 import { borrowStage, isSameStage, type StageHandle } from '../staging/stage_handle.js'
 import { orphansIn } from '../staging/orphans.js'
 import { freshId } from '../staging/staging_entries.js'
@@ -102,6 +103,7 @@ export function abandonStage(handle: StageHandle, made: readonly string[]): void
     else removeEntry(staging, handle.id)
     holdOpen(handle.stage)
   }
+  if (snapshotRecordsIn(staging).length > 0) noteSnapshots(staging)
   if (made.includes(handle.directoryPath) && staging.entries().length === 0)
     directory.removeEmpty(stagingName)
   removeMade(made)

@@ -14,7 +14,15 @@ import { dropDeadRestoreLock, isRestoring } from '../staging/restore_lock.js'
 import { openDirectoryOrRemove, rollForward } from './roll_forward.js'
 import { salvageSuspend } from './salvage.js'
 import { holdsAnything } from '../staging/stage_files.js'
-import { isAlive, isStageId, readySuffix, removedSuffix, trashSuffix } from '../staging/staging_entries.js'
+import { noteSnapshots, recordSnapshotsOf, snapshotRecordsIn } from '../staging/snapshot_records.js'
+import {
+  isAlive,
+  isStageId,
+  readySuffix,
+  removedSuffix,
+  snapshotsSuffix,
+  trashSuffix,
+} from '../staging/staging_entries.js'
 
 /** The names of checkpoints whose publication or removal could not be finished, each with the reason. */
 export type Stuck = Map<string, CheckpointError>
@@ -39,6 +47,7 @@ export function recover(directory: Directory, staging: Directory): Stuck {
   }
   if (entries.includes(restoreLockName)) dropDeadRestoreLock(staging)
   if (holdsRemovals(staging)) noteRemovals(staging)
+  if (snapshotRecordsIn(staging).length > 0) noteSnapshots(staging)
   return stuck
 }
 
@@ -132,7 +141,8 @@ export function isLeftByWriter(staging: Directory, id: string): boolean {
 export function needsRecovery(staging: Directory): boolean {
   return staging.entries().some((name) => {
     if (name === restoreLockName) return !isRestoring(staging)
-    return !name.endsWith(removedSuffix) && (!isStageId(name) || !isAlive(staging, name))
+    if (name.endsWith(removedSuffix) || name.endsWith(snapshotsSuffix)) return false
+    return !isStageId(name) || !isAlive(staging, name)
   })
 }
 
@@ -152,6 +162,7 @@ function finishDestroying(directory: Directory, staging: Directory, trash: strin
     moveCompanions(directory, subdirectory, memory.slice(0, -memorySuffix.length))
   }
   directory.sync()
+  recordSnapshotsOf(staging, trash)
   removeEntry(staging, trash)
 }
 

@@ -3,14 +3,14 @@
  * point: the next recovery finishes it. Runs in the pool.
  */
 import { CheckpointError, isExhausted } from '../../base/errors.js'
-import { parseManifest } from '../../checkpoint/manifest.js'
-import { readHead } from '../../checkpoint/manifest_file.js'
+import type { Manifest } from '../../checkpoint/manifest.js'
 import { manifestSuffix, memorySuffix } from '../../base/names.js'
 import type { Directory } from '../../fs/directory.js'
 import { readIntent } from '../staging/intent.js'
 import { removeEntry } from '../staging/removed.js'
 import { publicationOrder, restSuffix } from '../paths.js'
-import { replacedName } from '../staging/staging_entries.js'
+import { manifestIn, recordSnapshotsOf } from '../staging/snapshot_records.js'
+import { replacedManifest, replacedName } from '../staging/staging_entries.js'
 
 /**
  * Moves the files that a committed stage still holds into place. The stage and `.staging` are fsynced, too: on UFS with
@@ -23,14 +23,17 @@ export function rollForward(directory: Directory, staging: Directory, ready: str
   const entries = entriesOfIntent(subdirectory)
   const memory = entries.find((entry) => entry.endsWith(memorySuffix))
   removeOutdated(directory, subdirectory, entries)
-  if (memory !== undefined && !subdirectory.isSameFile(memory, directory, memory))
+  if (memory !== undefined && !subdirectory.isSameFile(memory, directory, memory)) {
+    setAsideManifest(directory, subdirectory, memory)
     setAsideReplaced(directory, memory, subdirectory)
+  }
   for (const suffix of [restSuffix, ...publicationOrder]) {
     for (const entry of entries.filter((name) => name.endsWith(suffix)))
       subdirectory.moveIfAny(entry, directory, entry)
   }
   directory.sync()
   subdirectory.sync()
+  recordSnapshotsOf(staging, ready)
   removeEntry(staging, ready)
   staging.sync()
 }
@@ -54,6 +57,17 @@ function setAsideReplaced(directory: Directory, memory: string, subdirectory: Di
 }
 
 /**
+ * Moves the replaced manifest aside if it has disk snapshots, which must not be forgotten. A manifest in place that has
+ * the id of the committed one is not a replaced one.
+ */
+function setAsideManifest(directory: Directory, subdirectory: Directory, memory: string): void {
+  const file = memory.slice(0, -memorySuffix.length) + manifestSuffix
+  if (subdirectory.statusIfAny(file) === undefined || subdirectory.isSameFile(file, directory, file)) return
+  if (readable(directory, file)?.disks !== undefined)
+    directory.moveIfAny(file, subdirectory, replacedManifest)
+}
+
+/**
  * A crash on UFS can bring a finished commit back. If the manifest in place has the same `id`, it belongs to the same
  * checkpoint and may contain later pins and restore records. Then the manifest in the stage is outdated and is removed.
  */
@@ -65,13 +79,14 @@ function removeOutdated(directory: Directory, subdirectory: Directory, entries: 
   }
 }
 
-/** Undefined if the manifest is missing or cannot be read. Such a manifest does not prevent a replacement. */
 function idIn(directory: Directory, file: string): string | undefined {
+  return readable(directory, file)?.id
+}
+
+/** Undefined if the manifest is missing or cannot be read. Such a manifest does not prevent a replacement. */
+function readable(directory: Directory, file: string): Manifest | undefined {
   try {
-    const status = directory.statusIfAny(file)
-    if (status?.kind !== 'file') return undefined
-    const head = readHead(directory, file, status.size)
-    return head && parseManifest(head.text)?.id
+    return manifestIn(directory, file)
   } catch (error) {
     if (!(error instanceof CheckpointError) || isExhausted(error)) throw error
     return undefined

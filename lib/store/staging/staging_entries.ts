@@ -1,6 +1,6 @@
 /**
- * The entries of `.staging`: stages, committed stages, destroyed checkpoints, and removed files whose blocks are not
- * freed.
+ * The entries of `.staging`: stages, committed stages, destroyed checkpoints, removed files whose blocks are not freed,
+ * and records of disk snapshots.
  */
 import { randomBytes } from 'node:crypto'
 import type { Directory } from '../../fs/directory.js'
@@ -11,8 +11,12 @@ export const readySuffix = '.ready'
 export const trashSuffix = '.trash'
 /** A directory that is no longer needed and waits to be emptied (`removed.ts`). */
 export const removedSuffix = '.removed'
+/** A record of disk snapshots (`snapshot_records.ts`). */
+export const snapshotsSuffix = '.snapshots'
 /** In a committed stage: the RAM file of the checkpoint that it replaces. */
 export const replacedName = 'replaced'
+/** In a committed stage: the manifest of the checkpoint that it replaces, if that has disk snapshots. */
+export const replacedManifest = 'replaced.manifest'
 
 export function isStageId(entry: string): boolean {
   return /^[0-9a-z]{1,12}$/.test(entry)

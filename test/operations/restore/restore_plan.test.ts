@@ -238,7 +238,7 @@ const rows: Row[] = [
   {
     what: "a newer release's manifest",
     args: [...small, 'vm1'],
-    checkpoint: { manifest: { version: 2 } },
+    checkpoint: { manifest: { version: 3 } },
     blockers: ['damaged'],
   },
   {

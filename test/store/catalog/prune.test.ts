@@ -51,7 +51,7 @@ t.test('pin: prune keeps a pinned checkpoint, and its replacement is pinned, too
   t.match(await rejection(client.pinCheckpoint('vm1', 'none')), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
   t.match(await rejection(client.pinCheckpoint('vm2', 'none')), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
   const file = path.join(directory, 'loose.ckp.manifest')
-  const newer = fs.readFileSync(file, 'utf8').replace('"version": 1', '"version": 2, "later": true')
+  const newer = fs.readFileSync(file, 'utf8').replace('"version": 1', '"version": 3, "later": true')
   fs.writeFileSync(file, newer)
   t.match(
     await client.getCheckpoint('vm1', 'loose'),
@@ -60,7 +60,7 @@ t.test('pin: prune keeps a pinned checkpoint, and its replacement is pinned, too
   )
   t.match(await rejection(client.pinCheckpoint('vm1', 'loose')), { code: 'ERR_CHECKPOINT_DAMAGED' })
   t.equal(fs.readFileSync(file, 'utf8'), newer, 'but it is not rewritten')
-  const torn = newer.replace('"version": 2', '"version": 1').slice(0, -20)
+  const torn = newer.replace('"version": 3', '"version": 1').slice(0, -20)
   fs.writeFileSync(file, torn)
   t.match(await rejection(client.pinCheckpoint('vm1', 'loose')), { code: 'ERR_CHECKPOINT_DAMAGED' })
   t.equal(fs.readFileSync(file, 'utf8'), torn, 'a manifest that cannot be read is not rewritten either')
@@ -212,7 +212,12 @@ t.test('a checkpoint that cannot be read is removed only by a call that names it
     t.match(listed, { name: 'unreadable', state: 'damaged' }, code)
     const named = listed?.problems.map((problem) => [problem.code, problem.file])
     t.strictSame(named, [['unreadable', 'unreadable.ckp']], code)
-    const { removed } = jobs.pruneCheckpoints(directory, 'vm1', { keepLast: 0, maxBytes: 0 }, Date.now())
+    const { removed } = jobs.pruneCheckpoints(
+      directory,
+      'vm1',
+      { keepLast: 0, maxBytes: 0 },
+      { now: Date.now() },
+    )
     t.strictSame(removed, ['old'], code)
     t.strictSame(jobs.destroyCheckpoints(directory, false), ['young'], code)
     t.strictSame(checkpointFiles(directory), unreadable, code)

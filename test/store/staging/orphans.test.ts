@@ -65,7 +65,8 @@ t.test('recovery: every call publishes a complete checkpoint', async (t) => {
     has: (directory) => t.equal(jobs.hasCheckpoints(directory), true),
     suspendedState: (directory) =>
       t.match(jobs.suspendedState(directory, 'vm1', 0), { kind: 'known', checkpoint: { name: 'suspend' } }),
-    prune: (directory) => jobs.pruneCheckpoints(directory, 'vm1', { keepLast: 0, maxBytes: 0 }, Date.now()),
+    prune: (directory) =>
+      jobs.pruneCheckpoints(directory, 'vm1', { keepLast: 0, maxBytes: 0 }, { now: Date.now() }),
     pin: (directory) => jobs.pinCheckpoint(directory, 'vm1', 'suspend', false),
   }
   for (const [what, call] of Object.entries(calls)) {
