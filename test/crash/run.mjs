@@ -23,7 +23,10 @@ const victim = fileURLToPath(new URL('victim.mjs', import.meta.url))
 const run = promisify(execFile)
 const native = loadNative()
 const environment = { ...process.env, NODE_OPTIONS: '' }
-const operations = ['create', 'create', 'suspend', 'suspend', 'destroy', 'prune', 'destroyAll', 'pin', 'list']
+const operations = [
+  ...['create', 'createWithDisks', 'failWithDisks', 'suspend', 'suspend', 'suspendWithDisks'],
+  ...['destroy', 'destroy', 'prune', 'destroyAll', 'pin', 'list'],
+]
 const suffixes = ['.ckp', '.ckp.kern', '.ckp.meta', '.ckp.manifest']
 
 /** A store, and for each name its legal contents: tags, or undefined for no checkpoint. */
@@ -37,6 +40,8 @@ class World {
     /** Tags of live checkpoints whose manager and bhyve died. Each may be kept as `NAME-ID`. */
     this.keptTags = new Set()
     fs.mkdirSync(this.directory, { mode: 0o700 })
+    this.snapshots = path.join(root, 'snapshots')
+    fs.mkdirSync(this.snapshots)
     fs.writeFileSync(path.join(this.directory, 'notes.txt'), 'of somebody else')
     for (const name of ['one', 'two.old', 'three']) {
       if (random() < 0.7) this.bare(name)
@@ -66,10 +71,11 @@ class World {
     const strike = { op, name, tag, at, how, saved, directory: this.directory }
     const finished = await this.execute(strike)
     // When the state of a VM is on disk, it must survive a kill at any call.
-    const isSuspended = op === 'suspend' && fs.existsSync(saved)
+    const isSuspended = op.startsWith('suspend') && fs.existsSync(saved)
     // A VM that died while it was saved leaves its pieces, under a fresh name.
-    if (op === 'suspend' && !isSuspended) this.mostPieces++
-    if (op === 'create' && finished === undefined) this.keptTags.add(tag)
+    if (op.startsWith('suspend') && !isSuspended) this.mostPieces++
+    if (['create', 'createWithDisks', 'failWithDisks'].includes(op) && finished === undefined)
+      this.keptTags.add(tag)
     this.note(op, name, tag, isSuspended ? 0 : finished)
     return { op, at, how, finished }
   }
@@ -92,7 +98,7 @@ class World {
       const before = finished === undefined ? this.legal.get(key) : []
       this.legal.set(key, new Set([...before, outcome]))
     }
-    if (op === 'create' || op === 'suspend') add(name, tag)
+    if (op.startsWith('create') || op.startsWith('suspend')) add(name, tag)
     if (op === 'destroy') add(name, undefined)
     if (op === 'destroyAll') for (const key of this.legal.keys()) add(key, undefined)
     // Which checkpoint is the newest is not known here: any of them may be removed.
@@ -114,6 +120,7 @@ class World {
       throw new Error('the directory is gone, although it had a file of another user')
     const before = new Map(this.legal)
     this.pieces = []
+    this.removeSnapshots()
     let piecesLeft = this.mostPieces
     const listed = jobs.listCheckpoints(this.directory, 'vm1')
     const seen = new Map(listed.map((checkpoint) => [checkpoint.name, checkpoint]))
@@ -142,7 +149,23 @@ class World {
       this.pieces.push(...Object.values(files).map((file) => path.basename(file)))
     }
     if (seen.size > 0) throw new Error(`unexpected checkpoints: ${[...seen.keys()].join(', ')}`)
+    this.examineSnapshots()
     this.examineStrays()
+  }
+
+  /** What any call does next with the records that it finds. */
+  removeSnapshots() {
+    const ids = jobs.owedSnapshots(this.directory).map(({ owner }) => owner.id)
+    for (const id of ids) fs.rmSync(path.join(this.snapshots, id), { force: true })
+    if (ids.length > 0) jobs.forgetSnapshots(this.directory, ids, false)
+  }
+
+  /** The snapshots are those of the published checkpoints: none is left, none is missing. */
+  examineSnapshots() {
+    const wanted = [...jobs.snapshotsByName(this.directory).values()].map(({ owner }) => owner.id).sort()
+    const found = fs.readdirSync(this.snapshots).sort()
+    if (JSON.stringify(wanted) !== JSON.stringify(found))
+      throw new Error(`snapshots: ${found.join(', ')}; wanted: ${wanted.join(', ')}`)
   }
 
   /** Verifies every byte, if there are digests. */

@@ -1,5 +1,6 @@
 // Does one operation on a store and is killed before or after its n-th system call. Runs the store's own code on its
 // main thread, so that the numbers of the calls are the same in every run.
+import { randomUUID } from 'node:crypto'
 import fs from 'node:fs'
 import path from 'node:path'
 import { loadNative } from '../../dist/base/native.js'
@@ -48,6 +49,10 @@ struck(fs, 'writeSync')
 struck(fs, 'readSync')
 
 const { directory, name, tag } = strike
+/** A disk snapshot is a file in this directory, named after the checkpoint's id. */
+const snapshots = path.join(path.dirname(directory), 'snapshots')
+const id = randomUUID()
+const disks = [{ kind: 'file', disks: [{ path: '/disk', snapshot: path.join(snapshots, id) }] }]
 /**
  * A stage with checkpoint files, as bhyve leaves it. This process is also the recorded bhyve, which dies with its
  * manager.
@@ -76,7 +81,24 @@ function savedStage(poweroff) {
   return handle
 }
 
-function publish(handle, poweredOff) {
+function takeSnapshot(handle) {
+  jobs.recordSnapshots(handle, { vm: 'vm1', id, disks })
+  fs.writeFileSync(path.join(snapshots, id), '')
+}
+
+/** What the caller's thread does after a job. */
+function removeSnapshots() {
+  const owed = jobs.owedSnapshots(directory)
+  for (const { owner } of owed) fs.rmSync(path.join(snapshots, owner.id), { force: true })
+  if (owed.length > 0)
+    jobs.forgetSnapshots(
+      directory,
+      owed.map(({ owner }) => owner.id),
+      false,
+    )
+}
+
+function publish(handle, poweredOff, hasDisks = false) {
   const { problems, inspection, savedMs } = jobs.collectStage(handle, name)
   if (problems.length > 0) throw new Error(JSON.stringify(problems))
   if (poweredOff) jobs.flushStage(handle, name)
@@ -86,7 +108,8 @@ function publish(handle, poweredOff) {
   jobs.scanSlice(handle, pass, { from: 0, to: memoryBytes, chunkBytes: pass.chunkBytes, stop })
   const { modifiedMs, digests } = jobs.endScan(handle, pass, stop)
   const manifest = {
-    version: 1,
+    version: hasDisks ? 2 : 1,
+    id,
     vm: 'vm1',
     name,
     createdAt: new Date(poweredOff ? savedMs : Date.now()).toISOString(),
@@ -96,6 +119,7 @@ function publish(handle, poweredOff) {
     memoryModifiedMs: modifiedMs,
     sizes: { memory: memoryBytes, kernel: kernelBytes },
     digests,
+    ...(hasDisks && { disks }),
   }
   const publication = { name, manifest, ifExists: 'replace', durable: true }
   jobs.prepareStage(handle, publication)
@@ -104,15 +128,35 @@ function publish(handle, poweredOff) {
 
 const operations = {
   create: () => publish(savedStage(false), false),
+  createWithDisks() {
+    const handle = savedStage(false)
+    takeSnapshot(handle)
+    publish(handle, false, true)
+  },
+  failWithDisks() {
+    const handle = savedStage(false)
+    takeSnapshot(handle)
+    jobs.abandonStage(handle, [])
+  },
   suspend() {
     const handle = savedStage(true)
     // From here on these files are the VM's only state.
     fs.writeFileSync(strike.saved, '')
     publish(handle, true)
   },
+  suspendWithDisks() {
+    operations.suspend()
+    const request = { directory, name, ifExists: 'replace', durable: true, writerUid: 0 }
+    const made = jobs.createStage(request)
+    const { directory: descriptor, stage } = made.descriptors
+    const handle = { directoryPath: directory, directory: descriptor, stage, id: made.id }
+    takeSnapshot(handle)
+    jobs.addSnapshots(directory, 'vm1', name, id, disks)
+    jobs.abandonStage(handle, [])
+  },
   destroy: () => jobs.destroyCheckpoint(directory, name),
   destroyAll: () => jobs.destroyCheckpoints(directory, true),
-  prune: () => jobs.pruneCheckpoints(directory, 'vm1', { keepLast: 1 }, Date.now()),
+  prune: () => jobs.pruneCheckpoints(directory, 'vm1', { keepLast: 1 }, { now: Date.now() }),
   pin: () => jobs.pinCheckpoint(directory, 'vm1', name, true),
   list: () => jobs.listCheckpoints(directory, 'vm1'),
 }
@@ -120,6 +164,7 @@ const operations = {
 beginDeferring(0)
 try {
   operations[strike.op]()
+  removeSnapshots()
   for (const removal of takeRemovals()) jobs.emptyRemoved(removal)
 } catch (error) {
   if (error.code !== 'ERR_CHECKPOINT_NOT_FOUND') throw error
