@@ -107,6 +107,11 @@ export interface Native {
   unlock(descriptor: number): number | Failure
   /** Returns the bytes that are free for unprivileged users on this file system. */
   freeSpace(descriptor: number): number | Failure
+  /**
+   * Linux: returns the bytes of the file in blocks that no other file shares (native/file_extents.*). Flushes the file.
+   * Fails with EOPNOTSUPP or ENOTTY if the file system does not report blocks.
+   */
+  exclusiveBytes?(descriptor: number): number | Failure
 
   // guest RAM in files (native/memory_image.*)
   /**

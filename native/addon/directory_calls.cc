@@ -1,6 +1,7 @@
 // Exports the calls for directories and files.
 
 #include "../directory.h"
+#include "../file_extents.h"
 #include "../file_status.h"
 #include "calls.h"
 #include "values.h"
@@ -73,6 +74,11 @@ Value unlockDescriptor(const CallbackInfo &info) {
 Value freeSpace(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::freeSpace(intArgument(info, 0)));
 }
+#if defined(__linux__)
+Value exclusiveBytes(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::exclusiveBytes(intArgument(info, 0)));
+}
+#endif
 
 } // namespace
 
@@ -94,6 +100,9 @@ void addDirectoryCalls(Napi::Object exports) {
   add(exports, "lock", lockDescriptor);
   add(exports, "unlock", unlockDescriptor);
   add(exports, "freeSpace", freeSpace);
+#if defined(__linux__)
+  add(exports, "exclusiveBytes", exclusiveBytes);
+#endif
 }
 
 } // namespace bhyve::addon

@@ -16,6 +16,7 @@
 #include "../boot_identity.h"
 #include "../descriptor_table.h"
 #include "../directory.h"
+#include "../file_extents.h"
 #include "../file_status.h"
 #include "../process.h"
 #include "../simulator/server_socket.h"
@@ -76,6 +77,22 @@ void testDirectories(int directory) {
   valueOf(bhyve::unlinkAt(sub.get(), "moved"), "unlinkat");
   valueOf(bhyve::removeDirectoryAt(directory, "sub"), "rmdir");
 }
+
+#if defined(__linux__)
+void testExtents(int directory) {
+  const UniqueFd file =
+      valueOf(bhyve::openAt(directory, "extents", O_RDWR | O_CREAT | O_EXCL, 0600), "create");
+  const std::string bytes(65536, 'x');
+  require(::pwrite(file.get(), bytes.data(), bytes.size(), 1 << 20) == 65536, "write behind a hole");
+  const auto result = bhyve::exclusiveBytes(file.get());
+  if (const auto *failure = std::get_if<Failure>(&result))
+    require(failure->error == EOPNOTSUPP || failure->error == ENOTTY, "the file system reports no blocks");
+  else
+    require(std::get<std::int64_t>(result) == 65536, "the hole does not count");
+  failsWith(bhyve::exclusiveBytes(-1), EBADF, "blocks of an invalid descriptor");
+  valueOf(bhyve::unlinkAt(directory, "extents"), "unlinkat");
+}
+#endif
 
 void testCounts() {
   require(valueOf(bhyve::descriptorLimit(), "getrlimit") >= 16, "the limit is at least 16");
@@ -177,6 +194,9 @@ int main(int count, char **arguments) {
     const UniqueFd directory = valueOf(bhyve::openPath(path, O_RDONLY | O_DIRECTORY), "open");
     failsWith(bhyve::openPath(path + "/none", O_RDONLY), ENOENT, "open of a missing directory");
     testDirectories(directory.get());
+#if defined(__linux__)
+    testExtents(directory.get());
+#endif
     testLocks(directory.get(), path);
     testSockets(directory.get(), path);
     testOwnership(directory.get());
