@@ -3,7 +3,9 @@ import { invalid } from '../base/assertions.js'
 import type { DiskProvider } from '../base/disk_types.js'
 import type { JobRunner } from '../pool/pool.js'
 
-const builtIn: Readonly<Record<string, (pool: JobRunner) => Promise<DiskProvider>>> = {}
+const builtIn: Readonly<Record<string, (pool: JobRunner) => Promise<DiskProvider>>> = {
+  file: async (pool) => new (await import('./files/provider.js')).FileProvider(pool),
+}
 
 export class DiskProviders {
   readonly #pool: JobRunner
