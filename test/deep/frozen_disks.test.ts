@@ -2,12 +2,14 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
-import { type CheckpointError, createClient } from 'bhyve-checkpoint'
+import { type CheckpointError, createClient, fileDisks } from 'bhyve-checkpoint'
 import { SimulatedBhyve, simulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
 import { scratch, until } from '../support/index.js'
 
 const MiB = 1024 * 1024
 const rounds = Number(process.env.FROZEN_ROUNDS ?? '24')
+/** Sizes of guest RAM in bytes. */
+const sizes = (process.env.FROZEN_SIZES ?? '1,4,24').split(',').map((mebibytes) => Number(mebibytes) * MiB)
 
 interface World {
   bhyve: SimulatedBhyve
@@ -46,7 +48,7 @@ const clone = (from: string, to: string): Promise<void> =>
 void t.test(
   'createCheckpoint: every published checkpoint agrees with the disk that onFrozen copied',
   async (t) => {
-    for (const memoryBytes of [MiB, 4 * MiB, 24 * MiB]) {
+    for (const memoryBytes of sizes) {
       const { client, disk, copy } = await world(t, { memoryBytes })
       let captured = 0
       for (let round = 0; round < rounds; round++) {
@@ -69,6 +71,30 @@ void t.test(
     }
   },
 )
+
+void t.test('fileDisks: every published checkpoint agrees with its snapshot', async (t) => {
+  for (const memoryBytes of sizes) {
+    const { client, disk } = await world(t, { memoryBytes })
+    const selection = fileDisks({ files: [disk], allowCopy: process.env.FROZEN_DIRECTORY === undefined })
+    let captured = 0
+    for (let round = 0; round < rounds; round++) {
+      const result = await client
+        .createCheckpoint('vm1', { name: 'a', fsync: false, digest: false, disks: [selection] })
+        .catch((error: unknown) => error as CheckpointError)
+      if (result instanceof Error) {
+        t.match(result, { code: 'ERR_DISKS_NOT_CAPTURED' })
+        continue
+      }
+      captured++
+      const [{ snapshot } = { snapshot: '' }] = result.disks ?? []
+      const what = `${String(memoryBytes)} bytes, round ${String(round)}`
+      t.equal(numberIn(result.path, 64), numberIn(snapshot, 0), what)
+    }
+    t.comment(`${String(memoryBytes)} bytes: ${String(captured)} of ${String(rounds)} captured`)
+    if (memoryBytes > 4 * MiB) t.ok(captured > rounds / 2, 'most are captured')
+    await client.destroyAll('vm1')
+  }
+})
 
 void t.test('a disk that is copied after the call does not agree', async (t) => {
   const { client, disk, copy } = await world(t, { memoryBytes: MiB })
