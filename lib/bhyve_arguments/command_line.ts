@@ -6,7 +6,7 @@ import { Configuration } from './configuration.js'
 import { ArgumentsFault } from './arguments_fault.js'
 import { type Option, splitWords } from './getopt.js'
 import { type Machine, machineOf } from './parsed_machine.js'
-import { scanIntegers } from './numbers.js'
+import { isTrue, scanIntegers } from './numbers.js'
 import { applySlot, isHelp } from './slot.js'
 
 export interface CommandLine {
@@ -21,6 +21,8 @@ export interface CommandLine {
   name?: string
   /** `-o rundir=` (main since July 2026). */
   runDirectory?: string
+  /** The variables that `-c`, `-k`, `-m`, `-o` and `-s` assign, expanded. */
+  variables?: Record<string, string>
 }
 
 /** Returns the text of a configuration file. Throws if bhyve could not read the file. */
@@ -49,7 +51,7 @@ function described(
   options: readonly Option[],
   vm: string | undefined,
   readFile: ReadFile,
-): Pick<CommandLine, 'machine' | 'name' | 'runDirectory'> {
+): Pick<CommandLine, 'machine' | 'name' | 'runDirectory' | 'variables'> {
   const configuration = new Configuration()
   for (const option of options) apply(configuration, option, readFile)
   if (vm !== undefined) configuration.set('name', vm)
@@ -59,7 +61,10 @@ function described(
     throw new ArgumentsFault('config.dump makes bhyve print its configuration and exit: omit it')
   const runDirectory = configuration.get('rundir')
   const machine = machineOf(configuration)
-  return { machine, name, ...(runDirectory === undefined ? {} : { runDirectory }) }
+  const variables = Object.fromEntries(
+    configuration.paths().map((path) => [path, configuration.get(path) ?? '']),
+  )
+  return { machine, name, variables, ...(runDirectory === undefined ? {} : { runDirectory }) }
 }
 
 /** Applies only the options that affect the contents of a checkpoint. */
@@ -112,8 +117,4 @@ function applyAssignment(configuration: Configuration, text: string, where: stri
 function isPin(value: string): boolean {
   const numbers = scanIntegers(value, 2)
   return numbers.length === 2 && numbers.every((number) => number >= 0)
-}
-
-function isTrue(value: string | undefined): boolean {
-  return value !== undefined && ['true', 'on', 'yes', '1'].includes(value.toLowerCase())
 }

@@ -8,6 +8,9 @@ export interface Option {
   letter: string
   /** Empty for a flag. */
   value: string
+  /** The word that contains the value, and the offset of the value in it. */
+  word: number
+  offset: number
 }
 
 interface Words {
@@ -31,7 +34,7 @@ export function splitWords(args: readonly string[]): Words {
     if (word === '--') return { options, operands: args.slice(index + 1), insertAt: index }
     if (!word.startsWith('-') || word === '-')
       return { options, operands: args.slice(index), insertAt: index }
-    const parsed = parseWord(word, args[index + 1])
+    const parsed = parseWord(index, word, args[index + 1])
     options.push(...parsed.options)
     if (parsed.fault !== undefined)
       return { options, operands: [], insertAt: args.length, fault: parsed.fault }
@@ -42,6 +45,7 @@ export function splitWords(args: readonly string[]): Words {
 
 /** `-AHm1G`: flags, then at most one option with a value. The value is the rest of the word, or else the next word. */
 function parseWord(
+  index: number,
   word: string,
   next: string | undefined,
 ): { options: Option[]; consumed: number; fault?: string } {
@@ -49,14 +53,17 @@ function parseWord(
   for (let at = 1; at < word.length; at++) {
     const letter = word.charAt(at)
     if (flags.includes(letter)) {
-      options.push({ letter, value: '' })
+      options.push({ letter, value: '', word: index, offset: word.length })
       continue
     }
     if (!withValue.includes(letter)) return { options, consumed: 1, fault: `bhyve has no option -${letter}` }
     const rest = word.slice(at + 1)
-    if (rest !== '') return { options: [...options, { letter, value: rest }], consumed: 1 }
+    if (rest !== '') {
+      const option = { letter, value: rest, word: index, offset: at + 1 }
+      return { options: [...options, option], consumed: 1 }
+    }
     if (next === undefined) return { options, consumed: 1, fault: `option -${letter} has no value` }
-    return { options: [...options, { letter, value: next }], consumed: 2 }
+    return { options: [...options, { letter, value: next, word: index + 1, offset: 0 }], consumed: 2 }
   }
   return { options, consumed: 1 }
 }

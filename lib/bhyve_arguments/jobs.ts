@@ -1,2 +1,3 @@
 /** The jobs of this directory that run in the pool's threads. */
+export { forkArguments } from './fork.js'
 export { readArguments } from './report.js'

@@ -1,4 +1,4 @@
-/** Parses numbers as C does: strtol(3), expand_number(3), sscanf(3). */
+/** Parses numbers and truth values as C and bhyve do: strtol(3), expand_number(3), sscanf(3), `parse_config_bool()`. */
 
 const unitShifts: Readonly<Record<string, bigint>> = { k: 10n, m: 20n, g: 30n, t: 40n, p: 50n, e: 60n }
 const mebibyte = 1n << 20n
@@ -60,4 +60,9 @@ function toInt(value: bigint): number {
   const limit = 1n << 63n
   const clamped = value >= limit ? limit - 1n : value < -limit ? -limit : value
   return Number(BigInt.asIntN(32, clamped))
+}
+
+/** The values that bhyve accepts for true. */
+export function isTrue(value: string | undefined): boolean {
+  return value !== undefined && ['true', 'on', 'yes', '1'].includes(value.toLowerCase())
 }

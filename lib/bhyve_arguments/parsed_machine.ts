@@ -1,7 +1,7 @@
 /** Derives the virtual machine from bhyve's configuration: the parts that a checkpoint contains, and the disks. */
 import type { Configuration } from './configuration.js'
 import { ArgumentsFault } from './arguments_fault.js'
-import { memoryBytes, wholeNumber } from './numbers.js'
+import { isTrue, memoryBytes, wholeNumber } from './numbers.js'
 import { aliases, isSlotNumber } from './slot.js'
 
 export interface Machine {
@@ -16,6 +16,8 @@ export interface Disk {
   /** The path that bhyve opens. */
   path: string
   device: string
+  /** The guest can write to it. */
+  writable: boolean
 }
 
 const defaultMemory = '256M'
@@ -65,11 +67,19 @@ function deviceAt(configuration: Configuration, address: string): string {
 function disksAt(configuration: Configuration, address: string, device: string): Disk[] {
   const emulation = device.slice(0, device.indexOf('@'))
   const keys = pathsAt(configuration, address, emulation)
-  if (emulation === 'virtio-scsi' && keys.length === 0) return [{ path: defaultScsiDevice, device }]
+  if (emulation === 'virtio-scsi' && keys.length === 0)
+    return [{ path: defaultScsiDevice, device, writable: true }]
   return keys.flatMap((key) => {
     const path = configuration.get(key)
-    return path === undefined || path === '' ? [] : [{ path, device }]
+    if (path === undefined || path === '') return []
+    return [{ path, device, writable: emulation === 'virtio-scsi' || isWritable(configuration, key) }]
   })
+}
+
+/** bhyve opens a disk with the option `ro` for reading only (`block_if.c`), and its CD drive has no write commands. */
+function isWritable(configuration: Configuration, pathKey: string): boolean {
+  const node = pathKey.slice(0, pathKey.lastIndexOf('.'))
+  return !isTrue(configuration.get(`${node}.ro`)) && configuration.get(`${node}.type`) !== 'cd'
 }
 
 function pathsAt(configuration: Configuration, address: string, emulation: string): string[] {

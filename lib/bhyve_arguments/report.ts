@@ -3,6 +3,7 @@ import fs from 'node:fs'
 import { isExhausted, isNodeSystemError } from '../base/errors.js'
 import { type CommandLine, parseCommandLine } from './command_line.js'
 import { ArgumentsFault } from './arguments_fault.js'
+import { type Cover, coverFinder } from './cover.js'
 import type { Disk } from './parsed_machine.js'
 
 export interface ArgumentsReport extends CommandLine {
@@ -16,21 +17,29 @@ export interface InspectedDisk extends Disk {
   modifiedMs?: number
   /** Why `modifiedMs` is undefined. */
   why?: string
+  /** Present if the disk is one of the recorded paths or below one. */
+  cover?: Cover
 }
 
 const configurationMaxBytes = 4 * 1024 * 1024
 
 /**
  * `checkpointVm`: the VM name in the metadata, used if the command line has none. `bhyve`: the path of the executable.
+ * `recorded`: the paths that the checkpoint has snapshots of.
  */
 export function readArguments(
   args: readonly string[],
   checkpointVm: string | undefined,
   bhyve: string,
+  recorded: readonly string[] = [],
 ): ArgumentsReport {
   const commandLine = parseCommandLine(args, checkpointVm, readConfiguration)
   const executableFault = faultOfExecutable(bhyve)
-  const disks = (commandLine.machine?.disks ?? []).map(inspected)
+  const coverOf = coverFinder(recorded)
+  const disks = (commandLine.machine?.disks ?? []).map((disk) => {
+    const cover = coverOf(disk.path)
+    return { ...inspected(disk), ...(cover && { cover }) }
+  })
   return { ...commandLine, disks, ...(executableFault === undefined ? {} : { executableFault }) }
 }
 
@@ -51,7 +60,7 @@ function faultOfExecutable(bhyve: string): string | undefined {
 }
 
 /** Accepts only regular files. Other files can block a reader, or return different content to bhyve. */
-function readConfiguration(path: string): string {
+export function readConfiguration(path: string): string {
   try {
     const descriptor = fs.openSync(path, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK)
     try {

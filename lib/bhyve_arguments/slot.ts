@@ -60,7 +60,8 @@ function applyDisk(configuration: Configuration, node: string, emulation: string
   else if (emulation === 'nvme' && options.startsWith('ram=')) applyPairs(configuration, node, options)
   else if (emulation === 'nvme') applyBlock(configuration, node, options)
   else if (emulation === 'ahci') applyPorts(configuration, node, options)
-  else if (emulation === 'ahci-hd' || emulation === 'ahci-cd') applyPort(configuration, node, 0, options)
+  else if (emulation === 'ahci-hd' || emulation === 'ahci-cd')
+    applyPort(configuration, node, 0, { type: emulation.slice('ahci-'.length), options })
   else if (emulation === 'virtio-scsi') applyTargets(configuration, node, options)
 }
 
@@ -84,17 +85,24 @@ function applyPairs(configuration: Configuration, node: string, options: string)
 function applyPorts(configuration: Configuration, node: string, options: string): void {
   const ports = options.split(/,(?=hd:|cd:)/).slice(0, maxPorts)
   for (const [port, text] of ports.entries()) {
-    const type = /^(?:hd|cd):/.exec(text)?.[0]
-    const disk = text.slice(type?.length ?? 0)
+    const type = /^(hd|cd):/.exec(text)?.[1]
+    const disk = type === undefined ? text : text.slice(type.length + 1)
     if (disk === '') continue
     if (type === undefined)
       throw new ArgumentsFault(`AHCI port ${String(port)} must start with hd: or cd:, but is '${text}'`)
-    applyPort(configuration, node, port, disk)
+    applyPort(configuration, node, port, { type, options: disk })
   }
 }
 
-function applyPort(configuration: Configuration, node: string, port: number, options: string): void {
-  applyBlock(configuration, `${node}.port.${String(port)}`, options)
+function applyPort(
+  configuration: Configuration,
+  node: string,
+  port: number,
+  { type, options }: { type: string; options: string },
+): void {
+  const portNode = `${node}.port.${String(port)}`
+  configuration.setIn(portNode, 'type', type)
+  applyBlock(configuration, portNode, options)
 }
 
 /** `device,...` or, since 15, any number of `target=[id:]device`. */

@@ -192,6 +192,50 @@ t.test('the disks and their paths are found among the devices', async (t) => {
   }
 })
 
+const writable: [args: string[], writable: boolean[]][] = [
+  [
+    [
+      '-s',
+      '3,virtio-blk,/a',
+      '-s',
+      '4,virtio-blk,/b,nocache,ro',
+      '-s',
+      '5,nvme,/c,ro=true',
+      '-s',
+      '6,nvme,/d,ro=no',
+    ],
+    [true, false, false, true],
+  ],
+  [
+    ['-s', '3,ahci-hd,/a', '-s', '4,ahci-cd,/b.iso', '-s', '5,ahci,hd:/c,ser=1,cd:/d,hd:/e,ro'],
+    [true, false, true, false, false],
+  ],
+  [
+    ['-s', '3,virtio-scsi', '-s', '4,virtio-scsi,target=/dev/cam/ctl1,ro'],
+    [true, true],
+  ],
+  [
+    [
+      '-s',
+      '3,virtio-blk,/a',
+      '-o',
+      'pci.0.3.0.ro=on',
+      '-s',
+      '4,ahci,hd:/b',
+      '-o',
+      'pci.0.4.0.port.0.type=cd',
+    ],
+    [false, false],
+  ],
+]
+
+t.test('a disk is writable unless it is opened for reading only or is a CD', async (t) => {
+  for (const [args, expected] of writable) {
+    const { machine, fault } = parse([...args, 'vm'])
+    t.strictSame(machine?.disks.map((disk) => disk.writable) ?? fault, expected, args.join(' '))
+  }
+})
+
 const rejected: [args: string[], fault: RegExp][] = [
   [['-Z', 'vm'], /no option -Z/],
   [['-A-', 'vm'], /no option --/],
