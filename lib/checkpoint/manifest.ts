@@ -239,7 +239,8 @@ function listFrom(value: unknown): unknown[] {
   return Array.isArray(value) ? (value as unknown[]) : []
 }
 
-function parseObject(text: string): JsonObject | undefined {
+/** Undefined if the text is not a JSON object, or is nested too deeply. */
+export function parseObject(text: string): JsonObject | undefined {
   try {
     const value: unknown = JSON.parse(text)
     return isObject(value) && !isDeeper(value, maxLevels) ? value : undefined

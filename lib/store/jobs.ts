@@ -34,7 +34,7 @@ const kinds = {
 } as const satisfies Partial<Record<keyof Jobs, JobKind>>
 
 /**
- * Jobs that take the lock of the VM's `.staging`, or the restore lock (`beginRestore`). They are retried while another
+ * Jobs that take the lock of the VM's `.staging`, or the restore lock (`beginRestore`, `beginFork`). They are retried while another
  * process holds that lock.
  */
 const locking: ReadonlySet<string> = new Set<keyof Jobs>([
@@ -61,6 +61,11 @@ const locking: ReadonlySet<string> = new Set<keyof Jobs>([
   'holdCheckpoint',
   'confirmRestore',
   'revokeRestore',
+  'beginFork',
+  'endFork',
+  'holdUnrecorded',
+  'recordRollback',
+  'removeRollback',
 ])
 
 /**

@@ -32,6 +32,10 @@ export const holdRecord = 'hold'
 export const continuedRecord = 'continued'
 /** In `.staging`: the file whose flock allows one restore of this VM at a time. */
 export const restoreLockName = 'restore.lock'
+/** In `.staging`: the disks of this VM are being put back to a checkpoint. Until that is finished, the VM must not start. */
+export const rollbackName = 'rollback'
+/** In `.staging`: the same record before it is complete. */
+export const freshRollbackName = 'rollback.new'
 const longestId = 12
 
 /** The longest request path that a stage in this directory can have. */

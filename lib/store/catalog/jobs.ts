@@ -9,12 +9,16 @@ export { pinCheckpoint } from './pin.js'
 export { pruneCheckpoints } from './prune.js'
 export { openLog, readLogEnd } from './restore_log.js'
 export {
+  beginFork,
   beginRestore,
   confirmRestore,
+  endFork,
   endRestore,
   holdCheckpoint,
+  holdUnrecorded,
   inspectForRestore,
   recordRestore,
   revokeRestore,
 } from './restore_records.js'
+export { readRollback, recordRollback, removeRollback } from './rollback_record.js'
 export { suspendedState } from './suspended.js'

@@ -30,6 +30,7 @@ import {
 } from './rewrite_manifest.js'
 import { OpenFile } from '../../fs/open_file.js'
 import { restoreLockName, stagingName } from '../paths.js'
+import { openLocked, removeMade } from '../staging/opening.js'
 import { removeRestoreLock, takeRestoreLock } from '../staging/restore_lock.js'
 
 export interface CheckpointReport {
@@ -131,6 +132,38 @@ export interface RestoreRecord extends Restore {
   previous?: string
 }
 
+/**
+ * As `beginRestore`, for a VM that is started from another VM's checkpoint. Creates its directory, which holds the log,
+ * and adds the directories that it creates to `made`.
+ */
+export function beginFork(directoryPath: string): {
+  made: string[]
+  descriptors: { restoreLock: number }
+} {
+  const made: string[] = []
+  try {
+    for (;;) {
+      using store = openLocked(directoryPath, made)
+      using restoreLock = takeRestoreLock(store.staging)
+      if (restoreLock !== undefined) return { made, descriptors: { restoreLock: restoreLock.release() } }
+    }
+  } catch (error) {
+    removeMade(made)
+    throw error
+  }
+}
+
+/** As `endRestore`. Also removes the directories that `beginFork` has created, if nothing is in them. */
+export function endFork(directoryPath: string, restoreLock: number, made: readonly string[]): void {
+  endRestore(directoryPath, restoreLock)
+  if (!made.includes(directoryPath)) return
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
+  if (directory === undefined || directory.rawEntries(2).length > 1) return
+  using staging = lockStagingIfAny(directory, 'exclusive')
+  if (staging !== undefined) directory.removeEmpty(stagingName)
+  removeMade(made)
+}
+
 /** Writes a durable restore record. Undefined if the checkpoint is not the one that was inspected (`identity`). */
 export function recordRestore(
   directoryPath: string,
@@ -165,6 +198,23 @@ export function holdCheckpoint(
   if (staging === undefined || inspection?.identity !== identity) return undefined
   const isDamaged = inspection.problems.some(({ code }) => code !== 'durability-unproven')
   if (isDamaged || inspection.manifest?.restoredAt !== record.at) return undefined
+  return { descriptors: { staging: staging.release() } }
+}
+
+/**
+ * As `holdCheckpoint`, without a restore record. Any number of processes can hold a checkpoint. Without `identity`, the
+ * checkpoint may no longer exist: then only the creation and removal of checkpoints is prevented.
+ */
+export function holdUnrecorded(
+  directoryPath: string,
+  name: string,
+  identity: string | undefined,
+): { descriptors: { staging: number } } | undefined {
+  using directory = openDirectoryOf(directoryPath, name)
+  openStaging(directory)[Symbol.dispose]()
+  using staging = lockStagingIfAny(directory, 'shared')
+  if (staging === undefined) return undefined
+  if (identity !== undefined && inspectCheckpoint(directory, name)?.identity !== identity) return undefined
   return { descriptors: { staging: staging.release() } }
 }
 

@@ -5,10 +5,11 @@
 import { CheckpointError, toCheckpointError } from '../../base/errors.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import type { Directory } from '../../fs/directory.js'
+import { removeRubbish } from '../../fs/remove_tree.js'
 import { continueHeldWriter } from '../staging/hold.js'
 import { isWriterAlive, readIntent, writerOf } from '../staging/intent.js'
 import { recoverLiveStage } from './live_stage.js'
-import { restoreLockName, publicationOrder, restSuffix } from '../paths.js'
+import { freshRollbackName, publicationOrder, restoreLockName, restSuffix, rollbackName } from '../paths.js'
 import { holdsRemovals, noteRemovals, removeEntry } from '../staging/removed.js'
 import { dropDeadRestoreLock, isRestoring } from '../staging/restore_lock.js'
 import { openDirectoryOrRemove, rollForward } from './roll_forward.js'
@@ -46,6 +47,8 @@ export function recover(directory: Directory, staging: Directory): Stuck {
     attempt(staging, entry, stuck, () => recoverStage(directory, staging, entry, stuck))
   }
   if (entries.includes(restoreLockName)) dropDeadRestoreLock(staging)
+  // A process that writes this record holds the lock, so this one is left over. Nothing was done for it yet.
+  if (entries.includes(freshRollbackName)) removeRubbish(staging, freshRollbackName)
   if (holdsRemovals(staging)) noteRemovals(staging)
   if (snapshotRecordsIn(staging).length > 0) noteSnapshots(staging)
   return stuck
@@ -141,8 +144,9 @@ export function isLeftByWriter(staging: Directory, id: string): boolean {
 export function needsRecovery(staging: Directory): boolean {
   return staging.entries().some((name) => {
     if (name === restoreLockName) return !isRestoring(staging)
-    if (name.endsWith(removedSuffix) || name.endsWith(snapshotsSuffix)) return false
-    return !isStageId(name) || !isAlive(staging, name)
+    // Only a restore can finish a rollback, and only providers can remove snapshots.
+    if (name === rollbackName || name.endsWith(snapshotsSuffix)) return false
+    return !name.endsWith(removedSuffix) && (!isStageId(name) || !isAlive(staging, name))
   })
 }
 

@@ -4,6 +4,7 @@
  */
 import { randomBytes } from 'node:crypto'
 import type { Directory } from '../../fs/directory.js'
+import { rollbackName } from '../paths.js'
 
 /** A committed stage. */
 export const readySuffix = '.ready'
@@ -19,14 +20,14 @@ export const replacedName = 'replaced'
 export const replacedManifest = 'replaced.manifest'
 
 export function isStageId(entry: string): boolean {
-  return /^[0-9a-z]{1,12}$/.test(entry)
+  return /^[0-9a-z]{1,12}$/.test(entry) && entry !== rollbackName
 }
 
 /** An unused id. Call this only under the exclusive lock of `.staging`. */
 export function freshId(staging: Directory): string {
   for (;;) {
     const id = BigInt(`0x${randomBytes(6).toString('hex')}`).toString(36)
-    if (staging.statusIfAny(id) === undefined) return id
+    if (isStageId(id) && staging.statusIfAny(id) === undefined) return id
   }
 }
 
