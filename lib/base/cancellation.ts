@@ -119,13 +119,13 @@ export class Cancellation implements CommitPoint, Disposable {
   }
 
   /**
-   * From here on a cancel stops only the waiting, and its message reports that. Throws if the call was cancelled
-   * before.
+   * From here on a cancel stops only the waiting, and its message reports that. `outcome`: the work that continues, if
+   * it is not what `afterStart` describes. Throws if the call was cancelled before.
    */
-  begin(): void {
+  begin(outcome = this.#afterStart): void {
     this.throwIfCancelled()
     this.#begun = true
-    this.#outcome = this.#afterStart
+    this.#outcome = outcome
   }
 
   /** From here on a cancel has no effect. Throws if the call was cancelled before. */

@@ -274,14 +274,39 @@ export interface RestoreOptions {
    */
   verify?: boolean | undefined
   /**
+   * What to do with the disks. Required if the checkpoint has disk snapshots.
+   *
+   * - `'rollback'`: put them back to their snapshots before bhyve is started. Their present state is kept, and
+   *   `keptDisks` of the result lists its names. If the process dies in the middle, the next restore of this VM finishes
+   *   the rollback first.
+   * - `'keep'`: use them as they are. Correct only if you have put them back yourself.
+   * - `'clone'`: with `as`. Start the new VM on writable copies of the snapshots. `clonedDisks` of the result lists
+   *   them.
+   */
+  disks?: 'rollback' | 'keep' | 'clone' | undefined
+  /**
+   * Start another VM of this name from the checkpoint (a fork). The saved VM may run, and its suspended state stays what
+   * it was. The arguments are those of the saved VM. The paths of its disks are replaced with those of the copies, and
+   * the VM name with this name. Requires `disks: 'clone'`, unless the arguments have no writable disk. The new guest has
+   * the identity of the saved one: see the warning `identity-duplicated`.
+   *
+   * @example
+   * ```ts
+   * await client.restore('vm1', 'before-upgrade', { as: 'vm2', disks: 'clone', args })
+   * ```
+   */
+  as?: string | undefined
+  /**
    * The absolute path of the file that bhyve's output is appended to. The file is created with mode 0600 if it does not
    * exist. It must be a regular file, not a link and not a pipe. If the console of the guest is `stdio`, the file grows
-   * without limit. Default: `restore.log` in the checkpoint directory, created anew by each restore.
+   * without limit. Default: `restore.log` in the checkpoint directory of the VM that is started, created anew by each
+   * restore.
    */
   logFile?: string | undefined
   /**
    * Cancels the call. This stops the waiting only: a bhyve that was already started runs the VM and is never killed.
-   * The library waits for it in the background, and revokes `restoredAt` if bhyve ends before its socket exists.
+   * The library waits for it in the background, and revokes `restoredAt` if bhyve ends before its socket exists. A
+   * rollback of disks that has begun is completed, and bhyve is then not started.
    */
   signal?: AbortSignal | undefined
   /**
@@ -295,7 +320,11 @@ export interface RestoreOptions {
 export interface RestorePlan {
   /** The executable, for `spawn`. */
   command: string
-  /** The arguments, for `spawn`. They include `-r <path>`. */
+  /**
+   * The arguments, for `spawn`. They include `-r <path>`. With `as` they name the copies of the disks, which exist only
+   * once `restore` has made them. If the arguments cannot be changed so that they name no disk of the saved VM, this is
+   * empty and a blocker has the reason.
+   */
   args: readonly string[]
   /** Why the restore would fail or harm the VM. `restore` starts bhyve only if there are none. */
   blockers: readonly { code: RestoreBlocker; message: string }[]
@@ -320,7 +349,15 @@ export interface RestorePlan {
  *   overrides this blocker
  * - `disk-newer`: a disk of a powered-off VM has changed since the checkpoint. `again` overrides this blocker
  * - `arguments-invalid`: bhyve would reject the arguments, or they contain `-r`, or `bhyve` is not an executable file.
- *   Its default path is checked on FreeBSD; elsewhere only `restore` checks it
+ *   Its default path is checked on FreeBSD; elsewhere only `restore` checks it. With `as`: the arguments cannot be
+ *   changed for the new VM
+ * - `disks-undecided`: the checkpoint has disk snapshots, but the option `disks` is missing. With `as`: the new VM would
+ *   write to disks of the saved VM
+ * - `disks-missing`: the disks cannot be put back or copied: the checkpoint has no snapshots, a snapshot no longer exists,
+ *   no provider of its kind is registered, the provider cannot do that, or (with `as`) a writable disk has no snapshot.
+ *   Also: an interrupted rollback cannot be finished
+ * - `dataset-shared`: putting the disks back would change more than the disks in the arguments
+ * - `name-in-use`: the VM `as` has a suspended state that was not restored
  */
 export type RestoreBlocker =
   | 'damaged'
@@ -333,12 +370,16 @@ export type RestoreBlocker =
   | 'already-restored'
   | 'disk-newer'
   | 'arguments-invalid'
+  | 'disks-undecided'
+  | 'disks-missing'
+  | 'dataset-shared'
+  | 'name-in-use'
 
 /**
  * What to know before a restore.
  *
  * - `memory-differs`, `cpus-differ`: the arguments differ from the checkpoint. bhyve uses the values of the checkpoint
- * - `vm-name-differs`: the call, the arguments and the checkpoint do not name the same VM
+ * - `vm-name-differs`: the call, the arguments and the checkpoint do not name the same VM (besides the name `as`)
  * - `cpu-model-differs`, `release-differs`: the checkpoint was made on another CPU model or system release
  * - `not-enough-memory`: the free memory is smaller than the guest RAM. Memory that caches would release is not counted
  *   on every system
@@ -347,6 +388,11 @@ export type RestoreBlocker =
  * - `not-verified`: `verify` was requested but the checkpoint has no digests, or a disk of a powered-off VM has no
  *   meaningful modification time (device nodes, zvols) or cannot be inspected, or the checkpoint is
  *   `durability-unproven` and `again` was passed
+ * - `rollback-unfinished`: a rollback of the disks was interrupted. The next restore of this VM finishes it first
+ * - `identity-duplicated`: with `as`, always. MAC addresses, keys and random numbers in RAM, and host keys on the disks,
+ *   are those of the saved VM. Change them before the new VM meets the network
+ * - `resources-shared`: with `as`, the arguments name host resources that the saved VM uses, too, such as network
+ *   devices, serial lines, ports and shared directories
  */
 export type RestoreWarning =
   | 'memory-differs'
@@ -357,6 +403,9 @@ export type RestoreWarning =
   | 'not-enough-memory'
   | 'disks-moved-on'
   | 'not-verified'
+  | 'rollback-unfinished'
+  | 'identity-duplicated'
+  | 'resources-shared'
 
 /** A VM with a checkpoint socket in the run directory. */
 export interface VirtualMachine {

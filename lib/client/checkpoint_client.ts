@@ -165,7 +165,8 @@ export interface CheckpointClient extends AsyncDisposable {
   /**
    * Plans a restore: checks what `restore` would do, changes nothing and starts nothing. Resolves with the command, its
    * arguments including `-r`, `blockers` (reasons why the restore would fail or do harm; empty if there are none) and
-   * `warnings`. `RestoreBlocker` and `RestoreWarning` explain the codes.
+   * `warnings`. `RestoreBlocker` and `RestoreWarning` explain the codes. With `as`, the arguments name the copies of the
+   * disks, which `restore` makes.
    *
    * Rejects with `ERR_CHECKPOINT_NOT_FOUND`, `ERR_INVALID_OPTION`, `ERR_UNTRUSTED_PEER` or `ERR_PERMISSION` (a socket
    * of this VM belongs to another user), `ERR_TIMEOUT`, or an `AbortError`.
@@ -183,14 +184,22 @@ export interface CheckpointClient extends AsyncDisposable {
    * bhyve exits before its socket exists. Until the socket exists, no call can replace or remove the checkpoint, and no
    * other restore of this VM can begin.
    *
+   * With `disks: 'rollback'`, the disks are first put back to the moment of the checkpoint. A rollback is never left half
+   * done: a failure or a crash in the middle leaves a durable record, and the next restore of this VM, of whichever
+   * checkpoint, finishes the rollback before it does anything else. Until then no restore starts the VM.
+   *
+   * With `as`, another VM is started from the checkpoint on copies of the disks. The checkpoint gets no restore record,
+   * and any number of VMs can be started from it at once. If bhyve does not start, the copies are removed.
+   *
    * Rejects with:
    * - `ERR_RESTORE_BLOCKED`: `blockers` has the reasons; nothing was changed
    * - `ERR_RESTORE_FAILED`: bhyve exited. The message has its status and its last lines, `reply` the lines alone, and
-   *   `path` is the log.
+   *   `path` is the log. Or the disks could not be put back; then `vmState` is `off` and the message has what is done
    * - `ERR_CHECKPOINT_NOT_FOUND`, `ERR_CHECKPOINT_BUSY`, and as `planRestore` does
    *
    * A cancel or a timeout ends the waiting only. A bhyve that was started is never killed, because it is the VM;
-   * `idle()` waits until its socket exists or it has exited.
+   * `idle()` waits until its socket exists or it has exited. A rollback that has begun is completed, and bhyve is then
+   * not started.
    *
    * @example
    * const { pid } = await client.restore('vm1', 'suspend', {

@@ -9,7 +9,7 @@ import {
   invalid,
 } from '../base/assertions.js'
 import { membersOf } from '../base/union_members.js'
-import { assertCheckpointName, assertVmName } from '../base/names.js'
+import { assertCheckpointName, assertVmName, isVmName } from '../base/names.js'
 import type { DiskSelection } from '../base/disk_types.js'
 import type {
   CreateOptions,
@@ -46,6 +46,8 @@ const restoreOptions = membersOf<keyof RestoreOptions>({
   env: true,
   again: true,
   verify: true,
+  disks: true,
+  as: true,
   logFile: true,
   signal: true,
   timeout: true,
@@ -164,6 +166,9 @@ export interface RestoreSettings {
   env: Readonly<Record<string, string>>
   again: boolean
   verify: boolean
+  disks: RestoreOptions['disks']
+  /** The name of the new VM. Undefined: the VM itself is restored. */
+  as: string | undefined
   logFile: string | undefined
   signal: AbortSignal | undefined
   timeout: number | undefined
@@ -174,7 +179,7 @@ export function restoreSettings(vm: unknown, name: unknown, options: RestoreOpti
   assertCheckpointName(name, vm)
   assertOptions(options, 'RestoreOptions', restoreOptions)
   const { args, bhyve = defaultBhyve, again = false, verify = false, logFile, signal, timeout } = options
-  const { env = inheritedEnvironment() } = options
+  const { env = inheritedEnvironment(), disks, as } = options
   if (!Array.isArray(args) || !args.every((word) => typeof word === 'string' && !word.includes('\0'))) {
     throw invalid("The option 'args' must be an array of strings without NUL", args)
   }
@@ -185,8 +190,26 @@ export function restoreSettings(vm: unknown, name: unknown, options: RestoreOpti
   if (logFile !== undefined) assertAbsolute(logFile, 'logFile')
   assertSignal(signal)
   if (timeout !== undefined) assertMilliseconds(timeout, 'timeout', 1)
+  assertDisksAndName(vm, disks, as)
   const command = { args: [...(args as string[])], bhyve, env: { ...env } }
-  return { vm, name, ...command, again, verify, logFile, signal, timeout }
+  return { vm, name, ...command, again, verify, disks, as, logFile, signal, timeout }
+}
+
+function assertDisksAndName(vm: string, disks: unknown, as: unknown): void {
+  if (![undefined, 'rollback', 'keep', 'clone'].includes(disks as undefined))
+    throw invalid("The option 'disks' must be 'rollback', 'keep' or 'clone'", disks)
+  if (as === undefined) {
+    if (disks === 'clone')
+      throw invalid("The option 'disks' can be 'clone' only with the option 'as', the name of the new VM", as)
+    return
+  }
+  if (typeof as !== 'string' || !isVmName(as)) throw invalid("The option 'as' must be a valid VM name", as)
+  if (as === vm) throw invalid("The option 'as' must be another name than that of the saved VM", as)
+  if (disks === 'rollback')
+    throw invalid(
+      "The option 'disks' cannot be 'rollback' together with 'as'. Pass 'clone' to start the new VM on copies",
+      as,
+    )
 }
 
 function inheritedEnvironment(): Record<string, string> {

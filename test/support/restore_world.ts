@@ -4,7 +4,7 @@ import { createHash } from 'node:crypto'
 import fs from 'node:fs'
 import path from 'node:path'
 import { type Test } from 'tap'
-import { type CheckpointClient, type Dialect } from 'bhyve-checkpoint'
+import { type CheckpointClient, type ClientOptions, type Dialect } from 'bhyve-checkpoint'
 import { simulatedBhyve, type SimulatedDialect } from 'bhyve-checkpoint/simulator'
 import { PeerMemory } from '../../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../../dist/client/client.js'
@@ -68,11 +68,11 @@ export class World {
     this.client = this.newClient()
   }
 
-  newClient(): CheckpointClient {
+  newClient(options: ClientOptions = {}): CheckpointClient {
     const dialect: Dialect = this.dialect === 'reply' ? 'descriptor' : this.dialect
     const { runDirectory, checkpointDirectory } = this
     const environment = { ...hostEnvironment, peers: new PeerMemory() }
-    return createClientIn(environment, { runDirectory, checkpointDirectory, dialect })
+    return createClientIn(environment, { runDirectory, checkpointDirectory, dialect, ...options })
   }
 
   /** Creates an executable for the option `bhyve`. First of all, it writes its pid to `<file>.pid`. */

@@ -2,7 +2,8 @@
 import { Cancellation } from '../../base/cancellation.js'
 import { descriptorsOf } from '../descriptor_budget.js'
 import { restoreSettings } from '../../operations/settings.js'
-import { planRestore, type RestoreContext } from '../../operations/restore/plan.js'
+import type { RestoreContext } from '../../operations/restore/context.js'
+import { planRestore } from '../../operations/restore/plan.js'
 import { restore, type Restored } from '../../operations/restore/restore.js'
 import type { RestoreOptions, RestorePlan } from '../../base/types.js'
 import { checkedFor, type Session } from '../session.js'
@@ -61,10 +62,11 @@ export class RestoringCalls {
     const cancellation = new Cancellation({ signal, timeout, doing, vm, ...outcome })
     cancellation.throwIfCancelled()
     const { peers, host, system, defaultRunDirectory } = this.#session.environment
-    const target = { ...this.#session.settings.target, vm }
+    const target = { ...this.#session.settings.target, vm: settings.as ?? vm }
     const context = {
       store: this.#session.store,
       vmJobs: this.#session.vmJobs,
+      disks: this.#session.disks,
       target,
       peers,
       host,

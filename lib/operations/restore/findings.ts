@@ -5,7 +5,7 @@ import type { Host } from '../../checkpoint/host.js'
 import type { RestoreSettings } from '../settings.js'
 import type { CheckpointReport } from '../../store/catalog/restore_records.js'
 import type { RestoreBlocker, RestorePlan, RestoreWarning } from '../../base/types.js'
-import type { ArgumentsReport, InspectedDisk } from '../../bhyve_arguments/report.js'
+import type { InspectedDisk } from '../../bhyve_arguments/report.js'
 import type { Machine } from '../../bhyve_arguments/parsed_machine.js'
 import { aliases } from '../../bhyve_arguments/slot.js'
 
@@ -106,8 +106,13 @@ function missingDevice(device: string, spare: readonly string[]): Blocker {
 
 const override = "(to restore it anyway, pass the option 'again')"
 
-export function againBlockers({ listed }: CheckpointReport, { again }: RestoreSettings): Blocker[] {
-  if (again || listed.restoredAt === undefined) return []
+/** `isOfMoment`: no disk that the VM could have changed since is used. */
+export function againBlockers(
+  { listed }: CheckpointReport,
+  { again }: RestoreSettings,
+  isOfMoment: boolean,
+): Blocker[] {
+  if (again || isOfMoment || listed.restoredAt === undefined) return []
   const message =
     `the checkpoint was already restored at ${listed.restoredAt.toISOString()}, so the VM may have run and changed its disks since ` +
     override
@@ -190,9 +195,10 @@ export function machineWarnings({ listed }: CheckpointReport, machine: Machine):
   return warnings
 }
 
+/** `name`: the VM that bhyve would start. Undefined for a fork, whose name differs because the caller wants it. */
 export function nameWarnings(
   vm: string,
-  { name }: ArgumentsReport,
+  name: string | undefined,
   { metadataVm }: CheckpointReport,
 ): Warning[] {
   const names = new Set([vm, name ?? vm, metadataVm ?? vm])

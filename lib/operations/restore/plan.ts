@@ -1,19 +1,13 @@
 /** Plans a restore: inspects the checkpoint, the arguments and the host, and collects all blockers and warnings. */
-import type { System } from '../../bhyve/dialects.js'
 import type { Target } from '../../bhyve/locate.js'
-import type { PeerMemory } from '../../bhyve/peer_memory.js'
-import type { Cancellation } from '../../base/cancellation.js'
-import { CheckpointError } from '../../base/errors.js'
 import { isVmName } from '../../base/names.js'
-import type { Host } from '../../checkpoint/host.js'
 import { defaultBhyve, type RestoreSettings } from '../settings.js'
 import type { CheckpointReport } from '../../store/catalog/restore_records.js'
-import type { Store } from '../../store/store.js'
-import type { VmJobs } from '../jobs.js'
 import { ProgressReporter } from '../progress.js'
 import type { RestorePlan } from '../../base/types.js'
 import { verifyContent } from '../verify.js'
-import type { ArgumentsReport } from '../../bhyve_arguments/report.js'
+import type { ArgumentsReport, InspectedDisk } from '../../bhyve_arguments/report.js'
+import type { RestoreContext } from './context.js'
 import {
   againBlockers,
   blocker,
@@ -30,20 +24,10 @@ import {
   warning,
 } from './findings.js'
 import { generationBlockers, readerOf } from './reader.js'
-import { noneUnlessExhausted, signOfLife } from './running.js'
-
-export interface RestoreContext {
-  store: Store
-  vmJobs: VmJobs
-  /** The target of the VM that the caller named. */
-  target: Target
-  peers: PeerMemory
-  /** bhyve's run directory if the arguments name none. */
-  defaultRunDirectory: string
-  host: () => Host
-  system: System
-  cancellation: Cancellation
-}
+import { type ForkPlan, isFork, planFork } from './fork_plan.js'
+import { isOfSnapshot, recordedPaths, type Snapshot, snapshotBlockers, snapshotsOf } from './snapshots.js'
+import { runningBlockers, targetsOf } from './targets.js'
+import { unfinishedFindings } from './unfinished.js'
 
 /** A plan, and what its execution needs in addition. */
 export interface Planned {
@@ -54,6 +38,8 @@ export interface Planned {
    * name no run directory.
    */
   targets: Target[]
+  snapshots: Snapshot[]
+  report: ArgumentsReport
 }
 
 /** `starts`: the caller is about to execute the plan, so bhyve's executable must exist on this host. */
@@ -64,50 +50,79 @@ export async function planRestore(
 ): Promise<Planned> {
   const { store } = context
   const { vm, name } = settings
-  const checkpoint = await store.jobs.inspectForRestore(store.directoryOf(vm), vm, name)
-  const report = await context.vmJobs.readArguments(settings.args, checkpoint.metadataVm, settings.bhyve)
-  const targets = targetsOf(context, report)
+  const directory = store.directoryOf(vm)
+  const checkpoint = await store.jobs.inspectForRestore(directory, vm, name)
+  const owner = { vm, id: checkpoint.id ?? '', directory }
+  const snapshots = await snapshotsOf(context.disks, checkpoint.disks, owner)
+  const report = await context.vmJobs.readArguments(
+    settings.args,
+    checkpoint.metadataVm,
+    settings.bhyve,
+    recordedPaths(snapshots),
+  )
+  const fork = isFork(settings) ? await planFork(context, settings, snapshots, report) : undefined
+  const targets = targetsOf(context, fork?.arguments ?? report)
+  const inputs = { context, settings, checkpoint, snapshots, report, fork, targets }
+  const { blockers, warnings } = await findingsOf(inputs, starts)
+  const plan = { command: settings.bhyve, args: commandOf(inputs), blockers, warnings }
+  return { plan, checkpoint, targets, snapshots, report }
+}
+
+interface Inputs {
+  context: RestoreContext
+  settings: RestoreSettings
+  checkpoint: CheckpointReport
+  snapshots: readonly Snapshot[]
+  report: ArgumentsReport
+  fork: ForkPlan | undefined
+  targets: readonly Target[]
+}
+
+/** If a fork's arguments may name disks of the saved VM, none are returned, because somebody could use them. */
+function commandOf({ settings, checkpoint, report, fork }: Inputs): string[] {
+  const { args, insertAt } = fork?.arguments ?? { args: settings.args, insertAt: report.insertAt }
+  return fork?.isSafe === false ? [] : args.toSpliced(insertAt, 0, '-r', checkpoint.listed.path)
+}
+
+async function findingsOf(inputs: Inputs, starts: boolean): Promise<Findings> {
+  const { context, settings, checkpoint, snapshots, report, fork } = inputs
   const host = context.host()
   const content = await contentFindings(context, settings, checkpoint)
-  const running = await runningBlockers(context, targets)
-  const disks = diskFindings(checkpoint, report.disks, settings.again)
+  const running = await runningBlockers(context, inputs.targets)
+  const rollback = await unfinishedFindings(context)
+  const others = report.disks.filter((disk) => !isOfSnapshot(disk, settings))
+  const disks = diskFindings(checkpoint, others, settings.again)
   const { machine } = report
-  const others = [
+  const found = [
     ...checkpointBlockers(checkpoint, settings.again),
     ...content.blockers,
     ...pathBlockers(checkpoint),
     ...generationBlockers(checkpoint, readerOf(context.target.dialect, context.system)),
     ...running,
     ...(machine === undefined ? [] : deviceBlockers(checkpoint, machine, host)),
-    ...againBlockers(checkpoint, settings),
+    ...againBlockers(checkpoint, settings, usesOnlySnapshots(settings, others)),
     ...disks.blockers,
-    ...argumentBlockers(report),
+    ...(await snapshotBlockers(settings, snapshots, report)),
+    ...rollback.blockers,
+    ...(fork?.blockers ?? argumentBlockers(report)),
   ]
-  const needsBhyve = !mayLackBhyve(settings) || (starts && others.length === 0)
-  const blockers = needsBhyve ? [...others, ...executableBlockers(report)] : others
+  const needsBhyve = !mayLackBhyve(settings) || (starts && found.length === 0)
   const warnings = [
     ...(machine === undefined ? [] : machineWarnings(checkpoint, machine)),
-    ...nameWarnings(vm, report, checkpoint),
+    ...nameWarnings(settings.vm, fork === undefined ? report.name : undefined, checkpoint),
     ...hostWarnings(checkpoint, host),
     ...disks.warnings,
     ...content.warnings,
     ...durabilityWarnings(checkpoint),
+    ...rollback.warnings,
+    ...(fork?.warnings ?? []),
   ]
-  const args = settings.args.toSpliced(report.insertAt, 0, '-r', checkpoint.listed.path)
-  return { plan: { command: settings.bhyve, args, blockers, warnings }, checkpoint, targets }
+  return { blockers: needsBhyve ? [...found, ...executableBlockers(report)] : found, warnings }
 }
 
-/**
- * The arguments may name another VM or run directory than the call. If they name no run directory, bhyve uses its
- * built-in default. That default may differ from ours, so both directories are candidates.
- */
-function targetsOf(
-  { target, defaultRunDirectory }: RestoreContext,
-  { name, runDirectory }: ArgumentsReport,
-): Target[] {
-  const vm = name !== undefined && isVmName(name) ? name : target.vm
-  const directories = runDirectory === undefined ? [target.runDirectory, defaultRunDirectory] : [runDirectory]
-  return [...new Set(directories)].map((directory) => ({ ...target, vm, runDirectory: directory }))
+/** A disk that the guest cannot write to does not change when the VM runs. A fork never uses the VM's own disks. */
+function usesOnlySnapshots({ disks, as }: RestoreSettings, others: readonly InspectedDisk[]): boolean {
+  return as !== undefined || (disks === 'rollback' && others.every(({ writable }) => !writable))
 }
 
 /** On a system other than FreeBSD, a plan with the default executable is for another host. */
@@ -123,30 +138,6 @@ function argumentBlockers({ fault, name }: ArgumentsReport): Blocker[] {
 
 function executableBlockers({ executableFault }: ArgumentsReport): Blocker[] {
   return executableFault === undefined ? [] : [blocker('arguments-invalid', executableFault)]
-}
-
-/** Checks the VM that the caller named and the VM that bhyve would start at one of `newTargets`. */
-async function runningBlockers(
-  { vmJobs, target, peers }: RestoreContext,
-  newTargets: readonly Target[],
-): Promise<Blocker[]> {
-  const [first = target, ...guesses] = newTargets
-  const isSame = first.vm === target.vm && first.runDirectory === target.runDirectory
-  const targets = isSame ? [target] : [target, first]
-  const found = targets.map((one) => runningBlocker(vmJobs, one, peers))
-  const guessed = guesses.map((one) => runningBlocker(vmJobs, one, peers).catch(noneUnlessExhausted))
-  return (await Promise.all([...found, ...guessed])).flat()
-}
-
-async function runningBlocker(vmJobs: VmJobs, target: Target, peers: PeerMemory): Promise<Blocker[]> {
-  try {
-    const sign = await signOfLife(vmJobs, target, peers)
-    return sign === undefined ? [] : [blocker('already-running', sign)]
-  } catch (error) {
-    const isLong = error instanceof CheckpointError && error.code === 'ERR_PATH_TOO_LONG'
-    if (isLong) return [blocker('path-too-long', error.message)]
-    throw error
-  }
 }
 
 const withoutDigests = 'the checkpoint has no recorded digests, so its content could not be verified'

@@ -1,32 +1,19 @@
 /** One restore, from the plan to the new bhyve's socket. `docs/storage.md` lists what a crash leaves at each step. */
-import { CheckpointError, detailsOf, isExhausted, toCheckpointError, withDetails } from '../../base/errors.js'
+import { CheckpointError, toCheckpointError, withDetails } from '../../base/errors.js'
 import type { Cancellation } from '../../base/cancellation.js'
 import { loadNative } from '../../base/native.js'
 import type { RestoreSettings } from '../settings.js'
 import type { RestoreRecord } from '../../store/catalog/restore_records.js'
-import type { OpenedLog } from '../../store/catalog/restore_log.js'
-import { planRestore, type Planned, type RestoreContext } from './plan.js'
-import { socketsIn } from './running.js'
-import { type Bhyve, type Ended, type Ending, startBhyve, untilServed } from './start.js'
+import type { RestoreContext } from './context.js'
+import { assertUnblocked, changed } from './failures.js'
+import { fork } from './fork.js'
+import { isFork } from './fork_plan.js'
+import { launch, type Launch } from './launch.js'
+import { planRestore, type Planned } from './plan.js'
+import type { Restored } from './restored.js'
+import { type Finished, finishRollback, rollBack, withKept } from './rollback.js'
 
-/** A bhyve process that runs a restored VM. */
-export class Restored {
-  readonly pid: number
-  /** The file that receives bhyve's output. */
-  readonly logFile: string
-  readonly #bhyve: Bhyve
-
-  constructor(bhyve: Bhyve, pid: number, logFile: string) {
-    this.#bhyve = bhyve
-    this.pid = pid
-    this.logFile = logFile
-  }
-
-  /** Resolves when the bhyve process ends. Reading this property keeps the current process alive until then. */
-  get exited(): Promise<{ code: number | null; signal: string | null }> {
-    return this.#bhyve.whenEnded().then(({ code, signal }) => ({ code, signal }))
-  }
-}
+export { Restored } from './restored.js'
 
 /**
  * Restores a VM. Once bhyve was started, a cancel does not stop this function. It waits until bhyve serves its socket
@@ -37,14 +24,15 @@ export async function restore(
   settings: RestoreSettings,
   cancellation: Cancellation,
 ): Promise<Restored> {
+  if (isFork(settings)) return fork(context, settings, cancellation)
   const { store } = context
   const directory = store.directoryOf(settings.vm)
   const { descriptors } = await store.jobs.beginRestore(directory, settings.name)
   try {
-    const planned = await planRestore(context, settings, true)
-    assertUnblocked(planned, settings)
-    cancellation.throwIfCancelled()
-    return await restoreLogged(context, settings, planned, cancellation)
+    const finished = await finishRollback(context, settings, cancellation)
+    return await restoreLocked(context, settings, finished, cancellation).catch((error: unknown) => {
+      throw withKept(error, finished?.kept)
+    })
   } finally {
     // Ignore errors: recovery removes what is left.
     await store.jobs.endRestore(directory, descriptors.restoreLock).catch(() => undefined)
@@ -52,17 +40,34 @@ export async function restore(
   }
 }
 
-function assertUnblocked({ plan: { blockers } }: Planned, { vm, name }: RestoreSettings): void {
-  if (blockers.length === 0) return
-  const reasons = blockers.map(({ code, message }) => `${code}: ${message}`).join('; ')
-  const message = `Checkpoint '${name}' of VM '${vm}' cannot be restored: ${reasons}. Nothing was started or changed`
-  throw new CheckpointError('ERR_RESTORE_BLOCKED', message, { vm, checkpoint: name, blockers })
+/** `finished`: the rollback of a dead process. */
+async function restoreLocked(
+  context: RestoreContext,
+  settings: RestoreSettings,
+  finished: Finished | undefined,
+  cancellation: Cancellation,
+): Promise<Restored> {
+  cancellation.throwIfCancelled()
+  const planned = await planRestore(context, settings, true)
+  assertUnblocked(planned.plan.blockers, settings)
+  cancellation.throwIfCancelled()
+  if (settings.disks !== 'rollback')
+    return restoreLogged(context, settings, planned, finished?.kept, cancellation)
+  const kept = await rollBack(context, settings, planned, finished, cancellation)
+  try {
+    cancellation.throwIfCancelled()
+    const all = [...(finished?.kept ?? []), ...kept]
+    return await restoreLogged(context, settings, planned, all, cancellation)
+  } catch (error) {
+    throw kept.length === 0 ? error : withKept(error, kept)
+  }
 }
 
 async function restoreLogged(
   context: RestoreContext,
   settings: RestoreSettings,
   planned: Planned,
+  keptDisks: string[] | undefined,
   cancellation: Cancellation,
 ): Promise<Restored> {
   const { jobs } = context.store
@@ -73,8 +78,12 @@ async function restoreLogged(
     const restoring = { at: new Date().toISOString(), again }
     const record = await jobs.recordRestore(directory, vm, name, planned.checkpoint.identity, restoring)
     if (record === undefined) throw changed(settings)
+    const { targets, plan } = planned
+    const leftovers =
+      "the checkpoint keeps its restore record (to restore it anyway, pass the option 'again')"
+    const launching = { context, settings, args: plan.args, targets, log, disks: { keptDisks }, leftovers }
     return await restoreRecorded(
-      { ...context, directory, settings, planned, log, record, mayHaveRun: false },
+      { ...launching, mayHaveRun: false, directory, planned, record },
       cancellation,
     )
   } finally {
@@ -82,15 +91,11 @@ async function restoreLogged(
   }
 }
 
-/** Everything that one start needs. */
-interface Starting extends RestoreContext {
+/** A start from a checkpoint that has a restore record. */
+interface Starting extends Launch {
   directory: string
-  settings: RestoreSettings
   planned: Planned
-  log: OpenedLog
   record: RestoreRecord
-  /** bhyve has ended, but the restored guest may have run before. */
-  mayHaveRun: boolean
 }
 
 /** The checkpoint has a restore record now. The record is revoked if the start fails and the guest cannot have run. */
@@ -105,8 +110,8 @@ async function restoreRecorded(starting: Starting, cancellation: Cancellation): 
 }
 
 /** Ignores errors: an unconfirmed checkpoint is kept like the only state of its VM, which does no harm. */
-async function confirm({ store, directory, settings, record }: Starting): Promise<void> {
-  await store.jobs.confirmRestore(directory, settings.name, record).catch(() => undefined)
+async function confirm({ context, directory, settings, record }: Starting): Promise<void> {
+  await context.store.jobs.confirmRestore(directory, settings.name, record).catch(() => undefined)
 }
 
 /**
@@ -114,79 +119,21 @@ async function confirm({ store, directory, settings, record }: Starting): Promis
  * replaced between the two locks, so its identity is checked again.
  */
 async function restoreHeld(starting: Starting, cancellation: Cancellation): Promise<Restored> {
-  const { store, vmJobs, directory, settings, planned, record, log, peers } = starting
-  const held = await store.jobs.holdCheckpoint(directory, settings.name, planned.checkpoint.identity, record)
+  const { context, directory, settings, planned, record } = starting
+  const { identity } = planned.checkpoint
+  const held = await context.store.jobs.holdCheckpoint(directory, settings.name, identity, record)
   if (held === undefined) throw changed(settings)
   try {
-    const targets = targetsOfNew(planned)
-    const before = await socketsIn(vmJobs, targets)
-    const stale = new Set(before.map(({ identity }) => identity))
-    cancellation.begin()
-    const { command, args } = planned.plan
-    const bhyve = startBhyve(command, args, log.descriptors.log, settings.env)
-    const ended = await untilServed(bhyve, { vmJobs, targets, peers, stale, bound: new Set() })
-    starting.mayHaveRun = ended?.mayHaveRun === true
-    if (ended !== undefined || bhyve.pid === undefined) throw await startFailure(starting, ended)
-    return new Restored(bhyve, bhyve.pid, log.path)
+    return await launch(starting, cancellation)
   } finally {
     loadNative().close(held.descriptors.staging)
   }
 }
 
-function changed({ vm, name }: RestoreSettings): CheckpointError {
-  const message =
-    `Another process replaced, changed, removed or restored checkpoint '${name}' of VM '${vm}' during this call. ` +
-    "Nothing was started. Check with listVirtualMachines (or 'bhyve-checkpoint vms') whether the VM is running now. " +
-    'If it is not running, try again'
-  return new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm, checkpoint: name })
-}
-
-/** The new bhyve runs as this process's user, so that user's sockets are trusted. */
-function targetsOfNew({ targets }: Planned): Planned['targets'] {
-  const ourUid = process.geteuid?.() ?? 0
-  return targets.map((target) => ({ ...target, trustedUids: [...target.trustedUids, ourUid] }))
-}
-
-async function startFailure(
-  { store, settings, log }: Starting,
-  ended: Ended | undefined,
-): Promise<CheckpointError> {
-  const { ending, mayHaveRun = false } = ended ?? {}
-  const { vm, name, bhyve } = settings
-  if (isExhausted(ending?.error)) {
-    const known = toCheckpointError(ending?.error, `Starting '${bhyve}'`)
-    return new CheckpointError(known.code, known.message, { ...detailsOf(known), vmState: 'off' })
-  }
-  const output = await store.jobs.readLogEnd(log.descriptors.log, log.start).catch(() => '')
-  const lastOutput = output === '' ? 'bhyve wrote no output' : `The last output of bhyve:\n${output}\n`
-  const from = `from checkpoint '${name}' of VM '${vm}'`
-  const what = mayHaveRun ? `started ${from}, but exited at once` : `did not start ${from}`
-  const outcome = mayHaveRun
-    ? '. The guest may have run and changed its disks, so the checkpoint keeps its restore record ' +
-      "(to restore it anyway, pass the option 'again')"
-    : ''
-  const message =
-    `bhyve ${what}: ${reasonOf(bhyve, ending)}. ${lastOutput} ` + `(log file: '${log.path}')${outcome}`
-  return new CheckpointError('ERR_RESTORE_FAILED', message, {
-    vm,
-    checkpoint: name,
-    vmState: 'off',
-    path: log.path,
-    ...(output === '' ? {} : { reply: output }),
-    ...(ending?.error === undefined ? {} : { cause: ending.error }),
-  })
-}
-
-function reasonOf(bhyve: string, ending: Ending | undefined): string {
-  if (ending?.error !== undefined) return `'${bhyve}' could not be executed (${ending.error.message})`
-  if (ending?.signal != null) return `the process was killed by ${ending.signal}`
-  return `the process exited with status ${String(ending?.code ?? 'unknown')}`
-}
-
 /** Reports a failed revocation in the error, because the restore record stays. A removed checkpoint has no record. */
-async function revoke({ store, directory, settings, record }: Starting, reason: unknown): Promise<void> {
+async function revoke({ context, directory, settings, record }: Starting, reason: unknown): Promise<void> {
   try {
-    await store.jobs.revokeRestore(directory, settings.name, record)
+    await context.store.jobs.revokeRestore(directory, settings.name, record)
   } catch (error) {
     if (error instanceof CheckpointError && error.code === 'ERR_CHECKPOINT_NOT_FOUND') return
     const known = toCheckpointError(reason, 'Restoring')

@@ -238,7 +238,7 @@ const rows: Row[] = [
   {
     what: "a newer release's manifest",
     args: [...small, 'vm1'],
-    checkpoint: { manifest: { version: 3 } },
+    checkpoint: { manifest: { version: 99 } },
     blockers: ['damaged'],
   },
   {
@@ -460,6 +460,14 @@ t.test('planRestore and restore: reject invalid options', async (t) => {
     { ...good, timeout: 0 },
     { ...good, signal: 1 },
     { ...good, force: true },
+    { ...good, disks: 'copy' },
+    { ...good, disks: null },
+    { ...good, disks: 'clone' },
+    { ...good, as: 1 },
+    { ...good, as: '' },
+    { ...good, as: 'a/b', disks: 'clone' },
+    { ...good, as: 'vm1', disks: 'clone' },
+    { ...good, as: 'vm2', disks: 'rollback' },
   ]
   for (const options of bad) {
     for (const call of ['planRestore', 'restore'] as const) {
