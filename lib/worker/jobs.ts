@@ -5,10 +5,11 @@
 import * as bhyve from '../bhyve/jobs.js'
 import * as bhyveArguments from '../bhyve_arguments/jobs.js'
 import * as disks from '../disks/jobs.js'
+import * as zfs from '../disks/zfs/jobs.js'
 import * as catalog from '../store/catalog/jobs.js'
 import * as commit from '../store/commit/jobs.js'
 import * as staging from '../store/staging/jobs.js'
 
-export const jobs = { ...bhyve, ...bhyveArguments, ...disks, ...catalog, ...commit, ...staging }
+export const jobs = { ...bhyve, ...bhyveArguments, ...disks, ...zfs, ...catalog, ...commit, ...staging }
 
 export type JobName = keyof typeof jobs
