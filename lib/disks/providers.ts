@@ -4,6 +4,7 @@ import type { DiskProvider } from '../base/disk_types.js'
 import type { JobRunner } from '../pool/pool.js'
 
 const builtIn: Readonly<Record<string, (pool: JobRunner) => Promise<DiskProvider>>> = {
+  zfs: async (pool) => new (await import('./zfs/provider.js')).ZfsProvider(pool),
   file: async (pool) => new (await import('./files/provider.js')).FileProvider(pool),
 }
 
