@@ -7,6 +7,7 @@ import './base/symbols.js'
 import { assertObject } from './base/assertions.js'
 import { createClient } from './client/client.js'
 import { clientOptions } from './client/options.js'
+import type { DiskSelection } from './base/disk_types.js'
 import type { Checkpoint, ClientOptions, CreateOptions, ListedCheckpoint } from './base/types.js'
 
 export type { CheckpointClient } from './client/checkpoint_client.js'
@@ -44,6 +45,18 @@ export type {
 } from './base/disk_types.js'
 export type { Problem } from './base/problem.js'
 export { fileDisks, zfsDisks } from './disks/selections.js'
+
+/**
+ * Selects the disks that a VM with these bhyve arguments writes to: `zfsDisks` if all of them are on ZFS, else
+ * `fileDisks`. Resolves with `[]` if there are none. Rejects with `ERR_INVALID_OPTION` if bhyve would reject the
+ * arguments, or if only some of the disks are on ZFS: then name the disks.
+ *
+ * @example
+ * await client.createCheckpoint('vm1', { disks: await disksOf(args) })
+ */
+export async function disksOf(args: readonly string[]): Promise<DiskSelection[]> {
+  return (await import('./disks/detect.js')).detectDisks(args)
+}
 
 /** Calls `createCheckpoint` of a new client. `options` may hold `ClientOptions` too; the others have their defaults. */
 export async function createCheckpoint(

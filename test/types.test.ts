@@ -25,7 +25,14 @@ import type { Fault, SimulatorOptions } from 'bhyve-checkpoint/simulator'
 
 t.test('the packages export exactly the documented names', async (t) => {
   const named = ['AbortError', 'CheckpointError', 'cbsdLayout', 'createCheckpoint', 'createClient']
-  t.same(Object.keys(main).sort(), [...named, 'destroyAll', 'fileDisks', 'listCheckpoints', 'zfsDisks'])
+  t.same(Object.keys(main).sort(), [
+    ...named,
+    'destroyAll',
+    'disksOf',
+    'fileDisks',
+    'listCheckpoints',
+    'zfsDisks',
+  ])
   t.same(Object.keys(simulator).sort(), ['SimulatedBhyve', 'SimulatedFleet', 'simulatedBhyve'])
 })
 

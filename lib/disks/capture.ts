@@ -34,7 +34,7 @@ export class DiskCapture {
     return this.#prepared.map(({ planned }) => planned)
   }
 
-  /** Takes all snapshots. Settles once no provider is at work any more. */
+  /** Takes all snapshots. Ends once no provider is at work any more. */
   async take(signal: AbortSignal): Promise<void> {
     this.#taken = Promise.allSettled(this.#prepared.map(async (prepared) => prepared.take(signal)))
     const failed = (await this.#taken).find((result) => result.status === 'rejected')

@@ -73,8 +73,9 @@ export class FileProvider implements DiskProvider {
   /** The images that bhyve opens with these arguments. */
   async #disksIn(args: readonly string[]): Promise<string[]> {
     const { fault, disks } = await this.#jobs.readArguments(args, undefined, bhyve)
-    const why = fault ?? (disks.length === 0 ? 'they contain no disk' : undefined)
-    if (why === undefined) return disks.map((disk) => disk.path)
+    const written = disks.filter(({ writable }) => writable)
+    const why = fault ?? (written.length === 0 ? 'they contain no writable disk' : undefined)
+    if (why === undefined) return written.map((disk) => disk.path)
     const message = `The bhyve arguments in fileDisks cannot be used: ${why}. Correct them, or pass 'files'`
     throw new CheckpointError('ERR_INVALID_OPTION', message)
   }

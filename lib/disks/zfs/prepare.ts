@@ -20,7 +20,7 @@ export async function planSnapshots(jobs: ZfsJobs, request: DiskRequest): Promis
   const options = { signal }
   if (!isNamePart(id)) throw invalid('The id of the checkpoint cannot be the name of a ZFS snapshot', id)
   const datasets = await selected(jobs, request)
-  if (datasets.length === 0) throw unsuitable(`The bhyve arguments of VM '${vm}' contain no disks`)
+  if (datasets.length === 0) throw unsuitable(`The bhyve arguments of VM '${vm}' contain no writable disk`)
   await assertWritable(new Set(datasets.map(({ dataset }) => poolOf(dataset))), options)
   const found = await existing(datasets, request, options)
   for (const recorded of datasets) {
@@ -64,7 +64,7 @@ async function disksIn(jobs: ZfsJobs, args: readonly string[], request: DiskRequ
   const { vm, signal } = request
   const { fault, disks } = await jobs.readArguments(args, vm, anyBhyve)
   if (fault !== undefined) throw unsuitable(`The disks of VM '${vm}' cannot be found: ${fault}`)
-  const paths = [...new Set(disks.map(({ path }) => path))]
+  const paths = [...new Set(disks.filter(({ writable }) => writable).map(({ path }) => path))]
   return jobs.locateDisks(paths, await mounts({ signal }))
 }
 

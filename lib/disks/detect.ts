@@ -1,0 +1,28 @@
+/** Chooses the provider of the disks in bhyve arguments. */
+import { invalid } from '../base/assertions.js'
+import type { DiskSelection } from '../base/disk_types.js'
+import { sharedPool } from '../pool/pool.js'
+import { remote } from '../pool/remote.js'
+import { fileDisks, zfsDisks } from './selections.js'
+import type { ZfsJobs } from './zfs/context.js'
+import { mounts } from './zfs/properties.js'
+
+/** Used only for a report on the executable, which is not needed here. */
+const anyBhyve = '/usr/sbin/bhyve'
+
+/** See `disksOf` in `lib/index.ts`. */
+export async function detectDisks(args: readonly string[]): Promise<DiskSelection[]> {
+  const jobs: ZfsJobs = remote(sharedPool())
+  const { fault, disks } = await jobs.readArguments(args, undefined, anyBhyve)
+  if (fault !== undefined) throw invalid(`The disks in the bhyve arguments cannot be found: ${fault}`, args)
+  const paths = [...new Set(disks.filter(({ writable }) => writable).map(({ path }) => path))]
+  if (paths.length === 0) return []
+  // Without ZFS on this host, there are no datasets.
+  const mounted = await mounts({}).catch(() => [])
+  const located = await jobs.locateDisks(paths, mounted)
+  const onZfs = located.filter((disk) => !('fault' in disk))
+  if (onZfs.length === located.length) return [zfsDisks({ args })]
+  if (onZfs.length === 0) return [fileDisks({ files: located.map(({ path }) => path) })]
+  const others = located.filter((disk) => 'fault' in disk).map(({ path }) => `'${path}'`)
+  throw invalid(`Some disks are on ZFS, but not these: ${others.join(', ')}. Name the disks`, args)
+}
