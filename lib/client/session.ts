@@ -11,7 +11,7 @@ import {
 } from '../base/errors.js'
 import type { ClientOptions } from '../base/types.js'
 import { type VmJobs, vmJobs } from '../operations/jobs.js'
-import { removeOwedSnapshots } from '../operations/disk_snapshots.js'
+import { type RemovalFailure, removeOwedSnapshots } from '../operations/disk_snapshots.js'
 import { DiskProviders } from '../disks/providers.js'
 import { Store } from '../store/store.js'
 import { type ClientSettings, clientSettings } from './options.js'
@@ -80,16 +80,20 @@ export class Session {
    * Runs a call that may have found disk snapshots that no checkpoint needs, and then removes them. Resolves with the
    * reasons why some could not be removed. A later call tries again.
    */
-  async #removingSnapshots<T>(vm: string, task: Promise<T>): Promise<{ value: T; failures: unknown[] }> {
+  async #removingSnapshots<T>(
+    vm: string,
+    task: Promise<T>,
+  ): Promise<{ value: T; failures: RemovalFailure[] }> {
     const [result] = await Promise.allSettled([task])
     const failures = await this.#removeSnapshots(vm)
     if (result.status === 'rejected') throw result.reason
     return { value: result.value, failures }
   }
 
-  async #removeSnapshots(vm: string): Promise<unknown[]> {
+  /** If the records cannot be read now, a later call reads them. */
+  async #removeSnapshots(vm: string): Promise<RemovalFailure[]> {
     if (!this.store.takeNotedSnapshots(vm)) return []
-    return await removeOwedSnapshots(this.store, this.disks, vm).catch((error: unknown) => [error])
+    return await removeOwedSnapshots(this.store, this.disks, vm).catch(() => [])
   }
 
   /** Ignores snapshots that could not be removed. */
@@ -100,12 +104,14 @@ export class Session {
   /** Rejects if snapshots could not be removed. `removed`: the checkpoints that the call has removed. */
   async withSnapshots<T>(vm: string, removed: (value: T) => readonly string[], task: Promise<T>): Promise<T> {
     const { value, failures } = await this.#removingSnapshots(vm, task)
-    const [cause] = failures
-    if (cause === undefined) return value
+    const names = removed(value)
+    // Snapshots of checkpoints that earlier calls have removed must not fail this one.
+    const failure = failures.find(({ name }) => names.includes(name))
+    if (failure === undefined) return value
+    const { error: cause } = failure
     const known = toCheckpointError(cause, 'Removing the disk snapshots of removed checkpoints')
-    const names = removed(value).map((name) => `'${name}'`)
-    const done = names.length === 0 ? '' : `. These checkpoints were removed: ${names.join(', ')}`
-    const message = `${known.message}. The next call for this VM tries again${done}`
+    const done = names.map((name) => `'${name}'`).join(', ')
+    const message = `${known.message}. The next call for this VM tries again. These checkpoints were removed: ${done}`
     throw new CheckpointError(known.code, message, { ...detailsOf(known), cause })
   }
 

@@ -4,6 +4,12 @@ import type { DiskProviders } from '../disks/providers.js'
 import type { Snapshots } from '../store/catalog/owed_snapshots.js'
 import type { Store } from '../store/store.js'
 
+export interface RemovalFailure {
+  /** The name of the checkpoint that the snapshots belonged to. */
+  name: string
+  error: unknown
+}
+
 /**
  * Removes the snapshots of destroyed checkpoints and of saves that failed. Resolves with the reasons why some snapshots could not be removed. Their records remain, and a later call of any
  * process tries again.
@@ -12,17 +18,17 @@ export async function removeOwedSnapshots(
   store: Store,
   providers: DiskProviders,
   vm: string,
-): Promise<unknown[]> {
+): Promise<RemovalFailure[]> {
   const directory = store.directoryOf(vm)
   const owed = await store.jobs.owedSnapshots(directory)
-  const failures: unknown[] = []
+  const failures: RemovalFailure[] = []
   const removed: string[] = []
   for (const snapshots of owed) {
     try {
       await removeAll(providers, snapshots)
       removed.push(snapshots.owner.id)
     } catch (error) {
-      failures.push(error)
+      failures.push({ name: snapshots.name, error })
     }
   }
   if (removed.length > 0) await store.jobs.forgetSnapshots(directory, removed, store.ownsDirectories)

@@ -142,7 +142,12 @@ export class Stage {
   }
 
   /** Call this before disk snapshots are taken. If the stage is discarded, they are removed by this record. */
-  recordSnapshots(snapshots: { vm: string; id: string; disks: readonly DiskRecord[] }): Promise<void> {
+  recordSnapshots(snapshots: {
+    vm: string
+    name: string
+    id: string
+    disks: readonly DiskRecord[]
+  }): Promise<void> {
     return this.#store.jobs.recordSnapshots(this.#handle, snapshots)
   }
 

@@ -82,7 +82,7 @@ function savedStage(poweroff) {
 }
 
 function takeSnapshot(handle) {
-  jobs.recordSnapshots(handle, { vm: 'vm1', id, disks })
+  jobs.recordSnapshots(handle, { vm: 'vm1', name, id, disks })
   fs.writeFileSync(path.join(snapshots, id), '')
 }
 

@@ -52,7 +52,7 @@ export async function planRestore(
   const { vm, name } = settings
   const directory = store.directoryOf(vm)
   const checkpoint = await store.jobs.inspectForRestore(directory, vm, name)
-  const owner = { vm, id: checkpoint.id ?? '', directory }
+  const owner = { vm, id: checkpoint.id ?? '', directory: checkpoint.directory }
   const snapshots = await snapshotsOf(context.disks, checkpoint.disks, owner)
   const report = await context.vmJobs.readArguments(
     settings.args,

@@ -74,7 +74,7 @@ export async function rollBack(
   const { store } = context
   const { vm, name } = settings
   const directory = store.directoryOf(vm)
-  const owner = { vm, id: checkpoint.id ?? '', directory }
+  const owner = { vm, id: checkpoint.id ?? '', directory: checkpoint.directory }
   const disks = snapshots.map(({ record }) => record)
   if (isSame(finished?.rollback, owner.id, disks)) return []
   const rollback: Rollback = { id: randomUUID(), vm, checkpoint: name, owner, disks }

@@ -106,7 +106,7 @@ class FreezeWindow implements Freeze {
       const owner = { vm, id, directory: await stage.realDirectory() }
       const request = { ...owner, selections, signal: controller.signal, inherit: stage.lockDescriptor }
       this.#capture = await DiskCapture.prepare(this.#context.disks, request)
-      await stage.recordSnapshots({ vm, id, disks: this.#capture.planned })
+      await stage.recordSnapshots({ vm, name, id, disks: this.#capture.planned })
     } catch (cause) {
       this.#call.cancellation.throwIfCancelled()
       const message =

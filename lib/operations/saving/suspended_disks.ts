@@ -69,7 +69,7 @@ export class SuspendedDisks implements DisksOfSuspend {
     try {
       call.cancellation.throwIfCancelled()
       await this.#assertOff()
-      await this.#stage.recordSnapshots({ vm, id: this.id, disks: this.#capture.planned })
+      await this.#stage.recordSnapshots({ vm, name, id: this.id, disks: this.#capture.planned })
       await this.#take()
       const disks = await this.#capture.finish()
       await this.#assertOff()

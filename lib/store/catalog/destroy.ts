@@ -11,6 +11,7 @@ import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
 import { assertNotStuck, moveCompanions, recover } from '../commit/recover.js'
 import { removeDirectoryLater, removeEntry } from '../staging/removed.js'
 import { recordSnapshotsOf } from '../staging/snapshot_records.js'
+import { checkpointOfRollback } from './rollback_record.js'
 import { freshId, trashSuffix } from '../staging/staging_entries.js'
 
 export function destroyCheckpoint(directoryPath: string, name: string): void {
@@ -24,12 +25,13 @@ export function destroyCheckpoint(directoryPath: string, name: string): void {
   assertNotStuck(recover(directory, staging), name)
   if (!checkpointNames(directory).includes(name)) throw notFound(directoryPath, name)
   if (isForeign(directory, name) === true) throw foreign(directory, name)
+  if (checkpointOfRollback(staging) === name) throw rollingBack(directory, name)
   discard(directory, staging, [name])
 }
 
 /**
- * Removes every checkpoint, except foreign and unreadable ones, and those with an operation that recovery could not
- * finish. Returns the names of the removed ones. `ownsDirectory`: also removes the directory when it is empty.
+ * Removes every checkpoint, except foreign and unreadable ones, those with an operation that recovery could not finish,
+ * and the one that an interrupted rollback needs. Returns the names of the removed ones. `ownsDirectory`: also removes the directory when it is empty.
  */
 export function destroyCheckpoints(directoryPath: string, ownsDirectory: boolean): string[] {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
@@ -51,8 +53,9 @@ function lockIfNeeded(directory: Directory): Directory | undefined {
 
 function discardAll(directory: Directory, staging: Directory): string[] {
   const stuck = recover(directory, staging)
+  const needed = checkpointOfRollback(staging)
   const names = checkpointNames(directory).filter(
-    (name) => !stuck.has(name) && isForeign(directory, name) === false,
+    (name) => !stuck.has(name) && name !== needed && isForeign(directory, name) === false,
   )
   discard(directory, staging, names)
   return names.sort()
@@ -116,6 +119,14 @@ function isForeign(directory: Directory, name: string): boolean | undefined {
     if (isExhausted(error)) throw error
     return undefined
   }
+}
+
+function rollingBack(directory: Directory, name: string): CheckpointError {
+  const path = directory.pathOf(name + memorySuffix)
+  const message =
+    `The disks of the VM are half put back to checkpoint '${name}', so it was not removed. ` +
+    'Restore the VM first: that finishes the rollback'
+  return new CheckpointError('ERR_CHECKPOINT_BUSY', message, { path })
 }
 
 function foreign(directory: Directory, name: string): CheckpointError {

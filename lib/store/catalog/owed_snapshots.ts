@@ -20,6 +20,8 @@ import { readySuffix, snapshotsSuffix } from '../staging/staging_entries.js'
 
 /** Disk snapshots, and the checkpoint that they belong or belonged to. */
 export interface Snapshots {
+  /** The name of the checkpoint. */
+  name: string
   owner: DiskOwner
   disks: readonly DiskRecord[]
 }
@@ -39,7 +41,11 @@ export function owedSnapshots(directoryPath: string): Snapshots[] {
   const published = publishedIds(directory)
   const owed = records.filter(({ id }) => !published.has(id))
   if (owed.length < records.length) dropPublished(directory, staging, records, published)
-  return owed.map(({ vm, id, disks }) => ({ owner: { vm, id, directory: realPath(directoryPath) }, disks }))
+  return owed.map(({ vm, name, id, disks }) => ({
+    name,
+    owner: { vm, id, directory: realPath(directoryPath) },
+    disks,
+  }))
 }
 
 function isInTheMaking(staging: Directory, { stage }: SnapshotRecord): boolean {
@@ -93,11 +99,11 @@ export function snapshotsByName(directoryPath: string): Map<string, Snapshots> {
 
 export function snapshotsOf(
   directoryPath: string,
-  manifest: { vm: string; id?: string; disks?: readonly DiskRecord[] } | undefined,
+  manifest: { vm: string; name: string; id?: string; disks?: readonly DiskRecord[] } | undefined,
 ): Snapshots | undefined {
-  const { vm, id, disks } = manifest ?? {}
-  if (vm === undefined || id === undefined || disks === undefined) return undefined
-  return { owner: { vm, id, directory: realPath(directoryPath) }, disks }
+  const { vm, name, id, disks } = manifest ?? {}
+  if (vm === undefined || name === undefined || id === undefined || disks === undefined) return undefined
+  return { name, owner: { vm, id, directory: realPath(directoryPath) }, disks }
 }
 
 /** Providers compare this path with the one that they recorded, so it must not depend on symbolic links. */

@@ -4,6 +4,7 @@ import type { ListedCheckpoint, PrunePolicy } from '../../base/types.js'
 import { discard } from './destroy.js'
 import { Directory } from '../../fs/directory.js'
 import { listedCheckpoint, byAge, checkpointNames } from '../../checkpoint/read.js'
+import { checkpointOfRollback } from './rollback_record.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
 import { recover } from '../commit/recover.js'
 import { isUnrestored } from '../../checkpoint/unrestored.js'
@@ -37,8 +38,9 @@ export function pruneCheckpoints(
   const checkpoints = checkpointNames(directory)
     .flatMap((name) => listedCheckpoint(directory, vm, name))
     .map((checkpoint) => withSnapshotBytes(checkpoint, snapshotBytes.get(checkpoint.name)))
+  const needed = staging && checkpointOfRollback(staging)
   const chosen = choose(withoutUnconfirmedRestores(directory, checkpoints), policy, now).filter(
-    ({ name }) => !stuck.has(name),
+    ({ name }) => !stuck.has(name) && name !== needed,
   )
   const removed = chosen.map(({ name }) => name)
   if (policy.dryRun !== true && staging !== undefined) discard(directory, staging, removed)

@@ -19,6 +19,7 @@ import type { ListedCheckpoint } from '../../base/types.js'
 import { describe } from '../../checkpoint/describe.js'
 import { Directory } from '../../fs/directory.js'
 import { inspectStored } from './list.js'
+import { realPath } from './owed_snapshots.js'
 import { notFound } from '../../checkpoint/read.js'
 import { lockStagingIfAny, openStaging } from '../staging/lock.js'
 import {
@@ -44,6 +45,8 @@ export interface CheckpointReport {
   /** The VM's name in the metadata. */
   metadataVm: string | undefined
   devicesHaveAddresses: boolean
+  /** The real path of the VM's directory. */
+  directory: string
   /** The id in the manifest. */
   id: string | undefined
   /** Disk snapshots of the moment of the checkpoint. */
@@ -69,6 +72,7 @@ export function inspectForRestore(directoryPath: string, vm: string, name: strin
     host: manifest?.host,
     metadataVm: metadata?.vm,
     devicesHaveAddresses: metadata?.devicesHaveAddresses ?? false,
+    directory: realPath(directoryPath),
     id: manifest?.id,
     disks: (inspection.isManifestOf ? manifest?.disks : undefined) ?? [],
     generation: metadata?.generation,

@@ -3,7 +3,6 @@
  * first disk is changed, and is removed when the last one is back. If the process dies in between, the next restore of
  * the VM finishes the rollback. Only the holder of the restore lock writes, finishes and removes it. Runs in the pool.
  */
-import path from 'node:path'
 import type { DiskOwner, DiskRecord } from '../../base/disk_types.js'
 import { CheckpointError } from '../../base/errors.js'
 import { isCheckpointName } from '../../base/names.js'
@@ -12,6 +11,7 @@ import { notFound } from '../../checkpoint/read.js'
 import { Directory } from '../../fs/directory.js'
 import { freshRollbackName, rollbackName, stagingName } from '../paths.js'
 import { lockStagingIfAny } from '../staging/lock.js'
+import { realPath } from './owed_snapshots.js'
 import { inspectForRewrite, lockForRewrite } from './rewrite_manifest.js'
 
 const recordMaxBytes = 4 * 1024 * 1024
@@ -45,6 +45,15 @@ export function readRollback(directoryPath: string, vm: string): FoundRollback |
   return fault === undefined ? { ...found, rollback } : { ...found, fault }
 }
 
+/**
+ * The name of the checkpoint that an interrupted rollback needs, so that it must not be removed. Undefined if there is
+ * none, or if the record cannot be used. Call this under the lock.
+ */
+export function checkpointOfRollback(staging: Directory): string | undefined {
+  if (staging.statusIfAny(rollbackName)?.kind !== 'file') return undefined
+  return parsed(staging.readText(rollbackName, recordMaxBytes))?.checkpoint
+}
+
 /** Undefined for a directory of another user: nothing is known about its rollbacks, and only that user can restore. */
 function openReadable(directory: Directory): Directory | undefined {
   try {
@@ -58,8 +67,7 @@ function openReadable(directory: Directory): Directory | undefined {
 /** A record that was copied with its directory must not change the disks of the original. */
 function faultOf({ vm, owner }: Rollback, expected: { vm: string; directory: string }): string | undefined {
   if (vm !== expected.vm || owner.vm !== expected.vm) return `it is of VM '${vm}'`
-  if (path.normalize(owner.directory) !== path.normalize(expected.directory))
-    return `it is of the directory '${owner.directory}'`
+  if (owner.directory !== realPath(expected.directory)) return `it is of the directory '${owner.directory}'`
   return undefined
 }
 

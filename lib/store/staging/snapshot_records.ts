@@ -19,7 +19,8 @@ const recordMaxBytes = 1024 * 1024
 
 export interface SnapshotRecord {
   vm: string
-  /** The id of the checkpoint. */
+  /** The name and the id of the checkpoint. */
+  name: string
   id: string
   /** The stage of the process that takes the snapshots. While the stage exists, the snapshots may be in the making. */
   stage?: string | undefined
@@ -37,11 +38,11 @@ export function writeSnapshotRecord(staging: Directory, record: SnapshotRecord):
 /** Call this before the snapshots of this stage's checkpoint are taken. */
 export function recordSnapshots(
   handle: StageHandle,
-  { vm, id, disks }: { vm: string; id: string; disks: readonly DiskRecord[] },
+  snapshots: { vm: string; name: string; id: string; disks: readonly DiskRecord[] },
 ): void {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
   using staging = directory.open(stagingName)
-  writeSnapshotRecord(staging, { vm, id, stage: handle.id, disks })
+  writeSnapshotRecord(staging, { ...snapshots, stage: handle.id })
 }
 
 /** The real path of the directory that the stage's checkpoint will be in. */
@@ -58,9 +59,9 @@ export function recordSnapshotsOf(staging: Directory, entry: string): void {
   for (const file of subdirectory?.entries() ?? []) {
     const isManifest = file.endsWith(manifestSuffix) || file === replacedManifest
     if (subdirectory === undefined || !isManifest) continue
-    const { vm, id, disks } = manifestIn(subdirectory, file) ?? {}
-    if (vm === undefined || disks === undefined || !isCheckpointId(id)) continue
-    writeSnapshotRecord(staging, { vm, id, disks })
+    const { vm, name, id, disks } = manifestIn(subdirectory, file) ?? {}
+    if (vm === undefined || name === undefined || disks === undefined || !isCheckpointId(id)) continue
+    writeSnapshotRecord(staging, { vm, name, id, disks })
     noteSnapshots(staging)
   }
 }
@@ -81,10 +82,11 @@ export function snapshotRecordsIn(staging: Directory): string[] {
 export function readSnapshotRecord(staging: Directory, file: string): SnapshotRecord | undefined {
   try {
     const record: unknown = JSON.parse(staging.readText(file, recordMaxBytes))
-    const { vm, id, stage, disks } = record as Partial<SnapshotRecord>
-    if (typeof vm !== 'string' || id !== file.slice(0, -snapshotsSuffix.length)) return undefined
+    const { vm, name, id, stage, disks } = record as Partial<SnapshotRecord>
+    if (typeof vm !== 'string' || typeof name !== 'string' || id !== file.slice(0, -snapshotsSuffix.length))
+      return undefined
     if (!isCheckpointId(id) || !areDiskRecords(disks)) return undefined
-    return { vm, id, disks, ...(typeof stage === 'string' ? { stage } : {}) }
+    return { vm, name, id, disks, ...(typeof stage === 'string' ? { stage } : {}) }
   } catch (error) {
     if (error instanceof SyntaxError || error instanceof TypeError) return undefined
     throw error

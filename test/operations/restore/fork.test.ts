@@ -137,7 +137,7 @@ t.test('fork: the checkpoint cannot be destroyed while bhyve starts', async (t) 
   await world.started(bhyve)
   let isDestroyed = false
   const destroying = world
-    .newClient()
+    .with()
     .destroyCheckpoint('vm1', 'a')
     .then(() => (isDestroyed = true))
   for (let call = 0; call < 10; call++) await world.client.getCheckpoint('vm1', 'a')

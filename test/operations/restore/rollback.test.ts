@@ -275,7 +275,7 @@ t.test('rollback: a record that cannot be used prevents every start', async (t) 
   }
   t.equal(world.calls().length, before, 'no provider was called')
   t.equal(world.pidOf(options.bhyve), 0)
-  t.strictSame(await world.client.destroyAll('vm1'), ['a'])
+  t.strictSame(await world.with().destroyAll('vm1'), ['a'])
   t.ok(fs.existsSync(world.rollbackRecord), 'the directory stays while the record exists')
   t.strictSame(
     tree(world.directory).filter((entry) => !entry.startsWith('.staging')),
@@ -294,4 +294,19 @@ t.test('rollback: recovery removes a record that was not completed', async (t) =
   fs.writeFileSync(fresh, '{')
   t.match(await world.client.listCheckpoints('vm1'), [{ name: 'a' }])
   t.notOk(fs.existsSync(fresh))
+})
+
+t.test('rollback: the checkpoint of an interrupted rollback cannot be removed', async (t) => {
+  const world = new DiskWorld(t)
+  await world.savedWithDisks()
+  const options = { args: world.args, bhyve: world.script(), disks: 'rollback' } as const
+  await rejection(world.with({ fail: { rollback: 'no' } }).restore('vm1', 'a', options))
+  const client = world.with()
+  const error = await rejection(client.destroyCheckpoint('vm1', 'a'))
+  t.match(error, { code: 'ERR_CHECKPOINT_BUSY', message: /half put back to checkpoint 'a'/ })
+  t.strictSame(await client.destroyAll('vm1'), [])
+  t.match(await client.getCheckpoint('vm1', 'a'), { name: 'a' })
+  await client.restore('vm1', 'a', options)
+  await client.destroyCheckpoint('vm1', 'a')
+  t.strictSame(await client.listCheckpoints('vm1'), [])
 })
