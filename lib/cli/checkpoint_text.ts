@@ -10,9 +10,11 @@ export function checkpointMessage(checkpoint: Checkpoint | ListedCheckpoint): Me
 }
 
 /** The result of a saving command: the checkpoint, its size and its path. */
-export function savedLines({ vm, name, path, memoryBytes, storedBytes }: Checkpoint, verb: string): string[] {
+export function savedLines(checkpoint: Checkpoint, verb: string): string[] {
+  const { vm, name, path, memoryBytes, storedBytes, disks = [] } = checkpoint
   const sizes = `${formatSize(memoryBytes)} of RAM, ${formatSize(storedBytes)} on disk`
-  return [`${verb} ${vm}/${name}: ${sizes}`, `  ${path}`]
+  const snapshots = disks.map(({ snapshot }) => `  ${snapshot}`)
+  return [`${verb} ${vm}/${name}: ${sizes}`, `  ${path}`, ...snapshots]
 }
 
 function columnsFor(output: Output): Column[] {
@@ -42,17 +44,19 @@ export function checkpointTable(checkpoints: readonly ListedCheckpoint[], output
   return [output.paint('title', title), ...lines]
 }
 
-function notesOf({ poweredOff = false, restoredAt, pinned = false }: ListedCheckpoint): string {
+function notesOf({ poweredOff = false, restoredAt, pinned = false, disks }: ListedCheckpoint): string {
   const notes = [
     poweredOff && restoredAt === undefined ? 'suspended' : '',
     restoredAt === undefined ? '' : 'restored',
     pinned ? 'pinned' : '',
+    disks === undefined ? '' : 'disks',
   ]
   return notes.filter((note) => note !== '').join(', ')
 }
 
 export function checkpointLines(checkpoint: ListedCheckpoint): string[] {
   const { vm, name, state, path, createdAt, memoryBytes, storedBytes, cpus, devices, problems } = checkpoint
+  const { disks = [] } = checkpoint
   const facts: [string, string][] = [
     ['checkpoint', `${vm}/${name}`],
     ['state', state],
@@ -62,6 +66,7 @@ export function checkpointLines(checkpoint: ListedCheckpoint): string[] {
     ['on disk', formatSize(storedBytes)],
     ['vCPUs', String(cpus ?? '-')],
     ['devices', devices?.join(', ') ?? '-'],
+    ...disks.map(({ path: disk, snapshot }): [string, string] => ['disk', `${disk} (${snapshot})`]),
     ['notes', notesOf(checkpoint) || '-'],
     ...problems.map(({ code, message }): [string, string] => ['problem', `${code}: ${message}`]),
   ]

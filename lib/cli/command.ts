@@ -21,8 +21,8 @@ export interface Command {
   options?: Readonly<Record<string, OptionSpec>>
   /** The minimum and maximum number of names. */
   positionals: readonly [number, number]
-  /** The words after `--` are passed to bhyve. */
-  takesRest?: boolean
+  /** Whether the words after `--` are bhyve arguments. Default: they are names. */
+  takesRest?: (values: Values) => boolean
   /** The command contacts no VM and loads no addon. */
   standalone?: boolean
   run(context: Context): Promise<number>

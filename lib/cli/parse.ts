@@ -50,9 +50,10 @@ export function parseWords(words: readonly string[], command: Command): Parsed {
   const own = end === -1 ? words : words.slice(0, end)
   const rest = end === -1 ? [] : words.slice(end + 1)
   const { values, positionals } = parseStrictly(withWorkdir(own), optionsOf(command))
-  const isForBhyve = command.takesRest === true
+  const given = new Values(values)
+  const isForBhyve = command.takesRest?.(given) ?? false
   const parsed = {
-    values: new Values(values),
+    values: given,
     // For other commands `--` ends the options, so that a name can begin with a dash.
     names: isForBhyve ? positionals : [...positionals, ...rest],
     rest: isForBhyve ? rest : [],

@@ -1,7 +1,8 @@
 /** Every command, in the order of the help. */
 import type { Command } from '../command.js'
 import { completion } from './completion.js'
-import { pause, restore, resume, vms } from './machines.js'
+import { pause, resume, vms } from './machines.js'
+import { restore } from './restore.js'
 import { create, suspend } from './saving.js'
 import { destroy, destroyAll, list, pin, prune, show, verify } from './stored.js'
 import { simulate } from './simulate.js'

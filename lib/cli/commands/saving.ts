@@ -2,6 +2,7 @@
 import type { Checkpoint, CreateOptions } from '../../index.js'
 import type { Command, Context, OptionSpec } from '../command.js'
 import { checkpointMessage, savedLines } from '../checkpoint_text.js'
+import { diskOptions, diskSelections, isAutomatic } from '../disks.js'
 import { exitStatus } from '../exit_status.js'
 import { parseDuration, parseSize } from '../values.js'
 import { interruptible } from '../waiting.js'
@@ -20,10 +21,14 @@ const options: Readonly<Record<string, OptionSpec>> = {
   'no-fsync': { help: 'Do not fsync: a power failure can lose the checkpoint' },
   'no-digest': { help: 'Do not record digests' },
   'no-sparsify': { help: 'Do not make holes for zero pages of guest RAM' },
+  ...diskOptions,
 }
 
-function createOptions({ values, names, output }: Context, signal: AbortSignal): CreateOptions {
+async function createOptions(context: Context, signal: AbortSignal): Promise<CreateOptions> {
+  const { values, names, output } = context
   return {
+    disks: await diskSelections(context),
+    freezeTimeout: values.parsed('freeze-timeout', parseDuration),
     name: names[1],
     ifExists: values.has('keep-existing') ? 'fail' : 'replace',
     timeout: values.parsed('timeout', parseDuration),
@@ -51,11 +56,12 @@ export const create: Command = {
   example: 'bhyve-checkpoint create vm1 before-upgrade',
   options,
   positionals: [1, 2],
+  takesRest: isAutomatic,
   run: (context) => {
     const [vm = ''] = context.names
     return interruptible(context, {
       doing: `Creating a checkpoint of VM '${vm}'`,
-      start: (signal) => context.client.createCheckpoint(vm, createOptions(context, signal)),
+      start: async (signal) => context.client.createCheckpoint(vm, await createOptions(context, signal)),
       done: (checkpoint) => saved(context, checkpoint, 'created'),
       left: {
         beforeStart: nothingSent,
@@ -79,12 +85,13 @@ export const suspend: Command = {
   example: 'bhyve-checkpoint suspend vm1',
   options,
   positionals: [1, 2],
+  takesRest: isAutomatic,
   run: (context) => {
     const [vm = ''] = context.names
     const since = new Date()
     return interruptible(context, {
       doing: `Suspending VM '${vm}'`,
-      start: (signal) => context.client.suspend(vm, createOptions(context, signal)),
+      start: async (signal) => context.client.suspend(vm, await createOptions(context, signal)),
       done: (checkpoint) => saved(context, checkpoint, 'suspended'),
       left: {
         beforeStart: nothingSent,
