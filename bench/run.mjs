@@ -14,6 +14,7 @@ const names = [
   'disk',
   'many',
   'listing',
+  'freeze',
 ]
 const [name, ...flags] = process.argv.slice(2)
 const chosen = name === 'all' ? names : names.filter((known) => known === name)
