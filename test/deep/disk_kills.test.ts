@@ -7,30 +7,67 @@ import { once } from 'node:events'
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
-import { createClient, type CheckpointClient, fileDisks } from 'bhyve-checkpoint'
+import {
+  createClient,
+  type CheckpointClient,
+  type DiskSelection,
+  fileDisks,
+  zfsDisks,
+} from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { processState } from '../support/guards.js'
 import { childEnvironment, scratch, tree, until } from '../support/index.js'
 import { needs } from '../support/programs.js'
+import { command, needsPools, pool } from '../support/zfs_pool.js'
 
 const MiB = 1024 * 1024
 const script = path.join(import.meta.dirname, '../support/capturing.mjs')
 /** Calls that change something or talk to somebody. */
 const calls =
   'sendmsg,sendto,openat,renameat,renameat2,unlinkat,mkdirat,fsync,fdatasync,ioctl,kill,pidfd_send_signal,write,pwrite64,ftruncate,flock'
-const sampled = 10
+/** Starts of programs, which the main thread does. */
+const starts = 'vfork,fork,clone'
+const sampled = 6
 
 interface World {
   bhyve: SimulatedBhyve
   root: string
   client: CheckpointClient
   command: string[]
+  /** The ids of the checkpoints that have a snapshot. */
+  ids: () => string[]
 }
 
-async function world(t: Test, dialect: 'reply' | 'descriptor'): Promise<World> {
+/** A disk, how it is captured, and the ids of the checkpoints that have a snapshot of it. */
+interface Disk {
+  disk: string
+  selection: DiskSelection
+  ids: () => string[]
+}
+
+function image(root: string): Promise<Disk> {
+  const disk = path.join(root, 'disk.img')
+  const allowCopy = process.env.FROZEN_DIRECTORY === undefined
+  const snapshots = path.join(root, 'checkpoints/vm1/.disks')
+  const ids = (): string[] => (fs.existsSync(snapshots) ? fs.readdirSync(snapshots) : [])
+  return Promise.resolve({ disk, selection: fileDisks({ files: [disk], allowCopy }), ids })
+}
+
+async function dataset(t: Test): Promise<Disk> {
+  const { name, root } = await pool(t)
+  command(`zfs create ${name}/vm1`)
+  const ids = (): string[] =>
+    command(`zfs list -H -t snapshot -o name -r ${name}`)
+      .split('\n')
+      .filter((line) => line !== '')
+      .map((line) => line.split('@')[1] ?? '')
+  return { disk: path.join(root, 'vm1/disk.img'), selection: zfsDisks({ datasets: [`${name}/vm1`] }), ids }
+}
+
+async function world(t: Test, dialect: 'reply' | 'descriptor', kind: 'file' | 'zfs'): Promise<World> {
   const root = fs.mkdtempSync(path.join(process.env.FROZEN_DIRECTORY ?? scratch(t), 'kills-'))
   t.teardown(() => fs.rmSync(root, { recursive: true }))
-  const disk = path.join(root, 'disk.img')
+  const { disk, selection, ids } = await (kind === 'file' ? image(root) : dataset(t))
   fs.writeFileSync(disk, Buffer.alloc(MiB))
   const saving = { memoryBytes: 2 * MiB, writeRate: 16 * MiB }
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', ...saving, dialect, disks: [disk] })
@@ -38,16 +75,25 @@ async function world(t: Test, dialect: 'reply' | 'descriptor'): Promise<World> {
   const checkpointDirectory = path.join(root, 'checkpoints')
   const { runDirectory } = bhyve
   const client = createClient({ runDirectory, checkpointDirectory })
-  const selection = fileDisks({ files: [disk], allowCopy: process.env.FROZEN_DIRECTORY === undefined })
   const command = [process.execPath, script, runDirectory, checkpointDirectory, JSON.stringify(selection)]
-  return { bhyve, root, client, command }
+  return { bhyve, root, client, command, ids }
 }
 
-/** Runs the script until the n-th of the calls in one of its threads. Returns the trace. */
-async function kill({ root, command }: World, n: number | undefined, both: boolean): Promise<string> {
+/** The n-th of these calls in a thread. */
+interface Strike {
+  calls: string
+  n: number
+}
+
+/** Runs the script until the strike. Returns the trace. */
+async function kill(
+  { root, command }: World,
+  { calls: struck, n }: Partial<Strike>,
+  both: boolean,
+): Promise<string> {
   const trace = path.join(root, 'trace')
-  const inject = n === undefined ? [] : ['-e', `inject=${calls}:signal=KILL:when=${String(n)}`]
-  const options = ['-f', '-qq', '-o', trace, '-e', `trace=${calls}`, ...inject]
+  const inject = struck === undefined ? [] : ['-e', `inject=${struck}:signal=KILL:when=${String(n)}`]
+  const options = ['-f', '-qq', '-o', trace, '-e', `trace=${calls},${starts}`, ...inject]
   const child = spawn('strace', [...options, ...command], { env: childEnvironment(), stdio: 'ignore' })
   const exited = once(child, 'exit')
   if (both) await killGuards(root, exited)
@@ -78,44 +124,56 @@ function orphanedGuards(root: string): number[] {
   })
 }
 
-/** The numbers of the calls from the first preparation of the disks to the end, in the thread that does the work. */
-function positions(trace: string): number[] {
+/** The calls from the first one about the snapshots to the end, in the thread that does the work, and all starts. */
+function strikesIn(trace: string): Strike[] {
   const lines = trace.split('\n')
-  const first = lines.find((line) => line.includes('mkdirat(') && line.includes('".disks"'))
-  const thread = first?.split(' ')[0] ?? ''
-  const own = lines.filter((line) => line.startsWith(`${thread} `))
-  const from = own.indexOf(first ?? '')
-  return own.slice(from).map((_, index) => from + index + 1)
+  const first = lines.find((line) => /"\.disks"|\.snapshots", O_WRONLY/.test(line)) ?? ''
+  const own = lines.filter((line) => line.startsWith(`${first.split(' ')[0] ?? ''} `) && !isStart(line))
+  const from = own.indexOf(first)
+  const [main = ''] = lines[0]?.split(' ') ?? []
+  const started = lines.filter((line) => line.startsWith(`${main} `) && isStart(line))
+  return [
+    ...own.slice(from).map((_, index) => ({ calls, n: from + index + 1 })),
+    ...started.map((_, index) => ({ calls: starts, n: index + 1 })),
+  ]
 }
 
-for (const [dialect, both] of [
-  ['reply', false],
-  ['descriptor', true],
+function isStart(line: string): boolean {
+  return /^\d+ +(?:vfork|fork|clone)\(/.test(line)
+}
+
+for (const [kind, dialect, both] of [
+  ['file', 'reply', false],
+  ['file', 'descriptor', true],
+  ['zfs', 'reply', false],
+  ['zfs', 'descriptor', true],
 ] as const) {
+  const needed = kind === 'zfs' && needsPools().skip !== false ? needsPools() : needs('strace')
   void t.test(
-    `${dialect}: killed ${both ? 'with its guard ' : ''}at any call of a save with disks`,
-    needs('strace'),
+    `${kind}, ${dialect}: killed${both ? ' with its guard' : ''} at any call of a save`,
+    needed,
     async (t) => {
-      const one = await world(t, dialect)
-      const { bhyve, client, root } = one
-      const all = positions(await kill(one, undefined, false))
+      const one = await world(t, dialect, kind)
+      const { bhyve, client, root, ids } = one
+      const all = strikesIn(await kill(one, {}, false))
       t.ok(all.length > 30, `${String(all.length)} calls`)
       const step = process.env.DISK_KILLS === 'all' ? 1 : Math.ceil(all.length / sampled)
       const offset = Math.floor(Math.random() * step)
-      for (const n of all.filter((_, index) => index % step === offset)) {
-        await kill(one, n, both)
+      for (const strike of all.filter((_, index) => index % step === offset)) {
+        const what = `${strike.calls === starts ? 'start' : 'call'} ${String(strike.n)}`
+        await kill(one, strike, both)
         if (both) await client.listCheckpoints('vm1')
-        await until(() => processState(bhyve.pid) === 'running', `call ${String(n)}: the VM runs`, 5_000)
-        await examine(t, one, `call ${String(n)}`)
+        await until(() => processState(bhyve.pid) === 'running', `${what}: the VM runs`, 5_000)
+        await examine(t, one, what)
       }
       await client.destroyAll('vm1')
-      t.strictSame(tree(path.join(root, 'checkpoints')), [])
+      t.strictSame([tree(path.join(root, 'checkpoints')), ids()], [[], []])
     },
   )
 }
 
 /** Once recovery may decide about every stage, nothing is left, and nothing is missing. */
-async function examine(t: Test, { client, root }: World, what: string): Promise<void> {
+async function examine(t: Test, { client, root, ids }: World, what: string): Promise<void> {
   const directory = path.join(root, 'checkpoints/vm1')
   const left = (): string[] => tree(path.join(directory, '.staging'))
   await until(
@@ -126,14 +184,12 @@ async function examine(t: Test, { client, root }: World, what: string): Promise<
     `${what}: recovery ends`,
     90_000,
   )
-  const ids: string[] = []
-  for (const { name, state, disks } of await client.listCheckpoints('vm1')) {
+  const wanted: string[] = []
+  for (const { name, state, files, disks } of await client.listCheckpoints('vm1')) {
     t.equal(state, 'complete', `${what}: ${name}`)
     t.match(await client.verifyCheckpoint('vm1', name), { ok: true }, `${what}: ${name}`)
-    ids.push(...(disks ?? []).map(({ snapshot }) => path.basename(path.dirname(snapshot))))
+    const { id } = JSON.parse(fs.readFileSync(files?.manifest ?? '', 'utf8')) as { id: string }
+    if (disks !== undefined) wanted.push(id)
   }
-  const present = fs.existsSync(path.join(directory, '.disks'))
-    ? fs.readdirSync(path.join(directory, '.disks'))
-    : []
-  t.strictSame(present.sort(), ids.sort(), `${what}: the snapshots`)
+  t.strictSame(ids().sort(), wanted.sort(), `${what}: the snapshots`)
 }

@@ -2,9 +2,10 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
-import { type CheckpointError, createClient, fileDisks } from 'bhyve-checkpoint'
+import { type CheckpointError, createClient, fileDisks, zfsDisks } from 'bhyve-checkpoint'
 import { SimulatedBhyve, simulatedBhyve, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
 import { scratch, until } from '../support/index.js'
+import { command, commandWhenIdle, needsPools, pool } from '../support/zfs_pool.js'
 
 const MiB = 1024 * 1024
 const rounds = Number(process.env.FROZEN_ROUNDS ?? '24')
@@ -18,11 +19,15 @@ interface World {
   copy: string
 }
 
-async function world(t: Test, options: Partial<SimulatorOptions> = {}): Promise<World> {
+async function world(
+  t: Test,
+  options: Partial<SimulatorOptions> = {},
+  diskDirectory?: string,
+): Promise<World> {
   // A directory on a file system with block cloning makes the hold shorter.
   const root = fs.mkdtempSync(path.join(process.env.FROZEN_DIRECTORY ?? scratch(t), 'frozen-'))
   t.teardown(() => fs.rmSync(root, { recursive: true }))
-  const disk = path.join(root, 'disk.img')
+  const disk = path.join(diskDirectory ?? root, 'disk.img')
   fs.writeFileSync(disk, Buffer.alloc(4 * MiB))
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', disks: [disk], ...options })
   t.teardown(() => bhyve.stop())
@@ -93,6 +98,35 @@ void t.test('fileDisks: every published checkpoint agrees with its snapshot', as
     t.comment(`${String(memoryBytes)} bytes: ${String(captured)} of ${String(rounds)} captured`)
     if (memoryBytes > 4 * MiB) t.ok(captured > rounds / 2, 'most are captured')
     await client.destroyAll('vm1')
+  }
+})
+
+void t.test('zfsDisks: every published checkpoint agrees with its snapshot', needsPools(), async (t) => {
+  for (const memoryBytes of process.env.FROZEN_SIZES === undefined ? sizes.slice(-1) : sizes) {
+    const { name, root } = await pool(t)
+    command(`zfs create ${name}/vm1`)
+    const { client, bhyve } = await world(t, { memoryBytes }, path.join(root, 'vm1'))
+    let captured = 0
+    for (let round = 0; round < rounds; round++) {
+      const disks = [zfsDisks({ datasets: [`${name}/vm1`] })]
+      const result = await client
+        .createCheckpoint('vm1', { name: 'a', fsync: false, digest: false, disks })
+        .catch((error: unknown) => error as CheckpointError)
+      if (result instanceof Error) {
+        t.match(result, { code: 'ERR_DISKS_NOT_CAPTURED' })
+        continue
+      }
+      captured++
+      command(`zfs clone ${result.disks?.[0]?.snapshot ?? ''} ${name}/look`)
+      const found = numberIn(path.join(root, 'look/disk.img'), 0)
+      t.equal(numberIn(result.path, 64), found, `${String(memoryBytes)} bytes, round ${String(round)}`)
+      await commandWhenIdle(`zfs destroy ${name}/look`)
+    }
+    t.comment(`${String(memoryBytes)} bytes: ${String(captured)} of ${String(rounds)} captured`)
+    if (memoryBytes > 4 * MiB) t.ok(captured > rounds / 2, 'most are captured')
+    await client.destroyAll('vm1')
+    t.equal(command(`zfs list -H -t snapshot -o name -r ${name}`), '')
+    await bhyve.stop()
   }
 })
 

@@ -15,7 +15,7 @@ import { dropDeadRestoreLock, isRestoring } from '../staging/restore_lock.js'
 import { openDirectoryOrRemove, rollForward } from './roll_forward.js'
 import { salvageSuspend } from './salvage.js'
 import { holdsAnything } from '../staging/stage_files.js'
-import { noteSnapshots, recordSnapshotsOf, snapshotRecordsIn } from '../staging/snapshot_records.js'
+import { noteSnapshots, recordSnapshotsOf } from '../staging/snapshot_records.js'
 import {
   isAlive,
   isStageId,
@@ -50,7 +50,7 @@ export function recover(directory: Directory, staging: Directory): Stuck {
   // A process that writes this record holds the lock, so this one is left over. Nothing was done for it yet.
   if (entries.includes(freshRollbackName)) removeRubbish(staging, freshRollbackName)
   if (holdsRemovals(staging)) noteRemovals(staging)
-  if (snapshotRecordsIn(staging).length > 0) noteSnapshots(staging)
+  if (entries.some((name) => name.endsWith(snapshotsSuffix))) noteSnapshots(staging)
   return stuck
 }
 
