@@ -8,14 +8,14 @@ import os from 'node:os'
 import path from 'node:path'
 import type { Test } from 'tap'
 import { until } from './index.js'
-import { type Needed, needs, skipped } from './programs.js'
+import { type Needed, needs } from './programs.js'
 
 /** The options for a test that needs a pool. */
 export function needsPools(): Needed {
   const programs = needs({ program: 'zfs', from: 'zfs-fuse' }, 'zfs-fuse')
   if (programs.skip !== false) return programs
-  if (process.getuid?.() !== 0) return skipped('A root user for zfs-fuse', 'run the tests as root')
-  return { skip: false }
+  if (process.getuid?.() !== 0) return { skip: 'needs root' }
+  return fs.existsSync('/dev/fuse') ? { skip: false } : { skip: 'needs /dev/fuse' }
 }
 
 /** Runs zfs or zpool as an administrator would. */
