@@ -3,19 +3,17 @@ import type { Ability } from './runtime.js'
 import { assertRuntimeCan } from './runtime.js'
 import {
   AbortError,
-  CheckpointError,
-  detailsOf,
   type ErrorDetails,
   toCheckpointError,
   withDetails,
 } from '../base/errors.js'
 import type { ClientOptions } from '../base/types.js'
 import { type VmJobs, vmJobs } from '../operations/jobs.js'
-import { type RemovalFailure, removeOwedSnapshots } from '../operations/disk_snapshots.js'
 import { DiskProviders } from '../disks/providers.js'
 import { Store } from '../store/store.js'
 import { type ClientSettings, clientSettings } from './options.js'
 import type { Environment } from './environment.js'
+import { SnapshotRemoval } from './snapshot_removal.js'
 
 /** Runs a check of arguments, and adds the VM to its error. */
 export function checkedFor<T>(vm: string, check: () => T): T {
@@ -51,6 +49,7 @@ export class Session {
   readonly store: Store
   readonly vmJobs: VmJobs
   readonly disks: DiskProviders
+  readonly snapshots: SnapshotRemoval
   readonly requests = new Requests()
   readonly #inFlight = new Set<Promise<unknown>>()
 
@@ -61,6 +60,7 @@ export class Session {
     this.store = new Store(pool, this.settings.layout, this.settings.ownsDirectories)
     this.vmJobs = vmJobs(pool)
     this.disks = new DiskProviders(pool, this.settings.diskProviders)
+    this.snapshots = new SnapshotRemoval(this.store, this.disks)
   }
 
   assertCan(ability: Ability, doing: string, vm: string, checkpoint: string): void {
@@ -76,45 +76,6 @@ export class Session {
     }
   }
 
-  /**
-   * Runs a call that may have found disk snapshots that no checkpoint needs, and then removes them. Resolves with the
-   * reasons why some could not be removed. A later call tries again.
-   */
-  async #removingSnapshots<T>(
-    vm: string,
-    task: Promise<T>,
-  ): Promise<{ value: T; failures: RemovalFailure[] }> {
-    const [result] = await Promise.allSettled([task])
-    const failures = await this.#removeSnapshots(vm)
-    if (result.status === 'rejected') throw result.reason
-    return { value: result.value, failures }
-  }
-
-  /** If the records cannot be read now, a later call reads them. */
-  async #removeSnapshots(vm: string): Promise<RemovalFailure[]> {
-    if (!this.store.takeNotedSnapshots(vm)) return []
-    return await removeOwedSnapshots(this.store, this.disks, vm).catch(() => [])
-  }
-
-  /** Ignores snapshots that could not be removed. */
-  async thenRemoveSnapshots<T>(vm: string, task: Promise<T>): Promise<T> {
-    return (await this.#removingSnapshots(vm, task)).value
-  }
-
-  /** Rejects if snapshots could not be removed. `removed`: the checkpoints that the call has removed. */
-  async withSnapshots<T>(vm: string, removed: (value: T) => readonly string[], task: Promise<T>): Promise<T> {
-    const { value, failures } = await this.#removingSnapshots(vm, task)
-    const names = removed(value)
-    // Snapshots of checkpoints that earlier calls have removed must not fail this one.
-    const failure = failures.find(({ name }) => names.includes(name))
-    if (failure === undefined) return value
-    const { error: cause } = failure
-    const known = toCheckpointError(cause, 'Removing the disk snapshots of removed checkpoints')
-    const done = names.map((name) => `'${name}'`).join(', ')
-    const message = `${known.message}. The next call for this VM tries again. These checkpoints were removed: ${done}`
-    throw new CheckpointError(known.code, message, { ...detailsOf(known), cause })
-  }
-
   /** Makes `idle()` wait for the task. */
   tracked<T>(task: Promise<T>): Promise<T> {
     const ended = task.then(
@@ -128,6 +89,7 @@ export class Session {
 
   async idle(): Promise<void> {
     while (this.#inFlight.size > 0) await Promise.allSettled(this.#inFlight)
+    await this.snapshots.ended()
     await this.environment.pool().emptied()
   }
 }

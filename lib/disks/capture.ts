@@ -1,4 +1,5 @@
 /** The disks of one save: prepared before the request, taken while the guest does not run, completed afterwards. */
+import { areDiskRecords } from '../checkpoint/manifest.js'
 import type { DiskOwner, DiskRecord, DiskSelection, PreparedDisks } from '../base/disk_types.js'
 import type { DiskProviders } from './providers.js'
 
@@ -20,7 +21,9 @@ export class DiskCapture {
     for (const selection of selections) {
       const provider = await providers.of(selection.kind)
       if (provider === undefined) throw new Error(`there is no provider of the kind '${selection.kind}'`)
-      prepared.push(await provider.prepare({ ...common, selection }))
+      const disks = await provider.prepare({ ...common, selection })
+      assertRecord(disks.planned, selection.kind)
+      prepared.push(disks)
       common.signal.throwIfAborted()
     }
     return new DiskCapture(prepared)
@@ -49,11 +52,23 @@ export class DiskCapture {
   /** Completes the records. Call this after `take`, when the guest runs again. */
   async finish(): Promise<DiskRecord[]> {
     const taken = await this.#taken
-    return await Promise.all(
-      taken.map(async (result, index) => {
-        if (result.status === 'rejected') throw result.reason
-        return (await this.#prepared[index]?.finish?.(result.value)) ?? result.value
-      }),
-    )
+    const finishing = taken.map(async (result, index) => {
+      if (result.status === 'rejected') throw result.reason
+      const record = (await this.#prepared[index]?.finish?.(result.value)) ?? result.value
+      assertRecord(record, this.#prepared[index]?.planned.kind)
+      return record
+    })
+    // All must have ended before the snapshots of a failed capture are removed.
+    return (await Promise.allSettled(finishing)).map((result) => {
+      if (result.status === 'rejected') throw result.reason
+      return result.value
+    })
   }
+}
+
+/** A provider may be anybody's. Without a proper record its snapshots could never be removed. */
+function assertRecord(record: unknown, kind: string | undefined): void {
+  const isProper = areDiskRecords([record]) && (record as DiskRecord).kind === kind
+  if (!isProper)
+    throw new Error(`the provider of the kind '${kind ?? ''}' returned no valid record of its disks`)
 }

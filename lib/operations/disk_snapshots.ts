@@ -1,12 +1,14 @@
 /** Removes, verifies and measures disk snapshots, by their providers. */
+import { manifestSuffix } from '../base/names.js'
 import type { Problem } from '../base/problem.js'
+import type { DiskOwner, DiskProvider, DiskRecord } from '../base/disk_types.js'
 import type { DiskProviders } from '../disks/providers.js'
 import type { Snapshots } from '../store/catalog/owed_snapshots.js'
 import type { Store } from '../store/store.js'
 
 export interface RemovalFailure {
-  /** The name of the checkpoint that the snapshots belonged to. */
-  name: string
+  /** The name of the checkpoint that the snapshots belonged to. Undefined if it is not known. */
+  name: string | undefined
   error: unknown
 }
 
@@ -38,9 +40,9 @@ export async function removeOwedSnapshots(
 /** The snapshots of a checkpoint that no longer exist. */
 export async function missingSnapshots(
   providers: DiskProviders,
-  { owner, disks }: Snapshots,
-  file: string,
+  { name: checkpoint, owner, disks }: Snapshots,
 ): Promise<Problem[]> {
+  const file = checkpoint + manifestSuffix
   const problems: Problem[] = []
   for (const record of disks) {
     const provider = await providers.of(record.kind)
@@ -56,7 +58,7 @@ export async function missingSnapshots(
   return problems
 }
 
-/** The bytes that the snapshots of each checkpoint occupy. */
+/** The bytes that the snapshots of each checkpoint occupy. Those that cannot be measured count as nothing. */
 export async function snapshotBytes(
   store: Store,
   providers: DiskProviders,
@@ -66,10 +68,23 @@ export async function snapshotBytes(
   for (const [name, { owner, disks }] of await store.jobs.snapshotsByName(store.directoryOf(vm))) {
     for (const record of disks) {
       const provider = await providers.of(record.kind)
-      bytes.set(name, (bytes.get(name) ?? 0) + ((await provider?.storedBytes?.(record, owner)) ?? 0))
+      const stored = await measured(provider, record, owner)
+      bytes.set(name, (bytes.get(name) ?? 0) + stored)
     }
   }
   return bytes
+}
+
+async function measured(
+  provider: DiskProvider | undefined,
+  record: DiskRecord,
+  owner: DiskOwner,
+): Promise<number> {
+  try {
+    return (await provider?.storedBytes?.(record, owner)) ?? 0
+  } catch {
+    return 0
+  }
 }
 
 async function removeAll(providers: DiskProviders, { owner, disks }: Snapshots): Promise<void> {

@@ -26,6 +26,8 @@ export const spaceReserve = 'reserve'
 /** In a stage: temporary names of new files, which are renamed when they are complete. */
 export const copyName = 'copy'
 export const freshManifest = 'manifest.new'
+/** In an entry of `.staging`: a record of disk snapshots, until it is renamed into `.staging`. */
+export const freshRecord = 'snapshots.new'
 /** In a stage: bhyve may be stopped (SIGSTOP) because of this stage's request. */
 export const holdRecord = 'hold'
 /** In a stage: when such a bhyve was continued although its manager was dead. It needs time to complete its work. */

@@ -1,48 +1,15 @@
 /** The option `disks`: snapshots are published, replaced and removed together with their checkpoint. */
 import fs from 'node:fs'
 import path from 'node:path'
-import t, { type Test } from 'tap'
-import { createClient, type CheckpointClient } from 'bhyve-checkpoint'
-import type { SimulatedBhyve, SimulatorOptions } from 'bhyve-checkpoint/simulator'
-import { start } from '../support/creating.js'
-import { copyingProvider, type CopyingProvider } from '../support/copying_provider.js'
+import t from 'tap'
+import { createClient } from 'bhyve-checkpoint'
+import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { manifestIn, recordsIn, world } from '../support/captured_world.js'
+import type { CopyingProvider } from '../support/copying_provider.js'
 import { processState } from '../support/guards.js'
-import { checkpointFiles, contents, rejection, scratch, tree, until } from '../support/index.js'
+import { checkpointFiles, contents, rejection, tree, until } from '../support/index.js'
 
 const MiB = 1024 * 1024
-/** A guest that takes long to save: the guard cannot miss it. */
-const slow: Partial<SimulatorOptions> = { memoryBytes: 4 * MiB, writeRate: 16 * MiB }
-
-interface World {
-  bhyve: SimulatedBhyve
-  root: string
-  directory: string
-  disk: string
-  provider: CopyingProvider
-  client: CheckpointClient
-  create: (name?: string) => ReturnType<CheckpointClient['createCheckpoint']>
-}
-
-async function world(t: Test, options: Partial<SimulatorOptions> = slow): Promise<World> {
-  const bhyve = await start(t, options)
-  const root = scratch(t)
-  const disk = path.join(root, 'disk.img')
-  fs.writeFileSync(disk, 'first')
-  const provider = copyingProvider(disk, path.join(root, 'snapshots'))
-  const checkpointDirectory = path.join(root, 'checkpoints')
-  const { runDirectory } = bhyve
-  const client = createClient({ runDirectory, checkpointDirectory, diskProviders: [provider] })
-  const create = (name = 'a') => client.createCheckpoint('vm1', { name, disks: [provider.selection] })
-  return { bhyve, root, directory: path.join(checkpointDirectory, 'vm1'), disk, provider, client, create }
-}
-
-const manifestIn = (directory: string, name: string): { id: string; version: number; disks: unknown } =>
-  JSON.parse(fs.readFileSync(path.join(directory, `${name}.ckp.manifest`), 'utf8')) as ReturnType<
-    typeof manifestIn
-  >
-
-const recordsIn = (directory: string): string[] =>
-  tree(directory).filter((name) => name.endsWith('.snapshots'))
 
 void t.test('createCheckpoint: captures the disks, and records them before it does', async (t) => {
   const { bhyve, directory, disk, provider, client, create } = await world(t)
@@ -126,29 +93,6 @@ void t.test('a failed capture publishes nothing and leaves nothing', async (t) =
     t.strictSame(provider.ids(), ids, `${step}: no snapshot is left, and none is missing`)
     t.equal(processState(bhyve.pid), 'running')
   }
-})
-
-void t.test('a provider that hangs costs freezeTimeout, and its late snapshot is removed', async (t) => {
-  const { bhyve, directory, provider, client } = await world(t)
-  let end: () => void = () => undefined
-  let running = ''
-  provider.instead.take = async (_request, signal, copy) => {
-    await new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve()))
-    await until(() => processState(bhyve.pid) === 'running', 'the VM runs again')
-    running = processState(bhyve.pid)
-    await new Promise<void>((resolve) => (end = resolve))
-    copy()
-  }
-  const creating = client.createCheckpoint('vm1', { disks: [provider.selection], freezeTimeout: 100 })
-  const error = await rejection(creating)
-  t.equal(running, 'running')
-  t.match(error, { code: 'ERR_DISKS_NOT_CAPTURED', message: /does not react/, vmState: 'running' })
-  t.equal(recordsIn(directory).length, 1, 'the record remains while the provider may make a snapshot')
-  await client.listCheckpoints('vm1')
-  t.equal(recordsIn(directory).length, 1)
-  end()
-  await client.idle()
-  t.strictSame([provider.ids(), recordsIn(directory)], [[], []])
 })
 
 void t.test('snapshots that cannot be removed are removed by a later call', async (t) => {
@@ -278,4 +222,83 @@ void t.test('suspend: a failure of the snapshots never costs the state', async (
   })
   t.match(await client.suspendedCheckpoint('vm1'), { name: 'suspend', disks: undefined })
   t.strictSame([provider.ids(), recordsIn(directory)], [[], []])
+})
+
+void t.test('suspend: a VM that was started again meanwhile has no snapshots of that moment', async (t) => {
+  const { bhyve, directory, provider, client } = await world(t)
+  provider.instead.take = async (_request, _signal, copy) => {
+    await bhyve.exited
+    const again = await SimulatedBhyve.start({
+      vm: 'vm1',
+      memoryBytes: MiB,
+      runDirectory: bhyve.runDirectory,
+    })
+    copy()
+    await again.stop()
+  }
+  const error = await rejection(client.suspend('vm1', { disks: [provider.selection] }))
+  t.match(error, {
+    code: 'ERR_DISKS_NOT_CAPTURED',
+    vmState: 'unknown',
+    message: /Do not restore the saved state/,
+  })
+  t.strictSame([provider.ids(), recordsIn(directory)], [[], []])
+  t.equal((await client.getCheckpoint('vm1', 'suspend')).disks, undefined)
+})
+
+void t.test('a provider that returns no valid record is refused', async (t) => {
+  const { directory, provider, client } = await world(t)
+  const prepare = provider.prepare.bind(provider)
+  const bad: unknown[] = [
+    undefined,
+    {},
+    { kind: 'copying' },
+    { kind: 'other', disks: [] },
+    { kind: 'copying', disks: [{}] },
+  ]
+  for (const planned of bad) {
+    provider.prepare = async (request) => ({ ...(await prepare(request)), planned: planned as never })
+    const before = await rejection(client.createCheckpoint('vm1', { disks: [provider.selection] }))
+    t.match(before, { code: 'ERR_DISKS_NOT_CAPTURED', message: /no valid record.*Nothing was sent to bhyve/ })
+    provider.prepare = async (request) => ({
+      ...(await prepare(request)),
+      finish: () => Promise.resolve(planned as never),
+    })
+    if (planned === undefined) continue // then the record of take counts
+    const after = await rejection(client.createCheckpoint('vm1', { disks: [provider.selection] }))
+    t.match(after, { code: 'ERR_DISKS_NOT_CAPTURED', message: /no valid record/ })
+  }
+  t.strictSame([provider.ids(), recordsIn(directory)], [[], []])
+})
+
+void t.test('all providers have finished before the snapshots of a failed capture are removed', async (t) => {
+  const { bhyve, directory, provider } = await world(t)
+  const events: string[] = []
+  let end: () => void = () => undefined
+  const slow = new Promise<void>((resolve) => (end = resolve))
+  const second: CopyingProvider = {
+    ...provider,
+    kind: 'second',
+    prepare: (request) =>
+      Promise.resolve({
+        planned: { kind: 'second', disks: [{ path: '/d', snapshot: request.id }] },
+        take: () => Promise.resolve({ kind: 'second', disks: [{ path: '/d', snapshot: request.id }] }),
+        finish: async (record) => {
+          await slow
+          events.push('finished')
+          return record
+        },
+      }),
+    remove: () => Promise.resolve(void events.push('removed')),
+  }
+  provider.instead.finish = () => {
+    setImmediate(end)
+    return Promise.reject(new Error('no hold'))
+  }
+  const { runDirectory } = bhyve
+  const checkpointDirectory = path.dirname(directory)
+  const client = createClient({ runDirectory, checkpointDirectory, diskProviders: [provider, second] })
+  const disks = [provider.selection, { kind: 'second' }]
+  t.match(await rejection(client.createCheckpoint('vm1', { disks })), { message: /no hold/ })
+  t.strictSame(events, ['finished', 'removed'])
 })

@@ -50,7 +50,7 @@ export class SavingCalls {
     const progress = new ProgressReporter(settings, cancellation)
     const call = { cancellation, progress, receiver }
     const creating = this.#create(settings, call).finally(() => cancellation[Symbol.dispose]())
-    const task = this.#session.thenRemoveSnapshots(vm, creating)
+    const task = this.#session.snapshots.after(vm, creating)
     const details = () => ({
       vm,
       checkpoint: name,

@@ -4,8 +4,7 @@ import { assertBoolean, assertCallback, assertOptions, assertSignal, invalid } f
 import { Cancellation } from '../../base/cancellation.js'
 import { descriptorsOf } from '../descriptor_budget.js'
 import type { CheckpointClient } from '../checkpoint_client.js'
-import { assertCheckpointName, assertVmName, manifestSuffix } from '../../base/names.js'
-import type { Problem } from '../../base/problem.js'
+import { assertCheckpointName, assertVmName } from '../../base/names.js'
 import { assertPolicy } from '../../operations/settings.js'
 import { ProgressReporter } from '../../operations/progress.js'
 import type {
@@ -16,6 +15,7 @@ import type {
   VerifyOptions,
 } from '../../base/types.js'
 import { missingSnapshots, snapshotBytes } from '../../operations/disk_snapshots.js'
+import type { StoredReport } from '../../store/catalog/list.js'
 import type { Snapshots } from '../../store/catalog/owed_snapshots.js'
 import { verifyContent } from '../../operations/verify.js'
 import { checkedFor, type Session } from '../session.js'
@@ -38,7 +38,7 @@ export class StoredCalls {
     return this.#session.explained(
       `Listing the checkpoints of VM '${vm}'`,
       () => ({ vm }),
-      this.#session.thenRemoveSnapshots(
+      this.#session.snapshots.after(
         vm,
         this.#session.store.jobs.listCheckpoints(this.#session.store.directoryOf(vm), vm),
       ),
@@ -53,7 +53,7 @@ export class StoredCalls {
 
   async destroyCheckpoint(vm: string, name: string): Promise<void> {
     return this.#onStored('Destroying', vm, name, (directory) =>
-      this.#session.withSnapshots(
+      this.#session.snapshots.with(
         vm,
         () => [name],
         this.#session.store.jobs.destroyCheckpoint(directory, name),
@@ -66,7 +66,7 @@ export class StoredCalls {
     return this.#session.explained(
       `Destroying the checkpoints of VM '${vm}'`,
       () => ({ vm }),
-      this.#session.withSnapshots(
+      this.#session.snapshots.with(
         vm,
         (names) => names,
         this.#session.store.jobs.destroyCheckpoints(
@@ -92,24 +92,24 @@ export class StoredCalls {
     cancellation.throwIfCancelled()
     const startedAt = performance.now()
     const progress = new ProgressReporter({ vm, name, onProgress, memoryBytes: undefined }, cancellation)
-    const task = this.#onStored('Verifying', vm, name, (directory) =>
-      depth === 'structure'
+    const task = this.#onStored('Verifying', vm, name, async (directory) => {
+      const { snapshots, ...report } = await (depth === 'structure'
         ? this.#session.store.jobs.verifyStructure(directory, name)
         : this.#session.environment.descriptors().during(descriptorsOf.verify, cancellation, () => {
             cancellation.begin()
             return verifyContent({ store: this.#session.store, vm, name, cancellation, progress })
-          }),
-    ).finally(() => cancellation[Symbol.dispose]())
-    const { snapshots, ...report } = await cancellation.race(this.#session.tracked(task))
-    const missing = snapshots === undefined ? [] : await this.#missing(vm, name, snapshots)
-    const problems = [...report.problems, ...missing]
-    return { ...report, ok: problems.length === 0, problems, elapsedMs: performance.now() - startedAt }
+          }))
+      return this.#withMissing(report, snapshots)
+    }).finally(() => cancellation[Symbol.dispose]())
+    const report = await cancellation.race(this.#session.tracked(task))
+    return { ...report, elapsedMs: performance.now() - startedAt }
   }
 
-  #missing(vm: string, name: string, snapshots: Snapshots): Promise<Problem[]> {
-    return this.#onStored('Verifying', vm, name, () =>
-      missingSnapshots(this.#session.disks, snapshots, name + manifestSuffix),
-    )
+  async #withMissing(report: StoredReport, snapshots: Snapshots | undefined): Promise<StoredReport> {
+    if (snapshots === undefined) return report
+    const missing = await missingSnapshots(this.#session.disks, snapshots)
+    const problems = [...report.problems, ...missing]
+    return { ...report, ok: problems.length === 0, problems }
   }
 
   async pinCheckpoint(vm: string, name: string, pinned = true): Promise<void> {
@@ -130,7 +130,7 @@ export class StoredCalls {
     return this.#session.explained(
       `Pruning the checkpoints of VM '${vm}'`,
       () => ({ vm }),
-      this.#session.withSnapshots(vm, ({ removed }) => removed, this.#prune(vm, rules)),
+      this.#session.snapshots.with(vm, ({ removed }) => removed, this.#prune(vm, rules)),
     )
   }
 

@@ -9,8 +9,15 @@ import type { Checkpoint } from '../../base/types.js'
 import { flattened } from '../../checkpoint/describe.js'
 import { DiskCapture } from '../../disks/capture.js'
 import type { Stage } from '../../store/stage.js'
-import { signOfLife } from '../restore/running.js'
+import { signOfLife, socketsIn } from '../restore/running.js'
 import type { DisksOfSuspend, Suspending } from './suspending.js'
+
+/** Something has started the VM again after its suspend. */
+class StartedAgain extends Error {
+  constructor(sign: string) {
+    super(`the VM was started again: ${sign}`)
+  }
+}
 
 export class SuspendedDisks implements DisksOfSuspend {
   readonly #suspending: Suspending
@@ -68,21 +75,35 @@ export class SuspendedDisks implements DisksOfSuspend {
     const { vm, name } = settings
     try {
       call.cancellation.throwIfCancelled()
+      const sockets = await this.#sockets()
       await this.#assertOff()
       await this.#stage.recordSnapshots({ vm, name, id: this.id, disks: this.#capture.planned })
       await this.#take()
       const disks = await this.#capture.finish()
       await this.#assertOff()
+      if ((await this.#sockets()) !== sockets) throw new StartedAgain('another bhyve has served its socket')
       await context.store.jobs.addSnapshots(context.store.directoryOf(vm), vm, name, this.id, disks)
       return { ...checkpoint, disks: flattened(disks) }
     } catch (cause) {
       if (call.cancellation.cancelled) throw cause
+      const isStarted = cause instanceof StartedAgain
+      const advice = isStarted
+        ? 'Do not restore the saved state: the VM has used its disks since'
+        : 'Restore the VM as usual, without disk snapshots'
       const message =
-        `VM '${vm}' is suspended and its state is saved in '${checkpoint.path}', but its disks were not captured: ` +
-        `${reasonOf(cause)}. Restore the VM as usual, without disk snapshots`
-      const details = { vm, checkpoint: name, vmState: 'off', path: checkpoint.path, cause } as const
+        `VM '${vm}' was suspended and its state is saved in '${checkpoint.path}', but its disks were not captured: ` +
+        `${reasonOf(cause)}. ${advice}`
+      const vmState = isStarted ? 'unknown' : 'off'
+      const details = { vm, checkpoint: name, vmState, path: checkpoint.path, cause } as const
       throw new CheckpointError('ERR_DISKS_NOT_CAPTURED', message, details)
     }
+  }
+
+  /** Every bhyve makes its socket anew, and leaves it behind when it ends. */
+  async #sockets(): Promise<string> {
+    const { vmJobs, target } = this.#suspending.context
+    const found = await socketsIn(vmJobs, [target])
+    return found.map(({ identity }) => identity).join()
   }
 
   /** No guest waits for the snapshots, so only a cancel ends the time for them. */
@@ -100,7 +121,7 @@ export class SuspendedDisks implements DisksOfSuspend {
   async #assertOff(): Promise<void> {
     const { vmJobs, target, peers } = this.#suspending.context
     const sign = await signOfLife(vmJobs, target, peers)
-    if (sign !== undefined) throw new Error(`the VM was started again: ${sign}`)
+    if (sign !== undefined) throw new StartedAgain(sign)
   }
 
   async close(): Promise<void> {

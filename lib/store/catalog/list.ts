@@ -90,7 +90,7 @@ export interface StoredReport extends Omit<VerificationReport, 'elapsedMs'> {
 export function verifyStructure(directoryPath: string, name: string): StoredReport {
   const inspection = inspectStored(directoryPath, name)
   const { problems, bytesRead } = inspection
-  const snapshots = snapshotsOf(directoryPath, inspection.manifest)
+  const snapshots = snapshotsOf(directoryPath, name, inspection.manifest)
   return { ok: problems.length === 0, problems, depth: 'structure', bytesRead, snapshots }
 }
 

@@ -65,7 +65,7 @@ export function openCheckpoint(directoryPath: string, name: string): OpenedCheck
     const inspection = inspectUnchanged(directory, name)
     if (inspection === undefined) throw notFound(directoryPath, name)
     const { problems, bytesRead } = inspection
-    const snapshots = snapshotsOf(directoryPath, inspection.manifest)
+    const snapshots = snapshotsOf(directoryPath, name, inspection.manifest)
     const recorded = recordedIn(inspection)
     if (recorded === undefined) return { problems, bytesRead, snapshots, descriptors: {} }
     const files = openFiles(directory, name)

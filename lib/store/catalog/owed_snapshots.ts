@@ -91,7 +91,7 @@ export function snapshotsByName(directoryPath: string): Map<string, Snapshots> {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) return new Map()
   const found = checkpointNames(directory).flatMap((name) => {
-    const snapshots = snapshotsOf(directoryPath, manifestIn(directory, name + manifestSuffix))
+    const snapshots = snapshotsOf(directoryPath, name, manifestIn(directory, name + manifestSuffix))
     return snapshots === undefined ? [] : [[name, snapshots] as const]
   })
   return new Map(found)
@@ -99,10 +99,11 @@ export function snapshotsByName(directoryPath: string): Map<string, Snapshots> {
 
 export function snapshotsOf(
   directoryPath: string,
-  manifest: { vm: string; name: string; id?: string; disks?: readonly DiskRecord[] } | undefined,
+  name: string,
+  manifest: { vm: string; id?: string; disks?: readonly DiskRecord[] } | undefined,
 ): Snapshots | undefined {
-  const { vm, name, id, disks } = manifest ?? {}
-  if (vm === undefined || name === undefined || id === undefined || disks === undefined) return undefined
+  const { vm, id, disks } = manifest ?? {}
+  if (vm === undefined || id === undefined || disks === undefined) return undefined
   return { name, owner: { vm, id, directory: realPath(directoryPath) }, disks }
 }
 

@@ -4,15 +4,17 @@
  * published, and from its removal until they are removed. The record's name is the id of the checkpoint. Runs in the
  * pool.
  */
+import { Buffer } from 'node:buffer'
 import fs from 'node:fs'
 import path from 'node:path'
 import { areDiskRecords, parseManifest, type Manifest } from '../../checkpoint/manifest.js'
 import { readHead } from '../../checkpoint/manifest_file.js'
+import { CheckpointError } from '../../base/errors.js'
 import { manifestSuffix } from '../../base/names.js'
 import type { DiskRecord } from '../../base/disk_types.js'
 import { Directory } from '../../fs/directory.js'
-import { stagingName } from '../paths.js'
-import type { StageHandle } from './stage_handle.js'
+import { freshRecord, stagingName } from '../paths.js'
+import { borrowStage, type StageHandle } from './stage_handle.js'
 import { replacedManifest, snapshotsSuffix } from './staging_entries.js'
 
 const recordMaxBytes = 1024 * 1024
@@ -27,12 +29,22 @@ export interface SnapshotRecord {
   disks: readonly DiskRecord[]
 }
 
-/** Writes a durable record. Overwrites a record that a crash may have torn. */
-export function writeSnapshotRecord(staging: Directory, record: SnapshotRecord): void {
-  const file = record.id + snapshotsSuffix
-  staging.unlink(file)
-  staging.writeNew(file, JSON.stringify(record), true)
+/**
+ * Writes a durable record. It is made in `inside`, an entry of `.staging`, and then renamed: other processes remove a
+ * record that they cannot read.
+ */
+function writeSnapshotRecord(staging: Directory, inside: Directory, record: SnapshotRecord): void {
+  const text = JSON.stringify(record)
+  if (Buffer.byteLength(text) > recordMaxBytes) throw tooLarge(record)
+  inside.unlink(freshRecord)
+  inside.writeNew(freshRecord, text, true)
+  inside.rename(freshRecord, staging, record.id + snapshotsSuffix)
   staging.sync()
+}
+
+function tooLarge({ vm, name }: SnapshotRecord): CheckpointError {
+  const message = `The record of the disk snapshots of checkpoint '${name}' of VM '${vm}' is too large: capture fewer disks`
+  return new CheckpointError('ERR_DISKS_NOT_CAPTURED', message, { vm, checkpoint: name })
 }
 
 /** Call this before the snapshots of this stage's checkpoint are taken. */
@@ -42,7 +54,7 @@ export function recordSnapshots(
 ): void {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
   using staging = directory.open(stagingName)
-  writeSnapshotRecord(staging, { ...snapshots, stage: handle.id })
+  writeSnapshotRecord(staging, borrowStage(handle), { ...snapshots, stage: handle.id })
 }
 
 /** The real path of the directory that the stage's checkpoint will be in. */
@@ -61,7 +73,7 @@ export function recordSnapshotsOf(staging: Directory, entry: string): void {
     if (subdirectory === undefined || !isManifest) continue
     const { vm, name, id, disks } = manifestIn(subdirectory, file) ?? {}
     if (vm === undefined || name === undefined || disks === undefined || !isCheckpointId(id)) continue
-    writeSnapshotRecord(staging, { vm, name, id, disks })
+    writeSnapshotRecord(staging, subdirectory, { vm, name, id, disks })
     noteSnapshots(staging)
   }
 }
@@ -78,7 +90,7 @@ export function snapshotRecordsIn(staging: Directory): string[] {
   return staging.entries().filter((entry) => entry.endsWith(snapshotsSuffix))
 }
 
-/** Undefined for a record that a crash has torn. No snapshot was taken, or an entry that has the same facts remains. */
+/** Undefined if it is not a record of this library. */
 export function readSnapshotRecord(staging: Directory, file: string): SnapshotRecord | undefined {
   try {
     const record: unknown = JSON.parse(staging.readText(file, recordMaxBytes))
