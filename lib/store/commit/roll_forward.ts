@@ -65,6 +65,9 @@ function setAsideManifest(directory: Directory, subdirectory: Directory, memory:
   if (subdirectory.statusIfAny(file) === undefined || subdirectory.isSameFile(file, directory, file)) return
   if (readable(directory, file)?.disks !== undefined)
     directory.moveIfAny(file, subdirectory, replacedManifest)
+  // The new manifest takes its name. If only that reached the disk before a power failure, nothing would name the old
+  // snapshots any more. An earlier process can have moved the manifest.
+  if (subdirectory.statusIfAny(replacedManifest) !== undefined) subdirectory.sync()
 }
 
 /**

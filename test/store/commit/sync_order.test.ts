@@ -1,4 +1,5 @@
 /** Tests of the order of fsyncs and renames in a suspend, a pin, a restore, and a recovery. */
+import { randomUUID } from 'node:crypto'
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
@@ -135,6 +136,30 @@ t.test('commit: the pin of a replaced checkpoint is durable before the commit po
     ...commit,
   ])
   stage.release()
+})
+
+t.test('roll forward: a replaced manifest with disk snapshots is durable before the new one', async (t) => {
+  for (const isMoved of [false, true]) {
+    const directory = store(t)
+    const disks = [{ kind: 'other', disks: [{ path: '/disk', snapshot: '/snapshot' }] }]
+    putSet(directory, 'suspend', { manifest: { version: 2, id: randomUUID(), disks } })
+    const stage = new MadeStage(directory)
+    stage.prepare()
+    const manifest = manifestOf(stage.path, 'suspend') as never
+    if (isMoved)
+      fs.renameSync(path.join(directory, 'suspend.ckp.manifest'), path.join(stage.path, 'replaced.manifest'))
+    const order = recordOrder(t, directory)
+    jobs.commitStage(stage.handle, { name: 'suspend', ifExists: 'replace', durable: true, manifest })
+    const ready = '.staging/ID.ready'
+    const aside = isMoved ? [] : [`rename suspend.ckp.manifest -> ${ready}/replaced.manifest`]
+    const at = order.indexOf(commit[0]!) + commit.length
+    t.strictSame(order.slice(at, at + aside.length + 2), [
+      ...aside,
+      `sync ${ready}`,
+      `rename suspend.ckp -> ${ready}/replaced`,
+    ])
+    stage.release()
+  }
 })
 
 t.test('pin, restore: the manifest is durable when the call ends', async (t) => {
