@@ -4,17 +4,10 @@
 // Assumptions: write() continues where the last write() to that file ended, and starts at 0 after each open (each file
 // has one writer at a time); a call takes effect when it returns. An unknown call that changes a store is an error.
 import { Buffer } from 'node:buffer'
+import { resolve } from 'node:path'
 
 const marks = '/power-mark/'
-const changing = new Set([
-  'truncate',
-  'ftruncate',
-  'writev',
-  'pwritev',
-  'pwritev2',
-  'copy_file_range',
-  'sendfile',
-])
+const changing = new Set(['truncate', 'writev', 'pwritev', 'pwritev2', 'copy_file_range', 'sendfile'])
 
 /** A file or directory. `changes[i]` turned `contents[i]` into `contents[i + 1]`. */
 export class Inode {
@@ -66,6 +59,8 @@ export class History {
       this.entries.set(keyOf(this.placeOf(`${root}/${path}`)), known.get(ino).id)
     }
     this.initialEntries = new Map(this.entries)
+    /** Working directories by thread, of those that have changed theirs. */
+    this.workingDirectories = new Map()
     /** `stepsAtEvent[n]`: the number of steps when the n-th event ended. */
     this.stepsAtEvent = []
   }
@@ -76,9 +71,10 @@ export class History {
     if (event.call === 'execve') return this.#executed(event)
     if (event.result < 0) return
     const handler = handlers[event.call]
-    const paths = pathsOf(event)
+    const paths = pathsOf(event, this.workingDirectories.get(event.pid))
+    if (event.call === 'fchdir') this.workingDirectories.set(event.pid, paths[0])
     if (!paths.some((path) => this.#isInside(path))) return
-    if (changing.has(event.call)) throw new Error(`the model does not support ${event.call} of '${paths[0]}'`)
+    if (isUnsupported(event)) throw new Error(`the model does not support ${event.call} of '${paths[0]}'`)
     handler?.(this, event, paths)
   }
 
@@ -131,25 +127,26 @@ export function keyOf({ dir, name }) {
   return `${dir}/${name}`
 }
 
+/** A trace does not contain the bytes of a clone. Record on a file system that cannot clone, for example tmpfs. */
+function isUnsupported({ call, args }) {
+  return changing.has(call) || (call === 'ioctl' && /CLONE/.test(args[1]))
+}
+
 /** Calls that take a directory and a name. All others take a path, or a descriptor of the file itself. */
 const relative = new Set(['openat', 'mkdirat', 'renameat', 'renameat2', 'linkat', 'unlinkat'])
 
 /** The paths of the files that a call uses. */
-function pathsOf({ call, args }) {
+function pathsOf({ call, args }, workingDirectory = '/') {
   if (!relative.has(call)) {
     const isPath = (arg) => Buffer.isBuffer(arg) && args[0].path === undefined
-    return args.flatMap((arg) => (isPath(arg) ? [arg.toString()] : isFile(arg) ? [arg.path] : []))
+    const absolute = (arg) => resolve(workingDirectory, arg.toString())
+    return args.flatMap((arg) => (isPath(arg) ? [absolute(arg)] : isFile(arg) ? [arg.path] : []))
   }
-  return args.flatMap((arg, index) => (isFile(arg) ? [joined(arg.path, args[index + 1].toString())] : []))
+  return args.flatMap((arg, index) => (isFile(arg) ? [resolve(arg.path, args[index + 1].toString())] : []))
 }
 
 function isFile(arg) {
   return arg.path !== undefined && !arg.isDeleted
-}
-
-function joined(directory, name) {
-  if (name.startsWith('/')) return name
-  return name === '.' ? directory : `${directory}/${name}`
 }
 
 function modeOf(text) {
@@ -237,6 +234,16 @@ function punched(history, { args, pid, time }, [path]) {
   inode.change(at, 'punch', { from, to }, data, time)
 }
 
+function resized(history, { args, pid, time }, [path]) {
+  const inode = history.find(path)
+  const [before, size] = [inode.data.length, Number(args[1])]
+  if (before === size) return
+  const data = Buffer.alloc(size)
+  inode.data.copy(data)
+  const at = history.step({ label: `resize ${history.shown(path)} ${size}`, pid, inode: inode.id })
+  inode.change(at, 'resize', { from: Math.min(before, size), to: size }, data, time)
+}
+
 function dated(history, { args, pid, time }, [path]) {
   const inode = history.find(path)
   const stamps = [...args.at(-2).matchAll(/tv_sec=(\d+), tv_nsec=(\d+)/g)].at(-1)
@@ -278,6 +285,7 @@ const handlers = {
   ...{
     write: written,
     pwrite64: written,
+    ftruncate: resized,
     fallocate: punched,
     utimensat: dated,
     fsync: synced,

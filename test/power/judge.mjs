@@ -126,8 +126,14 @@ async function view(client) {
   }
 }
 
-function summary({ name, state, poweredOff, pinned, restoredAt, problems }) {
-  return { name, state, poweredOff, pinned, restoredAt, problems: problems.map(({ code }) => code) }
+function summary({ name, state, poweredOff, pinned, restoredAt, problems, disks = [] }) {
+  const codes = problems.map(({ code }) => code)
+  return { name, state, poweredOff, pinned, restoredAt, problems: codes, disks: disks.map(placeOf) }
+}
+
+/** Where a snapshot is, in the VM's directory. The recorded path begins with that of the recording. */
+function placeOf({ snapshot }) {
+  return snapshot.split('/').slice(-3).join('/')
 }
 
 async function detailsOf(client, name) {
@@ -136,9 +142,14 @@ async function detailsOf(client, name) {
   const plan = await outcome(client.planRestore(vm, name, { args: bhyveArguments, bhyve: simulatedBhyve }))
   return {
     got: got.code ?? 'resolved',
-    verified: verified.value === undefined ? { ok: false, code: verified.code } : { ok: verified.value.ok },
+    verified:
+      verified.value === undefined ? { ok: false, code: verified.code, problems: [] } : shown(verified.value),
     blockers: plan.value?.blockers.map(({ code }) => code) ?? [plan.code],
   }
+}
+
+function shown({ ok, problems }) {
+  return { ok, problems: problems.map(({ code }) => code) }
 }
 
 /** All files afterwards, with digests and link counts. */

@@ -31,7 +31,39 @@ const killed = (call, strike) => ({
 /** The recovery after a power failure. */
 export const recover = { traced: (c) => c.list() }
 
-export const operations = {
+const withDisks = async (c) => {
+  await c.createWithDisk('checkpoint')
+  await c.createWithDisk('other')
+}
+
+/** The state is published, and its disk is copied. */
+const copied = { since: ['renameAt:.ckp', 'unlinkAt:.snapshots', 'dataRange'] }
+
+/** As `killed`, with disk snapshots in all checkpoints. */
+const killedWithDisks = (call, strike) => ({
+  setup: withDisks,
+  traced: async (c) => {
+    await c.killed(call, 'checkpoint', strike)
+    await c.list()
+  },
+})
+
+const suspendedWithDisk = (c) => c.suspendWithDisk('suspend')
+const restoredWithDisk = async (c) => {
+  await c.suspendWithDisk('suspend')
+  await c.restore('suspend')
+}
+
+/** As `killedSuspend`. The suspended state that is replaced was restored. All have disk snapshots. */
+const killedSuspendWithDisk = (strike) => ({
+  setup: restoredWithDisk,
+  traced: async (c) => {
+    await c.killed('suspendWithDisk', 'suspend', strike)
+    await c.list()
+  },
+})
+
+const usual = {
   create: { traced: (c) => c.create('checkpoint') },
   replace: { setup: withForeignFile, traced: (c) => c.create('checkpoint') },
   'replace-pinned': {
@@ -103,7 +135,7 @@ export const operations = {
   },
   'killed-suspend-ended': killedSuspend({ phase: 'checking' }),
   'killed-suspend-scan': killedSuspend({ after: 'punchHole' }),
-  'killed-suspend-manifest': killedSuspend({ before: 'sync', since: 'punchHole' }),
+  'killed-suspend-manifest': killedSuspend({ before: 'sync', since: ['punchHole'] }),
   'killed-suspend-publishing': killedSuspend({ phase: 'publishing' }),
   'killed-suspend-renames': killedSuspend({ after: 'renameAt', to: '.ckp.manifest' }),
   'killed-create-early': killed('create', { phase: 'syncing' }),
@@ -116,4 +148,49 @@ export const operations = {
       await c.list()
     },
   },
+  'disks-replace-without': { setup: withDisks, traced: (c) => c.create('checkpoint') },
+  'disks-destroy': { setup: withDisks, traced: (c) => c.destroy('checkpoint') },
+  'disks-destroy-all': { setup: withDisks, traced: (c) => c.destroyAll() },
+  'disks-prune': { setup: withDisks, traced: (c) => c.prune({ keepLast: 1 }, ['checkpoint']) },
+  'disks-create-replace': {
+    traced: async (c) => {
+      await c.createWithDisk('checkpoint')
+      await c.createWithDisk('checkpoint')
+    },
+  },
+  'disks-suspend-over-suspended': { setup: restoredWithDisk, traced: suspendedWithDisk },
+  'disks-killed-create-copied': killedWithDisks('createWithDisk', { phase: 'checking' }),
+  'disks-killed-create-committed': killedWithDisks('createWithDisk', { after: 'renameAt', to: '.ready' }),
+  'disks-killed-destroy': killedWithDisks('destroy', { after: 'renameAt', to: '.ckp' }),
+  'disks-killed-suspend-copied': killedSuspendWithDisk({ before: 'sync', ...copied }),
+  'disks-killed-suspend-listed': killedSuspendWithDisk({
+    after: 'renameAt',
+    to: '.ckp.manifest',
+    ...copied,
+  }),
 }
+
+/** Variants of the operations with disks, which only `--all` adds: each one takes seconds. */
+const more = {
+  'disks-create': { traced: (c) => c.createWithDisk('checkpoint') },
+  'disks-replace': { setup: withDisks, traced: (c) => c.createWithDisk('checkpoint') },
+  'disks-create-destroy': {
+    traced: async (c) => {
+      await c.createWithDisk('checkpoint')
+      await c.destroy('checkpoint')
+    },
+  },
+  'disks-pin': { setup: withDisks, traced: (c) => c.pin('checkpoint', true) },
+  'disks-suspend': { traced: suspendedWithDisk },
+  'disks-restore': { setup: suspendedWithDisk, traced: (c) => c.restore('suspend') },
+  'disks-killed-create-recorded': killedWithDisks('createWithDisk', { phase: 'frozen' }),
+  'disks-killed-create-set-aside': killedWithDisks('createWithDisk', {
+    after: 'renameAt',
+    to: 'replaced.manifest',
+  }),
+  'disks-killed-destroy-recorded': killedWithDisks('destroy', { before: 'unlinkAt', to: '.ckp.manifest' }),
+  'disks-killed-suspend-committed': killedSuspendWithDisk({ after: 'renameAt', to: '.ready' }),
+}
+
+export const usualNames = Object.keys(usual)
+export const operations = { ...usual, ...more }

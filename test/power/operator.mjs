@@ -1,22 +1,34 @@
 // Runs one operation: `operator.mjs <operation> <root> setup|traced`. A manager that is going to be killed runs as
 // `operator.mjs <call> <root> victim <name>`. openat() calls of `/power-mark/...` put marks into the trace. They always
 // fail.
+import { Buffer } from 'node:buffer'
 import { spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { createClient } from '../../dist/index.js'
+import { createClient, fileDisks } from '../../dist/index.js'
 import { SimulatedBhyve, simulatedBhyve } from '../../dist/simulator/index.js'
 import { operations, recover } from './operations.mjs'
 
 export const vm = 'vm1'
 const self = fileURLToPath(import.meta.url)
+/** So slow that the guard, which is traced as well, stops bhyve before it has written all of RAM. */
+const writeRate = 2 * 1024 * 1024
+/** Tracing and a loaded machine make the capture slow. */
+const freezeTimeout = 60_000
 const strikeModule = new URL('strike.mjs', import.meta.url).href
 
 /** The arguments of the simulated VM, without `-r`. */
 export function restoreArguments(runDirectory) {
   return ['-c1', '-m4M', '-s0,hostbridge', '-s31,lpc', '-o', `rundir=${runDirectory}`, vm]
+}
+
+/** Differs for each generation, and ends with a hole, so that a snapshot of it is written and then resized. */
+function diskContent(generation) {
+  const content = Buffer.alloc(8192)
+  content.fill(`disk of generation ${generation} `, 0, 4096)
+  return content
 }
 
 function mark(fact) {
@@ -32,11 +44,13 @@ export class Operator {
   #guests
   #client
   #run
+  #disk
 
   constructor(root) {
     this.#root = root
     this.#run = path.join(root, 'run')
     this.#guests = path.join(root, 'guests')
+    this.#disk = path.join(root, 'disk.img')
     this.#client = createClient({
       runDirectory: this.#run,
       checkpointDirectory: path.join(root, 'store'),
@@ -45,25 +59,50 @@ export class Operator {
   }
 
   create(name) {
-    return this.#saving('create', name, () => this.#client.createCheckpoint(vm, { name, onProgress }))
+    return this.#saving('create', name)
   }
 
   suspend(name) {
-    return this.#saving('suspend', name, () => this.#client.suspend(vm, { name, onProgress }))
+    return this.#saving('suspend', name)
   }
 
-  /** Each guest differs from all others in RAM, kernel state and metadata. */
-  async #saving(call, name, work) {
+  createWithDisk(name) {
+    return this.#saving('create', name, true)
+  }
+
+  suspendWithDisk(name) {
+    return this.#saving('suspend', name, true)
+  }
+
+  /** Each guest differs from all others in RAM, kernel state and metadata, and its disk in content. */
+  async #saving(call, name, hasDisk = false) {
     const generation = fs.readdirSync(this.#guests).length + 1
     fs.writeFileSync(path.join(this.#guests, String(generation)), '')
     // Half of it is one run of zeros, long enough to become a hole.
     const memoryBytes = 163840 + 16384 * generation
     const guest = { vm, runDirectory: this.#run, memoryBytes, cpus: generation, suspendExitDelayMs: 0 }
-    const bhyve = await SimulatedBhyve.start(guest)
-    mark({ event: 'bhyve', pid: bhyve.pid, generation })
-    await this.#marked({ call, name, generation }, work)
+    const bhyve = await SimulatedBhyve.start(hasDisk ? { ...guest, writeRate } : guest)
+    const disk = hasDisk ? this.#writeDisk(generation) : undefined
+    mark({ event: 'bhyve', pid: bhyve.pid, generation, disk })
+    const options = { name, onProgress, ...(hasDisk ? this.#diskOptions(call) : {}) }
+    await this.#marked({ call, name, generation }, () =>
+      call === 'create' ? this.#client.createCheckpoint(vm, options) : this.#client.suspend(vm, options),
+    )
     await bhyve.stop()
     fs.rmSync(path.join(this.#run, vm), { force: true })
+  }
+
+  /** The disk is not in the store, so its own losses are not part of a state. Returns its digest. */
+  #writeDisk(generation) {
+    const content = diskContent(generation)
+    fs.writeFileSync(this.#disk, content.subarray(0, 4096))
+    fs.truncateSync(this.#disk, content.length)
+    return createHash('sha256').update(content).digest('hex')
+  }
+
+  #diskOptions(call) {
+    const disks = [fileDisks({ files: [this.#disk], allowCopy: true })]
+    return call === 'create' ? { disks, freezeTimeout } : { disks }
   }
 
   async #marked(fact, work) {
@@ -103,9 +142,9 @@ export class Operator {
   /** Marks what the call returned: it must still hold after a later power failure. */
   async list() {
     const listed = await this.#client.listCheckpoints(vm)
-    for (const { name, state, path: file } of listed) {
+    for (const { name, state, path: file, disks } of listed) {
       const digest = createHash('sha256').update(fs.readFileSync(file)).digest('hex')
-      mark({ event: 'shown', name, state, digest })
+      mark({ event: 'shown', name, state, digest, listsDisks: disks !== undefined })
     }
     mark({ event: 'listed', names: listed.map(({ name }) => name) })
   }

@@ -12,7 +12,8 @@ import { eventsIn } from './trace.mjs'
 const operator = fileURLToPath(new URL('operator.mjs', import.meta.url))
 const calls =
   'openat,open,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,unlink,unlinkat,rmdir,write,pwrite64,writev,' +
-  'pwritev,pwritev2,ftruncate,truncate,fallocate,fsync,fdatasync,sync,syncfs,utimensat,execve,copy_file_range,sendfile'
+  'pwritev,pwritev2,ftruncate,truncate,fallocate,fsync,fdatasync,sync,syncfs,utimensat,execve,copy_file_range,sendfile,' +
+  'ioctl,fchdir'
 const straceOptions = [
   '-f',
   '-y',
@@ -120,12 +121,20 @@ function standingBefore(tree) {
   const generations = {}
   for (const { path: file } of tree.filter((one) => one.path.endsWith('.ckp'))) {
     const name = path.basename(file, '.ckp')
-    const { pinned, poweredOff, restores = [] } = JSON.parse(files.get(`${file}.manifest`).data)
+    const {
+      id: checkpointId,
+      pinned,
+      poweredOff,
+      restores = [],
+      disks,
+    } = JSON.parse(files.get(`${file}.manifest`).data)
     const id = `setup:${name}`
     const [memory, kernel, metadata] = ['', '.kern', '.meta'].map((ending) =>
       digestOf(files.get(file + ending).data),
     )
-    generations[id] = { memory, kernel, metadata, poweredOff }
+    const snapshot = `${path.dirname(file)}/.disks/${checkpointId}/0`
+    const disk = disks === undefined ? undefined : digestOf(files.get(snapshot).data)
+    generations[id] = { memory, kernel, metadata, poweredOff, disk }
     names[name] = { generation: id, pinned, restored: restores.length > 0 }
   }
   const notes = tree.find((file) => path.basename(file.path) === 'notes.txt')
@@ -142,12 +151,14 @@ function savedIn(history) {
     const mine = history.steps.flatMap((step, at) => (step.pid === mark.pid ? [{ ...step, at }] : []))
     const made = mine.filter(({ isCreation }) => isCreation)
     if (made.length === 0) continue
-    const inodeOf = (ending) => made.find(({ label }) => endingOf(label) === ending).inode
+    // If the guest could not be frozen, the save is repeated.
+    const inodeOf = (ending) => made.findLast(({ label }) => endingOf(label) === ending).inode
     const inodes = { memory: inodeOf(''), kernel: inodeOf('.kern'), metadata: inodeOf('.meta') }
     const endedAt = mine.filter(({ isWrite }) => isWrite).at(-1).at
     const contents = Object.entries(inodes).map(([part, id]) => [part, digestOf(history.inodes[id].data)])
     const poweredOff = suspends.has(mark.generation)
-    generations[mark.generation] = { ...Object.fromEntries(contents), inodes, endedAt, poweredOff }
+    const { generation, disk } = mark
+    generations[generation] = { ...Object.fromEntries(contents), inodes, endedAt, poweredOff, disk }
   }
   return generations
 }

@@ -1,6 +1,8 @@
 // The rules for what is found after a power failure at a cut. The marks before the cut are what a caller knew at that
 // time. A broken rule is `{ rule, why }`.
-const suffixes = { memory: '.ckp', kernel: '.ckp.kern', metadata: '.ckp.meta' }
+import { checkDisks, isOfDisks, isSnapshotMissing } from './disk_rules.mjs'
+import { digestAt, generationOf, suffixes } from './generations.mjs'
+
 const none = 'none'
 
 /** What a caller knew at a cut: for each name the legal generations, its pin, its restore record. */
@@ -8,9 +10,12 @@ export class Known {
   constructor({ history, standing, generations }, cut) {
     this.names = new Map()
     this.restored = new Map()
+    /** By generation: whether its checkpoint may list disks. */
+    this.listsDisks = new Map()
     this.generations = generations
     this.suspend = undefined
     for (const [name, { generation, pinned, restored }] of Object.entries(standing)) {
+      this.listsDisks.set(generation, new Set([generations[generation].disk !== undefined]))
       this.names.set(name, { outcomes: new Set([generation]), pinned: new Set([pinned]) })
       if (generations[generation].poweredOff) this.restored.set(generation, new Set([restored]))
       if (generations[generation].poweredOff && !restored)
@@ -30,6 +35,7 @@ export class Known {
     const isDone = mark.event === 'resolved'
     const { call, name, generation } = mark
     if (call === 'create' || call === 'suspend') this.#outcome(name, String(generation), isDone)
+    if (call === 'create' || call === 'suspend') this.#saving(call, String(generation), isDone)
     if (call === 'destroy' || call === 'prune') for (const one of mark.names) this.#outcome(one, none, isDone)
     if (call === 'destroyAll') for (const one of this.names.keys()) this.#outcome(one, none, isDone)
     if (call === 'pin') this.#pinned(name, mark.pinned, isDone)
@@ -45,6 +51,15 @@ export class Known {
   #outcome(name, outcome, isDone) {
     const known = this.of(name)
     known.outcomes = new Set([...(isDone ? [] : known.outcomes), outcome])
+  }
+
+  /** A live checkpoint is published with its disks. A suspended state is published first, and gets them afterwards. */
+  #saving(call, generation, isDone) {
+    const hasDisk = this.generations[generation]?.disk !== undefined
+    this.listsDisks.set(
+      generation,
+      new Set(hasDisk && call === 'suspend' && !isDone ? [true, false] : [hasDisk]),
+    )
   }
 
   #pinned(name, pinned, isDone) {
@@ -64,10 +79,11 @@ export class Known {
   }
 
   /** A result that a call returned must still hold later. */
-  #shown({ name, state, digest }) {
+  #shown({ name, state, digest, listsDisks }) {
     if (state !== 'complete' || !this.names.has(name)) return
     const [generation] = Object.entries(this.generations).find(([, { memory }]) => memory === digest)
     this.names.get(name).outcomes = new Set([generation])
+    this.listsDisks.set(generation, new Set([listsDisks]))
     if (this.suspend?.generation === generation) this.suspend.isResolved = true
   }
 
@@ -88,6 +104,7 @@ export function brokenRules(recorded, cut, tree, observed) {
     checkListed(context)
     checkAbsent(context)
     checkSuspended(context)
+    checkDisks(context)
   }
   checkSurvivors(context)
   checkStrays(context)
@@ -104,17 +121,6 @@ function checkCalls({ observed, fail }) {
   if (early !== undefined && early.value?.name !== suspended.value)
     fail('not-idempotent', `suspendedCheckpoint returned ${early.value?.name}, then ${suspended.value}`)
   if (!isSame) fail('not-idempotent', `the second result differs: ${JSON.stringify(second)}`)
-}
-
-function digestAt({ observed }, file) {
-  return observed.files.find((one) => one.file === `vm1/${file}`)?.digest
-}
-
-/** The generation that all three files belong to; undefined if there is none. */
-function generationOf(context, name) {
-  const parts = Object.entries(suffixes).map(([part, suffix]) => [part, digestAt(context, name + suffix)])
-  const isOf = (generation) => parts.every(([part, digest]) => digest === generation[part])
-  return Object.entries(context.generations).find(([, generation]) => isOf(generation))?.[0]
 }
 
 /** The name of the suspend, or one that recovery derived from it. */
@@ -152,7 +158,7 @@ function checkListed(context) {
         )
       else checkMarks(context, set, expected, generation)
       if (got !== 'resolved') fail('get-differs', `getCheckpoint of complete '${name}': ${got}`)
-      if (generation !== undefined && !verified.ok)
+      if (generation !== undefined && !verified.ok && !isSnapshotMissing(verified))
         fail('verify-differs', `'${name}' has the right content, but verification fails`)
     } else {
       if (got !== 'ERR_CHECKPOINT_DAMAGED') fail('get-differs', `getCheckpoint of ${state} '${name}': ${got}`)
@@ -175,7 +181,7 @@ function mayBeDamaged(context, name) {
 
 function checkMarks(
   { known, observed, generations, fail },
-  { name, pinned, poweredOff },
+  { name, pinned, poweredOff, disks },
   expected,
   generation,
 ) {
@@ -185,7 +191,9 @@ function checkMarks(
   const possible = known.restored.get(generation) ?? new Set([false])
   const isBlocked = observed.details.get(name).blockers.includes('already-restored')
   if (!possible.has(isBlocked)) fail('restore-record', `'${name}': already-restored is ${isBlocked}`)
-  const others = observed.details.get(name).blockers.filter((code) => code !== 'already-restored')
+  // A plan for a live checkpoint with disks needs a decision about them.
+  const usual = new Set(['already-restored', ...(disks.length > 0 ? ['disks-undecided'] : [])])
+  const others = observed.details.get(name).blockers.filter((code) => !usual.has(code))
   if (others.length > 0) fail('plan-blocked', `'${name}' is complete but blocked by ${others.join(', ')}`)
 }
 
@@ -253,7 +261,7 @@ function checkStrays({ observed, foreign, fail }) {
   const names = new Set((observed.listed.value ?? []).map(({ name }) => name))
   for (const { file, isDirectory, nlink } of observed.files) {
     const name = file.slice('vm1/'.length)
-    if (file === 'vm1' || (isDirectory && name === '.staging')) continue
+    if (file === 'vm1' || (isDirectory && name === '.staging') || isOfDisks(name)) continue
     if (name.startsWith('.staging/')) {
       if (name !== '.staging/restore.lock') fail('left-in-staging', name)
       continue

@@ -8,6 +8,7 @@
 // --traces DIR   uses the recordings in DIR, adds missing ones, and keeps them
 // --replay ID    judges one state; with --drop N, without the fsync at step N
 // --steps        shows the steps of the recordings
+// --all          also variants of the operations with disks
 // --operation NAME, --model NAME: only these; may be repeated
 import fs from 'node:fs'
 import os from 'node:os'
@@ -18,7 +19,7 @@ import { Checker, describeState } from './checker.mjs'
 import { modelNames } from './disks.mjs'
 import { Findings } from './findings.mjs'
 import { Judge } from './judge.mjs'
-import { operations } from './operations.mjs'
+import { operations, usualNames } from './operations.mjs'
 import { recordAll } from './record.mjs'
 import { extremesAt, randomStates } from './states.mjs'
 import { showWithout } from './without.mjs'
@@ -30,7 +31,14 @@ const { values } = parseArgs({
     count: { ...text, default: '2000' },
     again: { ...text, default: '0' },
     ...{ operation: { ...text, multiple: true }, model: { ...text, multiple: true } },
-    ...{ traces: text, replay: text, drop: text, without: { type: 'boolean' }, steps: { type: 'boolean' } },
+    ...{
+      traces: text,
+      replay: text,
+      drop: text,
+      without: { type: 'boolean' },
+      steps: { type: 'boolean' },
+      all: { type: 'boolean' },
+    },
   },
 })
 const lanes = 3
@@ -96,7 +104,7 @@ function showSteps(names) {
 
 async function main() {
   if (values.replay !== undefined) return replay(values.replay)
-  const names = values.operation ?? Object.keys(operations)
+  const names = values.operation ?? (values.all ? Object.keys(operations) : usualNames)
   await recordAll(traces, names, console.log)
   if (values.steps) return showSteps(names)
   if (values.without) return showWithout(checker, names, models)
