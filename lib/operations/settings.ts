@@ -200,15 +200,18 @@ function assertDisksAndName(vm: string, disks: unknown, as: unknown): void {
     throw invalid("The option 'disks' must be 'rollback', 'keep' or 'clone'", disks)
   if (as === undefined) {
     if (disks === 'clone')
-      throw invalid("The option 'disks' can be 'clone' only with the option 'as', the name of the new VM", as)
+      throw invalid(
+        "The option 'disks' can be 'clone' only with the option 'as', the name of the new VM",
+        disks,
+      )
     return
   }
   if (typeof as !== 'string' || !isVmName(as)) throw invalid("The option 'as' must be a valid VM name", as)
   if (as === vm) throw invalid("The option 'as' must be another name than that of the saved VM", as)
   if (disks === 'rollback')
     throw invalid(
-      "The option 'disks' cannot be 'rollback' together with 'as'. Pass 'clone' to start the new VM on copies",
-      as,
+      "The option 'disks' cannot be 'rollback' together with the option 'as'. Pass 'clone' to start the new VM on copies",
+      disks,
     )
 }
 
