@@ -29,7 +29,7 @@ export async function diskSelections({ api, values, rest }: Context): Promise<Di
   const words = values.list('disks').filter((word) => word !== auto)
   const datasets = words.flatMap((word) => valueOf(word, 'zfs:'))
   const files = words.flatMap((word) => valueOf(word, 'file:')).map((file) => path.resolve(file))
-  const unknown = words.find((word) => !word.startsWith('zfs:') && !word.startsWith('file:'))
+  const unknown = words.find((word) => !/^(?:zfs|file):./.test(word))
   if (unknown !== undefined)
     throw new UsageError(`--disks must be zfs:<dataset>, file:<image> or auto, not '${unknown}'`)
   if (isAutomatic(values) && rest.length === 0)

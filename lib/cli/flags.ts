@@ -5,7 +5,17 @@ const others: ReadonlyMap<string, string> = new Map([
   ['trustedUids', 'trusted-uid'],
   ['memoryBytes', 'memory'],
   ['workdir', 'cbsd'],
+  ['datasets', 'disks'],
+  ['files', 'disks'],
 ])
+
+/** Advice about selections of disks. */
+const calls: readonly [RegExp, string][] = [
+  [/\bzfsDisks\(\{ datasets: \['([^']*)'\] \}\)/g, '--disks zfs:$1'],
+  [/\bzfsDisks\b(?:\(\{ datasets \}\))?/g, '--disks zfs:<dataset>'],
+  [/\bfileDisks\b/g, '--disks file:<image>'],
+  [/\bOr pass allowCopy: true, which/g, 'Only a program can pass allowCopy: true, which'],
+]
 
 /** The flag of a library option: `--run-directory` for `runDirectory`. */
 export function flagOf(option: string): string {
@@ -15,7 +25,8 @@ export function flagOf(option: string): string {
 
 /** `the option 'dialect' as 'descriptor'` becomes `--dialect descriptor`, and `the option 'again'` becomes `--again`. */
 export function withFlags(text: string): string {
-  return text.replace(
+  const plain = calls.reduce((result, [call, words]) => result.replace(call, words), text)
+  return plain.replace(
     /\b[Tt]he option '([A-Za-z]+)'(?: as '([^']*)')?/g,
     (_, option: string, value?: string) => flagOf(option) + (value === undefined ? '' : ` ${value}`),
   )
