@@ -188,6 +188,8 @@ const alwaysValid = [
   'args',
   'depth',
   'devices',
+  // Only programs can have providers.
+  'diskProviders',
   'ifExists',
   'onFrozen',
   'onProgress',
@@ -211,6 +213,12 @@ t.test('every library option that a message names has a flag', (t) => {
   t.equal(withFlags("The option 'trustedUids' must"), '--trusted-uid must')
   t.equal(withFlags("pass the option 'dialect' as 'path'."), 'pass --dialect path.')
   t.equal(withFlags("The option '--json' does"), "The option '--json' does")
+  t.equal(withFlags("name it with zfsDisks({ datasets: ['a/b'] })"), 'name it with --disks zfs:a/b')
+  t.equal(withFlags('zfsDisks({ datasets }), or'), '--disks zfs:<dataset>, or')
+  t.equal(
+    withFlags('use zfsDisks, or use fileDisks'),
+    'use --disks zfs:<dataset>, or use --disks file:<image>',
+  )
   t.end()
 })
 

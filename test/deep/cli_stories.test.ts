@@ -10,9 +10,13 @@ import { simulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { CliWorld, matchesKept, type Mode, type Step, transcript } from '../support/cli.js'
 import { checkpointFiles } from '../support/index.js'
 import { running, saved, setFile, bhyveArguments, inMode } from '../support/command_line.js'
+import { diskStandIn, killed } from '../support/disk_stand_in.js'
+import { type Mounted, mounted } from '../disks/files/world.js'
 
 interface Story {
   name: string
+  /** The file system that the story needs. */
+  on?: Mounted
   setUp?: (world: CliWorld) => Promise<void>
   steps: Step[]
   /** Checks that the texts do not cover. */
@@ -23,6 +27,27 @@ const failing = async (world: CliWorld): Promise<void> => {
 }
 const filesOf = ({ checkpointDirectory }: CliWorld): string[] =>
   checkpointFiles(checkpointDirectory).filter((entry) => !entry.endsWith('/'))
+const xfs = mounted(t, 'xfs', 512 * 2 ** 20)
+const tmpfs = mounted(t, 'tmpfs', 1024 * 2 ** 20)
+/** A guest that writes the same number to RAM and to its disk. It is large enough not to be saved too fast. */
+const runningWithDisk = async (world: CliWorld): Promise<void> => {
+  const disk = path.join(world.root, 'vm1.img')
+  fs.writeFileSync(disk, Buffer.alloc(2 ** 20))
+  fs.writeFileSync(path.join(world.root, 'bhyve'), diskStandIn, { mode: 0o755 })
+  await world.start({ vm: 'vm1', memoryBytes: 8 * 2 ** 20, writeRate: 16 * 2 ** 20, disks: [disk] })
+}
+const diskArguments = bhyveArguments.map((word) =>
+  word === '-m1M' ? '-m8M' : word.replace(/^-s3,.*/, '-s3,virtio-blk,<root>/vm1.img'),
+)
+const withStandIn = ['--bhyve', '<root>/bhyve', '--', ...diskArguments]
+const killVm1 = async ({ runDirectory }: CliWorld): Promise<void> => {
+  const machines = await createClient({ runDirectory }).listVirtualMachines()
+  await killed(machines.find(({ vm }) => vm === 'vm1')!.pid!)
+}
+const removeOneSnapshot = (checkpointDirectory: string): void => {
+  const disks = path.join(checkpointDirectory, 'vm1/.disks')
+  for (const id of fs.readdirSync(disks)) fs.rmSync(path.join(disks, id, '0'))
+}
 const standIn = (file: string): string => `#!/bin/sh\nexec '${process.execPath}' '${file}' "$@"\n`
 
 const stories: Story[] = [
@@ -219,6 +244,76 @@ const stories: Story[] = [
     },
   },
   {
+    name: 'disks',
+    setUp: running,
+    steps: [
+      { args: ['create', 'vm1', '--disks', 'lvm:vm1'] },
+      { args: ['create', 'vm1', '--disks', 'file:'] },
+      { args: ['create', 'vm1', '--disks', 'auto'] },
+      { args: ['create', 'vm1', '--disks', 'auto', '--', '-x'] },
+      { args: ['create', 'vm1', '--disks', 'file:<root>/none', '--', '-c', '2', 'vm1'] },
+      { args: ['create', 'vm1', '--disks', 'file:<root>/none'] },
+      { args: ['create', 'vm1', '--disks', 'file:<root>/none', '--freeze-timeout', '5'] },
+      { args: ['create', 'vm1'] },
+      { args: ['restore', 'vm1', 'checkpoint', '--disks', 'back', '--', ...bhyveArguments] },
+      { args: ['restore', 'vm1', 'checkpoint', '--disks', 'clone', '--', ...bhyveArguments] },
+      {
+        args: ['restore', 'vm1', 'checkpoint', '--as', 'vm2', '--disks', 'rollback', '--', ...bhyveArguments],
+      },
+      { args: ['restore', 'vm1', 'checkpoint', '--as', 'vm1', '--disks', 'clone', '--', ...bhyveArguments] },
+      { args: ['restore', 'vm1', 'checkpoint', '--plan', '--disks', 'rollback', '--', ...bhyveArguments] },
+      { args: ['restore', 'vm1', 'checkpoint', '--plan', '--as', 'vm2', '--', ...bhyveArguments] },
+    ],
+  },
+  {
+    name: 'disks-refused',
+    on: tmpfs,
+    setUp: runningWithDisk,
+    steps: [
+      { args: ['create', 'vm1', 'a', '--disks', 'file:<root>/vm1.img'] },
+      { args: ['create', 'vm1', 'a', '--disks', 'file:<root>/vm1.img', '--json'] },
+      { args: ['create', 'vm1', 'a', '--disks', 'auto', '--', ...diskArguments] },
+      { args: ['suspend', 'vm1', '--disks', 'file:<root>/vm1.img'] },
+      { args: ['list'] },
+      { args: ['vms'] },
+    ],
+    after: (t, world) => {
+      t.same(filesOf(world), [])
+    },
+  },
+  {
+    name: 'disks-cloned',
+    on: xfs,
+    setUp: runningWithDisk,
+    steps: [
+      { args: ['create', 'vm1', 'a', '--disks', 'file:<root>/vm1.img'] },
+      { args: ['create', 'vm1', 'b', '--disks', 'auto', '--json', '--', ...diskArguments] },
+      { args: ['list'] },
+      { args: ['show', 'vm1', 'a'] },
+      { args: ['verify', 'vm1', 'a'] },
+      { args: ['restore', 'vm1', 'a', '--plan', '--', ...diskArguments] },
+      { args: ['restore', 'vm1', 'a', '--as', 'vm2', '--disks', 'clone', ...withStandIn] },
+      { args: ['restore', 'vm1', 'a', '--as', 'vm2', '--disks', 'clone', ...withStandIn] },
+      { args: ['restore', 'vm1', 'b', '--as', 'vm3', '--disks', 'clone', '--json', ...withStandIn] },
+      { args: ['restore', 'vm1', 'a', '--disks', 'rollback', ...withStandIn], before: killVm1 },
+      { args: ['restore', 'vm1', 'b', '--disks', 'rollback', '--json', ...withStandIn], before: killVm1 },
+      { args: ['vms'] },
+      {
+        args: ['verify', 'vm1', 'b'],
+        before: ({ checkpointDirectory }) => removeOneSnapshot(checkpointDirectory),
+      },
+      { args: ['destroyall', 'vm1'] },
+    ],
+    after: async (t, world) => {
+      t.same(filesOf(world), ['vm2/restore.log', 'vm3/restore.log'])
+      const { runDirectory, root } = world
+      const images = fs.readdirSync(root).filter((name) => name.startsWith('vm1.img'))
+      t.equal(images.length, 5, 'the image, two former states and two copies')
+      for (const { pid, state } of await createClient({ runDirectory }).listVirtualMachines())
+        if (state !== 'off') await killed(pid!)
+    },
+  },
+  {
     name: 'simulate',
     steps: [
       { args: ['simulate', 'vm1', '--run-directory', '<run>'], bare: true, interruptAt: 'create vm1' },
@@ -290,9 +385,11 @@ function spoil(world: CliWorld): void {
 }
 
 for (const mode of ['pipe', 'terminal'] satisfies Mode[]) {
-  for (const { name, setUp, steps, after } of stories) {
-    t.test(`${name}, in a ${mode}`, inMode[mode], async (t) => {
-      const world = new CliWorld(t)
+  for (const { name, on, setUp, steps, after } of stories) {
+    // A copy: tap changes this object.
+    const needed = { ...inMode[mode], ...(on !== undefined && on.skip !== false && { skip: on.skip }) }
+    t.test(`${name}, in a ${mode}`, needed, async (t) => {
+      const world = new CliWorld(t, on?.directory)
       await setUp?.(world)
       const texts: string[] = []
       for (const step of steps) texts.push(transcript(world, step, await world.run(step, mode), mode))

@@ -34,6 +34,12 @@ export interface Result {
   stderr: string
 }
 
+function scratchIn(t: Test, parent: string): string {
+  const directory = fs.mkdtempSync(path.join(parent, 'bc-'))
+  t.teardown(() => fs.rmSync(directory, { recursive: true, force: true }))
+  return directory
+}
+
 /** The directories and the simulated VMs of a test. */
 export class CliWorld {
   readonly root: string
@@ -41,9 +47,10 @@ export class CliWorld {
   readonly checkpointDirectory: string
   readonly #t: Test
 
-  constructor(t: Test) {
+  /** `parent`: a directory on a certain file system. */
+  constructor(t: Test, parent?: string) {
     this.#t = t
-    this.root = fs.realpathSync(scratch(t))
+    this.root = fs.realpathSync(parent === undefined ? scratch(t) : scratchIn(t, parent))
     this.runDirectory = path.join(this.root, 'run')
     this.checkpointDirectory = path.join(this.root, 'checkpoints')
     fs.mkdirSync(this.runDirectory)
@@ -78,6 +85,7 @@ export class CliWorld {
       .replaceAll(this.runDirectory, '<run>')
       .replaceAll(this.checkpointDirectory, '<checkpoints>')
       .replaceAll(this.root, '<root>')
+      .replace(/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}/g, '<uuid>')
       .replace(/\d{4}-\d\d-\d\dT[\d:.]+Z/g, '<time>')
       .replace(/\d{4}-\d\d-\d\d \d\d:\d\d/g, '<date and time >')
       .replace(/process \d+/g, 'process <pid>')
@@ -129,7 +137,7 @@ function screen(text: string): string {
   const lines = text.replaceAll('\r\n', '\n').replaceAll('\r\u001b[K', '\n').split('\n')
   const shown = lines.map((line) => {
     const [, vm, phase] =
-      /^(\S+) (queued|saving|checking|digesting|syncing|publishing)(?=$| {2})/.exec(line) ?? []
+      /^(\S+) (queued|saving|frozen|checking|digesting|syncing|publishing)(?=$| {2})/.exec(line) ?? []
     return vm === undefined ? line : `<${vm}: ${phase ?? ''}>`
   })
   return shown.filter((line, index) => line !== '' && line !== shown[index - 1]).join('\n')
@@ -147,6 +155,7 @@ function objects(text: string): string {
     const changing = [
       'storedBytes',
       'elapsedMs',
+      'frozenMs',
       'pid',
       'bytes',
       'totalBytes',
