@@ -9,7 +9,10 @@ import t, { type Test } from 'tap'
 import { type CheckpointClient, createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, SimulatedFleet, simulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { childEnvironment, scratch, tree, until } from '../support/index.js'
+import { diskStandIn } from '../support/disk_stand_in.js'
 import { needs } from '../support/programs.js'
+import { command, needsPools, pool } from '../support/zfs_pool.js'
+import { mounted } from '../disks/files/world.js'
 
 const MiB = 2 ** 20
 const example = (name: string): string => fileURLToPath(new URL(`../../examples/${name}`, import.meta.url))
@@ -21,9 +24,9 @@ class World {
   readonly client: CheckpointClient
   readonly #t: Test
 
-  constructor(t: Test) {
+  constructor(t: Test, parent?: string) {
     this.#t = t
-    this.root = scratch(t)
+    this.root = parent === undefined ? scratch(t) : fs.mkdtempSync(path.join(parent, 'world-'))
     this.runDirectory = path.join(this.root, 'run')
     this.checkpointDirectory = path.join(this.root, 'checkpoints')
     fs.mkdirSync(this.runDirectory)
@@ -116,6 +119,89 @@ t.test(
     t.equal(destroy, snapshot?.replace('snapshot', 'destroy'))
   },
 )
+
+/** The drill of two VMs whose disks are in these directories. */
+async function drills(t: Test, parent: string, directories: [string, string]): Promise<void> {
+  const world = new World(t, parent)
+  const { root, runDirectory, client } = world
+  const bhyve = path.join(root, 'bhyve')
+  fs.writeFileSync(bhyve, diskStandIn, { mode: 0o755 })
+  const fleet: Record<string, { args: string[]; replace: Record<string, string> }> = {}
+  for (const [index, vm] of ['one', 'two'].entries()) {
+    const disk = path.join(directories[index]!, `${vm}.img`)
+    fs.writeFileSync(disk, Buffer.alloc(MiB))
+    const saving = { memoryBytes: 8 * MiB, writeRate: 16 * MiB }
+    const running = await SimulatedBhyve.start({ vm, ...saving, runDirectory, disks: [disk] })
+    t.teardown(() => running.stop())
+    const devices = [
+      '-s0,hostbridge',
+      '-s2,ahci-cd,/cd',
+      `-s3,virtio-blk,${disk}`,
+      '-s4,virtio-net,tap0',
+      '-s31,lpc',
+    ]
+    const args = ['-c2', '-m8M', ...devices, '-o', `rundir=${runDirectory}`, vm]
+    fleet[vm] = { args, replace: { tap0: 'tap90' } }
+  }
+  for (let night = 1; night <= 8; night++)
+    await client.createCheckpoint('one', { name: `nightly-2020-01-0${night}`, fsync: false })
+  const file = path.join(root, 'fleet.json')
+  fs.writeFileSync(file, JSON.stringify(fleet))
+  const before = directories.map((directory) => fs.readdirSync(directory))
+  const drill = (seconds = '0.2'): Running =>
+    world.start('restore-drill.mjs', [file], { BHYVE: bhyve, DRILL_SECONDS: seconds })
+  const good = drill()
+  t.equal(await good.status(), 0, good.stderr)
+  t.match(good.stdout, /^one: saved nightly-.*; the guest was frozen for \d+ ms\ntwo: saved/)
+  for (const vm of ['one', 'two'])
+    t.match(good.stdout, new RegExp(`^${vm}: nightly-.* can be restored$`, 'm'))
+  t.equal((await client.listCheckpoints('one')).length, 7, 'old nights are removed')
+  t.strictSame(
+    directories.map((directory) => fs.readdirSync(directory)),
+    before,
+    'nothing is left of the copies',
+  )
+  t.strictSame(fs.readdirSync(world.checkpointDirectory).sort(), ['one', 'two'], 'nor of the forks')
+  t.match(
+    (await client.listVirtualMachines()).map(({ vm, state }) => `${vm} ${state}`),
+    ['drill-one off', 'drill-two off', 'one running', 'two running'],
+  )
+
+  // The restored bhyve ends soon, and one VM does not exist.
+  fs.writeFileSync(
+    bhyve,
+    diskStandIn.replace('exec ', () => '( sleep 1; kill -9 $$ ) &\nexec '),
+  )
+  fs.writeFileSync(file, JSON.stringify({ ...fleet, none: fleet.one }))
+  const bad = drill('30')
+  t.equal(await bad.status(), 1)
+  t.match(bad.stderr, /^FAILED none: saving: VM 'none' is not running/m)
+  t.match(bad.stderr, /^FAILED none: the drill: there is no complete checkpoint with disks$/m)
+  t.match(bad.stderr, /^FAILED one: the drill: nightly-.*: the fork ended with SIGKILL: see .*restore\.log$/m)
+  t.strictSame(
+    directories.map((directory) => fs.readdirSync(directory)),
+    before,
+    'nothing is left of the copies',
+  )
+}
+
+const xfs = mounted(t, 'xfs', 512 * MiB)
+
+t.test(
+  'restore-drill: forks the newest checkpoint of each VM on image files',
+  { skip: xfs.skip },
+  async (t) => {
+    const images = fs.mkdtempSync(path.join(xfs.directory, 'images-'))
+    await drills(t, xfs.directory, [images, images])
+  },
+)
+
+t.test('restore-drill: forks the newest checkpoint of each VM on ZFS', needsPools(), async (t) => {
+  const { name, root } = await pool(t)
+  for (const vm of ['one', 'two']) command(`zfs create ${name}/${vm}`)
+  await drills(t, scratch(t), [path.join(root, 'one'), path.join(root, 'two')])
+  t.strictSame(command(`zfs list -H -o name -r ${name}`).split('\n'), [name, `${name}/one`, `${name}/two`])
+})
 
 t.test('nightly: saves all VMs, prunes old checkpoints and prints alerts', async (t) => {
   const world = new World(t)
