@@ -51,7 +51,7 @@ const exceptions = [
     match: /\bsets? (the|a|an|its|close|all|it|both)\b|\b(is|are|be|was|not|bit) set\b/gi,
     because: 'the same verb',
   },
-  { match: /\['set', /g, because: 'the command `zfs set`' },
+  { match: /\['set', |\bzfs set\b/g, because: 'the command `zfs set`' },
   { match: /\ballSettled\b/g, because: "JavaScript's name" },
   { match: /\bHOME\b|\/home\/|\/usr\/home\b/g, because: 'the environment variable and the directory' },
   { match: /\bin place\b|\binto place\b/gi, because: 'an idiom that has no other word' },

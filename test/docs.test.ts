@@ -1,5 +1,6 @@
 /** Runs every code block of the documentation, with other socket and checkpoint directories. */
 import { execFile } from 'node:child_process'
+import { randomUUID } from 'node:crypto'
 import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -8,6 +9,8 @@ import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, simulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { childEnvironment, scratch } from './support/index.js'
 import { needs } from './support/programs.js'
+import { command, commandWhenIdle, needsPools, pool } from './support/zfs_pool.js'
+import { capture, diskIn, named, never, owner, provider } from './support/zfs_vm.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const documents = [
@@ -73,6 +76,55 @@ const runElsewhere: Readonly<Record<string, string>> = {
   'mkdir -p ~/base/x64': '.ci/run: FREEBSD_SYSROOT',
 }
 
+/** The blocks of docs/returning.md that undo a rollback. */
+async function undoImage(t: Test, block: string): Promise<void> {
+  const directory = scratch(t)
+  const image = path.join(directory, 'vm1.img')
+  fs.writeFileSync(image, 'put back')
+  fs.writeFileSync(`${image}.ID`, 'former')
+  await shell(block.replaceAll('/vms', directory), directory, childEnvironment())
+  t.equal(fs.readFileSync(image, 'utf8'), 'former')
+  t.equal(fs.readFileSync(`${image}.undone`, 'utf8'), 'put back')
+}
+
+async function undoDataset(t: Test, block: string): Promise<void> {
+  await t.test('the documented commands undo a rollback of a dataset', needsPools(), async (t) => {
+    for (const mountpoint of [undefined, path.join(scratch(t), 'local')]) {
+      const { name, root } = await pool(t)
+      const image = path.join(mountpoint ?? path.join(root, 'vm1'), 'disk.img')
+      command(`zfs create ${mountpoint === undefined ? '' : `-o mountpoint=${mountpoint} `}${name}/vm1`)
+      fs.writeFileSync(image, 'then')
+      const of = owner('/checkpoints/vm1')
+      const record = await capture(of, named(`${name}/vm1`))
+      fs.writeFileSync(image, 'now')
+      const rollback = (): Promise<readonly string[]> =>
+        provider.rollback(record, { id: randomUUID(), signal: never }, of)
+      const [kept = ''] = await rollback()
+      t.equal(fs.readFileSync(image, 'utf8'), 'then')
+      const commands = block.replaceAll('tank/vm1.ID', kept).replaceAll('tank/', `${name}/`)
+      for (const line of commands.trim().split('\n')) await commandWhenIdle(line)
+      t.equal(fs.readFileSync(image, 'utf8'), 'now')
+      t.strictSame(await provider.missing(record, of), [], 'the checkpoint is still valid')
+      await rollback()
+      t.equal(fs.readFileSync(image, 'utf8'), 'then', 'and can be returned to again')
+    }
+  })
+}
+
+t.test('docs/returning.md: a kept dataset can be removed as documented', needsPools(), async (t) => {
+  const { name, root } = await pool(t)
+  const { image } = diskIn(`${name}/vm1`, root, 'old')
+  const [older, younger] = [owner('/checkpoints/vm1'), owner('/checkpoints/vm1')]
+  const record = await capture(older, named(`${name}/vm1`))
+  const second = await capture(younger, named(`${name}/vm1`))
+  const [kept = ''] = await provider.rollback(record, { id: randomUUID(), signal: never }, older)
+  await commandWhenIdle(`zfs promote ${name}/vm1`)
+  await provider.remove(second, younger)
+  await commandWhenIdle(`zfs destroy ${kept}`)
+  t.equal(fs.readFileSync(image, 'utf8'), 'old')
+  t.strictSame(await provider.missing(record, older), [], 'the other checkpoint is still valid')
+})
+
 const shellBlocks: Readonly<Record<string, (t: Test, block: string) => Promise<void>>> = {
   'docs/cli.md': async (t, block) => {
     const { directory, environment } = await commandLine(t)
@@ -89,6 +141,7 @@ const shellBlocks: Readonly<Record<string, (t: Test, block: string) => Promise<v
     t.match(machine, { vm: 'vm1', state: 'running' }, 'restored')
     process.kill(machine!.pid!, 'SIGKILL')
   },
+  'docs/returning.md': (t, block) => (block.startsWith('zfs ') ? undoDataset : undoImage)(t, block),
   'docs/storage.md': async (t, block) => {
     await t.test('the documented commands compute the digest', needs('jq', 'xxd', 'openssl'), async (t) => {
       const { directory, environment } = await commandLine(t)
@@ -221,6 +274,6 @@ t.test('every claim of the trust model names an existing test', async (t) => {
 function testsIn(name: string): Set<string> {
   const file = testFiles.find((file) => path.basename(file) === name)
   const source = fs.readFileSync(path.join(root, 'test', file!), 'utf8')
-  const names = source.matchAll(/^ *t\.test\(\s*(['"])(.*?)\1,/gms)
+  const names = source.matchAll(/^ *(?:void )?t\.test\(\s*(['"])(.*?)\1,/gms)
   return new Set([...names].map((match) => match[2]!))
 }

@@ -8,6 +8,8 @@ import type {
   CheckpointError,
   ClientOptions,
   CreateOptions,
+  DiskProvider,
+  DiskSelection,
   ErrorCode,
   FrozenGuest,
   Layout,
@@ -68,6 +70,12 @@ t.test('the calls have the documented parameters and results', async (t) => {
   expectTypeOf<Call<'restore'>>().returns.resolves.toExtend<{ pid: number; logFile: string }>()
   expectTypeOf<Call<'idle'>>().returns.toEqualTypeOf<Promise<void>>()
   expectTypeOf<CheckpointClient>().toExtend<AsyncDisposable>()
+  type RestoredDisks = { keptDisks?: readonly string[]; clonedDisks?: readonly string[] }
+  expectTypeOf<Call<'restore'>>().returns.resolves.toExtend<RestoredDisks>()
+  type ZfsOptions = { datasets?: readonly string[] | undefined; args?: readonly string[] | undefined }
+  expectTypeOf(main.zfsDisks).toEqualTypeOf<(options: ZfsOptions) => DiskSelection>()
+  expectTypeOf(main.fileDisks).returns.toEqualTypeOf<DiskSelection>()
+  expectTypeOf(main.disksOf).toEqualTypeOf<(args: readonly string[]) => Promise<DiskSelection[]>>()
   expectTypeOf(main.cbsdLayout).returns.toEqualTypeOf<Layout>()
   t.pass('the checks compiled')
 })
@@ -84,6 +92,13 @@ t.test('the properties of results and options have the documented types', async 
   expectTypeOf<VirtualMachine['state']>().toEqualTypeOf<'running' | 'paused' | 'off' | 'unknown'>()
   expectTypeOf<ClientOptions['dialect']>().toEqualTypeOf<
     'struct' | 'path' | 'descriptor' | 'auto' | undefined
+  >()
+  expectTypeOf<CreateOptions['disks']>().toEqualTypeOf<readonly DiskSelection[] | undefined>()
+  expectTypeOf<ClientOptions['diskProviders']>().toEqualTypeOf<readonly DiskProvider[] | undefined>()
+  expectTypeOf<RestoreOptions['disks']>().toEqualTypeOf<'rollback' | 'keep' | 'clone' | undefined>()
+  expectTypeOf<RestoreOptions['as']>().toEqualTypeOf<string | undefined>()
+  expectTypeOf<Checkpoint['disks']>().toEqualTypeOf<
+    readonly { kind: string; path: string; snapshot: string }[] | undefined
   >()
   expectTypeOf<SimulatorOptions['fault']>().toEqualTypeOf<Fault | undefined>()
   t.pass('the checks compiled')
@@ -114,11 +129,15 @@ t.test('every option accepts undefined and rejects values of a wrong type', asyn
     digest: undefined,
     sparsify: undefined,
     memoryBytes: undefined,
+    disks: undefined,
+    onFrozen: undefined,
+    freezeTimeout: undefined,
   }
   const client = main.createClient({
     runDirectory: undefined,
     checkpointDirectory: undefined,
     dialect: undefined,
+    diskProviders: undefined,
   })
   t.ok(undefinedOptions)
   // @ts-expect-error: a timeout is a number of milliseconds
@@ -128,6 +147,12 @@ t.test('every option accepts undefined and rejects values of a wrong type', asyn
   // @ts-expect-error: a policy has no such rule
   await t.rejects(client.pruneCheckpoints('vm1', { keepAll: true }), { code: 'ERR_INVALID_OPTION' })
   expectTypeOf<RestoreOptions['env']>().toEqualTypeOf<Readonly<Record<string, string>> | undefined>()
+  // @ts-expect-error: an image file is not a selection
+  await t.rejects(client.createCheckpoint('vm1', { disks: ['/vms/vm1.img'] }), { code: 'ERR_INVALID_OPTION' })
+  // @ts-expect-error: there is no such decision
+  await t.rejects(client.restore('vm1', 'a', { args: ['vm1'], disks: 'back' }), {
+    code: 'ERR_INVALID_OPTION',
+  })
   // @ts-expect-error: args is required
   await t.rejects(client.restore('vm1', 'suspend', {}), { code: 'ERR_INVALID_OPTION' })
   t.throws(() => {
