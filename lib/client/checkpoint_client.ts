@@ -31,8 +31,8 @@ export interface CheckpointClient extends AsyncDisposable {
    *   `ERR_STALLED`, `ERR_TIMEOUT`, `ERR_SYSTEM`, or an `AbortError`
    * - `ERR_CHECKPOINT_FAILED` if bhyve did not write a complete checkpoint. `problems` lists what is wrong with the
    *   files, and `vmState` is the state of the VM.
-   * - `ERR_DISKS_NOT_CAPTURED` if `onFrozen` rejected or took too long, or if bhyve saved the guest too fast to be
-   *   stopped
+   * - `ERR_DISKS_NOT_CAPTURED` if the `disks` cannot be captured (then nothing is sent to bhyve), if a snapshot or
+   *   `onFrozen` failed or took too long, or if bhyve saved the guest too fast to be stopped
    *
    * @example
    * const checkpoint = await client.createCheckpoint('vm1', { name: 'before-upgrade' })
@@ -50,20 +50,23 @@ export interface CheckpointClient extends AsyncDisposable {
    */
   getCheckpoint(vm: string, name: string): Promise<Checkpoint>
   /**
-   * Removes one checkpoint, even if it is damaged, pinned or a suspended state. A running VM is not affected. Rejects
-   * with `ERR_CHECKPOINT_NOT_FOUND`, or with `ERR_CHECKPOINT_DAMAGED` if the checkpoint is foreign: the format of
-   * another tool is never removed.
+   * Removes one checkpoint and its disk snapshots, even if it is damaged, pinned or a suspended state. A running VM is
+   * not affected. Rejects with `ERR_CHECKPOINT_NOT_FOUND`, with `ERR_CHECKPOINT_DAMAGED` if the checkpoint is foreign
+   * (the format of another tool is never removed), or with `ERR_CHECKPOINT_BUSY` if an interrupted rollback needs it. If
+   * only the disk snapshots cannot be removed, the message reports that the checkpoint was removed, and later calls try
+   * again.
    */
   destroyCheckpoint(vm: string, name: string): Promise<void>
   /**
-   * Removes all checkpoints of a VM, including pinned ones and its suspended state. Foreign checkpoints and files that
-   * belong to no checkpoint stay. Resolves with the removed names, or with `[]` if there were none.
+   * Removes all checkpoints of a VM, including pinned ones and its suspended state, and their disk snapshots. Foreign
+   * checkpoints, files that belong to no checkpoint, and the checkpoint that an interrupted rollback needs stay. Resolves with the removed names, or with `[]` if there were none.
    */
   destroyAll(vm: string): Promise<string[]>
   /**
    * Verifies the files of a checkpoint. `depth: 'structure'` (default) checks sizes and metadata. `depth: 'content'`
    * reads every byte and compares digests; a problem then names the bytes that differ. A checkpoint without recorded
-   * digests can only be verified to `'structure'`. The report's `depth` is the one that was reached.
+   * digests can only be verified to `'structure'`. The report's `depth` is the one that was reached. Each disk snapshot
+   * that no longer exists is a problem `disk-snapshot-missing`; the content of disk snapshots is not verified.
    *
    * A damaged checkpoint is not an error: the report has `ok: false` and `problems`. Rejects with
    * `ERR_CHECKPOINT_NOT_FOUND` or an `AbortError`.
@@ -81,8 +84,8 @@ export interface CheckpointClient extends AsyncDisposable {
   pinCheckpoint(vm: string, name: string, pinned?: boolean): Promise<void>
   /**
    * Removes the checkpoints of a VM that a policy does not keep. A checkpoint is kept if `keepLast` or `keepWithinMs`
-   * keeps it. If the remaining checkpoints occupy more than `maxBytes`, more are removed until they fit: first damaged
-   * ones, then the oldest.
+   * keeps it. If the remaining checkpoints, with their disk snapshots, occupy more than `maxBytes`, more are removed until
+   * they fit: first damaged ones, then the oldest.
    *
    * Never removes a pinned checkpoint, the last complete one, a suspended state that was not restored, or a foreign
    * one. With `dryRun` nothing is removed. Resolves with the names that were (or would be) removed, the names kept, and
