@@ -113,7 +113,7 @@ t.test(
     zfs(1)
     const failed = run('two')
     t.equal(await failed.status(), 1)
-    t.match(failed.stderr, /Checkpoint 'two' of VM 'vm1' was not created: onFrozen failed/)
+    t.match(failed.stderr, /Checkpoint 'two' of VM 'vm1' was not created: capturing its disks failed/)
     const [, snapshot, destroy] = fs.readFileSync(log, 'utf8').trim().split('\n')
     t.match(snapshot, /^snapshot tank\/vm1@/)
     t.equal(destroy, snapshot?.replace('snapshot', 'destroy'))
