@@ -1,12 +1,7 @@
 /** The state that all calls of one client share. */
 import type { Ability } from './runtime.js'
 import { assertRuntimeCan } from './runtime.js'
-import {
-  AbortError,
-  type ErrorDetails,
-  toCheckpointError,
-  withDetails,
-} from '../base/errors.js'
+import { AbortError, type ErrorDetails, toCheckpointError, withDetails } from '../base/errors.js'
 import type { ClientOptions } from '../base/types.js'
 import { type VmJobs, vmJobs } from '../operations/jobs.js'
 import { DiskProviders } from '../disks/providers.js'

@@ -81,7 +81,7 @@ export class SuspendedDisks implements DisksOfSuspend {
       await this.#take()
       const disks = await this.#capture.finish()
       await this.#assertOff()
-      if ((await this.#sockets()) !== sockets) throw new StartedAgain('another bhyve has served its socket')
+      if ((await this.#sockets()) !== sockets) throw new StartedAgain('another bhyve has used its socket')
       await context.store.jobs.addSnapshots(context.store.directoryOf(vm), vm, name, this.id, disks)
       return { ...checkpoint, disks: flattened(disks) }
     } catch (cause) {
