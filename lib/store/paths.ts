@@ -34,10 +34,13 @@ export const holdRecord = 'hold'
 export const continuedRecord = 'continued'
 /** In `.staging`: the file whose flock allows one restore of this VM at a time. */
 export const restoreLockName = 'restore.lock'
-/** In `.staging`: the disks of this VM are being put back to a checkpoint. Until that is finished, the VM must not start. */
-export const rollbackName = 'rollback'
+/**
+ * In `.staging`: the disks of this VM are being put back to a checkpoint, and the VM must not start until that is
+ * finished, or they were put back and no start was confirmed yet. No release takes this name for that of a stage.
+ */
+export const rollbackName = 'disks.rollback'
 /** In `.staging`: the same record before it is complete. */
-export const freshRollbackName = 'rollback.new'
+export const freshRollbackName = 'disks.rollback.new'
 const longestId = 12
 
 /** The longest request path that a stage in this directory can have. */

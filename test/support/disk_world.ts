@@ -81,6 +81,6 @@ export class DiskWorld extends World {
   }
 
   get rollbackRecord(): string {
-    return path.join(this.directory, '.staging/rollback')
+    return path.join(this.directory, '.staging/disks.rollback')
   }
 }

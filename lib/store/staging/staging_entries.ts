@@ -4,7 +4,6 @@
  */
 import { randomBytes } from 'node:crypto'
 import type { Directory } from '../../fs/directory.js'
-import { rollbackName } from '../paths.js'
 
 /** A committed stage. */
 export const readySuffix = '.ready'
@@ -20,14 +19,14 @@ export const replacedName = 'replaced'
 export const replacedManifest = 'replaced.manifest'
 
 export function isStageId(entry: string): boolean {
-  return /^[0-9a-z]{1,12}$/.test(entry) && entry !== rollbackName
+  return /^[0-9a-z]{1,12}$/.test(entry)
 }
 
 /** An unused id. Call this only under the exclusive lock of `.staging`. */
 export function freshId(staging: Directory): string {
   for (;;) {
     const id = BigInt(`0x${randomBytes(6).toString('hex')}`).toString(36)
-    if (isStageId(id) && staging.statusIfAny(id) === undefined) return id
+    if (staging.statusIfAny(id) === undefined) return id
   }
 }
 

@@ -191,7 +191,7 @@ t.test('fork: finishes an unfinished rollback of the new VM first', async (t) =>
   const owner = { vm: 'vm2', id: 'b', directory: path.dirname(staging) }
   const disks = [{ kind: 'copy', disks: [{ path: disk, snapshot: `${disk}@b` }] }]
   fs.writeFileSync(
-    path.join(staging, 'rollback'),
+    path.join(staging, 'disks.rollback'),
     JSON.stringify({ id, vm: 'vm2', checkpoint: 'b', owner, disks }),
   )
   const options = { ...clone, args: world.args, bhyve: world.script() }

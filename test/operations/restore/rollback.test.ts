@@ -290,7 +290,7 @@ t.test('rollback: recovery removes a record that was not completed', async (t) =
   const world = new DiskWorld(t)
   await world.savedWithDisks()
   fs.mkdirSync(path.join(world.directory, '.staging'), { recursive: true })
-  const fresh = path.join(world.directory, '.staging/rollback.new')
+  const fresh = path.join(world.directory, '.staging/disks.rollback.new')
   fs.writeFileSync(fresh, '{')
   t.match(await world.client.listCheckpoints('vm1'), [{ name: 'a' }])
   t.notOk(fs.existsSync(fresh))
