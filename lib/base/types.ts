@@ -347,16 +347,19 @@ export interface RestorePlan {
  *   in another slot. Not reported for a bhyve older than FreeBSD 14, which starts such a device without its state
  * - `already-restored`: the checkpoint was restored before, and its VM may have written to its disks since. `again`
  *   overrides this blocker
- * - `disk-newer`: a disk of a powered-off VM has changed since the checkpoint. `again` overrides this blocker
+ * - `disk-newer`: a disk of a powered-off VM has changed since the checkpoint. With `disks: 'rollback'`, also for a live
+ *   checkpoint: a writable disk without a snapshot has changed since, or it is not known whether it has. `again` overrides
+ *   this blocker
  * - `arguments-invalid`: bhyve would reject the arguments, or they contain `-r`, or `bhyve` is not an executable file.
  *   Its default path is checked on FreeBSD; elsewhere only `restore` checks it. With `as`: the arguments cannot be
  *   changed for the new VM
  * - `disks-undecided`: the checkpoint has disk snapshots, but the option `disks` is missing. With `as`: the new VM would
  *   write to disks of the saved VM
  * - `disks-missing`: the disks cannot be put back or copied: the checkpoint has no snapshots, a snapshot no longer exists,
- *   no provider of its kind is registered, the provider cannot do that, or (with `as`) a writable disk has no snapshot.
- *   Also: an interrupted rollback cannot be finished
- * - `dataset-shared`: putting the disks back would change more than the disks in the arguments
+ *   no provider of its kind is registered, or the provider cannot do that. With `as`, also: a writable disk has no
+ *   snapshot, or there is a snapshot of something that is no writable disk in the arguments. Also: an interrupted rollback
+ *   cannot be finished
+ * - `dataset-shared`: putting the disks back would change more than the writable disks in the arguments
  * - `name-in-use`: the VM `as` has a suspended state that was not restored
  */
 export type RestoreBlocker =

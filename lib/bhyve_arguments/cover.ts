@@ -31,17 +31,33 @@ function restOf(inner: string, outer: string): string {
   return inner === outer ? '' : inner.slice(outer.endsWith('/') ? outer.length - 1 : outer.length)
 }
 
+/** The system follows no more links either. */
+const maxLinks = 32
+
 /**
- * The absolute path without links. A disk that is missing is resolved by its directory: a rollback that was interrupted
- * may have renamed the disk.
+ * The absolute path without links. A disk that is missing is resolved by its directory, and by a link to it: a rollback
+ * that was interrupted may have renamed the disk.
  */
-function realPath(given: string): string {
+function realPath(given: string, links = maxLinks): string {
   const absolute = path.resolve(given)
   try {
     return fs.realpathSync(absolute)
   } catch (error) {
     if (!isNodeSystemError(error) || isExhausted(error)) throw error
     const parent = path.dirname(absolute)
-    return parent === absolute ? absolute : path.join(realPath(parent), path.basename(absolute))
+    if (parent === absolute) return absolute
+    const directory = realPath(parent, links)
+    const inDirectory = path.join(directory, path.basename(absolute))
+    const target = links > 0 ? linkTarget(inDirectory) : undefined
+    return target === undefined ? inDirectory : realPath(path.resolve(directory, target), links - 1)
+  }
+}
+
+function linkTarget(file: string): string | undefined {
+  try {
+    return fs.readlinkSync(file)
+  } catch (error) {
+    if (!isNodeSystemError(error) || isExhausted(error)) throw error
+    return undefined
   }
 }

@@ -131,18 +131,47 @@ export interface Findings {
 }
 
 /**
- * The disks of a suspended VM must be unchanged. If the VM kept running after the checkpoint, its disks have normally
- * changed, which is only a warning. There is no warning if their times are old, because they were then restored from a
- * snapshot.
+ * `disks`: those that the restore neither puts back nor copies. The disks of a suspended VM must be unchanged. If the VM
+ * kept running after the checkpoint, its disks have normally changed, which is only a warning. There is no warning if
+ * their times are old, because they were then restored from a snapshot. A rollback that leaves out a disk which the
+ * guest has written to since would start it on disks of two moments.
  */
 export function diskFindings(
   checkpoint: CheckpointReport,
   disks: readonly InspectedDisk[],
+  settings: RestoreSettings,
+): Findings {
+  const isPutBack = settings.disks === 'rollback' && checkpoint.disks.length > 0
+  const left = isPutBack && !settings.again ? disks.filter(({ writable }) => writable) : []
+  const others = timeFindings(
+    checkpoint,
+    disks.filter((disk) => !left.includes(disk)),
+    settings.again,
+  )
+  return { ...others, blockers: [...others.blockers, ...leftOutBlockers(checkpoint, left)] }
+}
+
+function leftOutBlockers(checkpoint: CheckpointReport, disks: readonly InspectedDisk[]): Blocker[] {
+  return disks.flatMap((disk) => {
+    if (isNewer(disk, checkpoint)) return [newerDisk(disk, checkpoint)]
+    if (disk.modifiedMs !== undefined) return []
+    const message =
+      `the checkpoint has no snapshot of '${disk.path}' (${disk.device}), and it is not known whether this disk has ` +
+      `changed since (${disk.why ?? ''}): put it back yourself ${override}`
+    return [blocker('disk-newer', message)]
+  })
+}
+
+function isNewer({ modifiedMs }: InspectedDisk, { disksQuietMs }: CheckpointReport): boolean {
+  return modifiedMs !== undefined && modifiedMs > disksQuietMs + lateTimeMs
+}
+
+function timeFindings(
+  checkpoint: CheckpointReport,
+  disks: readonly InspectedDisk[],
   again: boolean,
 ): Findings {
-  const newer = disks.filter(
-    ({ modifiedMs }) => modifiedMs !== undefined && modifiedMs > checkpoint.disksQuietMs + lateTimeMs,
-  )
+  const newer = disks.filter((disk) => isNewer(disk, checkpoint))
   const unknown = disks.filter(({ modifiedMs }) => modifiedMs === undefined)
   if (checkpoint.listed.poweredOff === true && !again) {
     return {

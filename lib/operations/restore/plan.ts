@@ -91,7 +91,7 @@ async function findingsOf(inputs: Inputs, starts: boolean): Promise<Findings> {
   const running = await runningBlockers(context, inputs.targets)
   const rollback = await unfinishedFindings(context)
   const others = report.disks.filter((disk) => !isOfSnapshot(disk, settings))
-  const disks = diskFindings(checkpoint, others, settings.again)
+  const disks = diskFindings(checkpoint, others, settings)
   const { machine } = report
   const found = [
     ...checkpointBlockers(checkpoint, settings.again),

@@ -1,6 +1,5 @@
 /** The disk snapshots of a checkpoint with their providers, and why a restore cannot use them. */
 import type { DiskOwner, DiskProvider, DiskRecord } from '../../base/disk_types.js'
-import { pathReplacer } from '../../bhyve_arguments/rewrite.js'
 import type { ArgumentsReport, InspectedDisk } from '../../bhyve_arguments/report.js'
 import type { DiskProviders } from '../../disks/providers.js'
 import type { RestoreSettings } from '../settings.js'
@@ -46,9 +45,9 @@ export async function snapshotBlockers(
   }
   const unusable = await Promise.all(snapshots.map((snapshot) => unusableBlockers(snapshot, disks)))
   const all = unusable.flat()
+  all.push(...unnamedBlockers(disks, snapshots, report))
   if (disks === 'clone') return [...all, ...uncoveredBlockers(report)]
-  const shared = all.length === 0 ? await sharedBlockers(snapshots) : []
-  return [...all, ...shared, ...unnamedBlockers(settings, snapshots, report)]
+  return all.length === 0 ? sharedBlockers(snapshots) : all
 }
 
 const done = { rollback: 'put back', clone: 'copied' } as const
@@ -127,24 +126,33 @@ async function sharedBlockers(snapshots: readonly Snapshot[]): Promise<Blocker[]
 }
 
 /**
- * The manifest may be of another host, or hostile. So a rollback changes only what the caller's arguments name, too: a
- * disk, or a directory that contains something of the VM.
+ * The recorded paths that are not the disk, or the directory of a disk, that the caller's arguments let the guest write
+ * to. A manifest or a rollback record may be of another host, or hostile, so nothing else is changed or copied. That the
+ * arguments name a path elsewhere is not enough: a boot ROM, a configuration file and an ISO are not disks of the VM.
  */
+export function pathsWithoutDisk(
+  snapshots: readonly { record: DiskRecord }[],
+  { disks }: ArgumentsReport,
+): string[] {
+  const covers = disks.flatMap(({ writable, cover }) => (writable && cover ? [cover.path] : []))
+  return recordedPaths(snapshots).filter((path) => !covers.includes(path))
+}
+
+const unnamed = {
+  rollback: { code: 'dataset-shared', what: 'putting the disks back would also change' },
+  clone: { code: 'disks-missing', what: 'the new VM would also get a copy of' },
+} as const
+
 function unnamedBlockers(
-  { args }: RestoreSettings,
+  disks: 'rollback' | 'clone',
   snapshots: readonly Snapshot[],
-  { disks, variables = {} }: ArgumentsReport,
+  report: ArgumentsReport,
 ): Blocker[] {
-  const covers = disks.flatMap(({ cover }) => (cover === undefined ? [] : [cover.path]))
-  const values = [...args, ...Object.values(variables), ...covers]
-  const unnamed = recordedPaths(snapshots).filter((path) => {
-    const replace = pathReplacer(new Map([[path, '?']]))
-    return !covers.includes(path) && values.every((value) => replace(value) === value)
-  })
-  return unnamed.map((path) => {
-    const message =
-      `putting the disks back would also change '${path}', which is not in the arguments: ` +
-      'use the arguments that the VM was saved with'
-    return blocker('dataset-shared', message)
+  // Arguments that cannot be parsed have a blocker of their own.
+  if (report.fault !== undefined) return []
+  const { code, what } = unnamed[disks]
+  return pathsWithoutDisk(snapshots, report).map((path) => {
+    const message = `${what} '${path}', which is no writable disk in the arguments: use the arguments that the VM was saved with`
+    return blocker(code, message)
   })
 }

@@ -140,8 +140,35 @@ t.test('planRestore: a fork needs a snapshot of each disk that it writes to', as
   const readOnly = await plan({ ...fork, args })
   t.strictSame(readOnly.blockers, [])
   t.ok(readOnly.args.includes(`5:1,virtio-blk,${b},ro`))
-  // A rollback only warns: the caller may have put the other disk back.
-  t.strictSame(codes(await plan({ disks: 'rollback' })), [[], ['disks-moved-on']])
+})
+
+t.test('planRestore: a rollback must not leave out a disk that has changed since', async (t) => {
+  const { plan, put, images, root } = planning(t)
+  const [a = '', b = ''] = images
+  put({ disks: [{ kind: 'copy', disks: [{ path: a, snapshot: `${a}@x` }] }] })
+  const newer = await plan({ disks: 'rollback' })
+  t.match(newer, {
+    blockers: [{ code: 'disk-newer', message: /'.*b\.img' \(virtio-blk@pci\.0\.5\.1\) was/ }],
+  })
+  t.strictSame(codes(newer), [['disk-newer'], []])
+  t.strictSame(codes(await plan({ disks: 'rollback', again: true })), [[], ['disks-moved-on']])
+  t.strictSame(
+    codes(await plan({ disks: 'keep' })),
+    [[], ['disks-moved-on']],
+    'that is the decision of the caller',
+  )
+  const readOnly = [...small, '-s', `3,virtio-blk,${a}`, '-s', `5:1,virtio-blk,${b},ro`, 'vm1']
+  t.strictSame(codes(await plan({ disks: 'rollback', args: readOnly })), [[], ['disks-moved-on']])
+  // The caller has put it back.
+  fs.utimesSync(b, 1e9, 1e9)
+  t.strictSame(codes(await plan({ disks: 'rollback' })), [[], []])
+  const device = path.join(root, 'zvol')
+  fs.mkdirSync(device)
+  const args = [...small, '-s', `3,virtio-blk,${a}`, '-s', `5:1,virtio-blk,${device}`, 'vm1']
+  t.match((await plan({ disks: 'rollback', args })).blockers, [
+    { code: 'disk-newer', message: /no snapshot of '.*zvol'.*not known.*put it back yourself/ },
+  ])
+  t.strictSame((await plan({ disks: 'rollback', args, again: true })).blockers, [])
 })
 
 t.test('planRestore: a rollback must not change anything else', async (t) => {
@@ -165,10 +192,65 @@ t.test('planRestore: a rollback must not change anything else', async (t) => {
   const args = [...small, '-s', `3,virtio-blk,${images[0] ?? ''}`, 'vm1']
   const other = await plan({ disks: 'rollback', args })
   t.match(other.blockers, [
-    { code: 'dataset-shared', message: /also change '.*b\.img', which is not in the arguments/ },
+    { code: 'dataset-shared', message: /also change '.*b\.img', which is no writable disk in the arguments/ },
   ])
-  t.strictSame((await plan({ ...fork, args })).blockers, [])
+  const copied = await plan({ ...fork, args })
+  t.match(copied.blockers, [
+    { code: 'disks-missing', message: /also get a copy of '.*b\.img', which is no writable disk/ },
+  ])
 })
+
+t.test(
+  'planRestore: a hostile manifest changes and copies only writable disks of the arguments',
+  async (t) => {
+    const { plan, put, images, root } = planning(t)
+    const [a = '', b = ''] = images
+    const rom = path.join(root, 'firmware.fd')
+    const variables = path.join(root, 'variables.fd')
+    const iso = path.join(root, 'install.iso')
+    const configuration = path.join(root, 'conf')
+    const shared = path.join(root, 'shared')
+    for (const file of [rom, variables, iso]) fs.writeFileSync(file, 'good')
+    fs.writeFileSync(configuration, 'x=1\n')
+    fs.mkdirSync(shared)
+    const args = [
+      ...['-k', configuration, '-l', `bootrom,${rom},${variables}`, '-s', `2,ahci-cd,${iso}`],
+      ...['-s', `6,virtio-9p,share=${shared}`, '-s', `3,virtio-blk,${a}`, '-s', `5:1,virtio-blk,${b},ro`],
+      ...[...small, 'vm1'],
+    ]
+    for (const [index, target] of [
+      rom,
+      variables,
+      iso,
+      configuration,
+      shared,
+      b,
+      '/etc/passwd',
+      root,
+    ].entries()) {
+      put({
+        disks: [{ kind: 'copy', disks: [a, target].map((disk) => ({ path: disk, snapshot: `${a}@x` })) }],
+      })
+      const named = (code: string): object => ({
+        code,
+        message: new RegExp(`'${target}', which is no writable disk`),
+      })
+      const options = { args, again: true }
+      const rollback = await plan({ ...options, disks: 'rollback' })
+      t.match(
+        rollback.blockers.filter(({ code }) => code === 'dataset-shared'),
+        [named('dataset-shared')],
+        target,
+      )
+      const copied = await plan({ ...options, ...fork })
+      t.match(
+        copied.blockers.filter(({ code }) => code === 'disks-missing'),
+        [named('disks-missing')],
+        `${index}`,
+      )
+    }
+  },
+)
 
 t.test('planRestore: disks that are put back need no `again` and are not newer', async (t) => {
   const { plan, put, args, images, root } = planning(t)
@@ -232,12 +314,14 @@ t.test('planRestore: shows the command of a fork and what both VMs would share',
 })
 
 t.test('planRestore: a fork whose arguments cannot be rewritten is blocked', async (t) => {
-  const { plan, args, root, images } = planning(t)
+  const { plan, put, args, root, images } = planning(t)
   const configuration = path.join(root, 'conf')
   fs.writeFileSync(configuration, `pci.0.3.0.device=virtio-blk\npci.0.3.0.path=${images[0] ?? ''}\n`)
+  put({ disks: [{ kind: 'copy', disks: [{ path: images[0], snapshot: `${images[0] ?? ''}@x` }] }] })
   const inFile = await plan({ ...fork, args: [...small, '-k', configuration, 'vm1'] })
   t.match(inFile.blockers, [{ code: 'arguments-invalid', message: /could not be replaced.*-k/ }])
   t.strictSame(inFile.args, [])
+  put()
   const other = await plan({ ...fork, args: [...args.slice(0, -1), 'vm3'] })
   t.match(other.blockers, [{ code: 'arguments-invalid', message: /for VM 'vm3'/ }])
   t.strictSame(
