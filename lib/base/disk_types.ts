@@ -72,7 +72,10 @@ export interface DiskProvider {
   shared?(record: DiskRecord, owner: DiskOwner): Promise<readonly string[]>
   /**
    * Puts the disks back to their snapshots. Their present state stays, and the call resolves with its names. If the
-   * process dies in the middle, it is called again with the same `id` and must finish what it has begun.
+   * process dies in the middle, it is called again with the same `id` and must finish what it has begun. If it rejects
+   * with an error whose property `unchanged` is true, nothing of the rollback of this `id` has changed any disk, and the
+   * rollback is dropped if no other disk was put back. After any other error the VM cannot be started until it is
+   * finished.
    */
   rollback?(
     record: DiskRecord,

@@ -77,6 +77,11 @@ export class CheckpointError extends Error {
   declare readonly errno?: number
   /** The name of the failed system call. */
   declare readonly syscall?: string
+  /**
+   * Of `DiskProvider.rollback`: nothing of this rollback, which is identified by its `id`, has changed any disk. `restore`
+   * then drops the rollback instead of finishing it later.
+   */
+  declare readonly unchanged?: boolean
   /** The file, directory or socket that the error is about. */
   declare readonly path?: string
 

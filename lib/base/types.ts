@@ -278,7 +278,8 @@ export interface RestoreOptions {
    *
    * - `'rollback'`: put them back to their snapshots before bhyve is started. Their present state is kept, and
    *   `keptDisks` of the result lists its names. If the process dies in the middle, the next restore of this VM finishes
-   *   the rollback first.
+   *   the rollback first. If bhyve then does not start, another attempt does not put them back again, unless they have
+   *   changed since.
    * - `'keep'`: use them as they are. Correct only if you have put them back yourself.
    * - `'clone'`: with `as`. Start the new VM on writable copies of the snapshots. `clonedDisks` of the result lists
    *   them.
@@ -353,12 +354,13 @@ export interface RestorePlan {
  * - `arguments-invalid`: bhyve would reject the arguments, or they contain `-r`, or `bhyve` is not an executable file.
  *   Its default path is checked on FreeBSD; elsewhere only `restore` checks it. With `as`: the arguments cannot be
  *   changed for the new VM
- * - `disks-undecided`: the checkpoint has disk snapshots, but the option `disks` is missing. With `as`: the new VM would
- *   write to disks of the saved VM
+ * - `disks-undecided`: the option `disks` is missing, although the checkpoint has disk snapshots, or the disks were put
+ *   back to another checkpoint and the VM was not started since. With `as`: the new VM would write to disks of the saved
+ *   VM
  * - `disks-missing`: the disks cannot be put back or copied: the checkpoint has no snapshots, a snapshot no longer exists,
  *   no provider of its kind is registered, or the provider cannot do that. With `as`, also: a writable disk has no
  *   snapshot, or there is a snapshot of something that is no writable disk in the arguments. Also: an interrupted rollback
- *   cannot be finished
+ *   cannot be finished, or is one of another VM that the arguments name
  * - `dataset-shared`: putting the disks back would change more than the writable disks in the arguments
  * - `name-in-use`: the VM `as` has a suspended state that was not restored
  */
@@ -387,7 +389,8 @@ export type RestoreBlocker =
  * - `not-enough-memory`: the free memory is smaller than the guest RAM. Memory that caches would release is not counted
  *   on every system
  * - `disks-moved-on`: the VM continued to run after its checkpoint, and its disks have changed since or cannot be
- *   checked. With `again`, also: a disk of a powered-off VM has changed since the checkpoint
+ *   checked. With `again`, also: a disk of a powered-off VM has changed since the checkpoint. With `disks: 'rollback'`,
+ *   also: the VM has another suspended state that was not restored, and that needs the disks as they are
  * - `not-verified`: `verify` was requested but the checkpoint has no digests, or a disk of a powered-off VM has no
  *   meaningful modification time (device nodes, zvols) or cannot be inspected, or the checkpoint is
  *   `durability-unproven` and `again` was passed

@@ -65,7 +65,7 @@ const locking: ReadonlySet<string> = new Set<keyof Jobs>([
   'endFork',
   'holdUnrecorded',
   'recordRollback',
-  'removeRollback',
+  'replaceRollback',
 ])
 
 /**

@@ -11,7 +11,7 @@ import { argumentsFor, faultBlockers, type ForkSettings } from './fork_plan.js'
 import { launch, type Launch } from './launch.js'
 import { planRestore, type Planned } from './plan.js'
 import type { Restored } from './restored.js'
-import { finishRollback, withKept } from './rollback.js'
+import { forgetRollback } from './rollback.js'
 import { targetsOf } from './targets.js'
 
 export async function fork(
@@ -23,10 +23,7 @@ export async function fork(
   const directory = context.store.directoryOf(settings.as)
   const { made, descriptors } = await jobs.beginFork(directory)
   try {
-    const kept = (await finishRollback(context, settings, cancellation))?.kept
-    return await forkPlanned(context, settings, kept, cancellation).catch((error: unknown) => {
-      throw withKept(error, kept)
-    })
+    return await forkPlanned(context, settings, cancellation)
   } finally {
     // Ignore errors: recovery removes what is left.
     await jobs.endFork(directory, descriptors.restoreLock, made).catch(() => undefined)
@@ -37,7 +34,6 @@ export async function fork(
 async function forkPlanned(
   context: RestoreContext,
   settings: ForkSettings,
-  keptDisks: string[] | undefined,
   cancellation: Cancellation,
 ): Promise<Restored> {
   cancellation.throwIfCancelled()
@@ -49,7 +45,10 @@ async function forkPlanned(
   const held = await store.jobs.holdUnrecorded(store.directoryOf(settings.vm), settings.name, identity)
   if (held === undefined) throw changed(settings)
   try {
-    return await forkHeld(context, settings, planned, keptDisks, cancellation)
+    const restored = await forkHeld(context, settings, planned, cancellation)
+    // The new VM runs on copies, and not on what was put back before.
+    await forgetRollback(context, planned.rollback !== undefined)
+    return restored
   } finally {
     loadNative().close(held.descriptors.staging)
   }
@@ -59,7 +58,6 @@ async function forkHeld(
   context: RestoreContext,
   settings: ForkSettings,
   planned: Planned,
-  keptDisks: string[] | undefined,
   cancellation: Cancellation,
 ): Promise<Restored> {
   const { store, target } = context
@@ -69,7 +67,7 @@ async function forkHeld(
     const copies = isCloned ? await makeClones(planned.snapshots, settings.as, cancellation) : []
     const launching: ForkLaunch = {
       ...{ context, settings, args: [], targets: [], log, mayHaveRun: false },
-      disks: { keptDisks, clonedDisks: isCloned ? copies.map(([, copy]) => copy) : undefined },
+      disks: { clonedDisks: isCloned ? copies.map(([, copy]) => copy) : undefined },
       leftovers: 'the copies of the disks were not removed',
     }
     return await forkCloned(launching, planned, copies, cancellation).catch(async (error: unknown) => {

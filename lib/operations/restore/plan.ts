@@ -3,6 +3,7 @@ import type { Target } from '../../bhyve/locate.js'
 import { isVmName } from '../../base/names.js'
 import { defaultBhyve, type RestoreSettings } from '../settings.js'
 import type { CheckpointReport } from '../../store/catalog/restore_records.js'
+import type { FoundRollback } from '../../store/catalog/rollback_record.js'
 import { ProgressReporter } from '../progress.js'
 import type { RestorePlan } from '../../base/types.js'
 import { verifyContent } from '../verify.js'
@@ -26,8 +27,9 @@ import {
 import { generationBlockers, readerOf } from './reader.js'
 import { type ForkPlan, isFork, planFork } from './fork_plan.js'
 import { isOfSnapshot, recordedPaths, type Snapshot, snapshotBlockers, snapshotsOf } from './snapshots.js'
+import { suspendedWarnings } from './suspended.js'
 import { runningBlockers, targetsOf } from './targets.js'
-import { unfinishedFindings } from './unfinished.js'
+import { findRollback, rollbackFindings } from './unfinished.js'
 
 /** A plan, and what its execution needs in addition. */
 export interface Planned {
@@ -40,6 +42,8 @@ export interface Planned {
   targets: Target[]
   snapshots: Snapshot[]
   report: ArgumentsReport
+  /** The last rollback of the VM that is about to be started. */
+  rollback: FoundRollback | undefined
 }
 
 /** `starts`: the caller is about to execute the plan, so bhyve's executable must exist on this host. */
@@ -62,10 +66,11 @@ export async function planRestore(
   )
   const fork = isFork(settings) ? await planFork(context, settings, snapshots, report) : undefined
   const targets = targetsOf(context, fork?.arguments ?? report)
-  const inputs = { context, settings, checkpoint, snapshots, report, fork, targets }
+  const rollback = await findRollback(context)
+  const inputs = { context, settings, checkpoint, snapshots, report, fork, targets, rollback }
   const { blockers, warnings } = await findingsOf(inputs, starts)
   const plan = { command: settings.bhyve, args: commandOf(inputs), blockers, warnings }
-  return { plan, checkpoint, targets, snapshots, report }
+  return { plan, checkpoint, targets, snapshots, report, rollback }
 }
 
 interface Inputs {
@@ -76,6 +81,7 @@ interface Inputs {
   report: ArgumentsReport
   fork: ForkPlan | undefined
   targets: readonly Target[]
+  rollback: FoundRollback | undefined
 }
 
 /** If a fork's arguments may name disks of the saved VM, none are returned, because somebody could use them. */
@@ -89,7 +95,7 @@ async function findingsOf(inputs: Inputs, starts: boolean): Promise<Findings> {
   const host = context.host()
   const content = await contentFindings(context, settings, checkpoint)
   const running = await runningBlockers(context, inputs.targets)
-  const rollback = await unfinishedFindings(context)
+  const rollback = await rollbackFindings(context, settings, inputs.rollback, inputs)
   const others = report.disks.filter((disk) => !isOfSnapshot(disk, settings))
   const disks = diskFindings(checkpoint, others, settings)
   const { machine } = report
@@ -115,6 +121,7 @@ async function findingsOf(inputs: Inputs, starts: boolean): Promise<Findings> {
     ...content.warnings,
     ...durabilityWarnings(checkpoint),
     ...rollback.warnings,
+    ...(await suspendedWarnings(context, settings)),
     ...(fork?.warnings ?? []),
   ]
   return { blockers: needsBhyve ? [...found, ...executableBlockers(report)] : found, warnings }

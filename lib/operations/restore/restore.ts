@@ -4,6 +4,7 @@ import type { Cancellation } from '../../base/cancellation.js'
 import { loadNative } from '../../base/native.js'
 import type { RestoreSettings } from '../settings.js'
 import type { RestoreRecord } from '../../store/catalog/restore_records.js'
+import type { Rollback } from '../../store/catalog/rollback_record.js'
 import type { RestoreContext } from './context.js'
 import { assertUnblocked, changed } from './failures.js'
 import { fork } from './fork.js'
@@ -11,7 +12,7 @@ import { isFork } from './fork_plan.js'
 import { launch, type Launch } from './launch.js'
 import { planRestore, type Planned } from './plan.js'
 import type { Restored } from './restored.js'
-import { type Finished, finishRollback, rollBack, withKept } from './rollback.js'
+import { finishRollback, forgetRollback, rollBack, withKept } from './rollback.js'
 
 export { Restored } from './restored.js'
 
@@ -44,7 +45,7 @@ export async function restore(
 async function restoreLocked(
   context: RestoreContext,
   settings: RestoreSettings,
-  finished: Finished | undefined,
+  finished: Rollback | undefined,
   cancellation: Cancellation,
 ): Promise<Restored> {
   cancellation.throwIfCancelled()
@@ -53,13 +54,13 @@ async function restoreLocked(
   cancellation.throwIfCancelled()
   if (settings.disks !== 'rollback')
     return restoreLogged(context, settings, planned, finished?.kept, cancellation)
-  const kept = await rollBack(context, settings, planned, finished, cancellation)
+  const { kept, isNew } = await rollBack(context, settings, planned, finished, cancellation)
   try {
     cancellation.throwIfCancelled()
-    const all = [...(finished?.kept ?? []), ...kept]
+    const all = isNew ? [...(finished?.kept ?? []), ...kept] : kept
     return await restoreLogged(context, settings, planned, all, cancellation)
   } catch (error) {
-    throw kept.length === 0 ? error : withKept(error, kept)
+    throw isNew ? withKept(error, kept) : error
   }
 }
 
@@ -67,7 +68,7 @@ async function restoreLogged(
   context: RestoreContext,
   settings: RestoreSettings,
   planned: Planned,
-  keptDisks: string[] | undefined,
+  keptDisks: readonly string[] | undefined,
   cancellation: Cancellation,
 ): Promise<Restored> {
   const { jobs } = context.store
@@ -110,8 +111,9 @@ async function restoreRecorded(starting: Starting, cancellation: Cancellation): 
 }
 
 /** Ignores errors: an unconfirmed checkpoint is kept like the only state of its VM, which does no harm. */
-async function confirm({ context, directory, settings, record }: Starting): Promise<void> {
+async function confirm({ context, directory, settings, planned, record }: Starting): Promise<void> {
   await context.store.jobs.confirmRestore(directory, settings.name, record).catch(() => undefined)
+  await forgetRollback(context, settings.disks === 'rollback' || planned.rollback !== undefined)
 }
 
 /**

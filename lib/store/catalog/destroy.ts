@@ -10,8 +10,10 @@ import { notFound, checkpointNames } from '../../checkpoint/read.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
 import { assertNotStuck, moveCompanions, recover } from '../commit/recover.js'
 import { removeDirectoryLater, removeEntry } from '../staging/removed.js'
+import { unfinished } from '../staging/rollback_file.js'
 import { recordSnapshotsOf } from '../staging/snapshot_records.js'
-import { checkpointOfRollback } from './rollback_record.js'
+import { rollbackName } from '../paths.js'
+import { checkpointOfRollback, dropDoneRollback } from './rollback_record.js'
 import { freshId, trashSuffix } from '../staging/staging_entries.js'
 
 export function destroyCheckpoint(directoryPath: string, name: string): void {
@@ -25,7 +27,7 @@ export function destroyCheckpoint(directoryPath: string, name: string): void {
   assertNotStuck(recover(directory, staging), name)
   if (!checkpointNames(directory).includes(name)) throw notFound(directoryPath, name)
   if (isForeign(directory, name) === true) throw foreign(directory, name)
-  if (checkpointOfRollback(staging) === name) throw rollingBack(directory, name)
+  if (checkpointOfRollback(staging) === name) throw rollingBack(staging, name)
   discard(directory, staging, [name])
 }
 
@@ -58,6 +60,8 @@ function discardAll(directory: Directory, staging: Directory): string[] {
     (name) => !stuck.has(name) && name !== needed && isForeign(directory, name) === false,
   )
   discard(directory, staging, names)
+  // Nothing is left to be restored, so the directory can be removed.
+  if (checkpointNames(directory).length === 0) dropDoneRollback(staging)
   return names.sort()
 }
 
@@ -121,12 +125,11 @@ function isForeign(directory: Directory, name: string): boolean | undefined {
   }
 }
 
-function rollingBack(directory: Directory, name: string): CheckpointError {
-  const path = directory.pathOf(name + memorySuffix)
+function rollingBack(staging: Directory, name: string): CheckpointError {
   const message =
     `The disks of the VM are half put back to checkpoint '${name}', so it was not removed. ` +
-    'Restore the VM first: that finishes the rollback'
-  return new CheckpointError('ERR_CHECKPOINT_BUSY', message, { path })
+    `Restore the VM first: that finishes the rollback ('${staging.pathOf(rollbackName)}')`
+  return unfinished(staging, message)
 }
 
 function foreign(directory: Directory, name: string): CheckpointError {

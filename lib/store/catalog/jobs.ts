@@ -20,5 +20,5 @@ export {
   recordRestore,
   revokeRestore,
 } from './restore_records.js'
-export { readRollback, recordRollback, removeRollback } from './rollback_record.js'
+export { readRollback, recordRollback, replaceRollback } from './rollback_record.js'
 export { suspendedState } from './suspended.js'

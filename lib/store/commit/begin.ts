@@ -14,6 +14,7 @@ import { assertReplaceable } from './replaceable.js'
 import { assertNotStuck, recover } from './recover.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
 import { removeEntry } from '../staging/removed.js'
+import { settleRollback } from '../staging/rollback_file.js'
 import { lastMemoryBytes } from '../staging/space.js'
 import { noteSnapshots, snapshotRecordsIn } from '../staging/snapshot_records.js'
 import { borrowStage, isSameStage, type StageHandle } from '../staging/stage_handle.js'
@@ -51,7 +52,10 @@ export function createStage(request: StageRequest): StageResult {
   try {
     using store = openLocked(request.directory, made)
     const { directory, staging } = store
-    assertNotStuck(recover(directory, staging), request.name)
+    assertNotStuck(
+      recover(directory, staging, () => settleRollback(staging)),
+      request.name,
+    )
     assertReplaceable(directory, request.name, request.ifExists)
     return makeStage(directory, staging, request, made)
   } catch (error) {

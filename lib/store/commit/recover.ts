@@ -31,8 +31,9 @@ export type Stuck = Map<string, CheckpointError>
 /**
  * An entry that cannot be finished now is left for a later call. Until then, no call can create or change a checkpoint
  * of that name (`assertNotStuck`), because the older commit would later replace it. Other names are not affected.
+ * `onRollback` is called if there is a rollback record: only a restore can finish it.
  */
-export function recover(directory: Directory, staging: Directory): Stuck {
+export function recover(directory: Directory, staging: Directory, onRollback?: () => void): Stuck {
   const stuck: Stuck = new Map()
   const entries = staging.entries()
   const committed = entries.filter((name) => name.endsWith(readySuffix))
@@ -51,6 +52,7 @@ export function recover(directory: Directory, staging: Directory): Stuck {
   if (entries.includes(freshRollbackName)) removeRubbish(staging, freshRollbackName)
   if (holdsRemovals(staging)) noteRemovals(staging)
   if (entries.some((name) => name.endsWith(snapshotsSuffix))) noteSnapshots(staging)
+  if (entries.includes(rollbackName)) onRollback?.()
   return stuck
 }
 

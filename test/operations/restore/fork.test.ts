@@ -179,7 +179,7 @@ t.test('fork: rejects the name of a VM with a suspended state', async (t) => {
   t.match(await world.client.suspendedCheckpoint('vm2'), { name: 'suspend' })
 })
 
-t.test('fork: finishes an unfinished rollback of the new VM first', async (t) => {
+t.test('fork: is refused under the name of a VM whose disks are half put back', async (t) => {
   const world = new DiskWorld(t)
   await world.savedWithDisks()
   const staging = path.join(world.checkpointDirectory, 'vm2/.staging')
@@ -190,14 +190,20 @@ t.test('fork: finishes an unfinished rollback of the new VM first', async (t) =>
   const id = '01234567-89ab-4def-8123-456789abcdef'
   const owner = { vm: 'vm2', id: 'b', directory: path.dirname(staging) }
   const disks = [{ kind: 'copy', disks: [{ path: disk, snapshot: `${disk}@b` }] }]
-  fs.writeFileSync(
-    path.join(staging, 'disks.rollback'),
-    JSON.stringify({ id, vm: 'vm2', checkpoint: 'b', owner, disks }),
-  )
+  const record = path.join(staging, 'disks.rollback')
+  const rollback = { id, vm: 'vm2', checkpoint: 'b', owner, disks }
+  fs.writeFileSync(record, JSON.stringify(rollback))
   const options = { ...clone, args: world.args, bhyve: world.script() }
-  const { keptDisks } = await world.with().restore('vm1', 'a', options)
-  t.strictSame(keptDisks, [`${disk}.${id}`])
-  t.equal(fs.readFileSync(disk, 'utf8'), 'then')
+  const error = await rejection(world.with().restore('vm1', 'a', options))
+  t.match(error, {
+    code: 'ERR_RESTORE_BLOCKED',
+    blockers: [{ code: 'disks-missing', message: /VM 'vm2' was interrupted.*choose another name/ }],
+  })
+  t.equal(fs.readFileSync(disk, 'utf8'), 'now', 'the arguments of vm1 do not name the disks of vm2')
+  t.strictSame(world.calls(), [])
+  // The new VM does not run on these disks.
+  fs.writeFileSync(record, JSON.stringify({ ...rollback, done: true, doneMs: 1, kept: [] }))
+  t.ok(isAlive((await world.with().restore('vm1', 'a', options)).pid))
   t.strictSame(fs.readdirSync(staging), [])
 })
 
