@@ -1,7 +1,7 @@
 /**
  * Puts the disks of a VM back to a checkpoint. A durable record is written before the first disk is changed. If the
  * process dies, the next restore of the VM finishes the rollback with the same id, whatever else it has to do. When all
- * disks are back, the record is marked as done. It is removed when the VM runs.
+ * disks are back, the record is kept as done. It is removed when the VM runs.
  */
 import { randomUUID } from 'node:crypto'
 import { isDeepStrictEqual } from 'node:util'

@@ -76,11 +76,11 @@ function elsewhereBlockers(
   { id }: CheckpointReport,
 ): Blocker[] {
   if (isFork(settings) || settings.disks !== undefined || found === undefined || 'fault' in found) return []
-  const { checkpoint, owner } = found.rollback
+  const { checkpoint, owner, done = false } = found.rollback
   if (owner.id === id) return []
   const message =
-    `the disks were put back to checkpoint '${checkpoint}', and no start of the VM was confirmed since: restore that ` +
-    "checkpoint, or pass the option 'disks' with 'rollback' if this checkpoint has snapshots, or with 'keep' to use the " +
+    `the disks ${done ? 'were put back' : 'are half put back'} to checkpoint '${checkpoint}', and no start of the VM was ` +
+    "confirmed since: restore that checkpoint, or pass the option 'disks' with 'rollback' if this checkpoint has snapshots, or with 'keep' to use the " +
     'disks as they are'
   return [blocker('disks-undecided', message)]
 }

@@ -1,6 +1,6 @@
 /**
  * The record of a rollback: the disks of a VM are being put back to a checkpoint. It is durable in `.staging` before the
- * first disk is changed, and is marked as done when the last one is back. If the process dies in between, the next
+ * first disk is changed, and becomes a done record when the last one is back. If the process dies in between, the next
  * restore of the VM finishes the rollback. A done record is removed when a start is confirmed. Only the holder of the
  * restore lock writes and finishes it. Runs in the pool.
  */
