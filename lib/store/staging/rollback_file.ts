@@ -1,6 +1,6 @@
 /**
  * The file of a rollback record (`disks.rollback`). It names the disks that are being put back to a checkpoint, from
- * before the first one is changed. When all are back, it says so (`done`), and it stays until a start is confirmed.
+ * before the first one is changed. When all are back, the record is done, and it stays until a start is confirmed.
  * Runs in the pool.
  */
 import type { DiskOwner, DiskRecord } from '../../base/disk_types.js'
