@@ -128,7 +128,7 @@ function orphanedGuards(root: string): number[] {
 /** The calls from the first one about the snapshots to the end, in the thread that does the work, and all starts. */
 function strikesIn(trace: string): Strike[] {
   const lines = trace.split('\n')
-  const first = lines.find((line) => /"\.disks"|\.snapshots", O_WRONLY/.test(line)) ?? ''
+  const first = lines.find((line) => /"\.disks"|"snapshots\.new", O_WRONLY/.test(line)) ?? ''
   const own = lines.filter((line) => line.startsWith(`${first.split(' ')[0] ?? ''} `) && !isStart(line))
   const from = own.indexOf(first)
   const [main = ''] = lines[0]?.split(' ') ?? []
