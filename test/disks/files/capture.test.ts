@@ -9,7 +9,16 @@ import { DiskProviders } from '../../../dist/disks/providers.js'
 import { loadNative } from '../../../dist/base/native.js'
 import { sharedPool } from '../../../dist/pool/pool.js'
 import { failure, inlinePool, intercept, rejection, tree } from '../../support/index.js'
-import { contentOf, type FileSystem, MiB, mounted, never, snapshotsOf, usedBytes, World } from './world.js'
+import {
+  contentOf,
+  type FileSystem,
+  MiB,
+  mounted,
+  never,
+  snapshotsOf,
+  usedBytes,
+  World,
+} from '../../support/image_world.js'
 
 const file = {
   xfs: mounted(t, 'xfs', 3072 * MiB),

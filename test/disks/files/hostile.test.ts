@@ -7,7 +7,7 @@ import { fileDisks } from 'bhyve-checkpoint'
 import type { DiskOwner, DiskRecord } from '../../../dist/base/disk_types.js'
 import { FileProvider } from '../../../dist/disks/files/provider.js'
 import { contents, inlinePool, rejection } from '../../support/index.js'
-import { type Captured, MiB, mounted, never, snapshotsOf, World } from './world.js'
+import { type Captured, MiB, mounted, never, snapshotsOf, World } from '../../support/image_world.js'
 
 const { skip, directory } = mounted(t, 'xfs', 512 * MiB)
 

@@ -3,11 +3,11 @@ import { execSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
 import t from 'tap'
-import type { DiskRecord } from '../../../dist/base/disk_types.js'
-import type { ZfsRecord } from '../../../dist/disks/zfs/record.js'
-import { rejection, scratch } from '../../support/index.js'
-import { command, commandWhenIdle, exists, get, needsPools, pool } from '../../support/zfs_pool.js'
-import { capture, diskIn, named, never, owner, plan, provider } from '../../support/zfs_vm.js'
+import type { DiskRecord } from '../../../../dist/base/disk_types.js'
+import type { ZfsRecord } from '../../../../dist/disks/zfs/record.js'
+import { rejection, scratch } from '../../../support/index.js'
+import { command, commandWhenIdle, exists, get, needsPools, pool } from '../../../support/zfs_pool.js'
+import { capture, diskIn, named, never, owner, plan, provider } from '../../../support/zfs_vm.js'
 
 const zfs = needsPools()
 

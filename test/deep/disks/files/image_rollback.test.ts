@@ -5,7 +5,7 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
-import { childEnvironment, failure, intercept, rejection, tree } from '../../support/index.js'
+import { childEnvironment, failure, intercept, rejection, tree } from '../../../support/index.js'
 import {
   type Captured,
   contentOf,
@@ -15,14 +15,14 @@ import {
   never,
   snapshotsOf,
   World,
-} from './world.js'
+} from '../../../support/image_world.js'
 
 const file = {
   xfs: mounted(t, 'xfs', 512 * MiB),
   btrfs: mounted(t, 'btrfs', 512 * MiB),
   tmpfs: mounted(t, 'tmpfs', 64 * MiB),
 }
-const script = fileURLToPath(new URL('killed.mjs', import.meta.url))
+const script = fileURLToPath(new URL('../../../support/killed.mjs', import.meta.url))
 
 /** A test on each of these file systems. tmpfs cannot clone blocks. */
 function on(types: FileSystem[], title: string, body: (t: Test, at: Place) => Promise<void>): void {

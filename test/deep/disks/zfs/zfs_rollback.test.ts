@@ -3,11 +3,20 @@ import { spawn } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
-import type { DiskOwner } from '../../../dist/base/disk_types.js'
-import type { ZfsRecord } from '../../../dist/disks/zfs/record.js'
-import { rejection, runScript, scratch } from '../../support/index.js'
-import { command, commandWhenIdle, exists, get, needsPools, pool } from '../../support/zfs_pool.js'
-import { capture, derived, diskIn, named, never, owner, provider, replaceZfs } from '../../support/zfs_vm.js'
+import type { DiskOwner } from '../../../../dist/base/disk_types.js'
+import type { ZfsRecord } from '../../../../dist/disks/zfs/record.js'
+import { rejection, runScript, scratch } from '../../../support/index.js'
+import { command, commandWhenIdle, exists, get, needsPools, pool } from '../../../support/zfs_pool.js'
+import {
+  capture,
+  derived,
+  diskIn,
+  named,
+  never,
+  owner,
+  provider,
+  replaceZfs,
+} from '../../../support/zfs_vm.js'
 
 const zfs = needsPools()
 const text = (file: string): string => fs.readFileSync(file, 'utf8')
@@ -249,8 +258,8 @@ void t.test('a copy has paths of its own, and only the call that made it removes
   t.same([...copies.values()].map(text), ['first', 'second'])
   const again = await rejection(provider.clone(record, { as: 'vm2', signal: never }, of))
   t.match(again.message, /a-vm2' exists already/)
-  const { ZfsProvider } = await import('../../../dist/disks/zfs/provider.js')
-  const { inlinePool } = await import('../../support/index.js')
+  const { ZfsProvider } = await import('../../../../dist/disks/zfs/provider.js')
+  const { inlinePool } = await import('../../../support/index.js')
   await new ZfsProvider(inlinePool()).removeClones(record, { as: 'vm2' }, of)
   t.ok(exists(`${name}/a-vm2`), 'another client does not remove it')
   await provider.remove(record, of)

@@ -2,9 +2,9 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import t from 'tap'
-import { zfsDisks } from '../../../dist/disks/selections.js'
-import { rejection, scratch } from '../../support/index.js'
-import { command, exists, get, needsPools, pool } from '../../support/zfs_pool.js'
+import { zfsDisks } from '../../../../dist/disks/selections.js'
+import { rejection, scratch } from '../../../support/index.js'
+import { command, exists, get, needsPools, pool } from '../../../support/zfs_pool.js'
 import {
   capture,
   derived,
@@ -15,7 +15,7 @@ import {
   plan,
   provider,
   replaceZfs,
-} from '../../support/zfs_vm.js'
+} from '../../../support/zfs_vm.js'
 
 const zfs = needsPools()
 
@@ -236,7 +236,7 @@ void t.test('an abort ends the command, and take rejects when the command has en
 void t.test('without the command zfs, the message names what is missing', async (t) => {
   const { PATH } = process.env
   t.teardown(() => void (process.env.PATH = PATH))
-  const { run } = await import('../../../dist/disks/zfs/command.js')
+  const { run } = await import('../../../../dist/disks/zfs/command.js')
   await t.rejects(run('no-such-zfs' as 'zfs', []), {
     code: 'ERR_SYSTEM',
     message: /'no-such-zfs' was not found in PATH/,

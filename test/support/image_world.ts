@@ -6,11 +6,11 @@ import os from 'node:os'
 import path from 'node:path'
 import type { Test } from 'tap'
 import { fileDisks } from 'bhyve-checkpoint'
-import type { DiskOwner, DiskRecord, PreparedDisks } from '../../../dist/base/disk_types.js'
-import { FileProvider } from '../../../dist/disks/files/provider.js'
-import type { JobRunner } from '../../../dist/pool/pool.js'
-import { inlinePool } from '../../support/index.js'
-import { needs, type Needed } from '../../support/programs.js'
+import type { DiskOwner, DiskRecord, PreparedDisks } from '../../dist/base/disk_types.js'
+import { FileProvider } from '../../dist/disks/files/provider.js'
+import type { JobRunner } from '../../dist/pool/pool.js'
+import { inlinePool } from './index.js'
+import { needs, type Needed } from './programs.js'
 
 export const MiB = 1024 * 1024
 export const never = new AbortController().signal

@@ -2,8 +2,8 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
-import { rejection, scratch } from '../../support/index.js'
-import { capture, derived, named, never, owner, plan, provider } from '../../support/zfs_vm.js'
+import { rejection, scratch } from '../../../support/index.js'
+import { capture, derived, named, never, owner, plan, provider } from '../../../support/zfs_vm.js'
 
 interface State {
   pools: Record<string, string>
@@ -22,7 +22,7 @@ function standIn(
 ): { read: () => State; change: (by: Partial<State>) => void } {
   const directory = scratch(t)
   const file = path.join(directory, 'state')
-  const script = path.resolve(import.meta.dirname, '../../support/zfs-stand-in.mjs')
+  const script = path.resolve(import.meta.dirname, '../../../support/zfs-stand-in.mjs')
   for (const program of ['zfs', 'zpool']) {
     const line = `exec '${process.execPath}' '${script}' '${file}' ${program} "$@"`
     fs.writeFileSync(path.join(directory, program), `#!/bin/sh\n${line}\n`, { mode: 0o755 })
