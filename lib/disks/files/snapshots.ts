@@ -2,7 +2,7 @@
 import fs from 'node:fs'
 import type { DiskOwner, DiskRecord } from '../../base/disk_types.js'
 import { CheckpointError } from '../../base/errors.js'
-import { isFailure, loadNative } from '../../base/native.js'
+import { type FileStatus, isFailure, loadNative } from '../../base/native.js'
 import { Directory } from '../../fs/directory.js'
 import type { OpenFile } from '../../fs/open_file.js'
 import { removeTree } from '../../fs/remove_tree.js'
@@ -98,14 +98,14 @@ export function removeSnapshots(owner: DiskOwner): void {
   removeEmptyDisks(directory)
 }
 
-/** Returns the paths of the snapshots that are gone, that are not regular files, or whose size has changed. */
+/** Returns the paths of the snapshots that are gone, that are not regular files of one link, or whose size has changed. */
 export function missingSnapshots(record: DiskRecord, owner: DiskOwner): string[] {
   const files = filesIn(record)
   if (files === undefined) return record.disks.map(({ snapshot }) => snapshot)
   using snapshots = openSnapshots(owner)
   const missing = files.filter(({ name, bytes }) => {
     const status = snapshots?.statusIfAny(name)
-    return status?.kind !== 'file' || status.size !== bytes
+    return !isSnapshot(status) || status.size !== bytes
   })
   return [...new Set(missing.map(({ name }) => snapshotPath(owner, name)))]
 }
@@ -146,7 +146,7 @@ export class Snapshots implements Disposable {
   /** Throws if the snapshot is not as it was recorded. */
   open({ name, bytes }: ImageFile): OpenFile {
     const status = this.#directory?.statusIfAny(name)
-    if (this.#directory === undefined || status?.kind !== 'file' || status.size !== bytes)
+    if (this.#directory === undefined || !isSnapshot(status) || status.size !== bytes)
       throw lost(this.#owner, name)
     return openSnapshot(this.#directory, name)
   }
@@ -158,15 +158,19 @@ export class Snapshots implements Disposable {
 
 function openSnapshot(snapshots: Directory, name: string): OpenFile {
   const file = snapshots.openFile(name, O_RDONLY)
-  if (file.status().kind === 'file') return file
+  if (isSnapshot(file.status())) return file
   file[Symbol.dispose]()
-  throw new CheckpointError('ERR_CHECKPOINT_DAMAGED', `'${file.path}' is not a regular file`, {
-    path: file.path,
-  })
+  const message = `'${file.path}' is not a regular file with a single link, so it is not a disk snapshot`
+  throw new CheckpointError('ERR_CHECKPOINT_DAMAGED', message, { path: file.path })
+}
+
+/** A second link can be one that somebody made to a file of another owner. */
+function isSnapshot(status: FileStatus | undefined): status is FileStatus {
+  return status?.kind === 'file' && status.links === 1
 }
 
 function lost(owner: DiskOwner, name: string): CheckpointError {
   const where = snapshotPath(owner, name)
-  const message = `The disk snapshot '${where}' does not exist, or its size has changed. Choose another checkpoint`
+  const message = `The disk snapshot '${where}' does not exist, or is not as it was captured. Choose another checkpoint`
   return new CheckpointError('ERR_CHECKPOINT_DAMAGED', message, { path: where })
 }

@@ -5,6 +5,7 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
+import { CheckpointError } from 'bhyve-checkpoint'
 import { childEnvironment, failure, intercept, rejection, tree } from '../../../support/index.js'
 import {
   type Captured,
@@ -180,7 +181,7 @@ on(['tmpfs'], 'rollback: a full file system changes nothing', async (t, at) => {
   const filler = path.join(at.directory, 'filler')
   const { bavail, bsize } = fs.statfsSync(at.directory)
   fs.writeFileSync(filler, Buffer.alloc(bavail * bsize - 1.5 * MiB))
-  t.match(await rejection(world.rollback(captured)), { code: 'ERR_NO_SPACE' })
+  t.match(await rejection(world.rollback(captured)), { code: 'ERR_NO_SPACE', unchanged: true })
   t.match(await rejection(cloneAs(world, captured, 'vm2')), { code: 'ERR_NO_SPACE' })
   t.equal(world.content, present)
   t.strictSame(fs.readdirSync(world.root).sort(), ['checkpoints', 'disk0.img', 'disk1.img'])
@@ -191,6 +192,7 @@ on(['xfs'], 'rollback: an error at any call changes nothing or can be repeated',
   const world = new World(at.directory, { imageBytes: 8192 })
   const captured = await world.capture()
   const calls = ['openPath', 'openAt', 'statusAt', 'cloneFile', 'sync', 'renameAt'] as const
+  const unchanged = new Set<string>()
   for (const name of calls) {
     for (let count = 1; ; count++) {
       world.write('second')
@@ -201,6 +203,11 @@ on(['xfs'], 'rollback: an error at any call changes nothing or can be repeated',
       end()
       const isOver = left > 0
       if (!isOver) t.match(error, { code: 'ERR_SYSTEM' }, `${name} ${count}`)
+      if (error instanceof CheckpointError && error.unchanged === true) {
+        unchanged.add(name)
+        const begun = fs.readdirSync(world.root).filter((one) => one.includes(id))
+        t.strictSame(begun, [], `${name} ${count}: nothing is left`)
+      }
       await world.rollback(captured, id)
       t.equal(world.content, rolledBack)
       const kept = world.images.map((image) => `${image}.${id}`)
@@ -210,6 +217,7 @@ on(['xfs'], 'rollback: an error at any call changes nothing or can be repeated',
       if (isOver) break
     }
   }
+  t.strictSame([...unchanged], calls)
 })
 
 on(
