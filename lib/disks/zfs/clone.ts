@@ -90,7 +90,7 @@ export async function assertAbsent(copies: readonly Copy[], { vm }: DiskOwner): 
     copies.map(({ target }) => target),
     ['type'],
   )
-  const [target] = found.datasets.keys()
+  const [target] = found.keys()
   if (target !== undefined)
     throw notCloned(vm, `dataset '${target}' exists already: destroy it, or choose another VM name`)
 }

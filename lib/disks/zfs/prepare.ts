@@ -91,17 +91,16 @@ async function existing(
 ): Promise<ReadonlyMap<string, Properties>> {
   const names = datasets.map(({ dataset }) => dataset)
   const snapshots = names.map((name) => `${name}@${id}`)
-  const { datasets: found, failure } = await readAny(names, sharedProperties, options)
+  const found = await readAny(names, sharedProperties, options)
   const long = snapshots.find(isTooLong)
   if (long !== undefined) throw unsuitable(`'${long}' is too long for the name of a snapshot`)
   for (const recorded of datasets) {
     const { dataset } = recorded
     if (expectedTypes(recorded).includes(valueOf(found.get(dataset), 'type'))) continue
     const kind = expectedTypes(recorded).join(' or ')
-    const message = `ZFS ${kind} '${dataset}' of VM '${vm}' does not exist or cannot be read`
-    throw new CheckpointError('ERR_INVALID_OPTION', message, { cause: failure })
+    throw unsuitable(`ZFS ${kind} '${dataset}' of VM '${vm}' does not exist`)
   }
-  const [taken] = (await readAny(snapshots, ['type'], options)).datasets.keys()
+  const [taken] = (await readAny(snapshots, ['type'], options)).keys()
   if (taken !== undefined) throw unsuitable(`Snapshot '${taken}' exists already: remove it`)
   return found
 }

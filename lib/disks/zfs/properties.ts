@@ -1,6 +1,7 @@
 /** Reads names and properties of datasets, with options that zfs-fuse, OpenZFS and FreeBSD all have. */
 import { CheckpointError } from '../../base/errors.js'
 import { type CommandOptions, run, zfs } from './command.js'
+import { datasetOf, poolOf } from './names.js'
 
 export interface Property {
   value: string
@@ -10,21 +11,18 @@ export interface Property {
 
 export type Properties = ReadonlyMap<string, Property>
 
-interface Found {
-  datasets: ReadonlyMap<string, Properties>
-  /** Present if a dataset could not be read. It may not exist, or the command may have failed. */
-  failure?: CheckpointError
-}
-
 /** Limits the length of a command line. */
 const namesAtOnce = 256
 
-/** Reads datasets and snapshots of which some may not exist. */
+/**
+ * Reads datasets and snapshots of which some may not exist. `zfs get` fails for those, but also for other reasons, so
+ * the call rejects unless a successful `zfs list` shows that none of them exists.
+ */
 export async function readAny(
   names: readonly string[],
   properties: readonly string[],
   options: CommandOptions = {},
-): Promise<Found> {
+): Promise<ReadonlyMap<string, Properties>> {
   const datasets = new Map<string, Map<string, Property>>()
   let failure: CheckpointError | undefined
   for (let start = 0; start < names.length; start += namesAtOnce) {
@@ -34,16 +32,51 @@ export async function readAny(
     failure ??= end.failure
     collect(end.stdout, datasets)
   }
-  return { datasets, ...(failure === undefined ? {} : { failure }) }
+  if (failure !== undefined) await assertAbsent(names, datasets, failure, options)
+  return datasets
 }
 
-/** Reads one dataset. Undefined if it does not exist or cannot be read. */
+async function assertAbsent(
+  names: readonly string[],
+  read: ReadonlyMap<string, unknown>,
+  failure: CheckpointError,
+  options: CommandOptions,
+): Promise<void> {
+  const unread = names.filter((name) => !read.has(name))
+  const existing = await listed(unread, options)
+  if (unread.some((name) => existing.has(name))) throw failure
+}
+
+/** What exists of the pools of these datasets, and of the datasets of these snapshots. */
+async function listed(names: readonly string[], options: CommandOptions): Promise<Set<string>> {
+  const found = new Set<string>()
+  for (const pool of new Set(names.map(poolOf)))
+    for (const dataset of await namesIn(pool, ['-t', 'filesystem,volume'], options)) found.add(dataset)
+  const captured = new Set(names.filter((name) => name.includes('@')).map(datasetOf))
+  for (const dataset of captured) {
+    if (!found.has(dataset)) continue
+    for (const snapshot of await namesIn(dataset, ['-d', '1', '-t', 'snapshot'], options)) found.add(snapshot)
+  }
+  return found
+}
+
+async function namesIn(
+  dataset: string,
+  which: readonly string[],
+  options: CommandOptions = {},
+): Promise<string[]> {
+  const { stdout, failure } = await run('zfs', ['list', '-H', '-r', ...which, '-o', 'name', dataset], options)
+  if (failure !== undefined) throw await explained(poolOf(dataset), failure)
+  return lines(stdout)
+}
+
+/** Reads one dataset. Undefined if it does not exist. */
 export async function readOne(
   name: string,
   properties: readonly string[],
   options: CommandOptions = {},
 ): Promise<Properties | undefined> {
-  return (await readAny([name], properties, options)).datasets.get(name)
+  return (await readAny([name], properties, options)).get(name)
 }
 
 function collect(output: string, datasets: Map<string, Map<string, Property>>): void {
@@ -70,15 +103,13 @@ export function valueOf(properties: Properties | undefined, key: string): string
 
 /** The names of all snapshots in a pool that are called `id`. */
 export async function snapshotsNamed(id: string, pool: string): Promise<string[]> {
-  const { stdout, failure } = await run('zfs', ['list', '-H', '-r', '-t', 'snapshot', '-o', 'name', pool])
-  if (failure !== undefined) throw await explained(pool, failure)
-  return lines(stdout).filter((name) => name.endsWith(`@${id}`))
+  return (await namesIn(pool, ['-t', 'snapshot'])).filter((name) => name.endsWith(`@${id}`))
 }
 
 /** The children of a dataset, not their children. */
 export async function childrenOf(dataset: string, options: CommandOptions = {}): Promise<string[]> {
-  const args = ['list', '-H', '-r', '-d', '1', '-t', 'filesystem,volume', '-o', 'name', dataset]
-  return lines(await zfs(args, options)).filter((name) => name !== dataset)
+  const names = await namesIn(dataset, ['-d', '1', '-t', 'filesystem,volume'], options)
+  return names.filter((name) => name !== dataset)
 }
 
 /** A user property of all snapshots of a dataset that have one of their own. */

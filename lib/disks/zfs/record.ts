@@ -39,10 +39,15 @@ export function readRecord(record: DiskRecord, owner: DiskOwner): ZfsRecord {
   throw new CheckpointError('ERR_CHECKPOINT_DAMAGED', message, { vm: owner.vm })
 }
 
+/** Otherwise a rollback could change a dataset or file that `disks` does not show. */
 function areDisksOf({ disks }: DiskRecord, datasets: readonly RecordedDataset[], id: string): boolean {
-  const snapshots = new Set(datasets.map(({ dataset }) => `${dataset}@${id}`))
-  const isUnique = snapshots.size === datasets.length
-  return isUnique && disks.every(({ snapshot }) => snapshots.has(snapshot))
+  const paths = new Map(datasets.map(({ dataset }) => [`${dataset}@${id}`, new Set<string>()]))
+  if (paths.size !== datasets.length || !disks.every(({ snapshot }) => paths.has(snapshot))) return false
+  for (const { path, snapshot } of disks) paths.get(snapshot)?.add(path)
+  return datasets.every(({ dataset, files }) => {
+    const own = paths.get(`${dataset}@${id}`)
+    return own !== undefined && own.size > 0 && files.every(({ path }) => own.has(path))
+  })
 }
 
 function isRecordedDataset(value: unknown): value is RecordedDataset {

@@ -36,13 +36,13 @@ export async function planReturn(
 ): Promise<Return> {
   const kept = `${dataset}.${id}`
   if (isTooLong(`${kept}@${id}`)) throw refused(vm, `'${kept}' is too long for the name of a dataset`)
-  const { datasets, failure } = await readAny([dataset, kept], everything)
+  const datasets = await readAny([dataset, kept], everything)
   const present = datasets.get(dataset)
   const old = datasets.get(kept)
   const facts = old ?? present
   if (facts === undefined) {
-    const message = `Dataset '${dataset}' of VM '${vm}' does not exist or cannot be read. Nothing was changed`
-    throw new CheckpointError('ERR_SYSTEM', message, { vm, cause: failure })
+    const message = `Dataset '${dataset}' of VM '${vm}' does not exist. Nothing was changed`
+    throw new CheckpointError('ERR_SYSTEM', message, { vm })
   }
   const step = { dataset, kept, snapshot: snapshot.name, isVolume: valueOf(facts, 'type') === 'volume' }
   if (old === undefined)

@@ -73,20 +73,9 @@ export async function findSnapshots(record: ZfsRecord, owner: DiskOwner): Promis
   const others = record.datasets.filter((dataset) => snapshotOf(dataset, near, owner) === undefined)
   const far: Snapshot[] = []
   for (const pool of new Set(others.map(({ dataset }) => poolOf(dataset))))
-    far.push(...(await listedSnapshots(owner.id, pool)))
+    far.push(...(await readSnapshots(await snapshotsNamed(owner.id, pool))))
   const isNew = ({ name }: Snapshot): boolean => !near.some((snapshot) => snapshot.name === name)
   return [...near, ...far.filter((snapshot) => isNew(snapshot) && isOf(owner, snapshot))]
-}
-
-/** Rejects if a snapshot exists but cannot be read, so that it does not count as removed. */
-async function listedSnapshots(id: string, pool: string): Promise<Snapshot[]> {
-  const names = await snapshotsNamed(id, pool)
-  const { datasets, failure } = await readAny(names, wanted)
-  if (failure !== undefined) {
-    const still = await snapshotsNamed(id, pool)
-    if (still.some((name) => !datasets.has(name))) throw failure
-  }
-  return snapshotsIn(datasets)
 }
 
 /** The snapshot of a recorded dataset. A snapshot that was made again under the same name has another guid. */
@@ -153,9 +142,9 @@ export function usedBytes({ properties }: Snapshot): number {
 }
 
 async function readSnapshots(names: readonly string[]): Promise<Snapshot[]> {
-  return snapshotsIn((await readAny(names, wanted)).datasets)
-}
-
-function snapshotsIn(datasets: ReadonlyMap<string, Properties>): Snapshot[] {
-  return [...datasets].map(([name, properties]) => ({ name, guid: valueOf(properties, 'guid'), properties }))
+  return [...(await readAny(names, wanted))].map(([name, properties]) => ({
+    name,
+    guid: valueOf(properties, 'guid'),
+    properties,
+  }))
 }

@@ -134,7 +134,7 @@ void t.test('what cannot be captured is refused by name', zfs, async (t) => {
     [derived('vm1', '/dev/null'), /'\/dev\/null'.* neither a regular file nor a ZFS volume/],
     [derived('vm1', '/absent.img'), /'\/absent\.img'.* cannot be accessed \(ENOENT\)/],
     [derived('vm1', `/dev/zvol/${name}/none`), /volume '.*\/none' of VM 'vm1' does not exist/],
-    [derived('vm1'), /contain no disks/],
+    [derived('vm1'), /contain no writable disk/],
     [zfsDisks({ args: ['-m', 'much', 'vm1'] }), /cannot be found/],
     [named(`${name}/absent`), /'.*\/absent' of VM 'vm1' does not exist/],
     [named(`${name}/vm1@snapshot`), /must contain names of datasets/],

@@ -3,13 +3,15 @@ import { execSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
 import t from 'tap'
-import type { DiskRecord } from '../../../../dist/base/disk_types.js'
+import type { DiskOwner, DiskRecord } from '../../../../dist/base/disk_types.js'
 import type { ZfsRecord } from '../../../../dist/disks/zfs/record.js'
 import { rejection, scratch } from '../../../support/index.js'
 import { command, commandWhenIdle, exists, get, needsPools, pool } from '../../../support/zfs_pool.js'
-import { capture, diskIn, named, never, owner, plan, provider } from '../../../support/zfs_vm.js'
+import { capture, diskIn, named, never, owner, plan, provider, replaceZfs } from '../../../support/zfs_vm.js'
 
 const zfs = needsPools()
+const back = (record: DiskRecord, id: string, of: DiskOwner): Promise<readonly string[]> =>
+  provider.rollback(record, { id, signal: never }, of)
 
 void t.test('a snapshot that was made again under the same name is another one', zfs, async (t) => {
   const { name, root } = await pool(t)
@@ -128,6 +130,32 @@ void t.test(
   },
 )
 
+void t.test('a command that fails does not show that a snapshot or dataset is gone', zfs, async (t) => {
+  const { name, root } = await pool(t)
+  diskIn(`${name}/vm1`, root)
+  const of = owner('/checkpoints/vm1')
+  const record = await capture(of, named(`${name}/vm1`))
+  const broken = 'echo "cannot open /dev/zfs: too many open files" >&2; exit 1'
+  const failing = { message: /too many open files/ }
+  const from = (words: string): (() => void) =>
+    replaceZfs(
+      t,
+      scratch(t),
+      `case "$1" in ${words}) : > "$BIN/broken";; esac\nif [ -e "$BIN/broken" ]; then ${broken}; fi\nexec "$ZFS" "$@"`,
+    )
+  let restore = from('destroy')
+  t.match(await rejection(provider.remove(record, of)), failing)
+  restore()
+  t.ok(exists(`${name}/vm1@${of.id}`))
+  restore = replaceZfs(t, scratch(t), `if [ "$1" = get ]; then ${broken}; fi\nexec "$ZFS" "$@"`)
+  t.match(await rejection(provider.shared(record, of)), failing)
+  t.match(await rejection(provider.missing(record, of)), failing)
+  t.match(await rejection(back(record, 'r1', of)), failing)
+  restore()
+  await provider.remove(record, of)
+  t.notOk(exists(`${name}/vm1@${of.id}`))
+})
+
 void t.test('a malformed record is refused by every call', async (t) => {
   const of = owner('/checkpoints/vm1', 'vm1', 'id-1')
   const good = { dataset: 'tank/vm1', named: true, guid: '7', files: [] }
@@ -147,6 +175,9 @@ void t.test('a malformed record is refused by every call', async (t) => {
     record({ files: [{ path: '/x', file: '/etc/passwd' }] }),
     record({ files: 'x' }),
     record({}, [{ path: '/x', snapshot: 'tank/other@id-1' }]),
+    record({}, []),
+    record({ files: [{ path: '/y', file: 'y' }] }),
+    { ...record({}), datasets: [good, { ...good, dataset: 'tank/vm2' }] },
     { ...record({}), kind: 'file' },
     { ...record({}), datasets: [good, good] },
     { ...record({}), datasets: [null] },
