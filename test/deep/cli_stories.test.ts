@@ -11,7 +11,7 @@ import { CliWorld, matchesKept, type Mode, type Step, transcript } from '../supp
 import { checkpointFiles } from '../support/index.js'
 import { running, saved, setFile, bhyveArguments, inMode } from '../support/command_line.js'
 import { diskStandIn, killed } from '../support/disk_stand_in.js'
-import { type Mounted, mounted } from '../disks/files/world.js'
+import { type Mounted, mounted } from '../support/image_world.js'
 
 interface Story {
   name: string

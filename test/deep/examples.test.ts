@@ -12,7 +12,7 @@ import { childEnvironment, scratch, tree, until } from '../support/index.js'
 import { diskStandIn } from '../support/disk_stand_in.js'
 import { needs } from '../support/programs.js'
 import { command, needsPools, pool } from '../support/zfs_pool.js'
-import { mounted } from '../disks/files/world.js'
+import { mounted } from '../support/image_world.js'
 
 const MiB = 2 ** 20
 const example = (name: string): string => fileURLToPath(new URL(`../../examples/${name}`, import.meta.url))
