@@ -68,8 +68,12 @@ export interface DiskProvider {
   missing(record: DiskRecord, owner: DiskOwner): Promise<readonly string[]>
   /** Resolves with the bytes of disk space that only these snapshots occupy. `pruneCheckpoints` counts them. */
   storedBytes?(record: DiskRecord, owner: DiskOwner): Promise<number>
-  /** Why putting these disks back would change more than the disks of this VM. Empty if it would not. */
-  shared?(record: DiskRecord, owner: DiskOwner): Promise<readonly string[]>
+  /**
+   * Why putting these disks back would change more than the disks of this VM. Empty if it would not. `disks`: the
+   * absolute paths of all disks in the caller's arguments. The record may be of another host, or hostile, so only these
+   * count as disks of the VM.
+   */
+  shared?(record: DiskRecord, owner: DiskOwner, disks?: readonly string[]): Promise<readonly string[]>
   /**
    * Puts the disks back to their snapshots. Their present state stays, and the call resolves with its names. If the
    * process dies in the middle, it is called again with the same `id` and must finish what it has begun. If it rejects

@@ -3,6 +3,19 @@
 import fs from 'node:fs'
 
 const [file, program, ...args] = process.argv.slice(2)
+// The commands for two pools run at the same time.
+const lock = `${file}.lock`
+const deadline = Date.now() + 30_000
+for (;;) {
+  try {
+    fs.mkdirSync(lock)
+    break
+  } catch (error) {
+    if (error.code !== 'EEXIST' || Date.now() > deadline) throw error
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5)
+  }
+}
+process.once('exit', () => fs.rmdirSync(lock))
 const state = JSON.parse(fs.readFileSync(file, 'utf8'))
 /** Name to local properties. `#...`: native properties. */
 const { datasets } = state

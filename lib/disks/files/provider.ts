@@ -13,10 +13,11 @@ import { CheckpointError } from '../../base/errors.js'
 import type { JobKind } from '../../pool/messages.js'
 import type { JobRunner } from '../../pool/pool.js'
 import { type Remote, remote } from '../../pool/remote.js'
+import { RecentMap } from '../recent.js'
+import { SelectedDisks } from '../selected.js'
 import { fileDisks } from '../selections.js'
 import type { ImageClone } from './clones.js'
 import type { PreparedImage } from './prepare.js'
-import { RecentMap } from './recent.js'
 import { fileKind, filesOf, type ImageFile, recordOf } from './record.js'
 import type { ImageCapture } from './snapshots.js'
 import { stoppable } from './stop.js'
@@ -47,8 +48,8 @@ export class FileProvider implements DiskProvider {
   readonly kind = fileKind
   readonly #pool: JobRunner
   readonly #jobs: Remote<Jobs>
-  /** How many snapshots each checkpoint has. It can have several selections, and their snapshots need different names. */
-  readonly #counts = new RecentMap<number>()
+  /** A checkpoint can have several selections, and their snapshots need different names. */
+  readonly #selected = new SelectedDisks()
   /** The clones of each call, so that `removeClones` removes no file that another call has made. */
   readonly #clones = new RecentMap<readonly ImageClone[]>()
 
@@ -65,9 +66,14 @@ export class FileProvider implements DiskProvider {
     const images = await stoppable(signal, 'Preparing image files', (stop, onStart) =>
       jobsOf(this.#pool, onStart).prepareImages(named, owner, { allowCopy }, stop),
     )
-    const first = this.#counts.get(id) ?? 0
-    this.#counts.remember(id, first + images.length)
-    return new PreparedFiles(this.#pool, owner, images, first)
+    const before = this.#selected.of(id)
+    const twice = images.find(({ identity }) => before.includes(identity))
+    if (twice !== undefined) throw selectedTwice(twice)
+    this.#selected.remember(
+      id,
+      images.map(({ identity }) => identity),
+    )
+    return new PreparedFiles(this.#pool, owner, images, before.length)
   }
 
   /** The images that bhyve opens with these arguments. */
@@ -82,6 +88,7 @@ export class FileProvider implements DiskProvider {
 
   async remove(_record: DiskRecord, owner: DiskOwner): Promise<void> {
     await this.#jobs.removeSnapshots(owner)
+    this.#selected.forget(owner.id)
   }
 
   missing(record: DiskRecord, owner: DiskOwner): Promise<readonly string[]> {
@@ -136,6 +143,11 @@ export class FileProvider implements DiskProvider {
     await this.#jobs.removeImageClones(clones)
     this.#clones.forget(key)
   }
+}
+
+function selectedTwice({ paths: [image = ''] }: PreparedImage): CheckpointError {
+  const message = `Two selections of disks contain the image file '${image}': select it once`
+  return new CheckpointError('ERR_INVALID_OPTION', message, { path: image })
 }
 
 interface FileSelection {

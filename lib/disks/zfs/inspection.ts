@@ -23,6 +23,10 @@ const volumeDirectory = '/dev/zvol/'
 const maxLinks = 40
 /** How many other entries a message names. */
 const maxOthers = 3
+/** A smaller file is not a disk, but a configuration or a log. vm-bhyve keeps those beside the disks. */
+const minDiskBytes = 1024 * 1024
+/** Of a directory with more entries, the small files are not sorted out. */
+const maxEntries = 10_000
 
 /** Follows links, as bhyve does. A relative path starts at the working directory, as it does for bhyve. */
 export function locateDisks(paths: readonly string[], mounts: readonly Mount[]): LocatedDisk[] {
@@ -66,6 +70,14 @@ function unlessAbsent(disk: string, locate: () => LocatedDisk): LocatedDisk {
     if (!isNodeSystemError(error) || isExhausted(error)) throw error
     return { path: disk, fault: `it cannot be accessed (${error.code ?? error.message})` }
   }
+}
+
+/** The disks in a dataset. */
+export function disksIn(
+  dataset: string,
+  disks: readonly LocatedDisk[],
+): { path: string; dataset: string; file: string }[] {
+  return disks.flatMap((disk) => ('dataset' in disk && disk.dataset === dataset ? [disk] : []))
 }
 
 interface Root {
@@ -114,25 +126,31 @@ export function inspectDataset(
   return { holdsDirectory: deviceOf(root) === deviceOfExisting(directory), others }
 }
 
-/** Enters only directories that lead to a disk, so it reads hardly more entries than it reports. */
+/** Enters only directories that lead to a disk. */
 function otherEntries(root: Directory, files: readonly string[]): string[] {
   const known = new Set(files)
   const parents = new Set(files.flatMap(parentsOf))
   const found: string[] = []
   const visit = (directory: Directory, prefix: string): void => {
-    const limit = known.size + parents.size + maxOthers + 1
-    for (const entry of directory.rawEntries(limit)) {
+    const entries = directory.rawEntries(maxEntries + 1)
+    const mayBeSmall = entries.length <= maxEntries
+    for (const entry of entries) {
       const name = prefix + textOf(entry)
       if (found.length === maxOthers) return
       // With snapdir=visible, the root lists the directory of the snapshots.
       if (known.has(name) || name === '.zfs') continue
       using inner = parents.has(name) ? directory.openIfAny(entry) : undefined
-      if (inner === undefined) found.push(name)
-      else visit(inner, `${name}/`)
+      if (inner !== undefined) visit(inner, `${name}/`)
+      else if (!mayBeSmall || !isSmallFile(directory, entry)) found.push(name)
     }
   }
   visit(root, '')
   return found
+}
+
+function isSmallFile(directory: Directory, entry: Name): boolean {
+  const status = directory.statusIfAny(entry)
+  return status?.kind === 'file' && status.size < minDiskBytes
 }
 
 function parentsOf(file: string): string[] {

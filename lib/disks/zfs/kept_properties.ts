@@ -10,26 +10,43 @@ export interface Intent {
   canmount: string
   reservation: string
   refreservation: string
+  /** Everything was put back, so the properties are the administrator's again. */
+  isDone: boolean
 }
 
-const pattern = /^(\S+) (yes|no) (on|off|noauto|-) (\d+|-) (\d+|-)$/
+const pattern = /^(\S+) (yes|no) (on|off|noauto|-) (\d+|-) (\d+|-)( done)?$/
 
-export function formatIntent({ id, isMounted, canmount, reservation, refreservation }: Intent): string {
-  return [id, isMounted ? 'yes' : 'no', canmount, reservation, refreservation].join(' ')
+export function formatIntent({
+  id,
+  isMounted,
+  canmount,
+  reservation,
+  refreservation,
+  isDone,
+}: Intent): string {
+  const parts = [id, isMounted ? 'yes' : 'no', canmount, reservation, refreservation]
+  return [...parts, ...(isDone ? ['done'] : [])].join(' ')
 }
 
 export function readIntent(properties: Properties): Intent | undefined {
   const found = pattern.exec(localValue(properties, property.rollback) ?? '')
   if (found === null) return undefined
-  const [, id = '', mounted, canmount = '-', reservation = '-', refreservation = '-'] = found
-  return { id, isMounted: mounted === 'yes', canmount, reservation, refreservation }
+  const [, id = '', mounted, canmount = '-', reservation = '-', refreservation = '-', done] = found
+  return {
+    id,
+    isMounted: mounted === 'yes',
+    canmount,
+    reservation,
+    refreservation,
+    isDone: done !== undefined,
+  }
 }
 
-/** An earlier rollback that was given up has changed these properties already, so its record counts. */
+/** An earlier rollback that was given up in the middle has changed these properties already, so its record counts. */
 export function intentFor(properties: Properties, id: string): Intent {
   const isMounted = valueOf(properties, 'mounted') === 'yes'
   const earlier = readIntent(properties)
-  if (earlier !== undefined) return { ...earlier, id, isMounted: isMounted || earlier.isMounted }
+  if (earlier?.isDone === false) return { ...earlier, id, isMounted: isMounted || earlier.isMounted }
   const own = (key: string): string => ownValue(properties.get(key)) ?? '-'
   return {
     id,
@@ -37,6 +54,7 @@ export function intentFor(properties: Properties, id: string): Intent {
     canmount: own('canmount'),
     reservation: own('reservation'),
     refreservation: own('refreservation'),
+    isDone: false,
   }
 }
 

@@ -14,23 +14,46 @@ import { reasonsOf, sharedProperties } from './shared.js'
 /** Used only for a report on the executable, which is not needed here. */
 const anyBhyve = '/usr/sbin/bhyve'
 
-/** Resolves with the planned record. */
-export async function planSnapshots(jobs: ZfsJobs, request: DiskRequest): Promise<ZfsRecord> {
+/** Resolves with the planned record. `selectedBefore`: the datasets in other selections of this checkpoint. */
+export async function planSnapshots(
+  jobs: ZfsJobs,
+  request: DiskRequest,
+  selectedBefore: readonly string[],
+): Promise<ZfsRecord> {
   const { signal, vm, id } = request
   const options = { signal }
   if (!isNamePart(id)) throw invalid('The id of the checkpoint cannot be the name of a ZFS snapshot', id)
   const datasets = await selected(jobs, request)
   if (datasets.length === 0) throw unsuitable(`The bhyve arguments of VM '${vm}' contain no writable disk`)
+  assertSeparate(
+    datasets.map(({ dataset }) => dataset),
+    selectedBefore,
+  )
   await assertWritable(new Set(datasets.map(({ dataset }) => poolOf(dataset))), options)
   const found = await existing(datasets, request, options)
   for (const recorded of datasets) {
     const properties = found.get(recorded.dataset)
     if (properties === undefined || recorded.named) continue
-    const [reason] = await reasonsOf(jobs, recorded, request, properties, options)
-    if (reason !== undefined) throw sharedError(recorded.dataset, vm, reason)
+    const { dataset } = recorded
+    const files = recorded.files.map(({ file }) => file)
+    const [reason] = await reasonsOf(jobs, { dataset, files }, request, properties, options)
+    if (reason !== undefined) throw sharedError(dataset, vm, reason)
   }
   const disks = datasets.flatMap((recorded) => disksOf(recorded, id, found.get(recorded.dataset)))
   return { kind: 'zfs', disks, datasets }
+}
+
+/** A dataset with a child cannot be put back, and one that is captured twice would be put back twice. */
+function assertSeparate(datasets: readonly string[], selectedBefore: readonly string[]): void {
+  const all = [...selectedBefore, ...datasets]
+  const twice = all.find((dataset, index) => all.indexOf(dataset) !== index)
+  if (twice !== undefined) throw unsuitable(`Dataset '${twice}' is selected twice: select it once`)
+  for (const dataset of all) {
+    const child = all.find((other) => other.startsWith(`${dataset}/`))
+    if (child === undefined) continue
+    const message = `Dataset '${dataset}' contains '${child}', and a dataset with children cannot be put back: select only datasets without children`
+    throw unsuitable(message)
+  }
 }
 
 function sharedError(dataset: string, vm: string, reason: string): CheckpointError {
@@ -47,6 +70,7 @@ async function selected(jobs: ZfsJobs, request: DiskRequest): Promise<RecordedDa
   for (const dataset of names) {
     if (!isDatasetName(dataset))
       throw invalid("The option 'datasets' must contain names of datasets", dataset)
+    if (datasets.has(dataset)) throw invalid("The option 'datasets' must not contain a name twice", dataset)
     datasets.set(dataset, { dataset, named: true, files: [] })
   }
   const disks = args.length === 0 ? [] : await disksIn(jobs, args, request)
@@ -91,9 +115,10 @@ async function existing(
 ): Promise<ReadonlyMap<string, Properties>> {
   const names = datasets.map(({ dataset }) => dataset)
   const snapshots = names.map((name) => `${name}@${id}`)
+  // A rollback appends an id of the same length to the dataset.
+  const long = names.find((name) => isTooLong(`${name}.${id}@${id}`))
+  if (long !== undefined) throw unsuitable(tooLong(long, id))
   const found = await readAny(names, sharedProperties, options)
-  const long = snapshots.find(isTooLong)
-  if (long !== undefined) throw unsuitable(`'${long}' is too long for the name of a snapshot`)
   for (const recorded of datasets) {
     const { dataset } = recorded
     if (expectedTypes(recorded).includes(valueOf(found.get(dataset), 'type'))) continue
@@ -103,6 +128,10 @@ async function existing(
   const [taken] = (await readAny(snapshots, ['type'], options)).keys()
   if (taken !== undefined) throw unsuitable(`Snapshot '${taken}' exists already: remove it`)
   return found
+}
+
+function tooLong(dataset: string, id: string): string {
+  return `The name of dataset '${dataset}' is too long: its snapshot, or the state that a rollback keeps, would be called '${dataset}.${id}@${id}'`
 }
 
 function expectedTypes({ files }: RecordedDataset): string[] {

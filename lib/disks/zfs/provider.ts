@@ -7,16 +7,20 @@ import type {
   DiskRequest,
   PreparedDisks,
 } from '../../base/disk_types.js'
-import { CheckpointError } from '../../base/errors.js'
+import { CheckpointError, withDetails } from '../../base/errors.js'
 import type { JobRunner } from '../../pool/pool.js'
 import { remote } from '../../pool/remote.js'
 import { assertAbsent, type Copy, makeCopy, pathsOf, planCopies, removeCopy } from './clone.js'
+import { SelectedDisks } from '../selected.js'
 import type { ZfsJobs } from './context.js'
+import { disksIn } from './inspection.js'
 import { isNamePart } from './names.js'
 import { planSnapshots } from './prepare.js'
+import { mounts } from './properties.js'
 import { readRecord } from './record.js'
-import { begin, finish, planReturn, type Return } from './rollback.js'
-import { reasonsNow } from './shared.js'
+import { areUntouched, finish, planReturn, type Return } from './rollback.js'
+import { beginAll } from './rollback_begin.js'
+import { type Expected, reasonsNow } from './shared.js'
 import {
   findSnapshots,
   finishSnapshots,
@@ -34,6 +38,8 @@ export class ZfsProvider implements DiskProvider {
   /** The copies that `clone` has made and `removeClones` may destroy, with the tokens in their properties. */
   readonly #made = new Map<string, string>()
 
+  readonly #selected = new SelectedDisks()
+
   constructor(pool: JobRunner) {
     this.#jobs = remote(pool)
   }
@@ -41,8 +47,9 @@ export class ZfsProvider implements DiskProvider {
   async prepare(request: DiskRequest): Promise<PreparedDisks> {
     const { vm, id, directory, inherit } = request
     const owner = { vm, id, directory }
-    const planned = await planSnapshots(this.#jobs, request)
+    const planned = await planSnapshots(this.#jobs, request, this.#selected.of(id))
     const names = planned.datasets.map(({ dataset }) => dataset)
+    this.#selected.remember(id, names)
     return {
       planned,
       take: async (signal) => {
@@ -57,6 +64,7 @@ export class ZfsProvider implements DiskProvider {
     const known = readRecord(record, owner)
     for (const snapshot of await findSnapshots(known, owner))
       if (isRemovable(known, snapshot, owner)) await removeSnapshot(snapshot)
+    this.#selected.forget(owner.id)
   }
 
   async missing(record: DiskRecord, owner: DiskOwner): Promise<readonly string[]> {
@@ -73,10 +81,20 @@ export class ZfsProvider implements DiskProvider {
     return own.reduce((sum, snapshot) => sum + usedBytes(snapshot), 0)
   }
 
-  async shared(record: DiskRecord, owner: DiskOwner): Promise<readonly string[]> {
+  /** Without `disks`, only the disks count that were found when the checkpoint was created. */
+  async shared(record: DiskRecord, owner: DiskOwner, disks?: readonly string[]): Promise<readonly string[]> {
+    const { datasets } = readRecord(record, owner)
+    const located = disks && (await this.#jobs.locateDisks(disks, await mounts()))
+    const expected = datasets.map(({ dataset, files }) => ({
+      dataset,
+      files: (located ? disksIn(dataset, located) : files).map(({ file }) => file),
+    }))
+    return this.#reasons(expected, owner)
+  }
+
+  async #reasons(expected: readonly Expected[], owner: DiskOwner): Promise<string[]> {
     const reasons: string[] = []
-    for (const dataset of readRecord(record, owner).datasets)
-      reasons.push(...(await reasonsNow(this.#jobs, dataset, owner)))
+    for (const one of expected) reasons.push(...(await reasonsNow(this.#jobs, one, owner)))
     return reasons
   }
 
@@ -85,9 +103,9 @@ export class ZfsProvider implements DiskProvider {
     { id, signal }: { id: string; signal: AbortSignal },
     owner: DiskOwner,
   ): Promise<readonly string[]> {
-    const steps = await this.#planRollback(record, id, owner)
+    const planned = await this.#planRollback(record, id, owner)
     signal.throwIfAborted()
-    await beginAll(steps, signal, owner)
+    const steps = await beginAll(planned, signal, owner)
     // Every dataset goes forward even if another one fails, so that as little as possible is left to the next call.
     const failures: unknown[] = []
     for (const step of steps) await finish(step).catch((error: unknown) => failures.push(error))
@@ -96,11 +114,29 @@ export class ZfsProvider implements DiskProvider {
   }
 
   async #planRollback(record: DiskRecord, id: string, owner: DiskOwner): Promise<Return[]> {
+    const { datasets } = refusing(() => readRecord(record, owner))
+    if (!isNamePart(id)) {
+      const message = `'${id}' cannot be part of the name of a dataset`
+      throw new CheckpointError('ERR_INVALID_OPTION', message, { unchanged: true })
+    }
+    try {
+      return await this.#steps(record, id, owner)
+    } catch (error) {
+      const isUntouched = await areUntouched(datasets, id)
+      throw isUntouched ? withDetails(error, { unchanged: true }) : error
+    }
+  }
+
+  /** The contents of named datasets are not checked here: only `shared` has the disks in the caller's arguments. */
+  async #steps(record: DiskRecord, id: string, owner: DiskOwner): Promise<Return[]> {
     const { vm } = owner
     const known = readRecord(record, owner)
-    if (!isNamePart(id))
-      throw new CheckpointError('ERR_INVALID_OPTION', `'${id}' cannot be part of the name of a dataset`)
-    const [reason] = await this.shared(record, owner)
+    const expected = known.datasets.map(({ dataset, named, files }) => ({
+      dataset,
+      files: named ? undefined : files.map(({ file }) => file),
+      rollback: id,
+    }))
+    const [reason] = await this.#reasons(expected, owner)
     if (reason !== undefined) {
       const message = `Putting back the disks of VM '${vm}' would change more than these disks: ${reason}. Nothing was changed`
       throw new CheckpointError('ERR_RESTORE_BLOCKED', message, { vm })
@@ -163,32 +199,11 @@ export class ZfsProvider implements DiskProvider {
   }
 }
 
-/** If a dataset is busy, those that were begun before are as they were, unless a rollback has gone further already. */
-async function beginAll(steps: readonly Return[], signal: AbortSignal, { vm }: DiskOwner): Promise<void> {
-  const undo: (() => Promise<void>)[] = []
+/** A record that is refused here is refused by each call, so nothing was changed because of it. */
+function refusing<T>(check: () => T): T {
   try {
-    for (const step of steps.filter(({ next }) => next === 'begin')) {
-      signal.throwIfAborted()
-      await begin(step, undo)
-    }
-  } catch (cause) {
-    const state = await stateAfter(steps, undo)
-    signal.throwIfAborted()
-    const why = cause instanceof Error ? cause.message : String(cause)
-    throw new CheckpointError('ERR_SYSTEM', `The disks of VM '${vm}' cannot be put back: ${why}. ${state}`, {
-      vm,
-      cause,
-    })
-  }
-}
-
-async function stateAfter(steps: readonly Return[], undo: readonly (() => Promise<void>)[]): Promise<string> {
-  if (steps.some(({ next }) => next !== 'begin')) return 'Repeat the call to finish it'
-  try {
-    for (const step of undo.toReversed()) await step()
-    return 'Nothing was changed'
+    return check()
   } catch (error) {
-    const why = error instanceof Error ? error.message : String(error)
-    return `Nothing was renamed, but a dataset could not be mounted again: ${why}`
+    throw withDetails(error, { unchanged: true })
   }
 }

@@ -34,7 +34,7 @@ export async function planReturn(
   id: string,
   { vm }: DiskOwner,
 ): Promise<Return> {
-  const kept = `${dataset}.${id}`
+  const kept = keptName(dataset, id)
   if (isTooLong(`${kept}@${id}`)) throw refused(vm, `'${kept}' is too long for the name of a dataset`)
   const datasets = await readAny([dataset, kept], everything)
   const present = datasets.get(dataset)
@@ -64,19 +64,18 @@ function refused(vm: string, why: string): CheckpointError {
   return new CheckpointError('ERR_SYSTEM', `The disks of VM '${vm}' cannot be put back: ${why}`, { vm })
 }
 
-/** Records what will be done and unmounts the dataset. `undo` can still withdraw all of it. */
-export async function begin(step: Return, undo: (() => Promise<void>)[]): Promise<void> {
-  const { dataset, intent, earlier, isVolume } = step
-  undo.push(() => record(dataset, earlier))
-  await record(dataset, formatIntent(intent))
-  if (isVolume || !(await isMounted(dataset))) return
-  undo.push(() => mount(dataset))
-  await zfsWhenIdle(['unmount', dataset])
+/** True if no rollback of this id has begun. False if it has, or if that cannot be found out. */
+export async function areUntouched(datasets: readonly { dataset: string }[], id: string): Promise<boolean> {
+  // The kept name of a pool would be another pool, and a pool cannot be renamed.
+  const renamable = datasets.filter(({ dataset }) => dataset.includes('/'))
+  const names = renamable.flatMap(({ dataset }) => [dataset, keptName(dataset, id)])
+  const found = await readAny(names, [property.rollback]).catch(() => undefined)
+  const isBegun = (properties: Properties): boolean => readIntent(properties)?.id === id
+  return found !== undefined && ![...found.values()].some(isBegun)
 }
 
-async function record(dataset: string, intent: string | undefined): Promise<void> {
-  if (intent === undefined) await zfs(['inherit', property.rollback, dataset])
-  else await zfs(['set', `${property.rollback}=${intent}`, dataset])
+function keptName(dataset: string, id: string): string {
+  return `${dataset}.${id}`
 }
 
 /** Goes forward from any state. */
@@ -84,14 +83,22 @@ export async function finish(step: Return): Promise<void> {
   if (step.next === 'begin') await keep(step)
   if (step.next !== 'mount') await replace(step)
   await mountAsBefore(step)
+  const { intent, kept } = step
+  if (!intent.isDone)
+    await zfs(['set', `${property.rollback}=${formatIntent({ ...intent, isDone: true })}`, kept])
 }
 
-async function keep({ dataset, kept, isVolume }: Return): Promise<void> {
+/** The new canmount is for the kept dataset: it would be mounted over its successor when the host starts. */
+export async function rename({ dataset, kept, isVolume }: Return): Promise<void> {
+  if (!isVolume) await zfs(['set', 'canmount=noauto', dataset])
+  await zfsWhenIdle(['rename', dataset, kept])
+}
+
+async function keep(step: Return): Promise<void> {
   try {
-    // Otherwise it would be mounted over its successor when the host starts.
-    if (!isVolume) await zfs(['set', 'canmount=noauto', dataset])
-    await zfsWhenIdle(['rename', dataset, kept])
+    await rename(step)
   } catch (cause) {
+    const { dataset, kept } = step
     const message =
       `Dataset '${dataset}' could not be renamed to '${kept}'${reasonOf(cause)}. ` +
       `It has its present state, but may be unmounted. Remove the cause and repeat the call`
@@ -146,6 +153,6 @@ export async function mount(dataset: string): Promise<void> {
   if (!(await isMounted(dataset))) await zfs(['mount', dataset])
 }
 
-async function isMounted(dataset: string): Promise<boolean> {
+export async function isMounted(dataset: string): Promise<boolean> {
   return valueOf(await readOne(dataset, ['mounted']), 'mounted') === 'yes'
 }

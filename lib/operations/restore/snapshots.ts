@@ -1,4 +1,5 @@
 /** The disk snapshots of a checkpoint with their providers, and why a restore cannot use them. */
+import path from 'node:path'
 import type { DiskOwner, DiskProvider, DiskRecord } from '../../base/disk_types.js'
 import type { ArgumentsReport, InspectedDisk } from '../../bhyve_arguments/report.js'
 import type { DiskProviders } from '../../disks/providers.js'
@@ -47,7 +48,7 @@ export async function snapshotBlockers(
   const all = unusable.flat()
   all.push(...unnamedBlockers(disks, snapshots, report))
   if (disks === 'clone') return [...all, ...uncoveredBlockers(report)]
-  return all.length === 0 ? sharedBlockers(snapshots) : all
+  return all.length === 0 ? sharedBlockers(snapshots, report) : all
 }
 
 const done = { rollback: 'put back', clone: 'copied' } as const
@@ -115,9 +116,12 @@ function uncoveredBlockers({ disks }: ArgumentsReport): Blocker[] {
   })
 }
 
-async function sharedBlockers(snapshots: readonly Snapshot[]): Promise<Blocker[]> {
+async function sharedBlockers(snapshots: readonly Snapshot[], report: ArgumentsReport): Promise<Blocker[]> {
+  const disks = report.disks.map((disk) => path.resolve(disk.path))
   const reasons = await Promise.all(
-    snapshots.map(async ({ record, owner, provider }) => (await provider?.shared?.(record, owner)) ?? []),
+    snapshots.map(
+      async ({ record, owner, provider }) => (await provider?.shared?.(record, owner, disks)) ?? [],
+    ),
   )
   return reasons.flat().map((reason) => {
     const message = `putting the disks back would change more than the disks of this VM: ${reason}`

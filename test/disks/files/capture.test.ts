@@ -193,6 +193,14 @@ on(['xfs'], 'several selections of one checkpoint do not get in each other’s w
   for (const record of records) t.strictSame(await world.provider.missing(record, owner), [])
   for (const record of records) await world.rollback({ owner, record })
   t.equal(world.content, 'first of 0; first of 1;')
+  const again = world.owner()
+  const { planned } = await world.prepare(again)
+  const link = path.join(world.root, 'link.img')
+  fs.linkSync(world.images[1], link)
+  const error = await rejection(world.prepare(again, { files: [link] }))
+  t.match(error, { code: 'ERR_INVALID_OPTION', path: link, message: /Two selections of disks contain/ })
+  await world.provider.remove(planned, again)
+  t.ok(await world.prepare(again, { files: [link] }), 'what was removed does not count')
 })
 
 on(['xfs'], 'images are found in bhyve arguments, each once', async (t, directory) => {

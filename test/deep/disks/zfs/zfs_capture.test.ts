@@ -1,9 +1,11 @@
 /** Snapshots on real ZFS: what is taken, and what is refused before anything is taken. */
+import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
 import t from 'tap'
+import type { DiskOwner } from '../../../../dist/base/disk_types.js'
 import { zfsDisks } from '../../../../dist/disks/selections.js'
-import { rejection, scratch } from '../../../support/index.js'
+import { rejection, scratch, until } from '../../../support/index.js'
 import { command, exists, get, needsPools, pool } from '../../../support/zfs_pool.js'
 import {
   capture,
@@ -102,7 +104,9 @@ void t.test('a found dataset that is not only for the disks of the VM is refused
     t.ok(await plan(owner(directory), named(dataset)), 'named')
   }
   await refused(path.join(mountpoint, 'not', 'yet'), /contains the checkpoint directory/)
-  fs.writeFileSync(path.join(mountpoint, 'vm2.img'), '')
+  fs.writeFileSync(path.join(mountpoint, 'vm1.conf'), '')
+  t.ok(await plan(owner('/checkpoints/vm1'), derived('vm1', image)), 'a small file')
+  fs.writeFileSync(path.join(mountpoint, 'vm2.img'), Buffer.alloc(1024 * 1024))
   await refused('/checkpoints/vm1', /also contains 'vm2\.img'/)
   fs.rmSync(path.join(mountpoint, 'vm2.img'))
   command(`zfs create ${dataset}/child`)
@@ -151,17 +155,54 @@ void t.test('what cannot be captured is refused by name', zfs, async (t) => {
   t.match(bad.message, /cannot be the name of a ZFS snapshot/)
 })
 
+void t.test(
+  'a dataset is captured once, without its children, and with a name that can grow',
+  zfs,
+  async (t) => {
+    const { name, root } = await pool(t)
+    diskIn(`${name}/vm1`, root)
+    diskIn(`${name}/vm1/data`, root)
+    const refused = async (of: DiskOwner, why: RegExp, ...datasets: string[]): Promise<void> =>
+      void t.match(await rejection(plan(of, named(...datasets))), {
+        code: 'ERR_INVALID_OPTION',
+        message: why,
+      })
+    const of = owner('/checkpoints/vm1')
+    await refused(of, /must not contain a name twice/, `${name}/vm1`, `${name}/vm1`)
+    await refused(of, /contains '.*vm1\/data'/, `${name}/vm1`, `${name}/vm1/data`)
+    const planned = await plan(of, named(`${name}/vm1`))
+    await refused(of, /vm1' is selected twice/, `${name}/vm1`)
+    await refused(of, /contains '.*vm1\/data'/, `${name}/vm1/data`)
+    await provider.remove(planned, of)
+    t.ok(await plan(of, named(`${name}/vm1/data`)), 'what was removed does not count')
+    const long = `${name}/${'x'.repeat(180)}`
+    command(`zfs create ${long}`)
+    await refused(owner('/checkpoints/vm1'), /is too long: its snapshot, or the state/, long)
+  },
+)
+
 void t.test('a full pool makes take reject with the words of zfs', zfs, async (t) => {
   const { name, root } = await pool(t, 64)
   const { image } = diskIn(`${name}/vm1`, root)
   const descriptor = fs.openSync(image, 'w')
-  const fill = (): void => {
-    for (;;) fs.writeSync(descriptor, Buffer.alloc(1024 * 1024, Math.floor(Math.random() * 256)))
+  let probes = 0
+  const fill = (to: number): void => {
+    for (;;) fs.writeSync(to, Buffer.alloc(1024 * 1024, Math.floor(Math.random() * 256)))
   }
-  t.throws(fill, { code: 'ENOSPC' })
+  t.throws(() => fill(descriptor), { code: 'ENOSPC' })
   fs.closeSync(descriptor)
+  // What ZFS has only promised to write may turn out smaller.
+  const isFull = (): boolean => {
+    if (spawnSync('zfs', ['snapshot', `${name}/vm1@probe${String(probes++)}`]).status !== 0) return true
+    const more = fs.openSync(image, 'a')
+    t.throws(() => fill(more), { code: 'ENOSPC' })
+    fs.closeSync(more)
+    return false
+  }
+  await until(isFull, 'the pool is full')
   const of = owner('/checkpoints/vm1')
   const planned = await plan(of, derived('vm1', image))
+  await provider.remove(planned, of)
   const error = await rejection(capture(of, derived('vm1', image)))
   t.match(error, { code: 'ERR_SYSTEM', message: /zfs snapshot .* failed: .*out of space/ })
   await provider.remove(planned, of)

@@ -95,6 +95,7 @@ void t.test('a dataset in use is refused, and nothing is changed', zfs, async (t
   t.teardown(() => user.kill())
   const error = await rejection(back(record, 'r1', of))
   t.match(error, { code: 'ERR_SYSTEM', message: /cannot be put back: .*zfs unmount.* Nothing was changed/s })
+  t.match(error, { unchanged: true })
   for (const dataset of ['a', 'b']) {
     t.equal(get(`${name}/${dataset}`, 'mounted'), 'yes')
     t.equal(get(`${name}/${dataset}`, 'bhyve-checkpoint:rollback'), '-')
@@ -152,7 +153,6 @@ void t.test(
       const restore = killAt(t, directory, nth, when)
       const isKilled = await backInProcess(record, id, of)
       restore()
-      t.same(await provider.shared(record, of), [], `${id}: it may be finished`)
       t.same(await back(record, id, of), [`${name}/a.${id}`, `${name}/b.${id}`])
       t.same(images.map(text), ['first', 'first'], id)
       t.equal(get(`${name}/a`, 'refreservation'), String(1024 * 1024))
@@ -177,6 +177,9 @@ void t.test('another rollback takes over one that was given up before its rename
   t.ok(await backInProcess(record, 'given-up', of))
   restore()
   t.equal(get(`${name}/vm1`, 'canmount'), 'noauto')
+  const unknown = { message: /is not mounted, so its contents are unknown/, unchanged: true }
+  t.match(await rejection(back(record, 'r2', of)), unknown)
+  command(`zfs mount ${name}/vm1`)
   await back(record, 'r2', of)
   t.equal(get(`${name}/vm1`, 'canmount'), 'on')
   t.equal(text(image), 'first')
@@ -189,15 +192,21 @@ void t.test('a dataset that is not mounted stays so, and a name that exists is r
   const of = owner('/checkpoints/vm1')
   const record = await capture(of, named(`${name}/vm1`))
   command(`zfs create ${name}/vm1.taken`)
-  t.match(await rejection(back(record, 'taken', of)), { message: /vm1\.taken' exists already/ })
-  command(`zfs unmount ${name}/vm1`)
+  t.match(await rejection(back(record, 'taken', of)), {
+    message: /vm1\.taken' exists already/,
+    unchanged: true,
+  })
+  await commandWhenIdle(`zfs unmount ${name}/vm1`)
   await back(record, 'r1', of)
   t.equal(get(`${name}/vm1`, 'mounted'), 'no')
   await commandWhenIdle(`zfs destroy ${name}/vm1`)
   command(`zfs create ${name}/vm1`)
-  t.match(await rejection(back(record, 'r1', of)), { message: /was created by another program meanwhile/ })
-  t.match(await rejection(back(record, 'a b', of)), { code: 'ERR_INVALID_OPTION' })
-  t.match(await rejection(back(record, 'x'.repeat(255), of)), { message: /too long/ })
+  t.match(await rejection(back(record, 'r1', of)), {
+    message: /was created by another program meanwhile/,
+    unchanged: undefined,
+  })
+  t.match(await rejection(back(record, 'a b', of)), { code: 'ERR_INVALID_OPTION', unchanged: true })
+  t.match(await rejection(back(record, 'x'.repeat(255), of)), { message: /too long/, unchanged: true })
 })
 
 void t.test('an abort before anything was renamed changes nothing', zfs, async (t) => {
@@ -211,31 +220,125 @@ void t.test('an abort before anything was renamed changes nothing', zfs, async (
   t.notOk(exists(`${name}/vm1.r1`))
 })
 
+const MiB = 1024 * 1024
+
 void t.test('shared: why a rollback would change more than the disks of the VM', zfs, async (t) => {
   const { name, root } = await pool(t)
   const dataset = `${name}/vm1`
   const { image, mountpoint } = diskIn(dataset, root)
+  fs.truncateSync(image, MiB)
   const of = owner('/checkpoints/vm1')
   const found = await capture(of, derived('vm1', image))
   const second = owner('/checkpoints/vm1')
   const given = await capture(second, named(dataset))
-  t.same([await provider.shared(found, of), await provider.shared(given, second)], [[], []])
-  fs.writeFileSync(path.join(mountpoint, 'vm2.img'), '')
-  t.match(await provider.shared(found, of), [/also contains 'vm2\.img'/])
-  t.same(await provider.shared(given, second), [])
-  const inside = { ...second, directory: path.join(mountpoint, 'checkpoints') }
-  t.match(await provider.shared(given, inside), [/contains the checkpoint directory/])
+  const disks = [image]
+  const reasons = async (): Promise<(readonly string[])[]> => [
+    await provider.shared(found, of, disks),
+    await provider.shared(given, second, disks),
+  ]
+  t.same(await reasons(), [[], []])
+  t.same(await provider.shared(found, of), [])
+  t.match(await provider.shared(given, second), [/also contains 'disk\.img'/], 'no disk is known')
+  t.match(await provider.shared(found, of, []), [/also contains 'disk\.img'/], 'whatever the record has')
+  for (const file of ['vm1.conf', 'vm-bhyve.log']) fs.writeFileSync(path.join(mountpoint, file), 'x')
+  const other = path.join(mountpoint, 'vm2.img')
+  fs.writeFileSync(other, '')
+  fs.truncateSync(other, MiB - 1)
+  t.same(await reasons(), [[], []], 'small files do not count')
+  fs.truncateSync(other, MiB)
+  for (const one of await reasons()) t.match(one, [/also contains 'vm2\.img'/])
   const error = await rejection(back(found, 'r1', of))
   t.match(error, { code: 'ERR_RESTORE_BLOCKED', message: /also contains 'vm2\.img'. Nothing was changed/ })
-  const other = owner('/checkpoints/vm2', 'vm2')
-  const others = await capture(other, named(dataset))
-  t.match(await provider.shared(given, second), [/has snapshots of VM 'vm2'/])
-  await provider.remove(others, other)
+  t.match(error, { unchanged: true })
+  fs.rmSync(other)
+  fs.mkdirSync(other)
+  for (const one of await reasons()) t.match(one, [/also contains 'vm2\.img'/], 'a directory counts')
+  fs.rmdirSync(other)
+  const inside = { ...second, directory: path.join(mountpoint, 'checkpoints') }
+  t.match(await provider.shared(given, inside, disks), [/contains the checkpoint directory/])
+  const third = owner('/checkpoints/vm2', 'vm2')
+  const others = await capture(third, named(dataset))
+  for (const one of await reasons()) t.match(one, [/has snapshots of VM 'vm2'/])
+  await provider.remove(others, third)
   command(`zfs create ${dataset}/child`)
-  t.match(await provider.shared(given, second), [/has child datasets/])
+  for (const one of await reasons()) t.match(one, [/has child datasets/])
   await commandWhenIdle(`zfs destroy ${dataset}/child`)
-  command(`zfs unmount ${dataset}`)
-  t.match(await provider.shared(found, of), [/is not mounted/])
+  await commandWhenIdle(`zfs unmount ${dataset}`)
+  for (const one of await reasons()) t.match(one, [/is not mounted/])
+})
+
+void t.test('a pool, or a dataset that is gone, is not put back and nothing is changed', zfs, async (t) => {
+  const { name } = await pool(t)
+  const of = owner('/checkpoints/vm1')
+  const whole = await capture(of, named(name))
+  t.match(await provider.shared(whole, of, []), [/is a pool, which cannot be renamed/])
+  t.match(await rejection(back(whole, 'r1', of)), { code: 'ERR_RESTORE_BLOCKED', unchanged: true })
+  command(`zfs create ${name}/vm1`)
+  const second = owner('/checkpoints/vm1')
+  const record = await capture(second, named(`${name}/vm1`))
+  await commandWhenIdle(`zfs rename ${name}/vm1 ${name}/web1`)
+  const gone = { message: /does not exist. Nothing was changed/, unchanged: true }
+  t.match(await rejection(back(record, 'r1', second)), gone)
+})
+
+void t.test('a rename that fails withdraws everything', zfs, async (t) => {
+  const { name, root } = await pool(t)
+  const disks = [diskIn(`${name}/a`, root), diskIn(`${name}/b`, root)]
+  const images = disks.map(({ image }) => image)
+  const of = owner('/checkpoints/vm1')
+  const record = await capture(of, derived('vm1', ...images))
+  for (const image of images) fs.writeFileSync(image, 'new')
+  const script = `if [ "$1" = rename ]; then echo refused >&2; exit 1; fi\nexec "$ZFS" "$@"`
+  const restore = replaceZfs(t, scratch(t), script)
+  t.match(await rejection(back(record, 'r1', of)), { message: /refused\. Nothing was/, unchanged: true })
+  restore()
+  t.same(images.map(text), ['new', 'new'])
+  for (const dataset of ['a', 'b']) {
+    t.equal(get(`${name}/${dataset}`, 'canmount'), 'on')
+    t.equal(get(`${name}/${dataset}`, 'bhyve-checkpoint:rollback'), '-')
+  }
+  await back(record, 'r2', of)
+  t.same(images.map(text), ['first', 'first'])
+})
+
+/** The first commands of the section about undoing. */
+function undoCommands(dataset: string): string[] {
+  const page = fs.readFileSync(path.join(import.meta.dirname, '../../../../docs/returning.md'), 'utf8')
+  const block = /^## Undo\n.*?^```sh\n(.*?)^```/ms.exec(page)?.[1] ?? ''
+  return block.trim().replaceAll('tank/vm1', dataset).split('\n')
+}
+
+void t.test('the documented commands undo a rollback, whatever the mountpoint', zfs, async (t) => {
+  const { name, root } = await pool(t)
+  const local = path.join(root, 'elsewhere')
+  command(`zfs create -o mountpoint=${local} ${name}/local`)
+  const image = path.join(local, 'disk.img')
+  fs.writeFileSync(image, 'first')
+  for (const [dataset, disk] of [
+    [`${name}/local`, image],
+    [`${name}/inherited`, diskIn(`${name}/inherited`, root).image],
+  ] as const) {
+    const of = owner('/checkpoints/vm1')
+    const record = await capture(of, derived('vm1', disk))
+    fs.writeFileSync(disk, 'present')
+    await back(record, 'ID', of)
+    t.equal(text(disk), 'first')
+    const commands = undoCommands(dataset)
+    t.equal(commands.length, 5)
+    for (const line of commands) await commandWhenIdle(line)
+    t.equal(text(disk), 'present', dataset)
+    t.equal(get(`${dataset}.undone`, 'mounted'), 'no')
+    command('zfs mount -a')
+    t.equal(text(disk), 'present', 'after a start of the host, too')
+    t.same([get(dataset, 'mounted'), get(dataset, 'canmount')], ['yes', 'on'])
+    await commandWhenIdle(`zfs unmount ${dataset}`)
+    t.match(await provider.shared(record, of, [disk]), [/is not mounted/], 'the old rollback does not count')
+    t.match(await rejection(back(record, 'ID2', of)), { message: /is not mounted/, unchanged: true })
+    command(`zfs mount ${dataset}`)
+    await back(record, 'ID2', of)
+    t.equal(text(disk), 'first', 'it can be put back again')
+    t.equal(get(dataset, 'canmount'), 'on')
+  }
 })
 
 void t.test('a copy has paths of its own, and only the call that made it removes it', zfs, async (t) => {

@@ -66,19 +66,19 @@ void t.test('a volume is found by its device, or by a link to it', async (t) => 
     { path: '/dev/zvol/tank/a', snapshot: 'tank/a@id1' },
     { path: link, snapshot: 'tank/b@id1' },
   ])
-  const error = await rejection(plan(owner('/c', 'vm1', 'id1'), derived('vm1', '/dev/zvol/tank/a@b')))
+  const error = await rejection(plan(owner('/c'), derived('vm1', '/dev/zvol/tank/a@b')))
   t.match(error, { code: 'ERR_INVALID_OPTION' })
 })
 
 void t.test('a volume with children is not only for its VM', async (t) => {
   standIn(t, ['tank/a', 'tank/a/child'])
-  const error = await rejection(plan(owner('/c', 'vm1', 'id1'), derived('vm1', '/dev/zvol/tank/a')))
+  const error = await rejection(plan(owner('/c'), derived('vm1', '/dev/zvol/tank/a')))
   t.match(error.message, /has child datasets, such as 'tank\/a\/child'/)
 })
 
 void t.test('a pool that is suspended, absent or read-only cannot take snapshots', async (t) => {
   const { change } = standIn(t, ['tank/a'])
-  const planning = (): Promise<Error> => rejection(plan(owner('/c', 'vm1', 'id1'), named('tank/a')))
+  const planning = (): Promise<Error> => rejection(plan(owner('/c'), named('tank/a')))
   change({ pools: { tank: 'SUSPENDED' } })
   t.match((await planning()).message, /pool 'tank' is SUSPENDED/)
   change({ pools: {} })
@@ -91,14 +91,20 @@ void t.test('a volume is put back and copied without any mount', async (t) => {
   const { read, change } = standIn(t, ['tank/a'])
   const { datasets } = read()
   change({ datasets: { 'tank/a': { ...datasets['tank/a'], refreservation: '1048576', 'site:x': 'y' } } })
-  const of = owner('/checkpoints/vm1', 'vm1', 'id1')
+  const of = owner('/checkpoints/vm1', 'vm1', 'id2')
   const record = await capture(of, derived('vm1', '/dev/zvol/tank/a'))
+  change({ calls: [] })
+  t.same(await provider.shared(record, of, ['/dev/zvol/tank/a']), [])
+  t.match(await provider.shared(record, of, []), [/volume 'tank\/a' is not a disk in the bhyve arguments/])
   change({ calls: [] })
   t.same(await provider.rollback(record, { id: 'r1', signal: never }, of), ['tank/a.r1'])
   t.notMatch(read().calls.join('\n'), /zfs (un)?mount|volsize=/)
   const after = read().datasets
-  t.match(after['tank/a'], { '#origin': 'tank/a.r1@id1', refreservation: '1048576', 'site:x': 'y' })
-  t.match(after['tank/a.r1'], { 'bhyve-checkpoint:rollback': 'r1 no - - 1048576', refreservation: 'none' })
+  t.match(after['tank/a'], { '#origin': 'tank/a.r1@id2', refreservation: '1048576', 'site:x': 'y' })
+  t.match(after['tank/a.r1'], {
+    'bhyve-checkpoint:rollback': 'r1 no - - 1048576 done',
+    refreservation: 'none',
+  })
   const copies = await provider.clone(record, { as: 'vm2', signal: never }, of)
   t.same([...copies], [['/dev/zvol/tank/a', '/dev/zvol/tank/a-vm2']])
   await provider.removeClones(record, { as: 'vm2' }, of)
