@@ -68,7 +68,7 @@ void t.test(
       made.push({ of, record: await capture(of, derived('vm1', image)) })
     }
     for (let count = 0; count < 5; count++) await captureNext()
-    for (const [round, index] of [2, 4, 0, 3, 1, 4].entries()) {
+    for (const [round, index] of [2, 0, 4, 1].entries()) {
       const { of, record } = made[index]!
       await back(record, `r${round}`, of)
       t.equal(text(image), `state ${index}`)
