@@ -5,10 +5,10 @@ import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
 import { createClient, fileDisks } from 'bhyve-checkpoint'
-import { DiskProviders } from '../../../dist/disks/providers.js'
-import { loadNative } from '../../../dist/base/native.js'
-import { sharedPool } from '../../../dist/pool/pool.js'
-import { failure, inlinePool, intercept, rejection, tree } from '../../support/index.js'
+import { DiskProviders } from '../../../../dist/disks/providers.js'
+import { loadNative } from '../../../../dist/base/native.js'
+import { sharedPool } from '../../../../dist/pool/pool.js'
+import { failure, inlinePool, intercept, rejection, tree } from '../../../support/index.js'
 import {
   contentOf,
   type FileSystem,
@@ -18,7 +18,7 @@ import {
   snapshotsOf,
   usedBytes,
   World,
-} from '../../support/image_world.js'
+} from '../../../support/image_world.js'
 
 const file = {
   xfs: mounted(t, 'xfs', 3072 * MiB),

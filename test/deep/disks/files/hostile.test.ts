@@ -4,10 +4,10 @@ import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
 import { fileDisks } from 'bhyve-checkpoint'
-import type { DiskOwner, DiskRecord } from '../../../dist/base/disk_types.js'
-import { FileProvider } from '../../../dist/disks/files/provider.js'
-import { contents, inlinePool, rejection } from '../../support/index.js'
-import { type Captured, MiB, mounted, never, snapshotsOf, World } from '../../support/image_world.js'
+import type { DiskOwner, DiskRecord } from '../../../../dist/base/disk_types.js'
+import { FileProvider } from '../../../../dist/disks/files/provider.js'
+import { contents, inlinePool, rejection } from '../../../support/index.js'
+import { type Captured, MiB, mounted, never, snapshotsOf, World } from '../../../support/image_world.js'
 
 const { skip, directory } = mounted(t, 'xfs', 512 * MiB)
 
