@@ -28,7 +28,7 @@ const calls =
   'sendmsg,sendto,openat,renameat,renameat2,unlinkat,mkdirat,fsync,fdatasync,ioctl,kill,pidfd_send_signal,write,pwrite64,ftruncate,flock'
 /** Starts of programs, which the main thread does. */
 const starts = 'vfork,fork,clone'
-const sampled = Number(process.env.DISK_KILLS ?? '5')
+const sampled = Number(process.env.DISK_KILLS ?? '3')
 
 interface World {
   bhyve: SimulatedBhyve
