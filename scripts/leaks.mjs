@@ -51,6 +51,7 @@ const onThisThread = {
   },
   // A job has ended when its call returns.
   emptied: () => Promise.resolve(),
+  takeNoted: () => false,
 }
 const environment = { threads: hostEnvironment, here: { ...hostEnvironment, pool: () => onThisThread } }
 

@@ -37,7 +37,7 @@ const withDisks = async (c) => {
 }
 
 /** The state is published, and its disk is copied. */
-const copied = { since: ['renameAt:.ckp', 'unlinkAt:.snapshots', 'dataRange'] }
+const copied = { since: ['renameAt:.ckp', 'renameAt:.snapshots', 'dataRange'] }
 
 /** As `killed`, with disk snapshots in all checkpoints. */
 const killedWithDisks = (call, strike) => ({

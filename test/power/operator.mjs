@@ -129,7 +129,7 @@ export class Operator {
 
   async restore(name) {
     const args = restoreArguments(this.#run)
-    const options = { args, bhyve: simulatedBhyve }
+    const options = { args, bhyve: simulatedBhyve, disks: 'keep' }
     await this.#marked({ call: 'restore', name }, async () => {
       const { pid, exited } = await this.#client.restore(vm, name, options)
       mark({ event: 'restored', pid })
