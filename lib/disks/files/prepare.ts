@@ -30,7 +30,7 @@ interface PrepareOptions {
   allowCopy: boolean
 }
 
-/** Throws if an image cannot be captured. Nothing remains in the checkpoint directory then. */
+/** Throws if an image cannot be captured. Nothing remains in the checkpoint directory. */
 export function prepareImages(
   named: readonly string[],
   owner: DiskOwner,
@@ -44,9 +44,9 @@ export function prepareImages(
       const { size: bytes, identity } = status
       return { paths, bytes, identity, copied }
     })
-  } catch (error) {
+  } finally {
+    // The save may still fail for another reason, and then nobody would remove it.
     quietly(() => removeUnused(owner))
-    throw error
   }
 }
 
