@@ -4,10 +4,10 @@ import path from 'node:path'
 import t from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { manifestIn, recordsIn, world } from '../support/captured_world.js'
-import type { CopyingProvider } from '../support/copying_provider.js'
-import { processState } from '../support/guards.js'
-import { checkpointFiles, contents, rejection, tree, until } from '../support/index.js'
+import { manifestIn, recordsIn, world } from '../../support/captured_world.js'
+import type { CopyingProvider } from '../../support/copying_provider.js'
+import { processState } from '../../support/guards.js'
+import { checkpointFiles, contents, rejection, tree, until } from '../../support/index.js'
 
 const MiB = 1024 * 1024
 
