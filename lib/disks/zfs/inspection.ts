@@ -105,13 +105,23 @@ class Roots {
     const devices = new Map<bigint, Root>()
     const ambiguous = new Set<bigint>()
     for (const { dataset, mountpoint } of this.#mounts) {
-      const status = fs.statSync(mountpoint, { bigint: true, throwIfNoEntry: false })
-      if (status === undefined) continue
-      if (devices.has(status.dev)) ambiguous.add(status.dev)
-      devices.set(status.dev, { dataset, real: fs.realpathSync(mountpoint) })
+      const found = rootAt(mountpoint)
+      if (found === undefined) continue
+      if (devices.has(found.device)) ambiguous.add(found.device)
+      devices.set(found.device, { dataset, real: found.real })
     }
     for (const device of ambiguous) devices.delete(device)
     return devices
+  }
+}
+
+/** Undefined if the mountpoint cannot be accessed: a disk in it cannot be either, and other disks do not need it. */
+function rootAt(mountpoint: string): { device: bigint; real: string } | undefined {
+  try {
+    return { device: fs.statSync(mountpoint, { bigint: true }).dev, real: fs.realpathSync(mountpoint) }
+  } catch (error) {
+    if (!isNodeSystemError(error) || isExhausted(error)) throw error
+    return undefined
   }
 }
 
