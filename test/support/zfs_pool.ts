@@ -51,7 +51,8 @@ export async function pool(t: Test, megabytes = 256): Promise<{ name: string; ro
   const device = path.join(directory, 'device')
   fs.writeFileSync(device, '')
   fs.truncateSync(device, megabytes * 1024 * 1024)
-  command(`zpool create -m ${root} ${name} ${device}`)
+  // Without a cache file: a pool of a killed test does not return with the next daemon.
+  command(`zpool create -o cachefile=none -m ${root} ${name} ${device}`)
   // zfs-fuse may release a file system only after its unmount.
   const isDestroyed = (): boolean => spawnSync('zpool', ['destroy', '-f', name]).status === 0 || !exists(name)
   t.teardown(() => until(isDestroyed, `pool ${name} is destroyed`))
