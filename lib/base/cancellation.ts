@@ -65,6 +65,7 @@ export interface CommitPoint {
 export class Cancellation implements CommitPoint, Disposable {
   #error: Error | undefined
   #begun = false
+  #rollingBack = false
   #committed = false
   /** The first cancel that arrived while committed. */
   #late: Error | undefined
@@ -82,7 +83,14 @@ export class Cancellation implements CommitPoint, Disposable {
     this.#afterStart = afterStart ?? stillRuns
     if (signal !== undefined) {
       const abort = (): void =>
-        this.cancel(new AbortError(`${doing}: cancelled; ${this.#outcome}`, signal.reason, this.#begun))
+        this.cancel(
+          new AbortError(
+            `${doing}: cancelled; ${this.#outcome}`,
+            signal.reason,
+            this.#begun,
+            this.#rollingBack,
+          ),
+        )
       if (signal.aborted) abort()
       else this.#stopListening = onAbort(signal, abort)
     }
@@ -90,7 +98,11 @@ export class Cancellation implements CommitPoint, Disposable {
     if (timeout !== undefined && !this.cancelled) {
       const timeoutError = (): CheckpointError => {
         const message = `${doing}: timed out after ${String(timeout)} ms; ${this.#outcome}`
-        return new CheckpointError('ERR_TIMEOUT', message, { vm, begun: this.#begun })
+        return new CheckpointError('ERR_TIMEOUT', message, {
+          vm,
+          begun: this.#begun,
+          ...(this.#rollingBack ? { rollingBack: true } : {}),
+        })
       }
       this.#timer = setTimeout(() => this.cancel(timeoutError()), timeout)
       this.#timer.unref()
@@ -119,12 +131,20 @@ export class Cancellation implements CommitPoint, Disposable {
   }
 
   /**
-   * From here on a cancel stops only the waiting, and its message reports that. `outcome`: the work that continues, if
-   * it is not what `afterStart` describes. Throws if the call was cancelled before.
+   * From here on a cancel stops only the waiting, and its message reports that. Throws if the call was cancelled
+   * before.
    */
-  begin(outcome = this.#afterStart): void {
+  begin(): void {
     this.throwIfCancelled()
     this.#begun = true
+    this.#rollingBack = false
+    this.#outcome = this.#afterStart
+  }
+
+  /** As `begin`, but after a cancel only the rollback of the disks is completed. `outcome` is for the message. */
+  beginRollback(outcome: string): void {
+    this.begin()
+    this.#rollingBack = true
     this.#outcome = outcome
   }
 

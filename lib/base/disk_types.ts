@@ -60,8 +60,8 @@ export interface DiskProvider {
   /** Called before anything is sent to bhyve. Rejects if the disks could not be captured. */
   prepare(request: DiskRequest): Promise<PreparedDisks>
   /**
-   * Removes what `take` has made, completely or in part. `record` is `planned` or what `take` resolved with. It is no
-   * error if nothing is there.
+   * Removes what `take` has made, completely or in part. `record` is `planned` or what `take` resolved with.
+   * Resolves if nothing is there.
    */
   remove(record: DiskRecord, owner: DiskOwner): Promise<void>
   /** Resolves with the snapshots that no longer exist. */
@@ -86,7 +86,10 @@ export interface DiskProvider {
     options: { id: string; signal: AbortSignal },
     owner: DiskOwner,
   ): Promise<readonly string[]>
-  /** Makes writable copies for another VM. Resolves with a map from each path in the record to the path of its copy. */
+  /**
+   * Makes writable copies for another VM. Resolves with a map from each path in the record to the path of its copy. If it
+   * rejects, it has removed what it has made.
+   */
   clone?(
     record: DiskRecord,
     options: { as: string; signal: AbortSignal },

@@ -73,6 +73,11 @@ export class CheckpointError extends Error {
    * nothing will be.
    */
   declare readonly begun?: boolean
+  /**
+   * `ERR_TIMEOUT` of `restore` with `begun`. True: the disks are being put back. That is completed, `idle()` waits for it,
+   * and bhyve is not started.
+   */
+  declare readonly rollingBack?: boolean
   /** The positive error number of the failed system call. */
   declare readonly errno?: number
   /** The name of the failed system call. */
@@ -105,11 +110,14 @@ export class AbortError extends Error {
    * read. `idle()` waits until that has finished. False: nothing was sent, started or read, and nothing will be.
    */
   readonly begun: boolean
+  /** Of `restore`, true: the disks are being put back. That is completed, and bhyve is not started. */
+  declare readonly rollingBack?: boolean
 
-  constructor(message: string, reason: unknown, begun = false) {
+  constructor(message: string, reason: unknown, begun = false, rollingBack = false) {
     super(visible(message), { cause: reason })
     this.name = 'AbortError'
     this.begun = begun
+    if (rollingBack) Object.defineProperty(this, 'rollingBack', { value: true, enumerable: true })
   }
 }
 
@@ -204,11 +212,12 @@ export function toCheckpointError(error: unknown, doing: string): CheckpointErro
       error,
     )
   }
-  return new CheckpointError(
-    'ERR_SYSTEM',
-    `${doing}: ${error instanceof Error ? error.message : String(error)}`,
-    {
-      cause: error,
-    },
-  )
+  return new CheckpointError('ERR_SYSTEM', `${doing}: ${reasonOf(error)}`, {
+    cause: error,
+  })
+}
+
+/** For the end of a message: why something failed. */
+export function reasonOf(cause: unknown): string {
+  return cause instanceof Error ? cause.message : String(cause)
 }

@@ -89,3 +89,8 @@ export function assertRestorablePath(
     { vm, checkpoint, path },
   )
 }
+
+/** Ids of checkpoints and rollbacks become names of files and snapshots, and a manifest may contain anything. */
+export function isUuid(id: unknown): id is string {
+  return typeof id === 'string' && /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(id)
+}

@@ -359,7 +359,7 @@ export interface RestorePlan {
  *   VM
  * - `disks-missing`: the disks cannot be put back or copied: the checkpoint has no snapshots, a snapshot no longer exists,
  *   no provider of its kind is registered, or the provider cannot do that. With `as`, also: a writable disk has no
- *   snapshot, or there is a snapshot of something that is no writable disk in the arguments. Also: an interrupted rollback
+ *   snapshot, or there is a snapshot of something that is not a writable disk in the arguments. Also: an interrupted rollback
  *   cannot be finished, or is one of another VM that the arguments name
  * - `dataset-shared`: putting the disks back would change more than the writable disks in the arguments
  * - `name-in-use`: the VM `as` has a suspended state that was not restored

@@ -3,7 +3,7 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { isExhausted, isNodeSystemError } from '../base/errors.js'
 
-/** The recorded path that a disk is, or is below of. */
+/** The recorded path that a disk is, or is below. */
 export interface Cover {
   /** As it is recorded. */
   path: string

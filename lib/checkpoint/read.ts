@@ -1,6 +1,6 @@
 /** Reads the checkpoints in a directory one by one, without taking a lock. Runs in the pool. */
 import os from 'node:os'
-import { CheckpointError, isExhausted } from '../base/errors.js'
+import { CheckpointError, isExhausted, reasonOf } from '../base/errors.js'
 import {
   isCheckpointName,
   kernelSuffix,
@@ -47,7 +47,7 @@ export function listedCheckpoint(
   } catch (error) {
     if (isExhausted(error)) throw error
     const file = unreadableFile(directory, name, error)
-    const message = `the checkpoint cannot be read: ${error instanceof Error ? error.message : String(error)}`
+    const message = `the checkpoint cannot be read: ${reasonOf(error)}`
     const problems = [{ code: 'unreadable', message, file }] as const
     return [{ state: 'damaged', vm, name, path: directory.pathOf(name + memorySuffix), problems }]
   }

@@ -7,7 +7,7 @@ interface InterruptibleCall<T> {
   start(signal: AbortSignal): Promise<T>
   done(result: T): number
   /** For messages: the state after a stop, before and after bhyve (or reading) was started. */
-  left: { beforeStart: string; afterStart: string }
+  left: { beforeStart: string; afterStart: string; afterRollback?: string }
   /** Reports the result of work that was started before the stop, once it has ended. */
   afterwards(): Promise<void>
   /** Once started, bhyve may die if this process exits before bhyve has finished, and the VM dies with it. */
@@ -20,6 +20,8 @@ interface InterruptibleCall<T> {
 interface Stop {
   isInterrupt: boolean
   begun: boolean
+  /** The disks are being put back. That needs this process, and ends. */
+  rollingBack: boolean
   why: string
   /** Absent if `why` includes it. */
   left?: string
@@ -39,7 +41,7 @@ export async function interruptible<T>(context: Context, call: InterruptibleCall
     if (stop !== undefined) report(context, call, stop)
     if (stop?.begun === true) {
       signal.addEventListener('abort', stillWaiting)
-      await conclude(context, call)
+      await conclude(context, isLeft(call, stop), call)
     } else await client.idle()
     if (stop?.isInterrupt === true) return interrupt.exitStatus
     throw stop === undefined ? error : withOwnMessage(error, stop)
@@ -60,28 +62,40 @@ function waitingNotice(isHeld: boolean): string {
 function stopOf<T>(context: Context, call: InterruptibleCall<T>, error: unknown): Stop | undefined {
   const { api, interrupt, values } = context
   const { doing, left } = call
-  const leftNow = (begun: boolean): string => (begun ? left.afterStart : left.beforeStart)
+  const rollingBack = isRollingBack(error)
+  const afterStart = rollingBack ? (left.afterRollback ?? left.afterStart) : left.afterStart
+  const leftNow = (begun: boolean): string => (begun ? afterStart : left.beforeStart)
   if (error instanceof api.AbortError) {
     const why = `${doing}: interrupted by ${interrupt.received ?? 'a signal'}`
-    return { isInterrupt: true, begun: error.begun, why, left: leftNow(error.begun) }
+    return { isInterrupt: true, begun: error.begun, rollingBack, why, left: leftNow(error.begun) }
   }
   if (!(error instanceof api.CheckpointError) || error.begun === undefined) return undefined
   const { begun, code, message } = error
-  if (code !== 'ERR_TIMEOUT') return { isInterrupt: false, begun, why: message }
+  if (code !== 'ERR_TIMEOUT') return { isInterrupt: false, begun, rollingBack, why: message }
   const why = `${doing}: timed out after ${values.text('timeout') ?? 'its timeout'}`
-  return { isInterrupt: false, begun, why, left: leftNow(begun) }
+  return { isInterrupt: false, begun, rollingBack, why, left: leftNow(begun) }
 }
 
 function report<T>({ interrupt, output }: Context, call: InterruptibleCall<T>, stop: Stop): void {
   const { isInterrupt, begun } = stop
-  const message = begun ? `${messageOf(stop)}${whatFollows(call)}` : messageOf(stop)
+  const message = begun ? `${messageOf(stop)}${whatFollows(call, stop)}` : messageOf(stop)
   if (isInterrupt)
     output.failure({ type: 'cancelled', signal: interrupt.received, begun, message }, [message])
   else if (begun) output.notice(message)
 }
 
-function whatFollows<T>({ isLeft, holdsVm }: InterruptibleCall<T>): string {
-  if (isLeft === true) return '. This command does not wait for it'
+function isRollingBack(error: unknown): boolean {
+  return error instanceof Error && 'rollingBack' in error && error.rollingBack === true
+}
+
+function isLeft<T>(call: InterruptibleCall<T>, stop: Stop): boolean {
+  return call.isLeft === true && !stop.rollingBack
+}
+
+function whatFollows<T>(call: InterruptibleCall<T>, stop: Stop): string {
+  const { holdsVm } = call
+  if (isLeft(call, stop)) return '. This command does not wait for it'
+  if (stop.rollingBack) return '. Waiting until the disks are back'
   return holdsVm === true ? '. Waiting until bhyve has finished the save' : ''
 }
 
@@ -95,9 +109,13 @@ function withOwnMessage(error: unknown, stop: Stop): Error {
   return Object.assign(new Error(message, { cause: error }), error)
 }
 
-async function conclude<T>({ client }: Context, call: InterruptibleCall<T>): Promise<void> {
-  if (call.isLeft !== true) await client.idle()
+async function conclude<T>(
+  { client }: Context,
+  isLeftRunning: boolean,
+  call: InterruptibleCall<T>,
+): Promise<void> {
+  if (!isLeftRunning) await client.idle()
   await call.afterwards()
   // The library continues to poll it, maybe forever. Pending output is written before this exit.
-  if (call.isLeft === true) setImmediate(() => process.exit())
+  if (isLeftRunning) setImmediate(() => process.exit())
 }

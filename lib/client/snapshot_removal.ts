@@ -66,7 +66,7 @@ export class SnapshotRemoval {
     return failures
   }
 
-  /** One removal of a VM at a time: a hanging one must not get company with every call. */
+  /** One removal of a VM at a time: otherwise every call would add another one that hangs. */
   #begin(vm: string): Promise<RemovalFailure[]> {
     const running = this.#running.get(vm)
     if (running === undefined) return this.#run(vm)

@@ -1,6 +1,7 @@
 /** Chooses the provider of the disks in bhyve arguments. */
 import { invalid } from '../base/assertions.js'
 import type { DiskSelection } from '../base/disk_types.js'
+import { CheckpointError, isNodeSystemError, reasonOf } from '../base/errors.js'
 import { sharedPool } from '../pool/pool.js'
 import { remote } from '../pool/remote.js'
 import { fileDisks, zfsDisks } from './selections.js'
@@ -17,12 +18,19 @@ export async function detectDisks(args: readonly string[]): Promise<DiskSelectio
   if (fault !== undefined) throw invalid(`The disks in the bhyve arguments cannot be found: ${fault}`, args)
   const paths = [...new Set(disks.filter(({ writable }) => writable).map(({ path }) => path))]
   if (paths.length === 0) return []
-  // Without ZFS on this host, there are no datasets.
-  const mounted = await mounts({}).catch(() => [])
+  const mounted = await mounts({}).catch(noneWithoutZfs)
   const located = await jobs.locateDisks(paths, mounted)
   const onZfs = located.filter((disk) => !('fault' in disk))
   if (onZfs.length === located.length) return [zfsDisks({ args })]
   if (onZfs.length === 0) return [fileDisks({ files: located.map(({ path }) => path) })]
   const others = located.filter((disk) => 'fault' in disk).map(({ path }) => `'${path}'`)
   throw invalid(`Some disks are on ZFS, but not these: ${others.join(', ')}. Name the disks`, args)
+}
+
+/** Without the command there are no datasets. If it fails, the disks may still be on ZFS. */
+function noneWithoutZfs(error: unknown): [] {
+  const cause = error instanceof CheckpointError ? error.cause : undefined
+  if (isNodeSystemError(cause) && cause.code === 'ENOENT') return []
+  const message = `Which disks are on ZFS is unknown: ${reasonOf(error)}. Name the disks`
+  throw new CheckpointError('ERR_SYSTEM', message, { cause: error })
 }

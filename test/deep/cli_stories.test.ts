@@ -34,7 +34,15 @@ const runningWithDisk = async (world: CliWorld): Promise<void> => {
   const disk = path.join(world.root, 'vm1.img')
   fs.writeFileSync(disk, Buffer.alloc(2 ** 20))
   fs.writeFileSync(path.join(world.root, 'bhyve'), diskStandIn, { mode: 0o755 })
+  fs.mkdirSync(path.join(world.root, 'bin'))
+  fs.writeFileSync(path.join(world.root, 'bin', 'zfs'), '#!/bin/sh\nexit 0\n', { mode: 0o755 })
   await world.start({ vm: 'vm1', memoryBytes: 8 * 2 ** 20, writeRate: 16 * 2 ** 20, disks: [disk] })
+}
+/** The `zfs` of a host that has no datasets. */
+const withoutDatasets = { PATH: `<root>/bin:${process.env.PATH ?? ''}` }
+/** The `zfs` of a host where the command fails. */
+const zfsFails = (world: CliWorld): void => {
+  fs.writeFileSync(path.join(world.root, 'bin', 'zfs'), '#!/bin/sh\necho "no ZFS here" >&2\nexit 1\n')
 }
 const diskArguments = bhyveArguments.map((word) =>
   word === '-m1M' ? '-m8M' : word.replace(/^-s3,.*/, '-s3,virtio-blk,<root>/vm1.img'),
@@ -272,7 +280,12 @@ const stories: Story[] = [
     steps: [
       { args: ['create', 'vm1', 'a', '--disks', 'file:<root>/vm1.img'] },
       { args: ['create', 'vm1', 'a', '--disks', 'file:<root>/vm1.img', '--json'] },
-      { args: ['create', 'vm1', 'a', '--disks', 'auto', '--', ...diskArguments] },
+      { args: ['create', 'vm1', 'a', '--disks', 'auto', '--', ...diskArguments], env: withoutDatasets },
+      {
+        args: ['create', 'vm1', 'a', '--disks', 'auto', '--', ...diskArguments],
+        env: withoutDatasets,
+        before: zfsFails,
+      },
       { args: ['suspend', 'vm1', '--disks', 'file:<root>/vm1.img'] },
       { args: ['list'] },
       { args: ['vms'] },
@@ -287,7 +300,10 @@ const stories: Story[] = [
     setUp: runningWithDisk,
     steps: [
       { args: ['create', 'vm1', 'a', '--disks', 'file:<root>/vm1.img'] },
-      { args: ['create', 'vm1', 'b', '--disks', 'auto', '--json', '--', ...diskArguments] },
+      {
+        args: ['create', 'vm1', 'b', '--disks', 'auto', '--json', '--', ...diskArguments],
+        env: withoutDatasets,
+      },
       { args: ['list'] },
       { args: ['show', 'vm1', 'a'] },
       { args: ['verify', 'vm1', 'a'] },

@@ -162,7 +162,8 @@ for (const [kind, dialect, both] of [
       const offset = Math.floor(Math.random() * step)
       for (const strike of all.filter((_, index) => index % step === offset)) {
         const what = `${strike.calls === starts ? 'start' : 'call'} ${String(strike.n)}`
-        await kill(one, strike, both)
+        const trace = await kill(one, strike, both)
+        t.match(trace, /killed by SIGKILL/, `${what}: killed`)
         if (both) await client.listCheckpoints('vm1')
         await until(() => processState(bhyve.pid) === 'running', `${what}: the VM runs`, 5_000)
         await examine(t, one, what)

@@ -73,10 +73,10 @@ export class CliWorld {
     const end = step.args.indexOf('--')
     const own = end === -1 ? step.args : step.args.slice(0, end)
     const words = [...own, ...(step.bare === true ? [] : this.places), ...step.args.slice(own.length)]
-    const resolved = words.map((word) =>
-      word.replaceAll('<run>', this.runDirectory).replaceAll('<root>', this.root),
-    )
-    return execute(resolved, step, mode)
+    const resolved = (word: string): string =>
+      word.replaceAll('<run>', this.runDirectory).replaceAll('<root>', this.root)
+    const env = Object.entries(step.env ?? {}).map(([key, value]) => [key, resolved(value)] as const)
+    return execute(words.map(resolved), { ...step, env: Object.fromEntries(env) }, mode)
   }
 
   /** Replaces everything that differs between runs. */

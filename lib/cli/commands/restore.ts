@@ -158,7 +158,11 @@ function start(context: Context, vm: string, name: string): Promise<number> {
       )
       return exitStatus.done
     },
-    left: { beforeStart: 'nothing was started', afterStart: 'bhyve was started and continues to run' },
+    left: {
+      beforeStart: 'nothing was started',
+      afterStart: 'bhyve was started and continues to run',
+      afterRollback: 'the disks are put back to the checkpoint, and bhyve is not started',
+    },
     isLeft: true,
     afterwards: async () => {
       const started = context.values.text('as') ?? vm

@@ -5,6 +5,7 @@
 import path from 'node:path'
 import type { DiskOwner, DiskRecord } from '../../base/disk_types.js'
 import { CheckpointError } from '../../base/errors.js'
+import { isUuid } from '../../base/names.js'
 
 export interface ImageFile {
   /** The path by which bhyve opens the image. It can be a symbolic link. */
@@ -47,7 +48,7 @@ export function filesOf(record: DiskRecord, owner: DiskOwner): ImageFile[] {
   if (files !== undefined) return files
   throw new CheckpointError(
     'ERR_CHECKPOINT_DAMAGED',
-    `The manifest of checkpoint ${owner.id} in '${owner.directory}' has an invalid list of image files. Nothing was changed`,
+    `The manifest of checkpoint ${owner.id} in '${owner.directory}' has an invalid list of image files`,
     { path: owner.directory },
   )
 }
@@ -65,13 +66,11 @@ function isImagePath(image: unknown): boolean {
   return !['', '.', '..'].includes(image.slice(image.lastIndexOf('/') + 1))
 }
 
-const uuid = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/
-
 /** Ids become file names. A hostile manifest could contain `../x`. */
 export function assertUuid(id: string, what: string): void {
-  if (typeof id === 'string' && uuid.test(id)) return
+  if (isUuid(id)) return
   throw new CheckpointError(
     'ERR_CHECKPOINT_DAMAGED',
-    `The id of ${what} is not a UUID: ${JSON.stringify(id)}. Nothing was changed`,
+    `The id of ${what} is not a UUID: ${JSON.stringify(id)}`,
   )
 }

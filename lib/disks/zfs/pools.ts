@@ -18,7 +18,7 @@ export async function assertWritable(pools: Iterable<string>, options: CommandOp
 }
 
 function unusable(pool: string, state: string): CheckpointError {
-  const message = `ZFS pool '${pool}' is ${state} and cannot take snapshots. Nothing was sent to bhyve`
+  const message = `ZFS pool '${pool}' is ${state} and cannot take snapshots`
   return new CheckpointError('ERR_SYSTEM', message)
 }
 

@@ -1,4 +1,4 @@
-/** Captures disks on ZFS, and puts them back or copies them. Nothing of it destroys data that is not a snapshot. */
+/** Captures disks on ZFS, and puts them back or copies them. Destroys only snapshots and copies of its own. */
 import { randomUUID } from 'node:crypto'
 import type {
   DiskOwner,
@@ -10,6 +10,7 @@ import type {
 import { CheckpointError, withDetails } from '../../base/errors.js'
 import type { JobRunner } from '../../pool/pool.js'
 import { remote } from '../../pool/remote.js'
+import { RecentMap } from '../recent.js'
 import { assertAbsent, type Copy, makeCopy, pathsOf, planCopies, removeCopy } from './clone.js'
 import { SelectedDisks } from '../selected.js'
 import type { ZfsJobs } from './context.js'
@@ -36,7 +37,7 @@ export class ZfsProvider implements DiskProvider {
   readonly kind = 'zfs'
   readonly #jobs: ZfsJobs
   /** The copies that `clone` has made and `removeClones` may destroy, with the tokens in their properties. */
-  readonly #made = new Map<string, string>()
+  readonly #made = new RecentMap<string>()
 
   readonly #selected = new SelectedDisks()
 
@@ -56,7 +57,7 @@ export class ZfsProvider implements DiskProvider {
         await takeSnapshots(names, owner, { signal, inherit })
         return planned
       },
-      finish: (record) => finishSnapshots(readRecord(record, owner), owner),
+      finish: (record) => finishSnapshots(readRecord(record, owner), owner, { inherit }),
     }
   }
 
@@ -138,7 +139,7 @@ export class ZfsProvider implements DiskProvider {
     }))
     const [reason] = await this.#reasons(expected, owner)
     if (reason !== undefined) {
-      const message = `Putting back the disks of VM '${vm}' would change more than these disks: ${reason}. Nothing was changed`
+      const message = `Putting back the disks of VM '${vm}' would change more than these disks: ${reason}`
       throw new CheckpointError('ERR_RESTORE_BLOCKED', message, { vm })
     }
     const found = await findSnapshots(known, owner)
@@ -161,7 +162,7 @@ export class ZfsProvider implements DiskProvider {
     try {
       for (const copy of copies) {
         signal.throwIfAborted()
-        this.#made.set(copy.target, token)
+        this.#made.remember(copy.target, token)
         await makeCopy(copy, token)
       }
     } catch (error) {
@@ -194,7 +195,7 @@ export class ZfsProvider implements DiskProvider {
       const token = this.#made.get(target)
       if (token === undefined) continue
       await removeCopy(target, token, guids)
-      this.#made.delete(target)
+      this.#made.forget(target)
     }
   }
 }

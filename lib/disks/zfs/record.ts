@@ -35,7 +35,7 @@ export function readRecord(record: DiskRecord, owner: DiskOwner): ZfsRecord {
     datasets.every(isRecordedDataset) &&
     areDisksOf(record, datasets, owner.id)
   if (isValid) return record as ZfsRecord
-  const message = `The manifest of a checkpoint of VM '${owner.vm}' has a malformed record of ZFS snapshots. Nothing was changed`
+  const message = `The manifest of a checkpoint of VM '${owner.vm}' has a malformed record of ZFS snapshots`
   throw new CheckpointError('ERR_CHECKPOINT_DAMAGED', message, { vm: owner.vm })
 }
 

@@ -41,7 +41,7 @@ export async function planReturn(
   const old = datasets.get(kept)
   const facts = old ?? present
   if (facts === undefined) {
-    const message = `Dataset '${dataset}' of VM '${vm}' does not exist. Nothing was changed`
+    const message = `Dataset '${dataset}' of VM '${vm}' does not exist`
     throw new CheckpointError('ERR_SYSTEM', message, { vm })
   }
   const step = { dataset, kept, snapshot: snapshot.name, isVolume: valueOf(facts, 'type') === 'volume' }
@@ -49,7 +49,8 @@ export async function planReturn(
     return {
       ...step,
       intent: intentFor(facts, id),
-      earlier: localValue(facts, property.rollback),
+      // An intent of this rollback is withdrawn, too, if nothing was renamed.
+      earlier: readIntent(facts)?.id === id ? undefined : localValue(facts, property.rollback),
       next: 'begin',
     }
   const intent = readIntent(old)

@@ -1,6 +1,6 @@
 /** Begins a rollback: everything that can still be withdrawn, up to the first rename. */
 import type { DiskOwner } from '../../base/disk_types.js'
-import { CheckpointError } from '../../base/errors.js'
+import { CheckpointError, reasonOf } from '../../base/errors.js'
 import { zfs, zfsWhenIdle } from './command.js'
 import { formatIntent } from './kept_properties.js'
 import { property } from './names.js'
@@ -29,7 +29,7 @@ export async function beginAll(
   } catch (cause) {
     const left = isFirstCall ? await withdraw(undo) : 'Repeat the call to finish it'
     signal.throwIfAborted()
-    const why = cause instanceof Error ? cause.message : String(cause)
+    const why = reasonOf(cause)
     const message = `The disks of VM '${vm}' cannot be put back: ${why}. ${left ?? 'Nothing was changed'}`
     const details = { vm, cause, ...(left === undefined ? { unchanged: true } : {}) }
     throw new CheckpointError('ERR_SYSTEM', message, details)
@@ -40,9 +40,10 @@ export async function beginAll(
 async function begin({ dataset, intent, earlier, isVolume }: Return, undo: Undo[]): Promise<void> {
   undo.push(() => record(dataset, earlier))
   await record(dataset, formatIntent(intent))
-  if (isVolume || !(await isMounted(dataset))) return
-  undo.push(() => mount(dataset))
-  await zfsWhenIdle(['unmount', dataset])
+  if (isVolume) return
+  // An earlier call of this rollback may have unmounted it.
+  if (intent.isMounted) undo.push(() => mount(dataset))
+  if (await isMounted(dataset)) await zfsWhenIdle(['unmount', dataset])
 }
 
 async function record(dataset: string, intent: string | undefined): Promise<void> {
@@ -65,7 +66,7 @@ async function withdraw(undo: readonly Undo[]): Promise<string | undefined> {
     for (const step of undo.toReversed()) await step()
     return undefined
   } catch (error) {
-    const why = error instanceof Error ? error.message : String(error)
+    const why = reasonOf(error)
     return `Nothing was renamed, but a dataset could not be mounted again: ${why}`
   }
 }

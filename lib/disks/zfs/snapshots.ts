@@ -3,7 +3,15 @@ import type { DiskOwner } from '../../base/disk_types.js'
 import { CheckpointError } from '../../base/errors.js'
 import { type CommandOptions, run, usageStatus, zfs } from './command.js'
 import { holdTag, poolOf, property, propertyText } from './names.js'
-import { localValue, type Properties, readAny, readOne, snapshotsNamed, valueOf } from './properties.js'
+import {
+  localValue,
+  type Properties,
+  readAny,
+  readOne,
+  snapshotsNamed,
+  valueOf,
+  lines,
+} from './properties.js'
 import type { RecordedDataset, ZfsRecord } from './record.js'
 
 export interface Snapshot {
@@ -52,11 +60,15 @@ function snapshotArgs(datasets: readonly string[], { vm, id, directory }: DiskOw
 }
 
 /** Holds the snapshots, and completes the record with their guids. */
-export async function finishSnapshots(record: ZfsRecord, owner: DiskOwner): Promise<ZfsRecord> {
+export async function finishSnapshots(
+  record: ZfsRecord,
+  owner: DiskOwner,
+  options: CommandOptions,
+): Promise<ZfsRecord> {
   const names = record.datasets.map(({ dataset }) => `${dataset}@${owner.id}`)
-  await zfs(['hold', holdTag, ...names])
+  await zfs(['hold', holdTag, ...names], options)
   for (const { dataset } of record.datasets)
-    await zfs(['set', `${property.dataset}=${dataset}`, `${dataset}@${owner.id}`])
+    await zfs(['set', `${property.dataset}=${dataset}`, `${dataset}@${owner.id}`], options)
   const found = await readSnapshots(names)
   const datasets = record.datasets.map((one, index) => {
     const snapshot = found.find(({ name }) => name === names[index])
@@ -113,11 +125,19 @@ function gone(dataset: string, { vm, id }: DiskOwner): CheckpointError {
 
 /** Removes a snapshot, or lets ZFS remove it once no clone and no hold of others needs it. */
 export async function removeSnapshot({ name, properties }: Snapshot): Promise<void> {
-  // This fails if all holds are of others.
-  if (valueOf(properties, 'userrefs') !== '0') await run('zfs', ['release', holdTag, name])
+  if (valueOf(properties, 'userrefs') !== '0') await release(name)
   if (valueOf(properties, 'defer_destroy') === 'on') return
   const { failure } = await run('zfs', ['destroy', '-d', name])
   if (failure !== undefined && (await readOne(name, ['type'])) !== undefined) throw failure
+}
+
+/** The command fails if all holds are of others. With our own hold, ZFS would keep the snapshot for ever. */
+async function release(name: string): Promise<void> {
+  const { failure } = await run('zfs', ['release', holdTag, name])
+  if (failure === undefined) return
+  // zfs-fuse knows no option for a list without a title and padding.
+  const tags = lines(await zfs(['holds', name])).map((line) => line.slice(name.length).trim().split(/\s+/)[0])
+  if (tags.includes(holdTag)) throw failure
 }
 
 /** True if this library took the snapshot for this checkpoint of this VM. */

@@ -1,6 +1,6 @@
 /** Copies of a checkpoint's disks for another VM. */
 import type { Cancellation } from '../../base/cancellation.js'
-import { CheckpointError } from '../../base/errors.js'
+import { CheckpointError, reasonOf } from '../../base/errors.js'
 import { withNote } from './failures.js'
 import type { Snapshot } from './snapshots.js'
 
@@ -58,7 +58,7 @@ export async function withoutClones(
         throw new Error(`the provider '${record.kind}' cannot remove them`)
       await provider.removeClones(record, { as }, owner)
     } catch (reason) {
-      const why = reason instanceof Error ? reason.message : String(reason)
+      const why = reasonOf(reason)
       const paths = record.disks.map(({ path }) => `'${path}'`).join(', ')
       result = withNote(
         result,

@@ -3,10 +3,15 @@ import { CheckpointError, detailsOf } from '../../base/errors.js'
 import type { RestoreSettings } from '../settings.js'
 import type { Blocker } from './findings.js'
 
-export function assertUnblocked(blockers: readonly Blocker[], { vm, name }: RestoreSettings): void {
+/** `hasPutBack`: a rollback of a dead process has just been finished. */
+export function assertUnblocked(
+  blockers: readonly Blocker[],
+  { vm, name }: RestoreSettings,
+  hasPutBack = false,
+): void {
   if (blockers.length === 0) return
   const reasons = blockers.map(({ code, message }) => `${code}: ${message}`).join('; ')
-  const message = `Checkpoint '${name}' of VM '${vm}' cannot be restored: ${reasons}. Nothing was started or changed`
+  const message = `Checkpoint '${name}' of VM '${vm}' cannot be restored: ${reasons}. Nothing was started${hasPutBack ? '' : ' or changed'}`
   throw new CheckpointError('ERR_RESTORE_BLOCKED', message, { vm, checkpoint: name, blockers })
 }
 

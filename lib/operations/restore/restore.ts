@@ -1,5 +1,5 @@
 /** One restore, from the plan to the new bhyve's socket. `docs/storage.md` lists what a crash leaves at each step. */
-import { CheckpointError, toCheckpointError, withDetails } from '../../base/errors.js'
+import { CheckpointError, toCheckpointError, withDetails, reasonOf } from '../../base/errors.js'
 import type { Cancellation } from '../../base/cancellation.js'
 import { loadNative } from '../../base/native.js'
 import type { RestoreSettings } from '../settings.js'
@@ -50,7 +50,7 @@ async function restoreLocked(
 ): Promise<Restored> {
   cancellation.throwIfCancelled()
   const planned = await planRestore(context, settings, true)
-  assertUnblocked(planned.plan.blockers, settings)
+  assertUnblocked(planned.plan.blockers, settings, finished !== undefined)
   cancellation.throwIfCancelled()
   if (settings.disks !== 'rollback')
     return restoreLogged(context, settings, planned, finished?.kept, cancellation)
@@ -139,7 +139,7 @@ async function revoke({ context, directory, settings, record }: Starting, reason
   } catch (error) {
     if (error instanceof CheckpointError && error.code === 'ERR_CHECKPOINT_NOT_FOUND') return
     const known = toCheckpointError(reason, 'Restoring')
-    const why = error instanceof Error ? error.message : String(error)
+    const why = reasonOf(error)
     const message =
       `${known.message}. Revoking the restore record of the checkpoint failed (${why}), so the checkpoint still counts ` +
       "as restored. To restore it, pass the option 'again'"

@@ -6,7 +6,7 @@
 import { randomUUID } from 'node:crypto'
 import { isDeepStrictEqual } from 'node:util'
 import type { Cancellation } from '../../base/cancellation.js'
-import { CheckpointError } from '../../base/errors.js'
+import { CheckpointError, reasonOf } from '../../base/errors.js'
 import { loadNative } from '../../base/native.js'
 import type { Rollback } from '../../store/catalog/rollback_record.js'
 import { rollbackName, stagingName } from '../../store/paths.js'
@@ -41,7 +41,7 @@ export async function finishRollback(
     const message = `VM '${vm}' was not started, because its disks may be of two moments: ${fault ?? ''}`
     throw new CheckpointError('ERR_RESTORE_FAILED', message, { vm, vmState: 'off', path: found.path })
   }
-  cancellation.begin(outcome)
+  cancellation.beginRollback(outcome)
   return putBack(context, found.rollback, {})
 }
 
@@ -82,7 +82,7 @@ export async function rollBack(
   const former = finished ?? doneRollback(planned.rollback)
   if (isSame(former, rollback) && (former === finished || isUnchangedSince(former, planned)))
     return { kept: former.kept ?? [], isNew: false }
-  cancellation.begin(outcome)
+  cancellation.beginRollback(outcome)
   const { identity } = checkpoint
   if (!(await context.store.jobs.recordRollback(owner.directory, identity, rollback))) throw changed(settings)
   const { kept = [] } = await putBack(context, rollback, {
@@ -120,9 +120,14 @@ async function putBack(
 ): Promise<Rollback> {
   const { jobs } = context.store
   const { directory } = rollback.owner
-  const replace = (by: Rollback | undefined): Promise<void> =>
-    jobs.replaceRollback(directory, rollback.checkpoint, by)
-  const held = await jobs.holdUnrecorded(directory, rollback.checkpoint, identity)
+  const replace = (by: Rollback | undefined): Promise<void> => jobs.replaceRollback(directory, by)
+  const held = await jobs
+    .holdUnrecorded(directory, rollback.checkpoint, identity)
+    .catch(async (error: unknown) => {
+      // A new rollback has changed nothing yet, so nothing has to be finished.
+      if (ifChanged !== undefined) await replace(former)
+      throw error
+    })
   if (held === undefined) {
     if (ifChanged === undefined) throw halfDone(rollback, [], new Error('its lock is gone'))
     await replace(former)
@@ -177,15 +182,11 @@ function hasChangedNothing(error: unknown): boolean {
  */
 export async function forgetRollback({ store, target }: RestoreContext, exists: boolean): Promise<void> {
   if (!exists) return
-  await store.jobs.replaceRollback(store.directoryOf(target.vm), target.vm, undefined).catch(() => undefined)
+  await store.jobs.replaceRollback(store.directoryOf(target.vm), undefined).catch(() => undefined)
 }
 
 function asSnapshots({ disks }: Rollback): { record: Rollback['disks'][number] }[] {
   return disks.map((record) => ({ record }))
-}
-
-function reasonOf(reason: unknown): string {
-  return reason instanceof Error ? reason.message : String(reason)
 }
 
 function failed({ vm, checkpoint, owner }: Rollback, what: string, reason: unknown): CheckpointError {

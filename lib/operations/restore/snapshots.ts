@@ -156,7 +156,7 @@ function unnamedBlockers(
   if (report.fault !== undefined) return []
   const { code, what } = unnamed[disks]
   return pathsWithoutDisk(snapshots, report).map((path) => {
-    const message = `${what} '${path}', which is no writable disk in the arguments: use the arguments that the VM was saved with`
+    const message = `${what} '${path}', which is not a writable disk in the arguments: use the arguments that the VM was saved with`
     return blocker(code, message)
   })
 }

@@ -120,7 +120,7 @@ async function faultOfPaths(
   const paths = pathsWithoutDisk(snapshots, report).map((path) => `'${path}'`)
   if (paths.length === 0) return undefined
   return (
-    `an interrupted rollback would change ${paths.join(', ')}, which is no writable disk in the arguments: ` +
+    `an interrupted rollback would change ${paths.join(', ')}, which is not a writable disk in the arguments: ` +
     'use the arguments that the VM was saved with'
   )
 }

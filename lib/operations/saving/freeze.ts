@@ -7,7 +7,7 @@ import { isSea } from 'node:sea'
 import { setTimeout as pause } from 'node:timers/promises'
 import { type Guard, type HoldEnd, startGuard } from '../../bhyve/freeze/guard.js'
 import { vmStateOf } from '../../bhyve/peer.js'
-import { CheckpointError, systemError } from '../../base/errors.js'
+import { CheckpointError, systemError, reasonOf } from '../../base/errors.js'
 import { DiskCapture } from '../../disks/capture.js'
 import { traceDecision } from '../../base/trace.js'
 import type { DiskRecord } from '../../base/disk_types.js'
@@ -290,8 +290,4 @@ async function endedOrAborted(
   await Promise.race([work.catch(() => undefined), late])
   timer.abort()
   throw signal.reason
-}
-
-function reasonOf(cause: unknown): string {
-  return cause instanceof Error ? cause.message : String(cause)
 }

@@ -3,7 +3,7 @@
  * whatever happens to them, the state is safe.
  */
 import { randomUUID } from 'node:crypto'
-import { CheckpointError } from '../../base/errors.js'
+import { CheckpointError, reasonOf } from '../../base/errors.js'
 import type { DiskOwner } from '../../base/disk_types.js'
 import type { Checkpoint } from '../../base/types.js'
 import { flattened } from '../../checkpoint/describe.js'
@@ -133,8 +133,4 @@ export class SuspendedDisks implements DisksOfSuspend {
 async function discard(stage: Stage): Promise<void> {
   if (stage.fate.kind === 'discardable') await stage.fate.discard().catch(() => undefined)
   stage.close()
-}
-
-function reasonOf(cause: unknown): string {
-  return cause instanceof Error ? cause.message : String(cause)
 }

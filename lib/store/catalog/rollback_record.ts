@@ -99,9 +99,9 @@ function assertNoneUnfinished(staging: Directory): void {
 }
 
 /** Replaces the record durably: with `done`, because all disks are back. Undefined removes it. */
-export function replaceRollback(directoryPath: string, name: string, rollback: Rollback | undefined): void {
-  using directory = openDirectory(directoryPath, name)
-  using staging = lockStagingIfAny(directory, 'exclusive')
+export function replaceRollback(directoryPath: string, rollback: Rollback | undefined): void {
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
+  using staging = directory && lockStagingIfAny(directory, 'exclusive')
   if (staging === undefined) return
   if (rollback !== undefined) {
     writeRollbackFile(staging, rollback)

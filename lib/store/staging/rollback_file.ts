@@ -5,14 +5,13 @@
  */
 import type { DiskOwner, DiskRecord } from '../../base/disk_types.js'
 import { CheckpointError } from '../../base/errors.js'
-import { isCheckpointName } from '../../base/names.js'
+import { isCheckpointName, isUuid } from '../../base/names.js'
 import { areDiskRecords, parseObject } from '../../checkpoint/manifest.js'
 import type { Directory } from '../../fs/directory.js'
 import { freshRollbackName, rollbackName } from '../paths.js'
 import { isRestoring } from './restore_lock.js'
 
 const recordMaxBytes = 4 * 1024 * 1024
-const uuid = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/
 
 export interface Rollback {
   /** Providers name what they keep after it, and recognize an interrupted rollback by it. */
@@ -30,7 +29,7 @@ export interface Rollback {
   kept?: readonly string[]
 }
 
-/** `fault`: why the file is no usable record. It may be of an unfinished rollback. */
+/** `fault`: why the file cannot be used. It may be of an unfinished rollback. */
 export type RollbackFile = { rollback: Rollback } | { fault: string }
 
 export function readRollbackFile(staging: Directory): RollbackFile | undefined {
@@ -74,7 +73,7 @@ export function settleRollback(staging: Directory): void {
   throw unfinished(staging, message)
 }
 
-/** Only an error with the path of the record is final: a live process that is at it will finish, so waiting helps. */
+/** Only an error with the path of the record is final: a live restore will finish it, so waiting helps. */
 export function unfinished(staging: Directory, message: string): CheckpointError {
   const path = isRestoring(staging) ? undefined : staging.pathOf(rollbackName)
   return new CheckpointError('ERR_CHECKPOINT_BUSY', message, { path })
@@ -82,7 +81,7 @@ export function unfinished(staging: Directory, message: string): CheckpointError
 
 function parsed(text: string): Rollback | undefined {
   const { id, vm, checkpoint, owner, disks, ...more } = parseObject(text) ?? {}
-  if (typeof id !== 'string' || !uuid.test(id) || typeof vm !== 'string') return undefined
+  if (!isUuid(id) || typeof vm !== 'string') return undefined
   if (typeof checkpoint !== 'string' || !isCheckpointName(checkpoint) || !isOwner(owner)) return undefined
   if (!areDiskRecords(disks) || disks.length === 0) return undefined
   return { id, vm, checkpoint, owner, disks, ...doneFrom(more) }

@@ -10,7 +10,7 @@ import path from 'node:path'
 import { areDiskRecords, parseManifest, type Manifest } from '../../checkpoint/manifest.js'
 import { readHead } from '../../checkpoint/manifest_file.js'
 import { CheckpointError } from '../../base/errors.js'
-import { manifestSuffix } from '../../base/names.js'
+import { isUuid, manifestSuffix } from '../../base/names.js'
 import type { DiskRecord } from '../../base/disk_types.js'
 import { Directory } from '../../fs/directory.js'
 import { freshRecord, stagingName } from '../paths.js'
@@ -72,7 +72,7 @@ export function recordSnapshotsOf(staging: Directory, entry: string): void {
     const isManifest = file.endsWith(manifestSuffix) || file === replacedManifest
     if (subdirectory === undefined || !isManifest) continue
     const { vm, name, id, disks } = manifestIn(subdirectory, file) ?? {}
-    if (vm === undefined || name === undefined || disks === undefined || !isCheckpointId(id)) continue
+    if (vm === undefined || name === undefined || disks === undefined || !isUuid(id)) continue
     writeSnapshotRecord(staging, subdirectory, { vm, name, id, disks })
     noteSnapshots(staging)
   }
@@ -97,17 +97,12 @@ export function readSnapshotRecord(staging: Directory, file: string): SnapshotRe
     const { vm, name, id, stage, disks } = record as Partial<SnapshotRecord>
     if (typeof vm !== 'string' || typeof name !== 'string' || id !== file.slice(0, -snapshotsSuffix.length))
       return undefined
-    if (!isCheckpointId(id) || !areDiskRecords(disks)) return undefined
+    if (!isUuid(id) || !areDiskRecords(disks)) return undefined
     return { vm, name, id, disks, ...(typeof stage === 'string' ? { stage } : {}) }
   } catch (error) {
     if (error instanceof SyntaxError || error instanceof TypeError) return undefined
     throw error
   }
-}
-
-/** Ids become file names, and a manifest may contain anything. */
-function isCheckpointId(id: unknown): id is string {
-  return typeof id === 'string' && /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(id)
 }
 
 const noted = new Set<string>()

@@ -188,6 +188,7 @@ t.test(
     t.ok(error instanceof AbortError)
     t.match(error, {
       begun: true,
+      rollingBack: true,
       message: /the disks are put back to the checkpoint, and bhyve is not started/,
     })
     await client.idle()

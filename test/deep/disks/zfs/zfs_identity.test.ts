@@ -32,6 +32,19 @@ void t.test('a snapshot that was made again under the same name is another one',
   t.ok(exists(`${name}/vm1`))
 })
 
+void t.test('a snapshot whose hold cannot be released is not forgotten', zfs, async (t) => {
+  const { name, root } = await pool(t)
+  diskIn(`${name}/vm1`, root)
+  const of = owner('/checkpoints/vm1')
+  const record = await capture(of, named(`${name}/vm1`))
+  const restore = replaceZfs(t, scratch(t), `if [ "$1" = release ]; then exit 1; fi\nexec "$ZFS" "$@"`)
+  t.match(await rejection(provider.remove(record, of)), { code: 'ERR_SYSTEM', message: /zfs release/ })
+  restore()
+  t.equal(get(`${name}/vm1@${of.id}`, 'defer_destroy'), 'off')
+  await provider.remove(record, of)
+  t.notOk(exists(`${name}/vm1@${of.id}`))
+})
+
 void t.test('a copied checkpoint directory, or another VM, removes nothing', zfs, async (t) => {
   const { name, root } = await pool(t)
   diskIn(`${name}/vm1`, root)
