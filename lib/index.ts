@@ -26,15 +26,12 @@ export type {
   ListedCheckpoint,
   Progress,
   PrunePolicy,
-  RestoreBlocker,
-  RestoreOptions,
-  RestorePlan,
-  RestoreWarning,
   VerificationReport,
   VerifyOptions,
   VirtualMachine,
   VmState,
 } from './base/types.js'
+export type { RestoreBlocker, RestoreOptions, RestorePlan, RestoreWarning } from './base/restore_types.js'
 export type {
   DiskOwner,
   DiskProvider,

@@ -209,14 +209,14 @@ t.test('docs/errors.md explains every error, problem, blocker and warning code',
   const text = fs.readFileSync(path.join(root, 'docs/errors.md'), 'utf8')
   const explained = new Set([...text.matchAll(/`([A-Za-z_-]+)`/g)].map((match) => match[1]!))
   const errors = fs.readFileSync(path.join(root, 'lib/base/errors.ts'), 'utf8').match(/'ERR_[A-Z_]+'/g)!
-  const types = ['problem', 'types']
-    .map((name) => fs.readFileSync(path.join(root, `lib/base/${name}.ts`), 'utf8'))
-    .join('')
-  const problems = types
-    .slice(types.indexOf('export interface Problem'), types.indexOf('message: string'))
+  const source = (name: string): string => fs.readFileSync(path.join(root, `lib/base/${name}.ts`), 'utf8')
+  const problem = source('problem')
+  const problems = problem
+    .slice(problem.indexOf('export interface Problem'), problem.indexOf('message: string'))
     .match(/'[a-z-]+'/g)!
+  const types = source('restore_types')
   const restoring = types
-    .slice(types.indexOf('export type RestoreBlocker'), types.indexOf('export interface VirtualMachine'))
+    .slice(types.indexOf('export type RestoreBlocker'))
     .match(/(?<=^ {2}\| )'[a-z-]+'/gm)!
   t.equal(restoring.length, 25)
   for (const code of [...errors, ...problems, ...restoring]) t.ok(explained.has(code.slice(1, -1)), code)

@@ -1,7 +1,8 @@
 /** The errors that the library rejects with. */
 import { constants } from 'node:os'
 import { types } from 'node:util'
-import type { RestorePlan, VmState } from './types.js'
+import type { VmState } from './types.js'
+import type { RestorePlan } from './restore_types.js'
 import type { Problem } from './problem.js'
 import { visible } from './visible_text.js'
 

@@ -5,12 +5,11 @@ import type {
   CreateOptions,
   ListedCheckpoint,
   PrunePolicy,
-  RestoreOptions,
-  RestorePlan,
   VerificationReport,
   VerifyOptions,
   VirtualMachine,
 } from '../base/types.js'
+import type { RestoreOptions, RestorePlan } from '../base/restore_types.js'
 
 export interface CheckpointClient extends AsyncDisposable {
   /**

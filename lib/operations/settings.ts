@@ -11,14 +11,8 @@ import {
 import { membersOf } from '../base/union_members.js'
 import { assertCheckpointName, assertVmName, isVmName } from '../base/names.js'
 import type { DiskSelection } from '../base/disk_types.js'
-import type {
-  CreateOptions,
-  Dialect,
-  FrozenGuest,
-  Progress,
-  PrunePolicy,
-  RestoreOptions,
-} from '../base/types.js'
+import type { CreateOptions, Dialect, FrozenGuest, Progress, PrunePolicy } from '../base/types.js'
+import type { RestoreOptions } from '../base/restore_types.js'
 
 const defaultStallTimeoutMs = 60_000
 export const createOptions: readonly string[] = membersOf<keyof CreateOptions>({

@@ -5,7 +5,7 @@ import { restoreSettings } from '../../operations/settings.js'
 import type { RestoreContext } from '../../operations/restore/context.js'
 import { planRestore } from '../../operations/restore/plan.js'
 import { restore, type Restored } from '../../operations/restore/restore.js'
-import type { RestoreOptions, RestorePlan } from '../../base/types.js'
+import type { RestoreOptions, RestorePlan } from '../../base/restore_types.js'
 import { checkedFor, type Session } from '../session.js'
 
 /** For messages: the state after a cancel, before and after bhyve was started. */
