@@ -24,7 +24,7 @@ export const usageStatus = 2
 /** Half a million names of snapshots. */
 const maxOutputBytes = 64 * 1024 * 1024
 const maxErrorBytes = 4096
-const maxAttempts = 10
+const maxAttempts = 30
 const retryMs = 100
 const directories = ['/sbin', '/usr/sbin']
 

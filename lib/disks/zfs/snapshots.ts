@@ -3,15 +3,7 @@ import type { DiskOwner } from '../../base/disk_types.js'
 import { CheckpointError } from '../../base/errors.js'
 import { type CommandOptions, run, usageStatus, zfs } from './command.js'
 import { holdTag, poolOf, property, propertyText } from './names.js'
-import {
-  localValue,
-  type Properties,
-  readAny,
-  readOne,
-  snapshotsNamed,
-  valueOf,
-  lines,
-} from './properties.js'
+import { localValue, type Properties, readAny, readOne, snapshotsNamed, valueOf } from './properties.js'
 import type { RecordedDataset, ZfsRecord } from './record.js'
 
 export interface Snapshot {
@@ -131,13 +123,14 @@ export async function removeSnapshot({ name, properties }: Snapshot): Promise<vo
   if (failure !== undefined && (await readOne(name, ['type'])) !== undefined) throw failure
 }
 
-/** The command fails if all holds are of others. With our own hold, ZFS would keep the snapshot for ever. */
+/** With our own hold, ZFS would keep the snapshot for ever. */
 async function release(name: string): Promise<void> {
   const { failure } = await run('zfs', ['release', holdTag, name])
   if (failure === undefined) return
-  // zfs-fuse knows no option for a list without a title and padding.
-  const tags = lines(await zfs(['holds', name])).map((line) => line.slice(name.length).trim().split(/\s+/)[0])
-  if (tags.includes(holdTag)) throw failure
+  // A tag that exists cannot be set again. All holds are of others only if this succeeds.
+  const { status } = await run('zfs', ['hold', holdTag, name])
+  if (status !== 0) throw failure
+  await zfs(['release', holdTag, name])
 }
 
 /** True if this library took the snapshot for this checkpoint of this VM. */

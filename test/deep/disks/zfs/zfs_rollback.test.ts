@@ -248,7 +248,7 @@ void t.test('shared: why a rollback would change more than the disks of the VM',
   fs.truncateSync(other, MiB)
   for (const one of await reasons()) t.match(one, [/also contains 'vm2\.img'/])
   const error = await rejection(back(found, 'r1', of))
-  t.match(error, { code: 'ERR_RESTORE_BLOCKED', message: /also contains 'vm2\.img'. Nothing was changed/ })
+  t.match(error, { code: 'ERR_RESTORE_BLOCKED', message: /also contains 'vm2\.img'$/ })
   t.match(error, { unchanged: true })
   fs.rmSync(other)
   fs.mkdirSync(other)
@@ -276,6 +276,7 @@ void t.test('a pool, or a dataset that is gone, is not put back and nothing is c
   command(`zfs create ${name}/vm1`)
   const second = owner('/checkpoints/vm1')
   const record = await capture(second, named(`${name}/vm1`))
+  command(`zfs unmount ${name}/vm1`)
   await commandWhenIdle(`zfs rename ${name}/vm1 ${name}/web1`)
   const gone = { message: /does not exist$/, unchanged: true }
   t.match(await rejection(back(record, 'r1', second)), gone)
