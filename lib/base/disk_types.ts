@@ -79,7 +79,7 @@ export interface DiskProvider {
    * process dies in the middle, it is called again with the same `id` and must finish what it has begun. If it rejects
    * with an error whose property `unchanged` is true, nothing of the rollback of this `id` has changed any disk, and the
    * rollback is dropped if no other disk was put back. After any other error the VM cannot be started until it is
-   * finished.
+   * finished. `signal` is not aborted: a rollback is completed once it has begun.
    */
   rollback?(
     record: DiskRecord,

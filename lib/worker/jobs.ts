@@ -4,7 +4,7 @@
  */
 import * as bhyve from '../bhyve/jobs.js'
 import * as bhyveArguments from '../bhyve_arguments/jobs.js'
-import * as disks from '../disks/jobs.js'
+import * as disks from '../disks/files/jobs.js'
 import * as zfs from '../disks/zfs/jobs.js'
 import * as catalog from '../store/catalog/jobs.js'
 import * as commit from '../store/commit/jobs.js'

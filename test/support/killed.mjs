@@ -2,7 +2,7 @@
 // that only read are not counted: a kill before one of them leaves the same files as a kill before the next change.
 // argv: N, and JSON: the jobs, each with its arguments. Prints `done` if there are fewer changes.
 import fs from 'node:fs'
-import * as jobs from '../../dist/disks/jobs.js'
+import * as jobs from '../../dist/disks/files/jobs.js'
 import { loadNative } from '../../dist/base/native.js'
 
 const [at, list] = process.argv.slice(2)

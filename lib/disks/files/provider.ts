@@ -22,7 +22,7 @@ import { fileKind, filesOf, type ImageFile, recordOf } from './record.js'
 import type { ImageCapture } from './snapshots.js'
 import { stoppable } from './stop.js'
 
-type DiskJobs = typeof import('../jobs.js')
+type DiskJobs = typeof import('./jobs.js')
 type Jobs = DiskJobs & typeof import('../../bhyve_arguments/jobs.js')
 
 /** `captureImages` is short even if it copies: the guest is frozen, so it must not wait for jobs that may take long. */
