@@ -7,6 +7,7 @@
  */
 import type { DiskOwner, DiskRecord } from '../../base/disk_types.js'
 import { toCheckpointError, withDetails } from '../../base/errors.js'
+import { unchangedIfRefused } from '../refused.js'
 import { writeBeside } from './beside.js'
 import { locate } from './image.js'
 import { quietly } from './quietly.js'
@@ -33,23 +34,15 @@ export function commitRollback(record: DiskRecord, owner: DiskOwner, id: string)
 
 /** What is checked here does not depend on the disks, so a call that fails here has changed nothing, and never will. */
 function checked(record: DiskRecord, owner: DiskOwner, id: string): ImageFile[] {
-  const files = refusing(() => {
+  const files = unchangedIfRefused(() => {
     assertUuid(id, 'a rollback')
     return filesOf(record, owner)
   })
   const locations = files.map((file) => locate(file.path))
-  refusing(() => {
+  unchangedIfRefused(() => {
     for (const location of locations) assertNames(location, id)
   })
   return files
-}
-
-function refusing<T>(check: () => T): T {
-  try {
-    return check()
-  } catch (error) {
-    throw withDetails(error, { unchanged: true })
-  }
 }
 
 /** If the work fails before it has renamed an image, nothing of it is left. */

@@ -29,7 +29,7 @@ async function isReadOnly(pool: string, options: CommandOptions): Promise<boolea
 }
 
 /** The directory below which the pool's file systems are mounted. `zfs` adds it to every mountpoint. */
-export async function alternateRoot(pool: string): Promise<string | undefined> {
+async function alternateRoot(pool: string): Promise<string | undefined> {
   const { stdout } = await run('zpool', ['list', '-H', '-o', 'altroot', pool])
   const root = lines(stdout)[0]
   return root === undefined || root === '-' ? undefined : root

@@ -11,6 +11,7 @@ import { CheckpointError, withDetails } from '../../base/errors.js'
 import type { JobRunner } from '../../pool/pool.js'
 import { remote } from '../../pool/remote.js'
 import { RecentMap } from '../recent.js'
+import { unchangedIfRefused } from '../refused.js'
 import { assertAbsent, type Copy, makeCopy, pathsOf, planCopies, removeCopy } from './clone.js'
 import { SelectedDisks } from '../selected.js'
 import type { ZfsJobs } from './context.js'
@@ -115,7 +116,7 @@ export class ZfsProvider implements DiskProvider {
   }
 
   async #planRollback(record: DiskRecord, id: string, owner: DiskOwner): Promise<Return[]> {
-    const { datasets } = refusing(() => readRecord(record, owner))
+    const { datasets } = unchangedIfRefused(() => readRecord(record, owner))
     if (!isNamePart(id)) {
       const message = `'${id}' cannot be part of the name of a dataset`
       throw new CheckpointError('ERR_INVALID_OPTION', message, { unchanged: true })
@@ -197,14 +198,5 @@ export class ZfsProvider implements DiskProvider {
       await removeCopy(target, token, guids)
       this.#made.forget(target)
     }
-  }
-}
-
-/** A record that is refused here is refused by each call, so nothing was changed because of it. */
-function refusing<T>(check: () => T): T {
-  try {
-    return check()
-  } catch (error) {
-    throw withDetails(error, { unchanged: true })
   }
 }
