@@ -11,6 +11,8 @@ interface CancellationOptions {
   /** Used in messages: what the call does and on which VM, capitalized. */
   doing: string
   vm: string
+  /** After `begin`, the same call cannot succeed later: its VM is then powered off, or runs. */
+  once?: boolean | undefined
   /** Appended to the message of a cancel before `begin`: the state that is left. */
   beforeStart?: string | undefined
   /** Appended to the message of a cancel after `begin`: the work that continues. */
@@ -54,6 +56,11 @@ function listenTo(signal: AbortSignal): Listening {
   return started
 }
 
+/** The reason of `AbortSignal.timeout()`. */
+function isTimeout(reason: unknown): boolean {
+  return typeof reason === 'object' && reason !== null && 'name' in reason && reason.name === 'TimeoutError'
+}
+
 /** Lets a call declare that a cancel has no effect any more. */
 export interface CommitPoint {
   /** From here on a cancel has no effect. Throws if the call was cancelled before. */
@@ -73,40 +80,49 @@ export class Cancellation implements CommitPoint, Disposable {
   /** Appended to the message if a cancel arrives now. */
   #outcome: string
   readonly #afterStart: string
+  readonly #options: CancellationOptions
   readonly #stopListening: (() => void) | undefined
   readonly #timer: NodeJS.Timeout | undefined
   readonly #deadline: number
 
-  constructor({ signal, timeout, doing, vm, beforeStart, afterStart }: CancellationOptions) {
+  constructor(options: CancellationOptions) {
+    const { signal, timeout, doing, beforeStart, afterStart } = options
+    this.#options = options
     this.#deadline = timeout === undefined ? Infinity : performance.now() + timeout
     this.#outcome = nothingStarted
     this.#afterStart = afterStart ?? stillRuns
     if (signal !== undefined) {
       const abort = (): void =>
         this.cancel(
-          new AbortError(
-            `${doing}: cancelled; ${this.#outcome}`,
-            signal.reason,
-            this.#begun,
-            this.#rollingBack,
-          ),
+          isTimeout(signal.reason)
+            ? this.#timedOut('timed out by its signal', signal.reason)
+            : new AbortError(
+                `${doing}: cancelled; ${this.#outcome}`,
+                signal.reason,
+                this.#begun,
+                this.#rollingBack,
+              ),
         )
       if (signal.aborted) abort()
       else this.#stopListening = onAbort(signal, abort)
     }
     this.#outcome = beforeStart ?? nothingStarted
     if (timeout !== undefined && !this.cancelled) {
-      const timeoutError = (): CheckpointError => {
-        const message = `${doing}: timed out after ${String(timeout)} ms; ${this.#outcome}`
-        return new CheckpointError('ERR_TIMEOUT', message, {
-          vm,
-          begun: this.#begun,
-          ...(this.#rollingBack ? { rollingBack: true } : {}),
-        })
-      }
-      this.#timer = setTimeout(() => this.cancel(timeoutError()), timeout)
+      const expire = (): void => this.cancel(this.#timedOut(`timed out after ${String(timeout)} ms`))
+      this.#timer = setTimeout(expire, timeout)
       this.#timer.unref()
     }
+  }
+
+  #timedOut(what: string, cause?: unknown): CheckpointError {
+    const { doing, vm, once = false } = this.#options
+    return new CheckpointError('ERR_TIMEOUT', `${doing}: ${what}; ${this.#outcome}`, {
+      vm,
+      begun: this.#begun,
+      ...(this.#rollingBack ? { rollingBack: true } : {}),
+      retryable: !this.#begun || this.#rollingBack || !once,
+      cause,
+    })
   }
 
   get cancelled(): boolean {

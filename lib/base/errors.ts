@@ -3,6 +3,7 @@ import { constants } from 'node:os'
 import { types } from 'node:util'
 import type { VmState } from './types.js'
 import type { RestorePlan } from './restore_types.js'
+import { plainFacts } from './error_facts.js'
 import type { Problem } from './problem.js'
 import { visible } from './visible_text.js'
 
@@ -34,7 +35,7 @@ export type ErrorCode =
   | 'ERR_SYSTEM'
 
 type KnownDetails = {
-  -readonly [Detail in Exclude<keyof CheckpointError, keyof Error | 'code'>]?:
+  -readonly [Detail in Exclude<keyof CheckpointError, keyof Error | 'code' | 'toJSON'>]?:
     CheckpointError[Detail] | undefined
 }
 
@@ -50,10 +51,20 @@ export interface ErrorDetails extends KnownDetails {
 export class CheckpointError extends Error {
   /** Why the call failed. Decide by this field, not by the message. */
   readonly code: ErrorCode
+  /**
+   * Whether the same call may succeed later without anybody changing anything. `docs/errors.md` has the answer for each
+   * code.
+   */
+  readonly retryable: boolean
   /** The name of the VM. */
   declare readonly vm?: string
   /** The name of the checkpoint. */
   declare readonly checkpoint?: string
+  /**
+   * `ERR_CHECKPOINT_EXISTS`: the id and the labels of the checkpoint that has the name. Absent if that cannot be read or
+   * is no checkpoint.
+   */
+  declare readonly existing?: { readonly id: string; readonly labels: Readonly<Record<string, string>> }
   /** The problems found in the checkpoint files. */
   declare readonly problems?: readonly Problem[]
   /** `ERR_RESTORE_BLOCKED`: why the restore would fail or harm the VM. */
@@ -91,15 +102,25 @@ export class CheckpointError extends Error {
   /** The file, directory or socket that the error is about. */
   declare readonly path?: string
 
+  /** `details.retryable`: by default, the code and the error number decide. */
   constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
-    const { cause, ...known } = details
+    const { cause, retryable, ...known } = details
     super(visible(message), cause === undefined ? undefined : { cause })
     this.name = 'CheckpointError'
     this.code = code
+    this.retryable = retryable ?? isRetryable(code, known.errno)
     for (const [key, value] of Object.entries(known)) {
       if (value !== undefined)
         Object.defineProperty(this, key, { value, enumerable: true, configurable: true })
     }
+  }
+
+  /**
+   * The error as plain data, for JSON, `structuredClone` and `postMessage`: `name`, `code`, `message`, `retryable` and
+   * the details. Of `cause`, only its `name`, `code` and `message`. Without stacks.
+   */
+  toJSON(): Record<string, unknown> {
+    return plainFacts(this)
   }
 }
 
@@ -111,6 +132,8 @@ export class AbortError extends Error {
    * read. `idle()` waits until that has finished. False: nothing was sent, started or read, and nothing will be.
    */
   readonly begun: boolean
+  /** Always false: the signal stays aborted. */
+  readonly retryable = false
   /** Of `restore`, true: the disks are being put back. That is completed, and bhyve is not started. */
   declare readonly rollingBack?: boolean
 
@@ -119,6 +142,11 @@ export class AbortError extends Error {
     this.name = 'AbortError'
     this.begun = begun
     if (rollingBack) Object.defineProperty(this, 'rollingBack', { value: true, enumerable: true })
+  }
+
+  /** The error as plain data, like `CheckpointError.toJSON()`. */
+  toJSON(): Record<string, unknown> {
+    return plainFacts(this)
   }
 }
 
@@ -152,6 +180,9 @@ export function isNodeSystemError(error: unknown): error is NodeJS.ErrnoExceptio
 }
 
 const { EACCES, EPERM, EROFS, ENOSPC, EDQUOT, EFBIG, EMFILE, ENFILE } = constants.errno
+const { EAGAIN, EINTR, ENOMEM, ENOBUFS, ETIMEDOUT } = constants.errno
+/** These failures pass when other work of the host ends. EIO is not one of them: a disk does not repair itself. */
+const passingErrors = new Set<number>([EMFILE, ENFILE, EAGAIN, EINTR, ENOMEM, ENOBUFS, ETIMEDOUT])
 const permissionErrors = new Set<number>([EACCES, EPERM, EROFS])
 const spaceErrors = new Set<number>([ENOSPC, EDQUOT, EFBIG])
 /** Advice if no file descriptor is left. */
@@ -173,6 +204,11 @@ const exhaustionAdvice = new Map<number, string>([
 export function isExhausted(error: unknown): boolean {
   if (typeof error !== 'object' || error === null || !('errno' in error)) return false
   return typeof error.errno === 'number' && exhaustionAdvice.has(Math.abs(error.errno))
+}
+
+function isRetryable(code: ErrorCode, errno: number | undefined): boolean {
+  if (code === 'ERR_SYSTEM') return errno !== undefined && passingErrors.has(errno)
+  return code === 'ERR_CHECKPOINT_BUSY' || code === 'ERR_STALLED' || code === 'ERR_TIMEOUT'
 }
 
 /** Returns the error for a failed system call: `ERR_PERMISSION`, `ERR_NO_SPACE` or `ERR_SYSTEM`. */

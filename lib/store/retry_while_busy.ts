@@ -1,7 +1,5 @@
 /** Retries an operation while another process holds the lock of the same VM's checkpoints. */
-import path from 'node:path'
 import { CheckpointError } from '../base/errors.js'
-import { rollbackName } from './paths.js'
 
 const lockTimeoutMs = 30_000
 export const lockRetryMs = 20
@@ -16,7 +14,7 @@ export async function retryWhileBusy<T>(attempt: () => Promise<T>, onBusy?: () =
       return await attempt()
     } catch (error) {
       if (isBusy(error)) onBusy?.()
-      if (!isBusy(error) || isRollback(error) || waitedMs >= lockTimeoutMs) throw error
+      if (!isBusy(error) || !error.retryable || waitedMs >= lockTimeoutMs) throw error
     }
     const pauseMs = lockRetryMs * (0.5 + Math.random())
     await pause(pauseMs)
@@ -24,15 +22,10 @@ export async function retryWhileBusy<T>(attempt: () => Promise<T>, onBusy?: () =
   }
 }
 
-/** Waiting does not finish an interrupted rollback (`unfinished()` in rollback_file.ts). */
-function isRollback(error: unknown): boolean {
-  return error instanceof CheckpointError && path.basename(error.path ?? '') === rollbackName
-}
-
 export function pause(milliseconds: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, milliseconds))
 }
 
-export function isBusy(error: unknown): boolean {
+export function isBusy(error: unknown): error is CheckpointError {
   return error instanceof CheckpointError && error.code === 'ERR_CHECKPOINT_BUSY'
 }

@@ -59,7 +59,7 @@ export class RestoringCalls {
     const settings = checkedFor(vm, () => restoreSettings(vm, name, options))
     const { signal, timeout } = settings
     const doing = `${verb} checkpoint '${name}' of VM '${vm}'`
-    const cancellation = new Cancellation({ signal, timeout, doing, vm, ...outcome })
+    const cancellation = new Cancellation({ signal, timeout, doing, vm, once: true, ...outcome })
     cancellation.throwIfCancelled()
     const { peers, host, system, defaultRunDirectory } = this.#session.environment
     const target = { ...this.#session.settings.target, vm: settings.as ?? vm }

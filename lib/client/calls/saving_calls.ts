@@ -44,7 +44,8 @@ export class SavingCalls {
       : `Creating checkpoint '${name}' of VM '${vm}'`
     this.#session.assertCan('create', doing, vm, name)
     const outcome = settings.poweroff ? outcomes.suspend : outcomes.checkpoint
-    const cancellation = new Cancellation({ signal, timeout, doing, vm, ...outcome })
+    const once = settings.poweroff
+    const cancellation = new Cancellation({ signal, timeout, doing, vm, once, ...outcome })
     cancellation.throwIfCancelled()
     const receiver: SavingCall['receiver'] = {}
     const progress = new ProgressReporter(settings, cancellation)

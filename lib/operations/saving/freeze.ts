@@ -73,7 +73,9 @@ function notCaptured(
   const vmState = peer === undefined ? 'unknown' : vmStateOf(peer)
   const state = vmState === 'unknown' ? 'in an unknown state' : vmState
   const message = `Checkpoint '${name}' of VM '${vm}' was not created: ${why}. The VM is ${state}. The previous checkpoint is unchanged`
-  return new CheckpointError('ERR_DISKS_NOT_CAPTURED', message, { vm, checkpoint: name, vmState, cause })
+  const retryable = vmState === 'running'
+  const details = { vm, checkpoint: name, vmState, retryable, cause }
+  return new CheckpointError('ERR_DISKS_NOT_CAPTURED', message, details)
 }
 
 class FreezeWindow implements Freeze {

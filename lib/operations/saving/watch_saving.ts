@@ -128,6 +128,6 @@ class Watch {
       (poweroff
         ? 'If bhyve completes the suspend after all, the state will be published'
         : 'Nothing will be published, and the previous checkpoint is unchanged')
-    return new CheckpointError('ERR_STALLED', message, details)
+    return new CheckpointError('ERR_STALLED', message, { ...details, retryable: !poweroff })
   }
 }

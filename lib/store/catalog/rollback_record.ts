@@ -95,7 +95,7 @@ function assertNoneUnfinished(staging: Directory): void {
   if (file === undefined || isDone(file)) return
   const path = staging.pathOf(rollbackName)
   const message = `Another rollback has begun: '${path}' exists. The next restore of this VM finishes it`
-  throw new CheckpointError('ERR_CHECKPOINT_BUSY', message, { path })
+  throw new CheckpointError('ERR_CHECKPOINT_BUSY', message, { path, retryable: false })
 }
 
 /** Replaces the record durably: with `done`, because all disks are back. Undefined removes it. */

@@ -73,10 +73,10 @@ export function settleRollback(staging: Directory): void {
   throw unfinished(staging, message)
 }
 
-/** Only an error with the path of the record is final: a live restore will finish it, so waiting helps. */
+/** If a live restore will finish it, waiting helps. Otherwise the error is final, and has the path of the record. */
 export function unfinished(staging: Directory, message: string): CheckpointError {
   const path = isRestoring(staging) ? undefined : staging.pathOf(rollbackName)
-  return new CheckpointError('ERR_CHECKPOINT_BUSY', message, { path })
+  return new CheckpointError('ERR_CHECKPOINT_BUSY', message, { path, retryable: path === undefined })
 }
 
 function parsed(text: string): Rollback | undefined {
