@@ -6,6 +6,7 @@ import type { RestoringCalls } from './calls/restoring_calls.js'
 import type { SavingCalls } from './calls/saving_calls.js'
 import type { StoredCalls } from './calls/stored_calls.js'
 import type { CheckpointClient } from './checkpoint_client.js'
+import { originOf, withOrigin } from './call_origin.js'
 import type { Operation, OperationEvent, OperationResult } from './operation_event.js'
 
 type Method = Exclude<keyof CheckpointClient, 'idle' | typeof Symbol.asyncDispose>
@@ -153,16 +154,18 @@ interface AnyTracedCall {
 
 function tracedCall(callGroups: CallGroups, { operation, about, run, summary }: AnyTracedCall): AnyCall {
   const channel = channelOf(operation)
-  return async (...args) => {
+  const traced: AnyCall = async (...args) => {
+    const origin = originOf(traced)
     const event = eventOf(operation, about(...(args as never[])))
     const outcome: { value?: unknown } = {}
     await channel.tracePromise(async () => {
-      const value = await run(callGroups, ...(args as never[]))
+      const value = await withOrigin(run(callGroups, ...(args as never[])), origin)
       outcome.value = value
       return summary(value as never)
     }, event)
     return outcome.value
   }
+  return traced
 }
 
 type Channel = ReturnType<typeof tracingChannel<unknown, OperationEvent>>
