@@ -64,13 +64,15 @@ export interface CreateOptions {
   poweroff?: boolean | undefined
   /**
    * What to do if a checkpoint of this name exists. With `'replace'` the previous checkpoint stays unchanged until the
-   * new one is published. With `'fail'` the call rejects with `ERR_CHECKPOINT_EXISTS`. Default `'replace'`.
+   * new one is published. With `'fail'` the call rejects with `ERR_CHECKPOINT_EXISTS`, whose `existing` has the id and
+   * the labels of the checkpoint that has the name. Default `'replace'`.
    */
   ifExists?: 'replace' | 'fail' | undefined
   /**
    * Cancels the call. This stops the waiting only: bhyve completes the save. The process stays alive until then, because
    * closing the connection early can kill the VM. After a cancel nothing is published, except the state of a suspended
-   * VM. After the commit point a cancel has no effect, and the call resolves.
+   * VM. After the commit point a cancel has no effect, and the call resolves. If the reason of the signal is a
+   * `TimeoutError`, as that of `AbortSignal.timeout()`, the call rejects with `ERR_TIMEOUT`, else with an `AbortError`.
    */
   signal?: AbortSignal | undefined
   /**
@@ -89,6 +91,12 @@ export interface CreateOptions {
    * again, and the checkpoint continues.
    */
   onProgress?: ((progress: Progress) => void) | undefined
+  /**
+   * Labels of the checkpoint: at most 64. A key is 1 to 63 characters of `A-Z a-z 0-9 . _ / -`, but not `__proto__`. A
+   * value is at most 256 bytes of text without control or invisible characters. Labels belong to the checkpoint, not to
+   * its name: a checkpoint that replaces this one has only its own. Default: none.
+   */
+  labels?: Readonly<Record<string, string>> | undefined
   /** Flush the files and the directory to disk before publishing. Default true. */
   fsync?: boolean | undefined
   /**
@@ -162,6 +170,12 @@ export interface Progress {
 
 /** A complete checkpoint on disk. */
 export interface Checkpoint {
+  /**
+   * A UUID. It is the same in every listing and after `labelCheckpoint` and `pinCheckpoint`. A copy of the files has it,
+   * too. A checkpoint that replaces this one has another id. If there is no manifest of these files, the id is derived
+   * from their content.
+   */
+  id: string
   vm: string
   name: string
   /** The path of the RAM file. Pass it to `bhyve -r`. */
@@ -182,8 +196,19 @@ export interface Checkpoint {
   poweredOff: boolean
   /** When the checkpoint was restored, if it was. A suspended VM must not be restored twice. */
   restoredAt?: Date
+  /** Every restore that was recorded, oldest first, but at most the last 32. `again`: with the option of this name. */
+  restores?: readonly { at: Date; again: boolean }[]
   /** True if `pruneCheckpoints` must keep the checkpoint. */
   pinned: boolean
+  /** The labels; empty if there are none. */
+  labels: Readonly<Record<string, string>>
+  /** The dialect of the request, if the manifest records it. */
+  dialect?: Dialect
+  /**
+   * The host that the checkpoint was saved on: its host name, release and CPU model. `name` is empty if an early release
+   * of this library wrote the manifest. Absent without a manifest.
+   */
+  host?: { name: string; release: string; cpuModel: string }
   /**
    * How long the guest was frozen, in milliseconds: from the first byte of RAM to the end of bhyve's work. The flush of
    * its disks before the first byte is not included. Known only if `disks` or `onFrozen` was used.

@@ -2,7 +2,11 @@
 import type { DiskRecord } from '../base/disk_types.js'
 import type { Inspection } from './structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
-import type { Checkpoint, ListedCheckpoint } from '../base/types.js'
+import type { Labels } from '../base/labels.js'
+import type { Checkpoint, Dialect, ListedCheckpoint } from '../base/types.js'
+import { membersOf } from '../base/union_members.js'
+
+const dialects: readonly string[] = membersOf<Dialect>({ struct: true, path: true, descriptor: true })
 
 export function describe(
   directory: string,
@@ -12,8 +16,9 @@ export function describe(
 ): ListedCheckpoint {
   const path = `${directory}/${name}${memorySuffix}`
   if (inspection.foreign) return { state: 'foreign', vm, name, path, problems: inspection.problems }
-  const { metadata, manifest, problems } = inspection
+  const { metadata, manifest, problems, id } = inspection
   const known = {
+    ...(id === undefined ? {} : { id }),
     vm,
     name,
     path,
@@ -22,22 +27,58 @@ export function describe(
     storedBytes: inspection.storedBytes,
     poweredOff: manifest?.poweredOff ?? false,
     pinned: manifest?.pinned ?? false,
+    labels: labelsOf(inspection),
     ...(manifest?.frozenMs === undefined ? {} : { frozenMs: manifest.frozenMs }),
     ...disksOf(inspection),
-    ...(manifest?.restoredAt === undefined ? {} : { restoredAt: new Date(manifest.restoredAt) }),
+    ...originOf(inspection),
+    ...restoresOf(manifest),
   }
-  const guest = metadata && {
-    memoryBytes: metadata.memoryBytes,
-    cpus: metadata.cpus,
-    devices: metadata.devices,
-  }
-  if (problems.length > 0 || guest === undefined) return { ...known, ...guest, state: 'damaged', problems }
+  const guest = metadata &&
+    id !== undefined && {
+      id,
+      memoryBytes: metadata.memoryBytes,
+      cpus: metadata.cpus,
+      devices: metadata.devices,
+    }
+  if (problems.length > 0 || guest === undefined || guest === false)
+    return { ...known, ...guest, state: 'damaged', problems }
   return { ...known, ...guest, state: 'complete', problems: [] }
 }
 
 /** If another tool has rewritten the files since, the manifest's time is wrong. Then the RAM file's time counts. */
 function createdAt({ manifest, isManifestOf, modifiedMs }: Inspection): Date {
   return new Date(isManifestOf && manifest !== undefined ? manifest.createdAt : modifiedMs)
+}
+
+/** Labels belong to a checkpoint, not to files that another tool wrote under its name later. */
+export function labelsOf({ id, isManifestOf, manifest }: Inspection): Labels {
+  const owner = manifest?.labelsOf
+  return (owner === undefined ? isManifestOf : owner === id) ? (manifest?.labels ?? {}) : {}
+}
+
+function originOf({ manifest, isManifestOf }: Inspection): Pick<Checkpoint, 'dialect' | 'host'> {
+  if (!isManifestOf || manifest === undefined) return {}
+  const { dialect, host } = manifest
+  return {
+    ...(isDialect(dialect) ? { dialect } : {}),
+    ...(host === undefined
+      ? {}
+      : { host: { name: host.name ?? '', release: host.release, cpuModel: host.cpuModel } }),
+  }
+}
+
+function isDialect(dialect: string | undefined): dialect is Dialect {
+  return dialects.includes(dialect ?? '')
+}
+
+function restoresOf(manifest: Inspection['manifest']): Pick<Checkpoint, 'restoredAt' | 'restores'> {
+  const { restoredAt, restores = [] } = manifest ?? {}
+  return {
+    ...(restoredAt === undefined ? {} : { restoredAt: new Date(restoredAt) }),
+    ...(restores.length === 0
+      ? {}
+      : { restores: restores.map(({ at, again }) => ({ at: new Date(at), again })) }),
+  }
 }
 
 /** If another tool has rewritten the files since, the snapshots are not of the same moment. */

@@ -13,9 +13,9 @@ export function hostNow(): Host {
   return { ...hostFacts(), freeMemoryBytes: os.freemem() }
 }
 
-let facts: ManifestHost | undefined
+let facts: Omit<ManifestHost, 'name'> | undefined
 
-/** Read once: these facts do not change while a process runs, and listing the processors is slow. */
+/** All but the name are read once: they do not change while a process runs, and listing the processors is slow. */
 export function hostFacts(): ManifestHost {
   facts ??= {
     os: os.type(),
@@ -23,5 +23,5 @@ export function hostFacts(): ManifestHost {
     machine: os.machine(),
     cpuModel: os.cpus()[0]?.model ?? 'unknown',
   }
-  return facts
+  return { name: os.hostname(), ...facts }
 }

@@ -5,6 +5,7 @@
  */
 import { randomUUID } from 'node:crypto'
 import type { DiskRecord } from '../base/disk_types.js'
+import { type Labels, labelsFrom } from '../base/labels.js'
 import { chunkCount, isChunkBytes } from './digest.js'
 
 /**
@@ -19,6 +20,8 @@ const versionWithoutDisks = 1
 export const manifestMaxBytes = 64 * 1024 * 1024
 
 export interface ManifestHost {
+  /** The host name. Early manifests do not have it. */
+  name?: string
   os: string
   release: string
   machine: string
@@ -53,6 +56,12 @@ export interface Manifest {
   dialect?: string
   poweredOff: boolean
   pinned: boolean
+  labels?: Labels
+  /**
+   * The id of the checkpoint that `labels` belong to. Absent: that of the manifest. Another tool may have rewritten the
+   * files before they were labeled.
+   */
+  labelsOf?: string
   restoredAt?: string
   host?: ManifestHost
   /**
@@ -102,7 +111,8 @@ interface ManifestFacts {
   poweredOff: boolean
   host?: ManifestHost | undefined
   /** Default: a new one. */
-  id?: string
+  id?: string | undefined
+  labels?: Labels | undefined
   frozenMs?: number
   disks?: readonly DiskRecord[]
 }
@@ -118,7 +128,7 @@ interface ManifestFiles {
 
 /** The manifest of a checkpoint that this release creates. */
 export function newManifest(facts: ManifestFacts, files: ManifestFiles = {}): Manifest {
-  const { vm, name, createdAt, dialect, poweredOff, host, frozenMs, disks } = facts
+  const { vm, name, createdAt, dialect, poweredOff, labels = {}, host, frozenMs, disks } = facts
   const { metadata, modifiedMs, digests, fingerprint } = files
   const sizes = metadata && { memory: metadata.memoryBytes, kernel: metadata.kernelBytes }
   return {
@@ -130,6 +140,7 @@ export function newManifest(facts: ManifestFacts, files: ManifestFiles = {}): Ma
     ...optional('dialect', dialect),
     poweredOff,
     pinned: false,
+    ...(Object.keys(labels).length === 0 ? {} : { labels }),
     ...optional('host', host),
     ...optional('memoryModifiedMs', modifiedMs),
     ...optional('sizes', sizes),
@@ -170,6 +181,8 @@ export function parseManifest(text: string): Manifest | undefined {
     poweredOff: root.poweredOff === true,
     pinned: root.pinned === true,
     ...optional('id', textFrom(root.id)),
+    ...optional('labels', root.labels === undefined ? undefined : labelsFrom(root.labels)),
+    ...optional('labelsOf', textFrom(root.labelsOf)),
     ...(root.durability === 'unproven' ? { durability: root.durability } : {}),
     ...optional('dialect', textFrom(root.dialect)),
     ...optional('restoredAt', isDate(root.restoredAt) ? root.restoredAt : undefined),
@@ -187,6 +200,12 @@ export function parseManifest(text: string): Manifest | undefined {
 /** The same manifest with `pinned` changed. Properties that this release does not know are kept. */
 export function withPin(text: string, pinned: boolean): string {
   return `${JSON.stringify({ ...parseObject(text), pinned }, null, 2)}\n`
+}
+
+/** The same manifest with other labels. `of`: the id of the checkpoint, if it is not that of the manifest. */
+export function withLabels(text: string, labels: Labels, of: string | undefined): string {
+  const { labels: _labels, labelsOf: _labelsOf, ...rest } = parseObject(text) ?? {}
+  return `${JSON.stringify({ ...rest, labels, ...optional('labelsOf', of) }, null, 2)}\n`
 }
 
 /** The same manifest with disk snapshots. */
@@ -228,7 +247,7 @@ export function isRestoreOpen({ restoredAt, restores = [] }: Manifest): boolean 
 
 function restoresFrom(value: unknown): Restore[] | undefined {
   if (!Array.isArray(value)) return undefined
-  return (value as unknown[]).flatMap((restore) => {
+  return (value as unknown[]).slice(-maxRestores).flatMap((restore) => {
     if (!isObject(restore) || !isDate(restore.at)) return []
     const known = { at: restore.at, again: restore.again === true }
     return [restore.served === true ? { ...known, served: true as const } : known]
@@ -257,10 +276,10 @@ function isDeeper(value: unknown, levels: number): boolean {
 
 function hostFrom(value: unknown): ManifestHost | undefined {
   if (!isObject(value)) return undefined
-  const { os, release, machine, cpuModel } = value
-  if (typeof os !== 'string' || typeof release !== 'string') return undefined
-  if (typeof machine !== 'string' || typeof cpuModel !== 'string') return undefined
-  return { os, release, machine, cpuModel }
+  const { name, os, release, machine, cpuModel } = value
+  if (!isPlainText(os) || !isPlainText(release) || !isPlainText(machine) || !isPlainText(cpuModel))
+    return undefined
+  return { ...(isPlainText(name) ? { name } : {}), os, release, machine, cpuModel }
 }
 
 function sizesFrom(value: unknown): Manifest['sizes'] {
@@ -319,6 +338,11 @@ function optional<K extends string, V>(key: K, value: V | undefined): Partial<Re
 
 function textFrom(value: unknown): string | undefined {
   return typeof value === 'string' ? value : undefined
+}
+
+/** Text that a listing can show: a manifest may contain anything. */
+function isPlainText(value: unknown): value is string {
+  return typeof value === 'string' && value.length <= 255 && !/\p{Cc}/u.test(value)
 }
 
 function isObject(value: unknown): value is JsonObject {

@@ -8,7 +8,7 @@ import {
   memorySuffix,
   metadataSuffix,
 } from '../base/names.js'
-import type { ListedCheckpoint } from '../base/types.js'
+import type { Checkpoint, ListedCheckpoint } from '../base/types.js'
 import type { Directory } from '../fs/directory.js'
 import { describe } from './describe.js'
 import { type Inspection, inspectCheckpoint, identityOf } from './structure.js'
@@ -51,6 +51,12 @@ export function listedCheckpoint(
     const problems = [{ code: 'unreadable', message, file }] as const
     return [{ state: 'damaged', vm, name, path: directory.pathOf(name + memorySuffix), problems }]
   }
+}
+
+/** The id and the labels of a checkpoint. Undefined if they cannot be read, or if it is another tool's. */
+export function existingCheckpoint(directory: Directory, name: string): CheckpointError['existing'] {
+  const [{ id, labels = {} } = {}] = listedCheckpoint(directory, '', name) as Partial<Checkpoint>[]
+  return id === undefined ? undefined : { id, labels }
 }
 
 function unreadableFile(directory: Directory, name: string, error: unknown): string {

@@ -9,6 +9,7 @@ import type { Directory } from '../fs/directory.js'
 import type { Problem } from '../base/problem.js'
 import type { Generation } from './generation.js'
 import { fingerprintOf, isSame } from './fingerprint.js'
+import { derivedId, recordedId } from './identity.js'
 import type { Manifest } from './manifest.js'
 import { manifestOfHead, readHead } from './manifest_file.js'
 import { deviceNames, kernelBytes, type Metadata, metadataMaxBytes, parseMetadata } from './metadata.js'
@@ -21,6 +22,8 @@ export interface Inspection {
   isDirectory: boolean
   /** Changes when the checkpoint is replaced or rewritten. */
   identity: string
+  /** Identifies the checkpoint, also after a copy. Absent if the files do not allow that. */
+  id?: string
   /** Current modification time of the RAM file. */
   modifiedMs: number
   /**
@@ -92,6 +95,11 @@ export function inspectFiles(directory: Directory, base: string): Inspection | u
   readManifest(directory, base, manifestPart, inspection)
   attributeManifest(directory, base, kernel, inspection)
   if (metadata !== undefined) inspection.metadata = summaryOf(metadata)
+  const isReadable = metadata !== undefined && kernel?.problem === undefined && kernel !== undefined
+  const id =
+    recordedId(inspection.isManifestOf ? inspection.manifest : undefined) ??
+    (isReadable ? derivedId(directory, base) : undefined)
+  if (id !== undefined) inspection.id = id
   return inspection
 }
 

@@ -82,6 +82,16 @@ export interface CheckpointClient extends AsyncDisposable {
    */
   pinCheckpoint(vm: string, name: string, pinned?: boolean): Promise<void>
   /**
+   * Changes labels of a checkpoint. A value of `null` removes the label. Other labels stay. The keys and values are as
+   * in the option `labels` of `createCheckpoint`. Rejects with `ERR_INVALID_OPTION`, also if the checkpoint would have
+   * more than 64 labels, with `ERR_CHECKPOINT_NOT_FOUND`, or with `ERR_CHECKPOINT_DAMAGED` if this library cannot rewrite
+   * the manifest. The checkpoint is then unchanged.
+   *
+   * @example
+   * await client.labelCheckpoint('vm1', 'before-upgrade', { ticket: '4711', draft: null })
+   */
+  labelCheckpoint(vm: string, name: string, labels: Readonly<Record<string, string | null>>): Promise<void>
+  /**
    * Removes the checkpoints of a VM that a policy does not keep. A checkpoint is kept if `keepLast` or `keepWithinMs`
    * keeps it. If the remaining checkpoints, with their disk snapshots, occupy more than `maxBytes`, more are removed until
    * they fit: first damaged ones, then the oldest.

@@ -10,6 +10,7 @@ export type Operation =
   | 'destroy'
   | 'destroyAll'
   | 'verify'
+  | 'label'
   | 'pin'
   | 'prune'
   | 'listStored'

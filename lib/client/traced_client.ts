@@ -86,6 +86,12 @@ const calls: { [M in Method]: TracedCall<M> } = {
     run: ({ stored }, ...args) => stored.pinCheckpoint(...args),
     summary: nothing,
   },
+  labelCheckpoint: {
+    operation: 'label',
+    about: ofStored,
+    run: ({ stored }, ...args) => stored.labelCheckpoint(...args),
+    summary: nothing,
+  },
   pruneCheckpoints: {
     operation: 'prune',
     about: ofVm,

@@ -65,6 +65,7 @@ function save(
       settings: settings.publication,
       dialect,
       poweredOff: false,
+      labels: settings.labels,
       content,
       frozen,
     }

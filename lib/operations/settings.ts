@@ -11,6 +11,7 @@ import {
 import { membersOf } from '../base/union_members.js'
 import { assertCheckpointName, assertVmName, isVmName } from '../base/names.js'
 import type { DiskSelection } from '../base/disk_types.js'
+import { checkedLabels, type Labels } from '../base/labels.js'
 import type { CreateOptions, Dialect, FrozenGuest, Progress, PrunePolicy } from '../base/types.js'
 import type { RestoreOptions } from '../base/restore_types.js'
 
@@ -23,6 +24,7 @@ export const createOptions: readonly string[] = membersOf<keyof CreateOptions>({
   timeout: true,
   stallTimeout: true,
   onProgress: true,
+  labels: true,
   fsync: true,
   digest: true,
   sparsify: true,
@@ -90,6 +92,7 @@ export interface SaveSettings {
   request: RequestSettings
   scan: ScanSettings
   publication: PublicationSettings
+  labels: Labels
   disks: readonly DiskSelection[]
   /** Undefined if nothing is to be done while the guest is frozen. */
   freeze: FreezeSettings | undefined
@@ -120,6 +123,7 @@ export function createSettings(vm: unknown, options: CreateOptions, dialect: Dia
     request: { dialect, stallTimeout },
     scan: { digest, sparsify },
     publication: { ifExists, durable: fsync },
+    labels: checkedLabels(options.labels),
     disks: diskSelections(options.disks),
     freeze: freezeSettings(options, poweroff),
   }

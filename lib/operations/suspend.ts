@@ -107,11 +107,12 @@ async function publishState(
   checkpoint: CompleteCheckpoint,
 ): Promise<Checkpoint> {
   const { stage, settings, call } = suspending
-  const { vm, name, publication } = settings
+  const { vm, name, publication, labels } = settings
   const content = await explained(suspending, scanAll(suspending, checkpoint))
   const id = suspending.disks?.id
   const frozen = id === undefined ? {} : { id }
-  const publishing = { vm, name, settings: publication, dialect, poweredOff: true, content, frozen }
+  const facts = { dialect, poweredOff: true, labels, content, frozen }
+  const publishing = { vm, name, settings: publication, ...facts }
   try {
     return await publish(stage, checkpoint, publishing, call.progress, call.cancellation.uncancellable)
   } catch (error) {
@@ -151,6 +152,7 @@ async function publishedElsewhere(suspending: Suspending, taken: CheckpointError
     checkpoint: name,
     vmState: isGone ? 'off' : 'unknown',
     path: salvaged.path,
+    existing: taken.existing,
   })
 }
 

@@ -49,6 +49,7 @@ const locking: ReadonlySet<string> = new Set<keyof Jobs>([
   'openCheckpoint',
   'destroyCheckpoint',
   'destroyCheckpoints',
+  'labelCheckpoint',
   'pinCheckpoint',
   'pruneCheckpoints',
   'owedSnapshots',

@@ -4,6 +4,7 @@ import { assertBoolean, assertCallback, assertOptions, assertSignal, invalid } f
 import { Cancellation } from '../../base/cancellation.js'
 import { descriptorsOf } from '../descriptor_budget.js'
 import type { CheckpointClient } from '../checkpoint_client.js'
+import { checkedChanges, type LabelChanges } from '../../base/labels.js'
 import { assertCheckpointName, assertVmName } from '../../base/names.js'
 import { assertPolicy } from '../../operations/settings.js'
 import { ProgressReporter } from '../../operations/progress.js'
@@ -119,6 +120,16 @@ export class StoredCalls {
     this.#session.assertCan('pin', `Pinning checkpoint '${name}' of VM '${vm}'`, vm, name)
     return this.#onStored('Pinning', vm, name, (directory) =>
       this.#session.store.jobs.pinCheckpoint(directory, vm, name, pinned),
+    )
+  }
+
+  async labelCheckpoint(vm: string, name: string, labels: LabelChanges): Promise<void> {
+    assertVmName(vm)
+    assertCheckpointName(name, vm)
+    const changes = checkedFor(vm, () => checkedChanges(labels))
+    this.#session.assertCan('pin', `Labeling checkpoint '${name}' of VM '${vm}'`, vm, name)
+    return this.#onStored('Labeling', vm, name, (directory) =>
+      this.#session.store.jobs.labelCheckpoint(directory, vm, name, changes),
     )
   }
 

@@ -52,9 +52,9 @@ function stageRequest(
   settings: SaveSettings,
   writerUid: number,
 ): Parameters<SavingContext['store']['stage']>[1] {
-  const { vm, name, poweroff, memoryBytes, publication } = settings
+  const { vm, name, poweroff, memoryBytes, publication, labels } = settings
   const { ifExists, durable } = publication
-  const intent = { vm, name, ifExists, poweroff, host: hostFacts() }
+  const intent = { vm, name, ifExists, poweroff, labels, host: hostFacts() }
   return { name, ifExists, durable, memoryBytes, writerUid, intent }
 }
 

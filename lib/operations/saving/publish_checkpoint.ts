@@ -5,6 +5,7 @@ import type { Checkpoint, Dialect } from '../../base/types.js'
 import { hostFacts } from '../../checkpoint/host.js'
 import { newManifest } from '../../checkpoint/manifest.js'
 import type { Stage } from '../../store/stage.js'
+import type { Labels } from '../../base/labels.js'
 import type { Content } from '../../store/staging/memory_scan.js'
 import type { ProgressReporter } from '../progress.js'
 import type { PublicationSettings } from '../settings.js'
@@ -17,6 +18,7 @@ interface Publishing {
   settings: PublicationSettings
   dialect: Dialect
   poweredOff: boolean
+  labels: Labels
   /** Undefined if there was no disk space for the digests. */
   content: Content | undefined
   frozen?: FrozenFacts
@@ -26,13 +28,13 @@ interface Publishing {
 export async function publish(
   stage: Stage,
   { inspection, savedMs }: CompleteCheckpoint,
-  { vm, name, settings, dialect, poweredOff, content, frozen }: Publishing,
+  { vm, name, settings, dialect, poweredOff, labels, content, frozen }: Publishing,
   progress: ProgressReporter,
   commitPoint: CommitPoint,
 ): Promise<Checkpoint> {
   // Use the time of the last write, not of the publication: the checkpoint does not include later changes to the disks.
   const host = hostFacts()
-  const facts = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff, host, ...frozen }
+  const facts = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff, labels, host, ...frozen }
   const publication = { name, ...settings, manifest: newManifest(facts, { ...inspection, ...content }) }
   progress.report('syncing')
   await stage.prepare(publication)

@@ -57,9 +57,9 @@ function damaged(path: string, why: string, { problems }: Inspection): Checkpoin
  * checkpoint without a manifest, the text of a new one.
  */
 export function manifestText(directory: Directory, vm: string, name: string, inspection: Inspection): string {
-  const { manifest, modifiedMs } = inspection
+  const { id, manifest, modifiedMs } = inspection
   if (manifest === undefined) {
-    const facts = { vm, name, createdAt: new Date(modifiedMs), poweredOff: false }
+    const facts = { id, vm, name, createdAt: new Date(modifiedMs), poweredOff: false }
     return formatManifest(newManifest(facts, { modifiedMs }))
   }
   const file = name + manifestSuffix

@@ -6,7 +6,7 @@ import { CheckpointError } from '../../base/errors.js'
 import { isForeignFormat } from '../../checkpoint/structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import type { Directory } from '../../fs/directory.js'
-import { listedCheckpoint } from '../../checkpoint/read.js'
+import { existingCheckpoint, listedCheckpoint } from '../../checkpoint/read.js'
 
 export function assertReplaceable(directory: Directory, name: string, ifExists: 'replace' | 'fail'): void {
   // Reject a directory under one of the names now. After the commit point, the file could not replace it.
@@ -20,7 +20,7 @@ export function assertReplaceable(directory: Directory, name: string, ifExists: 
   }
   if (directory.statusIfAny(name + memorySuffix) === undefined) return
   const path = directory.pathOf(name + memorySuffix)
-  if (ifExists === 'fail') throw exists(path, 'already exists')
+  if (ifExists === 'fail') throw exists(path, 'already exists', existingCheckpoint(directory, name))
   const isFile = directory.statusIfAny(name + memorySuffix)?.kind === 'file'
   if (isFile && isForeignFormat(directory, name)) {
     throw exists(path, "is another tool's checkpoint, which this library does not replace")
@@ -53,13 +53,13 @@ export function assertNotOlder(directory: Directory, saved: Candidate): void {
   const what = isSuspendedState
     ? 'is a newer suspended state that has not been restored yet'
     : 'is newer than the checkpoint to be published'
-  throw exists(directory.pathOf(name + memorySuffix), what)
+  throw exists(directory.pathOf(name + memorySuffix), what, existingCheckpoint(directory, name))
 }
 
 function memoryModifiedMs(directory: Directory, name: string): number {
   return directory.statusIfAny(name + memorySuffix)?.mtimeMs ?? 0
 }
 
-function exists(path: string, why: string): CheckpointError {
-  return new CheckpointError('ERR_CHECKPOINT_EXISTS', `'${path}' ${why}`, { path })
+function exists(path: string, why: string, existing?: CheckpointError['existing']): CheckpointError {
+  return new CheckpointError('ERR_CHECKPOINT_EXISTS', `'${path}' ${why}`, { path, existing })
 }

@@ -4,6 +4,7 @@
  */
 import os from 'node:os'
 import { isExhausted } from '../../base/errors.js'
+import { type Labels, labelsFrom } from '../../base/labels.js'
 import type { ManifestHost } from '../../checkpoint/manifest.js'
 import { isFailure, loadNative } from '../../base/native.js'
 import { isCheckpointName } from '../../base/names.js'
@@ -23,9 +24,10 @@ const intentRecord = 'intent'
 const liveRecord = 'live'
 /** In a stage: the bhyve process that the request was sent to. Without this record, no request was sent. */
 const peerRecord = 'peer'
-const recordMaxBytes = 4096
+/** Enough for the labels of a checkpoint. */
+const recordMaxBytes = 64 * 1024
 /** Space for a manifest without digests, the blocks of the directories, and the records. */
-const reservedBytes = 64 * 1024
+const reservedBytes = 128 * 1024
 /** Used if a suspend's record cannot be read. Such a stage may hold a VM, and it must not replace any checkpoint. */
 const unknownIntent: Intent = { vm: '', name: 'suspend', ifExists: 'fail', poweroff: true }
 
@@ -35,6 +37,7 @@ export interface Intent {
   ifExists: 'replace' | 'fail'
   /** The request powers the VM off, so the stage will hold the only copy of the VM. If false, the VM runs on. */
   poweroff: boolean
+  labels?: Labels
   host?: ManifestHost | undefined
   /** The requested name, if the checkpoint gets another one. */
   wanted?: string | undefined
@@ -87,10 +90,13 @@ function formatIntent(intent: Intent, boot: unknown): string {
 export function readIntent(stage: Directory): Intent | undefined {
   const poweroff = stage.statusIfAny(intentRecord) !== undefined
   const record = readRecord(stage, poweroff ? intentRecord : liveRecord)
-  const { vm, name, ifExists, host, wanted } = (record ?? {}) as Partial<Intent>
+  const { vm, name, ifExists, labels, host, wanted } = (record ?? {}) as Partial<Intent>
   if (typeof vm !== 'string' || typeof name !== 'string' || !isCheckpointName(name))
     return poweroff ? unknownIntent : undefined
-  const known = { vm, name, ifExists: ifExists === 'replace' ? ifExists : ('fail' as const), poweroff, host }
+  const known = {
+    ...{ vm, name, poweroff, host, labels: labelsFrom(labels) },
+    ifExists: ifExists === 'replace' ? ifExists : ('fail' as const),
+  }
   return typeof wanted === 'string' && isCheckpointName(wanted) ? { ...known, wanted } : known
 }
 

@@ -17,14 +17,14 @@ const { O_RDONLY } = fs.constants
  */
 export function manifestFor(
   stage: Directory,
-  { vm, name, host, poweroff }: Intent,
+  { vm, name, labels, host, poweroff }: Intent,
   savedMs: number,
   inspection: Inspection | undefined,
 ): Manifest {
   const written = inspection?.manifest
   if (written !== undefined && hasCompleteList(stage, name, inspection)) return { ...written, name }
   const { dialect } = writerOf(stage) ?? {}
-  const facts = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff: poweroff, host }
+  const facts = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff: poweroff, labels, host }
   const fingerprint = inspection && fingerprintOf(stage, name + memorySuffix)
   return newManifest(facts, inspection && { ...inspection, ...(fingerprint && { fingerprint }) })
 }
