@@ -2,6 +2,7 @@
 import type { Checkpoint, ListedCheckpoint } from '../index.js'
 import type { Message, Output } from './output.js'
 import { exitStatus, statusOf } from './exit_status.js'
+import { labelNote, labelTexts } from './labels.js'
 import { type Column, table } from './table.js'
 import { formatSize, formatTime } from './values.js'
 
@@ -38,27 +39,29 @@ export function checkpointTable(checkpoints: readonly ListedCheckpoint[], output
     formatTime(one.createdAt),
     formatSize(one.memoryBytes),
     formatSize(one.storedBytes),
-    notesOf(one),
+    [...notesOf(one), labelNote(one.labels)].filter((note) => note !== '').join(', '),
   ])
   const [title = '', ...lines] = table(columnsFor(output), rows)
   return [output.paint('title', title), ...lines]
 }
 
-function notesOf({ poweredOff = false, restoredAt, pinned = false, disks }: ListedCheckpoint): string {
+function notesOf(checkpoint: ListedCheckpoint): string[] {
+  const { poweredOff = false, restoredAt, pinned = false, disks } = checkpoint
   const notes = [
     poweredOff && restoredAt === undefined ? 'suspended' : '',
     restoredAt === undefined ? '' : 'restored',
     pinned ? 'pinned' : '',
     disks === undefined ? '' : 'disks',
   ]
-  return notes.filter((note) => note !== '').join(', ')
+  return notes.filter((note) => note !== '')
 }
 
 export function checkpointLines(checkpoint: ListedCheckpoint): string[] {
   const { vm, name, state, path, createdAt, memoryBytes, storedBytes, cpus, devices, problems } = checkpoint
-  const { disks = [] } = checkpoint
+  const { id, labels, dialect, host, disks = [], restores = [] } = checkpoint
   const facts: [string, string][] = [
     ['checkpoint', `${vm}/${name}`],
+    ['id', id ?? '-'],
     ['state', state],
     ['path', path],
     ['created', createdAt?.toISOString() ?? '-'],
@@ -66,11 +69,23 @@ export function checkpointLines(checkpoint: ListedCheckpoint): string[] {
     ['on disk', formatSize(storedBytes)],
     ['vCPUs', String(cpus ?? '-')],
     ['devices', devices?.join(', ') ?? '-'],
+    ...(dialect === undefined ? [] : [['dialect', dialect] as [string, string]]),
+    ...(host === undefined ? [] : [['host', hostText(host)] as [string, string]]),
     ...disks.map(({ path: disk, snapshot }): [string, string] => ['disk', `${disk} (${snapshot})`]),
-    ['notes', notesOf(checkpoint) || '-'],
+    ...labelTexts(labels).map((text): [string, string] => ['label', text]),
+    ...restores.map(({ at, again }): [string, string] => [
+      'restored',
+      `${at.toISOString()}${again ? ' (again)' : ''}`,
+    ]),
+    ['notes', notesOf(checkpoint).join(', ') || '-'],
     ...problems.map(({ code, message }): [string, string] => ['problem', `${code}: ${message}`]),
   ]
   return facts.map(([fact, value]) => `${fact.padEnd(12)}${value}`)
+}
+
+/** Early manifests have no host name. */
+function hostText({ name, release, cpuModel }: NonNullable<Checkpoint['host']>): string {
+  return [name, release, cpuModel].filter((text) => text !== '').join(', ')
 }
 
 interface Failed {

@@ -23,7 +23,8 @@ async function namesFor({ positionals, name }: Command, open: () => Promise<Cont
   try {
     const { client, names } = await open()
     const [vm, ...others] = names
-    if (others.length >= positionals[1]) return []
+    // Only the labels of the checkpoint follow.
+    if (others.length >= positionals[1] || (name === 'label' && others.length > 0)) return []
     if (vm === undefined || name === 'list') return await vmNames(client)
     return (await client.listCheckpoints(vm)).map((one) => one.name)
   } catch {

@@ -5,6 +5,7 @@ const others: ReadonlyMap<string, string> = new Map([
   ['trustedUids', 'trusted-uid'],
   ['memoryBytes', 'memory'],
   ['workdir', 'cbsd'],
+  ['labels', 'label'],
   ['datasets', 'disks'],
   ['files', 'disks'],
 ])

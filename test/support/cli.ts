@@ -88,6 +88,7 @@ export class CliWorld {
       .replace(/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}/g, '<uuid>')
       .replace(/\d{4}-\d\d-\d\dT[\d:.]+Z/g, '<time>')
       .replace(/\d{4}-\d\d-\d\d \d\d:\d\d/g, '<date and time >')
+      .replace(/^(host +).*$/gm, '$1<host>')
       .replace(/process \d+/g, 'process <pid>')
       .replace(/kill -9 \d+/g, 'kill -9 <pid>')
       .replace(/[\d.]+ [KMG]?i?B on disk/g, '<size> on disk')
@@ -162,6 +163,7 @@ function objects(text: string): string {
       'freedBytes',
       'bytesRead',
       'errno',
+      'host',
     ]
     for (const key of changing) if (key in object) object[key] = `<${key}>`
     return [JSON.stringify(object)]

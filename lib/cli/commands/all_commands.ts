@@ -1,6 +1,7 @@
 /** Every command, in the order of the help. */
 import type { Command } from '../command.js'
 import { completion } from './completion.js'
+import { label } from './label.js'
 import { pause, resume, vms } from './machines.js'
 import { restore } from './restore.js'
 import { create, suspend } from './saving.js'
@@ -16,6 +17,7 @@ export const commands: readonly Command[] = [
   destroyAll,
   prune,
   pin,
+  label,
   suspend,
   restore,
   pause,

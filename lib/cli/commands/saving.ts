@@ -4,6 +4,7 @@ import type { Command, Context, OptionSpec } from '../command.js'
 import { checkpointMessage, savedLines } from '../checkpoint_text.js'
 import { diskOptions, diskSelections, isAutomatic } from '../disks.js'
 import { exitStatus } from '../exit_status.js'
+import { parseLabels } from '../labels.js'
 import { parseDuration, parseSize } from '../values.js'
 import { interruptible } from '../waiting.js'
 
@@ -18,6 +19,11 @@ const options: Readonly<Record<string, OptionSpec>> = {
     help: 'Cancel if bhyve writes nothing for this time (default: 1m; 0: never)',
   },
   memory: { value: 'size', help: 'Size of guest RAM, to show progress and check the free space, e.g. 4G' },
+  label: {
+    value: 'key=value',
+    multiple: true,
+    help: 'Label of the checkpoint; can be repeated',
+  },
   'no-fsync': { help: 'Do not fsync: a power failure can lose the checkpoint' },
   'no-digest': { help: 'Do not record digests' },
   'no-sparsify': { help: 'Do not make holes for zero pages of guest RAM' },
@@ -34,6 +40,7 @@ async function createOptions(context: Context, signal: AbortSignal): Promise<Cre
     timeout: values.parsed('timeout', parseDuration),
     stallTimeout: values.parsed('stall-timeout', parseDuration),
     memoryBytes: values.parsed('memory', parseSize),
+    labels: parseLabels(values.list('label')),
     fsync: !values.has('no-fsync'),
     digest: !values.has('no-digest'),
     sparsify: !values.has('no-sparsify'),
