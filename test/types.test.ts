@@ -3,6 +3,7 @@ import { expectTypeOf } from 'expect-type'
 import t from 'tap'
 import * as main from 'bhyve-checkpoint'
 import type {
+  AbortError,
   Checkpoint,
   CheckpointClient,
   CheckpointError,
@@ -57,6 +58,9 @@ t.test('the calls have the documented parameters and results', async (t) => {
   expectTypeOf<Call<'pinCheckpoint'>>().parameters.toEqualTypeOf<
     [vm: string, name: string, pinned?: boolean]
   >()
+  expectTypeOf<Call<'labelCheckpoint'>>().toEqualTypeOf<
+    (vm: string, name: string, labels: Readonly<Record<string, string | null>>) => Promise<void>
+  >()
   expectTypeOf<Call<'pruneCheckpoints'>>().parameter(1).toEqualTypeOf<PrunePolicy>()
   expectTypeOf<Call<'pruneCheckpoints'>>().returns.resolves.toEqualTypeOf<{
     removed: string[]
@@ -83,6 +87,20 @@ t.test('the calls have the documented parameters and results', async (t) => {
 t.test('the properties of results and options have the documented types', async (t) => {
   expectTypeOf<Checkpoint['createdAt']>().toEqualTypeOf<Date>()
   expectTypeOf<Checkpoint['restoredAt']>().toEqualTypeOf<Date | undefined>()
+  expectTypeOf<Checkpoint['id']>().toEqualTypeOf<string>()
+  expectTypeOf<Checkpoint['labels']>().toEqualTypeOf<Readonly<Record<string, string>>>()
+  expectTypeOf<Checkpoint['dialect']>().toEqualTypeOf<'struct' | 'path' | 'descriptor' | undefined>()
+  expectTypeOf<Checkpoint['host']>().toEqualTypeOf<
+    { name: string; release: string; cpuModel: string } | undefined
+  >()
+  expectTypeOf<Checkpoint['restores']>().toEqualTypeOf<readonly { at: Date; again: boolean }[] | undefined>()
+  expectTypeOf<CreateOptions['labels']>().toEqualTypeOf<Readonly<Record<string, string>> | undefined>()
+  expectTypeOf<CheckpointError['retryable']>().toEqualTypeOf<boolean>()
+  expectTypeOf<CheckpointError['toJSON']>().returns.toExtend<object>()
+  expectTypeOf<CheckpointError['existing']>().toEqualTypeOf<
+    { readonly id: string; readonly labels: Readonly<Record<string, string>> } | undefined
+  >()
+  expectTypeOf<AbortError['retryable']>().toEqualTypeOf<false>()
   expectTypeOf<Progress['totalBytes']>().toEqualTypeOf<number | undefined>()
   expectTypeOf<CheckpointError['code']>().toEqualTypeOf<ErrorCode>()
   expectTypeOf<CheckpointError['problems']>().toEqualTypeOf<readonly Problem[] | undefined>()
@@ -125,6 +143,7 @@ t.test('every option accepts undefined and rejects values of a wrong type', asyn
     timeout: undefined,
     stallTimeout: undefined,
     onProgress: undefined,
+    labels: undefined,
     fsync: undefined,
     digest: undefined,
     sparsify: undefined,

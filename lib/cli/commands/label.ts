@@ -7,7 +7,7 @@ import { UsageError } from '../usage_error.js'
 export const label: Command = {
   name: 'label',
   usage: '<vm> <name> <key=value | key-> ...',
-  summary: "Set labels of a checkpoint, or remove them ('key-'); other labels stay",
+  summary: "Add or change labels of a checkpoint, or remove them ('key-'); other labels stay",
   example: 'bhyve-checkpoint label vm1 before-upgrade ticket=4711 draft-',
   positionals: [2, Infinity],
   run: async ({ client, names, output }) => {
