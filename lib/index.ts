@@ -7,15 +7,29 @@ import './base/symbols.js'
 import { assertObject } from './base/assertions.js'
 import { createClient } from './client/client.js'
 import { clientOptions } from './client/options.js'
+import type { CallOptions } from './base/call_options.js'
+import type { DestroyAllOptions } from './base/call_types.js'
 import type { DiskSelection } from './base/disk_types.js'
 import type { Checkpoint, ClientOptions, CreateOptions, ListedCheckpoint } from './base/types.js'
 
 export type { CheckpointClient } from './client/checkpoint_client.js'
 export { createClient } from './client/client.js'
-export { AbortError, CheckpointError, type ErrorCode, type ErrorDetails } from './base/errors.js'
+export { AbortError, CheckpointError, errorCodes, type ErrorCode, type ErrorDetails } from './base/errors.js'
+export { operations, type Operation } from './base/operations.js'
 export type { Restored } from './operations/restore/restore.js'
-export { cbsdLayout } from './store/layout.js'
-export type { Operation, OperationEvent, OperationResult } from './client/operation_event.js'
+export { cbsdLayout, type CbsdLayoutOptions } from './store/layout.js'
+export type { OperationEvent, OperationResult, OperationResults } from './client/operation_event.js'
+export type { CallOptions } from './base/call_options.js'
+export type {
+  DestroyAllOptions,
+  InFlightCall,
+  ListAllOptions,
+  ListVirtualMachinesOptions,
+  PauseOptions,
+  PrunedVm,
+  PruneResult,
+  SuspendedCheckpointOptions,
+} from './base/call_types.js'
 export type {
   Checkpoint,
   ClientOptions,
@@ -25,7 +39,9 @@ export type {
   Layout,
   ListedCheckpoint,
   Progress,
+  ProgressPhase,
   PrunePolicy,
+  SuspendOptions,
   VerificationReport,
   VerifyOptions,
   VirtualMachine,
@@ -40,7 +56,7 @@ export type {
   DiskSelection,
   PreparedDisks,
 } from './base/disk_types.js'
-export type { Problem } from './base/problem.js'
+export type { Problem, ProblemCode } from './base/problem.js'
 export { fileDisks, zfsDisks } from './disks/selections.js'
 
 /**
@@ -60,19 +76,33 @@ export async function createCheckpoint(
   vm: string,
   options: CreateOptions & ClientOptions = {},
 ): Promise<Checkpoint> {
+  const [clients, others] = divided(options)
+  return createClient(clients).createCheckpoint(vm, others)
+}
+
+/** Calls `listCheckpoints` of a new client. `options` may hold `ClientOptions` too; the others have their defaults. */
+export async function listCheckpoints(
+  vm: string,
+  options: CallOptions & ClientOptions = {},
+): Promise<ListedCheckpoint[]> {
+  const [clients, others] = divided(options)
+  return createClient(clients).listCheckpoints(vm, others)
+}
+
+/** Calls `destroyAll` of a new client. `options` may hold `ClientOptions` too; the others have their defaults. */
+export async function destroyAll(
+  vm: string,
+  options: DestroyAllOptions & ClientOptions = {},
+): Promise<string[]> {
+  const [clients, others] = divided(options)
+  return createClient(clients).destroyAll(vm, others)
+}
+
+/** Separates the options of a client from those of a call. */
+function divided<Options extends object>(options: ClientOptions & Options): [ClientOptions, Options] {
   assertObject(options, 'the options')
   const isClients = ([key]: [string, unknown]): boolean => clientOptions.includes(key)
   const entries = Object.entries(options)
-  const client = createClient(Object.fromEntries(entries.filter(isClients)))
-  return client.createCheckpoint(vm, Object.fromEntries(entries.filter((entry) => !isClients(entry))))
-}
-
-/** Calls `listCheckpoints` of a new client with these `options`. */
-export async function listCheckpoints(vm: string, options: ClientOptions = {}): Promise<ListedCheckpoint[]> {
-  return createClient(options).listCheckpoints(vm)
-}
-
-/** Calls `destroyAll` of a new client with these `options`. */
-export async function destroyAll(vm: string, options: ClientOptions = {}): Promise<string[]> {
-  return createClient(options).destroyAll(vm)
+  const others = entries.filter((entry) => !isClients(entry))
+  return [Object.fromEntries(entries.filter(isClients)), Object.fromEntries(others) as Options]
 }

@@ -212,7 +212,7 @@ t.test('docs/errors.md explains every error, problem, blocker and warning code',
   const source = (name: string): string => fs.readFileSync(path.join(root, `lib/base/${name}.ts`), 'utf8')
   const problem = source('problem')
   const problems = problem
-    .slice(problem.indexOf('export interface Problem'), problem.indexOf('message: string'))
+    .slice(problem.indexOf('export type ProblemCode'), problem.indexOf('export interface Problem'))
     .match(/'[a-z-]+'/g)!
   const types = source('restore_types')
   const restoring = types

@@ -4,23 +4,40 @@ import t from 'tap'
 import * as main from 'bhyve-checkpoint'
 import type {
   AbortError,
+  CallOptions,
   Checkpoint,
   CheckpointClient,
   CheckpointError,
   ClientOptions,
   CreateOptions,
+  DestroyAllOptions,
   DiskProvider,
   DiskSelection,
   ErrorCode,
   FrozenGuest,
+  InFlightCall,
   Layout,
+  ListAllOptions,
   ListedCheckpoint,
+  ListVirtualMachinesOptions,
+  Operation,
+  OperationEvent,
+  OperationResult,
+  OperationResults,
+  PauseOptions,
   Problem,
+  ProblemCode,
   Progress,
+  ProgressPhase,
+  PrunedVm,
   PrunePolicy,
+  PruneResult,
   RestoreOptions,
   RestorePlan,
+  SuspendedCheckpointOptions,
+  SuspendOptions,
   VerificationReport,
+  VerifyOptions,
   VirtualMachine,
 } from 'bhyve-checkpoint'
 import * as simulator from 'bhyve-checkpoint/simulator'
@@ -32,8 +49,10 @@ t.test('the packages export exactly the documented names', async (t) => {
     ...named,
     'destroyAll',
     'disksOf',
+    'errorCodes',
     'fileDisks',
     'listCheckpoints',
+    'operations',
     'zfsDisks',
   ])
   t.same(Object.keys(simulator).sort(), ['SimulatedBhyve', 'SimulatedFleet', 'simulatedBhyve'])
@@ -56,10 +75,15 @@ t.test('the calls have the documented parameters and results', async (t) => {
   expectTypeOf<Call<'destroyAll'>>().returns.resolves.toEqualTypeOf<string[]>()
   expectTypeOf<Call<'verifyCheckpoint'>>().returns.resolves.toEqualTypeOf<VerificationReport>()
   expectTypeOf<Call<'pinCheckpoint'>>().parameters.toEqualTypeOf<
-    [vm: string, name: string, pinned?: boolean]
+    [vm: string, name: string, pinned?: boolean, options?: CallOptions]
   >()
   expectTypeOf<Call<'labelCheckpoint'>>().toEqualTypeOf<
-    (vm: string, name: string, labels: Readonly<Record<string, string | null>>) => Promise<void>
+    (
+      vm: string,
+      name: string,
+      labels: Readonly<Record<string, string | null>>,
+      options?: CallOptions,
+    ) => Promise<void>
   >()
   expectTypeOf<Call<'pruneCheckpoints'>>().parameter(1).toEqualTypeOf<PrunePolicy>()
   expectTypeOf<Call<'pruneCheckpoints'>>().returns.resolves.toEqualTypeOf<{
@@ -67,6 +91,24 @@ t.test('the calls have the documented parameters and results', async (t) => {
     kept: string[]
     freedBytes: number
   }>()
+  expectTypeOf<Call<'pruneCheckpoints'>>().returns.resolves.toEqualTypeOf<PruneResult>()
+  expectTypeOf<Call<'pruneAll'>>().parameters.toEqualTypeOf<[policy: PrunePolicy, options?: CallOptions]>()
+  expectTypeOf<Call<'pruneAll'>>().returns.resolves.toEqualTypeOf<PrunedVm[]>()
+  expectTypeOf<PrunedVm['error']>().toEqualTypeOf<CheckpointError | undefined>()
+  expectTypeOf<Call<'listAllCheckpoints'>>().parameter(0).toEqualTypeOf<ListAllOptions | undefined>()
+  expectTypeOf<Call<'listAllCheckpoints'>>().returns.toEqualTypeOf<AsyncIterable<ListedCheckpoint>>()
+  expectTypeOf<Call<'inFlight'>>().returns.toEqualTypeOf<InFlightCall[]>()
+  expectTypeOf<Call<'idle'>>().parameter(0).toEqualTypeOf<CallOptions | undefined>()
+  expectTypeOf<Call<'destroyAll'>>().parameter(1).toEqualTypeOf<DestroyAllOptions | undefined>()
+  expectTypeOf<Call<'suspend'>>().parameter(1).toEqualTypeOf<SuspendOptions | undefined>()
+  expectTypeOf<Call<'suspendedCheckpoint'>>()
+    .parameter(1)
+    .toEqualTypeOf<SuspendedCheckpointOptions | undefined>()
+  expectTypeOf<Call<'pause'>>().parameter(1).toEqualTypeOf<PauseOptions | undefined>()
+  expectTypeOf<Call<'resume'>>().parameter(1).toEqualTypeOf<PauseOptions | undefined>()
+  expectTypeOf<Call<'listVirtualMachines'>>()
+    .parameter(0)
+    .toEqualTypeOf<ListVirtualMachinesOptions | undefined>()
   expectTypeOf<Call<'listStored'>>().returns.resolves.toEqualTypeOf<string[]>()
   expectTypeOf<Call<'listVirtualMachines'>>().returns.resolves.toEqualTypeOf<VirtualMachine[]>()
   expectTypeOf<Call<'planRestore'>>().returns.resolves.toEqualTypeOf<RestorePlan>()
@@ -120,6 +162,50 @@ t.test('the properties of results and options have the documented types', async 
   >()
   expectTypeOf<SimulatorOptions['fault']>().toEqualTypeOf<Fault | undefined>()
   t.pass('the checks compiled')
+})
+
+t.test('a call that can wait has a signal and a timeout', async (t) => {
+  type Waiting =
+    | DestroyAllOptions
+    | SuspendedCheckpointOptions
+    | PauseOptions
+    | ListVirtualMachinesOptions
+    | VerifyOptions
+    | CreateOptions
+    | RestoreOptions
+  expectTypeOf<Waiting>().toExtend<CallOptions>()
+  t.pass('the checks compiled')
+})
+
+t.test('the lists and the types of codes and operations have one source', async (t) => {
+  expectTypeOf(main.errorCodes).items.toEqualTypeOf<ErrorCode>()
+  expectTypeOf(main.operations).items.toEqualTypeOf<Operation>()
+  expectTypeOf<keyof OperationResults>().toEqualTypeOf<Operation>()
+  expectTypeOf<Problem['code']>().toEqualTypeOf<ProblemCode>()
+  expectTypeOf<Progress['phase']>().toEqualTypeOf<ProgressPhase>()
+  for (const list of [main.errorCodes, main.operations]) {
+    t.ok(Object.isFrozen(list))
+    t.equal(new Set(list).size, list.length)
+  }
+  t.ok(main.errorCodes.includes('ERR_INVALID_OPTION'))
+})
+
+t.test('the operation of an event narrows its type', async (t) => {
+  const bytesOf = (event: OperationEvent): number => {
+    if (event.operation === 'create') {
+      expectTypeOf(event.checkpoint).toEqualTypeOf<string | undefined>()
+      return event.result?.storedBytes ?? 0
+    }
+    if (event.operation === 'prune') {
+      // @ts-expect-error: a prune is about a VM and not about one checkpoint
+      t.equal(event.checkpoint, undefined)
+      return event.result?.freedBytes ?? 0
+    }
+    return 0
+  }
+  expectTypeOf<OperationEvent<'restore'>['result']>().toEqualTypeOf<OperationResult<'restore'> | undefined>()
+  expectTypeOf<OperationEvent['error']>().toEqualTypeOf<CheckpointError | main.AbortError | undefined>()
+  t.equal(bytesOf({ operation: 'prune', vm: 'vm1', result: { count: 1, freedBytes: 5 } }), 5)
 })
 
 t.test('the state of a listed checkpoint narrows its type', async (t) => {

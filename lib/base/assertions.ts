@@ -1,5 +1,6 @@
 /** Checks single arguments at run time, because JavaScript callers can pass values of any type. */
 import { inspect } from 'node:util'
+import type { CallOptions } from './call_options.js'
 import { CheckpointError } from './errors.js'
 
 /** The longest delay that setTimeout() accepts. */
@@ -18,6 +19,17 @@ export function assertOptions(options: unknown, what: string, known: readonly st
 export function assertSignal(signal: unknown): void {
   if (signal !== undefined && !(signal instanceof AbortSignal))
     throw invalid("The option 'signal' must be an AbortSignal", signal)
+}
+
+/** Checks the options of a call: `signal`, `timeout`, and `others`, whose values the caller checks. */
+export function assertCallOptions(
+  options: CallOptions,
+  others: readonly string[] = [],
+  what = 'the options',
+): void {
+  assertOptions(options, what, [...others, 'signal', 'timeout'])
+  assertSignal(options.signal)
+  if (options.timeout !== undefined) assertMilliseconds(options.timeout, 'timeout', 1)
 }
 
 export function assertCallback(callback: unknown): void {

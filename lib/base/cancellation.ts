@@ -10,7 +10,8 @@ interface CancellationOptions {
   timeout?: number | undefined
   /** Used in messages: what the call does and on which VM, capitalized. */
   doing: string
-  vm: string
+  /** Undefined if the call is not about one VM. */
+  vm?: string | undefined
   /** After `begin`, the same call cannot succeed later: its VM is then powered off, or runs. */
   once?: boolean | undefined
   /** Appended to the message of a cancel before `begin`: the state that is left. */
@@ -79,6 +80,7 @@ export class Cancellation implements CommitPoint, Disposable {
   readonly #listeners = new Set<(error: Error) => void>()
   /** Appended to the message if a cancel arrives now. */
   #outcome: string
+  readonly #beforeStart: string
   readonly #afterStart: string
   readonly #options: CancellationOptions
   readonly #stopListening: (() => void) | undefined
@@ -90,6 +92,7 @@ export class Cancellation implements CommitPoint, Disposable {
     this.#options = options
     this.#deadline = timeout === undefined ? Infinity : performance.now() + timeout
     this.#outcome = nothingStarted
+    this.#beforeStart = beforeStart ?? nothingStarted
     this.#afterStart = afterStart ?? stillRuns
     if (signal !== undefined) {
       const abort = (): void =>
@@ -106,7 +109,7 @@ export class Cancellation implements CommitPoint, Disposable {
       if (signal.aborted) abort()
       else this.#stopListening = onAbort(signal, abort)
     }
-    this.#outcome = beforeStart ?? nothingStarted
+    this.#outcome = this.#beforeStart
     if (timeout !== undefined && !this.cancelled) {
       const expire = (): void => this.cancel(this.#timedOut(`timed out after ${String(timeout)} ms`))
       this.#timer = setTimeout(expire, timeout)
@@ -129,6 +132,11 @@ export class Cancellation implements CommitPoint, Disposable {
     return this.#error !== undefined
   }
 
+  /** Whether the work has begun that continues after a cancel. */
+  get begun(): boolean {
+    return this.#begun
+  }
+
   cancel(error: Error): void {
     if (this.#committed) this.#late ??= error
     if (this.#committed || this.#error !== undefined) return
@@ -148,13 +156,19 @@ export class Cancellation implements CommitPoint, Disposable {
 
   /**
    * From here on a cancel stops only the waiting, and its message reports that. Throws if the call was cancelled
-   * before.
+   * before. `outcome`: for the message, instead of `afterStart`.
    */
-  begin(): void {
+  begin(outcome = this.#afterStart): void {
     this.throwIfCancelled()
     this.#begun = true
     this.#rollingBack = false
-    this.#outcome = this.#afterStart
+    this.#outcome = outcome
+  }
+
+  /** Withdraws `begin`, because the attempt has changed nothing and another one will follow. */
+  unbegin(): void {
+    this.#begun = false
+    this.#outcome = this.#beforeStart
   }
 
   /** As `begin`, but after a cancel only the rollback of the disks is completed. `outcome` is for the message. */

@@ -7,32 +7,37 @@ import { plainFacts } from './error_facts.js'
 import type { Problem } from './problem.js'
 import { visible } from './visible_text.js'
 
-export type ErrorCode =
-  | 'ERR_INVALID_VM_NAME'
-  | 'ERR_INVALID_CHECKPOINT_NAME'
-  | 'ERR_PATH_TOO_LONG'
-  | 'ERR_VM_NOT_RUNNING'
-  | 'ERR_VM_PAUSED'
-  | 'ERR_SNAPSHOT_UNSUPPORTED'
-  | 'ERR_DIALECT_UNSUPPORTED'
-  | 'ERR_PERMISSION'
-  | 'ERR_UNTRUSTED_PEER'
-  | 'ERR_CHECKPOINT_EXISTS'
-  | 'ERR_CHECKPOINT_NOT_FOUND'
-  | 'ERR_CHECKPOINT_BUSY'
-  | 'ERR_CHECKPOINT_FAILED'
-  | 'ERR_CHECKPOINT_DAMAGED'
-  | 'ERR_DISKS_NOT_CAPTURED'
-  | 'ERR_SUSPEND_FAILED'
-  | 'ERR_RESTORE_BLOCKED'
-  | 'ERR_RESTORE_FAILED'
-  | 'ERR_INVALID_OPTION'
-  | 'ERR_NO_SPACE'
-  | 'ERR_STALLED'
-  | 'ERR_TIMEOUT'
-  | 'ERR_NATIVE_UNAVAILABLE'
-  | 'ERR_RUNTIME_UNSUPPORTED'
-  | 'ERR_SYSTEM'
+/** All codes of `CheckpointError`. `docs/errors.md` explains them. */
+export const errorCodes = Object.freeze([
+  'ERR_INVALID_VM_NAME',
+  'ERR_INVALID_CHECKPOINT_NAME',
+  'ERR_PATH_TOO_LONG',
+  'ERR_VM_NOT_RUNNING',
+  'ERR_VM_PAUSED',
+  'ERR_SNAPSHOT_UNSUPPORTED',
+  'ERR_DIALECT_UNSUPPORTED',
+  'ERR_PERMISSION',
+  'ERR_UNTRUSTED_PEER',
+  'ERR_CHECKPOINT_EXISTS',
+  'ERR_CHECKPOINT_NOT_FOUND',
+  'ERR_CHECKPOINT_BUSY',
+  'ERR_CHECKPOINT_FAILED',
+  'ERR_CHECKPOINT_DAMAGED',
+  'ERR_DISKS_NOT_CAPTURED',
+  'ERR_SUSPEND_FAILED',
+  'ERR_RESTORE_BLOCKED',
+  'ERR_RESTORE_FAILED',
+  'ERR_INVALID_OPTION',
+  'ERR_NO_SPACE',
+  'ERR_STALLED',
+  'ERR_TIMEOUT',
+  'ERR_NATIVE_UNAVAILABLE',
+  'ERR_RUNTIME_UNSUPPORTED',
+  'ERR_SYSTEM',
+] as const)
+
+/** A code of `CheckpointError`. */
+export type ErrorCode = (typeof errorCodes)[number]
 
 type KnownDetails = {
   -readonly [Detail in Exclude<keyof CheckpointError, keyof Error | 'code' | 'toJSON'>]?:
@@ -151,6 +156,8 @@ export class AbortError extends Error {
 }
 
 /** Returns the same error with more details. Details that the error already has are kept. */
+export function withDetails(error: CheckpointError, details: ErrorDetails): CheckpointError
+export function withDetails(error: unknown, details: ErrorDetails): unknown
 export function withDetails(error: unknown, details: ErrorDetails): unknown {
   if (!(error instanceof CheckpointError)) return error
   const copy = new CheckpointError(error.code, error.message, { ...details, ...detailsOf(error) })

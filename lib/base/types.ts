@@ -1,4 +1,5 @@
 /** The types of the public API. Sizes are in bytes, durations in milliseconds, dates are `Date` objects. */
+import type { CallOptions } from './call_options.js'
 import type { DiskProvider, DiskSelection } from './disk_types.js'
 import type { Problem } from './problem.js'
 
@@ -144,6 +145,9 @@ export interface CreateOptions {
   freezeTimeout?: number | undefined
 }
 
+/** Options of `suspend`. */
+export type SuspendOptions = Omit<CreateOptions, 'poweroff'>
+
 /** A frozen guest: its vCPUs do not run, and its disks do not change. */
 export interface FrozenGuest {
   vm: string
@@ -154,12 +158,16 @@ export interface FrozenGuest {
   signal: AbortSignal
 }
 
+/** The steps of a call that reports its progress. */
+export type ProgressPhase =
+  'queued' | 'saving' | 'frozen' | 'checking' | 'digesting' | 'syncing' | 'publishing'
+
 /** The progress of a call, passed to `onProgress`. */
 export interface Progress {
   vm: string
   name: string
   /** The current step of the call. */
-  phase: 'queued' | 'saving' | 'frozen' | 'checking' | 'digesting' | 'syncing' | 'publishing'
+  phase: ProgressPhase
   /** The bytes of guest RAM written (`saving`) or read (`digesting`) so far. */
   bytes: number
   /** The size of the guest RAM, if known: from the caller, the last checkpoint of this VM or the metadata. */
@@ -235,15 +243,13 @@ export type ListedCheckpoint =
       problems: readonly Problem[]
     })
 
-/** Options of `verifyCheckpoint`. */
-export interface VerifyOptions {
+/** Options of `verifyCheckpoint`. After a cancel, the threads stop reading within 100 ms. */
+export interface VerifyOptions extends CallOptions {
   /**
    * `'structure'` checks sizes and metadata. `'content'` also reads all files and compares their digests, if the
    * checkpoint has digests. The report states in `depth` which check was done. Default `'structure'`.
    */
   depth?: 'structure' | 'content' | undefined
-  /** Cancels the call. The threads stop reading within 100 ms. `client.idle()` waits for that. */
-  signal?: AbortSignal | undefined
   onProgress?: ((progress: Progress) => void) | undefined
 }
 
@@ -260,14 +266,33 @@ export interface VerificationReport {
   elapsedMs: number
 }
 
-/** Which checkpoints `pruneCheckpoints` keeps. At least one of the three rules is required. */
+/**
+ * Which checkpoints `pruneCheckpoints` keeps. At least one rule (`keep...`, `maxBytes`) is required. A checkpoint is kept
+ * if any `keep...` rule keeps it. All but `keepWithinMs` count complete checkpoints only.
+ *
+ * The calendar rules use the local time zone of this process and the `createdAt` of the checkpoints. Hours, days, weeks
+ * and months without a checkpoint are not counted. A week begins on Monday, as in ISO 8601. The hour that is repeated
+ * when daylight saving time ends counts as one hour.
+ */
 export interface PrunePolicy {
   /** Keep this many of the newest checkpoints. */
   keepLast?: number | undefined
+  /** Keep the last checkpoint of each of the most recent hours that have one, for this many hours. */
+  keepHourly?: number | undefined
+  /** Keep the last checkpoint of each of the most recent days that have one, for this many days. */
+  keepDaily?: number | undefined
+  /** Keep the last checkpoint of each of the most recent weeks that have one, for this many weeks. */
+  keepWeekly?: number | undefined
+  /** Keep the last checkpoint of each of the most recent months that have one, for this many months. */
+  keepMonthly?: number | undefined
   /** Keep all checkpoints that are younger than this many milliseconds. */
   keepWithinMs?: number | undefined
   /** The disk space for all checkpoints of the VM together, in bytes. The oldest are removed until the rest fits. */
   maxBytes?: number | undefined
+  /** The policy applies only to checkpoints whose name begins so. Others are neither counted nor removed. */
+  namePrefix?: string | undefined
+  /** The policy applies only to checkpoints that have all of these labels. Others are neither counted nor removed. */
+  labels?: Readonly<Record<string, string>> | undefined
   /** Return what would be removed, but remove nothing. Default false. */
   dryRun?: boolean | undefined
 }

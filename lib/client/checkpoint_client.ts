@@ -5,10 +5,22 @@ import type {
   CreateOptions,
   ListedCheckpoint,
   PrunePolicy,
+  SuspendOptions,
   VerificationReport,
   VerifyOptions,
   VirtualMachine,
 } from '../base/types.js'
+import type { CallOptions } from '../base/call_options.js'
+import type {
+  DestroyAllOptions,
+  InFlightCall,
+  ListAllOptions,
+  ListVirtualMachinesOptions,
+  PauseOptions,
+  PrunedVm,
+  PruneResult,
+  SuspendedCheckpointOptions,
+} from '../base/call_types.js'
 import type { RestoreOptions, RestorePlan } from '../base/restore_types.js'
 
 export interface CheckpointClient extends AsyncDisposable {
@@ -42,25 +54,42 @@ export interface CheckpointClient extends AsyncDisposable {
    * Lists the checkpoints of a VM, oldest first. Damaged and foreign checkpoints are listed with their `state`; they
    * never make the call reject. Resolves with `[]` if the VM has no checkpoint directory. The VM need not run.
    */
-  listCheckpoints(vm: string): Promise<ListedCheckpoint[]>
+  listCheckpoints(vm: string, options?: CallOptions): Promise<ListedCheckpoint[]>
+  /**
+   * Lists the checkpoints of all VMs: VM by VM, sorted by name, and oldest first within a VM. At most three directories
+   * are read ahead, so the memory used does not grow with the number of VMs. Reading begins with the first value.
+   *
+   * A VM whose checkpoint directory cannot be read does not hide the others. Its error is thrown after the last
+   * checkpoint of the other VMs. If there are several such VMs, the error has the code of the first one, its message
+   * names all of them, and its `cause` is an `AggregateError` with an error for each VM.
+   *
+   * @example
+   * for await (const { vm, name, state } of client.listAllCheckpoints()) console.log(vm, name, state)
+   */
+  listAllCheckpoints(options?: ListAllOptions): AsyncIterable<ListedCheckpoint>
   /**
    * Reads one complete checkpoint. Rejects with `ERR_CHECKPOINT_NOT_FOUND`, or with `ERR_CHECKPOINT_DAMAGED` and its
    * `problems`.
    */
-  getCheckpoint(vm: string, name: string): Promise<Checkpoint>
+  getCheckpoint(vm: string, name: string, options?: CallOptions): Promise<Checkpoint>
   /**
    * Removes one checkpoint and its disk snapshots, even if it is damaged, pinned or a suspended state. A running VM is
    * not affected. Rejects with `ERR_CHECKPOINT_NOT_FOUND`, with `ERR_CHECKPOINT_DAMAGED` if the checkpoint is foreign
    * (the format of another tool is never removed), or with `ERR_CHECKPOINT_BUSY` if an interrupted rollback needs it. If
    * only the disk snapshots cannot be removed, the message reports that the checkpoint was removed, and later calls try
    * again.
+   *
+   * After a cancel or a timeout, the error's `begun` is false if nothing was removed and nothing will be. It is true if
+   * the checkpoint was removed or may still be. The same holds for `destroyAll` and `pruneCheckpoints`.
    */
-  destroyCheckpoint(vm: string, name: string): Promise<void>
+  destroyCheckpoint(vm: string, name: string, options?: CallOptions): Promise<void>
   /**
    * Removes all checkpoints of a VM, including pinned ones and its suspended state, and their disk snapshots. Foreign
-   * checkpoints, files that belong to no checkpoint, and the checkpoint that an interrupted rollback needs stay. Resolves with the removed names, or with `[]` if there were none.
+   * checkpoints, files that belong to no checkpoint, and the checkpoint that an interrupted rollback needs stay. Resolves with
+   * the removed names, sorted, or with `[]` if there were none. With `dryRun` nothing is removed, and the call resolves
+   * with the names that would be.
    */
-  destroyAll(vm: string): Promise<string[]>
+  destroyAll(vm: string, options?: DestroyAllOptions): Promise<string[]>
   /**
    * Verifies the files of a checkpoint. `depth: 'structure'` (default) checks sizes and metadata. `depth: 'content'`
    * reads every byte and compares digests; a problem then names the bytes that differ. A checkpoint without recorded
@@ -80,7 +109,7 @@ export interface CheckpointClient extends AsyncDisposable {
    * pinned one is pinned too. Rejects with `ERR_CHECKPOINT_NOT_FOUND`, or with `ERR_CHECKPOINT_DAMAGED` if this library
    * cannot rewrite the manifest.
    */
-  pinCheckpoint(vm: string, name: string, pinned?: boolean): Promise<void>
+  pinCheckpoint(vm: string, name: string, pinned?: boolean, options?: CallOptions): Promise<void>
   /**
    * Changes labels of a checkpoint. A value of `null` removes the label. Other labels stay. The keys and values are as
    * in the option `labels` of `createCheckpoint`. Rejects with `ERR_INVALID_OPTION`, also if the checkpoint would have
@@ -90,25 +119,37 @@ export interface CheckpointClient extends AsyncDisposable {
    * @example
    * await client.labelCheckpoint('vm1', 'before-upgrade', { ticket: '4711', draft: null })
    */
-  labelCheckpoint(vm: string, name: string, labels: Readonly<Record<string, string | null>>): Promise<void>
+  labelCheckpoint(
+    vm: string,
+    name: string,
+    labels: Readonly<Record<string, string | null>>,
+    options?: CallOptions,
+  ): Promise<void>
   /**
-   * Removes the checkpoints of a VM that a policy does not keep. A checkpoint is kept if `keepLast` or `keepWithinMs`
-   * keeps it. If the remaining checkpoints, with their disk snapshots, occupy more than `maxBytes`, more are removed until
-   * they fit: first damaged ones, then the oldest.
+   * Removes the checkpoints of a VM that a policy does not keep. A checkpoint is kept if any of the `keep...` rules keeps
+   * it. If the remaining checkpoints, with their disk snapshots, occupy more than `maxBytes`, more are removed until they
+   * fit: first damaged ones, then the oldest. With `namePrefix` or `labels`, all rules apply only to the checkpoints that
+   * match.
    *
-   * Never removes a pinned checkpoint, the last complete one, a suspended state that was not restored, or a foreign
-   * one. With `dryRun` nothing is removed. Resolves with the names that were (or would be) removed, the names kept, and
-   * the bytes freed. Rejects with `ERR_INVALID_OPTION` if the policy has no rule.
+   * Never removes a pinned checkpoint, the last complete one of the VM, a suspended state that was not restored, or a
+   * foreign one. With `dryRun` nothing is removed. Resolves with the names that were (or would be) removed, the names of
+   * all others, and the bytes freed. Rejects with `ERR_INVALID_OPTION` if the policy has no rule.
    *
    * @example
-   * await client.pruneCheckpoints('vm1', { keepLast: 7, maxBytes: 500e9 })
+   * await client.pruneCheckpoints('vm1', { keepHourly: 24, keepDaily: 7, keepMonthly: 12, namePrefix: 'auto-' })
    */
-  pruneCheckpoints(
-    vm: string,
-    policy: PrunePolicy,
-  ): Promise<{ removed: string[]; kept: string[]; freedBytes: number }>
+  pruneCheckpoints(vm: string, policy: PrunePolicy, options?: CallOptions): Promise<PruneResult>
+  /**
+   * Prunes every VM that has checkpoints, one after the other, sorted by name. The policy, `maxBytes` included, applies
+   * to each VM separately. Resolves with one result per VM. A VM that cannot be pruned does not stop the others: its
+   * result has an `error`. Rejects with `ERR_INVALID_OPTION`, after a cancel or a timeout, or if the VMs cannot be listed.
+   *
+   * @example
+   * for (const { vm, removed, error } of await client.pruneAll({ keepDaily: 7 })) console.log(vm, error ?? removed)
+   */
+  pruneAll(policy: PrunePolicy, options?: CallOptions): Promise<PrunedVm[]>
   /** Lists the names of the VMs that have stored checkpoints, sorted: the candidates for a restore after a reboot. */
-  listStored(): Promise<string[]>
+  listStored(options?: CallOptions): Promise<string[]>
   /**
    * Saves a VM and powers it off (CBSD's bsuspend). The same as `createCheckpoint` with `poweroff`, but the default
    * name is `'suspend'`. Resolves once the checkpoint is published **and** the VM's process has exited, so that the VM
@@ -133,7 +174,7 @@ export interface CheckpointClient extends AsyncDisposable {
    * await client.suspend('vm1')
    * await client.restore('vm1', 'suspend', { args: ['-c', '2', '-m', '4G', '-s', '3,virtio-blk,/vm1.img', 'vm1'] })
    */
-  suspend(vm: string, options?: Omit<CreateOptions, 'poweroff'>): Promise<Checkpoint>
+  suspend(vm: string, options?: SuspendOptions): Promise<Checkpoint>
   /**
    * Resolves with the suspended state of a VM, which is the checkpoint that the VM must be restored from: the newest
    * complete checkpoint that powered the VM off and was not restored since. Resolves with `undefined` if there is none;
@@ -149,7 +190,7 @@ export interface CheckpointClient extends AsyncDisposable {
    * Never overlooks a state: rejects with `ERR_NO_SPACE`, `ERR_SYSTEM` or `ERR_PERMISSION` if a state cannot be
    * published now, or if a checkpoint that may be a suspended state cannot be read.
    */
-  suspendedCheckpoint(vm: string, options?: { since?: Date | undefined }): Promise<Checkpoint | undefined>
+  suspendedCheckpoint(vm: string, options?: SuspendedCheckpointOptions): Promise<Checkpoint | undefined>
   /**
    * Pauses a VM: stops its bhyve process (SIGSTOP, CBSD's bpause). Resolves once the process is stopped. Idempotent.
    *
@@ -157,12 +198,12 @@ export interface CheckpointClient extends AsyncDisposable {
    * (dialect `struct`). Rejects with `ERR_CHECKPOINT_BUSY` while this client has a request to the VM in flight,
    * `ERR_VM_NOT_RUNNING`, `ERR_DIALECT_UNSUPPORTED` (pass `pid`), `ERR_UNTRUSTED_PEER`, or `ERR_PERMISSION`.
    */
-  pause(vm: string, options?: { pid?: number | undefined }): Promise<void>
+  pause(vm: string, options?: PauseOptions): Promise<void>
   /**
    * Resumes a paused VM: continues its bhyve process. Resolves once the process runs. Idempotent. Rejects as `pause`
    * does, but never with `ERR_CHECKPOINT_BUSY`.
    */
-  resume(vm: string, options?: { pid?: number | undefined }): Promise<void>
+  resume(vm: string, options?: PauseOptions): Promise<void>
   /**
    * Lists every VM that has a checkpoint socket in the run directory, sorted by name. `state` is `off` for the socket
    * of a VM that has ended, and `unknown` if it cannot be determined without harm to the VM.
@@ -173,7 +214,7 @@ export interface CheckpointClient extends AsyncDisposable {
    * its `pid`.
    * With `connect: false` no connection is made, and a VM that is not known yet is `unknown`.
    */
-  listVirtualMachines(options?: { connect?: boolean | undefined }): Promise<VirtualMachine[]>
+  listVirtualMachines(options?: ListVirtualMachinesOptions): Promise<VirtualMachine[]>
   /**
    * Plans a restore: checks what `restore` would do, changes nothing and starts nothing. Resolves with the command, its
    * arguments including `-r`, `blockers` (reasons why the restore would fail or do harm; empty if there are none) and
@@ -220,8 +261,20 @@ export interface CheckpointClient extends AsyncDisposable {
    * })
    */
   restore(vm: string, name: string, options: RestoreOptions): Promise<Restored>
-  /** Resolves when this client has no request in flight any more, including cancelled ones. */
-  idle(): Promise<void>
+  /**
+   * Lists the calls of this client whose work has not ended, the oldest first. A call that was cancelled is listed until
+   * its work has ended. `idle()` waits for these calls. An iteration of `listAllCheckpoints` is listed while it reads.
+   *
+   * @example
+   * for (const { operation, vm, elapsedMs } of client.inFlight()) console.log(operation, vm, elapsedMs)
+   */
+  inFlight(): InFlightCall[]
+  /**
+   * Resolves when this client has no call in flight any more, including cancelled ones, and no removal continues in the
+   * background. Rejects with an `AbortError` or `ERR_TIMEOUT` if that takes too long for the caller. The calls in flight
+   * then continue.
+   */
+  idle(options?: CallOptions): Promise<void>
   /** The same as `idle()`. Does not cancel anything. */
   [Symbol.asyncDispose](): Promise<void>
 }

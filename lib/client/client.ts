@@ -1,6 +1,7 @@
 /** `createClient`: checks the options and builds the client. */
 import type { ClientOptions } from '../base/types.js'
 import { MachineCalls } from './calls/machine_calls.js'
+import { RemovingCalls } from './calls/removing_calls.js'
 import { RestoringCalls } from './calls/restoring_calls.js'
 import { SavingCalls } from './calls/saving_calls.js'
 import { StoredCalls } from './calls/stored_calls.js'
@@ -26,8 +27,9 @@ export function createClientIn(environment: Environment, options: ClientOptions 
   const callGroups = {
     saving: new SavingCalls(session),
     stored: new StoredCalls(session),
+    removing: new RemovingCalls(session),
     machines: new MachineCalls(session),
     restoring: new RestoringCalls(session),
   }
-  return tracedClient(callGroups, () => session.idle())
+  return tracedClient(callGroups, session)
 }

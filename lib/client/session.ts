@@ -1,6 +1,10 @@
 /** The state that all calls of one client share. */
 import type { Ability } from './runtime.js'
 import { assertRuntimeCan } from './runtime.js'
+import { assertCallOptions } from '../base/assertions.js'
+import { Cancellation } from '../base/cancellation.js'
+import type { CallOptions } from '../base/call_options.js'
+import type { Operation } from '../base/operations.js'
 import { AbortError, type ErrorDetails, toCheckpointError, withDetails } from '../base/errors.js'
 import type { ClientOptions } from '../base/types.js'
 import { type VmJobs, vmJobs } from '../operations/jobs.js'
@@ -8,6 +12,7 @@ import { DiskProviders } from '../disks/providers.js'
 import { Store } from '../store/store.js'
 import { type ClientSettings, clientSettings } from './options.js'
 import type { Environment } from './environment.js'
+import { InFlight } from './in_flight.js'
 import { SnapshotRemoval } from './snapshot_removal.js'
 
 /** Runs a check of arguments, and adds the VM to its error. */
@@ -38,6 +43,22 @@ class Requests {
   }
 }
 
+/** What a call of the client is about, and how it can be cancelled. */
+interface Call {
+  operation: Operation
+  /** For messages: what the call does and on which VM, capitalized. */
+  doing: string
+  vm?: string
+  checkpoint?: string
+  options: CallOptions
+  /** For messages: the state after a cancel, before and after the work has begun. */
+  outcome: { beforeStart: string; afterStart: string }
+  /** As `once` of `Cancellation`. */
+  once?: boolean
+  /** The details of a rejection. Default: the VM and the checkpoint. */
+  details?: () => ErrorDetails
+}
+
 export class Session {
   readonly environment: Environment
   readonly settings: ClientSettings
@@ -46,7 +67,7 @@ export class Session {
   readonly disks: DiskProviders
   readonly snapshots: SnapshotRemoval
   readonly requests = new Requests()
-  readonly #inFlight = new Set<Promise<unknown>>()
+  readonly inFlight = new InFlight()
 
   constructor(environment: Environment, options: ClientOptions) {
     this.environment = environment
@@ -62,8 +83,23 @@ export class Session {
     assertRuntimeCan(this.environment.runtime, ability, { doing, vm, checkpoint })
   }
 
+  /**
+   * Runs the work of a call. Rejects at once if the call is cancelled. The work then continues, is listed as in flight,
+   * and has to stop where its `cancellation` throws.
+   */
+  async call<T>(call: Call, work: (cancellation: Cancellation) => Promise<T>): Promise<T> {
+    const { operation, doing, vm, checkpoint, options, outcome, once } = call
+    const { signal, timeout } = options
+    const cancellation = new Cancellation({ signal, timeout, doing, vm, once, ...outcome })
+    cancellation.throwIfCancelled()
+    const subject = { ...(vm !== undefined && { vm }), ...(checkpoint !== undefined && { checkpoint }) }
+    const task = work(cancellation).finally(() => cancellation[Symbol.dispose]())
+    void this.inFlight.during({ operation, ...subject }, cancellation, task)
+    return this.#explained(doing, call.details ?? (() => subject), cancellation.race(task))
+  }
+
   /** Adds the operation, the VM and the checkpoint to a rejection. */
-  async explained<T>(doing: string, details: () => ErrorDetails, task: Promise<T>): Promise<T> {
+  async #explained<T>(doing: string, details: () => ErrorDetails, task: Promise<T>): Promise<T> {
     try {
       return await task
     } catch (error) {
@@ -71,19 +107,16 @@ export class Session {
     }
   }
 
-  /** Makes `idle()` wait for the task. */
-  tracked<T>(task: Promise<T>): Promise<T> {
-    const ended = task.then(
-      () => undefined,
-      () => undefined,
-    )
-    this.#inFlight.add(ended)
-    void ended.then(() => this.#inFlight.delete(ended))
-    return task
+  async idle(options: CallOptions = {}): Promise<void> {
+    assertCallOptions(options)
+    const doing = 'Waiting until no call is in flight'
+    using cancellation = new Cancellation({ ...options, doing, beforeStart: 'the calls continue' })
+    cancellation.throwIfCancelled()
+    await cancellation.race(this.#ended())
   }
 
-  async idle(): Promise<void> {
-    while (this.#inFlight.size > 0) await Promise.allSettled(this.#inFlight)
+  async #ended(): Promise<void> {
+    await this.inFlight.ended()
     await this.snapshots.ended()
     await this.environment.pool().emptied()
   }

@@ -1,37 +1,46 @@
 /** The client that users get: it traces every call on a channel of `node:diagnostics_channel`. */
-import { tracingChannel } from 'node:diagnostics_channel'
+import type { Operation } from '../base/operations.js'
 import type { Checkpoint } from '../base/types.js'
 import type { MachineCalls } from './calls/machine_calls.js'
 import type { RestoringCalls } from './calls/restoring_calls.js'
+import type { RemovingCalls } from './calls/removing_calls.js'
 import type { SavingCalls } from './calls/saving_calls.js'
 import type { StoredCalls } from './calls/stored_calls.js'
 import type { CheckpointClient } from './checkpoint_client.js'
 import { originOf, withOrigin } from './call_origin.js'
-import type { Operation, OperationEvent, OperationResult } from './operation_event.js'
+import { tracedIteration } from './traced_iteration.js'
+import { channelOf, eventOf } from './channels.js'
+import type { OperationResults } from './operation_event.js'
+import type { Session } from './session.js'
 
-type Method = Exclude<keyof CheckpointClient, 'idle' | typeof Symbol.asyncDispose>
+/** Calls that start no operation, and `listAllCheckpoints`, which returns no promise. */
+type Others = 'idle' | 'inFlight' | 'listAllCheckpoints' | typeof Symbol.asyncDispose
+type Method = Exclude<keyof CheckpointClient, Others>
 
 /** The calls of a client, grouped by subject. */
 interface CallGroups {
   saving: SavingCalls
   stored: StoredCalls
+  removing: RemovingCalls
   machines: MachineCalls
   restoring: RestoringCalls
 }
 
-interface TracedCall<M extends Method> {
-  operation: Operation
+interface CallOf<M extends Method, Name extends Operation> {
+  operation: Name
   /** The VM and the checkpoint of the call. */
   about: (...args: Parameters<CheckpointClient[M]>) => { vm?: unknown; checkpoint?: unknown }
   /** Runs the call. */
   run: (callGroups: CallGroups, ...args: Parameters<CheckpointClient[M]>) => ReturnType<CheckpointClient[M]>
   /** The part of the result that subscribers receive. */
-  summary: (value: Awaited<ReturnType<CheckpointClient[M]>>) => OperationResult
+  summary: (value: Awaited<ReturnType<CheckpointClient[M]>>) => OperationResults[Name]
 }
 
-const sizesOf = ({ memoryBytes, storedBytes }: Checkpoint): OperationResult => ({ memoryBytes, storedBytes })
-const countOf = ({ length }: readonly unknown[]): OperationResult => ({ count: length })
-const nothing = (): OperationResult => ({})
+type TracedCall<M extends Method> = { [Name in Operation]: CallOf<M, Name> }[Operation]
+
+const sizesOf = ({ memoryBytes, storedBytes }: Checkpoint) => ({ memoryBytes, storedBytes })
+const countOf = ({ length }: readonly unknown[]): { count: number } => ({ count: length })
+const nothing = (): object => ({})
 const ofVm = (vm: string): { vm: string } => ({ vm })
 const ofStored = (vm: string, checkpoint: string): { vm: string; checkpoint: string } => ({ vm, checkpoint })
 const ofNoVm = (): object => ({})
@@ -65,13 +74,13 @@ const calls: { [M in Method]: TracedCall<M> } = {
   destroyCheckpoint: {
     operation: 'destroy',
     about: ofStored,
-    run: ({ stored }, ...args) => stored.destroyCheckpoint(...args),
+    run: ({ removing }, ...args) => removing.destroyCheckpoint(...args),
     summary: nothing,
   },
   destroyAll: {
     operation: 'destroyAll',
     about: ofVm,
-    run: ({ stored }, ...args) => stored.destroyAll(...args),
+    run: ({ removing }, ...args) => removing.destroyAll(...args),
     summary: countOf,
   },
   verifyCheckpoint: {
@@ -83,20 +92,30 @@ const calls: { [M in Method]: TracedCall<M> } = {
   pinCheckpoint: {
     operation: 'pin',
     about: ofStored,
-    run: ({ stored }, ...args) => stored.pinCheckpoint(...args),
+    run: ({ removing }, ...args) => removing.pinCheckpoint(...args),
     summary: nothing,
   },
   labelCheckpoint: {
     operation: 'label',
     about: ofStored,
-    run: ({ stored }, ...args) => stored.labelCheckpoint(...args),
+    run: ({ removing }, ...args) => removing.labelCheckpoint(...args),
     summary: nothing,
   },
   pruneCheckpoints: {
     operation: 'prune',
     about: ofVm,
-    run: ({ stored }, ...args) => stored.pruneCheckpoints(...args),
+    run: ({ removing }, ...args) => removing.pruneCheckpoints(...args),
     summary: ({ removed, freedBytes }) => ({ count: removed.length, freedBytes }),
+  },
+  pruneAll: {
+    operation: 'pruneAll',
+    about: ofNoVm,
+    run: ({ removing }, ...args) => removing.pruneAll(...args),
+    summary: (vms) => ({
+      count: vms.reduce((count, { removed }) => count + removed.length, 0),
+      freedBytes: vms.reduce((bytes, { freedBytes }) => bytes + freedBytes, 0),
+      ok: vms.every(({ error }) => error === undefined),
+    }),
   },
   listStored: {
     operation: 'listStored',
@@ -142,12 +161,20 @@ const calls: { [M in Method]: TracedCall<M> } = {
   },
 }
 
-export const operations: readonly Operation[] = Object.values(calls).map(({ operation }) => operation)
+/** What a client needs to know of its session. */
+type Calling = Pick<Session, 'idle' | 'inFlight'>
 
-export function tracedClient(callGroups: CallGroups, idle: () => Promise<void>): CheckpointClient {
+export function tracedClient(callGroups: CallGroups, session: Calling): CheckpointClient {
   const traced = Object.entries(calls).map(([method, call]) => [method, tracedCall(callGroups, call)])
   const methods = Object.fromEntries(traced) as Pick<CheckpointClient, Method>
-  return { ...methods, idle, [Symbol.asyncDispose]: idle }
+  return {
+    ...methods,
+    listAllCheckpoints: (options) =>
+      tracedIteration('listAll', callGroups.stored.listAllCheckpoints(options)),
+    inFlight: () => session.inFlight.list(),
+    idle: (options) => session.idle(options),
+    [Symbol.asyncDispose]: () => session.idle(),
+  }
 }
 
 type AnyCall = (...args: unknown[]) => Promise<unknown>
@@ -155,16 +182,15 @@ interface AnyTracedCall {
   operation: Operation
   run: (callGroups: CallGroups, ...args: never[]) => Promise<unknown>
   about: (...args: never[]) => { vm?: unknown; checkpoint?: unknown }
-  summary: (value: never) => OperationResult
+  summary: (value: never) => object
 }
 
 function tracedCall(callGroups: CallGroups, { operation, about, run, summary }: AnyTracedCall): AnyCall {
-  const channel = channelOf(operation)
   const traced: AnyCall = async (...args) => {
     const origin = originOf(traced)
     const event = eventOf(operation, about(...(args as never[])))
     const outcome: { value?: unknown } = {}
-    await channel.tracePromise(async () => {
+    await channelOf(operation).tracePromise(async () => {
       const value = await withOrigin(run(callGroups, ...(args as never[])), origin)
       outcome.value = value
       return summary(value as never)
@@ -172,23 +198,4 @@ function tracedCall(callGroups: CallGroups, { operation, about, run, summary }: 
     return outcome.value
   }
   return traced
-}
-
-type Channel = ReturnType<typeof tracingChannel<unknown, OperationEvent>>
-
-const channels = new Map<Operation, Channel>()
-
-function channelOf(operation: Operation): Channel {
-  const channel = channels.get(operation) ?? tracingChannel(`bhyve-checkpoint:${operation}`)
-  channels.set(operation, channel)
-  return channel
-}
-
-/** The call has not checked its arguments yet, so values that are not strings are left out of the event. */
-function eventOf(
-  operation: Operation,
-  { vm, checkpoint }: { vm?: unknown; checkpoint?: unknown },
-): OperationEvent {
-  const isText = (value: unknown): value is string => typeof value === 'string'
-  return { operation, ...(isText(vm) ? { vm } : {}), ...(isText(checkpoint) ? { checkpoint } : {}) }
 }

@@ -12,7 +12,7 @@ import { membersOf } from '../base/union_members.js'
 import { assertCheckpointName, assertVmName, isVmName } from '../base/names.js'
 import type { DiskSelection } from '../base/disk_types.js'
 import { checkedLabels, type Labels } from '../base/labels.js'
-import type { CreateOptions, Dialect, FrozenGuest, Progress, PrunePolicy } from '../base/types.js'
+import type { CreateOptions, Dialect, FrozenGuest, Progress } from '../base/types.js'
 import type { RestoreOptions } from '../base/restore_types.js'
 
 const defaultStallTimeoutMs = 60_000
@@ -47,12 +47,6 @@ const restoreOptions = membersOf<keyof RestoreOptions>({
   logFile: true,
   signal: true,
   timeout: true,
-})
-const policyOptions = membersOf<keyof PrunePolicy>({
-  keepLast: true,
-  keepWithinMs: true,
-  maxBytes: true,
-  dryRun: true,
 })
 export const defaultBhyve = '/usr/sbin/bhyve'
 /** How the request is sent, and how long bhyve may write nothing. */
@@ -222,21 +216,4 @@ function assertAbsolute(file: unknown, option: string): void {
   const isAbsolute =
     typeof file === 'string' && file.startsWith('/') && !file.endsWith('/') && !file.includes('\0')
   if (!isAbsolute) throw invalid(`The option '${option}' must be the absolute path of a file`, file)
-}
-
-export function assertPolicy(policy: PrunePolicy): void {
-  assertOptions(policy, 'the policy', policyOptions)
-  const { keepLast, keepWithinMs, maxBytes, dryRun = false } = policy
-  const rules = { keepLast, keepWithinMs, maxBytes }
-  for (const [rule, value] of Object.entries(rules)) {
-    if (value !== undefined && !(typeof value === 'number' && value >= 0)) {
-      throw invalid(`The option '${rule}' must be a non-negative number`, value)
-    }
-  }
-  if (keepLast !== undefined && !Number.isInteger(keepLast))
-    throw invalid("The option 'keepLast' must be a whole number", keepLast)
-  assertBoolean(dryRun, 'dryRun')
-  if (Object.values(rules).every((value) => value === undefined)) {
-    throw invalid("A policy needs at least one of 'keepLast', 'keepWithinMs' and 'maxBytes'", policy)
-  }
 }

@@ -22,14 +22,14 @@ interface Verifying {
 
 /** Rejects after a cancel, once the checkpoint files are closed. */
 export async function verifyContent(verifying: Verifying): Promise<StoredReport> {
-  const { store, vm, name } = verifying
-  const opened = await store.jobs.openCheckpoint(store.directoryOf(vm), name)
+  const { store, vm, name, cancellation } = verifying
+  const opened = await store.jobsOf(cancellation).openCheckpoint(store.directoryOf(vm), name)
   try {
     const { problems, bytesRead, recorded, snapshots } = opened
     if (recorded === undefined) {
       return { ok: problems.length === 0, problems, depth: 'structure', bytesRead, snapshots }
     }
-    using stop = new StopFlag(verifying.cancellation)
+    using stop = new StopFlag(cancellation)
     return await new Comparison(verifying, opened, recorded, stop).run()
   } finally {
     for (const descriptor of Object.values(opened.descriptors)) loadNative().close(descriptor)

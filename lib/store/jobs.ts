@@ -69,15 +69,21 @@ const locking: ReadonlySet<string> = new Set<keyof Jobs>([
   'replaceRollback',
 ])
 
+interface JobEvents {
+  /** Called when a thread starts the job. If it throws, the job does not run and rejects with that error. */
+  onStart?: () => void
+  /** Called when the job has changed nothing, because the lock is busy. It may be tried again. */
+  onBusy?: () => void
+}
+
 /**
  * Jobs that take a lock reject with ERR_CHECKPOINT_BUSY if the lock stays busy for 30 seconds. `commitStage` rejects at
- * once, because `Stage.commit` retries that job. `onStart` is called when a thread starts the job. If `onStart` throws,
- * the job does not run and rejects with that error.
+ * once, because `Stage.commit` retries that job.
  */
-export function storeJobs(pool: JobRunner, onStart?: () => void): StoreJobs {
+export function storeJobs(pool: JobRunner, { onStart, onBusy }: JobEvents = {}): StoreJobs {
   return remote<Jobs>(pool, {
     kinds,
     ...(onStart && { onStart }),
-    around: (name, attempt) => (locking.has(name) ? retryWhileBusy(attempt) : attempt()),
+    around: (name, attempt) => (locking.has(name) ? retryWhileBusy(attempt, onBusy) : attempt()),
   })
 }

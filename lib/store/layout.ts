@@ -19,6 +19,12 @@ export function rootLayout(root: string): Layout {
   }
 }
 
+/** Options of `cbsdLayout`. */
+export interface CbsdLayoutOptions {
+  /** CBSD's working directory, an absolute path. Default `/usr/jails`. */
+  workdir?: string | undefined
+}
+
 /**
  * Keeps checkpoints in CBSD's directories: `<workdir>/jails-system/<vm>/checkpoints`. The default `workdir` is
  * `/usr/jails`. Checkpoints that CBSD made there are listed and handled like those of this library. CBSD finds the
@@ -27,7 +33,7 @@ export function rootLayout(root: string): Layout {
  * @example
  * const client = createClient({ checkpointDirectory: cbsdLayout() })
  */
-export function cbsdLayout(options: { workdir?: string | undefined } = {}): Layout {
+export function cbsdLayout(options: CbsdLayoutOptions = {}): Layout {
   assertOptions(options, 'the layout', ['workdir'])
   const base = path.join(absolute(options.workdir ?? defaultCbsdWorkdir, 'workdir'), 'jails-system')
   return {

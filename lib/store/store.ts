@@ -1,11 +1,12 @@
 /** The store, as the caller's thread uses it. All blocking work runs as jobs in the pool. */
+import type { Cancellation } from '../base/cancellation.js'
 import { CheckpointError } from '../base/errors.js'
 import type { Checkpoint, Layout } from '../base/types.js'
 import type { JobRunner } from '../pool/pool.js'
 import type { SuspendedState } from './catalog/suspended.js'
 import type { StageRequest } from './commit/begin.js'
 import { type StoreJobs, storeJobs } from './jobs.js'
-import { isBusy, lockRetryMs, pause } from './retry_while_busy.js'
+import { isBusy, lockRetryMs } from './retry_while_busy.js'
 import { SharedRead } from './shared_read.js'
 import { Stage } from './stage.js'
 import type { StageReservation } from './staging/space.js'
@@ -33,7 +34,19 @@ export class Store {
 
   /** The same jobs as `jobs`. `onStart` is called when a thread starts one of them. */
   jobsFrom(onStart: () => void): StoreJobs {
-    return storeJobs(this.#pool, onStart)
+    return storeJobs(this.#pool, { onStart })
+  }
+
+  /**
+   * The same jobs, for a call that can be cancelled. After a cancel no job starts, also none that waits for the lock. A
+   * job that a thread has started continues: the call has begun.
+   */
+  jobsOf(cancellation: Cancellation): StoreJobs {
+    const wasBegun = cancellation.begun
+    return storeJobs(this.#pool, {
+      onStart: () => cancellation.begin(),
+      onBusy: () => (wasBegun ? undefined : cancellation.unbegin()),
+    })
   }
 
   /** Whether a job has found records of disk snapshots of this VM since the last call. */
@@ -80,16 +93,18 @@ export class Store {
    * The newest suspended state that is not older than `sinceMs` and was not restored yet. If another process is
    * publishing a state, waits until that process has finished.
    */
-  async suspended(vm: string, sinceMs: number): Promise<Checkpoint | undefined> {
+  async suspended(vm: string, sinceMs: number, cancellation: Cancellation): Promise<Checkpoint | undefined> {
     const deadline = performance.now() + publicationTimeoutMs
+    const jobs = this.jobsOf(cancellation)
     for (;;) {
-      const state = await this.#suspendedState(vm, sinceMs)
+      const state = await this.#suspendedState(jobs, vm, sinceMs)
       if (state.kind === 'known') return state.checkpoint
       if (performance.now() > deadline) {
         const message = `VM '${vm}' was suspended, but another process is still publishing its state. Try again later`
         throw new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm })
       }
-      await pause(lockRetryMs * (0.5 + Math.random()))
+      cancellation.unbegin()
+      await cancellation.pause(lockRetryMs * (0.5 + Math.random()))
     }
   }
 
@@ -97,19 +112,24 @@ export class Store {
    * While another process fsyncs the RAM of a large guest, it may hold the lock for longer than `retryWhileBusy` waits.
    * Treat a busy lock as `publishing`.
    */
-  async #suspendedState(vm: string, sinceMs: number): Promise<SuspendedState> {
+  async #suspendedState(jobs: StoreJobs, vm: string, sinceMs: number): Promise<SuspendedState> {
     try {
-      return await this.jobs.suspendedState(this.directoryOf(vm), vm, sinceMs)
+      return await jobs.suspendedState(this.directoryOf(vm), vm, sinceMs)
     } catch (error) {
       if (isBusy(error)) return { kind: 'publishing' }
       throw error
     }
   }
 
-  /** VMs with at least one checkpoint in any state. */
-  async storedVms(): Promise<string[]> {
-    const vms = await this.#layout.vms()
-    const hasAny = await Promise.all(vms.map((vm) => this.jobs.hasCheckpoints(this.directoryOf(vm))))
-    return vms.filter((_, index) => hasAny[index]).sort()
+  /** VMs with a checkpoint directory, sorted. */
+  async vms(): Promise<string[]> {
+    return [...(await this.#layout.vms())].sort()
+  }
+
+  /** VMs with at least one checkpoint in any state, sorted. */
+  async storedVms(jobs: StoreJobs): Promise<string[]> {
+    const vms = await this.vms()
+    const hasAny = await Promise.all(vms.map((vm) => jobs.hasCheckpoints(this.directoryOf(vm))))
+    return vms.filter((_, index) => hasAny[index])
   }
 }

@@ -61,9 +61,9 @@ t.test('long jobs leave a thread free for short ones', async (t) => {
   const pool = new Pool()
   const started: string[] = []
   const short = (name: string) =>
-    storeJobs(pool, () => started.push(name)).listCheckpoints('/nonexistent', 'vm1')
+    storeJobs(pool, { onStart: () => void started.push(name) }).listCheckpoints('/nonexistent', 'vm1')
   const long = (name: string) =>
-    storeJobs(pool, () => started.push(name)).destroyCheckpoints('/nonexistent', false)
+    storeJobs(pool, { onStart: () => void started.push(name) }).destroyCheckpoints('/nonexistent', false)
   // Threads are started one by one. Wait until all of them run.
   await until(async () => {
     started.length = 0
@@ -84,10 +84,12 @@ t.test('long jobs leave a thread free for short ones', async (t) => {
 t.test('a removal runs in an additional thread, one removal at a time', async (t) => {
   const pool = new Pool()
   const started: string[] = []
-  const note = (name: string) => () => started.push(name)
-  const short = (name: string) => storeJobs(pool, note(name)).listCheckpoints('/nonexistent', 'vm1')
-  const long = (name: string) => storeJobs(pool, note(name)).destroyCheckpoints('/nonexistent', false)
-  const removal = (name: string) => storeJobs(pool, note(name)).emptyAllRemoved([])
+  const note = (name: string) => () => void started.push(name)
+  const short = (name: string) =>
+    storeJobs(pool, { onStart: note(name) }).listCheckpoints('/nonexistent', 'vm1')
+  const long = (name: string) =>
+    storeJobs(pool, { onStart: note(name) }).destroyCheckpoints('/nonexistent', false)
+  const removal = (name: string) => storeJobs(pool, { onStart: note(name) }).emptyAllRemoved([])
   await until(async () => {
     started.length = 0
     const jobs = [removal('warm'), ...Array.from({ length: 100 }, () => short('warm'))]

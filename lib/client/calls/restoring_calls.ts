@@ -1,7 +1,7 @@
 /** planRestore and restore. */
-import { Cancellation } from '../../base/cancellation.js'
+import type { Cancellation } from '../../base/cancellation.js'
 import { descriptorsOf } from '../descriptor_budget.js'
-import { restoreSettings } from '../../operations/settings.js'
+import { type RestoreSettings, restoreSettings } from '../../operations/settings.js'
 import type { RestoreContext } from '../../operations/restore/context.js'
 import { planRestore } from '../../operations/restore/plan.js'
 import { restore, type Restored } from '../../operations/restore/restore.js'
@@ -23,58 +23,44 @@ export class RestoringCalls {
   }
 
   async planRestore(vm: string, name: string, options: RestoreOptions): Promise<RestorePlan> {
-    return this.#restoring(
-      'Planning to restore',
-      vm,
-      name,
-      options,
-      async (context, settings, cancellation) => {
-        const plan = () => planRestore(context, settings)
-        const count = settings.verify ? descriptorsOf.verify : 0
-        return (await this.#session.environment.descriptors().during(count, cancellation, plan)).plan
-      },
-    )
+    return this.#restoring('planRestore', vm, name, options, async (context, settings) => {
+      const plan = () => planRestore(context, settings)
+      const count = settings.verify ? descriptorsOf.verify : 0
+      const { cancellation } = context
+      return (await this.#session.environment.descriptors().during(count, cancellation, plan)).plan
+    })
   }
 
   async restore(vm: string, name: string, options: RestoreOptions): Promise<Restored> {
-    return this.#restoring('Restoring', vm, name, options, (context, settings, cancellation) => {
+    return this.#restoring('restore', vm, name, options, async (context, settings) => {
       this.#session.assertCan('restore', `Restoring checkpoint '${name}' of VM '${vm}'`, vm, name)
       const count = descriptorsOf.restore + (settings.verify ? descriptorsOf.verify : 0)
+      const { cancellation } = context
       const begin = () => restore(context, settings, cancellation)
-      return this.#session.tracked(this.#session.environment.descriptors().during(count, cancellation, begin))
+      return this.#session.environment.descriptors().during(count, cancellation, begin)
     })
   }
 
   async #restoring<T>(
-    verb: string,
+    operation: 'planRestore' | 'restore',
     vm: string,
     name: string,
     options: RestoreOptions,
-    work: (
-      context: RestoreContext,
-      settings: ReturnType<typeof restoreSettings>,
-      cancellation: Cancellation,
-    ) => Promise<T>,
+    work: (context: RestoreContext, settings: RestoreSettings) => Promise<T>,
   ): Promise<T> {
     const settings = checkedFor(vm, () => restoreSettings(vm, name, options))
-    const { signal, timeout } = settings
+    const verb = operation === 'restore' ? 'Restoring' : 'Planning to restore'
     const doing = `${verb} checkpoint '${name}' of VM '${vm}'`
-    const cancellation = new Cancellation({ signal, timeout, doing, vm, once: true, ...outcome })
-    cancellation.throwIfCancelled()
-    const { peers, host, system, defaultRunDirectory } = this.#session.environment
-    const target = { ...this.#session.settings.target, vm: settings.as ?? vm }
-    const context = {
-      store: this.#session.store,
-      vmJobs: this.#session.vmJobs,
-      disks: this.#session.disks,
-      target,
-      peers,
-      host,
-      system,
-      cancellation,
-      defaultRunDirectory,
-    }
-    const task = work(context, settings, cancellation).finally(() => cancellation[Symbol.dispose]())
-    return this.#session.explained(doing, () => ({ vm, checkpoint: name }), cancellation.race(task))
+    const call = { operation, doing, vm, checkpoint: name, options: settings, outcome, once: true }
+    return this.#session.call(call, (cancellation) =>
+      work(this.#context(settings.as ?? vm, cancellation), settings),
+    )
+  }
+
+  #context(vm: string, cancellation: Cancellation): RestoreContext {
+    const { store, vmJobs, disks, environment, settings } = this.#session
+    const { peers, host, system, defaultRunDirectory } = environment
+    const target = { ...settings.target, vm }
+    return { store, vmJobs, disks, target, peers, host, system, cancellation, defaultRunDirectory }
   }
 }

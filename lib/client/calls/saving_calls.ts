@@ -1,6 +1,5 @@
 /** createCheckpoint and suspend. */
 import { assertOptions, invalid } from '../../base/assertions.js'
-import { Cancellation } from '../../base/cancellation.js'
 import { descriptorsOf } from '../descriptor_budget.js'
 import { vmStateOf } from '../../bhyve/peer.js'
 import type { SavingCall } from '../../operations/saving/call.js'
@@ -9,7 +8,7 @@ import { create } from '../../operations/create.js'
 import { createOptions, createSettings, type SaveSettings } from '../../operations/settings.js'
 import { ProgressReporter } from '../../operations/progress.js'
 import { sharedPool } from '../../pool/pool.js'
-import type { Checkpoint, CreateOptions } from '../../base/types.js'
+import type { Checkpoint, CreateOptions, SuspendOptions } from '../../base/types.js'
 import { VmQueue } from '../vm_queue.js'
 import { checkedFor, type Session } from '../session.js'
 
@@ -37,27 +36,39 @@ export class SavingCalls {
   }
 
   async createCheckpoint(vm: string, options: CreateOptions = {}): Promise<Checkpoint> {
+    return this.#saving('create', vm, options)
+  }
+
+  async suspend(vm: string, options: SuspendOptions = {}): Promise<Checkpoint> {
+    assertOptions(options, 'the options', suspendOptions)
+    const { name = 'suspend' } = options
+    return this.#saving('suspend', vm, { ...options, name, poweroff: true })
+  }
+
+  async #saving(operation: 'create' | 'suspend', vm: string, options: CreateOptions): Promise<Checkpoint> {
     const settings = checkedFor(vm, () => this.#settings(vm, options))
-    const { signal, timeout, name } = settings
+    const { name } = settings
     const doing = settings.poweroff
       ? `Suspending VM '${vm}' as checkpoint '${name}'`
       : `Creating checkpoint '${name}' of VM '${vm}'`
     this.#session.assertCan('create', doing, vm, name)
     const outcome = settings.poweroff ? outcomes.suspend : outcomes.checkpoint
-    const once = settings.poweroff
-    const cancellation = new Cancellation({ signal, timeout, doing, vm, once, ...outcome })
-    cancellation.throwIfCancelled()
     const receiver: SavingCall['receiver'] = {}
-    const progress = new ProgressReporter(settings, cancellation)
-    const call = { cancellation, progress, receiver }
-    const creating = this.#create(settings, call).finally(() => cancellation[Symbol.dispose]())
-    const task = this.#session.snapshots.after(vm, creating)
     const details = () => ({
       vm,
       checkpoint: name,
       vmState: receiver.peer === undefined ? ('unknown' as const) : vmStateOf(receiver.peer),
     })
-    return this.#session.explained(doing, details, cancellation.race(this.#session.tracked(task)))
+    const subject = { operation, doing, vm, checkpoint: name }
+    const call = { ...subject, options: settings, outcome, once: settings.poweroff, details }
+    return this.#session.call(call, (cancellation) => {
+      const progress = new ProgressReporter(settings, cancellation)
+      // A cancel has no effect any more while the snapshots of the replaced checkpoint are removed.
+      const creating = this.#create(settings, { cancellation, progress, receiver }).finally(() =>
+        cancellation[Symbol.dispose](),
+      )
+      return this.#session.snapshots.after(vm, creating)
+    })
   }
 
   #settings(vm: string, options: CreateOptions): SaveSettings {
@@ -104,12 +115,6 @@ export class SavingCalls {
   /** A suspend needs a thread after its request, even if the host program has used up all descriptors meanwhile. */
   #keepingThread<T>(isNeeded: boolean, work: () => Promise<T>): Promise<T> {
     return isNeeded ? sharedPool().keepingThread(work) : work()
-  }
-
-  async suspend(vm: string, options: Omit<CreateOptions, 'poweroff'> = {}): Promise<Checkpoint> {
-    assertOptions(options, 'the options', suspendOptions)
-    const { name = 'suspend' } = options
-    return this.createCheckpoint(vm, { ...options, name, poweroff: true })
   }
 }
 

@@ -33,18 +33,21 @@ export function destroyCheckpoint(directoryPath: string, name: string): void {
 
 /**
  * Removes every checkpoint, except foreign and unreadable ones, those with an operation that recovery could not finish,
- * and the one that an interrupted rollback needs. Returns the names of the removed ones. `ownsDirectory`: also removes the directory when it is empty.
+ * and the one that an interrupted rollback needs. Returns the names of the removed ones. `ownsDirectory`: also removes
+ * the directory when it is empty. `dryRun`: removes nothing.
  */
-export function destroyCheckpoints(directoryPath: string, ownsDirectory: boolean): string[] {
+export function destroyCheckpoints(directoryPath: string, ownsDirectory: boolean, dryRun = false): string[] {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) return []
   recoverIfStaged(directory)
   // Hold the lock during both steps. If it were taken again for the second step and were busy, the call would start
   // again and would no longer know which checkpoints the first step removed.
   using staging = lockIfNeeded(directory)
-  const removed = staging === undefined ? [] : discardAll(directory, staging)
+  const names = staging === undefined ? [] : removableNames(directory, staging)
+  if (dryRun) return names
+  if (staging !== undefined) discardAll(directory, staging, names)
   if (ownsDirectory) removeDirectoryLater(directory, staging)
-  return removed
+  return names
 }
 
 /** If there is no checkpoint, locks an existing `.staging`, but does not create one. */
@@ -53,16 +56,18 @@ function lockIfNeeded(directory: Directory): Directory | undefined {
   return lockStagingUnlessGone(directory)
 }
 
-function discardAll(directory: Directory, staging: Directory): string[] {
+function removableNames(directory: Directory, staging: Directory): string[] {
   const stuck = recover(directory, staging)
   const needed = checkpointOfRollback(staging)
-  const names = checkpointNames(directory).filter(
-    (name) => !stuck.has(name) && name !== needed && isForeign(directory, name) === false,
-  )
+  return checkpointNames(directory)
+    .filter((name) => !stuck.has(name) && name !== needed && isForeign(directory, name) === false)
+    .sort()
+}
+
+function discardAll(directory: Directory, staging: Directory, names: readonly string[]): void {
   discard(directory, staging, names)
   // Nothing is left to be restored, so the directory can be removed.
   if (checkpointNames(directory).length === 0) dropDoneRollback(staging)
-  return names.sort()
 }
 
 /** Publishes the checkpoints that dead processes have committed, so that they are destroyed, too. */

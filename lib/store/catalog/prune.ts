@@ -1,22 +1,18 @@
 /** Chooses the checkpoints that a prune policy removes, and removes them. Runs in the pool. */
 import { manifestSuffix } from '../../base/names.js'
+import type { PruneResult } from '../../base/call_types.js'
 import type { ListedCheckpoint, PrunePolicy } from '../../base/types.js'
 import { discard } from './destroy.js'
 import { Directory } from '../../fs/directory.js'
 import { listedCheckpoint, byAge, checkpointNames } from '../../checkpoint/read.js'
 import { checkpointOfRollback } from './rollback_record.js'
+import { inScope, keptByRules } from './prune_rules.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
 import { recover } from '../commit/recover.js'
 import { isUnrestored } from '../../checkpoint/unrestored.js'
 
 /** Another tool may still be writing a damaged checkpoint that is younger than this. */
 const unfinishedMs = 3_600_000
-
-interface Pruned {
-  removed: string[]
-  kept: string[]
-  freedBytes: number
-}
 
 interface Present {
   /** The time, in milliseconds since 1970. */
@@ -30,7 +26,7 @@ export function pruneCheckpoints(
   vm: string,
   policy: PrunePolicy,
   { now, snapshotBytes = new Map() }: Present,
-): Pruned {
+): PruneResult {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) return { removed: [], kept: [], freedBytes: 0 }
   using staging = lockToPrune(directory)
@@ -73,43 +69,28 @@ function lockToPrune(directory: Directory): Directory | undefined {
 }
 
 /**
- * The checkpoints to remove, in the order of removal. If there is a keep rule (`keepLast`, `keepWithinMs`), the first
- * ones are those that no keep rule keeps. Then come as many of the others as must go until the rest fits into
- * `maxBytes`. Both groups begin with the damaged checkpoints and are ordered from old to new. The newest complete
- * checkpoint is never removed.
+ * The checkpoints to remove, in the order of removal. If there is a keep rule, the first ones are those that no keep rule
+ * keeps. Then come as many of the others as must go until the rest fits into `maxBytes`. Both groups begin with the
+ * damaged checkpoints and are ordered from old to new. The newest complete checkpoint of the VM is never removed, even if
+ * the policy applies to others only.
  */
 export function choose(
-  checkpoints: readonly ListedCheckpoint[],
+  all: readonly ListedCheckpoint[],
   policy: PrunePolicy,
   now: number,
 ): ListedCheckpoint[] {
+  const checkpoints = inScope(all, policy)
   const candidates = checkpoints
     .filter((checkpoint) => !isUntouchable(checkpoint) && !mayBeUnfinished(checkpoint, now))
     .sort(byRemovalOrder)
-  const complete = checkpoints.filter(({ state }) => state === 'complete').sort(byAge)
-  const last = complete.at(-1)
+  const last = all
+    .filter(({ state }) => state === 'complete')
+    .sort(byAge)
+    .at(-1)
   const removable = candidates.filter((checkpoint) => checkpoint !== last)
-  const kept = new Set(keptByRules(checkpoints, complete, policy, now))
-  const chosen = removable.filter((checkpoint) => hasKeepRule(policy) && !kept.has(checkpoint))
+  const kept = keptByRules(checkpoints, policy, now)
+  const chosen = removable.filter((checkpoint) => kept?.has(checkpoint) === false)
   return [...chosen, ...chosenForSpace(checkpoints, removable, chosen, policy)]
-}
-
-function hasKeepRule({ keepLast, keepWithinMs }: PrunePolicy): boolean {
-  return keepLast !== undefined || keepWithinMs !== undefined
-}
-
-/** `keepLast` counts complete checkpoints only, because a damaged checkpoint cannot be restored. */
-function keptByRules(
-  checkpoints: readonly ListedCheckpoint[],
-  complete: readonly ListedCheckpoint[],
-  { keepLast = 0, keepWithinMs = 0 }: PrunePolicy,
-  now: number,
-): ListedCheckpoint[] {
-  const newest = keepLast === 0 ? [] : complete.slice(-keepLast)
-  const young = checkpoints.filter(
-    ({ createdAt }) => createdAt !== undefined && now - createdAt.getTime() < keepWithinMs,
-  )
-  return [...newest, ...young]
 }
 
 function chosenForSpace(
