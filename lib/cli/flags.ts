@@ -8,6 +8,8 @@ const others: ReadonlyMap<string, string> = new Map([
   ['labels', 'label'],
   ['datasets', 'disks'],
   ['files', 'disks'],
+  ['namePrefix', 'prefix'],
+  ['labels', 'label'],
 ])
 
 /** Advice about selections of disks. */

@@ -38,7 +38,7 @@ export function assertPolicy(policy: PrunePolicy): void {
   }
 }
 
-/** An empty prefix or an empty set of labels would match every checkpoint, for example if a variable was not set. */
+/** An empty prefix, or labels without an entry, would match every checkpoint, for example if a variable was not set. */
 function assertScope({ namePrefix, labels }: { namePrefix?: unknown; labels?: unknown }): void {
   if (namePrefix !== undefined && (typeof namePrefix !== 'string' || namePrefix === ''))
     throw invalid("The option 'namePrefix' must be a non-empty string", namePrefix)

@@ -4,8 +4,9 @@ import { completion } from './completion.js'
 import { label } from './label.js'
 import { pause, resume, vms } from './machines.js'
 import { restore } from './restore.js'
+import { prune } from './pruning.js'
 import { create, suspend } from './saving.js'
-import { destroy, destroyAll, list, pin, prune, show, verify } from './stored.js'
+import { destroy, destroyAll, list, pin, show, verify } from './stored.js'
 import { simulate } from './simulate.js'
 
 export const commands: readonly Command[] = [

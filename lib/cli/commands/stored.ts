@@ -1,11 +1,10 @@
-/** list, show, verify, destroy, destroyall, prune, pin. */
-import type { ListedCheckpoint, PrunePolicy } from '../../index.js'
+/** list, show, verify, destroy, destroyall, pin. */
+import type { ListedCheckpoint } from '../../index.js'
 import type { Command, Context, Values } from '../command.js'
 import { checkpointLines, checkpointMessage, checkpointTable } from '../checkpoint_text.js'
 import { exitStatus } from '../exit_status.js'
 import { checkpointLocation } from '../parse.js'
-import { UsageError } from '../usage_error.js'
-import { formatSize, parseCount, parseDuration, parseSize } from '../values.js'
+import { formatSize } from '../values.js'
 import { interruptible } from '../waiting.js'
 
 export const list: Command = {
@@ -14,28 +13,51 @@ export const list: Command = {
   summary: 'List the checkpoints of the given VMs or of all VMs, oldest first',
   example: 'bhyve-checkpoint list vm1',
   positionals: [0, Infinity],
-  run: async ({ client, names, values, output }) => {
-    const vms = names.length > 0 ? names : await client.listStored()
-    const found: ListedCheckpoint[] = []
-    const without: string[] = []
-    for (const vm of vms) {
-      const checkpoints = await client.listCheckpoints(vm)
-      found.push(...checkpoints)
-      if (checkpoints.length === 0) without.push(vm)
+  run: async (context) => (context.names.length > 0 ? listNamed(context) : listAll(context)),
+}
+
+async function listNamed({ client, names, values, output }: Context): Promise<number> {
+  const found: ListedCheckpoint[] = []
+  const without: string[] = []
+  for (const vm of names) {
+    const checkpoints = await client.listCheckpoints(vm)
+    found.push(...checkpoints)
+    if (checkpoints.length === 0) without.push(vm)
+  }
+  if (output.json) for (const one of found) output.result(checkpointMessage(one), [])
+  else if (found.length > 0) output.result({ type: 'list' }, checkpointTable(found, output))
+  if (!output.json) for (const vm of without) output.notice(noneOf(vm, values))
+  return exitStatus.done
+}
+
+/** If a VM cannot be listed, the others are printed first. */
+async function listAll({ client, values, output }: Context): Promise<number> {
+  const found: ListedCheckpoint[] = []
+  const total = { type: 'total', vms: 0, count: 0, storedBytes: 0 }
+  let last: string | undefined
+  try {
+    for await (const one of client.listAllCheckpoints()) {
+      if (one.vm !== last) total.vms++
+      last = one.vm
+      total.count++
+      total.storedBytes += one.storedBytes ?? 0
+      if (output.json) output.result(checkpointMessage(one), [])
+      else found.push(one)
     }
-    if (output.json) {
-      for (const one of found) output.result(checkpointMessage(one), [])
-      return exitStatus.done
-    }
-    if (found.length > 0) output.result({ type: 'list' }, checkpointTable(found, output))
-    for (const vm of without) output.notice(noneOf(vm, values))
-    if (vms.length === 0) output.notice(`No checkpoints in ${checkpointLocation(values)}`)
-    return exitStatus.done
-  },
+  } finally {
+    const sum = `${counted(total.count, 'checkpoint')} of ${counted(total.vms, 'VM')}, ${formatSize(total.storedBytes)} on disk`
+    if (total.count > 0) output.result(total, output.json ? [] : [...checkpointTable(found, output), sum])
+  }
+  if (total.count === 0 && !output.json) output.notice(`No checkpoints in ${checkpointLocation(values)}`)
+  return exitStatus.done
+}
+
+function counted(count: number, what: string): string {
+  return `${String(count)} ${what}${count === 1 ? '' : 's'}`
 }
 
 /** Printed for each VM on the command line, because a misspelled name would otherwise show up as no output. */
-function noneOf(vm: string, values: Values): string {
+export function noneOf(vm: string, values: Values): string {
   return `VM '${vm}' has no checkpoints in ${checkpointLocation(values)}`
 }
 
@@ -145,50 +167,16 @@ export const destroyAll: Command = {
   usage: '<vm>',
   summary: 'Remove all checkpoints of a VM, even pinned ones and a suspended state',
   example: 'bhyve-checkpoint destroyall vm1',
+  options: { 'dry-run': { help: 'Print what would be removed; remove nothing' } },
   positionals: [1, 1],
   run: async ({ client, names, values, output }) => {
     const [vm = ''] = names
-    const removed = await client.destroyAll(vm)
-    for (const name of removed) output.result({ type: 'destroyed', vm, name }, [`destroyed ${vm}/${name}`])
+    const dryRun = values.has('dry-run')
+    const removed = await client.destroyAll(vm, { dryRun })
+    const verb = dryRun ? 'would destroy' : 'destroyed'
+    for (const name of removed)
+      output.result({ type: 'destroyed', vm, name, ...(dryRun && { dryRun }) }, [`${verb} ${vm}/${name}`])
     if (removed.length === 0) output.notice(noneOf(vm, values))
-    return exitStatus.done
-  },
-}
-
-export const prune: Command = {
-  name: 'prune',
-  usage: '<vm>',
-  summary:
-    'Remove old checkpoints; keeps pinned ones, suspended states not yet restored, and the newest complete one',
-  example: 'bhyve-checkpoint prune vm1 --keep-last 7 --keep-within 30d',
-  options: {
-    'keep-last': { value: 'number', help: 'Keep this number of newest complete checkpoints' },
-    'keep-within': { value: 'time', help: 'Also keep those younger than this, e.g. 7d' },
-    'max-size': {
-      value: 'size',
-      help: "Then remove more, oldest first, until the VM's checkpoints together are at most this size, e.g. 500G",
-    },
-    'dry-run': { help: 'Print what would be removed; remove nothing' },
-  },
-  positionals: [1, 1],
-  run: async ({ client, names, values, output }) => {
-    const [vm = ''] = names
-    const policy: PrunePolicy = {
-      keepLast: values.parsed('keep-last', parseCount),
-      keepWithinMs: values.parsed('keep-within', parseDuration),
-      maxBytes: values.parsed('max-size', parseSize),
-      dryRun: values.has('dry-run'),
-    }
-    const { keepLast, keepWithinMs, maxBytes } = policy
-    if (keepLast === undefined && keepWithinMs === undefined && maxBytes === undefined)
-      throw new UsageError("The command 'prune' needs --keep-last, --keep-within or --max-size")
-    const result = await client.pruneCheckpoints(vm, policy)
-    const verb = values.has('dry-run') ? 'would remove' : 'removed'
-    const removed = result.removed.map((name) => `${verb} ${vm}/${name}`)
-    const freed = values.has('dry-run') ? 'would be freed' : 'freed'
-    const sum = `${String(result.kept.length)} kept, ${formatSize(result.freedBytes)} ${freed}`
-    output.result({ type: 'pruned', vm, dryRun: values.has('dry-run'), ...result }, [...removed, sum])
-    if (result.removed.length + result.kept.length === 0) output.notice(noneOf(vm, values))
     return exitStatus.done
   },
 }
