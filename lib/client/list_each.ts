@@ -48,10 +48,10 @@ interface Failed {
 function notListed(failed: readonly Failed[]): unknown {
   const [first] = failed.map(({ error }) => error)
   if (failed.length === 1 || !(first instanceof CheckpointError)) return first
-  const reasons = failed.map(({ error }) => reasonOf(error)).join('; ')
+  const reasons = failed.map(({ vm, error }) => `VM '${vm}': ${reasonOf(error)}`).join('; ')
   const { vm: _, ...details } = detailsOf(first)
   const cause = new AggregateError(failed.map(({ error }) => error))
-  return new CheckpointError(first.code, `${String(failed.length)} VMs could not be listed: ${reasons}`, {
+  return new CheckpointError(first.code, `${String(failed.length)} VMs could not be listed. ${reasons}`, {
     ...details,
     cause,
   })

@@ -110,10 +110,11 @@ export class StoredCalls {
   ): Promise<StoredReport> {
     const { store, environment } = this.#session
     const progress = new ProgressReporter({ vm, name, onProgress, memoryBytes: undefined }, cancellation)
-    return environment.descriptors().during(descriptorsOf.verify, cancellation, () => {
-      cancellation.begin()
-      return verifyContent({ store, vm, name, cancellation, progress })
-    })
+    return environment
+      .descriptors()
+      .during(descriptorsOf.verify, cancellation, () =>
+        verifyContent({ store, vm, name, cancellation, progress }),
+      )
   }
 
   async #withMissing(report: StoredReport, snapshots: Snapshots | undefined): Promise<StoredReport> {
