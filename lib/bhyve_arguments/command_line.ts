@@ -7,6 +7,7 @@ import { ArgumentsFault } from './arguments_fault.js'
 import { type Option, splitWords } from './getopt.js'
 import { type Machine, machineOf } from './parsed_machine.js'
 import { isTrue, scanIntegers } from './numbers.js'
+import { withoutSecrets } from './secrets.js'
 import { applySlot, isHelp } from './slot.js'
 
 export interface CommandLine {
@@ -37,13 +38,15 @@ export function parseCommandLine(
   const [operand] = operands
   const known = { insertAt, ...(operand === undefined ? {} : { operand }) }
   if (fault !== undefined) return { ...known, fault }
-  if (operands.length > 1)
-    return { ...known, fault: `'${operands[1] ?? ''}' follows the VM name, which must be last` }
+  if (operands.length > 1) {
+    const [, next = ''] = operands
+    return { ...known, fault: withoutSecrets(`'${next}' follows the VM name, which must be last`, args) }
+  }
   try {
     return { ...known, ...described(options, operand ?? checkpointVm, readFile) }
   } catch (error) {
     if (!(error instanceof ArgumentsFault)) throw error
-    return { ...known, fault: error.message }
+    return { ...known, fault: withoutSecrets(error.message, args) }
   }
 }
 

@@ -2,6 +2,7 @@
 import { invalid } from '../base/assertions.js'
 import type { DiskSelection } from '../base/disk_types.js'
 import { CheckpointError, isNodeSystemError, reasonOf } from '../base/errors.js'
+import { maskedArguments } from '../bhyve_arguments/secrets.js'
 import { sharedPool } from '../pool/pool.js'
 import { remote } from '../pool/remote.js'
 import { fileDisks, zfsDisks } from './selections.js'
@@ -15,7 +16,8 @@ const anyBhyve = '/usr/sbin/bhyve'
 export async function detectDisks(args: readonly string[]): Promise<DiskSelection[]> {
   const jobs: ZfsJobs = remote(sharedPool())
   const { fault, disks } = await jobs.readArguments(args, undefined, anyBhyve)
-  if (fault !== undefined) throw invalid(`The disks in the bhyve arguments cannot be found: ${fault}`, args)
+  if (fault !== undefined)
+    throw invalid(`The disks in the bhyve arguments cannot be found: ${fault}`, maskedArguments(args))
   const paths = [...new Set(disks.filter(({ writable }) => writable).map(({ path }) => path))]
   if (paths.length === 0) return []
   const mounted = await mounts({}).catch(noneWithoutZfs)
@@ -24,7 +26,10 @@ export async function detectDisks(args: readonly string[]): Promise<DiskSelectio
   if (onZfs.length === located.length) return [zfsDisks({ args })]
   if (onZfs.length === 0) return [fileDisks({ files: located.map(({ path }) => path) })]
   const others = located.filter((disk) => 'fault' in disk).map(({ path }) => `'${path}'`)
-  throw invalid(`Some disks are on ZFS, but not these: ${others.join(', ')}. Name the disks`, args)
+  throw invalid(
+    `Some disks are on ZFS, but not these: ${others.join(', ')}. Name the disks`,
+    maskedArguments(args),
+  )
 }
 
 /** Without the command there are no datasets. If it fails, the disks may still be on ZFS. */
