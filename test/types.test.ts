@@ -112,7 +112,7 @@ t.test('the calls have the documented parameters and results', async (t) => {
   expectTypeOf<Call<'listStored'>>().returns.resolves.toEqualTypeOf<string[]>()
   expectTypeOf<Call<'listVirtualMachines'>>().returns.resolves.toEqualTypeOf<VirtualMachine[]>()
   expectTypeOf<Call<'planRestore'>>().returns.resolves.toEqualTypeOf<RestorePlan>()
-  expectTypeOf<Call<'restore'>>().parameter(2).toEqualTypeOf<RestoreOptions>()
+  expectTypeOf<Call<'restore'>>().parameter(2).toEqualTypeOf<RestoreOptions | undefined>()
   expectTypeOf<Call<'restore'>>().returns.resolves.toExtend<{ pid: number; logFile: string }>()
   expectTypeOf<Call<'idle'>>().returns.toEqualTypeOf<Promise<void>>()
   expectTypeOf<CheckpointClient>().toExtend<AsyncDisposable>()
@@ -160,6 +160,10 @@ t.test('the properties of results and options have the documented types', async 
   expectTypeOf<Checkpoint['disks']>().toEqualTypeOf<
     readonly { kind: string; path: string; snapshot: string }[] | undefined
   >()
+  expectTypeOf<Checkpoint['argumentsRecorded']>().toEqualTypeOf<boolean | undefined>()
+  expectTypeOf<CreateOptions['recordArguments']>().toEqualTypeOf<boolean | readonly string[] | undefined>()
+  expectTypeOf<RestoreOptions['args']>().toEqualTypeOf<readonly string[] | undefined>()
+  expectTypeOf<RestorePlan['displayArgs']>().toEqualTypeOf<readonly string[]>()
   expectTypeOf<SimulatorOptions['fault']>().toEqualTypeOf<Fault | undefined>()
   t.pass('the checks compiled')
 })
@@ -237,6 +241,7 @@ t.test('every option accepts undefined and rejects values of a wrong type', asyn
     disks: undefined,
     onFrozen: undefined,
     freezeTimeout: undefined,
+    recordArguments: undefined,
   }
   const client = main.createClient({
     runDirectory: undefined,
@@ -258,8 +263,10 @@ t.test('every option accepts undefined and rejects values of a wrong type', asyn
   await t.rejects(client.restore('vm1', 'a', { args: ['vm1'], disks: 'back' }), {
     code: 'ERR_INVALID_OPTION',
   })
-  // @ts-expect-error: args is required
-  await t.rejects(client.restore('vm1', 'suspend', {}), { code: 'ERR_INVALID_OPTION' })
+  // @ts-expect-error: arguments are strings
+  await t.rejects(client.restore('vm1', 'suspend', { args: [1] }), { code: 'ERR_INVALID_OPTION' })
+  // @ts-expect-error: arguments are an array
+  await t.rejects(client.suspend('vm1', { recordArguments: 'vm1' }), { code: 'ERR_INVALID_OPTION' })
   t.throws(() => {
     // @ts-expect-error: there is no such dialect
     main.createClient({ dialect: 'morse' })

@@ -57,6 +57,13 @@ export function assertEnvironment(env: unknown): void {
   }
 }
 
+/** Returns words that execve() can pass to a new process. The message leaves them out, because they may be secrets. */
+export function assertWords(value: unknown, message: string): readonly string[] {
+  const isWord = (word: unknown): boolean => typeof word === 'string' && !word.includes('\0')
+  if (Array.isArray(value) && value.every(isWord)) return value as string[]
+  throw new CheckpointError('ERR_INVALID_OPTION', message)
+}
+
 export function assertObject(value: unknown, what: string): void {
   if (typeof value !== 'object' || value === null) throw invalid(`Expected ${what} to be an object`, value)
 }

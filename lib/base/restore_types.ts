@@ -6,8 +6,12 @@ export interface RestoreOptions {
    * The bhyve arguments that the VM is started with, without `-r`, the VM name last. bhyve runs in the working
    * directory of this process, and relative paths are resolved there. If that directory was removed, they cannot be
    * resolved.
+   *
+   * Default: the arguments that the checkpoint records (`recordArguments`), in the directory that it records. The call
+   * rejects with `ERR_INVALID_OPTION` if it records none, and with `ERR_PERMISSION` if its manifest belongs to another
+   * user than root and this one, or if others can write to it. bhyve opens every file that they name: see SECURITY.md.
    */
-  args: readonly string[]
+  args?: readonly string[] | undefined
   /** The absolute path of bhyve, or of a script that runs bhyve by `exec`. Default `/usr/sbin/bhyve`. */
   bhyve?: string | undefined
   /**
@@ -77,9 +81,13 @@ export interface RestorePlan {
   /**
    * The arguments, for `spawn`. They include `-r <path>`. With `as` they name the copies of the disks, which exist only
    * once `restore` has made them. If the arguments cannot be changed so that they name no disk of the saved VM, this is
-   * empty and a blocker has the reason.
+   * empty and a blocker has the reason. They may contain a password: print `displayArgs` instead.
    */
   args: readonly string[]
+  /** The arguments, for people and logs: each secret is replaced with `***`. */
+  displayArgs: readonly string[]
+  /** The working directory, for `spawn`. Present if the arguments are those that the checkpoint records. */
+  directory?: string
   /** Why the restore would fail or harm the VM. `restore` starts bhyve only if there are none. */
   blockers: readonly { code: RestoreBlocker; message: string }[]
   /** What to know before the restore. Warnings do not stop it. */

@@ -143,6 +143,26 @@ export interface CreateOptions {
   onFrozen?: ((frozen: FrozenGuest) => void | Promise<void>) | undefined
   /** The longest time that the guest is held for `disks` and `onFrozen`, in milliseconds. Default 5 000. */
   freezeTimeout?: number | undefined
+  /**
+   * Record the bhyve arguments of the VM in the manifest of the checkpoint, so that it can be restored without `args`.
+   * They are in a file of mode 0600, together with the current directory of bhyve, and may contain a password: copies of
+   * the checkpoint contain them, too.
+   *
+   * - An array: these arguments, as for `restore` (without `-r`, the VM name last). Relative paths are resolved in the
+   *   working directory of this process.
+   * - `true`: those of the running bhyve process. Works with the simulator on Linux only. On FreeBSD, bhyve replaces its
+   *   arguments with the VM name, and the call rejects.
+   *
+   * Rejects with `ERR_INVALID_OPTION`, before anything is sent to bhyve, if bhyve would reject the arguments, if they are
+   * of another VM, if they have more than 64 KiB, or if they cannot be read. Default false.
+   *
+   * @example
+   * ```js
+   * await client.suspend('vm1', { recordArguments: args })
+   * await client.restore('vm1', 'suspend')
+   * ```
+   */
+  recordArguments?: boolean | readonly string[] | undefined
 }
 
 /** Options of `suspend`. */
@@ -227,6 +247,8 @@ export interface Checkpoint {
    * contains the disks. `snapshot`: where the snapshot is.
    */
   disks?: readonly { kind: string; path: string; snapshot: string }[]
+  /** Present and true if bhyve's arguments are recorded: `restore` can be called without `args`. */
+  argumentsRecorded?: boolean
 }
 
 /**

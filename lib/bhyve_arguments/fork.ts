@@ -1,7 +1,7 @@
 /** Rewrites the arguments of a VM for another VM, and verifies the result. Runs in the pool. */
 import { coverFinder } from './cover.js'
 import { type CommandLine, parseCommandLine } from './command_line.js'
-import { readConfiguration, type InspectedDisk } from './report.js'
+import { absoluteIn, configurationIn, type InspectedDisk } from './report.js'
 import { resourcesOf } from './resources.js'
 import { pathReplacer, rewriteArguments } from './rewrite.js'
 
@@ -13,6 +13,8 @@ export interface ForkRequest {
   disks: readonly InspectedDisk[]
   /** From each recorded path to the path of its copy. */
   copies: readonly (readonly [string, string])[]
+  /** The working directory of bhyve. Undefined: that of this process. */
+  directory?: string | undefined
 }
 
 export interface ForkedArguments extends Pick<CommandLine, 'insertAt' | 'name' | 'runDirectory'> {
@@ -25,9 +27,10 @@ export interface ForkedArguments extends Pick<CommandLine, 'insertAt' | 'name' |
 
 /** The arguments for the VM `as`. They name none of the original's disks, unless `fault` is present. */
 export function forkArguments(args: readonly string[], request: ForkRequest): ForkedArguments {
-  const before = parseCommandLine(args, request.vm, readConfiguration)
+  const read = configurationIn(request.directory)
+  const before = parseCommandLine(args, request.vm, read)
   const rewritten = rewriteArguments(args, { paths: replacements(request), as: request.as })
-  const after = parseCommandLine(rewritten, undefined, readConfiguration)
+  const after = parseCommandLine(rewritten, undefined, read)
   const { insertAt, name, runDirectory } = after
   const fault = before.fault ?? faultOfName(before, request) ?? after.fault ?? faultOf(before, after, request)
   return {
@@ -83,10 +86,10 @@ function faultOf(before: CommandLine, after: CommandLine, request: ForkRequest):
 }
 
 /** A copy that is, perhaps by a link, one of the disks of the original. */
-function copyThatIsOriginal({ disks, copies }: ForkRequest): string | undefined {
-  const originalOf = coverFinder(disks.map(({ path }) => path))
+function copyThatIsOriginal({ disks, copies, directory }: ForkRequest): string | undefined {
+  const originalOf = coverFinder(disks.map(({ path }) => absoluteIn(directory, path)))
   const copied = disks.map((disk) => copyOf(disk, new Map(copies)))
-  return copied.find((copy) => copy !== undefined && originalOf(copy)?.rest === '')
+  return copied.find((copy) => copy !== undefined && originalOf(absoluteIn(directory, copy))?.rest === '')
 }
 
 /** A value that still names one of the original paths or something below it. */

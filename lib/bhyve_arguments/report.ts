@@ -1,5 +1,6 @@
 /** Reads the bhyve arguments of a VM and the status of the files in them. Runs in the pool. */
 import fs from 'node:fs'
+import path from 'node:path'
 import { isExhausted, isNodeSystemError } from '../base/errors.js'
 import { type CommandLine, parseCommandLine } from './command_line.js'
 import { ArgumentsFault } from './arguments_fault.js'
@@ -10,6 +11,8 @@ export interface ArgumentsReport extends CommandLine {
   disks: InspectedDisk[]
   /** Why the executable of bhyve cannot be started. */
   executableFault?: string
+  /** Why bhyve cannot run in the directory. */
+  directoryFault?: string
 }
 
 export interface InspectedDisk extends Disk {
@@ -23,24 +26,53 @@ export interface InspectedDisk extends Disk {
 
 const configurationMaxBytes = 4 * 1024 * 1024
 
+/** What the paths in the arguments are compared with, and resolved in. */
+export interface KnownPaths {
+  /** The paths that the checkpoint has snapshots of. */
+  recorded?: readonly string[]
+  /** The working directory of bhyve. Undefined: that of this process. */
+  directory?: string | undefined
+}
+
 /**
  * `checkpointVm`: the VM name in the metadata, used if the command line has none. `bhyve`: the path of the executable.
- * `recorded`: the paths that the checkpoint has snapshots of.
  */
 export function readArguments(
   args: readonly string[],
   checkpointVm: string | undefined,
   bhyve: string,
-  recorded: readonly string[] = [],
+  { recorded = [], directory }: KnownPaths = {},
 ): ArgumentsReport {
-  const commandLine = parseCommandLine(args, checkpointVm, readConfiguration)
+  const commandLine = parseCommandLine(args, checkpointVm, configurationIn(directory))
   const executableFault = faultOfExecutable(bhyve)
   const coverOf = coverFinder(recorded)
   const disks = (commandLine.machine?.disks ?? []).map((disk) => {
-    const cover = coverOf(disk.path)
-    return { ...inspected(disk), ...(cover && { cover }) }
+    const where = absoluteIn(directory, disk.path)
+    const cover = coverOf(where)
+    return { ...disk, ...timeOf(where), ...(cover && { cover }) }
   })
-  return { ...commandLine, disks, ...(executableFault === undefined ? {} : { executableFault }) }
+  const directoryFault = directory === undefined ? undefined : faultOfDirectory(directory)
+  return {
+    ...commandLine,
+    disks,
+    ...(executableFault === undefined ? {} : { executableFault }),
+    ...(directoryFault === undefined ? {} : { directoryFault }),
+  }
+}
+
+/** Where bhyve finds a path if it runs in `directory`. */
+export function absoluteIn(directory: string | undefined, file: string): string {
+  return directory === undefined ? file : path.resolve(directory, file)
+}
+
+function faultOfDirectory(directory: string): string | undefined {
+  try {
+    if (fs.statSync(directory).isDirectory()) return undefined
+    return `the recorded working directory '${directory}' is not a directory`
+  } catch (error) {
+    if (!isNodeSystemError(error) || isExhausted(error)) throw error
+    return `the recorded working directory '${directory}' cannot be accessed (${error.code ?? error.message})`
+  }
 }
 
 /** Returns why the executable cannot be started, or undefined if no reason is known. */
@@ -59,34 +91,39 @@ function faultOfExecutable(bhyve: string): string | undefined {
   }
 }
 
+/** Reads the configuration files of a bhyve that runs in `directory`. */
+export function configurationIn(directory: string | undefined): (file: string) => string {
+  return (file) => readConfiguration(absoluteIn(directory, file))
+}
+
 /** Accepts only regular files. Other files can block a reader, or return different content to bhyve. */
-export function readConfiguration(path: string): string {
+function readConfiguration(file: string): string {
   try {
-    const descriptor = fs.openSync(path, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK)
+    const descriptor = fs.openSync(file, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK)
     try {
       const status = fs.fstatSync(descriptor)
-      if (!status.isFile()) throw new ArgumentsFault(`-k ${path} is not a regular file`)
+      if (!status.isFile()) throw new ArgumentsFault(`-k ${file} is not a regular file`)
       if (status.size > configurationMaxBytes)
-        throw new ArgumentsFault(`-k ${path} is too large for a configuration file`)
+        throw new ArgumentsFault(`-k ${file} is too large for a configuration file`)
       return fs.readFileSync(descriptor, 'utf8')
     } finally {
       fs.closeSync(descriptor)
     }
   } catch (error) {
     if (!isNodeSystemError(error) || isExhausted(error)) throw error
-    throw new ArgumentsFault(`-k ${path} cannot be read: ${error.code ?? error.message}`)
+    throw new ArgumentsFault(`-k ${file} cannot be read: ${error.code ?? error.message}`)
   }
 }
 
 /** Follows links, as bhyve does. */
-function inspected(disk: Disk): InspectedDisk {
+function timeOf(file: string): Pick<InspectedDisk, 'modifiedMs' | 'why'> {
   try {
-    const status = fs.statSync(disk.path)
+    const status = fs.statSync(file)
     // Rounded down to milliseconds, like the time that the manifest records.
-    if (status.isFile()) return { ...disk, modifiedMs: Math.floor(status.mtimeMs) }
-    return { ...disk, why: 'the path is not a regular file and has no meaningful modification time' }
+    if (status.isFile()) return { modifiedMs: Math.floor(status.mtimeMs) }
+    return { why: 'the path is not a regular file and has no meaningful modification time' }
   } catch (error) {
     if (!isNodeSystemError(error) || isExhausted(error)) throw error
-    return { ...disk, why: `the path cannot be accessed (${error.code ?? error.message})` }
+    return { why: `the path cannot be accessed (${error.code ?? error.message})` }
   }
 }

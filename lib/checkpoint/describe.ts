@@ -1,5 +1,6 @@
 /** Turns the inspection of a checkpoint's files into the object that callers get. */
 import type { DiskRecord } from '../base/disk_types.js'
+import type { RecordedArguments } from './recorded_arguments.js'
 import type { Inspection } from './structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
 import type { Labels } from '../base/labels.js'
@@ -31,6 +32,7 @@ export function describe(
     ...(manifest?.frozenMs === undefined ? {} : { frozenMs: manifest.frozenMs }),
     ...disksOf(inspection),
     ...originOf(inspection),
+    ...(recordedArgumentsOf(inspection) && { argumentsRecorded: true }),
     ...restoresOf(manifest),
   }
   const guest = metadata &&
@@ -85,6 +87,11 @@ function restoresOf(manifest: Inspection['manifest']): Pick<Checkpoint, 'restore
 function disksOf({ manifest, isManifestOf }: Inspection): Pick<Checkpoint, 'disks'> {
   if (!isManifestOf || manifest?.disks === undefined) return {}
   return { disks: flattened(manifest.disks) }
+}
+
+/** If another tool has rewritten the files since, the arguments may be those of another machine. */
+export function recordedArgumentsOf({ manifest, isManifestOf }: Inspection): RecordedArguments | undefined {
+  return isManifestOf ? manifest?.arguments : undefined
 }
 
 /** The disks of all records, as callers get them. */

@@ -7,6 +7,7 @@ import { randomUUID } from 'node:crypto'
 import type { DiskRecord } from '../base/disk_types.js'
 import { type Labels, labelsFrom } from '../base/labels.js'
 import { chunkCount, isChunkBytes } from './digest.js'
+import { type RecordedArguments, recordedArgumentsFrom } from './recorded_arguments.js'
 
 /**
  * The newest version that this release knows. If a manifest has a newer version, only the known properties are read, and
@@ -76,6 +77,8 @@ export interface Manifest {
   frozenMs?: number
   /** Disk snapshots of the moment of the checkpoint. */
   disks?: readonly DiskRecord[]
+  /** bhyve's arguments. They may contain passwords. */
+  arguments?: RecordedArguments
   /** The latest restore records, oldest first. */
   restores?: Restore[]
   digests?: Digests
@@ -115,6 +118,7 @@ interface ManifestFacts {
   labels?: Labels | undefined
   frozenMs?: number
   disks?: readonly DiskRecord[]
+  arguments?: RecordedArguments | undefined
 }
 
 /** Facts that the checkpoint files contain. */
@@ -146,6 +150,7 @@ export function newManifest(facts: ManifestFacts, files: ManifestFiles = {}): Ma
     ...optional('sizes', sizes),
     ...optional('frozenMs', frozenMs),
     ...optional('disks', disks),
+    ...optional('arguments', facts.arguments),
     ...optional('digests', digests),
     ...optional('fingerprint', fingerprint),
   }
@@ -191,6 +196,7 @@ export function parseManifest(text: string): Manifest | undefined {
     ...optional('sizes', sizes),
     ...optional('frozenMs', durationFrom(root.frozenMs)),
     ...optional('disks', wellFormed(disks)),
+    ...optional('arguments', recordedArgumentsFrom(root.arguments)),
     ...optional('digests', wellFormed(digests)),
     ...optional('fingerprint', fingerprintFrom(root.fingerprint)),
     ...optional('restores', restoresFrom(root.restores)),

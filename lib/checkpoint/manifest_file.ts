@@ -49,18 +49,32 @@ interface Head {
   bytesRead: number
 }
 
+type ReadStart = (length: number) => Buffer
+
 /** Undefined if the file is too large to be a manifest. */
 export function readHead(directory: Directory, file: string, size: number): Head | undefined {
+  return headFrom((length) => directory.readStart(file, length), size)
+}
+
+/** As `readHead`, from an open file. */
+export function readHeadOf(file: OpenFile, size: number): Head | undefined {
+  return headFrom((length) => {
+    const start = Buffer.alloc(length)
+    return start.subarray(0, file.readAt(start, 0))
+  }, size)
+}
+
+function headFrom(readStart: ReadStart, size: number): Head | undefined {
   if (size > manifestMaxBytes) return undefined
   return (
-    splitHead(directory, file, size, usualHeadBytes) ??
-    (size > usualHeadBytes ? splitHead(directory, file, size, maxHeadBytes) : undefined)
+    splitHead(readStart, size, usualHeadBytes) ??
+    (size > usualHeadBytes ? splitHead(readStart, size, maxHeadBytes) : undefined)
   )
 }
 
 /** Undefined if the head does not end within the first `length` bytes. */
-function splitHead(directory: Directory, file: string, size: number, length: number): Head | undefined {
-  const start = directory.readStart(file, Math.min(size, length))
+function splitHead(readStart: ReadStart, size: number, length: number): Head | undefined {
+  const start = readStart(Math.min(size, length))
   const at = start.indexOf(listStart)
   if (at === -1 && size > length) return undefined
   if (at === -1) return { text: start.toString('utf8'), listOffset: undefined, bytesRead: start.length }

@@ -58,7 +58,7 @@ function notesOf(checkpoint: ListedCheckpoint): string[] {
 
 export function checkpointLines(checkpoint: ListedCheckpoint): string[] {
   const { vm, name, state, path, createdAt, memoryBytes, storedBytes, cpus, devices, problems } = checkpoint
-  const { id, labels, dialect, host, disks = [], restores = [] } = checkpoint
+  const { id, labels, dialect, host, disks = [], restores = [], argumentsRecorded = false } = checkpoint
   const facts: [string, string][] = [
     ['checkpoint', `${vm}/${name}`],
     ['id', id ?? '-'],
@@ -72,6 +72,7 @@ export function checkpointLines(checkpoint: ListedCheckpoint): string[] {
     ...(dialect === undefined ? [] : [['dialect', dialect] as [string, string]]),
     ...(host === undefined ? [] : [['host', hostText(host)] as [string, string]]),
     ...disks.map(({ path: disk, snapshot }): [string, string] => ['disk', `${disk} (${snapshot})`]),
+    ...(argumentsRecorded ? [['arguments', 'recorded'] as [string, string]] : []),
     ...labelTexts(labels).map((text): [string, string] => ['label', text]),
     ...restores.map(({ at, again }): [string, string] => [
       'restored',

@@ -228,7 +228,7 @@ export interface CheckpointClient extends AsyncDisposable {
    * const { blockers, warnings } = await client.planRestore('vm1', 'suspend', { args })
    * for (const { code, message } of [...blockers, ...warnings]) console.log(code, message)
    */
-  planRestore(vm: string, name: string, options: RestoreOptions): Promise<RestorePlan>
+  planRestore(vm: string, name: string, options?: RestoreOptions): Promise<RestorePlan>
   /**
    * Restores a VM: starts bhyve from the checkpoint. Resolves once bhyve's new checkpoint socket exists, which is right
    * before the guest runs. bhyve runs detached: it outlives this process, and its output goes to `logFile`.
@@ -260,7 +260,7 @@ export interface CheckpointClient extends AsyncDisposable {
    *     '-l', 'bootrom,/usr/local/share/uefi-firmware/BHYVE_UEFI.fd', 'vm1'],
    * })
    */
-  restore(vm: string, name: string, options: RestoreOptions): Promise<Restored>
+  restore(vm: string, name: string, options?: RestoreOptions): Promise<Restored>
   /**
    * Lists the calls of this client whose work has not ended, the oldest first. A call that was cancelled is listed until
    * its work has ended. `idle()` waits for these calls. An iteration of `listAllCheckpoints` is listed while it reads.

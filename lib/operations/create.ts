@@ -68,6 +68,7 @@ function save(
       labels: settings.labels,
       content,
       frozen,
+      recorded: call.recorded,
     }
     return await publish(stage, saved, publishing, progress, cancellation)
   })

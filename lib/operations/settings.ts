@@ -6,8 +6,10 @@ import {
   assertMilliseconds,
   assertOptions,
   assertSignal,
+  assertWords,
   invalid,
 } from '../base/assertions.js'
+import { CheckpointError } from '../base/errors.js'
 import { membersOf } from '../base/union_members.js'
 import { assertCheckpointName, assertVmName, isVmName } from '../base/names.js'
 import type { DiskSelection } from '../base/disk_types.js'
@@ -32,6 +34,7 @@ export const createOptions: readonly string[] = membersOf<keyof CreateOptions>({
   disks: true,
   onFrozen: true,
   freezeTimeout: true,
+  recordArguments: true,
 })
 const defaultFreezeTimeoutMs = 5_000
 /** The variables that bhyve inherits from this process if the caller gives no `env`. */
@@ -90,7 +93,11 @@ export interface SaveSettings {
   disks: readonly DiskSelection[]
   /** Undefined if nothing is to be done while the guest is frozen. */
   freeze: FreezeSettings | undefined
+  recordArguments: ArgumentsToRecord
 }
+
+/** True: those of the running process. `directory`: where bhyve resolves relative paths. */
+type ArgumentsToRecord = boolean | { words: readonly string[]; directory: string }
 
 export function createSettings(vm: unknown, options: CreateOptions, dialect: Dialect | 'auto'): SaveSettings {
   assertVmName(vm)
@@ -120,6 +127,26 @@ export function createSettings(vm: unknown, options: CreateOptions, dialect: Dia
     labels: checkedLabels(options.labels),
     disks: diskSelections(options.disks),
     freeze: freezeSettings(options, poweroff),
+    recordArguments: argumentsToRecord(options.recordArguments),
+  }
+}
+
+function argumentsToRecord(value: unknown = false): ArgumentsToRecord {
+  if (typeof value === 'boolean') return value
+  const words = assertWords(
+    value,
+    "The option 'recordArguments' must be true, false or an array of strings without NUL",
+  )
+  return { words: [...words], directory: workingDirectory() }
+}
+
+function workingDirectory(): string {
+  try {
+    return process.cwd()
+  } catch {
+    const message =
+      "The option 'recordArguments' needs a working directory, but that of this process was removed. Enter another one"
+    throw new CheckpointError('ERR_INVALID_OPTION', message)
   }
 }
 
@@ -150,10 +177,17 @@ function freezeSettings(options: CreateOptions, poweroff: boolean): FreezeSettin
   return { onFrozen, timeout: freezeTimeout }
 }
 
+/** The settings of a restore. `args` is undefined if the checkpoint's arguments are to be used. */
+export type RestoreRequest = Omit<RestoreSettings, 'args' | 'recorded'> & {
+  args: readonly string[] | undefined
+}
+
 export interface RestoreSettings {
   vm: string
   name: string
   args: readonly string[]
+  /** Present if the arguments are those of the checkpoint with this identity. bhyve runs in `directory`. */
+  recorded: { directory: string; identity: string } | undefined
   bhyve: string
   env: Readonly<Record<string, string>>
   again: boolean
@@ -166,15 +200,13 @@ export interface RestoreSettings {
   timeout: number | undefined
 }
 
-export function restoreSettings(vm: unknown, name: unknown, options: RestoreOptions): RestoreSettings {
+export function restoreSettings(vm: unknown, name: unknown, options: RestoreOptions): RestoreRequest {
   assertVmName(vm)
   assertCheckpointName(name, vm)
   assertOptions(options, 'RestoreOptions', restoreOptions)
   const { args, bhyve = defaultBhyve, again = false, verify = false, logFile, signal, timeout } = options
   const { env = inheritedEnvironment(), disks, as } = options
-  if (!Array.isArray(args) || !args.every((word) => typeof word === 'string' && !word.includes('\0'))) {
-    throw invalid("The option 'args' must be an array of strings without NUL", args)
-  }
+  if (args !== undefined) assertWords(args, "The option 'args' must be an array of strings without NUL")
   assertAbsolute(bhyve, 'bhyve')
   assertEnvironment(env)
   assertBoolean(again, 'again')
@@ -183,7 +215,7 @@ export function restoreSettings(vm: unknown, name: unknown, options: RestoreOpti
   assertSignal(signal)
   if (timeout !== undefined) assertMilliseconds(timeout, 'timeout', 1)
   assertDisksAndName(vm, disks, as)
-  const command = { args: [...(args as string[])], bhyve, env: { ...env } }
+  const command = { args: args && [...args], bhyve, env: { ...env } }
   return { vm, name, ...command, again, verify, disks, as, logFile, signal, timeout }
 }
 

@@ -111,7 +111,7 @@ async function publishState(
   const content = await explained(suspending, scanAll(suspending, checkpoint))
   const id = suspending.disks?.id
   const frozen = id === undefined ? {} : { id }
-  const facts = { dialect, poweredOff: true, labels, content, frozen }
+  const facts = { dialect, poweredOff: true, labels, content, frozen, recorded: call.recorded }
   const publishing = { vm, name, settings: publication, ...facts }
   try {
     return await publish(stage, checkpoint, publishing, call.progress, call.cancellation.uncancellable)

@@ -57,6 +57,7 @@ const locking: ReadonlySet<string> = new Set<keyof Jobs>([
   'addSnapshots',
   'suspendedState',
   'inspectForRestore',
+  'readRecordedArguments',
   'beginRestore',
   'recordRestore',
   'holdCheckpoint',

@@ -11,7 +11,7 @@ import { holds, scratch } from '../support/index.js'
 
 /** `copies`: recorded paths with the paths of their copies. */
 function forked(args: readonly string[], copies: Record<string, string>, as = 'vm2'): ForkedArguments {
-  const { disks } = readArguments(args, 'vm1', '/nonexistent', Object.keys(copies))
+  const { disks } = readArguments(args, 'vm1', '/nonexistent', { recorded: Object.keys(copies) })
   return forkArguments(args, { vm: 'vm1', as, disks, copies: Object.entries(copies) })
 }
 
@@ -117,7 +117,9 @@ t.test('fork: links and relative paths are resolved as bhyve does', async (t) =>
   const outside = path.join(directory, 'outside.img')
   fs.writeFileSync(outside, '')
   fs.symlinkSync(outside, path.join(directory, 'real/e.img'))
-  const { disks } = readArguments(['-s', `3,nvme,${link}/e.img`, 'vm1'], 'vm1', '/x', [path.dirname(image)])
+  const { disks } = readArguments(['-s', `3,nvme,${link}/e.img`, 'vm1'], 'vm1', '/x', {
+    recorded: [path.dirname(image)],
+  })
   t.equal(disks[0]?.cover, undefined, 'not a disk of the snapshot')
 })
 
@@ -138,9 +140,9 @@ t.test('fork: a copy that is a disk of the original is refused', async (t) => {
 
 t.test('fork: a disk that is missing is covered by its path', async (t) => {
   const directory = scratch(t)
-  const { disks } = readArguments(['-s', `3,nvme,${directory}/gone/d`, 'vm1'], 'vm1', '/x', [
-    `${directory}/gone`,
-  ])
+  const { disks } = readArguments(['-s', `3,nvme,${directory}/gone/d`, 'vm1'], 'vm1', '/x', {
+    recorded: [`${directory}/gone`],
+  })
   t.match(disks, [{ cover: { path: `${directory}/gone`, rest: '/d' } }])
 })
 
@@ -209,7 +211,7 @@ t.test('fork: with any paths, the result names exactly the copies or is refused'
       const disks = [...others, ...copies.map(([from]) => from)]
       const args = argumentsWith(disks)
       const map = Object.fromEntries(copies)
-      const report = readArguments(args, 'vm1', '/nonexistent', Object.keys(map))
+      const report = readArguments(args, 'vm1', '/nonexistent', { recorded: Object.keys(map) })
       const { args: words, fault } = forked(args, map, as)
       if (fault !== undefined) return
       const after = parseCommandLine(words, undefined, () => '')

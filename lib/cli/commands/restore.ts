@@ -1,9 +1,9 @@
 /** restore. */
 import path from 'node:path'
 import type { Restored, RestoreOptions, RestorePlan } from '../../index.js'
+import { assertBhyveArguments } from '../bhyve_arguments.js'
 import type { Command, Context } from '../command.js'
 import { exitStatus } from '../exit_status.js'
-import { clientOptions } from '../parse.js'
 import { UsageError } from '../usage_error.js'
 import { parseDuration } from '../values.js'
 import { interruptible } from '../waiting.js'
@@ -12,7 +12,7 @@ const waitingNoticeMs = 30_000
 
 export const restore: Command = {
   name: 'restore',
-  usage: '<vm> [name] -- <bhyve arguments>',
+  usage: '<vm> [name] [-- <bhyve arguments>]',
   summary: "Start bhyve from a checkpoint (default: the VM's suspended state)",
   example:
     'bhyve-checkpoint restore vm1 -- -c 2 -m 4G -H -s 0,hostbridge -s 3,virtio-blk,/vms/vm1.img -s 31,lpc vm1',
@@ -46,21 +46,10 @@ export const restore: Command = {
   run: async (context) => {
     const { names, rest, values } = context
     const [vm = ''] = names
-    if (rest.length === 0)
-      throw new UsageError("The command 'restore' needs the VM's bhyve arguments after '--'")
     assertBhyveArguments(rest)
     const name = names[1] ?? (await suspendedName(context, vm))
     return values.has('plan') ? plan(context, vm, name) : start(context, vm, name)
   },
-}
-
-/** bhyve has no such options. They were meant for this command, which would otherwise use another directory. */
-function assertBhyveArguments(rest: readonly string[]): void {
-  const own = rest.find((word) =>
-    Object.keys(clientOptions).some((name) => word.split('=')[0] === `--${name}`),
-  )
-  if (own !== undefined)
-    throw new UsageError(`Move '${own}' before '--'. Everything after '--' is passed to bhyve`)
 }
 
 async function suspendedName({ client, api }: Context, vm: string): Promise<string> {
@@ -76,7 +65,8 @@ function absolute(file: string): string {
 
 function restoreOptions({ rest, values }: Context, signal?: AbortSignal): RestoreOptions {
   return {
-    args: rest,
+    // Without any, those that the checkpoint records.
+    args: rest.length === 0 ? undefined : rest,
     disks: values.parsed('disks', diskChoice),
     as: values.text('as'),
     bhyve: values.parsed('bhyve', absolute),
@@ -109,8 +99,12 @@ async function plan(context: Context, vm: string, name: string): Promise<number>
   const found = await context.client.planRestore(vm, name, restoreOptions(context))
   const blocked = found.blockers.map(({ code, message }) => `blocked: ${code}: ${message}`)
   const reasons = [...blocked, ...found.warnings.map(warningLine)]
-  const command = [found.command, ...found.args].map(quoted).join(' ')
-  context.output.result({ type: 'plan', vm, name, ...found }, [command, ...reasons])
+  // `args` may contain a password.
+  const { args: _, displayArgs, directory, ...others } = found
+  const command = [found.command, ...displayArgs].map(quoted).join(' ')
+  const line = directory === undefined ? command : `cd ${quoted(directory)} && ${command}`
+  const facts = { ...others, args: displayArgs, ...(directory === undefined ? {} : { directory }) }
+  context.output.result({ type: 'plan', vm, name, ...facts }, [line, ...reasons])
   return found.blockers.length === 0 ? exitStatus.done : exitStatus.restoreBlocked
 }
 
@@ -178,7 +172,7 @@ function factsOf({ pid, logFile, keptDisks, clonedDisks }: Restored): object {
 }
 
 function restoredLines(
-  { values }: Context,
+  { values, rest }: Context,
   vm: string,
   name: string,
   { pid, logFile, keptDisks = [], clonedDisks = [] }: Restored,
@@ -187,6 +181,7 @@ function restoredLines(
   const what = as === undefined ? '' : ` as ${as}`
   return [
     `restored ${vm}/${name}${what}: bhyve is process ${String(pid)}, output in ${logFile}`,
+    ...(rest.length === 0 ? ['  with the arguments that the checkpoint records'] : []),
     ...keptDisks.map((disk) => `  kept ${disk}`),
     ...clonedDisks.map((disk) => `  copy ${disk}`),
   ]

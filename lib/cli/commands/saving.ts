@@ -1,6 +1,7 @@
 /** create, suspend. */
 import type { Checkpoint, CreateOptions } from '../../index.js'
-import type { Command, Context, OptionSpec } from '../command.js'
+import type { Command, Context, OptionSpec, Values } from '../command.js'
+import { argumentsToRecord, recordOptions, recordsArguments } from '../bhyve_arguments.js'
 import { checkpointMessage, savedLines } from '../checkpoint_text.js'
 import { diskOptions, diskSelections, isAutomatic } from '../disks.js'
 import { exitStatus } from '../exit_status.js'
@@ -28,12 +29,18 @@ const options: Readonly<Record<string, OptionSpec>> = {
   'no-digest': { help: 'Do not record digests' },
   'no-sparsify': { help: 'Do not make holes for zero pages of guest RAM' },
   ...diskOptions,
+  ...recordOptions,
+}
+
+function takesArguments(values: Values): boolean {
+  return isAutomatic(values) || recordsArguments(values)
 }
 
 async function createOptions(context: Context, signal: AbortSignal): Promise<CreateOptions> {
   const { values, names, output } = context
   return {
     disks: await diskSelections(context),
+    recordArguments: argumentsToRecord(context),
     freezeTimeout: values.parsed('freeze-timeout', parseDuration),
     name: names[1],
     ifExists: values.has('keep-existing') ? 'fail' : 'replace',
@@ -63,7 +70,7 @@ export const create: Command = {
   example: 'bhyve-checkpoint create vm1 before-upgrade',
   options,
   positionals: [1, 2],
-  takesRest: isAutomatic,
+  takesRest: takesArguments,
   run: (context) => {
     const [vm = ''] = context.names
     return interruptible(context, {
@@ -92,7 +99,7 @@ export const suspend: Command = {
   example: 'bhyve-checkpoint suspend vm1',
   options,
   positionals: [1, 2],
-  takesRest: isAutomatic,
+  takesRest: takesArguments,
   run: (context) => {
     const [vm = ''] = context.names
     const since = new Date()

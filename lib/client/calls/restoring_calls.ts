@@ -4,6 +4,7 @@ import { descriptorsOf } from '../descriptor_budget.js'
 import { type RestoreSettings, restoreSettings } from '../../operations/settings.js'
 import type { RestoreContext } from '../../operations/restore/context.js'
 import { planRestore } from '../../operations/restore/plan.js'
+import { withArguments } from '../../operations/restore/recorded.js'
 import { restore, type Restored } from '../../operations/restore/restore.js'
 import type { RestoreOptions, RestorePlan } from '../../base/restore_types.js'
 import { checkedFor, type Session } from '../session.js'
@@ -22,7 +23,7 @@ export class RestoringCalls {
     this.#session = session
   }
 
-  async planRestore(vm: string, name: string, options: RestoreOptions): Promise<RestorePlan> {
+  async planRestore(vm: string, name: string, options: RestoreOptions = {}): Promise<RestorePlan> {
     return this.#restoring('planRestore', vm, name, options, async (context, settings) => {
       const plan = () => planRestore(context, settings)
       const count = settings.verify ? descriptorsOf.verify : 0
@@ -31,7 +32,7 @@ export class RestoringCalls {
     })
   }
 
-  async restore(vm: string, name: string, options: RestoreOptions): Promise<Restored> {
+  async restore(vm: string, name: string, options: RestoreOptions = {}): Promise<Restored> {
     return this.#restoring('restore', vm, name, options, async (context, settings) => {
       this.#session.assertCan('restore', `Restoring checkpoint '${name}' of VM '${vm}'`, vm, name)
       const count = descriptorsOf.restore + (settings.verify ? descriptorsOf.verify : 0)
@@ -48,13 +49,14 @@ export class RestoringCalls {
     options: RestoreOptions,
     work: (context: RestoreContext, settings: RestoreSettings) => Promise<T>,
   ): Promise<T> {
-    const settings = checkedFor(vm, () => restoreSettings(vm, name, options))
+    const request = checkedFor(vm, () => restoreSettings(vm, name, options))
     const verb = operation === 'restore' ? 'Restoring' : 'Planning to restore'
     const doing = `${verb} checkpoint '${name}' of VM '${vm}'`
-    const call = { operation, doing, vm, checkpoint: name, options: settings, outcome, once: true }
-    return this.#session.call(call, (cancellation) =>
-      work(this.#context(settings.as ?? vm, cancellation), settings),
-    )
+    const call = { operation, doing, vm, checkpoint: name, options: request, outcome, once: true }
+    return this.#session.call(call, async (cancellation) => {
+      const context = this.#context(request.as ?? vm, cancellation)
+      return work(context, await withArguments(context, request))
+    })
   }
 
   #context(vm: string, cancellation: Cancellation): RestoreContext {

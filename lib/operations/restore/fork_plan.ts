@@ -41,11 +41,11 @@ export async function planFork(
 /** `copies`: from each recorded path to the path of its copy. */
 export function argumentsFor(
   { vmJobs }: RestoreContext,
-  { vm, as, args }: ForkSettings,
+  { vm, as, args, recorded }: ForkSettings,
   { disks }: ArgumentsReport,
   copies: readonly (readonly [string, string])[],
 ): Promise<ForkedArguments> {
-  return vmJobs.forkArguments(args, { vm, as, disks, copies })
+  return vmJobs.forkArguments(args, { vm, as, disks, copies, directory: recorded?.directory })
 }
 
 export function faultBlockers({ fault }: ForkedArguments): Blocker[] {

@@ -32,7 +32,10 @@ export async function launch(launching: Launch, cancellation: Cancellation): Pro
   const before = await socketsIn(vmJobs, targets)
   const stale = new Set(before.map(({ identity }) => identity))
   cancellation.begin()
-  const bhyve = startBhyve(settings.bhyve, args, log.descriptors.log, settings.env)
+  const bhyve = startBhyve({
+    ...{ command: settings.bhyve, args, log: log.descriptors.log, env: settings.env },
+    directory: settings.recorded?.directory,
+  })
   const ended = await untilServed(bhyve, { vmJobs, targets, peers, stale, bound: new Set() })
   launching.mayHaveRun = ended?.mayHaveRun === true
   if (ended !== undefined || bhyve.pid === undefined) throw await startFailure(launching, ended)

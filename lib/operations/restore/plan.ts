@@ -8,7 +8,9 @@ import { ProgressReporter } from '../progress.js'
 import type { RestorePlan } from '../../base/restore_types.js'
 import { verifyContent } from '../verify.js'
 import type { ArgumentsReport, InspectedDisk } from '../../bhyve_arguments/report.js'
+import { maskedArguments } from '../../bhyve_arguments/secrets.js'
 import type { RestoreContext } from './context.js'
+import { changed } from './failures.js'
 import {
   againBlockers,
   blocker,
@@ -53,23 +55,27 @@ export async function planRestore(
   starts = false,
 ): Promise<Planned> {
   const { store } = context
-  const { vm, name } = settings
+  const { vm, name, recorded } = settings
   const directory = store.directoryOf(vm)
   const checkpoint = await store.jobs.inspectForRestore(directory, vm, name)
+  if (recorded !== undefined && recorded.identity !== checkpoint.identity) throw changed(settings)
   const owner = { vm, id: checkpoint.id ?? '', directory: checkpoint.directory }
   const snapshots = await snapshotsOf(context.disks, checkpoint.disks, owner)
-  const report = await context.vmJobs.readArguments(
-    settings.args,
-    checkpoint.metadataVm,
-    settings.bhyve,
-    recordedPaths(snapshots),
-  )
+  const report = await context.vmJobs.readArguments(settings.args, checkpoint.metadataVm, settings.bhyve, {
+    recorded: recordedPaths(snapshots),
+    directory: recorded?.directory,
+  })
   const fork = isFork(settings) ? await planFork(context, settings, snapshots, report) : undefined
   const targets = targetsOf(context, fork?.arguments ?? report)
   const rollback = await findRollback(context)
   const inputs = { context, settings, checkpoint, snapshots, report, fork, targets, rollback }
   const { blockers, warnings } = await findingsOf(inputs, starts)
-  const plan = { command: settings.bhyve, args: commandOf(inputs), blockers, warnings }
+  const args = commandOf(inputs)
+  const plan = {
+    ...{ command: settings.bhyve, args, displayArgs: maskedArguments(args) },
+    ...(recorded && { directory: recorded.directory }),
+    ...{ blockers, warnings },
+  }
   return { plan, checkpoint, targets, snapshots, report, rollback }
 }
 
@@ -111,6 +117,7 @@ async function findingsOf(inputs: Inputs, starts: boolean): Promise<Findings> {
     ...(await snapshotBlockers(settings, snapshots, report)),
     ...rollback.blockers,
     ...(fork?.blockers ?? argumentBlockers(report)),
+    ...directoryBlockers(report),
   ]
   const needsBhyve = !mayLackBhyve(settings) || (starts && found.length === 0)
   const warnings = [
@@ -141,6 +148,11 @@ function argumentBlockers({ fault, name }: ArgumentsReport): Blocker[] {
   if (fault !== undefined) return [blocker('arguments-invalid', fault)]
   if (name === undefined || isVmName(name)) return []
   return [blocker('arguments-invalid', `${JSON.stringify(name)} is not a valid VM name`)]
+}
+
+function directoryBlockers({ directoryFault }: ArgumentsReport): Blocker[] {
+  if (directoryFault === undefined) return []
+  return [blocker('arguments-invalid', `${directoryFault}: create it, or pass the option 'args'`)]
 }
 
 function executableBlockers({ executableFault }: ArgumentsReport): Blocker[] {

@@ -47,7 +47,9 @@ export async function finishRollback(
 
 /** Somebody may have started the VM without this library. Its disks must not be changed under it. */
 async function assertNotRunning(context: RestoreContext, settings: RestoreSettings): Promise<void> {
-  const { name, runDirectory } = await context.vmJobs.readArguments(settings.args, undefined, settings.bhyve)
+  const { args, bhyve, recorded } = settings
+  const paths = { directory: recorded?.directory }
+  const { name, runDirectory } = await context.vmJobs.readArguments(args, undefined, bhyve, paths)
   const targets = targetsOf(context, {
     ...(isFork(settings) || name === undefined ? {} : { name }),
     ...(runDirectory === undefined ? {} : { runDirectory }),

@@ -26,18 +26,25 @@ export interface Bhyve {
   whenEnded(): Promise<Ending>
 }
 
+/** A process to start. */
+export interface Start {
+  command: string
+  args: readonly string[]
+  /** A descriptor of the file that receives the output. */
+  log: number
+  env: Readonly<Record<string, string>>
+  /** The working directory. Undefined: that of this process. */
+  directory: string | undefined
+}
+
 /**
  * Starts bhyve in a session of its own. It inherits only the log file, because all other descriptors of this library
  * are close-on-exec. It does not keep this process alive. Node reaps it when it ends.
  */
-export function startBhyve(
-  command: string,
-  args: readonly string[],
-  log: number,
-  env: Readonly<Record<string, string>>,
-): Bhyve {
+export function startBhyve({ command, args, log, env, directory }: Start): Bhyve {
   try {
-    const child = spawn(command, args, { detached: true, stdio: ['ignore', log, log], env })
+    const stdio = ['ignore', log, log] as const
+    const child = spawn(command, args, { detached: true, stdio: [...stdio], env, cwd: directory })
     child.unref()
     const ended = endOf(child)
     const whenEnded = (): Promise<Ending> => {
@@ -48,7 +55,7 @@ export function startBhyve(
     void ended.then((ending) => (bhyve.ending = ending))
     return bhyve
   } catch (error) {
-    const reason = error instanceof Error ? error : new Error(String(error))
+    const reason = withoutArguments(error instanceof Error ? error : new Error(String(error)))
     const ending: Ending = { code: null, signal: null, error: reason }
     return { pid: undefined, ending, whenEnded: () => Promise.resolve(ending) }
   }
@@ -57,8 +64,14 @@ export function startBhyve(
 function endOf(child: ChildProcess): Promise<Ending> {
   return new Promise((resolve) => {
     child.once('exit', (code, signal) => resolve({ code, signal }))
-    child.on('error', (error) => resolve({ code: null, signal: null, error }))
+    child.on('error', (error) => resolve({ code: null, signal: null, error: withoutArguments(error) }))
   })
+}
+
+/** Node adds the arguments to the error, which becomes the cause of ours. They may contain a password. */
+function withoutArguments(error: Error): Error {
+  Reflect.deleteProperty(error, 'spawnargs')
+  return error
 }
 
 /** What `untilServed` waits for. */

@@ -113,10 +113,11 @@ function unableToFinish({ record, provider }: Snapshot): string {
 /** The record may be hostile: it changes only what the caller's arguments name as writable disks. */
 async function faultOfPaths(
   { vmJobs }: RestoreContext,
-  { args, bhyve }: RestoreSettings,
+  { args, bhyve, recorded }: RestoreSettings,
   snapshots: readonly Snapshot[],
 ): Promise<string | undefined> {
-  const report = await vmJobs.readArguments(args, undefined, bhyve, recordedPaths(snapshots))
+  const known = { recorded: recordedPaths(snapshots), directory: recorded?.directory }
+  const report = await vmJobs.readArguments(args, undefined, bhyve, known)
   const paths = pathsWithoutDisk(snapshots, report).map((path) => `'${path}'`)
   if (paths.length === 0) return undefined
   return (

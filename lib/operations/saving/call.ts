@@ -4,6 +4,7 @@ import type { Target } from '../../bhyve/locate.js'
 import type { Peer } from '../../bhyve/peer.js'
 import type { PeerMemory } from '../../bhyve/peer_memory.js'
 import type { Cancellation } from '../../base/cancellation.js'
+import type { RecordedArguments } from '../../checkpoint/recorded_arguments.js'
 import type { DiskProviders } from '../../disks/providers.js'
 import type { Store } from '../../store/store.js'
 import type { VmJobs } from '../jobs.js'
@@ -22,6 +23,8 @@ export interface SavingContext {
 }
 
 export interface SavingCall {
+  /** The arguments to record in the manifest. */
+  recorded?: RecordedArguments | undefined
   cancellation: Cancellation
   progress: ProgressReporter
   /** The process that received the request. Errors report the state of its VM. */

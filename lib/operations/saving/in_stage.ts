@@ -7,6 +7,7 @@ import { hostFacts } from '../../checkpoint/host.js'
 import type { Stage } from '../../store/stage.js'
 import type { SaveSettings } from '../settings.js'
 import type { SavingCall, SavingContext } from './call.js'
+import { givenArguments } from './recorded_arguments.js'
 import { assertPathsFit } from './vm_request.js'
 
 export interface Reservation {
@@ -21,12 +22,14 @@ export interface Reservation {
 export async function inStage(
   context: SavingContext,
   settings: SaveSettings,
-  { cancellation, progress }: SavingCall,
+  call: SavingCall,
   { unknownMemoryBytes }: Reservation,
   work: (stage: Stage, sockets: readonly Located[]) => Promise<Checkpoint>,
 ): Promise<Checkpoint> {
+  const { cancellation, progress } = call
   const { vm, name } = settings
   const { store } = context
+  call.recorded = await givenArguments(context, settings)
   const path = `${store.directoryOf(vm)}/${name}${memorySuffix}`
   assertRestorablePath(path, vm, name)
   const sockets = await context.vmJobs.locateSocket(context.target)

@@ -4,6 +4,7 @@ import { traceDecision } from '../../base/trace.js'
 import type { Checkpoint, Dialect } from '../../base/types.js'
 import { hostFacts } from '../../checkpoint/host.js'
 import { newManifest } from '../../checkpoint/manifest.js'
+import type { RecordedArguments } from '../../checkpoint/recorded_arguments.js'
 import type { Stage } from '../../store/stage.js'
 import type { Labels } from '../../base/labels.js'
 import type { Content } from '../../store/staging/memory_scan.js'
@@ -22,19 +23,22 @@ interface Publishing {
   /** Undefined if there was no disk space for the digests. */
   content: Content | undefined
   frozen?: FrozenFacts
+  recorded: RecordedArguments | undefined
 }
 
 /** Can be cancelled up to the commit point. */
 export async function publish(
   stage: Stage,
   { inspection, savedMs }: CompleteCheckpoint,
-  { vm, name, settings, dialect, poweredOff, labels, content, frozen }: Publishing,
+  publishing: Publishing,
   progress: ProgressReporter,
   commitPoint: CommitPoint,
 ): Promise<Checkpoint> {
+  const { vm, name, settings, dialect, poweredOff, labels, content, frozen, recorded } = publishing
   // Use the time of the last write, not of the publication: the checkpoint does not include later changes to the disks.
   const host = hostFacts()
-  const facts = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff, labels, host, ...frozen }
+  const known = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff, labels, host, ...frozen }
+  const facts = { ...known, arguments: recorded }
   const publication = { name, ...settings, manifest: newManifest(facts, { ...inspection, ...content }) }
   progress.report('syncing')
   await stage.prepare(publication)

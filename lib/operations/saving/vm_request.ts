@@ -13,6 +13,7 @@ import type { Writer } from '../../store/staging/intent.js'
 import type { ProgressReporter } from '../progress.js'
 import type { SaveSettings } from '../settings.js'
 import type { SavingCall, SavingContext } from './call.js'
+import { argumentsOfPeer } from './recorded_arguments.js'
 import { watchSaving } from './watch_saving.js'
 
 /** How bhyve handled the request. Known once bhyve has closed the connection. */
@@ -144,7 +145,10 @@ class VmRequest {
     let isSending = false
     const beforeSending = async (peer: Peer, connection: number): Promise<void> => {
       traceDecision(vm, 'peer accepted', { pid: peer.pid, uid: peer.uid })
-      await this.#options.beforeSending({ ...peer, dialect }, connection)
+      if (this.#settings.recordArguments === true)
+        this.#call.recorded = await argumentsOfPeer(this.#context, this.#settings, peer)
+      const { recorded } = this.#call
+      await this.#options.beforeSending({ ...peer, dialect, ...(recorded && { recorded }) }, connection)
       isSending = true
     }
     traceDecision(vm, 'dialect', { dialect, operation, socket: located.socketPath })

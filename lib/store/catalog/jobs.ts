@@ -8,6 +8,7 @@ export { forgetSnapshots, owedSnapshots, snapshotsByName } from './owed_snapshot
 export { labelCheckpoint } from './label.js'
 export { pinCheckpoint } from './pin.js'
 export { pruneCheckpoints } from './prune.js'
+export { readRecordedArguments } from './recorded_arguments.js'
 export { openLog, readLogEnd } from './restore_log.js'
 export {
   beginFork,

@@ -6,6 +6,11 @@ import os from 'node:os'
 import { isExhausted } from '../../base/errors.js'
 import { type Labels, labelsFrom } from '../../base/labels.js'
 import type { ManifestHost } from '../../checkpoint/manifest.js'
+import {
+  type RecordedArguments,
+  recordedArgumentsFrom,
+  recordedMaxBytes,
+} from '../../checkpoint/recorded_arguments.js'
 import { isFailure, loadNative } from '../../base/native.js'
 import { isCheckpointName } from '../../base/names.js'
 import { type Boot, bootIdentity, compareBoot } from './boot_identity.js'
@@ -26,8 +31,10 @@ const liveRecord = 'live'
 const peerRecord = 'peer'
 /** Enough for the labels of a checkpoint. */
 const recordMaxBytes = 64 * 1024
+/** The record of the writer can contain its arguments. */
+const peerMaxBytes = recordMaxBytes + recordedMaxBytes
 /** Space for a manifest without digests, the blocks of the directories, and the records. */
-const reservedBytes = 128 * 1024
+const reservedBytes = 128 * 1024 + recordedMaxBytes
 /** Used if a suspend's record cannot be read. Such a stage may hold a VM, and it must not replace any checkpoint. */
 const unknownIntent: Intent = { vm: '', name: 'suspend', ifExists: 'fail', poweroff: true }
 
@@ -49,6 +56,8 @@ export interface Writer {
   startedAt: string | undefined
   uid: number
   dialect: string
+  /** The arguments to be recorded in the manifest. */
+  recorded?: RecordedArguments | undefined
 }
 
 /** The record as it was read. Its values can have any type. */
@@ -57,6 +66,7 @@ interface WriterRecord {
   startedAt: unknown
   uid: unknown
   dialect: string | undefined
+  recorded: RecordedArguments | undefined
 }
 
 /**
@@ -130,8 +140,12 @@ export function recordWriter(handle: StageHandle, writer: Writer): void {
 /** Undefined if no request was sent. */
 export function writerOf(stage: Directory): WriterRecord | undefined {
   if (stage.statusIfAny(peerRecord) === undefined) return undefined
-  const { pid, startedAt, uid, dialect } = (readRecord(stage, peerRecord) ?? {}) as Record<string, unknown>
-  return { pid, startedAt, uid, dialect: typeof dialect === 'string' ? dialect : undefined }
+  const record = readRecord(stage, peerRecord, peerMaxBytes) ?? {}
+  const { pid, startedAt, uid, dialect, recorded } = record as Record<string, unknown>
+  return {
+    ...{ pid, startedAt, uid, dialect: typeof dialect === 'string' ? dialect : undefined },
+    recorded: recordedArgumentsFrom(recorded),
+  }
 }
 
 /** Whether the bhyve process lives or may live, so that it may still write. */
@@ -147,9 +161,9 @@ export function isWriterAlive(stage: Directory): boolean {
   return startedAt === undefined || status.startedAt === startedAt
 }
 
-function readRecord(stage: Directory, name: string): object | undefined {
+function readRecord(stage: Directory, name: string, maxBytes = recordMaxBytes): object | undefined {
   try {
-    const record: unknown = JSON.parse(stage.readText(name, recordMaxBytes))
+    const record: unknown = JSON.parse(stage.readText(name, maxBytes))
     return typeof record === 'object' && record !== null ? record : undefined
   } catch (error) {
     // The process has no free descriptor, so the record could not be read. Do not treat it as empty: recovery could

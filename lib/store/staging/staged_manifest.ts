@@ -23,8 +23,9 @@ export function manifestFor(
 ): Manifest {
   const written = inspection?.manifest
   if (written !== undefined && hasCompleteList(stage, name, inspection)) return { ...written, name }
-  const { dialect } = writerOf(stage) ?? {}
-  const facts = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff: poweroff, labels, host }
+  const { dialect, recorded } = writerOf(stage) ?? {}
+  const known = { vm, name, createdAt: new Date(savedMs), dialect, poweredOff: poweroff, labels, host }
+  const facts = { ...known, arguments: recorded }
   const fingerprint = inspection && fingerprintOf(stage, name + memorySuffix)
   return newManifest(facts, inspection && { ...inspection, ...(fingerprint && { fingerprint }) })
 }
