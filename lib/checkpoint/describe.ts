@@ -17,12 +17,20 @@ export function describe(
 ): ListedCheckpoint {
   const path = `${directory}/${name}${memorySuffix}`
   if (inspection.foreign) return { state: 'foreign', vm, name, path, problems: inspection.problems }
-  const { metadata, manifest, problems, id } = inspection
-  const known = {
+  const known = { vm, name, path, ...knownOf(directory, name, inspection) }
+  const { metadata, problems, id } = inspection
+  if (metadata === undefined || id === undefined) return { ...known, state: 'damaged', problems }
+  const { memoryBytes, cpus, devices } = metadata
+  const described = { ...known, id, memoryBytes, cpus, devices }
+  if (problems.length > 0) return { ...described, state: 'damaged', problems }
+  return { ...described, state: 'complete', problems: [] }
+}
+
+/** What is known of a damaged checkpoint, too. */
+function knownOf(directory: string, name: string, inspection: Inspection) {
+  const { manifest, id } = inspection
+  return {
     ...(id === undefined ? {} : { id }),
-    vm,
-    name,
-    path,
     files: filesOf(directory, name, inspection.hasManifest),
     createdAt: createdAt(inspection),
     storedBytes: inspection.storedBytes,
@@ -35,16 +43,6 @@ export function describe(
     ...(recordedArgumentsOf(inspection) && { argumentsRecorded: true }),
     ...restoresOf(manifest),
   }
-  const guest = metadata &&
-    id !== undefined && {
-      id,
-      memoryBytes: metadata.memoryBytes,
-      cpus: metadata.cpus,
-      devices: metadata.devices,
-    }
-  if (problems.length > 0 || guest === undefined || guest === false)
-    return { ...known, ...guest, state: 'damaged', problems }
-  return { ...known, ...guest, state: 'complete', problems: [] }
 }
 
 /** If another tool has rewritten the files since, the manifest's time is wrong. Then the RAM file's time counts. */

@@ -221,8 +221,11 @@ export interface CheckpointClient extends AsyncDisposable {
    * `warnings`. `RestoreBlocker` and `RestoreWarning` explain the codes. With `as`, the arguments name the copies of the
    * disks, which `restore` makes.
    *
+   * Without `args`, the arguments are those that the checkpoint records (`recordArguments`). If it records none, the call
+   * rejects with `ERR_INVALID_OPTION`.
+   *
    * Rejects with `ERR_CHECKPOINT_NOT_FOUND`, `ERR_INVALID_OPTION`, `ERR_UNTRUSTED_PEER` or `ERR_PERMISSION` (a socket
-   * of this VM belongs to another user), `ERR_TIMEOUT`, or an `AbortError`.
+   * of this VM belongs to another user, or another user may have written the recorded arguments), `ERR_TIMEOUT`, or an `AbortError`.
    *
    * @example
    * const { blockers, warnings } = await client.planRestore('vm1', 'suspend', { args })
@@ -240,6 +243,8 @@ export interface CheckpointClient extends AsyncDisposable {
    * With `disks: 'rollback'`, the disks are first put back to the moment of the checkpoint. A rollback is never left half
    * done: a failure or a crash in the middle leaves a durable record, and the next restore of this VM, of whichever
    * checkpoint, finishes the rollback before it does anything else. Until then no restore starts the VM.
+   *
+   * Without `args`, bhyve is started with the arguments and in the working directory that the checkpoint records.
    *
    * With `as`, another VM is started from the checkpoint on copies of the disks. The checkpoint gets no restore record,
    * and any number of VMs can be started from it at once. If bhyve does not start, the copies are removed.
