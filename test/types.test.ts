@@ -41,7 +41,7 @@ import type {
   VirtualMachine,
 } from 'bhyve-checkpoint'
 import * as simulator from 'bhyve-checkpoint/simulator'
-import type { Fault, SimulatorOptions } from 'bhyve-checkpoint/simulator'
+import type { Fault, FleetOptions, SimulatorOptions } from 'bhyve-checkpoint/simulator'
 
 t.test('the packages export exactly the documented names', async (t) => {
   const named = ['AbortError', 'CheckpointError', 'cbsdLayout', 'createCheckpoint', 'createClient']
@@ -55,7 +55,13 @@ t.test('the packages export exactly the documented names', async (t) => {
     'operations',
     'zfsDisks',
   ])
-  t.same(Object.keys(simulator).sort(), ['SimulatedBhyve', 'SimulatedFleet', 'simulatedBhyve'])
+  t.same(Object.keys(simulator).sort(), [
+    'SimulatedBhyve',
+    'SimulatedFleet',
+    'clearFault',
+    'setFault',
+    'simulatedBhyve',
+  ])
 })
 
 t.test('the calls have the documented parameters and results', async (t) => {
@@ -165,6 +171,14 @@ t.test('the properties of results and options have the documented types', async 
   expectTypeOf<RestoreOptions['args']>().toEqualTypeOf<readonly string[] | undefined>()
   expectTypeOf<RestorePlan['displayArgs']>().toEqualTypeOf<readonly string[]>()
   expectTypeOf<SimulatorOptions['fault']>().toEqualTypeOf<Fault | undefined>()
+  expectTypeOf<Fault['times']>().toEqualTypeOf<number | undefined>()
+  expectTypeOf<FleetOptions['vms']>().toEqualTypeOf<readonly (string | SimulatorOptions)[]>()
+  expectTypeOf<FleetOptions['processes']>().toEqualTypeOf<'shared' | 'separate' | undefined>()
+  type Faulty = Pick<simulator.SimulatedBhyve, 'setFault' | 'clearFault'>
+  expectTypeOf<simulator.SimulatedFleet>().toExtend<Faulty>()
+  expectTypeOf<simulator.SimulatedFleet['member']>().toEqualTypeOf<(vm: string) => simulator.SimulatedBhyve>()
+  expectTypeOf<Faulty['setFault']>().toEqualTypeOf<(fault: Fault) => Promise<void>>()
+  expectTypeOf(simulator.setFault).toEqualTypeOf<(faultFile: string, fault: Fault) => Promise<void>>()
   t.pass('the checks compiled')
 })
 

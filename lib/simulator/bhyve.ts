@@ -8,29 +8,31 @@
  *
  * - `SIMULATED_BHYVE_RUN_DIRECTORY`: the directory of the sockets. `-o rundir=` overrides it.
  * - `SIMULATED_BHYVE_DIALECT`: `struct`, `path`, `descriptor` (default) or `reply`.
- * - `SIMULATED_BHYVE_OPTIONS`: a JSON object with any of `disks`, `fault`, `suspendExitCode`, `suspendExitDelayMs`,
- *   `writeRate`, `zeroFraction` and `zeroLayout`.
+ * - `SIMULATED_BHYVE_OPTIONS`: a JSON object with any of `disks`, `fault`, `faultFile`, `suspendExitCode`,
+ *   `suspendExitDelayMs`, `writeRate`, `zeroFraction` and `zeroLayout`.
  */
 import { writeSync } from 'node:fs'
 import { constants } from 'node:os'
+import { isAbsolute } from 'node:path'
 import { parseCommandLine, usage, UsageRequest, type CommandLine } from './arguments.js'
 import type { Guest } from './checkpoint.js'
+import { pathText } from './checks.js'
 import { exitSoon } from './destroyed.js'
 import { type DiskCounter, useDisks } from './disk_counter.js'
+import { FaultInjection } from './fault_injection.js'
 import { SyntheticMemory } from './guest.js'
 import { listenFor, type Listener } from './listener.js'
 import { machineOf, type Machine } from './machine.js'
 import { loadSimulatorNative, type SimulatorNative } from './native_calls.js'
 import {
   maxCpus,
-  settingsOf,
   shapeOf,
   type GuestOptions,
   type SimulatorOptions,
-  type ServerSettings,
   type SimulatedDialect,
 } from './simulator_options.js'
 import { Reactor } from './reactor.js'
+import { settingsOf, type VmSettings } from './settings.js'
 import { exitStatus, printError, Refusal } from './refusal.js'
 import { restoredState } from './restored_state.js'
 import { SavedCheckpoint } from './saved_checkpoint.js'
@@ -41,6 +43,7 @@ const standardOutput = 1
 const defaultRunDirectory = '/var/run/bhyve'
 const environmentOptions: readonly string[] = [
   'fault',
+  'faultFile',
   'suspendExitCode',
   'suspendExitDelayMs',
   'writeRate',
@@ -49,7 +52,10 @@ const environmentOptions: readonly string[] = [
   'disks',
 ] satisfies (keyof EnvironmentOptions)[]
 
-type EnvironmentOptions = GuestOptions & Pick<SimulatorOptions, 'disks'>
+interface EnvironmentOptions extends GuestOptions, Pick<SimulatorOptions, 'disks'> {
+  /** See `setFault`. */
+  faultFile?: string | undefined
+}
 
 function main(): void {
   removeSignalHandlers()
@@ -74,13 +80,18 @@ function run(native: SimulatorNative): void {
     restoreFile === undefined ? undefined : new SavedCheckpoint(native, restoreFile, environment.dialect)
   const vm = nameOf(commandLine, checkpoint)
   const machine = machineOf(configuration)
+  const { faultFile, ...options } = environment
   const settings = checkedSettings(vm, machine, checkpoint, {
-    ...environment,
-    runDirectory: configuration.get('rundir') ?? environment.runDirectory ?? defaultRunDirectory,
+    ...options,
+    runDirectory: configuration.get('rundir') ?? options.runDirectory ?? defaultRunDirectory,
   })
-  const log = consoleLog(native)
+  const started = {
+    vm,
+    log: consoleLog(native),
+    faults: new FaultInjection(native, settings.fault, faultFile),
+  }
   const guest =
-    checkpoint === undefined ? freshGuest(vm, settings, log) : restoredGuest(vm, settings, checkpoint, log)
+    checkpoint === undefined ? freshGuest(started, settings) : restoredGuest(started, settings, checkpoint)
   const reactor = new Reactor(native, undefined)
   const used = useDisks(reactor, guest.memory, settings.disks, checkpoint !== undefined)
   if (checkpoint !== undefined) assertSameMoment(used.disks)
@@ -99,8 +110,8 @@ function checkedSettings(
   vm: string,
   machine: Machine,
   checkpoint: SavedCheckpoint | undefined,
-  options: EnvironmentOptions,
-): ServerSettings {
+  options: Omit<EnvironmentOptions, 'faultFile'>,
+): VmSettings {
   const { devices, memoryBytes } = machine
   const cpus = checkpoint === undefined ? machine.cpus : checkpoint.cpus
   if (cpus < 1) throw new Refusal(exitStatus.cannotRestore, `Invalid guest vCPUs (${String(cpus)})`)
@@ -109,8 +120,9 @@ function checkedSettings(
     throw new Refusal(exitStatus.cannotStart, message)
   }
   try {
-    return settingsOf([vm], false, {
+    return settingsOf({
       ...options,
+      vm,
       devices,
       cpus,
       ...(checkpoint === undefined && { memoryBytes }),
@@ -122,16 +134,22 @@ function checkedSettings(
 
 type Log = (line: string) => void
 
-function freshGuest(vm: string, settings: ServerSettings, log: Log): Guest {
-  const { cpus, devices, dialect, writeRate, fault } = settings
+type Started = Pick<Guest, 'vm' | 'log' | 'faults'>
+
+function freshGuest({ vm, log, faults }: Started, settings: VmSettings): Guest {
+  const { cpus, devices, dialect, writeRate } = settings
   log(`${vm}: ${String(cpus)} vCPUs, ${String(settings.memoryBytes)} bytes of memory`)
   const memory = new SyntheticMemory(vm, settings)
   const state = freshState({ vm, shape: shapeOf(dialect), cpus, devices })
-  return { vm, cpus, state, memory, dialect, writeRate, fault, log }
+  return { vm, cpus, state, memory, dialect, writeRate, faults, log }
 }
 
-function restoredGuest(vm: string, settings: ServerSettings, checkpoint: SavedCheckpoint, log: Log): Guest {
-  const { cpus, devices, dialect, writeRate, fault } = settings
+function restoredGuest(
+  { vm, log, faults }: Started,
+  settings: VmSettings,
+  checkpoint: SavedCheckpoint,
+): Guest {
+  const { cpus, devices, dialect, writeRate } = settings
   const { memory } = checkpoint
   log('Restoring vm mem...')
   if (checkpoint.memoryBytes !== memory.size) {
@@ -143,7 +161,7 @@ function restoredGuest(vm: string, settings: ServerSettings, checkpoint: SavedCh
   log('Restoring pci devs and kernel structs...')
   const state = restoredState(checkpoint, shapeOf(dialect), { vm, cpus, devices })
   checkpoint.close()
-  return { vm, cpus, state, memory, dialect, writeRate, fault, log }
+  return { vm, cpus, state, memory, dialect, writeRate, faults, log }
 }
 
 /** A real guest would continue to run and damage its file systems. */
@@ -157,7 +175,7 @@ function assertSameMoment(disks: DiskCounter | undefined): void {
 function serveUntilDestroyed(
   native: SimulatorNative,
   vm: string,
-  settings: ServerSettings,
+  settings: VmSettings,
   guest: Guest,
   reactor: Reactor,
 ): void {
@@ -168,7 +186,7 @@ function serveUntilDestroyed(
   reactor.run()
 }
 
-function listen(native: SimulatorNative, settings: ServerSettings, vm: string): Listener {
+function listen(native: SimulatorNative, settings: VmSettings, vm: string): Listener {
   try {
     return listenFor(native, settings, vm)
   } catch (error) {
@@ -182,16 +200,23 @@ function listen(native: SimulatorNative, settings: ServerSettings, vm: string): 
 function optionsFromEnvironment(): EnvironmentOptions & { dialect: SimulatedDialect } {
   const { SIMULATED_BHYVE_RUN_DIRECTORY: runDirectory, SIMULATED_BHYVE_DIALECT: dialect } = process.env
   try {
-    const options = {
-      ...parseOptions(process.env.SIMULATED_BHYVE_OPTIONS ?? '{}'),
-      runDirectory,
-      dialect: dialect as SimulatedDialect | undefined,
-    }
+    const { faultFile, ...given } = parseOptions(process.env.SIMULATED_BHYVE_OPTIONS ?? '{}')
+    const options = { ...given, runDirectory, dialect: dialect as SimulatedDialect | undefined }
     // The command line adds its part of the settings later. Check this part now, so that its errors are reported first.
-    return { ...options, dialect: settingsOf(['-'], false, options).dialect }
+    const checked = settingsOf({ ...options, vm: '-' })
+    return { ...options, dialect: checked.dialect, faultFile: checkedFaultFile(faultFile) }
   } catch (error) {
     throw new Refusal(exitStatus.invalidArgument, `SIMULATED_BHYVE_*: ${(error as Error).message}`)
   }
+}
+
+function checkedFaultFile(path: string | undefined): string | undefined {
+  if (path === undefined) return undefined
+  // The process that sets the fault can have another working directory.
+  if (!isAbsolute(pathText('faultFile', path))) {
+    throw new TypeError("The option 'faultFile' must be an absolute path")
+  }
+  return path
 }
 
 function parseOptions(text: string): EnvironmentOptions {

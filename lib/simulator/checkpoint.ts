@@ -2,7 +2,8 @@
 import { closeSync, openSync, statSync, writeSync, constants } from 'node:fs'
 import { isFailure } from '../base/native.js'
 import type { DiskCounter } from './disk_counter.js'
-import { injectFault, type Fault } from './fault.js'
+import type { CheckpointFault } from './fault.js'
+import type { FaultInjection } from './fault_injection.js'
 import { type GuestMemory, pageSize } from './guest.js'
 import { MetadataWriter } from './metadata_writer.js'
 import type { SimulatorNative } from './native_calls.js'
@@ -20,7 +21,7 @@ export interface Guest {
   readonly memory: GuestMemory
   readonly dialect: SimulatedDialect
   readonly writeRate: number | undefined
-  readonly fault: Fault | undefined
+  readonly faults: FaultInjection
   /** What the guest does with its disks, if anything. */
   readonly disks?: DiskCounter
   /** Prints a line on bhyve's standard output. */
@@ -94,14 +95,14 @@ class CheckpointRun {
     // bhyve opens and truncates all three files before it saves anything.
     const kernel = yield* this.#open('.kern', O_WRONLY, 0o700)
     if (kernel === undefined) return failed('Failed to open kernel data snapshot file')
-    if (yield* this.#inject('open')) return failed('Failed to create checkpoint file')
+    if (yield* this.#fails('open')) return failed('Failed to create checkpoint file')
     const memory = yield* this.#open('', O_RDWR, 0o700)
     if (memory === undefined) return failed('Failed to create checkpoint file')
     // The trees before `fddir` open this file with fopen().
     const metadata = yield* this.#open('.meta', O_WRONLY, this.#metadataMode)
     // bhyve does not report this failure.
     if (metadata === undefined) return { error: undefined, destroyed: false }
-    if (yield* this.#inject('pause')) return failed('Could not pause devices')
+    if (yield* this.#fails('pause')) return failed('Could not pause devices')
     this.#guest.disks?.pause()
     const saved = yield* this.#saveMemory(memory)
     this.#guest.log('')
@@ -127,11 +128,16 @@ class CheckpointRun {
   }
 
   *#saveMemory(output: Output): Coroutine<boolean> {
-    const { memory, writeRate, fault } = this.#guest
+    const { memory, writeRate } = this.#guest
     const half = Math.floor(memory.size / 2 / pageSize) * pageSize
-    const end = fault?.at === 'memory' ? half : memory.size
     const limit = new RateLimit(writeRate)
-    for (let offset = 0; offset < end;) {
+    if (!(yield* this.#copyMemory(output, 0, half, limit))) return false
+    if (yield* this.#fails('memory')) return false
+    return yield* this.#copyMemory(output, half, memory.size, limit)
+  }
+
+  *#copyMemory(output: Output, start: number, end: number, limit: RateLimit): Coroutine<boolean> {
+    for (let offset = start; offset < end;) {
       const length = Math.min(end - offset, sliceBytes, limit.allowed(offset))
       if (length > 0) {
         if (!writeAll(output, this.#guest.memory.read(offset, length))) return false
@@ -139,7 +145,7 @@ class CheckpointRun {
       }
       yield limit.nextTurn(offset)
     }
-    return !(yield* this.#inject('memory'))
+    return true
   }
 
   *#saveSections(
@@ -150,7 +156,7 @@ class CheckpointRun {
     // Fail in the middle, so that some sections are saved and others are not.
     const faultIndex = at === 'kernel' ? 3 : Math.floor(sections.length / 2)
     for (const [index, { name, size, read }] of sections.entries()) {
-      if (index === faultIndex && (yield* this.#inject(at))) return false
+      if (index === faultIndex && (yield* this.#fails(at))) return false
       if (!writeAll(output, read())) return false
       const section = { name, size, offset: this.#kernelBytes }
       if (at === 'kernel') this.#metadata.structure(section)
@@ -163,9 +169,9 @@ class CheckpointRun {
 
   *#flushMetadata(output: Output): Coroutine {
     const text = Buffer.from(this.#metadata.text)
-    const lost = yield* this.#inject('metadata')
-    if (!lost) writeAll(output, text)
-    else if (this.#guest.fault?.kind === 'no-space') writeAll(output, text.subarray(0, text.length / 2))
+    const failing = yield* this.#guest.faults.inject('metadata')
+    if (failing === undefined) writeAll(output, text)
+    else if (failing === 'no-space') writeAll(output, text.subarray(0, text.length / 2))
   }
 
   // libxo writes its buffer when its handle is destroyed, so the document ends in the middle.
@@ -178,8 +184,8 @@ class CheckpointRun {
     return shapeOf(this.#guest.dialect) === 'current' ? 0o700 : 0o666
   }
 
-  #inject(at: Fault['at']): Coroutine<boolean> {
-    return injectFault(this.#native, this.#guest.fault, at)
+  *#fails(at: CheckpointFault['at']): Coroutine<boolean> {
+    return (yield* this.#guest.faults.inject(at)) !== undefined
   }
 
   *#open(extension: string, access: number, mode: number): Coroutine<Output | undefined> {

@@ -1,14 +1,11 @@
-/** Starts and ends the simulator process, from the side of its parent. */
+/** Starts and ends a simulator process, from the side of its parent. */
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdir, mkdtemp, rm } from 'node:fs/promises'
 import { Socket } from 'node:net'
-import { tmpdir } from 'node:os'
-import { join, resolve } from 'node:path'
+import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { packageFile } from '../base/package_files.js'
-import type { ServerSettings } from './simulator_options.js'
-import type { ProcessReport, ProcessSettings } from './process.js'
+import type { ProcessReport, ProcessSettings, ServedVm } from './process.js'
 
 /** How a process ended. `code` is its exit status, `signal` the signal that killed it. One of the two is null. */
 export interface Exit {
@@ -21,14 +18,13 @@ export interface Exit {
  * `exited` or calls `stop()`. The simulator process ends when this process ends.
  */
 export class SimulatorProcess {
-  readonly settings: ProcessSettings
+  readonly vms: readonly ServedVm[]
   readonly pid: number
   readonly #child: ChildProcess
   readonly #exited: Promise<Exit>
-  #stopped: Promise<void> | undefined
 
-  constructor(settings: ProcessSettings, child: ChildProcess, pid: number, exited: Promise<Exit>) {
-    this.settings = settings
+  constructor(vms: readonly ServedVm[], child: ChildProcess, pid: number, exited: Promise<Exit>) {
+    this.vms = vms
     this.pid = pid
     this.#child = child
     this.#exited = exited
@@ -39,51 +35,19 @@ export class SimulatorProcess {
     return this.#exited
   }
 
-  /** Kills the process and removes its temporary directory. Can be called several times. */
-  stop(): Promise<void> {
-    this.#stopped ??= this.#stop()
-    return this.#stopped
+  get hasEnded(): boolean {
+    return this.#child.exitCode !== null || this.#child.signalCode !== null
   }
 
-  async #stop(): Promise<void> {
+  /** Kills the process. Can be called several times. */
+  async stop(): Promise<void> {
     this.#child.kill('SIGKILL')
     await this.exited
-    await rm(this.settings.temporaryDirectory, { recursive: true, force: true })
   }
 }
 
-/**
- * Resolves when every VM listens. As in bhyve, a relative path in a request is relative to the working directory of the
- * process. That is the directory `cwd` in the temporary directory, next to the default run directory. A file in `cwd`
- * was written there by mistake.
- */
-export async function startProcess(settings: ServerSettings): Promise<SimulatorProcess> {
-  // The simulator process needs the addon. Load it here first, so that a failure is reported with the loader's own
-  // error. Do not load it earlier: `--help` must work without the addon.
-  const { loadNative } = await import('../base/native.js')
-  loadNative()
-  const temporaryDirectory = await mkdtemp(join(tmpdir(), 'bhyve-'))
-  try {
-    return await launch(await prepare(settings, temporaryDirectory))
-  } catch (error) {
-    await rm(temporaryDirectory, { recursive: true, force: true })
-    throw error
-  }
-}
-
-async function prepare(settings: ServerSettings, temporaryDirectory: string): Promise<ProcessSettings> {
-  const runDirectory =
-    settings.runDirectory === '' ? join(temporaryDirectory, 'run') : resolve(settings.runDirectory)
-  await mkdir(workingDirectoryOf(temporaryDirectory))
-  await mkdir(runDirectory, { recursive: true, mode: 0o700 })
-  return { ...settings, runDirectory, temporaryDirectory }
-}
-
-function workingDirectoryOf(temporaryDirectory: string): string {
-  return join(temporaryDirectory, 'cwd')
-}
-
-async function launch(settings: ProcessSettings): Promise<SimulatorProcess> {
+/** Resolves when every VM of the process listens. */
+export async function launch(settings: ProcessSettings): Promise<SimulatorProcess> {
   const child = spawn(process.execPath, [packageFile('simulator/process.js')], {
     cwd: workingDirectoryOf(settings.temporaryDirectory),
     // NODE_OPTIONS may load modules that are meant for the parent only.
@@ -101,7 +65,12 @@ async function launch(settings: ProcessSettings): Promise<SimulatorProcess> {
   child.stdin.write(`${JSON.stringify(settings)}\n`)
   await expectListening(child.stdout, exited)
   release(child)
-  return new SimulatorProcess(settings, child, pidOf(child), exited)
+  return new SimulatorProcess(settings.vms, child, pidOf(child), exited)
+}
+
+/** The directory to which relative paths in a request refer. */
+export function workingDirectoryOf(temporaryDirectory: string): string {
+  return join(temporaryDirectory, 'cwd')
 }
 
 async function expectListening(output: NodeJS.ReadableStream, exited: Promise<Exit>): Promise<void> {

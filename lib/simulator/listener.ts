@@ -3,7 +3,8 @@ import { lstatSync, mkdirSync, unlinkSync, utimesSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { isFailure } from '../base/native.js'
 import type { SimulatorNative } from './native_calls.js'
-import { errnoOf, type ServerSettings } from './simulator_options.js'
+import type { VmSettings } from './settings.js'
+import { errnoOf } from './simulator_options.js'
 import { structSize } from './receive_request.js'
 
 /** The same as bhyve's. */
@@ -14,7 +15,7 @@ export function socketPathOf({ runDirectory, dialect }: SocketTarget, vm: string
   return dialect === 'struct' ? join(runDirectory, 'checkpoint', vm) : join(runDirectory, vm)
 }
 
-type SocketTarget = Pick<ServerSettings, 'runDirectory' | 'dialect'>
+type SocketTarget = Pick<VmSettings, 'runDirectory' | 'dialect'>
 
 export interface Listener {
   readonly descriptor: number

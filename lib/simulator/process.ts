@@ -6,16 +6,27 @@
 import { readSync, rmSync, writeSync } from 'node:fs'
 import { exitSoon } from './destroyed.js'
 import { useDisks } from './disk_counter.js'
+import { FaultInjection } from './fault_injection.js'
 import { SyntheticMemory } from './guest.js'
 import { listenFor } from './listener.js'
 import { loadSimulatorNative, type SimulatorNative } from './native_calls.js'
-import { shapeOf, type ServerSettings } from './simulator_options.js'
+import type { VmSettings } from './settings.js'
+import { shapeOf } from './simulator_options.js'
 import { Reactor } from './reactor.js'
 import { freshState } from './sections.js'
 import { serve } from './server.js'
 
+/** A VM of this process. */
+export interface ServedVm extends VmSettings {
+  /** The parent replaces the fault through this file. */
+  faultFile: string
+}
+
 /** The line on standard input. */
-export interface ProcessSettings extends ServerSettings {
+export interface ProcessSettings {
+  vms: readonly ServedVm[]
+  /** The process runs on after the suspend of one of its VMs. */
+  outlivesSuspend: boolean
   /** Contains the working directory of this process. The process removes it when its parent has ended. */
   temporaryDirectory: string
 }
@@ -30,7 +41,8 @@ const lineFeed = 0x0a
 function main(): void {
   const settings = JSON.parse(readLine()) as ProcessSettings
   startServing(settings).run()
-  rmSync(settings.temporaryDirectory, { recursive: true, force: true })
+  // The other processes of a fleet remove it at the same time.
+  rmSync(settings.temporaryDirectory, { recursive: true, force: true, maxRetries: 10 })
   process.exit(0)
 }
 
@@ -38,7 +50,7 @@ function startServing(settings: ProcessSettings): Reactor {
   try {
     const native = loadSimulatorNative()
     const reactor = new Reactor(native, standardInput)
-    for (const vm of settings.vms) serveVm(reactor, native, settings, vm)
+    for (const vm of settings.vms) serveVm(reactor, native, vm, settings.outlivesSuspend)
     report({ listening: true })
     return reactor
   } catch (error) {
@@ -47,13 +59,19 @@ function startServing(settings: ProcessSettings): Reactor {
   }
 }
 
-function serveVm(reactor: Reactor, native: SimulatorNative, settings: ProcessSettings, vm: string): void {
-  const { cpus, devices, dialect, writeRate, fault } = settings
+function serveVm(
+  reactor: Reactor,
+  native: SimulatorNative,
+  settings: ServedVm,
+  outlivesSuspend: boolean,
+): void {
+  const { vm, cpus, devices, dialect, writeRate } = settings
   const { memory, ...used } = useDisks(reactor, new SyntheticMemory(vm, settings), settings.disks)
   const state = freshState({ vm, shape: shapeOf(dialect), cpus, devices })
-  const guest = { vm, cpus, state, memory, dialect, writeRate, fault, ...used, log: () => undefined }
+  const faults = new FaultInjection(native, settings.fault, settings.faultFile)
+  const guest = { vm, cpus, state, memory, dialect, writeRate, faults, ...used, log: () => undefined }
   const server = serve(native, listenFor(native, settings, vm), guest, function* () {
-    if (settings.fleet) return
+    if (outlivesSuspend) return
     yield* exitSoon(settings.suspendExitCode, settings.suspendExitDelayMs)
   })
   reactor.add(server)

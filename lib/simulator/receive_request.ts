@@ -15,12 +15,12 @@ export interface CheckpointRequest {
 
 /**
  * The result of receiving a request. `refused`: bhyve rejects the request before it touches the VM. `failed`: the
- * request was not received completely or is not a valid nvlist. `interrupted`: a fault stopped it halfway.
+ * request was not received completely or is not a valid nvlist.
  */
 export type Received =
   | { readonly kind: 'checkpoint'; readonly request: CheckpointRequest }
   | { readonly kind: 'refused'; readonly text: string }
-  | { readonly kind: 'failed' | 'interrupted' | 'no-command' }
+  | { readonly kind: 'failed' | 'no-command' }
 
 /** The state that bhyve keeps between requests, and the descriptors of the current request. */
 interface RequestState {
@@ -47,13 +47,15 @@ export function newRequestState(): RequestState {
   return { structBuffer: Buffer.alloc(structSize, 0xff), descriptors: [] }
 }
 
-/** With `halfway`, stops in the middle of the request and returns `interrupted`. */
+/** Runs in the middle of the request. Anything but undefined ends it: the result is `failed`. */
+type Halfway = () => Coroutine<unknown>
+
 export function receiveRequest(
   native: SimulatorNative,
   socket: number,
   dialect: SimulatedDialect,
   state: RequestState,
-  halfway: boolean,
+  halfway: Halfway,
 ): Coroutine<Received> {
   return dialect === 'struct'
     ? receiveStruct(native, socket, state.structBuffer, halfway)
@@ -64,20 +66,22 @@ function* receiveStruct(
   native: SimulatorNative,
   socket: number,
   buffer: Buffer,
-  halfway: boolean,
+  halfway: Halfway,
 ): Coroutine<Received> {
-  const wanted = halfway ? structSize / 2 : structSize
   let received = 0
-  while (received < wanted) {
-    const bytes = yield* receiveSome(native, socket, wanted - received)
-    if (bytes === undefined) return { kind: 'failed' }
-    // If the connection ends early, the rest of the buffer still contains the previous request. bhyve executes the
-    // buffer nevertheless.
-    if (bytes.length === 0) break
-    bytes.copy(buffer, received)
-    received += bytes.length
+  for (const wanted of [structSize / 2, structSize]) {
+    while (received < wanted) {
+      const bytes = yield* receiveSome(native, socket, wanted - received)
+      if (bytes === undefined) return { kind: 'failed' }
+      // If the connection ends early, the rest of the buffer still contains the previous request. bhyve executes the
+      // buffer nevertheless.
+      if (bytes.length === 0) return parseStruct(buffer)
+      bytes.copy(buffer, received)
+      received += bytes.length
+    }
+    if (wanted < structSize && (yield* halfway()) !== undefined) return { kind: 'failed' }
   }
-  return halfway ? { kind: 'interrupted' } : parseStruct(buffer)
+  return parseStruct(buffer)
 }
 
 function parseStruct(buffer: Buffer): Received {
@@ -98,19 +102,20 @@ function* receiveNvlist(
   socket: number,
   dialect: SimulatedDialect,
   descriptors: number[],
-  halfway: boolean,
+  halfway: Halfway,
 ): Coroutine<Received> {
   const headerBytes = yield* receiveAll(native, socket, NvHeader.size)
   const header = headerBytes && decodeNvlistHeader(headerBytes)
   if (headerBytes === undefined || header === undefined || header.size > largestPayload)
     return { kind: 'failed' }
   const size = Number(header.size)
-  const payload = yield* receiveAll(native, socket, halfway ? Math.floor(size / 2) : size)
-  if (halfway) return { kind: 'interrupted' }
-  if (payload === undefined || header.descriptors > maxDescriptors) return { kind: 'failed' }
+  const half = yield* receiveAll(native, socket, Math.floor(size / 2))
+  if (half === undefined || (yield* halfway()) !== undefined) return { kind: 'failed' }
+  const rest = yield* receiveAll(native, socket, Math.ceil(size / 2))
+  if (rest === undefined || header.descriptors > maxDescriptors) return { kind: 'failed' }
   const announced = Number(header.descriptors)
   if (!(yield* receiveDescriptors(native, socket, announced, descriptors))) return { kind: 'failed' }
-  const pairs = decodeNvlist(Buffer.concat([headerBytes, payload]), announced)
+  const pairs = decodeNvlist(Buffer.concat([headerBytes, half, rest]), announced)
   return pairs === undefined ? { kind: 'failed' } : parseCommand(pairs, dialect, descriptors)
 }
 

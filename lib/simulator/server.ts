@@ -2,7 +2,6 @@
 import { constants } from 'node:os'
 import { isFailure } from '../base/native.js'
 import { saveCheckpoint, type Guest, type Outcome } from './checkpoint.js'
-import { injectFault } from './fault.js'
 import type { Listener } from './listener.js'
 import type { SimulatorNative } from './native_calls.js'
 import { NvType, type NvPair } from './nvlist.js'
@@ -25,7 +24,7 @@ export function* serve(
   for (;;) {
     yield { readable: listener.descriptor }
     // A hang occurs before accept(), so that no connection leaves the backlog.
-    const closeAtOnce = yield* injectFault(native, guest.fault, 'accept')
+    const closeAtOnce = (yield* guest.faults.inject('accept')) !== undefined
     const socket = native.simulator.accept(listener.descriptor)
     if (isFailure(socket)) continue
     if (!closeAtOnce) {
@@ -50,18 +49,15 @@ function* serveRequest(
   guest: Guest,
   state: ReturnType<typeof newRequestState>,
 ): Coroutine<Outcome | undefined> {
-  const halfway = guest.fault?.at === 'receive'
-  const received = yield* receiveRequest(native, socket, guest.dialect, state, halfway)
-  if (received.kind === 'interrupted') {
-    yield* injectFault(native, guest.fault, 'receive')
-    return undefined
-  }
-  if (received.kind === 'no-command' && guest.dialect === 'reply')
-    native.simulator.dieBy(constants.signals.SIGABRT)
+  const { dialect, faults } = guest
+  const received = yield* receiveRequest(native, socket, dialect, state, () => faults.inject('receive'))
+  if (received.kind === 'no-command' && dialect === 'reply') native.simulator.dieBy(constants.signals.SIGABRT)
   const outcome =
     received.kind === 'checkpoint' ? yield* saveCheckpoint(native, guest, received.request) : undefined
-  const unanswered = yield* injectFault(native, guest.fault, 'reply')
-  if (guest.dialect === 'reply' && !unanswered) yield* reply(native, socket, received, outcome)
+  // A connection without a request has no reply, and must not use up the fault.
+  if (received.kind === 'failed') return undefined
+  const unanswered = (yield* faults.inject('reply')) !== undefined
+  if (dialect === 'reply' && !unanswered) yield* reply(native, socket, received, outcome)
   return outcome
 }
 

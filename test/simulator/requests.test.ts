@@ -15,6 +15,7 @@ import {
 import { dirname, join } from 'node:path'
 import t from 'tap'
 import { NvType } from '../../dist/simulator/nvlist.js'
+import { FaultInjection } from '../../dist/simulator/fault_injection.js'
 import { newRequestState, receiveRequest } from '../../dist/simulator/receive_request.js'
 import '../support/plain_children.js'
 import {
@@ -275,7 +276,9 @@ t.test('descriptors: a request is accepted only with as many descriptors as anno
     }
     const scripted = { ...native, simulator: { ...native.simulator, ...calls } }
     const state = newRequestState()
-    const { value } = receiveRequest(scripted, -1, 'descriptor', state, false).next()
+    const faults = new FaultInjection(scripted, undefined, undefined)
+    const halfway = () => faults.inject('receive')
+    const { value } = receiveRequest(scripted, -1, 'descriptor', state, halfway).next()
     t.same(state.descriptors, came.descriptors, 'all descriptors are kept, so that they will be closed')
     return typeof value === 'object' && 'kind' in value ? value.kind : value
   }

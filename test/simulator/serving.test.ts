@@ -166,5 +166,5 @@ t.test('a fleet serves its VMs concurrently and continues after the suspend of o
   t.same(connected, { errno: constants.errno.ECONNREFUSED, syscall: 'connect' }, 'its socket file is stale')
   await request('vm-1', 'later').end
   t.ok(output.isComplete('later', 256 * 1024))
-  t.ok(isAlive(fleet.pid))
+  t.ok(isAlive(fleet.pid!))
 })
