@@ -72,6 +72,7 @@ t.test('every call publishes its start, error and end with one event object and 
   await client.listCheckpoints('vm1')
   await client.getCheckpoint('vm1', 'a')
   await client.pinCheckpoint('vm1', 'a')
+  await client.labelCheckpoint('vm1', 'a', { b: 'c' })
   await client.pruneCheckpoints('vm1', { keepLast: 1 })
   await client.listStored()
   await client.suspendedCheckpoint('vm1')
