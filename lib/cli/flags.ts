@@ -12,8 +12,10 @@ const others: ReadonlyMap<string, string> = new Map([
   ['labels', 'label'],
 ])
 
-/** Advice about selections of disks. */
+/** Advice about selections of disks, and about bhyve's arguments, which are no option on the command line. */
 const calls: readonly [RegExp, string][] = [
+  [/\barguments with the option '(?:args|recordArguments)'/g, "arguments after '--'"],
+  [/\bpass the option 'args'/g, "pass the bhyve arguments after '--'"],
   [/\bzfsDisks\(\{ datasets: \['([^']*)'\] \}\)/g, '--disks zfs:$1'],
   [/\bzfsDisks\b(?:\(\{ datasets \}\))?/g, '--disks zfs:<dataset>'],
   [/\bfileDisks\b/g, '--disks file:<image>'],

@@ -100,10 +100,10 @@ async function plan(context: Context, vm: string, name: string): Promise<number>
   const blocked = found.blockers.map(({ code, message }) => `blocked: ${code}: ${message}`)
   const reasons = [...blocked, ...found.warnings.map(warningLine)]
   // `args` may contain a password.
-  const { args: _, displayArgs, directory, ...others } = found
-  const command = [found.command, ...displayArgs].map(quoted).join(' ')
+  const { command: executable, args: _, displayArgs, directory, ...others } = found
+  const command = [executable, ...displayArgs].map(quoted).join(' ')
   const line = directory === undefined ? command : `cd ${quoted(directory)} && ${command}`
-  const facts = { ...others, args: displayArgs, ...(directory === undefined ? {} : { directory }) }
+  const facts = { command: executable, args: displayArgs, directory, ...others }
   context.output.result({ type: 'plan', vm, name, ...facts }, [line, ...reasons])
   return found.blockers.length === 0 ? exitStatus.done : exitStatus.restoreBlocked
 }

@@ -17,12 +17,12 @@ export async function withArguments(
   return { ...request, args: recorded.words, recorded: { directory: recorded.directory, identity } }
 }
 
-const pass = "Pass the bhyve arguments with the option 'args' (on the command line: after '--')"
+const pass = "Pass the bhyve arguments with the option 'args'"
 
 function withoutAny({ vm, name }: RestoreRequest): CheckpointError {
   const message =
     `Checkpoint '${name}' of VM '${vm}' has no recorded bhyve arguments. Nothing was started. ${pass}, or record those of ` +
-    "the next checkpoint with the option 'recordArguments' (--record-arguments)"
+    "the next checkpoint with the option 'recordArguments'"
   return new CheckpointError('ERR_INVALID_OPTION', message, { vm, checkpoint: name })
 }
 

@@ -6,8 +6,7 @@ import type { RecordedArguments } from '../../checkpoint/recorded_arguments.js'
 import type { SaveSettings } from '../settings.js'
 import type { SavingContext } from './call.js'
 
-const advice =
-  "Pass the VM's bhyve arguments with the option 'recordArguments' (on the command line: after '--')"
+const advice = "Pass the VM's bhyve arguments with the option 'recordArguments'"
 
 /** Rejects before anything is created if the arguments cannot be recorded. Those of a process are read later. */
 export async function givenArguments(
@@ -24,7 +23,7 @@ export async function givenArguments(
   return recordedOf(
     given,
     vm,
-    "The option 'recordArguments' is not valid",
+    "The arguments in the option 'recordArguments' cannot be recorded",
     `Pass the arguments of VM '${vm}'`,
   )
 }
