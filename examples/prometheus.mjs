@@ -12,6 +12,7 @@ const operations = [
   'destroy',
   'destroyAll',
   'prune',
+  'pruneAll',
   'pause',
   'resume',
 ]

@@ -352,3 +352,50 @@ t.test('invisible characters in names are printed as escapes', (t) => {
   }
   t.end()
 })
+
+t.test('list and prune of all VMs print every VM, and destroyall has a dry run', async (t) => {
+  const root = scratch(t)
+  const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
+  const run = (...words: string[]) => {
+    const args = [main, ...words, '--checkpoint-directory', root, '--run-directory', root]
+    return spawnSync(process.execPath, args, { encoding: 'utf8', env: childEnvironment() })
+  }
+  for (const vm of ['vm1', 'vm2'])
+    for (const name of ['auto-1', 'auto-2', 'hand']) putSet(path.join(root, vm), name, { vm })
+  const list = run('list')
+  t.match(list.stderr, /^6 checkpoints of 2 VMs, [\d.]+ [KM]iB on disk\n$/)
+  t.equal(list.stdout.split('\n').length, 8)
+  const objects = run('list', '--json').stdout.trimEnd().split('\n')
+  const total = JSON.parse(objects.at(-1)!) as { storedBytes: number }
+  t.match(total, { type: 'total', vms: 2, count: 6, storedBytes: Number })
+  t.equal(objects.length, 7)
+  for (const words of [
+    ['prune', '--all'],
+    ['prune', '--keep-last', '1'],
+    ['prune', 'vm1', '--all', '--keep-last', '1'],
+    ['prune', 'vm1', '--keep-daily', 'x'],
+    ['prune', 'vm1', '--keep-last', '1', '--label', 'job'],
+  ])
+    t.equal(run(...words).status, 2, words.join(' '))
+  const policy = ['--prefix', 'auto-', '--keep-last', '1', '--keep-monthly', '0']
+  const dry = run('prune', '--all', ...policy, '--dry-run')
+  t.equal(dry.status, 0, dry.stderr)
+  t.match(
+    dry.stdout,
+    /^would remove vm1\/auto-\d\nvm1: 2 kept, .* would be freed\nwould remove vm2\/auto-\d\nvm2: 2 kept/,
+  )
+  const pruned = run('prune', '--all', ...policy, '--json')
+    .stdout.trimEnd()
+    .split('\n')
+  t.match(
+    pruned.map((line) => JSON.parse(line) as object),
+    [
+      { type: 'pruned', vm: 'vm1', dryRun: false, removed: [/^auto-/], kept: Array },
+      { type: 'pruned', vm: 'vm2', removed: [/^auto-/] },
+    ],
+  )
+  const would = run('destroyall', 'vm1', '--dry-run')
+  t.match(would.stdout, /^would destroy vm1\/auto-\d\nwould destroy vm1\/hand\n$/)
+  t.equal(run('list', 'vm1', '--json').stdout.trimEnd().split('\n').length, 2)
+  t.match(run('destroyall', 'vm1').stdout, /^destroyed vm1\/auto-\d\ndestroyed vm1\/hand\n$/)
+})

@@ -205,14 +205,27 @@ export const executable: string = simulatedBhyve
 void client.createCheckpoint('vm1', { memoryBytes: '1' })
 `
 
+/** How a CommonJS file uses the package under node16, which does not allow require of an ES module. */
+const imported = `
+import type { Checkpoint } from 'bhyve-checkpoint' with { 'resolution-mode': 'import' }
+export const save = async (vm: string): Promise<Checkpoint> =>
+  (await import('bhyve-checkpoint')).createClient().createCheckpoint(vm)
+`
+
 /** Compiles a program without skipLibCheck, so that the package's declarations are checked too. */
-for (const [module, resolution, file] of [
+for (const [module, resolution, file, error] of [
   ['nodenext', 'nodenext', 'typed.mts'],
   ['nodenext', 'nodenext', 'typed.cts'],
+  ['node20', 'node16', 'typed.cts'],
   ['esnext', 'bundler', 'typed.ts'],
+  ['preserve', 'bundler', 'typed.cts'],
+  ['node16', 'node16', 'imported.cts'],
+  ['node16', 'node16', 'typed.cts', 'TS1479'],
+  ['esnext', 'node10', 'typed.ts', 'TS2307'],
 ] as const) {
-  t.test(`the package has valid types under ${resolution} (${file})`, async (t) => {
-    fs.writeFileSync(path.join(project.directory, file), typed)
+  const title = `TypeScript: ${file} ${error === undefined ? 'compiles' : `fails with ${error}`}`
+  t.test(`${title} with module ${module} and ${resolution}, as docs/install.md has it`, async (t) => {
+    fs.writeFileSync(path.join(project.directory, file), file === 'imported.cts' ? imported : typed)
     const types = ['--types', 'node', '--typeRoots', path.join(root, 'node_modules/@types')]
     const strict = [
       '--strict',
@@ -227,6 +240,7 @@ for (const [module, resolution, file] of [
     const compiler = path.join(root, 'node_modules/typescript/bin/tsc')
     const options = { cwd: project.directory, env: ownEnvironment(), encoding: 'utf8' } as const
     const { status, stdout } = spawnSync(process.execPath, [compiler, ...args], options)
+    if (error !== undefined) return t.match(stdout, `error ${error}:`)
     t.equal(stdout, '')
     t.equal(status, 0)
   })

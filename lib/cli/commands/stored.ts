@@ -46,7 +46,11 @@ async function listAll({ client, values, output }: Context): Promise<number> {
     }
   } finally {
     const sum = `${counted(total.count, 'checkpoint')} of ${counted(total.vms, 'VM')}, ${formatSize(total.storedBytes)} on disk`
-    if (total.count > 0) output.result(total, output.json ? [] : [...checkpointTable(found, output), sum])
+    if (output.json) output.result(total, [])
+    else if (total.count > 0) {
+      output.result({ type: 'list' }, checkpointTable(found, output))
+      output.notice(sum)
+    }
   }
   if (total.count === 0 && !output.json) output.notice(`No checkpoints in ${checkpointLocation(values)}`)
   return exitStatus.done
