@@ -81,13 +81,13 @@ function settingsOfProcesses(
   temporaryDirectory: string,
 ): ProcessSettings[] {
   let count = 0
-  const served = (vm: VmSettings): ServedVm => ({
+  const settings = (vm: VmSettings): ServedVm => ({
     ...vm,
     runDirectory: vm.runDirectory === '' ? runDirectory : resolve(vm.runDirectory),
     // Not named after the VM, because its name can be too long for a suffix.
     faultFile: join(temporaryDirectory, `fault-${String(count++)}`),
   })
-  return processes.map((vms) => ({ vms: vms.map(served), outlivesSuspend, temporaryDirectory }))
+  return processes.map((vms) => ({ vms: vms.map(settings), outlivesSuspend, temporaryDirectory }))
 }
 
 async function makeRunDirectories(common: string, processes: readonly ProcessSettings[]): Promise<void> {

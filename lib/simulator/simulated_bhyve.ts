@@ -9,7 +9,7 @@ import { settingsOf } from './settings.js'
 import type { SimulatorOptions } from './simulator_options.js'
 
 let newSimulatedBhyve: (
-  served: ServedVm,
+  settings: ServedVm,
   process: SimulatorProcess,
   stop: () => Promise<void>,
 ) => SimulatedBhyve
@@ -38,16 +38,16 @@ export class SimulatedBhyve {
 
   // Only this module creates instances.
   static {
-    newSimulatedBhyve = (served, process, stop) => new SimulatedBhyve(served, process, stop)
+    newSimulatedBhyve = (settings, process, stop) => new SimulatedBhyve(settings, process, stop)
   }
 
-  private constructor(served: ServedVm, process: SimulatorProcess, stop: () => Promise<void>) {
-    this.vm = served.vm
+  private constructor(settings: ServedVm, process: SimulatorProcess, stop: () => Promise<void>) {
+    this.vm = settings.vm
     this.pid = process.pid
-    this.runDirectory = served.runDirectory
-    this.socketPath = socketPathOf(served, served.vm)
+    this.runDirectory = settings.runDirectory
+    this.socketPath = socketPathOf(settings, settings.vm)
     this.#process = process
-    this.#faultFile = served.faultFile
+    this.#faultFile = settings.faultFile
     this.#stop = stop
   }
 
@@ -84,7 +84,7 @@ export class SimulatedBhyve {
    */
   async setFault(fault: Fault): Promise<void> {
     parseFault(fault)
-    this.#expectRunning('set')
+    this.#expectRunning()
     await setFault(this.#faultFile, fault)
   }
 
@@ -93,7 +93,7 @@ export class SimulatedBhyve {
    * Rejects with an `Error` if the process has ended.
    */
   async clearFault(): Promise<void> {
-    this.#expectRunning('clear')
+    this.#expectRunning()
     await clearFault(this.#faultFile)
   }
 
@@ -108,9 +108,9 @@ export class SimulatedBhyve {
     return this.stop()
   }
 
-  #expectRunning(doing: string): void {
+  #expectRunning(): void {
     if (!this.#process.hasEnded) return
-    throw new Error(`Cannot ${doing} the fault of the simulated VM '${this.vm}': its process has ended`)
+    throw new Error(`Cannot change the fault of the simulated VM '${this.vm}': its process has ended`)
   }
 }
 

@@ -233,6 +233,8 @@ t.test('errors, blockers and problems name flags, not options of the library', a
     [{ args: ['create', 'vm1', '--memory', '0'] }, '--memory must be'],
     [{ args: ['simulate', 'vm1', '--memory', '5000'], bare: true }, '--memory must be'],
     [{ args: ['simulate', 'vm1', '--fault', 'lunch:fail'], bare: true }, "--fault: 'at' must be"],
+    [{ args: ['simulate', 'vm1', '--times', '2'], bare: true }, '--times needs --fault'],
+    [{ args: ['simulate', 'vm1', '--fault', 'open:fail', '--times', '0'], bare: true }, '--times must be 1'],
   ]
   for (const [step, expected] of steps)
     for (const json of [[], ['--json']]) {

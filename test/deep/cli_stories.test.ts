@@ -358,7 +358,13 @@ const stories: Story[] = [
         bare: true,
         interruptAt: '}',
       },
+      {
+        args: ['simulate', 'vm1', 'vm2', '--separate', '--run-directory', '<run>'],
+        bare: true,
+        interruptAt: 'create vm1',
+      },
       { args: ['simulate', 'vm1', '--fault', 'coffee:spilt'], bare: true },
+      { args: ['simulate', 'vm1', '--times', '2'], bare: true },
       { args: ['simulate'], bare: true },
     ],
   },

@@ -90,6 +90,7 @@ export class CliWorld {
       .replace(/\d{4}-\d\d-\d\d \d\d:\d\d/g, '<date and time >')
       .replace(/^(host +).*$/gm, '$1<host>')
       .replace(/process \d+/g, 'process <pid>')
+      .replace(/processes \d+(, \d+)*/g, 'processes <pids>')
       .replace(/kill -9 \d+/g, 'kill -9 <pid>')
       .replace(/[\d.]+ [KMG]?i?B on disk/g, '<size> on disk')
       .replace(/(on disk +)[\d.]+ [KMG]?i?B/g, '$1<size>')
