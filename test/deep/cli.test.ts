@@ -193,6 +193,7 @@ const alwaysValid = [
   'ifExists',
   'onFrozen',
   'onProgress',
+  'processes',
   'signal',
   'since',
   'vms',
