@@ -39,6 +39,16 @@ function takesDescriptors(release: string): boolean {
   return Number.parseInt(release, 10) >= 14 && !release.startsWith('14.0-CURRENT')
 }
 
+/** The dialect that the bhyve of this system's release uses. Undefined if the release does not determine it. */
+export function dialectOfSystem({ platform, release }: System): Dialect | undefined {
+  // These development branches contained two generations of bhyve, so the kernel's release does not determine which.
+  if (platform !== 'freebsd' || /^(?:13\.0-(?:CURRENT|STABLE)|14\.0-CURRENT)/.test(release)) return undefined
+  const [major = 0, minor = 0] = release.split('.').map((part) => Number.parseInt(part, 10))
+  if (major >= 14) return 'descriptor'
+  if (major !== 13) return undefined
+  return minor === 0 ? 'struct' : 'path'
+}
+
 /**
  * Rejects a VM whose bhyve could not open the path in the request. `struct` and `path` requests contain the path of the
  * file, which leads through directories that only our user can enter. A bhyve of another user would create no file and

@@ -1,5 +1,5 @@
 /** Determines which generation of bhyve would read a checkpoint, and whether it can (protocol.md section 6). */
-import type { System } from '../../bhyve/dialects.js'
+import { dialectOfSystem, type System } from '../../bhyve/dialects.js'
 import { type Generation, systemOf } from '../../checkpoint/generation.js'
 import type { CheckpointReport } from '../../store/catalog/restore_records.js'
 import type { Dialect } from '../../base/types.js'
@@ -18,17 +18,8 @@ export function readerOf(dialect: Dialect | 'auto', system: System): Reader | un
   if (dialect !== 'auto') {
     return { generation: generations[dialect], because: `the option 'dialect' is '${dialect}'` }
   }
-  const generation = generationOfSystem(system)
-  return generation && { generation, because: `this host runs FreeBSD ${system.release}` }
-}
-
-function generationOfSystem({ platform, release }: System): Generation | undefined {
-  // These development branches contained two generations of bhyve, so the kernel's release does not determine which.
-  if (platform !== 'freebsd' || /^(?:13\.0-(?:CURRENT|STABLE)|14\.0-CURRENT)/.test(release)) return undefined
-  const [major = 0, minor = 0] = release.split('.').map((part) => Number.parseInt(part, 10))
-  if (major >= 14) return '14'
-  if (major !== 13) return undefined
-  return minor === 0 ? '13.0' : '13.1'
+  const known = dialectOfSystem(system)
+  return known && { generation: generations[known], because: `this host runs FreeBSD ${system.release}` }
 }
 
 /** Uses the metadata and not the manifest, because bhyve reads only the metadata. */
