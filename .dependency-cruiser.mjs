@@ -6,6 +6,7 @@ const layers = [
   'client',
   'operations',
   'worker',
+  'diagnosis',
   'store',
   'bhyve',
   'disks',

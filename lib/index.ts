@@ -47,6 +47,14 @@ export type {
   VirtualMachine,
   VmState,
 } from './base/types.js'
+export type {
+  CheckpointBlocker,
+  CheckpointPlan,
+  CheckpointWarning,
+  Finding,
+  FindingCode,
+  PlanCheckpointOptions,
+} from './base/finding_types.js'
 export type { RestoreBlocker, RestoreOptions, RestorePlan, RestoreWarning } from './base/restore_types.js'
 export type {
   DiskOwner,

@@ -7,6 +7,7 @@ import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, simulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { emulations } from '../dist/bhyve_arguments/saved_devices.js'
 import { childEnvironment, scratch } from './support/index.js'
 import { needs } from './support/programs.js'
 import { commandWhenIdle, needsPools, pool } from './support/zfs_pool.js'
@@ -67,6 +68,7 @@ function run(file: string): Promise<[Error | null, string]> {
 const runElsewhere: Readonly<Record<string, string>> = {
   'mkdir try && cd try && npm init -y': "test/deep/package.test.ts: the README's first commands",
   'ckp() {': "test/deep/package.test.ts: the README's first commands",
+  'bhyve-checkpoint doctor\n': 'test/deep/doctor_command.test.ts: doctor and plans: the documented commands',
   'npm run demo': '.ci/run: the two commands of the README',
   'npm install bhyve-checkpoint': 'test/deep/package.test.ts: the installation runs no scripts',
   'node node_modules/bhyve-checkpoint/scripts/build-addon.mjs':
@@ -221,6 +223,26 @@ t.test('docs/errors.md explains every error, problem, blocker and warning code',
   t.equal(restoring.length, 25)
   for (const code of [...errors, ...problems, ...restoring]) t.ok(explained.has(code.slice(1, -1)), code)
 })
+
+t.test(
+  'docs/doctor.md explains every finding, blocker and warning of a plan, and every device',
+  async (t) => {
+    const text = fs.readFileSync(path.join(root, 'docs/doctor.md'), 'utf8')
+    const types = fs.readFileSync(path.join(root, 'lib/base/finding_types.ts'), 'utf8')
+    const codes = [...types.matchAll(/^ {2}\| '([a-z-]+)'/gm)].map((match) => match[1]!)
+    t.ok(codes.length > 60)
+    const rows = [...text.matchAll(/^\| `([a-z-]+)` *\|/gm)].map((match) => match[1]!)
+    t.strictSame(
+      [...new Set(rows)].filter((code) => !codes.includes(code)),
+      [],
+      'no code that does not exist',
+    )
+    for (const code of codes) t.ok(rows.includes(code), code)
+    const devices = text.slice(text.indexOf('## Devices'), text.indexOf('## 5BSD'))
+    for (const device of [...emulations.saved, ...emulations.unsaved])
+      t.ok(devices.includes(`\`${device}\``), device)
+  },
+)
 
 /** Documents name a test file without its directory, so the names must be unique. */
 const testFiles = fs

@@ -6,14 +6,19 @@ import type {
   AbortError,
   CallOptions,
   Checkpoint,
+  CheckpointBlocker,
   CheckpointClient,
   CheckpointError,
+  CheckpointPlan,
+  CheckpointWarning,
   ClientOptions,
   CreateOptions,
   DestroyAllOptions,
   DiskProvider,
   DiskSelection,
   ErrorCode,
+  Finding,
+  FindingCode,
   FrozenGuest,
   InFlightCall,
   Layout,
@@ -25,6 +30,7 @@ import type {
   OperationResult,
   OperationResults,
   PauseOptions,
+  PlanCheckpointOptions,
   Problem,
   ProblemCode,
   Progress,
@@ -66,6 +72,13 @@ t.test('the packages export exactly the documented names', async (t) => {
 
 t.test('the calls have the documented parameters and results', async (t) => {
   type Call<K extends keyof CheckpointClient> = CheckpointClient[K]
+  expectTypeOf<Call<'diagnose'>>().toEqualTypeOf<() => Promise<readonly Finding[]>>()
+  expectTypeOf<Call<'planCheckpoint'>>().toEqualTypeOf<
+    (vm: string, options?: PlanCheckpointOptions) => Promise<CheckpointPlan>
+  >()
+  expectTypeOf<CheckpointPlan['blockers'][number]['code']>().toEqualTypeOf<CheckpointBlocker>()
+  expectTypeOf<CheckpointPlan['warnings'][number]['code']>().toEqualTypeOf<CheckpointWarning>()
+  expectTypeOf<Finding['code']>().toEqualTypeOf<FindingCode>()
   expectTypeOf(main.createClient).toEqualTypeOf<(options?: ClientOptions) => CheckpointClient>()
   expectTypeOf<Call<'createCheckpoint'>>().parameters.toEqualTypeOf<[vm: string, options?: CreateOptions]>()
   expectTypeOf<NonNullable<CreateOptions['onFrozen']>>().toEqualTypeOf<

@@ -60,6 +60,12 @@ export interface DiskProvider {
   /** Called before anything is sent to bhyve. Rejects if the disks could not be captured. */
   prepare(request: DiskRequest): Promise<PreparedDisks>
   /**
+   * For `planCheckpoint`: rejects as `prepare` would, as far as that can be found out without changing anything, even for
+   * a moment. Resolves with what could not be checked. `inherit` of the request is -1. Without this method, a plan has the
+   * warning `disks-not-checked`.
+   */
+  inspect?(request: DiskRequest): Promise<readonly string[]>
+  /**
    * Removes what `take` has made, completely or in part. `record` is `planned` or what `take` resolved with.
    * Resolves if nothing is there.
    */

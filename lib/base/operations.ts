@@ -21,6 +21,8 @@ export const operations = Object.freeze([
   'listVirtualMachines',
   'planRestore',
   'restore',
+  'planCheckpoint',
+  'diagnose',
 ] as const)
 
 /** The name of an operation. */

@@ -21,6 +21,7 @@ import type {
   PruneResult,
   SuspendedCheckpointOptions,
 } from '../base/call_types.js'
+import type { CheckpointPlan, Finding, PlanCheckpointOptions } from '../base/finding_types.js'
 import type { RestoreOptions, RestorePlan } from '../base/restore_types.js'
 
 export interface CheckpointClient extends AsyncDisposable {
@@ -266,6 +267,36 @@ export interface CheckpointClient extends AsyncDisposable {
    * })
    */
   restore(vm: string, name: string, options?: RestoreOptions): Promise<Restored>
+  /**
+   * Plans a checkpoint: finds out what `createCheckpoint` (or, with `poweroff`, `suspend`) would run into. Changes
+   * nothing, sends nothing, and recovers nothing. Resolves with `blockers` (reasons why the call would fail; empty if
+   * none is known) and `warnings`. `CheckpointBlocker` and `CheckpointWarning` explain the codes. No blocker is no
+   * guarantee: the VM may end in between, and some failures show only while bhyve saves.
+   *
+   * Connects to the VM's socket once per process of the VM, as `listVirtualMachines` does, but never to a socket of
+   * dialect `struct`. On FreeBSD bhyve hides its arguments, so pass `args` to have the devices checked.
+   *
+   * Rejects with `ERR_INVALID_VM_NAME`, `ERR_INVALID_CHECKPOINT_NAME`, `ERR_INVALID_OPTION` or `ERR_SYSTEM`.
+   *
+   * @example
+   * const { blockers } = await client.planCheckpoint('vm1', { poweroff: true })
+   * for (const { code, message } of blockers) console.log(code, message)
+   */
+  planCheckpoint(vm: string, options?: PlanCheckpointOptions): Promise<CheckpointPlan>
+  /**
+   * Diagnoses the host: whether the addon, bhyve and the kernel can save VMs, the run directory, the checkpoint
+   * directories and their file systems, each VM with its state and space, and what waits to be recovered. Changes
+   * nothing and recovers nothing. Resolves with the findings, also those that are fine. `docs/doctor.md` explains the
+   * codes.
+   *
+   * Runs `/usr/sbin/bhyve -h`, `sysctl` and `mount`. Connects to each VM once per process of the VM, as
+   * `listVirtualMachines` does, but never to a socket of dialect `struct`. Rejects with `ERR_SYSTEM` only if no
+   * diagnosis is possible, for example because no descriptor is left.
+   *
+   * @example
+   * for (const { level, code, message } of await client.diagnose()) console.log(level, code, message)
+   */
+  diagnose(options?: CallOptions): Promise<readonly Finding[]>
   /**
    * Lists the calls of this client whose work has not ended, the oldest first. A call that was cancelled is listed until
    * its work has ended. `idle()` waits for these calls. An iteration of `listAllCheckpoints` is listed while it reads.

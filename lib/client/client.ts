@@ -1,5 +1,6 @@
 /** `createClient`: checks the options and builds the client. */
 import type { ClientOptions } from '../base/types.js'
+import { DiagnosisCalls } from './calls/diagnosis_calls.js'
 import { MachineCalls } from './calls/machine_calls.js'
 import { RemovingCalls } from './calls/removing_calls.js'
 import { RestoringCalls } from './calls/restoring_calls.js'
@@ -30,6 +31,7 @@ export function createClientIn(environment: Environment, options: ClientOptions 
     removing: new RemovingCalls(session),
     machines: new MachineCalls(session),
     restoring: new RestoringCalls(session),
+    diagnosis: new DiagnosisCalls(session),
   }
   return tracedClient(callGroups, session)
 }

@@ -4,6 +4,7 @@ import type { System } from '../bhyve/dialects.js'
 import { type PeerMemory, sharedPeers } from '../bhyve/peer_memory.js'
 import { connectionsHeld } from '../bhyve/request.js'
 import { type Host, hostNow } from '../checkpoint/host.js'
+import { type HostFacts, hostFactsOf } from '../diagnosis/host_facts.js'
 import { type JobRunner, sharedPool } from '../pool/pool.js'
 import { DescriptorBudget, systemCounts } from './descriptor_budget.js'
 import { type Runtime, thisRuntime } from './runtime.js'
@@ -25,6 +26,8 @@ export interface Environment {
   exitTimeoutMs: number
   /** Returns facts about this host. A restore plan compares them with those in the manifest. */
   host: () => Host
+  /** What programs and the kernel of this host report. A diagnosis uses it. */
+  facts: HostFacts
 }
 
 let budget: DescriptorBudget | undefined
@@ -46,4 +49,5 @@ export const hostEnvironment: Environment = {
   system: { platform: process.platform, release: os.release() },
   runtime: thisRuntime,
   host: hostNow,
+  facts: hostFactsOf(process.platform),
 }

@@ -40,13 +40,17 @@ export interface OperationResults {
   /** `ok`: true if there are no blockers. */
   planRestore: { ok: boolean }
   restore: { pid: number }
+  /** `ok`: true if there are no blockers. */
+  planCheckpoint: { ok: boolean }
+  /** `ok`: true if there are no problems. `count`: of the findings. */
+  diagnose: Count & { ok: boolean }
 }
 
 /** The summary of the result of one operation, or of any operation. */
 export type OperationResult<Name extends Operation = Operation> = OperationResults[Name]
 
 /** Operations that are not about one VM. */
-type OfNoVm = 'listAll' | 'pruneAll' | 'listStored' | 'listVirtualMachines'
+type OfNoVm = 'diagnose' | 'listAll' | 'pruneAll' | 'listStored' | 'listVirtualMachines'
 /** Operations that are about one VM but not about one checkpoint. */
 type OfVm = 'list' | 'destroyAll' | 'prune' | 'suspendedCheckpoint' | 'pause' | 'resume'
 

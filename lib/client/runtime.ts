@@ -24,6 +24,11 @@ const missing: Readonly<Record<Runtime, Partial<Record<Ability, string>>>> = {
   },
 }
 
+/** Why the runtime does not support every call. Undefined if it does. */
+export function limitOf(runtime: Runtime): string | undefined {
+  return Object.values(missing[runtime])[0]
+}
+
 /** Throws `ERR_RUNTIME_UNSUPPORTED`. */
 export function assertRuntimeCan(
   runtime: Runtime,

@@ -1,6 +1,7 @@
 /** The client that users get: it traces every call on a channel of `node:diagnostics_channel`. */
 import type { Operation } from '../base/operations.js'
 import type { Checkpoint } from '../base/types.js'
+import type { DiagnosisCalls } from './calls/diagnosis_calls.js'
 import type { MachineCalls } from './calls/machine_calls.js'
 import type { RestoringCalls } from './calls/restoring_calls.js'
 import type { RemovingCalls } from './calls/removing_calls.js'
@@ -24,6 +25,7 @@ interface CallGroups {
   removing: RemovingCalls
   machines: MachineCalls
   restoring: RestoringCalls
+  diagnosis: DiagnosisCalls
 }
 
 interface CallOf<M extends Method, Name extends Operation> {
@@ -158,6 +160,21 @@ const calls: { [M in Method]: TracedCall<M> } = {
     about: ofStored,
     run: ({ restoring }, ...args) => restoring.restore(...args),
     summary: ({ pid }) => ({ pid }),
+  },
+  planCheckpoint: {
+    operation: 'planCheckpoint',
+    about: (vm, options) => ({ vm, checkpoint: options?.name }),
+    run: ({ diagnosis }, ...args) => diagnosis.planCheckpoint(...args),
+    summary: ({ blockers }) => ({ ok: blockers.length === 0 }),
+  },
+  diagnose: {
+    operation: 'diagnose',
+    about: ofNoVm,
+    run: ({ diagnosis }, ...args) => diagnosis.diagnose(...args),
+    summary: (findings) => ({
+      ok: findings.every(({ level }) => level !== 'problem'),
+      count: findings.length,
+    }),
   },
 }
 

@@ -1,8 +1,10 @@
-/** Jobs that do not use the store: they locate sockets and parse bhyve's arguments. */
+/** Jobs that change nothing: they locate sockets, parse bhyve's arguments and inspect directories. */
 import { type Remote, remote } from '../pool/remote.js'
 import type { JobRunner } from '../pool/pool.js'
 
-type Jobs = typeof import('../bhyve/jobs.js') & typeof import('../bhyve_arguments/jobs.js')
+type Jobs = typeof import('../bhyve/jobs.js') &
+  typeof import('../bhyve_arguments/jobs.js') &
+  typeof import('../diagnosis/jobs.js')
 
 export type VmJobs = Remote<Jobs>
 

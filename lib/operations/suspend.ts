@@ -66,7 +66,7 @@ function watchEnd(suspending: Suspending, writer: Writer): void {
 }
 
 /** Only bhyve's user and root can read bhyve's files. Do not power off a VM if we could not read its saved state. */
-function assertStateReadable({ uid }: Writer, vm: string): void {
+export function assertStateReadable({ uid }: Pick<Writer, 'uid'>, vm: string): void {
   const ourUid = process.geteuid?.() ?? 0
   if (ourUid === 0 || uid === ourUid) return
   const message =
@@ -77,7 +77,7 @@ function assertStateReadable({ uid }: Writer, vm: string): void {
 }
 
 /** If the process is not visible, we cannot detect whether it has exited or still runs the VM. */
-function assertVisible({ pid, startedAt }: Writer, vm: string): void {
+export function assertVisible({ pid, startedAt }: Pick<Writer, 'pid' | 'startedAt'>, vm: string): void {
   if (pid === -1 || startedAt !== undefined) return
   const message =
     `Process ${String(pid)} of VM '${vm}' is not visible to this process (another jail, or ` +

@@ -1,4 +1,5 @@
 /** The store, as the caller's thread uses it. All blocking work runs as jobs in the pool. */
+import path from 'node:path'
 import type { Cancellation } from '../base/cancellation.js'
 import { CheckpointError } from '../base/errors.js'
 import type { Checkpoint, Layout } from '../base/types.js'
@@ -82,6 +83,16 @@ export class Store {
   async freeRemoved(vm: string): Promise<void> {
     await this.jobs.emptyAllRemoved(await this.#directoriesOf([vm]))
     await this.#pool.emptied()
+  }
+
+  /** The VMs that have a checkpoint directory. */
+  knownVms(): Promise<string[]> {
+    return this.#layout.vms()
+  }
+
+  /** The directory that holds the directories of all VMs. Undefined if the layout is not one of this library's own. */
+  get rootDirectory(): string | undefined {
+    return this.ownsDirectories ? path.dirname(this.directoryOf('vm')) : undefined
   }
 
   /** The directories of these VMs and of all VMs that have one. */

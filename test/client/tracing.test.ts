@@ -83,6 +83,8 @@ t.test('every call publishes its start, error and end with one event object and 
   const listed: string[] = []
   for await (const { name } of client.listAllCheckpoints()) listed.push(name)
   t.same(listed, ['a'])
+  await client.planCheckpoint('vm1')
+  await client.diagnose()
   await client.suspend('vm1')
   await client.destroyCheckpoint('vm1', 'a')
   await client.destroyAll('vm1')

@@ -2,6 +2,7 @@
 import type { Command } from '../command.js'
 import { completion } from './completion.js'
 import { label } from './label.js'
+import { doctor } from './doctor.js'
 import { pause, resume, vms } from './machines.js'
 import { restore } from './restore.js'
 import { prune } from './pruning.js'
@@ -24,6 +25,7 @@ export const commands: readonly Command[] = [
   pause,
   resume,
   vms,
+  doctor,
   simulate,
   completion,
 ]

@@ -6,6 +6,7 @@ import { checkpointMessage, savedLines } from '../checkpoint_text.js'
 import { diskOptions, diskSelections, isAutomatic } from '../disks.js'
 import { exitStatus } from '../exit_status.js'
 import { parseLabels } from '../labels.js'
+import { plan, planOption } from '../plan_text.js'
 import { parseDuration, parseSize } from '../values.js'
 import { interruptible } from '../waiting.js'
 
@@ -30,10 +31,11 @@ const options: Readonly<Record<string, OptionSpec>> = {
   'no-sparsify': { help: 'Do not make holes for zero pages of guest RAM' },
   ...diskOptions,
   ...recordOptions,
+  ...planOption,
 }
 
 function takesArguments(values: Values): boolean {
-  return isAutomatic(values) || recordsArguments(values)
+  return values.has('plan') || isAutomatic(values) || recordsArguments(values)
 }
 
 async function createOptions(context: Context, signal: AbortSignal): Promise<CreateOptions> {
@@ -73,6 +75,7 @@ export const create: Command = {
   takesRest: takesArguments,
   run: (context) => {
     const [vm = ''] = context.names
+    if (context.values.has('plan')) return plan(context, false)
     return interruptible(context, {
       doing: `Creating a checkpoint of VM '${vm}'`,
       start: async (signal) => context.client.createCheckpoint(vm, await createOptions(context, signal)),
@@ -102,6 +105,7 @@ export const suspend: Command = {
   takesRest: takesArguments,
   run: (context) => {
     const [vm = ''] = context.names
+    if (context.values.has('plan')) return plan(context, true)
     const since = new Date()
     return interruptible(context, {
       doing: `Suspending VM '${vm}'`,

@@ -1,5 +1,5 @@
 /** createCheckpoint and suspend. */
-import { assertOptions, invalid } from '../../base/assertions.js'
+import { assertOptions } from '../../base/assertions.js'
 import { descriptorsOf } from '../descriptor_budget.js'
 import { vmStateOf } from '../../bhyve/peer.js'
 import type { SavingCall } from '../../operations/saving/call.js'
@@ -10,6 +10,7 @@ import { ProgressReporter } from '../../operations/progress.js'
 import { sharedPool } from '../../pool/pool.js'
 import type { Checkpoint, CreateOptions, SuspendOptions } from '../../base/types.js'
 import { VmQueue } from '../vm_queue.js'
+import { assertProvided } from '../provided_disks.js'
 import { checkedFor, type Session } from '../session.js'
 
 const suspendOptions = createOptions.filter((option) => option !== 'poweroff')
@@ -73,10 +74,8 @@ export class SavingCalls {
 
   #settings(vm: string, options: CreateOptions): SaveSettings {
     const settings = createSettings(vm, options, this.#session.settings.target.dialect)
-    const unknown = settings.disks.find(({ kind }) => !this.#session.disks.has(kind))
-    if (unknown === undefined) return settings
-    const kinds = this.#session.disks.kinds.map((kind) => `'${kind}'`).join(', ')
-    throw invalid(`The option 'disks' has a kind without a provider. This client has ${kinds}`, unknown.kind)
+    assertProvided(this.#session.disks, settings.disks)
+    return settings
   }
 
   async #create(settings: SaveSettings, call: SavingCall): Promise<Checkpoint> {

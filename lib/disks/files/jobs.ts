@@ -1,5 +1,5 @@
 /** The jobs of this directory that run in the pool's threads. */
-export { prepareImages } from './prepare.js'
+export { inspectImages, prepareImages } from './prepare.js'
 export {
   captureImages,
   finishSnapshots,

@@ -50,6 +50,30 @@ export function prepareImages(
   }
 }
 
+/**
+ * Throws if an image certainly cannot be captured. Makes no file, so whether it can be cloned is known only if it is on
+ * another file system than the checkpoint directory, or the directory above that if it does not exist yet.
+ */
+export function inspectImages(
+  named: readonly string[],
+  owner: DiskOwner,
+  { allowCopy }: PrepareOptions,
+): string[] {
+  using directory = Directory.openPath(owner.directory)
+  const device = deviceOf(directory.ownStatus())
+  return [...distinct(named).values()].flatMap(([image = '']) => {
+    using file = openImage(image)
+    if (allowCopy) return []
+    if (deviceOf(file.status()) !== device)
+      throw notCloneable(image, owner, 'the image is on another file system')
+    return [`whether '${image}' can be cloned into '${owner.directory}' is known only when it is tried`]
+  })
+}
+
+function deviceOf({ identity }: FileStatus): string {
+  return identity.split(':')[0] ?? ''
+}
+
 function removeUnused(owner: DiskOwner): void {
   using directory = openOwner(owner)
   if (directory !== undefined) removeEmptyDisks(directory)

@@ -7,6 +7,7 @@ import type {
   DiskProvider,
   DiskRecord,
   DiskRequest,
+  DiskSelection,
   PreparedDisks,
 } from '../../base/disk_types.js'
 import { CheckpointError } from '../../base/errors.js'
@@ -59,10 +60,8 @@ export class FileProvider implements DiskProvider {
   }
 
   async prepare({ selection, signal, vm, id, directory }: DiskRequest): Promise<PreparedDisks> {
-    const { kind: _, ...options } = selection
-    const { files, args, allowCopy } = fileDisks(options) as unknown as FileSelection
     const owner = { vm, id, directory }
-    const named = [...(files ?? []), ...(args === undefined ? [] : await this.#disksIn(args))]
+    const { named, allowCopy } = await this.#named(selection)
     const images = await stoppable(signal, 'Preparing image files', (stop, onStart) =>
       jobsOf(this.#pool, onStart).prepareImages(named, owner, { allowCopy }, stop),
     )
@@ -74,6 +73,18 @@ export class FileProvider implements DiskProvider {
       images.map(({ identity }) => identity),
     )
     return new PreparedFiles(this.#pool, owner, images, before.length)
+  }
+
+  async inspect({ selection, vm, id, directory }: DiskRequest): Promise<readonly string[]> {
+    const { named, allowCopy } = await this.#named(selection)
+    return this.#jobs.inspectImages(named, { vm, id, directory }, { allowCopy })
+  }
+
+  async #named(selection: DiskSelection): Promise<{ named: string[]; allowCopy: boolean }> {
+    const { kind: _, ...options } = selection
+    const { files, args, allowCopy } = fileDisks(options) as unknown as FileSelection
+    const named = [...(files ?? []), ...(args === undefined ? [] : await this.#disksIn(args))]
+    return { named, allowCopy }
   }
 
   /** The images that bhyve opens with these arguments. */

@@ -62,6 +62,12 @@ export class ZfsProvider implements DiskProvider {
     }
   }
 
+  /** A plan only reads names and properties. */
+  async inspect(request: DiskRequest): Promise<readonly string[]> {
+    await planSnapshots(this.#jobs, request, [])
+    return []
+  }
+
   async remove(record: DiskRecord, owner: DiskOwner): Promise<void> {
     const known = readRecord(record, owner)
     for (const snapshot of await findSnapshots(known, owner))

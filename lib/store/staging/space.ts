@@ -15,7 +15,7 @@ import { isAlive, isStageId } from './staging_entries.js'
 /**
  * Space for kernel and device state, metadata, and data that other programs write meanwhile (protocol.md section 4).
  */
-const marginBytes = 64 * 1024 * 1024
+export const marginBytes = 64 * 1024 * 1024
 
 /** Inspect at most this many of the newest checkpoints: damaged and foreign ones have no usable size. */
 const maxInspected = 5

@@ -1,0 +1,178 @@
+/** Diagnoses the host: bhyve and kernel, directories, file systems, VMs, and what waits to be recovered. */
+import { loadNative } from '../base/native.js'
+import { CheckpointError, toCheckpointError } from '../base/errors.js'
+import type { Finding } from '../base/finding_types.js'
+import { assertRestorablePath, memorySuffix } from '../base/names.js'
+import type { VirtualMachine } from '../base/types.js'
+import { assertRequestFits, dialectOfSystem, type System } from '../bhyve/dialects.js'
+import type { Target } from '../bhyve/locate.js'
+import type { PeerMemory } from '../bhyve/peer_memory.js'
+import { describeVm } from '../bhyve/virtual_machines.js'
+import type { DirectoryReport } from '../diagnosis/directory_report.js'
+import {
+  blockCloningFindings,
+  checkpointDirectoryFindings,
+  fileSystemFindings,
+  runDirectoryFindings,
+} from '../diagnosis/findings/directory_findings.js'
+import { ofVm, ok, problem, warning } from '../diagnosis/findings/finding.js'
+import {
+  dialectFindings,
+  supportFindings,
+  systemFindings,
+  vmmFindings,
+} from '../diagnosis/findings/host_findings.js'
+import {
+  longPathFindings,
+  machineFindings,
+  rejectedFindings,
+  withoutSocketFindings,
+} from '../diagnosis/findings/machine_findings.js'
+import { spaceFindings, storeFindings } from '../diagnosis/findings/store_findings.js'
+import type { HostFacts } from '../diagnosis/host_facts.js'
+import { snapshotSupport } from '../diagnosis/snapshot_support.js'
+import type { StoreReport } from '../diagnosis/store_report.js'
+import type { Store } from '../store/store.js'
+import { longestRequestPath } from '../store/paths.js'
+import type { VmJobs } from './jobs.js'
+
+export interface DiagnosisContext {
+  store: Store
+  vmJobs: VmJobs
+  target: Omit<Target, 'vm'>
+  system: System
+  peers: PeerMemory
+  facts: HostFacts
+  /** Why this runtime does not support every call. Undefined for Node. */
+  runtimeFault: string | undefined
+}
+
+/** Changes nothing. Connects once to each VM whose dialect allows it, as `listVirtualMachines` does. */
+export async function diagnose(context: DiagnosisContext): Promise<Finding[]> {
+  const addon = addonFindings(context)
+  const host = hostFindings(context)
+  // Without the addon there are no threads, and nothing else can be inspected.
+  if (addon.some(({ level }) => level === 'problem')) return [...addon, ...(await host)]
+  return [...addon, ...(await host), ...(await directoryFindings(context)), ...(await vmFindings(context))]
+}
+
+function addonFindings({ runtimeFault }: DiagnosisContext): Finding[] {
+  const runtime = `${process.release.name} ${process.version}`
+  try {
+    loadNative()
+    const loaded = ok('addon-loaded', `the native addon is loaded (${runtime})`)
+    if (runtimeFault === undefined) return [loaded]
+    return [loaded, warning('runtime-limited', `some calls are not supported: ${runtimeFault}`, 'Use Node')]
+  } catch (error) {
+    const { message } = toCheckpointError(error, 'Loading the native addon')
+    const [cause = message, advice = 'Build the addon'] = message.split(/(?=Build the addon: )/)
+    return [problem('addon-unavailable', cause.replace(/\. $/, ''), advice)]
+  }
+}
+
+async function hostFindings({ system, facts }: DiagnosisContext): Promise<Finding[]> {
+  const known = [...systemFindings(system), ...dialectFindings(system)]
+  if (system.platform !== 'freebsd') return known
+  // The module itself makes these variables, whether or not a VM runs.
+  const [support, module] = await Promise.all([snapshotSupport(facts), facts.sysctl('hw.vmm')])
+  return [...known, ...supportFindings(support), ...vmmFindings(module !== undefined)]
+}
+
+async function directoryFindings({ store, vmJobs, target, facts }: DiagnosisContext): Promise<Finding[]> {
+  const { rootDirectory } = store
+  const paths = [target.runDirectory, ...(rootDirectory === undefined ? [] : [rootDirectory])]
+  const [run, root] = await vmJobs.inspectDirectories(paths)
+  const found = run === undefined ? [] : runDirectoryFindings(run, target.trustedUids)
+  if (root === undefined) return found
+  return [...found, ...checkpointDirectoryFindings(root), ...(await mountFindings([root], facts))]
+}
+
+async function mountFindings(reports: readonly DirectoryReport[], facts: HostFacts): Promise<Finding[]> {
+  const [mounts, cloning] = await Promise.all([facts.mounts(), facts.sysctl('vfs.zfs.bclone_enabled')])
+  const findings = reports.flatMap((report) => [
+    ...fileSystemFindings(report, mounts),
+    ...blockCloningFindings(report, mounts, cloning),
+  ])
+  const isFirst = ({ message }: Finding, index: number): boolean =>
+    findings.findIndex((one) => one.message === message) === index
+  return findings.filter(isFirst)
+}
+
+async function vmFindings(context: DiagnosisContext): Promise<Finding[]> {
+  const { store, vmJobs, target, facts } = context
+  const [machines, stored, inKernel] = await Promise.all([
+    machinesOf(context),
+    store.knownVms(),
+    vmJobs.namesIn(target.vmmDirectory),
+  ])
+  const vms = [...new Set([...machines.keys(), ...stored])].sort()
+  const directories = vms.map((vm) => ({ vm, directory: store.directoryOf(vm) }))
+  const reports = await vmJobs.inspectStores(directories)
+  const reservations = await store.jobs.reservedSpace(directories.map(({ directory }) => directory))
+  const reservedOn = (device: string | undefined): number =>
+    reservations.filter((one) => one.device === device).reduce((sum, { bytes }) => sum + bytes, 0)
+  const ofEach = reports.flatMap((report) => {
+    const machine = machines.get(report.vm)
+    const isRunning = machine?.state === 'running' || machine?.state === 'paused'
+    return ofVm(report.vm, [
+      ...(machine === undefined ? [] : [...machine.findings, ...pathFindings(context, report)]),
+      ...(store.ownsDirectories ? [] : checkpointDirectoryFindings(report.directory)),
+      ...storeFindings(report, isRunning),
+      ...(machine === undefined ? [] : spaceFindings(report, reservedOn(report.directory.device))),
+    ])
+  })
+  const others = store.ownsDirectories
+    ? []
+    : await mountFindings(
+        reports.map(({ directory }) => directory),
+        facts,
+      )
+  const missing = inKernel.filter((vm) => !machines.has(vm))
+  return [
+    ...others,
+    ...ofEach,
+    ...missing.flatMap((vm) => ofVm(vm, withoutSocketFindings(target.runDirectory))),
+  ]
+}
+
+interface Machine {
+  state: VirtualMachine['state']
+  findings: Finding[]
+}
+
+async function machinesOf({ vmJobs, target, peers }: DiagnosisContext): Promise<Map<string, Machine>> {
+  const found = await vmJobs.findSockets(target).catch((error: unknown) => {
+    // The finding on the run directory has the reason.
+    if (error instanceof CheckpointError && error.code === 'ERR_PERMISSION') return []
+    throw error
+  })
+  const machines = found.map(async (one): Promise<[string, Machine]> => {
+    const { vm } = one
+    if (one.rejected !== undefined) {
+      const error = await vmJobs.locateSocket({ ...target, vm }).then(() => undefined, asCheckpointError)
+      return [vm, { state: 'unknown', findings: error === undefined ? [] : rejectedFindings(error) }]
+    }
+    const machine = describeVm(one, target, peers, true)
+    return [vm, { state: machine.state, findings: machineFindings(machine) }]
+  })
+  return new Map(await Promise.all(machines))
+}
+
+function asCheckpointError(error: unknown): CheckpointError {
+  return toCheckpointError(error, 'Locating the socket of a VM')
+}
+
+/** A checkpoint of the default name must have a path that bhyve can open. */
+function pathFindings(
+  { system, target }: DiagnosisContext,
+  { vm, directory: { path } }: StoreReport,
+): Finding[] {
+  const dialect = target.dialect === 'auto' ? dialectOfSystem(system) : target.dialect
+  try {
+    assertRestorablePath(`${path}/checkpoint${memorySuffix}`, vm, 'checkpoint')
+    if (dialect !== undefined) assertRequestFits(dialect, longestRequestPath(path), vm)
+    return []
+  } catch (error) {
+    return longPathFindings(asCheckpointError(error))
+  }
+}
