@@ -72,7 +72,7 @@ t.test('the packages export exactly the documented names', async (t) => {
 
 t.test('the calls have the documented parameters and results', async (t) => {
   type Call<K extends keyof CheckpointClient> = CheckpointClient[K]
-  expectTypeOf<Call<'diagnose'>>().toEqualTypeOf<() => Promise<readonly Finding[]>>()
+  expectTypeOf<Call<'diagnose'>>().toEqualTypeOf<(options?: CallOptions) => Promise<readonly Finding[]>>()
   expectTypeOf<Call<'planCheckpoint'>>().toEqualTypeOf<
     (vm: string, options?: PlanCheckpointOptions) => Promise<CheckpointPlan>
   >()
