@@ -108,6 +108,14 @@ t.test('docs/returning.md: a kept dataset can be removed as documented', needsPo
 const shellBlocks: Readonly<Record<string, (t: Test, block: string) => Promise<void>>> = {
   'docs/cli.md': async (t, block) => {
     const { directory, environment } = await commandLine(t)
+    if (block.startsWith('bhyve-checkpoint prune')) {
+      const created = 'for name in auto-1 auto-2; do bhyve-checkpoint create vm1 $name; done\n'
+      const hour = new Date().getHours()
+      const { stdout } = await shell(created + block, directory, environment)
+      if (new Date().getHours() !== hour) return
+      t.match(stdout, /removed vm1\/auto-1/, 'only the last one of an hour is kept')
+      return
+    }
     const disk = path.join(directory, 'vm1.img')
     fs.writeFileSync(disk, '')
     // As in a project in which the package is installed.

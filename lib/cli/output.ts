@@ -38,6 +38,11 @@ export class Output {
     else for (const line of lines) this.#out.write(`${shown(line)}\n`)
   }
 
+  /** Prints a line for a person below a list. Scripts count the lines of a list. */
+  summary(text: string): void {
+    if (this.#out.isTTY === true) this.#out.write(`${text}\n`)
+  }
+
   /** Prints an event that is not a result. */
   notice(text: string): void {
     this.#display?.clear()

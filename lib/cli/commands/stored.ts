@@ -49,7 +49,7 @@ async function listAll({ client, values, output }: Context): Promise<number> {
     if (output.json) output.result(total, [])
     else if (total.count > 0) {
       output.result({ type: 'list' }, checkpointTable(found, output))
-      output.notice(sum)
+      output.summary(sum)
     }
   }
   if (total.count === 0 && !output.json) output.notice(`No checkpoints in ${checkpointLocation(values)}`)

@@ -192,11 +192,14 @@ t.test('planRestore: a rollback must not change anything else', async (t) => {
   const args = [...small, '-s', `3,virtio-blk,${images[0] ?? ''}`, 'vm1']
   const other = await plan({ disks: 'rollback', args })
   t.match(other.blockers, [
-    { code: 'dataset-shared', message: /also change '.*b\.img', which is no writable disk in the arguments/ },
+    {
+      code: 'dataset-shared',
+      message: /also change '.*b\.img', which is not a writable disk in the arguments/,
+    },
   ])
   const copied = await plan({ ...fork, args })
   t.match(copied.blockers, [
-    { code: 'disks-missing', message: /also get a copy of '.*b\.img', which is no writable disk/ },
+    { code: 'disks-missing', message: /also get a copy of '.*b\.img', which is not a writable disk/ },
   ])
 })
 
@@ -233,7 +236,7 @@ t.test(
       })
       const named = (code: string): object => ({
         code,
-        message: new RegExp(`'${target}', which is no writable disk`),
+        message: new RegExp(`'${target}', which is not a writable disk`),
       })
       const options = { args, again: true }
       const rollback = await plan({ ...options, disks: 'rollback' })

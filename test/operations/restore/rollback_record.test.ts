@@ -58,9 +58,9 @@ t.test('rollback record: a hostile one changes no disk', async (t) => {
   // The manifest is as hostile as the record.
   changeManifest(world.directory, 'a', { version: 2, disks: hostile })
   write(hostile)
-  await refused(/would change '.*victim', which is no writable disk in the arguments/)
+  await refused(/would change '.*victim', which is not a writable disk in the arguments/)
   const elsewhere = ['-l', `bootrom,${victim}`, '-s', `7,ahci-cd,${victim}`, ...world.args]
-  await refused(/would change '.*victim', which is no writable disk in the arguments/, elsewhere)
+  await refused(/would change '.*victim', which is not a writable disk in the arguments/, elsewhere)
 })
 
 t.test('rollback record: is kept until a start is confirmed, and saves a second rollback', async (t) => {

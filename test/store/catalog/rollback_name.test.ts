@@ -16,7 +16,7 @@ t.test('rollback record: no call waits for an interrupted rollback, which no pro
   const path = `/c/vm1/.staging/${rollbackName}`
   const attempt = async (): Promise<void> => {
     attempts++
-    throw new CheckpointError('ERR_CHECKPOINT_BUSY', 'It is half done', { path })
+    throw new CheckpointError('ERR_CHECKPOINT_BUSY', 'It is half done', { path, retryable: false })
   }
   t.match(await rejection(retryWhileBusy(attempt)), { code: 'ERR_CHECKPOINT_BUSY' })
   t.equal(attempts, 1)
