@@ -5,13 +5,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { MessageChannel, receiveMessageOnPort } from 'node:worker_threads'
 import t from 'tap'
-import {
-  AbortError,
-  CheckpointError,
-  createClient,
-  errorCodes,
-  type ErrorDetails,
-} from 'bhyve-checkpoint'
+import { AbortError, CheckpointError, createClient, errorCodes, type ErrorDetails } from 'bhyve-checkpoint'
 import { systemError, withDetails } from '../../dist/base/errors.js'
 import { fromPortable, toPortable } from '../../dist/pool/messages.js'
 import { rejection, scratch } from '../support/index.js'

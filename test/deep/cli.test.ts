@@ -366,7 +366,7 @@ t.test('list and prune of all VMs print every VM, and destroyall has a dry run',
   for (const vm of ['vm1', 'vm2'])
     for (const name of ['auto-1', 'auto-2', 'hand']) putSet(path.join(root, vm), name, { vm })
   const list = run('list')
-  t.match(list.stderr, /^6 checkpoints of 2 VMs, [\d.]+ [KM]iB on disk\n$/)
+  t.equal(list.stderr, '')
   t.equal(list.stdout.split('\n').length, 8)
   const objects = run('list', '--json').stdout.trimEnd().split('\n')
   const total = JSON.parse(objects.at(-1)!) as { storedBytes: number }
