@@ -131,6 +131,7 @@ t.test('manifest: formatting and parsing are inverse, and unknown text is reject
   const date = fc.date({ noInvalidDate: true, min: new Date(0), max: new Date('9999-12-31') })
   const isoDate = date.map((when) => when.toISOString())
   const text = fc.string({ unit: 'binary' })
+  const plain = fc.string({ unit: 'grapheme-ascii', maxLength: 255 })
   const manifest: fc.Arbitrary<Manifest> = fc.record(
     {
       version: fc.integer({ min: 1, max: 9 }),
@@ -141,7 +142,14 @@ t.test('manifest: formatting and parsing are inverse, and unknown text is reject
       poweredOff: fc.boolean(),
       pinned: fc.boolean(),
       restoredAt: isoDate,
-      host: fc.record({ os: text, release: text, machine: text, cpuModel: text }, { noNullPrototype: true }),
+      host: fc.record(
+        { name: plain, os: plain, release: plain, machine: plain, cpuModel: plain },
+        { noNullPrototype: true },
+      ),
+      labels: fc.dictionary(fc.stringMatching(/^[A-Za-z0-9./-]{1,63}$/), plain, {
+        minKeys: 1,
+        noNullPrototype: true,
+      }),
       memoryModifiedMs: fc.maxSafeNat(),
       sizes: fc.record({ memory: fc.maxSafeNat(), kernel: fc.maxSafeNat() }, { noNullPrototype: true }),
     },

@@ -9,16 +9,10 @@ export function inScope(
   { namePrefix = '', labels = {} }: PrunePolicy,
 ): ListedCheckpoint[] {
   const wanted = Object.entries(labels)
-  return checkpoints.filter((checkpoint) => {
-    const present = labelsOf(checkpoint)
-    return (
-      checkpoint.name.startsWith(namePrefix) && wanted.every(([label, value]) => present[label] === value)
-    )
-  })
-}
-
-function labelsOf(checkpoint: ListedCheckpoint & { labels?: Readonly<Record<string, string>> }) {
-  return checkpoint.labels ?? {}
+  return checkpoints.filter(
+    ({ name, labels: present = {} }) =>
+      name.startsWith(namePrefix) && wanted.every(([label, value]) => present[label] === value),
+  )
 }
 
 type KeepRule = Exclude<keyof PrunePolicy, 'maxBytes' | 'dryRun' | 'namePrefix' | 'labels'>
