@@ -214,6 +214,12 @@ export function withLabels(text: string, labels: Labels, of: string | undefined)
   return `${JSON.stringify({ ...rest, labels, ...optional('labelsOf', of) }, null, 2)}\n`
 }
 
+/** The same manifest without bhyve's arguments. Not reformatted if it has none. */
+export function withoutArguments(text: string): string {
+  const { arguments: recorded, ...rest } = parseObject(text) ?? {}
+  return recorded === undefined ? text : `${JSON.stringify(rest, null, 2)}\n`
+}
+
 /** The same manifest with disk snapshots. */
 export function withDisks(text: string, disks: readonly DiskRecord[]): string {
   return `${JSON.stringify({ ...parseObject(text), version: versionFor(disks), disks }, null, 2)}\n`

@@ -1,24 +1,19 @@
 /** The arguments that a checkpoint records, for a restore. Runs in the pool. */
 import fs from 'node:fs'
 import { manifestSuffix } from '../../base/names.js'
-import type { FileStatus } from '../../base/native.js'
 import { recordedArgumentsOf } from '../../checkpoint/describe.js'
 import { manifestOfHead, readHeadOf } from '../../checkpoint/manifest_file.js'
 import { inspectUnchanged, notFound } from '../../checkpoint/read.js'
 import type { RecordedArguments } from '../../checkpoint/recorded_arguments.js'
 import { Directory } from '../../fs/directory.js'
 import { lockForReading } from './list.js'
+import { distrustOf } from './manifest_trust.js'
 
 /** `identity`: of the checkpoint. It changes when another checkpoint replaces this one. */
 export type FoundArguments =
   { recorded: RecordedArguments; identity: string } | { fault: string; path: string } | undefined
 
-const othersWrite = 0o022
-
-/**
- * Undefined if no arguments are recorded. `fault`: why they must not be used. bhyve runs as this process's user and opens
- * any file that its arguments name, so only root or this user can have written them.
- */
+/** Undefined if no arguments are recorded. `fault`: why they must not be used. */
 export function readRecordedArguments(directoryPath: string, vm: string, name: string): FoundArguments {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) throw notFound(directoryPath, name)
@@ -33,14 +28,7 @@ export function readRecordedArguments(directoryPath: string, vm: string, name: s
   const head = readHeadOf(file, status.size)
   const manifest = head && manifestOfHead(head, status.size)?.manifest
   if (manifest?.arguments === undefined || manifest.id !== inspection.manifest?.id) return undefined
-  const fault = faultOf(status) ?? (manifest.vm === vm ? undefined : `they are of VM '${manifest.vm}'`)
+  const fault = distrustOf(status) ?? (manifest.vm === vm ? undefined : `they are of VM '${manifest.vm}'`)
   if (fault !== undefined) return { fault, path: file.path }
   return { recorded: manifest.arguments, identity: inspection.identity }
-}
-
-function faultOf({ kind, links, uid, mode }: FileStatus): string | undefined {
-  if (kind !== 'file' || links !== 1) return 'the manifest is not a regular file with one name'
-  if (uid !== 0 && uid !== process.geteuid?.())
-    return `the manifest belongs to uid ${String(uid)}, which is neither root nor the user of this process`
-  return (mode & othersWrite) === 0 ? undefined : 'other users can write to the manifest'
 }

@@ -1,7 +1,14 @@
 /** Rewrites the manifest of a published checkpoint. Must run under the exclusive lock. Runs in the pool. */
+import fs from 'node:fs'
 import { CheckpointError } from '../../base/errors.js'
-import { formatManifest, manifestVersion, newManifest, parseManifest } from '../../checkpoint/manifest.js'
-import { readHead, rewriteManifest } from '../../checkpoint/manifest_file.js'
+import {
+  formatManifest,
+  manifestVersion,
+  newManifest,
+  parseManifest,
+  withoutArguments,
+} from '../../checkpoint/manifest.js'
+import { readHeadOf, rewriteManifest } from '../../checkpoint/manifest_file.js'
 import { type Inspection, inspectCheckpoint } from '../../checkpoint/structure.js'
 import { manifestSuffix, memorySuffix } from '../../base/names.js'
 import type { Directory } from '../../fs/directory.js'
@@ -10,6 +17,7 @@ import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
 import { assertNotStuck, recover } from '../commit/recover.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
 import { freshId } from '../staging/staging_entries.js'
+import { distrustOf } from './manifest_trust.js'
 
 /** If the checkpoint does not exist, locks an existing `.staging`, but does not create one. */
 export function lockForRewrite(directory: Directory, name: string): Directory {
@@ -54,7 +62,8 @@ function damaged(path: string, why: string, { problems }: Inspection): Checkpoin
 
 /**
  * The text of the manifest without its list of digests. Properties that this release does not know are kept. For a
- * checkpoint without a manifest, the text of a new one.
+ * checkpoint without a manifest, the text of a new one. The new file will belong to this process's user, so arguments that
+ * another user can have written are left out: they would be trusted from then on.
  */
 export function manifestText(directory: Directory, vm: string, name: string, inspection: Inspection): string {
   const { id, manifest, modifiedMs } = inspection
@@ -62,10 +71,11 @@ export function manifestText(directory: Directory, vm: string, name: string, ins
     const facts = { id, vm, name, createdAt: new Date(modifiedMs), poweredOff: false }
     return formatManifest(newManifest(facts, { modifiedMs }))
   }
-  const file = name + manifestSuffix
-  const text = readHead(directory, file, directory.status(file).size)?.text
-  if (text === undefined) throw damaged(directory.pathOf(file), 'cannot be read', inspection)
-  return text
+  using file = directory.openFile(name + manifestSuffix, fs.constants.O_RDONLY)
+  const status = file.status()
+  const text = readHeadOf(file, status.size)?.text
+  if (text === undefined) throw damaged(file.path, 'cannot be read', inspection)
+  return distrustOf(status) === undefined ? text : withoutArguments(text)
 }
 
 /**

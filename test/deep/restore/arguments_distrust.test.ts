@@ -1,0 +1,46 @@
+/** Arguments that a checkpoint records, and what others could make of them. */
+import fs from 'node:fs'
+import path from 'node:path'
+import t, { type Test } from 'tap'
+import { rejection } from '../../support/index.js'
+import { World } from '../../support/restore_world.js'
+
+const asRoot = process.geteuid?.() === 0 ? {} : { skip: 'needs root to change an owner' }
+
+async function recorded(t: Test, extra: readonly string[] = []): Promise<World> {
+  const world = new World(t)
+  world.args.unshift(...extra)
+  const pid = await world.begun()
+  await world.client.createCheckpoint('vm1', { name: 'a', recordArguments: world.args })
+  await world.kill(pid)
+  return world
+}
+
+const changes: Record<string, (world: World) => Promise<unknown>> = {
+  label: ({ client }) => client.labelCheckpoint('vm1', 'a', { x: 'y' }),
+  pin: ({ client }) => client.pinCheckpoint('vm1', 'a'),
+  'failed restore': (world) =>
+    rejection(
+      world.client.restore('vm1', 'a', { args: world.args, bhyve: world.script({ instead: 'exit 1' }) }),
+    ),
+}
+
+for (const [name, change] of Object.entries(changes)) {
+  t.test(`untrusted arguments: ${name} does not make them trusted`, asRoot, async (t) => {
+    for (const spoil of [
+      (file: string) => fs.chownSync(file, 1234, 0),
+      (file: string) => fs.chmodSync(file, 0o660),
+    ]) {
+      const world = await recorded(t)
+      const file = path.join(world.directory, 'a.ckp.manifest')
+      spoil(file)
+      t.match(await rejection(world.client.planRestore('vm1', 'a')), { code: 'ERR_PERMISSION' })
+      await change(world)
+      const bhyve = world.script()
+      t.match(await rejection(world.client.restore('vm1', 'a', { bhyve })), {
+        code: /ERR_PERMISSION|ERR_INVALID_OPTION/,
+      })
+      t.equal(world.pidOf(bhyve), 0, 'nothing was started')
+    }
+  })
+}
