@@ -2,6 +2,7 @@
 import type { Cancellation } from '../../base/cancellation.js'
 import { CheckpointError, detailsOf, isExhausted, toCheckpointError } from '../../base/errors.js'
 import type { Target } from '../../bhyve/locate.js'
+import { withoutSecrets } from '../../bhyve_arguments/secrets.js'
 import type { OpenedLog } from '../../store/catalog/restore_log.js'
 import type { RestoreSettings } from '../settings.js'
 import type { RestoreContext } from './context.js'
@@ -49,7 +50,7 @@ function targetsOfNew(targets: readonly Target[]): Target[] {
 }
 
 async function startFailure(
-  { context, settings, log, leftovers }: Launch,
+  { context, settings, args, log, leftovers }: Launch,
   ended: Ended | undefined,
 ): Promise<CheckpointError> {
   const { ending, mayHaveRun = false } = ended ?? {}
@@ -58,7 +59,9 @@ async function startFailure(
     const known = toCheckpointError(ending?.error, `Starting '${bhyve}'`)
     return new CheckpointError(known.code, known.message, { ...detailsOf(known), vmState: 'off' })
   }
-  const output = await context.store.jobs.readLogEnd(log.descriptors.log, log.start).catch(() => '')
+  const written = await context.store.jobs.readLogEnd(log.descriptors.log, log.start).catch(() => '')
+  // bhyve prints an option that it rejects as a whole.
+  const output = withoutSecrets(written, args)
   const lastOutput = output === '' ? 'bhyve wrote no output' : `The last output of bhyve:\n${output}\n`
   const from = `from checkpoint '${name}' of VM '${vm}'${as === undefined ? '' : ` as VM '${as}'`}`
   const what = mayHaveRun ? `started ${from}, but exited at once` : `did not start ${from}`

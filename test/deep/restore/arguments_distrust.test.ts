@@ -1,6 +1,7 @@
 /** Arguments that a checkpoint records, and what others could make of them. */
 import fs from 'node:fs'
 import path from 'node:path'
+import { inspect } from 'node:util'
 import t, { type Test } from 'tap'
 import { rejection } from '../../support/index.js'
 import { World } from '../../support/restore_world.js'
@@ -44,3 +45,12 @@ for (const [name, change] of Object.entries(changes)) {
     }
   })
 }
+
+t.test('recorded arguments: the output of bhyve in an error has no password', async (t) => {
+  const world = await recorded(t, ['-s', '29,fbuf,tcp=127.0.0.1:5999,password=hunter2'])
+  // bhyve prints a whole option that it rejects (pci_parse_slot_usage() in usr.sbin/bhyve/pci_emul.c).
+  const bhyve = world.script({ instead: `echo "Invalid PCI slot info field \\"$2\\"" >&2; exit 1` })
+  const error = await rejection(world.client.restore('vm1', 'a', { bhyve }))
+  t.match(error, { code: 'ERR_RESTORE_FAILED', reply: /Invalid PCI slot info field/ })
+  t.notMatch(inspect(error, { depth: 9, showHidden: true }) + JSON.stringify(error), 'hunter2')
+})
