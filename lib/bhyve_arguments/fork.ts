@@ -1,7 +1,7 @@
 /** Rewrites the arguments of a VM for another VM, and verifies the result. Runs in the pool. */
 import { coverFinder } from './cover.js'
 import { type CommandLine, parseCommandLine } from './command_line.js'
-import { absoluteIn, configurationIn, type InspectedDisk } from './report.js'
+import { absoluteIn, configurationIn, type InspectedDisk, runDirectoryIn } from './report.js'
 import { resourcesOf } from './resources.js'
 import { pathReplacer, rewriteArguments } from './rewrite.js'
 
@@ -31,7 +31,7 @@ export function forkArguments(args: readonly string[], request: ForkRequest): Fo
   const before = parseCommandLine(args, request.vm, read)
   const rewritten = rewriteArguments(args, { paths: replacements(request), as: request.as })
   const after = parseCommandLine(rewritten, undefined, read)
-  const { insertAt, name, runDirectory } = after
+  const { insertAt, name } = after
   const fault = before.fault ?? faultOfName(before, request) ?? after.fault ?? faultOf(before, after, request)
   return {
     args: rewritten,
@@ -39,7 +39,7 @@ export function forkArguments(args: readonly string[], request: ForkRequest): Fo
     resources: resourcesOf(rewritten, after),
     ...(fault === undefined ? {} : { fault }),
     ...(name === undefined ? {} : { name }),
-    ...(runDirectory === undefined ? {} : { runDirectory }),
+    ...runDirectoryIn(request.directory, after),
   }
 }
 

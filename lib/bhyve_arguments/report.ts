@@ -54,6 +54,7 @@ export function readArguments(
   const directoryFault = directory === undefined ? undefined : faultOfDirectory(directory)
   return {
     ...commandLine,
+    ...runDirectoryIn(directory, commandLine),
     disks,
     ...(executableFault === undefined ? {} : { executableFault }),
     ...(directoryFault === undefined ? {} : { directoryFault }),
@@ -63,6 +64,14 @@ export function readArguments(
 /** Where bhyve finds a path if it runs in `directory`. */
 export function absoluteIn(directory: string | undefined, file: string): string {
   return directory === undefined ? file : path.resolve(directory, file)
+}
+
+/** Where bhyve creates its socket if it runs in `directory`. */
+export function runDirectoryIn(
+  directory: string | undefined,
+  { runDirectory }: CommandLine,
+): Pick<CommandLine, 'runDirectory'> {
+  return runDirectory === undefined ? {} : { runDirectory: absoluteIn(directory, runDirectory) }
 }
 
 function faultOfDirectory(directory: string): string | undefined {

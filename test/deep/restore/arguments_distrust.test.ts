@@ -4,7 +4,7 @@ import path from 'node:path'
 import { inspect } from 'node:util'
 import t, { type Test } from 'tap'
 import { rejection } from '../../support/index.js'
-import { World } from '../../support/restore_world.js'
+import { codesOf, World } from '../../support/restore_world.js'
 
 const asRoot = process.geteuid?.() === 0 ? {} : { skip: 'needs root to change an owner' }
 
@@ -53,4 +53,18 @@ t.test('recorded arguments: the output of bhyve in an error has no password', as
   const error = await rejection(world.client.restore('vm1', 'a', { bhyve }))
   t.match(error, { code: 'ERR_RESTORE_FAILED', reply: /Invalid PCI slot info field/ })
   t.notMatch(inspect(error, { depth: 9, showHidden: true }) + JSON.stringify(error), 'hunter2')
+})
+
+t.test('recorded arguments: a VM that runs with a relative run directory is found', async (t) => {
+  const world = new World(t)
+  const before = process.cwd()
+  t.teardown(() => process.chdir(before))
+  world.args.splice(-2, 1, 'rundir=run')
+  process.chdir(world.root)
+  await world.begun()
+  await world.client.createCheckpoint('vm1', { name: 'a', recordArguments: world.args })
+  process.chdir(before)
+  const elsewhere = path.join(world.root, 'elsewhere')
+  const client = world.newClient({ runDirectory: elsewhere })
+  t.match(codesOf(await client.planRestore('vm1', 'a')), ['already-running'])
 })
