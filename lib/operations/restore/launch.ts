@@ -60,7 +60,7 @@ async function startFailure(
     return new CheckpointError(known.code, known.message, { ...detailsOf(known), vmState: 'off' })
   }
   const written = await context.store.jobs.readLogEnd(log.descriptors.log, log.start).catch(() => '')
-  // bhyve prints an option that it rejects as a whole.
+  // bhyve prints the options that it rejects, with their values.
   const output = withoutSecrets(written, args)
   const lastOutput = output === '' ? 'bhyve wrote no output' : `The last output of bhyve:\n${output}\n`
   const from = `from checkpoint '${name}' of VM '${vm}'${as === undefined ? '' : ` as VM '${as}'`}`
