@@ -118,12 +118,13 @@ export class Cancellation implements CommitPoint, Disposable {
   }
 
   #timedOut(what: string, cause?: unknown): CheckpointError {
-    const { doing, vm, once = false } = this.#options
+    const { doing, vm, once = false, signal } = this.#options
     return new CheckpointError('ERR_TIMEOUT', `${doing}: ${what}; ${this.#outcome}`, {
       vm,
       begun: this.#begun,
       ...(this.#rollingBack ? { rollingBack: true } : {}),
-      retryable: !this.#begun || this.#rollingBack || !once,
+      // A program that repeats the call with the same aborted signal would never wait for anything.
+      retryable: signal?.aborted !== true && (!this.#begun || this.#rollingBack || !once),
       cause,
     })
   }

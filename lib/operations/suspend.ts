@@ -180,11 +180,11 @@ async function explained<T>(suspending: Suspending, step: Promise<T>): Promise<T
   }
 }
 
-/** A failed publication loses nothing: the next call publishes the state. */
+/** A failed publication loses nothing: the next call publishes the state. Another suspend would find no VM. */
 function withStagePath({ stage, settings }: Suspending, error: unknown): unknown {
   if (!(error instanceof CheckpointError)) return error
   const message =
     `${error.message}. The saved state of VM '${settings.vm}' is in '${stage.path}'. ` +
     "The next call for this VM (for example listCheckpoints, or 'bhyve-checkpoint list') publishes it"
-  return new CheckpointError(error.code, message, detailsOf(error))
+  return new CheckpointError(error.code, message, { ...detailsOf(error), retryable: false })
 }

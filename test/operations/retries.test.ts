@@ -1,10 +1,14 @@
 /** Calls that are repeated: a name that is taken, and time limits by a signal. */
 import fs from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
 import t from 'tap'
 import { createClient, type Progress } from 'bhyve-checkpoint'
 import { rejection, scratch, tree } from '../support/index.js'
-import { start } from '../support/suspending.js'
+import { systemError } from '../../dist/base/errors.js'
+import { createClientIn } from '../../dist/client/client.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
+import { start, watchedPool } from '../support/suspending.js'
 
 const MiB = 1024 * 1024
 
@@ -60,27 +64,49 @@ t.test('ifExists fail: also if another manager takes the name while bhyve saves'
 t.test('a signal of AbortSignal.timeout() is a timeout', async (t) => {
   const { client } = await start(t, { memoryBytes: 4 * MiB, writeRate: 16 * MiB })
   const early = await rejection(client.createCheckpoint('vm1', { signal: abortedByTime() }))
-  t.match(early, { code: 'ERR_TIMEOUT', begun: false, retryable: true, vm: 'vm1' })
+  t.match(early, { code: 'ERR_TIMEOUT', begun: false, retryable: false, vm: 'vm1' })
   const begun = await rejection(client.createCheckpoint('vm1', duringSave()))
-  t.match(begun, { code: 'ERR_TIMEOUT', begun: true, retryable: true, cause: { name: 'TimeoutError' } })
+  t.match(begun, { code: 'ERR_TIMEOUT', begun: true, retryable: false, cause: { name: 'TimeoutError' } })
   await client.idle()
   const signal = AbortSignal.any([AbortSignal.timeout(100), new AbortController().signal])
   t.match(await rejection(client.createCheckpoint('vm1', { signal })), { code: 'ERR_TIMEOUT', begun: true })
   await client.idle()
   t.match(
     await rejection(client.verifyCheckpoint('vm1', 'a', { signal: abortedByTime() })),
-    { code: 'ERR_TIMEOUT', begun: false, retryable: true },
+    { code: 'ERR_TIMEOUT', begun: false, retryable: false },
     'verify',
   )
   const restoring = { args: ['vm1'], signal: abortedByTime() }
   t.match(
     await rejection(client.restore('vm1', 'a', restoring)),
-    { code: 'ERR_TIMEOUT', begun: false, retryable: true },
+    { code: 'ERR_TIMEOUT', begun: false, retryable: false },
     'restore',
   )
   const suspending = await rejection(client.suspend('vm1', duringSave()))
   t.match(suspending, { code: 'ERR_TIMEOUT', begun: true, retryable: false }, 'the VM will be off')
   await client.idle()
+  t.match(await client.suspendedCheckpoint('vm1'), { name: 'suspend' })
+})
+
+t.test('a program that repeats retryable calls stops at the time limit of its signal', async (t) => {
+  const { client } = await start(t)
+  const options = { signal: abortedByTime() }
+  let attempts = 0
+  for (let retryable = true; retryable && attempts < 100; attempts++)
+    ({ retryable } = await rejection(client.createCheckpoint('vm1', options)))
+  t.equal(attempts, 1)
+})
+
+t.test('a suspend that fails after bhyve has saved the VM cannot be repeated', async (t) => {
+  const { bhyve, root } = await start(t)
+  const { EMFILE } = os.constants.errno
+  const pool = watchedPool((name) => {
+    if (name === 'commitStage') throw systemError({ errno: EMFILE, syscall: 'openat' }, 'Publishing')
+  })
+  const { runDirectory } = bhyve
+  const client = createClientIn({ ...hostEnvironment, pool }, { runDirectory, checkpointDirectory: root })
+  const error = await rejection(client.suspend('vm1'))
+  t.match(error, { code: 'ERR_SYSTEM', errno: EMFILE, retryable: false })
   t.match(await client.suspendedCheckpoint('vm1'), { name: 'suspend' })
 })
 
