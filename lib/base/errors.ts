@@ -66,7 +66,7 @@ export class CheckpointError extends Error {
   /** The name of the checkpoint. */
   declare readonly checkpoint?: string
   /**
-   * `ERR_CHECKPOINT_EXISTS`: the id and the labels of the checkpoint that has the name. Absent if that cannot be read or
+   * `ERR_CHECKPOINT_EXISTS`: the id and the labels of the checkpoint that has the name. Absent if that is not complete or
    * is no checkpoint.
    */
   declare readonly existing?: { readonly id: string; readonly labels: Readonly<Record<string, string>> }

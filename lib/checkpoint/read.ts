@@ -8,7 +8,7 @@ import {
   memorySuffix,
   metadataSuffix,
 } from '../base/names.js'
-import type { Checkpoint, ListedCheckpoint } from '../base/types.js'
+import type { ListedCheckpoint } from '../base/types.js'
 import type { Directory } from '../fs/directory.js'
 import { describe } from './describe.js'
 import { type Inspection, inspectCheckpoint, identityOf } from './structure.js'
@@ -53,10 +53,13 @@ export function listedCheckpoint(
   }
 }
 
-/** The id and the labels of a checkpoint. Undefined if they cannot be read, or if it is another tool's. */
+/**
+ * The id and the labels of a checkpoint. Undefined if it is another tool's or is not complete: a program that finds its own
+ * request in the labels would take it for done.
+ */
 export function existingCheckpoint(directory: Directory, name: string): CheckpointError['existing'] {
-  const [{ id, labels = {} } = {}] = listedCheckpoint(directory, '', name) as Partial<Checkpoint>[]
-  return id === undefined ? undefined : { id, labels }
+  const [listed] = listedCheckpoint(directory, '', name)
+  return listed?.state === 'complete' ? { id: listed.id, labels: listed.labels } : undefined
 }
 
 function unreadableFile(directory: Directory, name: string, error: unknown): string {

@@ -3,7 +3,9 @@
  * Runs in the pool.
  */
 import { isDeepStrictEqual } from 'node:util'
+import { CheckpointError } from '../../base/errors.js'
 import { changedLabels, type LabelChanges } from '../../base/labels.js'
+import { memorySuffix } from '../../base/names.js'
 import { labelsOf } from '../../checkpoint/describe.js'
 import { recordedId } from '../../checkpoint/identity.js'
 import { withLabels } from '../../checkpoint/manifest.js'
@@ -24,8 +26,13 @@ export function labelCheckpoint(
   const before = labelsOf(inspection)
   const labels = changedLabels(before, changes)
   if (isDeepStrictEqual(labels, before)) return
-  const { id, manifest } = inspection
-  const owner = manifest === undefined || id === recordedId(manifest) ? undefined : id
+  const { id, manifest, isManifestOf, problems } = inspection
+  if (manifest !== undefined && !isManifestOf && id === undefined) {
+    const path = directory.pathOf(name + memorySuffix)
+    const message = `'${path}' is damaged, and its manifest is that of an earlier checkpoint: it cannot have labels`
+    throw new CheckpointError('ERR_CHECKPOINT_DAMAGED', message, { path, problems })
+  }
+  const owner = id === recordedId(manifest) ? undefined : id
   const text = withLabels(manifestText(directory, vm, name, inspection), labels, owner)
   replaceManifest(directory, staging, name, text)
 }

@@ -60,6 +60,25 @@ t.test('a checkpoint of another tool can be labeled, and keeps its id', async (t
   t.match(await client.getCheckpoint('vm1', 'a'), { id: rewritten.id, labels: { by: 'you' } })
 })
 
+t.test('labels of a checkpoint without a manifest survive a copy', async (t) => {
+  const { client, directory } = await start(t)
+  await client.createCheckpoint('vm1')
+  fs.rmSync(path.join(directory, 'checkpoint.ckp.manifest'))
+  await client.labelCheckpoint('vm1', 'checkpoint', { a: '1' })
+  fs.utimesSync(path.join(directory, 'checkpoint.ckp'), 5, 5)
+  t.strictSame(await labels(client), { a: '1' })
+})
+
+t.test('label: damaged files that another tool wrote keep the labels of the manifest', async (t) => {
+  const { client, directory } = await start(t)
+  await client.createCheckpoint('vm1', { labels: { a: '1' } })
+  fs.utimesSync(path.join(directory, 'checkpoint.ckp'), 1, 1)
+  fs.rmSync(path.join(directory, 'checkpoint.ckp.kern'))
+  const error = await rejection(client.labelCheckpoint('vm1', 'checkpoint', { b: '2' }))
+  t.match(error, { code: 'ERR_CHECKPOINT_DAMAGED', problems: [{ code: 'kernel-missing' }] })
+  t.strictSame(manifestOf(directory, 'checkpoint').labels, { a: '1' })
+})
+
 t.test('invalid labels are refused before anything is touched', async (t) => {
   const { client, root } = store(t)
   const before = tree(root)
