@@ -286,30 +286,117 @@ t.test('the rc.d script runs host-reboot.mjs for start and stop', async (t) => {
   }
 })
 
+interface Send {
+  key?: string
+  token?: string
+  body?: unknown
+}
+
+/** The example as its callers see it. */
+async function httpService(
+  world: World,
+  extra: Record<string, string> = {},
+): Promise<{ service: Running; call: (method: string, resource: string, send?: Send) => Promise<Response> }> {
+  const service = world.start('http-service.mjs', [], { TOKEN: 'secret', PORT: '0', ...extra })
+  await service.printed('http://')
+  const address = service.stdout.trim()
+  const call = (method: string, resource: string, { key, token = 'secret', body }: Send = {}) =>
+    fetch(`${address}/${resource}`, {
+      method,
+      headers: {
+        authorization: `Bearer ${token}`,
+        ...(key !== undefined && { 'idempotency-key': key }),
+        ...(body !== undefined && { 'content-type': 'application/json' }),
+      },
+      ...(body !== undefined && { body: JSON.stringify(body) }),
+    })
+  return { service, call }
+}
+
 t.test('http-service: creates with progress as server-sent events, lists and destroys', async (t) => {
   const world = new World(t)
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: MiB, runDirectory: world.runDirectory })
   t.teardown(() => bhyve.stop())
-  const service = world.start('http-service.mjs', [], { TOKEN: 'secret', PORT: '0' })
-  await service.printed('http://')
-  const address = service.stdout.trim()
-  const call = (method: string, resource: string, authorization = 'Bearer secret'): Promise<Response> =>
-    fetch(`${address}/vms/${resource}`, { method, headers: { authorization } })
-  t.equal((await call('GET', 'vm1/checkpoints', 'Bearer guess')).status, 401)
-  const events = await (await call('POST', 'vm1/checkpoints/first')).text()
+  const { service, call } = await httpService(world)
+  t.equal((await call('GET', 'vms/vm1/checkpoints', { token: 'guess' })).status, 401)
+  t.equal((await call('POST', 'vms/vm1/checkpoints/first')).status, 400, 'without a key')
+
+  const key = '4711'
+  const events = await (await call('POST', 'vms/vm1/checkpoints/first', { key })).text()
   t.match(events, /^event: progress\ndata: \{"vm":"vm1","name":"first","phase":"queued"/)
-  t.match(events, /\n\nevent: created\ndata: \{"vm":"vm1","name":"first"/)
-  t.match(
-    await (await call('POST', 'vm2/checkpoints/first')).text(),
-    /event: failed\ndata: \{"code":"ERR_VM_NOT_RUNNING"/,
-  )
-  t.match(await (await call('GET', 'vm1/checkpoints')).json(), [{ name: 'first', state: 'complete' }])
-  t.equal((await call('DELETE', 'vm1/checkpoints/first')).status, 204)
-  t.equal((await call('DELETE', 'vm1/checkpoints/first')).status, 404)
-  t.equal((await call('GET', '%2e%2e/checkpoints')).status < 500, true)
+  const [created = ''] = /\n\nevent: created\ndata: \{"vm":"vm1","name":"first","id":"[^"]+"\}\n\n$/.exec(
+    events,
+  )!
+  t.match(await (await call('GET', 'vms/vm1/checkpoints')).json(), [
+    { name: 'first', state: 'complete', labels: { owner: 'http-service', request: key } },
+  ])
+  const again = await (await call('POST', 'vms/vm1/checkpoints/first', { key })).text()
+  t.equal(`\n\n${again}`, created, 'a repeated request has the same result, and saves nothing')
+  const other = await (await call('POST', 'vms/vm1/checkpoints/first', { key: '4712' })).text()
+  t.match(other, /event: failed\ndata: \{.*"code":"ERR_CHECKPOINT_EXISTS".*"retryable":false/)
+
+  const refused = await call('POST', 'vms/vm2/checkpoints/first', { key })
+  t.equal(refused.status, 409)
+  t.match(await refused.json(), { blockers: [{ code: 'not-running' }] })
+  await bhyve.stop()
+  const late = await (await call('POST', 'vms/vm1/checkpoints/first', { key })).text()
+  t.equal(`\n\n${late}`, created, 'also if the VM has ended since')
+
+  t.equal((await call('DELETE', 'vms/vm1/checkpoints/first')).status, 204)
+  const absent = await call('DELETE', 'vms/vm1/checkpoints/first')
+  t.equal(absent.status, 404)
+  t.match(await absent.json(), { code: 'ERR_CHECKPOINT_NOT_FOUND', retryable: false, vm: 'vm1' })
+  t.equal((await call('GET', 'vms/%2e%2e/checkpoints')).status < 500, true)
   service.child.kill('SIGTERM')
   t.equal(await service.status(), 0)
 })
+
+t.test(
+  'http-service: records arguments, prunes only its own checkpoints, and diagnoses the host',
+  async (t) => {
+    const world = new World(t)
+    const { client, runDirectory } = world
+    const fleet = await SimulatedFleet.start({ vms: ['vm1', 'vm2'], memoryBytes: MiB, runDirectory })
+    t.teardown(() => fleet.stop())
+    const { call } = await httpService(world, { REPEAT_MS: '0' })
+    const args = ['-c2', '-m1M', '-s0,hostbridge', '-s31,lpc', 'vm1']
+    for (const [key, body] of Object.entries({ first: { args }, second: { args } }))
+      t.match(
+        await (await call('POST', `vms/vm1/checkpoints/${key}`, { key, body })).text(),
+        /event: created\n/,
+      )
+    t.equal((await client.getCheckpoint('vm1', 'second')).argumentsRecorded, true)
+    const invalid = await call('POST', 'vms/vm1/checkpoints/third', { key: 'third', body: { args: 'vm1' } })
+    t.equal(invalid.status, 400)
+    t.match(await invalid.json(), { code: 'ERR_INVALID_OPTION' })
+
+    await client.createCheckpoint('vm1', { name: 'of somebody else' })
+    await client.createCheckpoint('vm2', { name: 'of somebody else' })
+    const planned = [
+      { vm: 'vm1', removed: ['first'] },
+      { vm: 'vm2', removed: [] },
+    ]
+    t.match(await (await call('POST', 'prune?dryRun')).json(), planned)
+    t.match(await (await call('POST', 'prune')).json(), planned)
+    const { checkpoints } = (await (await call('GET', 'checkpoints')).json()) as { checkpoints: unknown[] }
+    t.match(checkpoints, [
+      { vm: 'vm1', name: 'second' },
+      { vm: 'vm1', name: 'of somebody else' },
+      { vm: 'vm2', name: 'of somebody else' },
+    ])
+    t.equal(checkpoints.length, 3)
+
+    const healthy = await call('GET', 'health')
+    const findings = (await healthy.json()) as { level: string }[]
+    t.same(
+      findings.filter(({ level }) => level === 'problem'),
+      [],
+    )
+    t.equal(healthy.status, 200)
+    fs.chmodSync(runDirectory, 0o777)
+    t.equal((await call('GET', 'health')).status, 503, 'others can rename the sockets')
+  },
+)
 
 /** A stream that consumes one chunk per call of `takeOne`. */
 class Slow extends Writable {
