@@ -66,7 +66,8 @@ export interface CreateOptions {
   /**
    * What to do if a checkpoint of this name exists. With `'replace'` the previous checkpoint stays unchanged until the
    * new one is published. With `'fail'` the call rejects with `ERR_CHECKPOINT_EXISTS`, whose `existing` has the id and
-   * the labels of the checkpoint that has the name. Default `'replace'`.
+   * the labels of the checkpoint that has the name. This is checked first, so that a repeated call rejects in this way
+   * even if the VM does not run any more. Default `'replace'`.
    */
   ifExists?: 'replace' | 'fail' | undefined
   /**

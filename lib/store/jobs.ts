@@ -39,6 +39,7 @@ const kinds = {
  */
 const locking: ReadonlySet<string> = new Set<keyof Jobs>([
   'createStage',
+  'assertNameFree',
   'removeOrphans',
   'abandonStage',
   'salvageStage',

@@ -38,6 +38,20 @@ t.test('ifExists fail: the error has the id and the labels of what is there', as
   t.notOk('existing' in foreign)
 })
 
+t.test('ifExists fail: the error is the same if the VM has ended since', async (t) => {
+  const { client, root } = await start(t)
+  const once = { ifExists: 'fail', labels: { request: 'r1' } } as const
+  const { id, labels } = await client.suspend('vm1', once)
+  const existing = { id, labels }
+  t.match(await rejection(client.suspend('vm1', once)), { code: 'ERR_CHECKPOINT_EXISTS', existing })
+  const created = client.createCheckpoint('vm1', { ...once, name: 'suspend' })
+  t.match(await rejection(created), { code: 'ERR_CHECKPOINT_EXISTS', existing })
+  const other = { ...once, name: 'other' }
+  t.match(await rejection(client.suspend('vm1', other)), { code: 'ERR_VM_NOT_RUNNING' }, 'a free name')
+  t.match(await rejection(client.suspend('vm2', once)), { code: 'ERR_VM_NOT_RUNNING' }, 'no directory')
+  t.same(fs.readdirSync(root), ['vm1'], 'nothing is created')
+})
+
 t.test('ifExists fail: also if another manager takes the name while bhyve saves', async (t) => {
   const { bhyve, client, root, directory } = await start(t)
   const other = scratch(t)

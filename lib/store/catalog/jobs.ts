@@ -2,7 +2,7 @@
 export { addSnapshots } from './add_snapshots.js'
 export { destroyCheckpoint, destroyCheckpoints } from './destroy.js'
 export { directoriesIn, directoriesWith } from './directories.js'
-export { getCheckpoint, hasCheckpoints, listCheckpoints, verifyStructure } from './list.js'
+export { assertNameFree, getCheckpoint, hasCheckpoints, listCheckpoints, verifyStructure } from './list.js'
 export { compareSlice, digestFile, isListComplete, openCheckpoint } from './open_checkpoint.js'
 export { forgetSnapshots, owedSnapshots, snapshotsByName } from './owed_snapshots.js'
 export { labelCheckpoint } from './label.js'

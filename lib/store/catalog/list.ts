@@ -16,6 +16,7 @@ import { stagingName } from '../paths.js'
 import { holdsRemovals, noteRemovals } from '../staging/removed.js'
 import { noteSnapshots, snapshotRecordsIn } from '../staging/snapshot_records.js'
 import { type Snapshots, snapshotsOf } from './owed_snapshots.js'
+import { assertReplaceable } from '../commit/replaceable.js'
 import { holdsUnpublished, isCommitted, needsRecovery, recover } from '../commit/recover.js'
 
 /** Oldest first. `[]` if the directory does not exist. */
@@ -80,6 +81,14 @@ export function getCheckpoint(directoryPath: string, vm: string, name: string): 
   }
   const { state: _state, problems: _problems, ...checkpoint } = listed
   return checkpoint
+}
+
+/** Rejects like `createStage` if the name is taken, but creates nothing and needs no running VM. */
+export function assertNameFree(directoryPath: string, name: string): void {
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
+  if (directory === undefined) return
+  using _lock = lockForReading(directory)
+  assertReplaceable(directory, name, 'fail')
 }
 
 /** A report, and the disk snapshots that are still to be verified. */
