@@ -16,9 +16,20 @@ const counts = membersOf<Count>({
 const rules: readonly Rule[] = [...counts, 'keepWithinMs', 'maxBytes']
 const others = membersOf<Exclude<keyof PrunePolicy, Rule>>({ namePrefix: true, labels: true, dryRun: true })
 
-/** Throws `ERR_INVALID_OPTION`. */
-export function assertPolicy(policy: PrunePolicy): void {
-  assertOptions(policy, 'the policy', [...rules, ...others])
+/**
+ * A checked copy of a policy, because the caller may change it while the call waits. Reads every property by its name:
+ * an object may inherit `dryRun` or `namePrefix`, or compute them, and a copy of its own properties alone would remove
+ * other checkpoints. Throws `ERR_INVALID_OPTION`.
+ */
+export function checkedPolicy(policy: PrunePolicy): PrunePolicy {
+  const known = [...rules, ...others]
+  assertOptions(policy, 'the policy', known)
+  const copy: PrunePolicy = Object.fromEntries(known.map((name) => [name, policy[name]]))
+  assertPolicy(copy)
+  return copy.labels === undefined ? copy : { ...copy, labels: { ...copy.labels } }
+}
+
+function assertPolicy(policy: PrunePolicy): void {
   for (const rule of rules) {
     const value: unknown = policy[rule]
     if (value !== undefined && !(typeof value === 'number' && value >= 0))

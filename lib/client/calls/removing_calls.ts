@@ -8,7 +8,7 @@ import { AbortError, toCheckpointError, withDetails } from '../../base/errors.js
 import { assertCheckpointName, assertVmName } from '../../base/names.js'
 import type { PrunePolicy } from '../../base/types.js'
 import { snapshotBytes } from '../../operations/disk_snapshots.js'
-import { assertPolicy } from '../../operations/prune_policy.js'
+import { checkedPolicy } from '../../operations/prune_policy.js'
 import { checkedFor, type Session } from '../session.js'
 
 /** For messages: the state after a cancel, before and after a thread has begun the work. */
@@ -118,20 +118,17 @@ export class RemovingCalls {
 
   async pruneCheckpoints(vm: string, policy: PrunePolicy, options: CallOptions = {}): Promise<PruneResult> {
     assertVmName(vm)
-    checkedFor(vm, () => assertPolicy(policy))
+    const rules = checkedFor(vm, () => checkedPolicy(policy))
     assertCallOptions(options)
     const doing = `Pruning the checkpoints of VM '${vm}'`
     const call = { operation: 'prune', doing, vm, options, outcome: outcomes.removing } as const
-    // Copied, because the caller may change the policy while the call waits.
-    const rules = structuredClone(policy)
     return this.#session.call(call, (cancellation) => this.#prune(vm, rules, cancellation))
   }
 
   async pruneAll(policy: PrunePolicy, options: CallOptions = {}): Promise<PrunedVm[]> {
-    assertPolicy(policy)
+    const rules = checkedPolicy(policy)
     assertCallOptions(options)
     const doing = 'Pruning the checkpoints of all VMs'
-    const rules = structuredClone(policy)
     const call = { operation: 'pruneAll', doing, options, outcome: outcomes.pruningAll } as const
     return this.#session.call(call, async (cancellation) => {
       const pruned: PrunedVm[] = []

@@ -172,6 +172,32 @@ t.test('a policy for a prefix or labels neither counts nor removes other checkpo
   t.same(removed({ maxBytes: 200, namePrefix: 'auto-' }), ['auto-1'], 'only its bytes are counted')
 })
 
+t.test('prune: a policy may inherit its properties or compute them', async (t) => {
+  const { client, put } = store(t)
+  put('golden', 3000)
+  put('auto-1', 2000)
+  put('auto-2', 1000)
+  class Nightly {
+    readonly keepLast = 1
+    readonly #prefixes = ['auto-']
+    get namePrefix(): string {
+      return this.#prefixes.join('')
+    }
+    get dryRun(): boolean {
+      return this.namePrefix !== ''
+    }
+  }
+  const inherited = Object.assign(Object.create({ namePrefix: 'auto-', dryRun: true }) as PrunePolicy, {
+    keepLast: 1,
+  })
+  for (const policy of [new Nightly(), inherited]) {
+    t.match(await client.pruneCheckpoints('vm1', policy), { removed: ['auto-1'], kept: ['golden', 'auto-2'] })
+    t.match(await client.pruneAll(policy), [{ removed: ['auto-1'] }])
+  }
+  const names = (await client.listCheckpoints('vm1')).map(({ name }) => name)
+  t.same(names, ['golden', 'auto-1', 'auto-2'], 'nothing was removed')
+})
+
 t.test('prune: rejects invalid calendar rules and scopes, and reads nothing', async (t) => {
   const { client, put } = store(t)
   put('a')
