@@ -36,23 +36,28 @@ export interface StoreReport {
 export interface VmDirectory {
   vm: string
   directory: string
+  /** The name of the checkpoint to inspect. By default all of them. */
+  only?: string
 }
 
 export function inspectStores(directories: readonly VmDirectory[]): StoreReport[] {
   return directories.map(inspectStore)
 }
 
-function inspectStore({ vm, directory: path }: VmDirectory): StoreReport {
+function inspectStore({ vm, directory: path, only }: VmDirectory): StoreReport {
   const base = { vm, directory: inspectDirectory(path), checkpoints: [], kept: [] }
   try {
     using directory = Directory.openRealDirectoryIfAny(path)
     if (directory === undefined) return base
-    const memoryBytes = lastMemoryBytes(directory)
+    const names = checkpointNames(directory).filter((name) => only === undefined || name === only)
+    const listed = new Map(names.sort().map((name) => [name, listedCheckpoint(directory, vm, name)]))
+    const memoryBytes = lastMemoryBytes(
+      directory,
+      (name) => listed.get(name) ?? listedCheckpoint(directory, vm, name),
+    )
     return {
       ...base,
-      checkpoints: checkpointNames(directory)
-        .sort()
-        .flatMap((name) => stateOf(directory, vm, name)),
+      checkpoints: [...listed.values()].flat().map((one) => stateOf(directory, one)),
       kept: directory
         .entries()
         .filter((entry) => entry.endsWith(restSuffix))
@@ -65,16 +70,10 @@ function inspectStore({ vm, directory: path }: VmDirectory): StoreReport {
   }
 }
 
-function stateOf(directory: Directory, vm: string, name: string): StoredState[] {
-  return listedCheckpoint(directory, vm, name).map((listed) => {
-    const isSuspended = listed.state !== 'foreign' && isUnrestored(directory, listed)
-    return {
-      name,
-      state: listed.state,
-      isSuspended,
-      isRestoreOpen: isSuspended && listed.restoredAt !== undefined,
-    }
-  })
+function stateOf(directory: Directory, listed: ListedCheckpoint): StoredState {
+  const { name, state, restoredAt } = listed
+  const isSuspended = state !== 'foreign' && isUnrestored(directory, listed)
+  return { name, state, isSuspended, isRestoreOpen: isSuspended && restoredAt !== undefined }
 }
 
 /** The checkpoints can be read even if `.staging` belongs to another user. */

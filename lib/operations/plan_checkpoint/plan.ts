@@ -21,7 +21,7 @@ export async function planCheckpoint(context: PlanContext, settings: PlanSetting
   const directory = context.store.directoryOf(vm)
   const [machine, [report], fault] = await Promise.all([
     inspectMachine(context, settings),
-    context.vmJobs.inspectStores([{ vm, directory }]),
+    context.vmJobs.inspectStores([{ vm, directory, only: name }]),
     context.vmJobs.faultOfName(directory, name),
   ])
   const devices = await inspectDevices(context, settings, machine)

@@ -8,6 +8,7 @@ import { memorySuffix } from '../../base/names.js'
 import { Directory } from '../../fs/directory.js'
 import { isWriterAlive, readIntent } from './intent.js'
 import { listedCheckpoint, checkpointNames } from '../../checkpoint/read.js'
+import type { ListedCheckpoint } from '../../base/types.js'
 import { guestFile, inboxName, sizeRecord, stagingName } from '../paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 import { isAlive, isStageId } from './staging_entries.js'
@@ -20,14 +21,20 @@ export const marginBytes = 64 * 1024 * 1024
 /** Inspect at most this many of the newest checkpoints: damaged and foreign ones have no usable size. */
 const maxInspected = 5
 
-/** The RAM size of the VM's newest complete checkpoint, which the next checkpoint will most likely have, too. */
-export function lastMemoryBytes(directory: Directory): number | undefined {
+/**
+ * The RAM size of the VM's newest complete checkpoint, which the next checkpoint will most likely have, too. `read`: for a
+ * caller that has already read the checkpoints.
+ */
+export function lastMemoryBytes(
+  directory: Directory,
+  read = (name: string): readonly ListedCheckpoint[] => listedCheckpoint(directory, '', name),
+): number | undefined {
   const dated = checkpointNames(directory).map((name) => {
     return { name, mtimeMs: directory.statusIfAny(name + memorySuffix)?.mtimeMs ?? 0 }
   })
   const newest = dated.sort((one, other) => other.mtimeMs - one.mtimeMs).slice(0, maxInspected)
   for (const { name } of newest) {
-    const [listed] = listedCheckpoint(directory, '', name)
+    const [listed] = read(name)
     // bhyve wrote the metadata, and a hostile guest may control bhyve. No guest has more RAM than the host.
     if (listed?.state === 'complete') return Math.min(listed.memoryBytes, totalmem())
   }
