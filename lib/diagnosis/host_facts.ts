@@ -4,6 +4,7 @@
  */
 import { execFile } from 'node:child_process'
 import fs from 'node:fs/promises'
+import { parseListenQueues } from './listen_queues.js'
 import { parseMounts, type Mount } from './mounts.js'
 
 export interface HostFacts {
@@ -13,6 +14,11 @@ export interface HostFacts {
   sysctl(name: string): Promise<string | undefined>
   /** `[]` if the mounted file systems cannot be listed. */
   mounts(): Promise<readonly Mount[]>
+  /**
+   * How many connections wait for each listening socket, by its path. Without the sockets for which none waits, and empty
+   * if the system does not report them.
+   */
+  waitingConnections(): Promise<ReadonlyMap<string, number>>
   /** The command line of a process. Undefined if the system does not report it. */
   commandLine(pid: number): Promise<readonly string[] | undefined>
 }
@@ -29,6 +35,12 @@ export function hostFactsOf(platform: NodeJS.Platform): HostFacts {
       platform === 'freebsd' ? succeeded(await run('/sbin/sysctl', ['-n', name])) : undefined,
     mounts: async () =>
       parseMounts(isLinux ? await textOf('/proc/self/mounts') : await outputOf('/sbin/mount', [])),
+    waitingConnections: async () =>
+      parseListenQueues(
+        platform === 'freebsd'
+          ? succeeded(await run('/usr/bin/netstat', ['-L', '-n', '-f', 'unix']))
+          : undefined,
+      ),
     // FreeBSD would report the title that bhyve has given its process (setproctitle(3)).
     commandLine: async (pid) => (isLinux ? wordsOf(await textOf(`/proc/${String(pid)}/cmdline`)) : undefined),
   }

@@ -31,10 +31,12 @@ import {
 import { spaceFindings, storeFindings } from '../diagnosis/findings/store_findings.js'
 import type { HostFacts } from '../diagnosis/host_facts.js'
 import { snapshotSupport } from '../diagnosis/snapshot_support.js'
-import type { StoreReport } from '../diagnosis/store_report.js'
+import type { StoreReport, VmDirectory } from '../diagnosis/store_report.js'
 import type { Store } from '../store/store.js'
 import { longestRequestPath } from '../store/paths.js'
 import type { VmJobs } from './jobs.js'
+
+const storesPerJob = 16
 
 export interface DiagnosisContext {
   store: Store
@@ -107,7 +109,7 @@ async function vmFindings(context: DiagnosisContext): Promise<Finding[]> {
   ])
   const vms = [...new Set([...machines.keys(), ...stored])].sort()
   const directories = vms.map((vm) => ({ vm, directory: store.directoryOf(vm) }))
-  const reports = await vmJobs.inspectStores(directories)
+  const reports = await reportsOf(vmJobs, directories)
   const reservations = await store.jobs.reservedSpace(directories.map(({ directory }) => directory))
   const reservedOn = (device: string | undefined): number =>
     reservations.filter((one) => one.device === device).reduce((sum, { bytes }) => sum + bytes, 0)
@@ -135,25 +137,36 @@ async function vmFindings(context: DiagnosisContext): Promise<Finding[]> {
   ]
 }
 
+/** One job for all stores would occupy a thread, which saves need, for as long as the stores of all VMs take. */
+async function reportsOf(vmJobs: VmJobs, directories: readonly VmDirectory[]): Promise<StoreReport[]> {
+  const starts = directories.map((_, index) => index).filter((index) => index % storesPerJob === 0)
+  const jobs = starts.map((at) => vmJobs.inspectStores(directories.slice(at, at + storesPerJob)))
+  return (await Promise.all(jobs)).flat()
+}
+
 interface Machine {
   state: VirtualMachine['state']
   findings: Finding[]
 }
 
-async function machinesOf({ vmJobs, target, peers }: DiagnosisContext): Promise<Map<string, Machine>> {
+async function machinesOf({ vmJobs, target, peers, facts }: DiagnosisContext): Promise<Map<string, Machine>> {
   const found = await vmJobs.findSockets(target).catch((error: unknown) => {
     // The finding on the run directory has the reason.
     if (error instanceof CheckpointError && error.code === 'ERR_PERMISSION') return []
     throw error
   })
+  const waiting = await facts.waitingConnections()
   const machines = found.map(async (one): Promise<[string, Machine]> => {
     const { vm } = one
     if (one.rejected !== undefined) {
       const error = await vmJobs.locateSocket({ ...target, vm }).then(() => undefined, asCheckpointError)
       return [vm, { state: 'unknown', findings: error === undefined ? [] : rejectedFindings(error) }]
     }
-    const machine = describeVm(one, target, peers, true)
-    return [vm, { state: machine.state, findings: machineFindings(machine) }]
+    // Otherwise each run of a program would add a connection to the backlog of a paused VM, until nobody can connect.
+    const mayConnect = !one.sockets.some(({ socketPath }) => waiting.has(socketPath))
+    const machine = describeVm(one, target, peers, mayConnect)
+    const isKnowable = one.sockets.some(({ kind }) => kind === 'nvlist')
+    return [vm, { state: machine.state, findings: machineFindings(machine, isKnowable) }]
   })
   return new Map(await Promise.all(machines))
 }

@@ -56,6 +56,35 @@ t.test('planCheckpoint: reports a VM that a save would not reach', async (t) => 
   t.strictSame(await planned(), ['not-running'])
 })
 
+t.test('planCheckpoint: a VM in the kernel whose socket refuses connections may run', async (t) => {
+  const { run, bhyve, options } = await world(t)
+  // FreeBSD refuses a connection if the backlog is full. Here the process is gone, and the kernel has its VM.
+  fs.renameSync(path.join(run, 'vm1'), path.join(run, 'kept'))
+  await bhyve.stop()
+  fs.renameSync(path.join(run, 'kept'), path.join(run, 'vm1'))
+  const vmmDirectory = scratch(t)
+  fs.writeFileSync(path.join(vmmDirectory, 'vm1'), '')
+  const inKernel = createClientIn({ ...hostEnvironment, vmmDirectory, peers: new PeerMemory() }, options)
+  t.strictSame(codes(await inKernel.planCheckpoint('vm1', { args })), ['state-unknown'])
+  const gone = createClientIn({ ...hostEnvironment, peers: new PeerMemory() }, options)
+  t.strictSame(codes(await gone.planCheckpoint('vm1', { args })), ['not-running'])
+})
+
+t.test('planCheckpoint: adds no connection to those that wait', async (t) => {
+  const { run, options } = await world(t)
+  const socket = path.join(run, 'vm1')
+  const waitingConnections = () => Promise.resolve(new Map([[socket, 1]]))
+  const facts = { ...hostEnvironment.facts, waitingConnections }
+  const planned = async (peers: PeerMemory): Promise<string[]> => {
+    const client = createClientIn({ ...hostEnvironment, facts, peers }, options)
+    return codes(await client.planCheckpoint('vm1', { args }))
+  }
+  t.strictSame(await planned(new PeerMemory()), ['state-unknown'])
+  const peers = new PeerMemory()
+  await createClientIn({ ...hostEnvironment, peers }, options).listVirtualMachines()
+  t.strictSame(await planned(peers), [], 'the process is known already')
+})
+
 t.test('planCheckpoint: reports a kernel without snapshots', async (t) => {
   const { options } = await world(t)
   const planned = async (options_: string): Promise<string[]> => {

@@ -3,6 +3,7 @@ import t, { type Test } from 'tap'
 import type { ClientOptions, Finding } from 'bhyve-checkpoint'
 import type { HostFacts } from '../../dist/diagnosis/host_facts.js'
 import { hostFactsOf } from '../../dist/diagnosis/host_facts.js'
+import { parseListenQueues } from '../../dist/diagnosis/listen_queues.js'
 import { mountOf, parseMounts } from '../../dist/diagnosis/mounts.js'
 import { PeerMemory } from '../../dist/bhyve/peer_memory.js'
 import { createClientIn } from '../../dist/client/client.js'
@@ -25,6 +26,7 @@ const freebsd: HostFacts = {
       }[name],
     ),
   mounts: () => Promise.resolve([{ directory: '/', type: 'ufs', options: ['local', 'soft-updates'] }]),
+  waitingConnections: () => Promise.resolve(new Map()),
   commandLine: () => Promise.resolve(undefined),
 }
 
@@ -163,4 +165,25 @@ t.test('host facts: a program that is missing, fails or hangs ends the wait', as
   t.equal(await facts.commandLine(2 ** 22), undefined)
   t.equal(await hostFactsOf('freebsd').sysctl('kern.no.such.name'), undefined)
   t.equal(await hostFactsOf('freebsd').commandLine(process.pid), undefined)
+})
+
+t.test('the sockets for which connections wait are found in the output of netstat', async (t) => {
+  const text = [
+    'Current listen queue sizes (qlen/incqlen/maxqlen)',
+    'Proto Listen                           Local Address',
+    'unix  0/0/10                           /var/run/bhyve/idle',
+    'unix  3/0/10                           /var/run/bhyve//vm1',
+    'unix  10/0/10                          /var/run/bhyve/a b',
+    'unix  2/0/5',
+    '',
+  ].join('\n')
+  t.strictSame(
+    [...parseListenQueues(text)],
+    [
+      ['/var/run/bhyve/vm1', 3],
+      ['/var/run/bhyve/a b', 10],
+    ],
+  )
+  t.strictSame([...parseListenQueues(undefined)], [])
+  t.strictSame([...(await hostFactsOf('linux').waitingConnections())], [])
 })

@@ -4,7 +4,8 @@ import type { CheckpointError } from '../../base/errors.js'
 import type { VirtualMachine } from '../../base/types.js'
 import { ok, problem, warning } from './finding.js'
 
-export function machineFindings({ vm, state, pid, socket }: VirtualMachine): Finding[] {
+/** `isKnowable`: a connection to the VM's socket does not harm it. */
+export function machineFindings({ vm, state, pid, socket }: VirtualMachine, isKnowable: boolean): Finding[] {
   if (state === 'running') return [ok('vm-state', `the VM runs as process ${String(pid)}`)]
   if (state === 'off') return [ok('vm-state', `the VM has ended and left its socket '${socket}'`)]
   if (state === 'paused')
@@ -13,6 +14,14 @@ export function machineFindings({ vm, state, pid, socket }: VirtualMachine): Fin
         'vm-paused',
         `the VM is paused (process ${String(pid)}), so it cannot be saved`,
         `Resume it: bhyve-checkpoint resume ${vm}`,
+      ),
+    ]
+  if (isKnowable)
+    return [
+      warning(
+        'vm-state',
+        `whether the VM runs cannot be determined ('${socket}'): its process is paused, busy or not visible`,
+        `If it is paused, resume it by its process id: bhyve-checkpoint resume ${vm} --pid <pid>`,
       ),
     ]
   return [ok('vm-state', `whether the VM runs cannot be determined without harm to it ('${socket}')`)]

@@ -1,7 +1,7 @@
 /** Whether the VM can be reached. Sends nothing, and never connects to a socket of dialect `struct`. */
-import type { Located } from '../../bhyve/locate.js'
+import { isKnownToKernel, type Located } from '../../bhyve/locate.js'
 import { assertNotPaused, assertTrusted, knownStateOf, type Peer } from '../../bhyve/peer.js'
-import { probe } from '../../bhyve/probe.js'
+import { type Probe, probe, recall } from '../../bhyve/probe.js'
 import { assertRestorablePath, memorySuffix } from '../../base/names.js'
 import { snapshotSupport } from '../../diagnosis/snapshot_support.js'
 import { assertPathsFit } from '../saving/vm_request.js'
@@ -34,7 +34,7 @@ export async function inspectMachine(context: PlanContext, settings: PlanSetting
     restorable.blockers.length > 0
       ? restorable
       : checked(() => assertPathsFit(context, found, path, settings))
-  const { peer, ...state } = stateAt(context, found)
+  const { peer, ...state } = await stateAt(context, found)
   const suspend = settings.poweroff && peer !== undefined ? suspendFindings(peer, settings) : nothing
   const all = joined([fits, state, suspend, await kernelFindings(context)])
   return { ...all, sockets: found, ...(peer && { peer }) }
@@ -44,10 +44,32 @@ function pathOf({ store }: PlanContext, { vm, name }: PlanSettings): string {
   return `${store.directoryOf(vm)}/${name}${memorySuffix}`
 }
 
+/**
+ * Does not connect where connections wait already. Otherwise each run of a program would add one to the backlog of a
+ * paused VM, until nobody can connect.
+ */
+async function probesOf(
+  { peers, facts }: PlanContext,
+  sockets: readonly Located[],
+): Promise<{ located: Located; found: Probe }[]> {
+  const known = sockets.map((located) => ({ located, found: recall(located, peers) }))
+  if (known.every(({ found }) => found.kind === 'peer')) return known
+  const waiting = await facts.waitingConnections()
+  return sockets.map((located) => {
+    if (!waiting.has(located.socketPath)) return { located, found: probe(located, peers) }
+    const recalled = recall(located, peers)
+    const why = `${String(waiting.get(located.socketPath))} connections wait for its process, which is paused or busy`
+    return { located, found: recalled.kind === 'peer' ? recalled : { kind: 'silent', why } }
+  })
+}
+
 /** The first socket behind which a process lives counts, as in a save. */
-function stateAt(context: PlanContext, sockets: readonly Located[]): Findings & { peer?: Peer } {
-  const { peers, target } = context
-  const probes = sockets.map((located) => ({ located, found: probe(located, peers) }))
+async function stateAt(
+  context: PlanContext,
+  sockets: readonly Located[],
+): Promise<Findings & { peer?: Peer }> {
+  const { target } = context
+  const probes = await probesOf(context, sockets)
   for (const { located, found } of probes) {
     if (found.kind !== 'peer' || knownStateOf(found.peer) === 'off') continue
     const { peer } = found
@@ -57,6 +79,10 @@ function stateAt(context: PlanContext, sockets: readonly Located[]): Findings & 
   for (const { found } of probes) {
     if (found.kind === 'silent')
       return warned('state-unknown', `whether VM '${target.vm}' runs cannot be determined: ${found.why}`)
+  }
+  if (isKnownToKernel(target)) {
+    const message = `no process accepts connections on the socket of VM '${target.vm}', but the VM exists in the kernel, so it may be paused`
+    return warned('state-unknown', message)
   }
   return blocked(
     'not-running',
