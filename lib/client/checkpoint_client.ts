@@ -274,7 +274,7 @@ export interface CheckpointClient extends AsyncDisposable {
    * guarantee: the VM may end in between, and some failures show only while bhyve saves.
    *
    * Connects to the VM's socket once per process of the VM, as `listVirtualMachines` does, but never to a socket of
-   * dialect `struct`. On FreeBSD bhyve hides its arguments, so pass `args` to have the devices checked.
+   * dialect `struct`, nor on FreeBSD to one for which connections wait. On FreeBSD bhyve hides its arguments, so pass `args` to have the devices checked.
    *
    * Rejects with `ERR_INVALID_VM_NAME`, `ERR_INVALID_CHECKPOINT_NAME`, `ERR_INVALID_OPTION` or `ERR_SYSTEM`.
    *
@@ -289,8 +289,9 @@ export interface CheckpointClient extends AsyncDisposable {
    * nothing and recovers nothing. Resolves with the findings, also those that are fine. `docs/doctor.md` explains the
    * codes.
    *
-   * Runs `/usr/sbin/bhyve -h`, `sysctl` and `mount`. Connects to each VM once per process of the VM, as
-   * `listVirtualMachines` does, but never to a socket of dialect `struct`. Rejects with `ERR_SYSTEM` only if no
+   * Runs `/usr/sbin/bhyve -h`, `sysctl`, `mount` and `netstat`. Connects to each VM once per process of the VM, as
+   * `listVirtualMachines` does, but never to a socket of dialect `struct`, nor on FreeBSD to one for which connections
+   * wait. Rejects with `ERR_SYSTEM` only if no
    * diagnosis is possible, for example because no descriptor is left.
    *
    * @example

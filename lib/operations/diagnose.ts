@@ -55,7 +55,9 @@ export async function diagnose(context: DiagnosisContext): Promise<Finding[]> {
   const host = hostFindings(context)
   // Without the addon there are no threads, and nothing else can be inspected.
   if (addon.some(({ level }) => level === 'problem')) return [...addon, ...(await host)]
-  return [...addon, ...(await host), ...(await directoryFindings(context)), ...(await vmFindings(context))]
+  const directories = await directoryFindings(context)
+  const isOpen = directories.some(({ code }) => code === 'checkpoint-directory-open')
+  return [...addon, ...(await host), ...directories, ...(await vmFindings(context, isOpen))]
 }
 
 function addonFindings({ runtimeFault }: DiagnosisContext): Finding[] {
@@ -86,7 +88,11 @@ async function directoryFindings({ store, vmJobs, target, facts }: DiagnosisCont
   const [run, root] = await vmJobs.inspectDirectories(paths)
   const found = run === undefined ? [] : runDirectoryFindings(run, target.trustedUids)
   if (root === undefined) return found
-  return [...found, ...checkpointDirectoryFindings(root), ...(await mountFindings([root], facts))]
+  return [
+    ...found,
+    ...checkpointDirectoryFindings(root, 'directories', target.trustedUids),
+    ...(await mountFindings([root], facts)),
+  ]
 }
 
 async function mountFindings(reports: readonly DirectoryReport[], facts: HostFacts): Promise<Finding[]> {
@@ -100,7 +106,8 @@ async function mountFindings(reports: readonly DirectoryReport[], facts: HostFac
   return findings.filter(isFirst)
 }
 
-async function vmFindings(context: DiagnosisContext): Promise<Finding[]> {
+/** `isOpen`: others can reach the directories of the VMs. */
+async function vmFindings(context: DiagnosisContext, isOpen: boolean): Promise<Finding[]> {
   const { store, vmJobs, target, facts } = context
   const [machines, stored, inKernel] = await Promise.all([
     machinesOf(context),
@@ -118,7 +125,7 @@ async function vmFindings(context: DiagnosisContext): Promise<Finding[]> {
     const isRunning = machine?.state === 'running' || machine?.state === 'paused'
     return ofVm(report.vm, [
       ...(machine === undefined ? [] : [...machine.findings, ...pathFindings(context, report)]),
-      ...(store.ownsDirectories ? [] : checkpointDirectoryFindings(report.directory)),
+      ...permissionFindings(context, report, isOpen),
       ...storeFindings(report, isRunning),
       ...(machine === undefined ? [] : spaceFindings(report, reservedOn(report.directory.device))),
     ])
@@ -135,6 +142,17 @@ async function vmFindings(context: DiagnosisContext): Promise<Finding[]> {
     ...ofEach,
     ...missing.flatMap((vm) => ofVm(vm, withoutSocketFindings(target.runDirectory))),
   ]
+}
+
+/** The directories of this library's own layout are reported only if others can reach their contents. */
+function permissionFindings(
+  { store, target }: DiagnosisContext,
+  { directory }: StoreReport,
+  isOpen: boolean,
+): Finding[] {
+  const findings = checkpointDirectoryFindings(directory, 'checkpoints', target.trustedUids)
+  if (!store.ownsDirectories) return findings
+  return findings.filter(({ code }) => isOpen && code === 'checkpoint-directory-open')
 }
 
 /** One job for all stores would occupy a thread, which saves need, for as long as the stores of all VMs take. */

@@ -104,8 +104,17 @@ t.test(
     const { root, run, found } = world(t)
     fs.chmodSync(root, 0o755)
     t.match(await found('checkpoint-directory-open'), [
-      { level: 'problem', advice: `Run chmod 700 '${root}'` },
+      { level: 'warning', advice: `Run chmod 700 '${root}'` },
     ])
+    fs.mkdirSync(path.join(root, 'vm1'))
+    fs.chmodSync(path.join(root, 'vm1'), 0o755)
+    t.match(await found('checkpoint-directory-open'), [
+      { level: 'warning' },
+      { level: 'problem', vm: 'vm1', message: /every user can reach the checkpoints/ },
+    ])
+    fs.chmodSync(root, 0o777)
+    t.match(await found('checkpoint-directory-open'), [{ level: 'problem' }, { vm: 'vm1' }])
+    fs.chmodSync(path.join(root, 'vm1'), 0o700)
     fs.chmodSync(root, 0o750)
     t.match(await found('checkpoint-directory-open'), [{ level: 'warning' }])
     fs.chmodSync(root, 0o700)
@@ -366,10 +375,15 @@ t.test('diagnose: directories of others, and one that is no directory', async (t
   t.match(runDirectoryFindings({ ...base, kind: 'directory' }, [0]), [{ advice: "Run chown root '/a'" }])
   t.match(runDirectoryFindings({ ...base, kind: 'directory' }, [0, 4711]), [{ level: 'ok' }])
   t.match(runDirectoryFindings({ ...base, kind: 'other', failure: 'EACCES' }, []), [{ message: /EACCES/ }])
-  t.match(checkpointDirectoryFindings({ ...base, kind: 'other' }), [
+  t.match(checkpointDirectoryFindings({ ...base, kind: 'other' }, 'directories', []), [
     { level: 'problem', code: 'checkpoint-directory-unusable', message: /not a directory/ },
   ])
-  t.match(checkpointDirectoryFindings({ ...base, kind: 'missing', isWritable: false }), [
+  const foreign = { ...base, kind: 'directory' as const, uid: 4711, mode: 0o700 }
+  t.match(checkpointDirectoryFindings(foreign, 'directories', []), [
+    { level: 'problem', code: 'checkpoint-directory-open', message: /uid 4711/ },
+  ])
+  t.match(checkpointDirectoryFindings(foreign, 'directories', [4711]), [{ level: 'ok' }])
+  t.match(checkpointDirectoryFindings({ ...base, kind: 'missing', isWritable: false }, 'directories', []), [
     { level: 'problem', message: /cannot write in '\/'/ },
   ])
 })

@@ -49,7 +49,7 @@ t.test('doctor: the exit status is that of the worst finding', async (t) => {
   const warned = await doctor()
   t.equal(warned.status, 1)
   t.match(warned.stdout, /^warning +- +checkpoint-directory-open .*\n {2}Run chmod 700/m)
-  fs.chmodSync(world.checkpointDirectory, 0o755)
+  fs.chmodSync(world.checkpointDirectory, 0o777)
   t.equal((await doctor()).status, 6)
   const lines = (await doctor('--json')).stdout.trim().split('\n')
   t.ok(lines.every((line) => (JSON.parse(line) as { type: string }).type === 'finding'))

@@ -5,6 +5,7 @@ import { type Mount, mountOf } from '../mounts.js'
 import { ok, problem, warning } from './finding.js'
 
 const groupOrOthers = 0o077
+const others = 0o007
 const othersWrite = 0o002
 const sticky = 0o1000
 
@@ -41,8 +42,15 @@ export function runDirectoryFindings(report: DirectoryReport, trustedUids: reado
   return [ok('run-directory-usable', `${shown} exists, and other users cannot replace sockets in it`)]
 }
 
-/** `report`: a directory in which the directories of VMs are, or the one of a VM in a layout of another tool. */
-export function checkpointDirectoryFindings(report: DirectoryReport): Finding[] {
+/**
+ * A directory for checkpoints. `holds`: those of one VM, or the directories of VMs, which the library creates with mode
+ * 0700. `trustedUids`: who may own it besides root and this process.
+ */
+export function checkpointDirectoryFindings(
+  report: DirectoryReport,
+  holds: 'checkpoints' | 'directories',
+  trustedUids: readonly number[],
+): Finding[] {
   const { path, kind, failure, existing, isWritable } = report
   const shown = `the checkpoint directory '${path}'`
   if (failure !== undefined || kind === 'other') {
@@ -63,23 +71,47 @@ export function checkpointDirectoryFindings(report: DirectoryReport): Finding[] 
     return [
       ok('checkpoint-directory-missing', `${shown} does not exist yet, and the first checkpoint creates it`),
     ]
-  return [permissionFinding(report, shown)]
+  return [permissionFinding(report, shown, holds, trustedUids)]
 }
 
 /** Guest RAM contains passwords and keys. */
-function permissionFinding({ path, mode = 0 }: DirectoryReport, shown: string): Finding {
+function permissionFinding(
+  { path, uid = -1, mode = 0 }: DirectoryReport,
+  shown: string,
+  holds: 'checkpoints' | 'directories',
+  trustedUids: readonly number[],
+): Finding {
   const octal = `0${mode.toString(8)}`
-  if ((mode & 0o007) !== 0)
+  const advice = `Run chmod 700 '${path}'`
+  if (![0, process.geteuid?.(), ...trustedUids].includes(uid))
+    return problem(
+      'checkpoint-directory-open',
+      `${shown} belongs to uid ${String(uid)}, who can replace the checkpoints and read the secrets in guest RAM`,
+      `Run chown root '${path}'`,
+    )
+  if ((mode & othersWrite) !== 0)
+    return problem(
+      'checkpoint-directory-open',
+      `${shown} has mode ${octal}, so every user can create files in it`,
+      advice,
+    )
+  if (holds === 'directories' && (mode & groupOrOthers) !== 0)
+    return warning(
+      'checkpoint-directory-open',
+      `${shown} has mode ${octal}, so only the modes of the directories in it protect the secrets in guest RAM`,
+      advice,
+    )
+  if ((mode & others) !== 0)
     return problem(
       'checkpoint-directory-open',
       `${shown} has mode ${octal}, so every user can reach the checkpoints, which contain the secrets in guest RAM`,
-      `Run chmod 700 '${path}'`,
+      advice,
     )
   if ((mode & groupOrOthers) !== 0)
     return warning(
       'checkpoint-directory-open',
       `${shown} has mode ${octal}, so its group can reach the checkpoints, which contain the secrets in guest RAM`,
-      `Run chmod 700 '${path}' unless the group needs them`,
+      `${advice} unless the group needs them`,
     )
   return ok('checkpoint-directory-usable', `${shown} exists, and only its owner can enter it`)
 }
