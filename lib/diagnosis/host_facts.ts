@@ -28,6 +28,32 @@ const timeoutMs = 3_000
 const maxOutputBytes = 1024 * 1024
 
 export function hostFactsOf(platform: NodeJS.Platform): HostFacts {
+  return withSharedReads(readFacts(platform))
+}
+
+/**
+ * Plans for a hundred VMs at once ask a hundred times. They share the processes: otherwise these would use up the
+ * descriptors, and take a second. A fact may be as old as the read that runs.
+ */
+export function withSharedReads(facts: HostFacts): HostFacts {
+  const variables = new Map<string, Promise<string | undefined>>()
+  let waiting: ReturnType<HostFacts['waitingConnections']> | undefined
+  const read = (name: string): Promise<string | undefined> => {
+    const running = facts.sysctl(name).finally(() => variables.delete(name))
+    variables.set(name, running)
+    return running
+  }
+  return {
+    ...facts,
+    sysctl: (name) => variables.get(name) ?? read(name),
+    waitingConnections: () =>
+      (waiting ??= facts.waitingConnections().finally(() => {
+        waiting = undefined
+      })),
+  }
+}
+
+function readFacts(platform: NodeJS.Platform): HostFacts {
   const isLinux = platform === 'linux'
   return {
     usage: (program, option) => outputOf(program, [option]),

@@ -17,11 +17,12 @@ export interface SnapshotSupport {
 export const bhyveProgram = '/usr/sbin/bhyve'
 
 export async function snapshotSupport(facts: HostFacts): Promise<SnapshotSupport> {
-  const [usage, options] = await Promise.all([facts.usage(bhyveProgram, '-h'), facts.sysctl('kern.conftxt')])
-  return {
-    bhyve: supportFrom(usage, /^\s*-r\b/m),
-    kernel: supportFrom(options, /^options\s+BHYVE_SNAPSHOT\s*$/m),
-  }
+  const [usage, kernel] = await Promise.all([facts.usage(bhyveProgram, '-h'), kernelSupport(facts)])
+  return { bhyve: supportFrom(usage, /^\s*-r\b/m), kernel }
+}
+
+export async function kernelSupport(facts: HostFacts): Promise<Support> {
+  return supportFrom(await facts.sysctl('kern.conftxt'), /^options\s+BHYVE_SNAPSHOT\s*$/m)
 }
 
 function supportFrom(text: string | undefined, pattern: RegExp): Support {

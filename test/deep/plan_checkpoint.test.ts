@@ -88,7 +88,8 @@ t.test('planCheckpoint: adds no connection to those that wait', async (t) => {
 t.test('planCheckpoint: reports a kernel without snapshots', async (t) => {
   const { options } = await world(t)
   const planned = async (options_: string): Promise<string[]> => {
-    const facts = { ...hostEnvironment.facts, sysctl: () => Promise.resolve(options_) }
+    const usage = (): Promise<never> => Promise.reject(new Error('a plan needs no usage of bhyve'))
+    const facts = { ...hostEnvironment.facts, usage, sysctl: () => Promise.resolve(options_) }
     const system = { platform: 'freebsd', release: '15.1-RELEASE' } as const
     const client = createClientIn({ ...hostEnvironment, system, facts, peers: new PeerMemory() }, options)
     return codes(await client.planCheckpoint('vm1', { args }))

@@ -2,7 +2,7 @@
 import t, { type Test } from 'tap'
 import type { ClientOptions, Finding } from 'bhyve-checkpoint'
 import type { HostFacts } from '../../dist/diagnosis/host_facts.js'
-import { hostFactsOf } from '../../dist/diagnosis/host_facts.js'
+import { hostFactsOf, withSharedReads } from '../../dist/diagnosis/host_facts.js'
 import { parseListenQueues } from '../../dist/diagnosis/listen_queues.js'
 import { mountOf, parseMounts } from '../../dist/diagnosis/mounts.js'
 import { PeerMemory } from '../../dist/bhyve/peer_memory.js'
@@ -186,4 +186,26 @@ t.test('the sockets for which connections wait are found in the output of netsta
   )
   t.strictSame([...parseListenQueues(undefined)], [])
   t.strictSame([...(await hostFactsOf('linux').waitingConnections())], [])
+})
+
+t.test('host facts: calls at the same time share one process', async (t) => {
+  const started: string[] = []
+  const facts = withSharedReads({
+    ...freebsd,
+    sysctl: (name) => {
+      started.push(name)
+      return freebsd.sysctl(name)
+    },
+    waitingConnections: () => {
+      started.push('netstat')
+      return Promise.resolve(new Map([['/a', 1]]))
+    },
+  })
+  const read = async (): Promise<unknown[]> =>
+    Promise.all([facts.sysctl('hw.vmm'), facts.waitingConnections(), facts.sysctl('kern.conftxt')])
+  const [one, other] = await Promise.all([read(), read()])
+  t.strictSame(one, other)
+  t.strictSame(started, ['hw.vmm', 'netstat', 'kern.conftxt'])
+  await read()
+  t.equal(started.length, 6, 'a later call reads again')
 })

@@ -3,7 +3,7 @@ import { isKnownToKernel, type Located } from '../../bhyve/locate.js'
 import { assertNotPaused, assertTrusted, knownStateOf, type Peer } from '../../bhyve/peer.js'
 import { type Probe, probe, recall } from '../../bhyve/probe.js'
 import { assertRestorablePath, memorySuffix } from '../../base/names.js'
-import { snapshotSupport } from '../../diagnosis/snapshot_support.js'
+import { kernelSupport } from '../../diagnosis/snapshot_support.js'
 import { assertPathsFit } from '../saving/vm_request.js'
 import { assertStateReadable, assertVisible } from '../suspend.js'
 import {
@@ -97,7 +97,7 @@ function suspendFindings(peer: Peer, { vm }: PlanSettings): Findings {
 /** A VM with a socket has a bhyve with snapshots. Without those in the kernel, every save fails. */
 async function kernelFindings({ system, facts }: PlanContext): Promise<Findings> {
   if (system.platform !== 'freebsd') return nothing
-  const { kernel } = await snapshotSupport(facts)
+  const kernel = await kernelSupport(facts)
   if (kernel === 'yes') return nothing
   if (kernel === 'no')
     return blocked(
