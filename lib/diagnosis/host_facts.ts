@@ -27,6 +27,9 @@ export interface HostFacts {
 const timeoutMs = 3_000
 const maxOutputBytes = 1024 * 1024
 
+/** Variables that do not change while the kernel runs. */
+const constants: ReadonlySet<string> = new Set(['kern.conftxt'])
+
 export function hostFactsOf(platform: NodeJS.Platform): HostFacts {
   return withSharedReads(readFacts(platform))
 }
@@ -39,7 +42,10 @@ export function withSharedReads(facts: HostFacts): HostFacts {
   const variables = new Map<string, Promise<string | undefined>>()
   let waiting: ReturnType<HostFacts['waitingConnections']> | undefined
   const read = (name: string): Promise<string | undefined> => {
-    const running = facts.sysctl(name).finally(() => variables.delete(name))
+    const running = facts.sysctl(name).then((value) => {
+      if (value === undefined || !constants.has(name)) variables.delete(name)
+      return value
+    })
     variables.set(name, running)
     return running
   }

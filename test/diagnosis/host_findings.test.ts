@@ -207,5 +207,5 @@ t.test('host facts: calls at the same time share one process', async (t) => {
   t.strictSame(one, other)
   t.strictSame(started, ['hw.vmm', 'netstat', 'kern.conftxt'])
   await read()
-  t.equal(started.length, 6, 'a later call reads again')
+  t.strictSame(started.slice(3), ['hw.vmm', 'netstat'], 'a later call reads again what can change')
 })
