@@ -42,10 +42,13 @@ export function withSharedReads(facts: HostFacts): HostFacts {
   const variables = new Map<string, Promise<string | undefined>>()
   let waiting: ReturnType<HostFacts['waitingConnections']> | undefined
   const read = (name: string): Promise<string | undefined> => {
-    const running = facts.sysctl(name).then((value) => {
-      if (value === undefined || !constants.has(name)) variables.delete(name)
+    let isConstant = false
+    const reading = async (): Promise<string | undefined> => {
+      const value = await facts.sysctl(name)
+      isConstant = value !== undefined && constants.has(name)
       return value
-    })
+    }
+    const running = reading().finally(() => isConstant || variables.delete(name))
     variables.set(name, running)
     return running
   }
