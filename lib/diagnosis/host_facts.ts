@@ -35,7 +35,7 @@ export function hostFactsOf(platform: NodeJS.Platform): HostFacts {
 }
 
 /**
- * Plans for a hundred VMs at once ask a hundred times. They share the processes: otherwise these would use up the
+ * Plans for a hundred VMs at once need the same facts. They share the processes: otherwise these would use up the
  * descriptors, and take a second. A fact may be as old as the read that runs.
  */
 export function withSharedReads(facts: HostFacts): HostFacts {

@@ -81,6 +81,8 @@ t.test('diagnose: reports run directories in which sockets can be replaced', asy
   t.match(await found('run-directory-usable'), [{ level: 'ok' }])
   fs.chmodSync(run, 0o777)
   t.match(await found('run-directory-unsafe'), [{ level: 'problem', advice: /chmod o-w/ }])
+  fs.chmodSync(run, 0o770)
+  t.match(await found('run-directory-unsafe'), [{ level: 'warning', advice: /chmod g-w/ }])
   fs.chmodSync(run, 0o1777)
   t.match(await found('run-directory-usable'), [{ level: 'ok' }], 'with the sticky bit')
   const ofOthers = createClient({ runDirectory: '/proc/1', checkpointDirectory: scratch(t) })

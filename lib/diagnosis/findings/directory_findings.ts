@@ -7,6 +7,7 @@ import { ok, problem, warning } from './finding.js'
 const groupOrOthers = 0o077
 const others = 0o007
 const othersWrite = 0o002
+const groupWrite = 0o020
 const sticky = 0o1000
 
 /** `trustedUids`: who may own the run directory besides root and this process. */
@@ -39,6 +40,14 @@ export function runDirectoryFindings(report: DirectoryReport, trustedUids: reado
       'is a symbolic link, and whoever can replace the link decides which sockets are found',
       "Pass the real directory with the option 'runDirectory'",
     )
+  if ((mode & groupWrite) !== 0 && (mode & sticky) === 0)
+    return [
+      warning(
+        'run-directory-unsafe',
+        `${shown} is writable by its group, whose members could replace the socket of a VM by that of another VM`,
+        `Run chmod g-w '${path}' unless the group may save every VM`,
+      ),
+    ]
   return [ok('run-directory-usable', `${shown} exists, and other users cannot replace sockets in it`)]
 }
 
