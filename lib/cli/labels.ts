@@ -5,13 +5,21 @@ import { UsageError } from './usage_error.js'
 const maxNoteLength = 60
 
 export function parseLabels(words: readonly string[]): Record<string, string> {
-  return Object.fromEntries(words.map(assignment))
+  return once(words.map(assignment))
 }
 
 export function parseChanges(words: readonly string[]): Record<string, string | null> {
   const removal = (word: string): [string, null] => [word.slice(0, -1), null]
   const isRemoval = (word: string): boolean => !word.includes('=') && word.endsWith('-')
-  return Object.fromEntries(words.map((word) => (isRemoval(word) ? removal(word) : assignment(word))))
+  return once(words.map((word) => (isRemoval(word) ? removal(word) : assignment(word))))
+}
+
+/** A key that is given twice is a mistake: `prune` would apply to other checkpoints than expected. */
+function once<T>(entries: readonly (readonly [string, T])[]): Record<string, T> {
+  const labels = Object.fromEntries(entries)
+  const twice = entries.find(([key], index) => entries.findIndex(([other]) => other === key) !== index)
+  if (twice !== undefined) throw new UsageError(`The label '${twice[0]}' is given twice`)
+  return labels
 }
 
 function assignment(word: string): [string, string] {

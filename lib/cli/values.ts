@@ -41,17 +41,6 @@ export function parseCount(text: string, option: string): number {
   return Number(text)
 }
 
-/** Parses labels such as `job=nightly`. */
-export function parseLabels(texts: readonly string[], option: string): Record<string, string> {
-  const entries = texts.map((text) => {
-    const [, key, value] = /^([^=]+)=(.*)$/s.exec(text) ?? []
-    if (key === undefined || value === undefined)
-      throw new UsageError(`${option} must be a key and a value such as job=nightly, not '${text}'`)
-    return [key, value] as const
-  })
-  return Object.fromEntries(entries)
-}
-
 export function formatSize(bytes: number | undefined): string {
   if (bytes === undefined) return '-'
   let value = bytes

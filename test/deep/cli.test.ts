@@ -378,6 +378,7 @@ t.test('list and prune of all VMs print every VM, and destroyall has a dry run',
     ['prune', 'vm1', '--all', '--keep-last', '1'],
     ['prune', 'vm1', '--keep-daily', 'x'],
     ['prune', 'vm1', '--keep-last', '1', '--label', 'job'],
+    ['prune', 'vm1', '--keep-last', '1', '--label', 'job=a', '--label', 'job=b'],
   ])
     t.equal(run(...words).status, 2, words.join(' '))
   const policy = ['--prefix', 'auto-', '--keep-last', '1', '--keep-monthly', '0']

@@ -5,7 +5,8 @@ import type { Command, Context, Values } from '../command.js'
 import { exitStatus } from '../exit_status.js'
 import { checkpointLocation } from '../parse.js'
 import { UsageError } from '../usage_error.js'
-import { formatSize, parseCount, parseDuration, parseLabels, parseSize } from '../values.js'
+import { parseLabels } from '../labels.js'
+import { formatSize, parseCount, parseDuration, parseSize } from '../values.js'
 import { noneOf } from './stored.js'
 
 export const prune: Command = {
@@ -60,7 +61,7 @@ function policyFrom(values: Values): PrunePolicy {
   return {
     ...rules,
     namePrefix: values.text('prefix'),
-    labels: labels.length === 0 ? undefined : parseLabels(labels, '--label'),
+    labels: labels.length === 0 ? undefined : parseLabels(labels),
     dryRun: values.has('dry-run'),
   }
 }

@@ -20,7 +20,8 @@ export function changed({ vm, name }: RestoreSettings): CheckpointError {
     `Another process replaced, changed, removed or restored checkpoint '${name}' of VM '${vm}' during this call. ` +
     "Nothing was started. Check with listVirtualMachines (or 'bhyve-checkpoint vms') whether the VM is running now. " +
     'If it is not running, try again'
-  return new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm, checkpoint: name })
+  // Another checkpoint may have the name now, and another process may have started the VM.
+  return new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm, checkpoint: name, retryable: false })
 }
 
 /** Adds what a caller must learn about a step that is not undone. */
