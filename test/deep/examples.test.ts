@@ -398,6 +398,24 @@ t.test(
   },
 )
 
+t.test('http-service: SIGTERM reports what is in flight, and completes it', async (t) => {
+  const world = new World(t)
+  const { client, runDirectory } = world
+  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: MiB, writeRate: MiB, runDirectory })
+  t.teardown(() => bhyve.stop())
+  const { service, call } = await httpService(world, { REPORT_MS: '50' })
+  const response = await call('POST', 'vms/vm1/checkpoints/last', { key: '4711' })
+  let text = ''
+  for await (const piece of response.body!.pipeThrough(new TextDecoderStream())) {
+    if (!text.includes('saving') && piece.includes('saving')) service.child.kill('SIGTERM')
+    text += piece
+  }
+  t.match(text, /event: created/)
+  t.equal(await service.status(), 0)
+  t.match(service.stderr, /^In flight: \[\{"operation":"create","vm":"vm1","checkpoint":"last","begun":true/)
+  t.match(await client.getCheckpoint('vm1', 'last'), { labels: { request: '4711' } })
+})
+
 /** A stream that consumes one chunk per call of `takeOne`. */
 class Slow extends Writable {
   readonly pieces: Buffer[] = []
