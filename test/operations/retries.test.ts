@@ -39,10 +39,13 @@ t.test('ifExists fail: the error has the id and the labels of what is there', as
 })
 
 t.test('ifExists fail: the error is the same if the VM has ended since', async (t) => {
-  const { client, root } = await start(t)
+  const { bhyve, client, root } = await start(t)
   const once = { ifExists: 'fail', labels: { request: 'r1' } } as const
   const { id, labels } = await client.suspend('vm1', once)
   const existing = { id, labels }
+  t.match(await rejection(client.suspend('vm1', once)), { code: 'ERR_CHECKPOINT_EXISTS', existing })
+  // As after a reboot, which empties the run directory.
+  fs.rmSync(path.join(bhyve.runDirectory, 'vm1'))
   t.match(await rejection(client.suspend('vm1', once)), { code: 'ERR_CHECKPOINT_EXISTS', existing })
   const created = client.createCheckpoint('vm1', { ...once, name: 'suspend' })
   t.match(await rejection(created), { code: 'ERR_CHECKPOINT_EXISTS', existing })

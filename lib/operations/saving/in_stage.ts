@@ -32,7 +32,7 @@ export async function inStage(
   call.recorded = await givenArguments(context, settings)
   const path = `${store.directoryOf(vm)}/${name}${memorySuffix}`
   assertRestorablePath(path, vm, name)
-  // First: a caller that repeats a suspend finds what it did, although the VM is off now.
+  // First: a caller that repeats a suspend finds what it did, although the VM is off and its socket may be gone.
   if (settings.publication.ifExists === 'fail') await store.jobs.assertNameFree(store.directoryOf(vm), name)
   const sockets = await context.vmJobs.locateSocket(context.target)
   const [first] = sockets
