@@ -393,13 +393,36 @@ export const listed = [
     'inspection?.identity !== identity) return',
     'inspection === undefined) return',
   ),
+  // Calls about many checkpoints.
+  change('dry-run-destroys', 'lib/store/catalog/destroy.ts', 'many_vms', 'if (dryRun) return names', ''),
+  change(
+    'prune-scope-ignored',
+    'lib/store/catalog/prune.ts',
+    'prune_rules many_vms',
+    'const checkpoints = inScope(all, policy)',
+    'const checkpoints = all',
+  ),
+  change(
+    'last-of-the-scope-only',
+    'lib/store/catalog/prune.ts',
+    'prune_rules many_vms',
+    'const last = all',
+    'const last = checkpoints',
+  ),
+  change(
+    'untrusted-arguments-copied',
+    'lib/store/catalog/rewrite_manifest.ts',
+    'arguments_distrust',
+    'distrustOf(status) === undefined ? text : withoutArguments(text)',
+    'text',
+  ),
   // Unreadable files.
   change(
     'unreadable-destroyed',
     'lib/store/catalog/destroy.ts',
     'prune',
-    'isForeign(directory, name) === false,',
-    'isForeign(directory, name) !== true,',
+    'isForeign(directory, name) === false)',
+    'isForeign(directory, name) !== true)',
   ),
   change('unreadable-pruned', 'lib/store/catalog/prune.ts', 'prune', "code === 'unreadable' || ", ''),
   change(
