@@ -68,7 +68,14 @@ t.test('bash completes commands, options and names', async (t) => {
     return stdout.split('\n').filter((word) => word !== '')
   }
   t.same(complete('des'), ['destroy', 'destroyall'])
-  t.same(complete('prune', '--keep'), ['--keep-last', '--keep-within'])
+  t.same(complete('prune', '--keep'), [
+    '--keep-last',
+    '--keep-hourly',
+    '--keep-daily',
+    '--keep-weekly',
+    '--keep-monthly',
+    '--keep-within',
+  ])
   t.same(complete('create', ...world.places, 'vm'), ['vm1'])
   t.same(complete('destroy', ...world.places, 'vm1', ''), ['a', 'b', 'with\\ space'])
   t.same(complete('destroy', ...world.places, 'vm1', 'w'), ['with\\ space'])

@@ -134,15 +134,22 @@ async function execute(words: readonly string[], step: Step, mode: Mode): Promis
   return { ...result, status: child.exitCode }
 }
 
+function isFrozen(line = ''): boolean {
+  return line.endsWith(': frozen>')
+}
+
 /** Replaces the frames of the progress display by one line per phase. Keeps all other lines. */
 function screen(text: string): string {
-  const lines = text.replaceAll('\r\n', '\n').replaceAll('\r\u001b[K', '\n').split('\n')
-  const shown = lines.map((line) => {
+  const frames = text.replaceAll('\r\n', '\n').replaceAll('\r\u001b[K', '\n').split('\n')
+  const shown = frames.map((line) => {
     const [, vm, phase] =
       /^(\S+) (queued|saving|frozen|checking|digesting|syncing|publishing)(?=$| {2})/.exec(line) ?? []
     return vm === undefined ? line : `<${vm}: ${phase ?? ''}>`
   })
-  return shown.filter((line, index) => line !== '' && line !== shown[index - 1]).join('\n')
+  const lines = shown.filter((line) => line !== '')
+  // Whether bhyve is seen to save before the guest is held depends on the time.
+  const kept = lines.filter((line, index) => !line.endsWith(': saving>') || !isFrozen(lines[index + 1]))
+  return kept.filter((line, index) => line !== kept[index - 1]).join('\n')
 }
 
 /** Replaces the values that differ between runs in JSON lines. Keeps one progress object per phase. */

@@ -25,6 +25,7 @@ export const usageStatus = 2
 const maxOutputBytes = 64 * 1024 * 1024
 const maxErrorBytes = 4096
 const maxAttempts = 30
+const maxListAttempts = 3
 const retryMs = 100
 const directories = ['/sbin', '/usr/sbin']
 
@@ -33,6 +34,18 @@ export async function zfs(args: readonly string[], options: CommandOptions = {})
   const { stdout, failure } = await run('zfs', args, options)
   if (failure !== undefined) throw failure
   return stdout
+}
+
+/**
+ * As `zfs`, for a list of the whole host. It fails if any dataset or pool disappears in the meantime, for example that of
+ * a jail.
+ */
+export async function zfsOfHost(args: readonly string[], options: CommandOptions): Promise<string> {
+  for (let attempt = 1; ; attempt++) {
+    const { stdout, failure } = await run('zfs', args, options)
+    if (failure === undefined) return stdout
+    if (attempt === maxListAttempts) throw failure
+  }
 }
 
 /**

@@ -81,6 +81,21 @@ void t.test('named datasets are captured as they are, together with found ones',
   await provider.remove(record, of)
 })
 
+void t.test('a list that fails while another dataset disappears is read again', zfs, async (t) => {
+  const { name, root } = await pool(t)
+  const { image } = diskIn(`${name}/vm1`, root)
+  const failing = (times: number): (() => void) => {
+    const counter = path.join(scratch(t), 'count')
+    const fails = `echo >> '${counter}'; if [ $(wc -l < '${counter}') -le ${String(times)} ]; then exit 1; fi`
+    return replaceZfs(t, scratch(t), `if [ "$2" = -H ] && [ "$3" = -t ]; then ${fails}; fi\nexec "$ZFS" "$@"`)
+  }
+  const end = failing(2)
+  t.match(await plan(owner('/checkpoints/vm1'), derived('vm1', image)), { kind: 'zfs' })
+  end()
+  failing(3)
+  t.match(await rejection(plan(owner('/checkpoints/vm1'), derived('vm1', image))), { code: 'ERR_SYSTEM' })
+})
+
 void t.test('a relative path and a link lead to the dataset of the file', zfs, async (t) => {
   const { name, root } = await pool(t)
   const { image } = diskIn(`${name}/vm1`, root)
