@@ -8,7 +8,7 @@ import { scratch, until } from '../support/index.js'
 import { command, commandWhenIdle, needsPools, pool } from '../support/zfs_pool.js'
 
 const MiB = 1024 * 1024
-const rounds = Number(process.env.FROZEN_ROUNDS ?? '12')
+const rounds = Number(process.env.FROZEN_ROUNDS ?? '8')
 /** Sizes of guest RAM in bytes. */
 const sizes = (process.env.FROZEN_SIZES ?? '1,4,24').split(',').map((mebibytes) => Number(mebibytes) * MiB)
 
