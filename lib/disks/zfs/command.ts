@@ -37,7 +37,7 @@ export async function zfs(args: readonly string[], options: CommandOptions = {})
 }
 
 /**
- * As `zfs`, for a list of the whole host. It fails if any dataset or pool disappears in the meantime, for example that of
+ * As `zfs`, for a list of all datasets. It fails if any dataset or pool disappears in the meantime, for example that of
  * a jail.
  */
 export async function zfsOfHost(args: readonly string[], options: CommandOptions): Promise<string> {
