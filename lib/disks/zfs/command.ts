@@ -40,12 +40,8 @@ export async function zfs(args: readonly string[], options: CommandOptions = {})
  * As `zfs`, for a list of all datasets. It fails if any dataset or pool disappears in the meantime, for example that of
  * a jail.
  */
-export async function zfsOfHost(args: readonly string[], options: CommandOptions): Promise<string> {
-  for (let attempt = 1; ; attempt++) {
-    const { stdout, failure } = await run('zfs', args, options)
-    if (failure === undefined) return stdout
-    if (attempt === maxListAttempts) throw failure
-  }
+export function zfsListAll(args: readonly string[], options: CommandOptions): Promise<string> {
+  return repeatedly(args, maxListAttempts, options)
 }
 
 /**
@@ -53,10 +49,18 @@ export async function zfsOfHost(args: readonly string[], options: CommandOptions
  * volumes for a moment, and zfs-fuse releases a file system only after its unmount.
  */
 export async function zfsWhenIdle(args: readonly string[]): Promise<void> {
+  await repeatedly(args, maxAttempts)
+}
+
+async function repeatedly(
+  args: readonly string[],
+  attempts: number,
+  options: CommandOptions = {},
+): Promise<string> {
   for (let attempt = 1; ; attempt++) {
-    const { failure } = await run('zfs', args)
-    if (failure === undefined) return
-    if (attempt === maxAttempts) throw failure
+    const { stdout, failure } = await run('zfs', args, options)
+    if (failure === undefined) return stdout
+    if (attempt === attempts) throw failure
     await pause(retryMs)
   }
 }

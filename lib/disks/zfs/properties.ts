@@ -1,6 +1,6 @@
 /** Reads names and properties of datasets, with options that zfs-fuse, OpenZFS and FreeBSD all have. */
 import { CheckpointError } from '../../base/errors.js'
-import { type CommandOptions, run, zfs, zfsOfHost } from './command.js'
+import { type CommandOptions, run, zfs, zfsListAll } from './command.js'
 import { datasetOf, poolOf } from './names.js'
 
 export interface Property {
@@ -129,7 +129,7 @@ export interface Mount {
 /** The mounted file systems, except those with the mountpoint `legacy`. */
 export async function mounts(options: CommandOptions = {}): Promise<Mount[]> {
   const args = ['list', '-H', '-t', 'filesystem', '-o', 'name,mounted,mountpoint']
-  const rows = lines(await zfsOfHost(args, options)).map((line) => line.split('\t'))
+  const rows = lines(await zfsListAll(args, options)).map((line) => line.split('\t'))
   return rows.flatMap(([dataset = '', mounted, ...rest]) => {
     const mountpoint = rest.join('\t')
     return mounted === 'yes' && mountpoint.startsWith('/') ? [{ dataset, mountpoint }] : []
