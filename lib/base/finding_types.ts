@@ -44,6 +44,7 @@ export type FindingCode =
   | 'file-system-volatile'
   | 'file-system-unknown'
   | 'block-cloning-off'
+  | 'compression-off'
   | 'space-enough'
   | 'space-short'
   | 'space-unknown'

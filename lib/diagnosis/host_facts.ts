@@ -12,6 +12,8 @@ export interface HostFacts {
   usage(program: string, option: string): Promise<string | undefined>
   /** The value of a kernel variable. Undefined if there is none of that name. */
   sysctl(name: string): Promise<string | undefined>
+  /** The property `compression` of the dataset that is mounted at or above a path. Undefined if it cannot be read. */
+  compression(path: string): Promise<string | undefined>
   /** `[]` if the mounted file systems cannot be listed. */
   mounts(): Promise<readonly Mount[]>
   /**
@@ -68,6 +70,8 @@ function readFacts(platform: NodeJS.Platform): HostFacts {
     usage: (program, option) => outputOf(program, [option]),
     sysctl: async (name) =>
       platform === 'freebsd' ? succeeded(await run('/sbin/sysctl', ['-n', name])) : undefined,
+    compression: async (path) =>
+      succeeded(await run('/sbin/zfs', ['get', '-H', '-o', 'value', 'compression', path])),
     mounts: async () =>
       parseMounts(isLinux ? await textOf('/proc/self/mounts') : await outputOf('/sbin/mount', [])),
     waitingConnections: async () =>

@@ -12,6 +12,7 @@ import type { DirectoryReport } from '../diagnosis/directory_report.js'
 import {
   blockCloningFindings,
   checkpointDirectoryFindings,
+  compressionFindings,
   fileSystemFindings,
   runDirectoryFindings,
 } from '../diagnosis/findings/directory_findings.js'
@@ -30,6 +31,7 @@ import {
 } from '../diagnosis/findings/machine_findings.js'
 import { spaceFindings, storeFindings } from '../diagnosis/findings/store_findings.js'
 import type { HostFacts } from '../diagnosis/host_facts.js'
+import { type Mount, mountOf } from '../diagnosis/mounts.js'
 import { snapshotSupport } from '../diagnosis/snapshot_support.js'
 import type { StoreReport, VmDirectory } from '../diagnosis/store_report.js'
 import type { Store } from '../store/store.js'
@@ -97,13 +99,23 @@ async function directoryFindings({ store, vmJobs, target, facts }: DiagnosisCont
 
 async function mountFindings(reports: readonly DirectoryReport[], facts: HostFacts): Promise<Finding[]> {
   const [mounts, cloning] = await Promise.all([facts.mounts(), facts.sysctl('vfs.zfs.bclone_enabled')])
-  const findings = reports.flatMap((report) => [
+  const each = reports.map(async (report) => [
     ...fileSystemFindings(report, mounts),
     ...blockCloningFindings(report, mounts, cloning),
+    ...compressionFindings(report, await compressionOf(report, mounts, facts)),
   ])
+  const findings = (await Promise.all(each)).flat()
   const isFirst = ({ message }: Finding, index: number): boolean =>
     findings.findIndex((one) => one.message === message) === index
   return findings.filter(isFirst)
+}
+
+async function compressionOf(
+  { existing }: DirectoryReport,
+  mounts: readonly Mount[],
+  facts: HostFacts,
+): Promise<string | undefined> {
+  return mountOf(existing, mounts)?.type === 'zfs' ? facts.compression(existing) : undefined
 }
 
 /** `isOpen`: others can reach the directories of the VMs. */

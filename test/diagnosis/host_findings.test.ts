@@ -26,6 +26,7 @@ const freebsd: HostFacts = {
       }[name],
     ),
   mounts: () => Promise.resolve([{ directory: '/', type: 'ufs', options: ['local', 'soft-updates'] }]),
+  compression: () => Promise.resolve('on\n'),
   waitingConnections: () => Promise.resolve(new Map()),
   commandLine: () => Promise.resolve(undefined),
 }
@@ -131,6 +132,18 @@ t.test('diagnose: reports file systems that lose or share checkpoints', async (t
     Promise.resolve(name === 'vfs.zfs.bclone_enabled' ? '0\n' : undefined),
   )
   t.ok(cloningOff.includes('warning block-cloning-off'))
+})
+
+t.test('diagnose: reports a dataset without compression', async (t) => {
+  const on = async (type: string, compression: string | undefined): Promise<string[]> => {
+    const mounts = [{ directory: '/', type, options: [] }]
+    const facts = { mounts: () => Promise.resolve(mounts), compression: () => Promise.resolve(compression) }
+    return codes(await diagnosed(t, facts))
+  }
+  t.ok((await on('zfs', 'off\n')).includes('warning compression-off'))
+  for (const value of ['lz4\n', undefined])
+    t.notOk((await on('zfs', value)).includes('warning compression-off'))
+  t.notOk((await on('ufs', 'off\n')).includes('warning compression-off'))
 })
 
 t.test('mounts: are those of mount(8) and of /proc/self/mounts, and the innermost counts', async (t) => {

@@ -180,3 +180,18 @@ export function blockCloningFindings(
     ),
   ]
 }
+
+/** `compression`: the property of the dataset. Undefined if it is not known. */
+export function compressionFindings(
+  { existing }: DirectoryReport,
+  compression: string | undefined,
+): Finding[] {
+  if (compression?.trim() !== 'off') return []
+  return [
+    warning(
+      'compression-off',
+      `'${existing}' is on zfs without compression, so checkpoints take more space than they need`,
+      'Run zfs set compression=on for its dataset, which applies to new checkpoints',
+    ),
+  ]
+}
