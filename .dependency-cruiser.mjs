@@ -11,6 +11,7 @@ const layers = [
   'bhyve',
   'disks',
   'bhyve_arguments',
+  'archive',
   'checkpoint',
   'pool',
   'fs',

@@ -29,6 +29,7 @@ const families: Record<ErrorCode, number> = {
   ERR_CHECKPOINT_EXISTS: exitStatus.stored,
   ERR_CHECKPOINT_NOT_FOUND: exitStatus.stored,
   ERR_CHECKPOINT_DAMAGED: exitStatus.damaged,
+  ERR_ARCHIVE_INVALID: exitStatus.damaged,
   ERR_CHECKPOINT_FAILED: exitStatus.bhyveFailed,
   ERR_DISKS_NOT_CAPTURED: exitStatus.bhyveFailed,
   ERR_SUSPEND_FAILED: exitStatus.bhyveFailed,
