@@ -55,6 +55,7 @@ export type {
   FindingCode,
   PlanCheckpointOptions,
 } from './base/finding_types.js'
+export type { ExportOptions, ImportOptions } from './base/archive_types.js'
 export type { RestoreBlocker, RestoreOptions, RestorePlan, RestoreWarning } from './base/restore_types.js'
 export type {
   DiskOwner,

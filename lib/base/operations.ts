@@ -23,6 +23,8 @@ export const operations = Object.freeze([
   'restore',
   'planCheckpoint',
   'diagnose',
+  'export',
+  'import',
 ] as const)
 
 /** The name of an operation. */

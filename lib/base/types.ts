@@ -181,7 +181,15 @@ export interface FrozenGuest {
 
 /** The steps of a call that reports its progress. */
 export type ProgressPhase =
-  'queued' | 'saving' | 'frozen' | 'checking' | 'digesting' | 'syncing' | 'publishing'
+  | 'queued'
+  | 'saving'
+  | 'frozen'
+  | 'checking'
+  | 'digesting'
+  | 'syncing'
+  | 'publishing'
+  | 'exporting'
+  | 'importing'
 
 /** The progress of a call, passed to `onProgress`. */
 export interface Progress {

@@ -36,7 +36,7 @@ export const metadataMaxBytes = 1024 * 1024
 /** Far more than the state of all devices of a VM. Reading a larger file would only be slow. */
 export const kernelMaxBytes = 1024 * 1024 * 1024
 /** More RAM than any host has. The digests of so much RAM still fit a manifest (`manifestMaxBytes`). */
-const memoryMaxBytes = 2 ** 46
+export const memoryMaxBytes = 2 ** 46
 /** The largest `VM_MAXCPU` that sys/amd64/vmm/vmm.c has had, in FreeBSD 14. A host may allow fewer. */
 const maxCpus = 1024
 /** bhyve stores the flags in an int. */

@@ -11,7 +11,7 @@ import type { OpenFile } from '../fs/open_file.js'
 import { ChunkDigest, digestBytes, pieceBuffer, pieceBytes } from './digest.js'
 
 /** The unit of zero detection. Smaller file system blocks do not matter in practice. */
-const pageBytes = 4096
+export const pageBytes = 4096
 /** A slice of this size takes a few milliseconds. */
 export const usualSliceBytes = 8 * 1024 * 1024
 
@@ -43,7 +43,7 @@ interface ScanResult {
  * Shorter runs of zeros stay allocated. Thousands of small holes slow down the scan, the fsync, and above all the
  * removal of a file (docs/performance.md).
  */
-const minHoleBytes = 64 * 1024
+export const minHoleBytes = 64 * 1024
 
 /** `holeBlockBytes`: the file system's block size, or 0 to make no holes. */
 export function scanRange(
@@ -81,17 +81,21 @@ function isAll(runs: Uint32Array, length: number): boolean {
   return runs[0] === 0 && runs[1] === length
 }
 
-interface Range {
+export interface Range {
   from: number
   to: number
 }
 
-function* chunksOf({ from, to, chunkBytes }: Slice): Generator<Range> {
+export function* chunksOf({
+  from,
+  to,
+  chunkBytes,
+}: Pick<Slice, 'from' | 'to' | 'chunkBytes'>): Generator<Range> {
   for (let start = from; start < to; start += chunkBytes)
     yield { from: start, to: Math.min(start + chunkBytes, to) }
 }
 
-function* piecesOf({ from, to }: Range): Generator<Range> {
+export function* piecesOf({ from, to }: Range): Generator<Range> {
   for (let start = from; start < to; start += pieceBytes)
     yield { from: start, to: Math.min(start + pieceBytes, to) }
 }

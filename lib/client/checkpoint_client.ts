@@ -10,6 +10,8 @@ import type {
   VerifyOptions,
   VirtualMachine,
 } from '../base/types.js'
+import type { Readable } from 'node:stream'
+import type { ExportOptions, ImportOptions } from '../base/archive_types.js'
 import type { CallOptions } from '../base/call_options.js'
 import type {
   DestroyAllOptions,
@@ -298,6 +300,51 @@ export interface CheckpointClient extends AsyncDisposable {
    * for (const { level, code, message } of await client.diagnose()) console.log(level, code, message)
    */
   diagnose(options?: CallOptions): Promise<readonly Finding[]>
+  /**
+   * Returns a checkpoint as one archive in the format of POSIX pax: first the manifest, the metadata and the kernel
+   * state, then the guest RAM. Holes are neither read nor sent. GNU tar and bsdtar extract the archive to files that
+   * `bhyve -r` takes. docs/portable.md describes the format, and what is secret in it.
+   *
+   * The files are opened when the first byte is read. If another process replaces or removes the checkpoint after that,
+   * the archive still has its content. The stream holds four descriptors until it ends or is destroyed. Disk snapshots
+   * are not part of the archive, only their records. Content is not compared with the digests: `importCheckpoint` does
+   * that.
+   *
+   * Throws `ERR_INVALID_VM_NAME`, `ERR_INVALID_CHECKPOINT_NAME` and `ERR_INVALID_OPTION` at once. The stream fails with
+   * `ERR_CHECKPOINT_NOT_FOUND`, `ERR_CHECKPOINT_DAMAGED` (also if a file becomes shorter), `ERR_INVALID_OPTION` (the
+   * state of a suspended VM without `copy`), `ERR_CHECKPOINT_BUSY`, `ERR_PERMISSION`, `ERR_TIMEOUT`, `ERR_SYSTEM` or an
+   * `AbortError`. No VM is contacted.
+   *
+   * @example
+   * await pipeline(client.exportCheckpoint('vm1', 'before-upgrade'), fs.createWriteStream('vm1.tar'))
+   */
+  exportCheckpoint(vm: string, name: string, options?: ExportOptions): Readable
+  /**
+   * Publishes the checkpoint in an archive under a name (`undefined`: the name in the archive), for this VM. Resolves
+   * once it is complete, equal to the digests in its manifest, and durable (unless `fsync` is false). Archives of
+   * `exportCheckpoint`, GNU tar and bsdtar are read, also compressed with gzip, and with zstd from Node 22.15 on.
+   *
+   * A checkpoint keeps its id, time, labels, pin and restore records. If it has no manifest, as those of CBSD, the
+   * structure of its files decides, and it gets a manifest with digests. The arguments of bhyve are left out: see
+   * `trustArguments`. At most 16 MiB of the archive are in memory, or twice the chunk size of the digests for guests
+   * of more than 512 GiB. The source is read no faster than it is written.
+   *
+   * If the call rejects, nothing was published, nothing is left behind, and an existing checkpoint of that name is
+   * unchanged. The source may have been read in part. The call rejects with `ERR_ARCHIVE_INVALID` if the archive ends
+   * early, does not agree with its digests, or has anything but the files of one checkpoint, and with
+   * `ERR_INVALID_VM_NAME`, `ERR_INVALID_CHECKPOINT_NAME`, `ERR_INVALID_OPTION`, `ERR_PATH_TOO_LONG`,
+   * `ERR_CHECKPOINT_EXISTS`, `ERR_CHECKPOINT_BUSY`, `ERR_NO_SPACE` (before the RAM is read), `ERR_PERMISSION`,
+   * `ERR_TIMEOUT`, `ERR_SYSTEM` (with the error of the source as `cause`), or an `AbortError`.
+   *
+   * @example
+   * await client.importCheckpoint('vm1', undefined, fs.createReadStream('vm1.tar'))
+   */
+  importCheckpoint(
+    vm: string,
+    name: string | undefined,
+    source: AsyncIterable<Uint8Array>,
+    options?: ImportOptions,
+  ): Promise<Checkpoint>
   /**
    * Lists the calls of this client whose work has not ended, the oldest first. A call that was cancelled is listed until
    * its work has ended. `idle()` waits for these calls. An iteration of `listAllCheckpoints` is listed while it reads.

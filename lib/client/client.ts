@@ -1,5 +1,6 @@
 /** `createClient`: checks the options and builds the client. */
 import type { ClientOptions } from '../base/types.js'
+import { ArchiveCalls } from './calls/archive_calls.js'
 import { DiagnosisCalls } from './calls/diagnosis_calls.js'
 import { MachineCalls } from './calls/machine_calls.js'
 import { RemovingCalls } from './calls/removing_calls.js'
@@ -32,6 +33,7 @@ export function createClientIn(environment: Environment, options: ClientOptions 
     machines: new MachineCalls(session),
     restoring: new RestoringCalls(session),
     diagnosis: new DiagnosisCalls(session),
+    archives: new ArchiveCalls(session),
   }
   return tracedClient(callGroups, session)
 }

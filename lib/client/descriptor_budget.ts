@@ -20,6 +20,10 @@ export const descriptorsOf = {
   disks: 8,
   /** The checkpoint files. */
   verify: 4,
+  /** The checkpoint files. */
+  export: 4,
+  /** As `checkpoint`, without the connection, and the source. */
+  import: 4,
   /** The lock, the log, `.staging`, and two while bhyve is being started. */
   restore: 5,
 } as const

@@ -34,6 +34,9 @@ export interface OperationResults {
   planCheckpoint: { ok: boolean }
   /** `ok`: true if there are no problems. `count`: of the findings. */
   diagnose: { count: number; ok: boolean }
+  /** `bytes`: of the archive. */
+  export: { bytes: number }
+  import: { memoryBytes: number; storedBytes: number }
 }
 
 /** The summary of the result of one operation, or of any operation. */

@@ -1,6 +1,8 @@
 /** The client that users get: it traces every call on a channel of `node:diagnostics_channel`. */
+import { Readable } from 'node:stream'
 import type { Operation } from '../base/operations.js'
 import type { Checkpoint } from '../base/types.js'
+import type { ArchiveCalls } from './calls/archive_calls.js'
 import type { DiagnosisCalls } from './calls/diagnosis_calls.js'
 import type { MachineCalls } from './calls/machine_calls.js'
 import type { RestoringCalls } from './calls/restoring_calls.js'
@@ -14,8 +16,8 @@ import { channelOf, eventOf } from './channels.js'
 import type { OperationResults } from './operation_event.js'
 import type { Session } from './session.js'
 
-/** Calls that start no operation, and `listAllCheckpoints`, which returns no promise. */
-type Others = 'idle' | 'inFlight' | 'listAllCheckpoints' | typeof Symbol.asyncDispose
+/** Calls that start no operation, and those that return no promise. */
+type Others = 'idle' | 'inFlight' | 'listAllCheckpoints' | 'exportCheckpoint' | typeof Symbol.asyncDispose
 type Method = Exclude<keyof CheckpointClient, Others>
 
 /** The calls of a client, grouped by subject. */
@@ -26,6 +28,7 @@ interface CallGroups {
   machines: MachineCalls
   restoring: RestoringCalls
   diagnosis: DiagnosisCalls
+  archives: ArchiveCalls
 }
 
 interface CallOf<M extends Method, Name extends Operation> {
@@ -176,7 +179,16 @@ const calls: { [M in Method]: TracedCall<M> } = {
       count: findings.length,
     }),
   },
+  importCheckpoint: {
+    operation: 'import',
+    about: (vm, checkpoint) => ({ vm, checkpoint }),
+    run: ({ archives }, ...args) => archives.importCheckpoint(...args),
+    summary: sizesOf,
+  },
 }
+
+/** What an export reads ahead of its consumer. */
+const exportBufferBytes = 1024 * 1024
 
 /** What a client needs to know of its session. */
 type Calling = Pick<Session, 'idle' | 'inFlight'>
@@ -187,7 +199,23 @@ export function tracedClient(callGroups: CallGroups, session: Calling): Checkpoi
   return {
     ...methods,
     listAllCheckpoints: (options) =>
-      tracedIteration('listAll', callGroups.stored.listAllCheckpoints(options)),
+      tracedIteration(
+        { operation: 'listAll', size: () => 1, summary: (count) => ({ count }) },
+        callGroups.stored.listAllCheckpoints(options),
+      ),
+    exportCheckpoint: (vm, name, options) =>
+      Readable.from(
+        tracedIteration(
+          {
+            operation: 'export',
+            about: ofStored(vm, name),
+            size: ({ length }) => length,
+            summary: (bytes) => ({ bytes }),
+          },
+          callGroups.archives.exportCheckpoint(vm, name, options),
+        ),
+        { objectMode: false, highWaterMark: exportBufferBytes },
+      ),
     inFlight: () => session.inFlight.list(),
     idle: (options) => session.idle(options),
     [Symbol.asyncDispose]: () => session.idle(),

@@ -26,6 +26,8 @@ export const spaceReserve = 'reserve'
 /** In a stage: temporary names of new files, which are renamed when they are complete. */
 export const copyName = 'copy'
 export const freshManifest = 'manifest.new'
+/** In the stage of an import: the manifest as it has arrived. */
+export const arrivedManifest = 'manifest.arrived'
 /** In an entry of `.staging`: a record of disk snapshots, until it is renamed into `.staging`. */
 export const freshRecord = 'snapshots.new'
 /** In a stage: bhyve may be stopped (SIGSTOP) because of this stage's request. */

@@ -12,6 +12,9 @@ import type { StoreJobs } from './jobs.js'
 import { stagingName } from './paths.js'
 import { lockRetryMs, retryWhileBusy, pause } from './retry_while_busy.js'
 import { ChangingFate, type StageFate } from './stage_fate.js'
+import type { Manifest } from '../checkpoint/manifest.js'
+import type { ArrivedSlice } from './staging/arrival.js'
+import type { Sealing } from './staging/seal_arrival.js'
 import type { Collected } from './staging/collect.js'
 import type { Writer } from './staging/intent.js'
 import type { Content, ContentRequest, MemoryScan, ScannedSlice } from './staging/memory_scan.js'
@@ -73,7 +76,11 @@ export class Stage {
    */
   async reserveSpace(vm: string, atLeastBytes: number | undefined): Promise<void> {
     const bytes = this.memoryBytes ?? atLeastBytes
-    if (bytes === undefined) return
+    if (bytes !== undefined) await this.reserve(vm, bytes)
+  }
+
+  /** Rejects with ERR_NO_SPACE if this many bytes do not fit on the disk. */
+  async reserve(vm: string, bytes: number): Promise<void> {
     for (let attempt = 1; ; attempt++) {
       const device = await this.#store.jobs.recordReservation(this.#handle, bytes)
       const reserved = sumOfOthers(await this.#store.reservations(vm), device, this.path)
@@ -195,6 +202,26 @@ export class Stage {
   ): Promise<Content | undefined> {
     const onStart = (): void => cancellation.throwIfCancelled()
     return this.#store.jobsFrom(onStart).scanAtOnce(this.#handle, request, stop)
+  }
+
+  beginArrival(file: string, isMemory: boolean): Promise<void> {
+    return this.#store.jobs.beginArrival(this.#handle, file, isMemory)
+  }
+
+  writeArrived(slice: ArrivedSlice): Promise<void> {
+    return this.#store.jobs.writeArrived(this.#handle, slice)
+  }
+
+  endArrival(file: string, size: number, modifiedNs: bigint | undefined): Promise<void> {
+    return this.#store.jobs.endArrival(this.#handle, file, size, modifiedNs)
+  }
+
+  recordedMemory(): Promise<{ bytes: number; chunkBytes: number } | undefined> {
+    return this.#store.jobs.recordedMemory(this.#handle)
+  }
+
+  sealArrival(sealing: Sealing): Promise<Manifest> {
+    return this.#store.jobs.sealArrival(this.#handle, sealing)
   }
 
   /** Fsyncs a suspended VM's files and records that they are on disk. */

@@ -24,7 +24,7 @@ const { O_RDONLY } = fs.constants
 const { ELOOP, ENXIO, EMLINK, EOPNOTSUPP } = os.errno
 const maxAttempts = 10
 
-type CheckpointPart = 'memory' | 'kernel' | 'metadata' | 'manifest'
+export type CheckpointPart = 'memory' | 'kernel' | 'metadata' | 'manifest'
 
 const parts: readonly (readonly [CheckpointPart, string])[] = [
   ['memory', memorySuffix],
@@ -80,7 +80,12 @@ export function openCheckpoint(directoryPath: string, name: string): OpenedCheck
  * Whether the open files are those that were inspected. In another user's directory this process has no lock, so the
  * checkpoint may be replaced between the inspection and the opening.
  */
-function isUnchanged(directory: Directory, name: string, files: Files, { identity }: Inspection): boolean {
+export function isUnchanged(
+  directory: Directory,
+  name: string,
+  files: Files,
+  { identity }: Inspection,
+): boolean {
   const opened = files.get('memory')?.status()
   const present = directory.statusIfAny(name + memorySuffix)
   return (
@@ -95,9 +100,9 @@ function recordedIn({ foreign, manifest, listOffset, modifiedMs }: Inspection): 
   return { digests, memoryBytes: sizes.memory, listOffset, writtenSince: memoryModifiedMs !== modifiedMs }
 }
 
-type Files = Map<CheckpointPart, OpenFile>
+export type Files = Map<CheckpointPart, OpenFile>
 
-function openFiles(directory: Directory, name: string): Files {
+export function openFiles(directory: Directory, name: string): Files {
   const files: Files = new Map()
   try {
     for (const [part, suffix] of parts) {
@@ -127,11 +132,11 @@ function openRegular(directory: Directory, name: string): OpenFile | undefined {
   }
 }
 
-function closeAll(files: Files): void {
+export function closeAll(files: Files): void {
   for (const file of files.values()) file[Symbol.dispose]()
 }
 
-function released(files: Files): OpenedCheckpoint['descriptors'] {
+export function released(files: Files): OpenedCheckpoint['descriptors'] {
   return Object.fromEntries([...files].map(([part, file]) => [part, file.release()]))
 }
 

@@ -128,9 +128,10 @@ export function digestStaged(stage: Directory, name: string, memoryBytes: number
   return digestsOf(stage, memoryScan, stop)
 }
 
-function digestsOf(
+/** The digests of a staged checkpoint, from its files and the list of chunk digests. */
+export function digestsOf(
   stage: Directory,
-  { name, memoryBytes, chunkBytes }: MemoryScan,
+  { name, memoryBytes, chunkBytes }: Pick<MemoryScan, 'name' | 'memoryBytes' | 'chunkBytes'>,
   stop: Int32Array,
 ): Digests {
   using list = stage.openFile(digestList, O_RDONLY)

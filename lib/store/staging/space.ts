@@ -151,8 +151,10 @@ function stillToWrite(staging: Directory, id: string): number {
   // If there is no `in/`, bhyve has finished. The bytes that it has written no longer count as free space anyway.
   if (inbox === undefined) return 0
   const moved = stage.entries().find((entry) => entry.endsWith(memorySuffix))
-  const written = inbox.statusIfAny(guestFile) ?? (moved === undefined ? undefined : stage.statusIfAny(moved))
-  return Math.max(0, recordedBytes - (written?.size ?? 0))
+  const written = inbox.statusIfAny(guestFile)?.size
+  // A file that arrives has its holes from the beginning, so its size does not show how much was written.
+  const arrived = moved === undefined ? 0 : (stage.statusIfAny(moved)?.allocatedBytes ?? 0)
+  return Math.max(0, recordedBytes - (written ?? arrived))
 }
 
 function deviceOf(directory: Directory): string {
