@@ -1,5 +1,6 @@
 /** Every command, in the order of the help. */
 import type { Command } from '../command.js'
+import { exportCommand, importCommand } from './archives.js'
 import { completion } from './completion.js'
 import { label } from './label.js'
 import { doctor } from './doctor.js'
@@ -22,6 +23,8 @@ export const commands: readonly Command[] = [
   label,
   suspend,
   restore,
+  exportCommand,
+  importCommand,
   pause,
   resume,
   vms,
