@@ -4,6 +4,7 @@ import { setImmediate } from 'node:timers/promises'
 import { invalid } from '../base/assertions.js'
 import type { Cancellation } from '../base/cancellation.js'
 import { archiveInvalid } from './archive_fault.js'
+import { collectSooner } from './garbage.js'
 
 /** A source whose chunks are in memory already would otherwise block the event loop until it ends. */
 const longestTurnMs = 2
@@ -66,6 +67,7 @@ export class ByteSource {
       if (next.done === true) return
       const chunk: unknown = next.value
       if (!(chunk instanceof Uint8Array)) throw invalid('The archive must consist of Uint8Arrays', chunk)
+      collectSooner(chunk.length)
       this.#chunk = Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength)
       if (chunk.length > 0) return
     }

@@ -326,7 +326,7 @@ export interface CheckpointClient extends AsyncDisposable {
    *
    * A checkpoint keeps its id, time, labels, pin and restore records. If it has no manifest, as those of CBSD, the
    * structure of its files decides, and it gets a manifest with digests. The arguments of bhyve are left out: see
-   * `trustArguments`. At most 16 MiB of the archive are in memory, or twice the chunk size of the digests for guests
+   * `trustArguments`. At most 4 MiB of the archive wait in memory, or twice the chunk size of the digests for guests
    * of more than 512 GiB. The source is read no faster than it is written.
    *
    * If the call rejects, nothing was published, nothing is left behind, and an existing checkpoint of that name is

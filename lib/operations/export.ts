@@ -3,6 +3,7 @@ import { Buffer } from 'node:buffer'
 import fs from 'node:fs'
 import { afterData, beforeData, endOfArchive } from '../archive/archive_writer.js'
 import { DataMap } from '../archive/data_map.js'
+import { collectSooner } from '../archive/garbage.js'
 import type { Cancellation } from '../base/cancellation.js'
 import { CheckpointError, systemError, isNodeSystemError } from '../base/errors.js'
 import { loadNative } from '../base/native.js'
@@ -119,6 +120,7 @@ async function* dataOf(
 /** Reads a piece in one of Node's own threads. Rejects if the file ends before. */
 async function read(descriptor: number, file: string, { offset, length }: Piece): Promise<Buffer> {
   const bytes = Buffer.allocUnsafeSlow(length)
+  collectSooner(length)
   for (let done = 0; done < length;) {
     const count = await readOnce(descriptor, bytes, done, offset + done).catch((error: unknown) => {
       if (!isNodeSystemError(error)) throw error

@@ -5,11 +5,11 @@ import type { Stage } from '../store/stage.js'
 import type { ProgressReporter } from './progress.js'
 
 /** The data of a slice, unless one chunk is larger. */
-const sliceBytes = 2 * 1024 * 1024
+const sliceBytes = 1024 * 1024
 /** A slice can span many chunks without data, but not so many that its digests take long. */
 const maxSpanChunks = 16 * 1024
 /** Bytes in memory: while threads write some slices, the next one arrives. */
-const memoryBytes = 8 * 1024 * 1024
+const memoryBytes = 4 * 1024 * 1024
 const progressIntervalMs = 100
 
 interface ArrivingFile {
