@@ -12,9 +12,9 @@ import type { Store } from '../store/store.js'
 import type { ProgressReporter } from './progress.js'
 
 /** Bytes per read. */
-const pieceBytes = 256 * 1024
+const pieceBytes = 128 * 1024
 /** How many pieces are read before the consumer takes them. */
-const readAhead = 4
+const readAhead = 8
 const progressIntervalMs = 100
 
 interface Exporting {
