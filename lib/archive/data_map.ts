@@ -9,7 +9,7 @@ const rangesPerBlock = 2 ** 13
 export class DataMap {
   #count = 0
   #bytes = 0
-  readonly #blocks: Float64Array[] = []
+  readonly #blocks: number[][] = []
   readonly #size: number
   #end = 0
 
@@ -46,9 +46,8 @@ export class DataMap {
     this.#end = offset + length
     if (length === 0) return
     if (this.#count === maxRanges) throw malformed(`it has more than ${String(maxRanges)} ranges`)
-    if (this.#count % rangesPerBlock === 0) this.#blocks.push(new Float64Array(2 * rangesPerBlock))
-    const at = 2 * (this.#count % rangesPerBlock)
-    this.#blocks.at(-1)?.set([offset, length], at)
+    if (this.#count % rangesPerBlock === 0) this.#blocks.push([])
+    this.#blocks.at(-1)?.push(offset, length)
     this.#count++
     this.#bytes += length
   }

@@ -1,6 +1,7 @@
 /** Headers of tar archives. The package `tar` encodes and decodes the blocks; pax records are parsed here. */
 import { Buffer } from 'node:buffer'
 import { Header } from 'tar/header'
+import type { CheckpointError } from '../base/errors.js'
 import { archiveInvalid } from './archive_fault.js'
 import { blockBytes, numberFrom, paddingOf } from './sparse_format.js'
 
@@ -44,17 +45,21 @@ export function parsePax(bytes: Buffer): Map<string, string> {
   const records = new Map<string, string>()
   for (let at = 0; at < bytes.length;) {
     const space = bytes.indexOf(0x20, at)
-    const length = space === -1 ? 0 : numberFrom(bytes.toString('latin1', at, space))
+    if (space === -1) throw malformedRecord()
+    const length = numberFrom(bytes.toString('latin1', at, space))
     const record = bytes.subarray(space + 1, at + length)
     const equals = record.indexOf(0x3d)
-    if (at + length > bytes.length || record.at(-1) !== 0x0a || equals < 1)
-      throw archiveInvalid('it has a malformed pax record')
+    if (at + length > bytes.length || record.at(-1) !== 0x0a || equals < 1) throw malformedRecord()
     const key = record.toString('utf8', 0, equals)
     // The older sparse formats repeat keys. They are not supported, and are recognized by their keys alone.
     records.set(key, record.toString('utf8', equals + 1, record.length - 1))
     at += length
   }
   return records
+}
+
+function malformedRecord(): CheckpointError {
+  return archiveInvalid('it has a malformed pax record')
 }
 
 /** Nanoseconds since 1970. Undefined if the text is not a time after that. */
