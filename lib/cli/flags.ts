@@ -9,17 +9,26 @@ const others: ReadonlyMap<string, string> = new Map([
   ['datasets', 'disks'],
   ['files', 'disks'],
   ['namePrefix', 'prefix'],
-  ['labels', 'label'],
+  ['ifExists', 'keep-existing'],
 ])
 
-/** Advice about selections of disks, and about bhyve's arguments, which are no option on the command line. */
+/** Advice that names functions of the library, or what is no option on the command line. */
 const calls: readonly [RegExp, string][] = [
   [/\barguments with the option '(?:args|recordArguments)'/g, "arguments after '--'"],
+  [/\b[Tt]he option 'args' is not valid\b/g, "The bhyve arguments after '--' are not valid"],
   [/\bpass the option 'args'/g, "pass the bhyve arguments after '--'"],
   [/\bzfsDisks\(\{ datasets: \['([^']*)'\] \}\)/g, '--disks zfs:$1'],
   [/\bzfsDisks\b(?:\(\{ datasets \}\))?/g, '--disks zfs:<dataset>'],
   [/\bfileDisks\b/g, '--disks file:<image>'],
-  [/\bOr pass allowCopy: true, which/g, 'Only a program can pass allowCopy: true, which'],
+  [/\bOr pass allowCopy: true, which copies\b/g, 'A program that uses the library can also copy'],
+  [/\bpass them as 'args'/g, "pass them after '--'"],
+  [/\b(?:listCheckpoints|listVirtualMachines) (?:or |\(or )('bhyve-checkpoint \w+')(?:\)|(?=,))/g, '$1'],
+  [/\blistCheckpoints, or ('bhyve-checkpoint list')/g, '$1'],
+  [/\bwith pruneCheckpoints\b/g, "with 'bhyve-checkpoint prune'"],
+  [
+    /\bpass it to createClient with the option 'diskProviders'/g,
+    'use the program that made the checkpoint and has this provider',
+  ],
 ]
 
 /** The flag of a library option: `--run-directory` for `runDirectory`. */
