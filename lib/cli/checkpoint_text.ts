@@ -3,8 +3,8 @@ import type { Checkpoint, ListedCheckpoint } from '../index.js'
 import type { Message, Output } from './output.js'
 import { exitStatus, statusOf } from './exit_status.js'
 import { labelNote, labelTexts } from './labels.js'
-import { type Column, table } from './table.js'
-import { formatSize, formatTime } from './values.js'
+import { type Column, tableLines } from './table.js'
+import { formatExactTime, formatSize, formatTime } from './values.js'
 
 export function checkpointMessage(checkpoint: Checkpoint | ListedCheckpoint): Message {
   return { type: 'checkpoint', ...checkpoint }
@@ -19,30 +19,39 @@ export function savedLines(checkpoint: Checkpoint, verb: string): string[] {
 }
 
 function columnsFor(output: Output): Column[] {
-  const paint = (state: string): string => output.paint(state === 'complete' ? 'good' : 'bad', state)
+  const paint = (state: string): string =>
+    output.paint(/^(damaged|foreign)/.test(state) ? 'bad' : 'good', state)
   return [
     { title: 'VM' },
     { title: 'NAME' },
     { title: 'STATE', paint },
-    { title: 'CREATED' },
-    { title: 'RAM', right: true },
-    { title: 'DISK', right: true },
-    { title: 'NOTES' },
+    { title: 'CREATED', optional: 3 },
+    { title: 'RAM', right: true, optional: 1 },
+    { title: 'DISK', right: true, optional: 2 },
+    { title: 'NOTES', wraps: true },
   ]
+}
+
+/** Listing reads no content, and the library records no verification, so a complete checkpoint is not verified. */
+function stateText({ state }: ListedCheckpoint): string {
+  return state === 'complete' ? 'complete (not verified)' : state
 }
 
 export function checkpointTable(checkpoints: readonly ListedCheckpoint[], output: Output): string[] {
   const rows = checkpoints.map((one) => [
     one.vm,
     one.name,
-    one.state,
+    stateText(one),
     formatTime(one.createdAt),
     formatSize(one.memoryBytes),
     formatSize(one.storedBytes),
     [...notesOf(one), labelNote(one.labels)].filter((note) => note !== '').join(', '),
   ])
-  const [title = '', ...lines] = table(columnsFor(output), rows)
-  return [output.paint('title', title), ...lines]
+  const hasNotes = rows.some((row) => row.at(-1) !== '')
+  const columns = columnsFor(output).map((column) =>
+    column.title === 'NOTES' && !hasNotes ? { ...column, optional: 0 } : column,
+  )
+  return tableLines(columns, rows, output)
 }
 
 function notesOf(checkpoint: ListedCheckpoint): string[] {
@@ -57,14 +66,14 @@ function notesOf(checkpoint: ListedCheckpoint): string[] {
 }
 
 export function checkpointLines(checkpoint: ListedCheckpoint): string[] {
-  const { vm, name, state, path, createdAt, memoryBytes, storedBytes, cpus, devices, problems } = checkpoint
+  const { vm, name, path, createdAt, memoryBytes, storedBytes, cpus, devices, problems } = checkpoint
   const { id, labels, dialect, host, disks = [], restores = [], argumentsRecorded = false } = checkpoint
   const facts: [string, string][] = [
     ['checkpoint', `${vm}/${name}`],
     ['id', id ?? '-'],
-    ['state', state],
+    ['state', stateText(checkpoint)],
     ['path', path],
-    ['created', createdAt?.toISOString() ?? '-'],
+    ['created', formatExactTime(createdAt)],
     ['RAM', formatSize(memoryBytes)],
     ['on disk', formatSize(storedBytes)],
     ['vCPUs', String(cpus ?? '-')],
@@ -76,7 +85,7 @@ export function checkpointLines(checkpoint: ListedCheckpoint): string[] {
     ...labelTexts(labels).map((text): [string, string] => ['label', text]),
     ...restores.map(({ at, again }): [string, string] => [
       'restored',
-      `${at.toISOString()}${again ? ' (again)' : ''}`,
+      `${formatExactTime(at)}${again ? ' (again)' : ''}`,
     ]),
     ['notes', notesOf(checkpoint).join(', ') || '-'],
     ...problems.map(({ code, message }): [string, string] => ['problem', `${code}: ${message}`]),

@@ -7,17 +7,24 @@ export interface OptionSpec {
   /** The name of the value in the help. Absent: the option has no value. */
   value?: string
   multiple?: boolean
+  /** The letter of the short form. */
+  short?: string
+  /** For completion: the possible values, or `vm` for the names of VMs. */
+  values?: readonly string[] | 'vm'
   help: string
 }
 
 export interface Command {
   name: string
+  aliases?: readonly string[]
   /** The arguments, as the help shows them. */
   usage: string
   /** A verb phrase, without a full stop. */
   summary: string
   /** A complete command line. */
   example: string
+  /** For completion: the words that can be the first name. Default: the names of VMs. */
+  words?: readonly string[]
   options?: Readonly<Record<string, OptionSpec>>
   /** The minimum and maximum number of names. */
   positionals: readonly [number, number]

@@ -10,6 +10,7 @@ export const diskOptions: Readonly<Record<string, OptionSpec>> = {
   disks: {
     value: 'what',
     multiple: true,
+    values: [auto, 'zfs:', 'file:'],
     help:
       'Capture disks of the same moment: zfs:<dataset>, file:<image>, or auto for the disks in the bhyve arguments ' +
       "that follow '--'; can be repeated",

@@ -9,7 +9,9 @@ export function overview(): string[] {
     '',
     'Save, list, verify, restore and destroy checkpoints of bhyve virtual machines',
     '',
-    ...commands.flatMap(({ name, summary }) => entry(name, summary, 14)),
+    ...commands.flatMap(({ name, aliases = [], summary }) =>
+      entry([name, ...aliases].join(', '), summary, 15),
+    ),
     '',
     "Run 'bhyve-checkpoint <command> --help' for the options of a command,",
     "or 'bhyve-checkpoint --version' for the version",
@@ -17,24 +19,34 @@ export function overview(): string[] {
 }
 
 export function helpOn(command: Command): string[] {
-  const { name, usage, summary, example, options = {}, standalone = false } = command
+  const { name, aliases = [], usage, summary, example, options = {}, standalone = false } = command
   return [
     `usage: bhyve-checkpoint ${name} ${usage}`.trimEnd(),
     '',
     ...wrapped(summary, 0),
+    ...(aliases.length === 0 ? [] : [`Short form: ${aliases.join(', ')}`]),
     '',
     ...optionEntries(options),
     ...optionEntries(standalone ? {} : clientOptions),
     ...optionEntries(commonOptions),
     '',
     'example:',
-    `  ${example}`,
+    ...exampleLines(example),
   ]
 }
 
 function optionEntries(options: Readonly<Record<string, OptionSpec>>): string[] {
-  return Object.entries(options).flatMap(([name, { value, help }]) =>
-    entry(`--${name}${value === undefined ? '' : ` ${value}`}`, help, 31),
+  return Object.entries(options).flatMap(([name, { value, short, help }]) => {
+    const letter = short === undefined ? '' : `-${short}, `
+    return entry(`${letter}--${name}${value === undefined ? '' : ` ${value}`}`, help, 31)
+  })
+}
+
+/** A long command line is continued with a backslash, so that it can be pasted. */
+function exampleLines(example: string): string[] {
+  const lines = wrapped(example, 4).map((line) => line.trim())
+  return lines.map(
+    (line, index) => `${index === 0 ? '  ' : '    '}${line}${index + 1 < lines.length ? ' \\' : ''}`,
   )
 }
 

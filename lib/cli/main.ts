@@ -2,7 +2,7 @@
 /** The command line. It uses only the library's public API and the simulator. */
 import fs from 'node:fs'
 import type { Command, Context } from './command.js'
-import { commands } from './commands/all_commands.js'
+import { commandOf, commands } from './commands/all_commands.js'
 import { wordsFor } from './completion_words.js'
 import { describeFailure } from './checkpoint_text.js'
 import { exitStatus } from './exit_status.js'
@@ -10,31 +10,34 @@ import { helpOn, overview } from './help.js'
 import { Interrupt } from './interrupt.js'
 import { Output } from './output.js'
 import { clientFrom, type Parsed, parseWords } from './parse.js'
+import { suggestion } from './suggestion.js'
 import { UsageError } from './usage_error.js'
+import { causeLines, traceCalls } from './verbose.js'
 
 async function main(words: readonly string[]): Promise<number> {
   const [first = '', ...others] = words
   if (first === 'completion' && others[0] === 'words') return complete(others.slice(1))
-  const wantsJson = words.slice(0, lengthBeforeRest(words)).includes('--json')
+  const wantsJson = ownWords(words).includes('--json')
   const output = new Output(wantsJson, process.stdout, process.stderr)
   try {
     return await dispatch(first, others, output)
   } catch (error) {
-    const command = commands.find(({ name }) => name === first)?.name
-    const { status, message, lines } = describeFailure(error, command)
-    output.failure(message, lines)
+    const { status, message, lines } = describeFailure(error, commandOf(first)?.name)
+    const isVerbose = ownWords(words).some((word) => word === '--verbose' || word === '-v')
+    output.failure(message, isVerbose ? [...lines, ...causeLines(error)] : lines)
     return status
   }
 }
 
-function lengthBeforeRest(words: readonly string[]): number {
+/** The words before `--`. */
+function ownWords(words: readonly string[]): readonly string[] {
   const end = words.indexOf('--')
-  return end === -1 ? words.length : end
+  return end === -1 ? words : words.slice(0, end)
 }
 
 function assertOrder(first: string, others: readonly string[]): void {
   if (!first.startsWith('-') || ['--help', '-h', '--version'].includes(first)) return
-  const command = others.find((word) => commands.some(({ name }) => name === word))
+  const command = others.find((word) => commandOf(word) !== undefined)
   if (command !== undefined)
     throw new UsageError(`Options must follow the command, as in '${command} ${first}'`)
 }
@@ -50,8 +53,11 @@ async function dispatch(first: string, others: readonly string[], output: Output
   const command = commandNamed(name)
   const parsed = first === 'help' ? undefined : parseWords(others, command)
   if (parsed === undefined || parsed.values.has('help')) return print(output, 'help', helpOn(command))
+  if (parsed.values.has('quiet')) output.silence()
   using interrupt = new Interrupt()
-  return await command.run(await contextOf(command, parsed, output, interrupt))
+  const context = await contextOf(command, parsed, output, interrupt)
+  if (parsed.values.has('verbose')) traceCalls(context.api, output)
+  return await command.run(context)
 }
 
 function print(output: Output, type: string, lines: string[]): number {
@@ -60,9 +66,12 @@ function print(output: Output, type: string, lines: string[]): number {
 }
 
 function commandNamed(name: string): Command {
-  const command = commands.find((one) => one.name === name)
+  const command = commandOf(name)
   if (command !== undefined) return command
-  if (!name.startsWith('-')) throw new UsageError(`Unknown command '${name}'`)
+  if (!name.startsWith('-')) {
+    const words = commands.flatMap((one) => [one.name, ...(one.aliases ?? [])])
+    throw new UsageError(`Unknown command '${name}'${suggestion(name, words)}`)
+  }
   throw new UsageError(`The command 'help' takes the name of a command, not '${name}'`)
 }
 
@@ -80,10 +89,9 @@ async function contextOf(
 
 async function complete(typed: readonly string[]): Promise<never> {
   const output = new Output(false, process.stdout, process.stderr)
-  const open = async (): Promise<Context> => {
-    const command = commands.find(({ name }) => name === typed[0])
-    if (command === undefined) throw new UsageError('Unknown command')
-    const parsed = parseWords(typed.slice(1, -1), { ...command, positionals: [0, Infinity] })
+  const open = async ([name = '', ...words]: readonly string[]): Promise<Context> => {
+    const command = commandNamed(name)
+    const parsed = parseWords(words, { ...command, positionals: [0, Infinity] })
     return contextOf(command, parsed, output, new Interrupt())
   }
   output.result({ type: 'words' }, await wordsFor(typed, open))

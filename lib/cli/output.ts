@@ -7,6 +7,7 @@ import { visible } from '../base/visible_text.js'
 import { exitStatus } from './exit_status.js'
 import { withFlags } from './flags.js'
 import { ProgressDisplay, type Stream } from './progress_display.js'
+import { formatExactTime } from './values.js'
 
 /** An object that `--json` prints. docs/cli.md lists the types. */
 export interface Message {
@@ -22,6 +23,7 @@ export class Output {
   readonly #out: Stream
   readonly #err: Stream
   readonly #display: ProgressDisplay | undefined
+  #isQuiet = false
 
   constructor(json: boolean, out: Stream, err: Stream) {
     this.json = json
@@ -31,7 +33,23 @@ export class Output {
     for (const stream of [out, err]) stream.on('error', failAtTheEnd)
   }
 
-  /** Prints a result: the message with `--json`, otherwise the lines. */
+  /** From now on only results, warnings and errors are printed (`--quiet`). */
+  silence(): void {
+    this.#isQuiet = true
+  }
+
+  /** The columns of the terminal. Undefined if standard output is not a terminal. */
+  get width(): number | undefined {
+    const { isTTY = false, columns = 0 } = this.#out
+    return isTTY && columns > 0 ? columns : undefined
+  }
+
+  /** Confirms a change that was made. */
+  confirm(message: Message, lines: readonly string[]): void {
+    if (this.json || !this.#isQuiet) this.result(message, lines)
+  }
+
+  /** Prints what the user requested: the message with `--json`, otherwise the lines. */
   result(message: Message, lines: readonly string[]): void {
     this.#display?.clear()
     if (this.json) this.#print(message)
@@ -40,11 +58,16 @@ export class Output {
 
   /** Prints a line for a person below a list. Scripts count the lines of a list. */
   summary(text: string): void {
-    if (this.#out.isTTY === true) this.#out.write(`${text}\n`)
+    if (this.#out.isTTY === true && !this.#isQuiet) this.#out.write(`${text}\n`)
   }
 
   /** Prints an event that is not a result. */
   notice(text: string): void {
+    if (!this.#isQuiet) this.warn(text)
+  }
+
+  /** Prints an event that can require an action. */
+  warn(text: string): void {
     this.#display?.clear()
     if (this.json) this.#print({ type: 'notice', message: text })
     else this.#err.write(`${shown(text)}\n`)
@@ -58,6 +81,7 @@ export class Output {
 
   get onProgress(): (progress: Progress) => void {
     return (progress) => {
+      if (this.#isQuiet) return
       if (this.json) this.#print({ type: 'progress', ...progress })
       else this.#display?.show({ ...progress, vm: visible(progress.vm) })
     }
@@ -76,8 +100,12 @@ export class Output {
   }
 }
 
+/** The library's messages have times in UTC. */
+const timeInMessage = /\bat (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z)/g
+
 function shown(line: string): string {
-  return visible(withFlags(line))
+  const local = (_: string, time: string): string => `at ${formatExactTime(new Date(time))}`
+  return visible(withFlags(line).replace(timeInMessage, local))
 }
 
 /** A reader that exited is not an error. Any other failed write is: the command must not report success then. */

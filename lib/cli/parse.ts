@@ -4,6 +4,7 @@ import { parseArgs, type ParseArgsConfig } from 'node:util'
 import type { ClientOptions, Dialect } from '../index.js'
 import type * as Api from '../index.js'
 import { Values, type Command, type OptionSpec } from './command.js'
+import { suggestion } from './suggestion.js'
 import { UsageError } from './usage_error.js'
 import { parseCount } from './values.js'
 
@@ -21,7 +22,11 @@ export const clientOptions: Readonly<Record<string, OptionSpec>> = {
     value: '[/workdir]',
     help: `Use CBSD's checkpoint directories (default workdir: ${defaults.workdir})`,
   },
-  dialect: { value: 'name', help: "bhyve's request format: struct, path or descriptor (default: detected)" },
+  dialect: {
+    value: 'name',
+    values: ['struct', 'path', 'descriptor'],
+    help: "bhyve's request format: struct, path or descriptor (default: detected)",
+  },
   'trusted-uid': {
     value: 'uid',
     multiple: true,
@@ -31,7 +36,9 @@ export const clientOptions: Readonly<Record<string, OptionSpec>> = {
 
 export const commonOptions: Readonly<Record<string, OptionSpec>> = {
   json: { help: 'Print everything to standard output, one JSON object per line' },
-  help: { help: 'Print this help' },
+  quiet: { short: 'q', help: 'Print only errors, warnings and what the command lists or finds' },
+  verbose: { short: 'v', help: 'Also print each call of the library, and the causes of errors' },
+  help: { short: 'h', help: 'Print this help' },
 }
 
 export interface Parsed {
@@ -58,6 +65,8 @@ export function parseWords(words: readonly string[], command: Command): Parsed {
     names: isForBhyve ? positionals : [...positionals, ...rest],
     rest: isForBhyve ? rest : [],
   }
+  if (given.has('quiet') && given.has('verbose'))
+    throw new UsageError('--quiet and --verbose cannot be used together')
   if (!parsed.values.has('help')) assertCounts(command, parsed)
   return parsed
 }
@@ -66,9 +75,9 @@ function parseStrictly(
   args: string[],
   specs: Readonly<Record<string, OptionSpec>>,
 ): { values: Record<string, unknown>; positionals: string[] } {
-  const entries = Object.entries(specs).map(([name, { value, multiple = false }]) => {
-    const short = name === 'help' ? { short: 'h' } : {}
-    return [name, { type: value === undefined ? 'boolean' : 'string', multiple, ...short }] as const
+  const entries = Object.entries(specs).map(([name, { value, multiple = false, short }]) => {
+    const letter = short === undefined ? {} : { short }
+    return [name, { type: value === undefined ? 'boolean' : 'string', multiple, ...letter }] as const
   })
   const options = Object.fromEntries(entries) as NonNullable<ParseArgsConfig['options']>
   // Checked here and not by `strict`, because Node's messages give advice that does not fit.
@@ -92,7 +101,13 @@ interface OptionToken {
 
 function assertOption(token: OptionToken, specs: Readonly<Record<string, OptionSpec>>): void {
   const { name, rawName, value, inlineValue } = token
-  if (!Object.hasOwn(specs, name)) throw new UsageError(`Unknown option '${rawName}'`)
+  if (!Object.hasOwn(specs, name)) {
+    const similar = suggestion(
+      rawName,
+      Object.keys(specs).map((one) => `--${one}`),
+    )
+    throw new UsageError(`Unknown option '${rawName}'${similar}`)
+  }
   const takes = specs[name]?.value
   if (takes === undefined) {
     if (value !== undefined) throw new UsageError(`The option '${rawName}' does not take a value`)
@@ -121,6 +136,15 @@ function assertCounts({ name, positionals }: Command, parsed: Parsed): void {
     )
   if (count > max)
     throw new UsageError(`Unexpected argument '${parsed.names[max] ?? ''}' of the command '${name}'`)
+}
+
+/** For the commands that take `--all` instead of the name of a VM. */
+export function assertOneOrAll(
+  { values, names }: { values: Values; names: readonly string[] },
+  command: string,
+): void {
+  if (values.has('all') === names.length > 0)
+    throw new UsageError(`The command '${command}' needs the name of a VM or --all`)
 }
 
 export function clientFrom(api: typeof Api, values: Values): Api.CheckpointClient {

@@ -1,7 +1,8 @@
 /** Shows the progress of a call: one line that is redrawn on a terminal, otherwise one line per phase. */
 import type { WriteStream } from 'node:tty'
 import type { Progress } from '../index.js'
-import { formatClock, formatSize } from './values.js'
+import { beginningOf, widthOf } from './table.js'
+import { formatClock, formatMebibytes } from './values.js'
 
 /** Without a terminal, a longer phase prints another line after this time. */
 const plainIntervalMs = 30_000
@@ -52,10 +53,10 @@ export class ProgressDisplay {
 function barLine(progress: Progress, first: Progress, columns: number): string {
   const { vm, phase, bytes, totalBytes } = progress
   const words = [`${vm} ${phase}`, ...factsOf(progress, first)]
-  const room = columns - 1 - words.join('  ').length - '  []'.length
+  const room = columns - 1 - widthOf(words.join('  ')) - '  []'.length
   const hasBar = totalBytes !== undefined && totalBytes > 0 && room >= shortestBar
   if (hasBar) words.splice(1, 0, bar(Math.min(1, bytes / totalBytes), Math.min(room, longestBar)))
-  return words.join('  ').slice(0, columns - 1)
+  return beginningOf(words.join('  '), columns - 1)
 }
 
 function bar(fraction: number, width: number): string {
@@ -68,9 +69,11 @@ function factsOf(progress: Progress, first: Progress): string[] {
   const { phase, bytes, totalBytes, elapsedMs } = progress
   if (phase !== 'saving' && phase !== 'digesting') return []
   const much =
-    totalBytes === undefined ? formatSize(bytes) : `${formatSize(bytes)} of ${formatSize(totalBytes)}`
+    totalBytes === undefined
+      ? formatMebibytes(bytes)
+      : `${formatMebibytes(bytes)} of ${formatMebibytes(totalBytes)}`
   const rate = ((bytes - first.bytes) / Math.max(1, elapsedMs - first.elapsedMs)) * 1000
   if (!(rate > 0)) return [much]
   const left = totalBytes === undefined ? [] : [`${formatClock(((totalBytes - bytes) / rate) * 1000)} left`]
-  return [much, `${formatSize(Math.round(rate))}/s`, ...left]
+  return [much, `${formatMebibytes(rate)}/s`, ...left]
 }

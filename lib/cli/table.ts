@@ -4,12 +4,38 @@ import { visible } from '../base/visible_text.js'
 
 const segmenter = new Intl.Segmenter()
 const gap = '  '
+/** A column of wrapped text that is narrower than this cannot be read. */
+const leastText = 24
 
 /** The width of a text in terminal columns. */
-function widthOf(text: string): number {
+export function widthOf(text: string): number {
   let width = 0
   for (const { segment } of segmenter.segment(text)) width += eastAsianWidth(segment.codePointAt(0) ?? 0)
   return width
+}
+
+/** The beginning of a text that fits into this many terminal columns. */
+export function beginningOf(text: string, columns: number): string {
+  let width = 0
+  for (const { segment, index } of segmenter.segment(text)) {
+    width += eastAsianWidth(segment.codePointAt(0) ?? 0)
+    if (width > columns) return text.slice(0, index)
+  }
+  return text
+}
+
+/** Breaks a text at its blanks. A longer word, such as a path, stays in one piece so that it can be copied. */
+function wrapped(text: string, columns: number): string[] {
+  const lines: string[] = []
+  let line = ''
+  for (const word of text.split(' ')) {
+    const longer = line === '' ? word : `${line} ${word}`
+    if (line !== '' && widthOf(longer) > columns) {
+      lines.push(line)
+      line = word
+    } else line = longer
+  }
+  return [...lines, line]
 }
 
 export interface Column {
@@ -18,23 +44,119 @@ export interface Column {
   right?: boolean
   /** Colors a cell. Must not change its width. */
   paint?: (cell: string) => string
+  /** Left out if the table is too wide for the terminal. The column with the lowest number is left out first. */
+  optional?: number
+  /** Only for the last column: its text can continue on the next line. */
+  wraps?: boolean
 }
 
-/** Does not truncate: users need the full name. Cells are escaped before they are measured. */
-export function table(columns: readonly Column[], rows: readonly (readonly string[])[]): string[] {
-  const lines = [columns.map(({ title }) => title), ...rows.map((row) => row.map(visible))]
-  const widths = columns.map((_, index) => Math.max(...lines.map((line) => widthOf(line[index] ?? ''))))
-  return lines.map((line, row) =>
-    line
-      .map((cell, index) => {
-        const { right = false, paint = unpainted } = columns[index] ?? {}
-        const padding = ' '.repeat((widths[index] ?? 0) - widthOf(cell))
-        const painted = row === 0 ? cell : paint(cell)
-        return right ? padding + painted : painted + padding
-      })
-      .join(gap)
-      .trimEnd(),
+type Rows = readonly (readonly string[])[]
+
+/** What a table needs of the output. */
+interface Painter {
+  width: number | undefined
+  paint(kind: 'title', text: string): string
+}
+
+/** The lines of a table for this output. `below`: a text that follows the row of the same number. */
+export function tableLines(
+  columns: readonly Column[],
+  rows: Rows,
+  output: Painter,
+  below: readonly (string | undefined)[] = [],
+): string[] {
+  const { width = Infinity } = output
+  const [titles = [], ...blocks] = table(columns, rows, width)
+  const lines = blocks.flatMap((block, index) => {
+    const text = below[index]
+    const more = text === undefined ? [] : wrapped(text, width - gap.length).map((line) => gap + line)
+    const isSeparate = titles.length === 0 && index + 1 < blocks.length
+    return [...block, ...more, ...(isSeparate ? [''] : [])]
+  })
+  return [...titles.map((title) => output.paint('title', title)), ...lines]
+}
+
+/**
+ * The lines of the titles, followed by the lines of each row. If the rows do not fit into `width` columns even without
+ * the optional columns, each row becomes a list of its cells, and there are no lines of titles. Does not truncate: users
+ * need the full name. Cells are escaped before they are measured.
+ */
+function table(columns: readonly Column[], rows: Rows, width: number): string[][] {
+  const shown = rows.map((row) => row.map(visible))
+  const kept = fitting(columns, shown, width)
+  if (kept === undefined) return [[], ...shown.map((row) => record(columns, row, width))]
+  const visibleColumns = columns.filter((column) => kept.includes(column))
+  const only = (row: readonly string[]): string[] => row.filter((_, index) => kept.includes(columns[index]))
+  return aligned(visibleColumns, shown.map(only), width)
+}
+
+/** The columns that fit. Undefined if even the required ones do not. */
+function fitting(
+  columns: readonly Column[],
+  rows: Rows,
+  width: number,
+): readonly (Column | undefined)[] | undefined {
+  const widths = widthsOf(columns, rows)
+  let kept = columns.map((column, index) => ({ column, width: widths[index] ?? 0 }))
+  for (;;) {
+    const least = kept.map(({ column, width: full }) =>
+      column.wraps === true ? Math.min(full, leastText) : full,
+    )
+    if (sumOf(least) <= width) return kept.map(({ column }) => column)
+    const [first] = kept
+      .flatMap(({ column: { optional } }) => (optional === undefined ? [] : [optional]))
+      .sort((one, other) => one - other)
+    if (first === undefined) return undefined
+    kept = kept.filter(({ column }) => column.optional !== first)
+  }
+}
+
+function widthsOf(columns: readonly Column[], rows: Rows): number[] {
+  return columns.map(({ title }, index) =>
+    Math.max(widthOf(title), ...rows.map((row) => widthOf(row[index] ?? ''))),
   )
+}
+
+function sumOf(widths: readonly number[]): number {
+  return widths.reduce((sum, width) => sum + width, gap.length * (widths.length - 1))
+}
+
+function aligned(columns: readonly Column[], rows: Rows, width: number): string[][] {
+  const widths = widthsOf(columns, rows)
+  const indent = sumOf(widths.slice(0, -1)) + gap.length
+  const titles = columns.map(({ title }) => title)
+  return [titles, ...rows].map((row, index) => {
+    const last = row.at(-1) ?? ''
+    const texts = columns.at(-1)?.wraps === true ? wrapped(last, width - indent) : [last]
+    const cells = [...row.slice(0, -1), texts[0] ?? '']
+    const first = cells.map((cell, column) =>
+      padded(cell, widths[column] ?? 0, { ...columns[column], isTitle: index === 0 }),
+    )
+    const others = texts.slice(1).map((text) => ' '.repeat(indent) + text)
+    return [first.join(gap).trimEnd(), ...others]
+  })
+}
+
+function padded(
+  cell: string,
+  width: number,
+  { right = false, paint = unpainted, isTitle }: Partial<Column> & { isTitle: boolean },
+): string {
+  const padding = ' '.repeat(Math.max(0, width - widthOf(cell)))
+  const painted = isTitle ? cell : paint(cell)
+  return right ? padding + painted : painted + padding
+}
+
+/** One line for each cell, below each other. */
+function record(columns: readonly Column[], row: readonly string[], width: number): string[] {
+  const titleWidth = Math.max(...columns.map(({ title }) => widthOf(title)))
+  const indent = titleWidth + gap.length
+  return columns.flatMap(({ title, paint = unpainted, wraps = false }, index) => {
+    const cell = row[index] ?? ''
+    if (cell === '') return []
+    const [first = '', ...others] = wraps ? wrapped(cell, width - indent) : [cell]
+    return [title.padEnd(titleWidth) + gap + paint(first), ...others.map((text) => ' '.repeat(indent) + text)]
+  })
 }
 
 function unpainted(cell: string): string {

@@ -49,12 +49,38 @@ export function formatSize(bytes: number | undefined): string {
   return `${unit === 0 ? String(value) : value.toFixed(1)} ${binaryUnits[unit] ?? ''}`
 }
 
-/** Formats local time to the minute. */
+/** For progress: a number whose unit changes while it grows cannot be compared at a glance. */
+export function formatMebibytes(bytes: number): string {
+  return `${(bytes / 2 ** 20).toFixed(1)} MiB`
+}
+
+/** Formats local time to the minute, with its offset from UTC: `2026-11-29 23:44 +0100`. */
 export function formatTime(date: Date | undefined): string {
+  return date === undefined ? '-' : `${dayOf(date)} ${clockOf(date)} ${offsetOf(date)}`
+}
+
+/** The same to the second. */
+export function formatExactTime(date: Date | undefined): string {
   if (date === undefined) return '-'
-  const two = (number: number): string => String(number).padStart(2, '0')
-  const day = [String(date.getFullYear()), two(date.getMonth() + 1), two(date.getDate())].join('-')
-  return `${day} ${two(date.getHours())}:${two(date.getMinutes())}`
+  return `${dayOf(date)} ${clockOf(date)}:${two(date.getSeconds())} ${offsetOf(date)}`
+}
+
+function dayOf(date: Date): string {
+  return [String(date.getFullYear()), two(date.getMonth() + 1), two(date.getDate())].join('-')
+}
+
+function clockOf(date: Date): string {
+  return `${two(date.getHours())}:${two(date.getMinutes())}`
+}
+
+function offsetOf(date: Date): string {
+  const minutes = -date.getTimezoneOffset()
+  const size = Math.abs(minutes)
+  return `${minutes < 0 ? '-' : '+'}${two(Math.floor(size / 60))}${two(size % 60)}`
+}
+
+function two(number: number): string {
+  return String(number).padStart(2, '0')
 }
 
 /** Formats a duration as `1:05` or `2:03:04`. */

@@ -1,7 +1,7 @@
 /** Runs a call that a signal or a timeout can stop, and reports what follows the stop. */
 import type { Context } from './command.js'
 
-interface InterruptibleCall<T> {
+export interface InterruptibleCall<T> {
   /** For messages: what the call does, and on which VM. */
   doing: string
   start(signal: AbortSignal): Promise<T>
@@ -12,7 +12,7 @@ interface InterruptibleCall<T> {
   afterwards(): Promise<void>
   /** Once started, bhyve may die if this process exits before bhyve has finished, and the VM dies with it. */
   holdsVm?: boolean
-  /** The started work does not need this process and may never end. It is not waited for. */
+  /** The started work does not need this process, or the user accepts the risk, and may never end. */
   isLeft?: boolean
 }
 
@@ -37,7 +37,7 @@ export async function interruptible<T>(context: Context, call: InterruptibleCall
     return call.done(await call.start(signal))
   } catch (error) {
     const stop = stopOf(context, call, error)
-    isHeld = call.holdsVm === true && stop?.begun === true
+    isHeld = call.holdsVm === true && call.isLeft !== true && stop?.begun === true
     if (stop !== undefined) report(context, call, stop)
     if (stop?.begun === true) {
       signal.addEventListener('abort', stillWaiting)

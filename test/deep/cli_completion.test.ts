@@ -80,6 +80,17 @@ t.test('bash completes commands, options and names', async (t) => {
   t.same(complete('destroy', ...world.places, 'vm1', ''), ['a', 'b', 'with\\ space'])
   t.same(complete('destroy', ...world.places, 'vm1', 'w'), ['with\\ space'])
   t.same(complete('restore', 'vm1', '--', ''), [])
+  t.same(complete('rm', ...world.places, 'vm1', 'b'), ['b'])
+  t.same(complete('help', 'ver'), ['verify'])
+  t.same(complete('completion', 'z'), ['zsh'])
+  t.same(complete('create', 'vm1', '--dialect', 'd'), ['descriptor'])
+  t.same(complete('create', 'vm1', '--dialect', '=', ''), ['struct', 'path', 'descriptor'])
+  t.same(complete('create', 'vm1', '--dialect', '='), ['struct', 'path', 'descriptor'])
+  t.same(complete('create', 'vm1', '--dialect', '=', 'p'), ['path'])
+  t.same(complete('restore', ...world.places, 'vm1', 'a', '--disks', ''), ['rollback', 'keep', 'clone'])
+  t.same(complete('create', 'vm1', '--disks', 'zf'), ['zfs:'])
+  t.same(complete('restore', ...world.places, 'vm1', 'a', '--as', ''), ['vm1'])
+  t.same(complete('create', 'vm1', '--memory', ''), [], 'the shell offers files')
   t.same(complete('list', '--run-directory', '/nowhere', '--checkpoint-directory', '/nowhere', ''), [])
 })
 
@@ -106,6 +117,7 @@ t.test('zsh completes commands, options and names', needs('zsh'), async (t) => {
   for (const [typed, shows] of [
     ['verif', 'verify'],
     ['prune --keep-l', '--keep-last'],
+    ['create vm1 --dialect=des', '--dialect=descriptor'],
     [`show ${world.places.join(' ')} v`, ' vm1'],
     [`destroy ${world.places.join(' ')} vm1 w`, 'vm1 with\\\\ space'],
   ] as const) {

@@ -7,6 +7,7 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { simulatedBhyve } from 'bhyve-checkpoint/simulator'
+import { commands } from '../../dist/cli/commands/all_commands.js'
 import { CliWorld, matchesKept, type Mode, type Step, transcript } from '../support/cli.js'
 import { checkpointFiles } from '../support/index.js'
 import { running, saved, setFile, bhyveArguments, inMode } from '../support/command_line.js'
@@ -84,6 +85,10 @@ const stories: Story[] = [
       { args: ['create'] },
       { args: ['create', 'vm1', '--timeout', '10'] },
       { args: ['create', 'vm1', '--no-such-option'] },
+      { args: ['create', 'vm1', '--timeuot', '10m'] },
+      { args: ['create', 'vm1', '-q', '-v'] },
+      { args: ['create', 'vm1', 'quiet', '-q'] },
+      { args: ['create', 'vm1', '--no-wait', '--disks', 'file:/d'] },
       { args: ['create', 'vm1', '--no. Such option'] },
       { args: ['create', 'vm1', '--keep-existing=yes'] },
       { args: ['create', 'vm1', '--json', '--memory'], bare: true },
@@ -106,7 +111,11 @@ const stories: Story[] = [
       { args: ['list', 'vm1'], env: { NO_COLOR: '1' } },
       { args: ['list', 'vm1', '--json'] },
       { args: ['list', 'vm2'] },
+      { args: ['ls', 'vm2', 'vm1'] },
+      { args: ['list', 'vm2', '--json'] },
       { args: ['list', '..'] },
+      { args: ['list'], columns: 40 },
+      { args: ['list'], columns: 60 },
       { args: ['list'], before: (world) => fs.truncateSync(setFile(world, 'a.ckp.meta'), 10) },
     ],
   },
@@ -129,6 +138,10 @@ const stories: Story[] = [
       { args: ['verify', 'vm1', 'a', '--content'] },
       { args: ['verify', 'vm1', 'none'] },
       { args: ['verify', 'vm2'] },
+      { args: ['verify', '--all', '--quiet'] },
+      { args: ['verify', '--all'] },
+      { args: ['verify', '--all', 'vm1'] },
+      { args: ['verify'] },
       { args: ['verify', 'vm1', 'a', '--content', '--json'], before: spoil },
       { args: ['verify', 'vm1', '--content'] },
     ],
@@ -137,7 +150,7 @@ const stories: Story[] = [
     name: 'destroy',
     setUp: saved,
     steps: [
-      { args: ['destroy', 'vm1', 'a', 'b', 'c'] },
+      { args: ['rm', 'vm1', 'a', 'b', 'c'] },
       { args: ['destroy', 'vm1', 'a', '--json'] },
       { args: ['destroy', 'vm1'] },
     ],
@@ -150,9 +163,9 @@ const stories: Story[] = [
     setUp: saved,
     steps: [
       { args: ['destroyall', 'vm1', 'a'] },
+      { args: ['destroyall', 'vm1', '--yes'] },
       { args: ['destroyall', 'vm1'] },
-      { args: ['destroyall', 'vm1'] },
-      { args: ['destroyall', '.', '--json'] },
+      { args: ['destroyall', '.', '--json', '--yes'] },
     ],
     after: (t, world) => {
       t.same(filesOf(world), [])
@@ -338,7 +351,7 @@ const stories: Story[] = [
         args: ['verify', 'vm1', 'b'],
         before: ({ checkpointDirectory }) => removeOneSnapshot(checkpointDirectory),
       },
-      { args: ['destroyall', 'vm1'] },
+      { args: ['destroyall', 'vm1', '--yes'] },
     ],
     after: async (t, world) => {
       t.same(filesOf(world), ['vm2/restore.log', 'vm3/restore.log'])
@@ -397,25 +410,12 @@ const stories: Story[] = [
         ['help', 'tidy'],
         ['help', '--json'],
         ['--json', 'list'],
-      ].map((args) => ({
-        args,
+      ].map((args) => ({ args, bare: true })),
+      { args: ['lsit'], bare: true },
+      ...commands.map(({ name }, index) => ({
+        args: index % 2 === 0 ? [name, '--help'] : ['help', name],
         bare: true,
       })),
-      ...[
-        'create',
-        'list',
-        'show',
-        'verify',
-        'destroy',
-        'destroyall',
-        'prune',
-        'pin',
-        'label',
-        'suspend',
-        'restore',
-        'pause',
-      ].map((name) => ({ args: [name, '--help'], bare: true })),
-      ...['resume', 'vms', 'simulate', 'completion'].map((name) => ({ args: ['help', name], bare: true })),
     ],
   },
 ]

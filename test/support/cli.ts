@@ -21,6 +21,10 @@ export interface Step {
   bare?: boolean
   /** Press Ctrl-C when the output contains this text. */
   interruptAt?: string
+  /** In a terminal: type these keys when the output contains this text. */
+  typeAt?: { text: string; keys: string }
+  /** The width of the terminal. Default 80. */
+  columns?: number
   /** Run the program as a user without permissions. */
   asNobody?: boolean
   env?: Record<string, string>
@@ -87,7 +91,8 @@ export class CliWorld {
       .replaceAll(this.root, '<root>')
       .replace(/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}/g, '<uuid>')
       .replace(/\d{4}-\d\d-\d\dT[\d:.]+Z/g, '<time>')
-      .replace(/\d{4}-\d\d-\d\d \d\d:\d\d/g, '<date and time >')
+      .replace(/\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}/g, '<time>')
+      .replace(/\d{4}-\d\d-\d\d \d\d:\d\d [+-]\d{4}/g, '<date, time, offset  >')
       .replace(/^(host +).*$/gm, '$1<host>')
       .replace(/process \d+/g, 'process <pid>')
       .replace(/processes \d+(, \d+)*/g, 'processes <pids>')
@@ -97,6 +102,8 @@ export class CliWorld {
       .replace(/[\d.]+ [KMG]?i?B (freed|would be freed)$/gm, '<size> $1')
       .replace(/RAM +DISK/g, 'RAM  DISK')
       .replace(/(\d [KMG]iB|-) +[\d.]+ [KMG]iB/g, '$1  <size>')
+      .replace(/CREATED +DISK/g, 'CREATED  DISK')
+      .replace(/(offset {2}>) +[\d.]+ [KMG]iB(?! +<size>)/g, '$1  <size>')
       .replace(/PID {2}SOCKET/g, 'PID  SOCKET')
       .replace(/ +PID/g, '  PID')
       .replace(/(running|paused|off|unknown) +(\d+|-) {2}/g, '$1  <pid>  ')
@@ -110,7 +117,9 @@ export class CliWorld {
 async function execute(words: readonly string[], step: Step, mode: Mode): Promise<Result> {
   const main = step.asNobody === true ? [forAnyUser('cli-as-user.mjs')] : [program]
   const plain = [process.execPath, ...main, ...words]
-  const press = step.interruptAt === undefined ? [] : ['--interrupt-at', step.interruptAt]
+  const { text, keys } = step.typeAt ?? { text: step.interruptAt, keys: '\u0003' }
+  const wide = step.columns === undefined ? [] : ['--columns', String(step.columns)]
+  const press = [...wide, ...(text === undefined ? [] : ['--type-at', text, keys])]
   const [command = '', ...args] = mode === 'pipe' ? plain : ['python3', terminalProgram, ...press, ...plain]
   const {
     NO_COLOR: _,

@@ -12,11 +12,14 @@ _bhyve_checkpoint() {
   local IFS=$'\\n' word
   COMPREPLY=()
   while read -r word; do
-    case $word in "\${COMP_WORDS[COMP_CWORD]}"*) COMPREPLY+=("$(printf %q "$word")") ;; esac
+    COMPREPLY+=("$(printf %q "$word")")
   done < <(bhyve-checkpoint completion words "\${COMP_WORDS[@]:1:$COMP_CWORD}" 2>/dev/null)
+  case \${COMPREPLY[*]} in *[:=]) compopt -o nospace 2>/dev/null ;; esac
 }
 complete -o default -F _bhyve_checkpoint bhyve-checkpoint
 `
+
+const shells = ['bash', 'zsh']
 
 export const completion: Command = {
   name: 'completion',
@@ -24,11 +27,11 @@ export const completion: Command = {
   summary: 'Print a completion script for bash and zsh',
   example: 'eval "$(bhyve-checkpoint completion)"',
   positionals: [0, 1],
+  words: shells,
   standalone: true,
   run: ({ names, output }) => {
     const [shell = 'bash'] = names
-    if (shell !== 'bash' && shell !== 'zsh')
-      throw new UsageError(`Completion supports bash and zsh, not '${shell}'`)
+    if (!shells.includes(shell)) throw new UsageError(`Completion supports bash and zsh, not '${shell}'`)
     output.result({ type: 'completion', script }, [script.trimEnd()])
     return Promise.resolve(exitStatus.done)
   },

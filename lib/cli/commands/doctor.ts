@@ -3,7 +3,7 @@ import type { Finding } from '../../index.js'
 import type { Command } from '../command.js'
 import { exitStatus } from '../exit_status.js'
 import type { Output } from '../output.js'
-import { table } from '../table.js'
+import { tableLines } from '../table.js'
 
 const statuses: Readonly<Record<Finding['level'], number>> = {
   ok: exitStatus.done,
@@ -28,12 +28,17 @@ export const doctor: Command = {
 /** The advice follows on a line of its own, so that the columns stay narrow. */
 function lines(findings: readonly Finding[], output: Output): string[] {
   const paint = (level: string): string => output.paint(level.trim() === 'ok' ? 'good' : 'bad', level)
-  const columns = [{ title: 'LEVEL', paint }, { title: 'VM' }, { title: 'CODE' }, { title: 'FINDING' }]
+  const columns = [
+    { title: 'LEVEL', paint },
+    { title: 'VM' },
+    { title: 'CODE' },
+    { title: 'FINDING', wraps: true },
+  ]
   const rows = findings.map(({ level, code, message, vm }) => [level, vm ?? '-', code, message])
-  const [title = '', ...shown] = table(columns, rows)
-  const found = shown.flatMap((line, index) => {
-    const advice = findings[index]?.advice
-    return advice === undefined ? [line] : [line, `  ${advice}`]
-  })
-  return [output.paint('title', title), ...found]
+  return tableLines(
+    columns,
+    rows,
+    output,
+    findings.map(({ advice }) => advice),
+  )
 }

@@ -19,7 +19,7 @@ export const label: Command = {
     const { labels = {} } = listed ?? {}
     const texts = labelTexts(labels)
     const lines = [`labeled ${vm}/${name}`, ...texts.map((text) => `  ${text}`)]
-    output.result({ type: 'labeled', vm, name, labels }, lines)
+    output.confirm({ type: 'labeled', vm, name, labels }, lines)
     return exitStatus.done
   },
 }

@@ -1,7 +1,8 @@
 /** vms, pause, resume. */
 import type { Command, OptionSpec } from '../command.js'
 import { exitStatus } from '../exit_status.js'
-import { table } from '../table.js'
+import { naturally } from '../natural_order.js'
+import { tableLines } from '../table.js'
 import { runDirectoryFrom } from '../parse.js'
 import { parseCount } from '../values.js'
 
@@ -12,7 +13,7 @@ export const vms: Command = {
   example: 'bhyve-checkpoint vms',
   positionals: [0, 0],
   run: async ({ client, values, output }) => {
-    const found = await client.listVirtualMachines()
+    const found = (await client.listVirtualMachines()).toSorted((one, other) => naturally(one.vm, other.vm))
     if (output.json) for (const one of found) output.result({ type: 'vm', ...one }, [])
     else if (found.length === 0) output.notice(`No VMs in ${runDirectoryFrom(values)}`)
     else {
@@ -21,10 +22,9 @@ export const vms: Command = {
         { title: 'VM' },
         { title: 'STATE' },
         { title: 'PID', right: true },
-        { title: 'SOCKET' },
+        { title: 'SOCKET', optional: 1 },
       ]
-      const [title = '', ...lines] = table(columns, rows)
-      output.result({ type: 'vms' }, [output.paint('title', title), ...lines])
+      output.result({ type: 'vms' }, tableLines(columns, rows, output))
     }
     return exitStatus.done
   },
@@ -47,7 +47,7 @@ export const pause: Command = {
   run: async ({ client, names, values, output }) => {
     const [vm = ''] = names
     await client.pause(vm, { pid: values.parsed('pid', parseCount) })
-    output.result({ type: 'paused', vm }, [`paused ${vm}`])
+    output.confirm({ type: 'paused', vm }, [`paused ${vm}`])
     return exitStatus.done
   },
 }
@@ -62,7 +62,7 @@ export const resume: Command = {
   run: async ({ client, names, values, output }) => {
     const [vm = ''] = names
     await client.resume(vm, { pid: values.parsed('pid', parseCount) })
-    output.result({ type: 'resumed', vm }, [`resumed ${vm}`])
+    output.confirm({ type: 'resumed', vm }, [`resumed ${vm}`])
     return exitStatus.done
   },
 }

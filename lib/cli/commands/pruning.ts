@@ -3,7 +3,8 @@ import type { PrunedVm, PrunePolicy } from '../../index.js'
 import { describeFailure } from '../checkpoint_text.js'
 import type { Command, Context, Values } from '../command.js'
 import { exitStatus } from '../exit_status.js'
-import { checkpointLocation } from '../parse.js'
+import { naturally } from '../natural_order.js'
+import { assertOneOrAll, checkpointLocation } from '../parse.js'
 import { UsageError } from '../usage_error.js'
 import { parseLabels } from '../labels.js'
 import { formatSize, parseCount, parseDuration, parseSize } from '../values.js'
@@ -39,8 +40,7 @@ export const prune: Command = {
   run: async (context) => {
     const policy = policyFrom(context.values)
     const [vm] = context.names
-    if (context.values.has('all') === (vm !== undefined))
-      throw new UsageError("The command 'prune' needs the name of a VM or --all")
+    assertOneOrAll(context, 'prune')
     return vm === undefined ? pruneAll(context, policy) : pruneOne(context, vm, policy)
   },
 }
@@ -77,7 +77,7 @@ async function pruneOne(context: Context, vm: string, policy: PrunePolicy): Prom
 /** A VM that cannot be pruned does not stop the others. The exit status is that of the first such VM. */
 async function pruneAll(context: Context, policy: PrunePolicy): Promise<number> {
   const { client, values, output } = context
-  const pruned = await client.pruneAll(policy)
+  const pruned = (await client.pruneAll(policy)).sort((one, other) => naturally(one.vm, other.vm))
   let status: number = exitStatus.done
   for (const one of pruned) {
     if (one.error === undefined) report(context, one, `${one.vm}: `)
@@ -96,5 +96,7 @@ function report({ values, output }: Context, { vm, removed, kept, freedBytes }: 
   const lines = removed.map((name) => `${dryRun ? 'would remove' : 'removed'} ${vm}/${name}`)
   const freed = `${formatSize(freedBytes)} ${dryRun ? 'would be freed' : 'freed'}`
   const message = { type: 'pruned', vm, dryRun, removed, kept, freedBytes }
-  output.result(message, [...lines, `${of}${String(kept.length)} kept, ${freed}`])
+  const all = [...lines, `${of}${String(kept.length)} kept, ${freed}`]
+  if (dryRun) output.result(message, all)
+  else output.confirm(message, all)
 }

@@ -30,11 +30,12 @@ export const restore: Command = {
     },
     disks: {
       value: 'what',
+      values: ['rollback', 'keep', 'clone'],
       help:
         "If the checkpoint has disks: 'rollback' puts them back and keeps their present state, 'keep' uses them as they " +
         "are, 'clone' starts the VM of --as on copies",
     },
-    as: { value: 'vm', help: 'Start it as another VM; the arguments are rewritten for it' },
+    as: { value: 'vm', values: 'vm', help: 'Start it as another VM; the arguments are rewritten for it' },
     verify: { help: 'Compare digests first; do not start bhyve if they differ' },
     again: {
       help: 'Restore even if already restored, older than its disks, or possibly not intact after a power failure',
@@ -121,7 +122,7 @@ async function warn(
 ): Promise<void> {
   // Without `verify`, because the restore itself compares the digests.
   const { blockers, warnings } = await client.planRestore(vm, name, { ...options, verify: false })
-  if (blockers.length === 0) for (const one of warnings) output.notice(warningLine(one))
+  if (blockers.length === 0) for (const one of warnings) output.warn(warningLine(one))
 }
 
 /** Quotes a word for a shell. */
@@ -146,7 +147,7 @@ function start(context: Context, vm: string, name: string): Promise<number> {
       }
     },
     done: (restored) => {
-      output.result(
+      output.confirm(
         { type: 'restored', vm, name, ...factsOf(restored) },
         restoredLines(context, vm, name, restored),
       )

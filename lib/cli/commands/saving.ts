@@ -6,15 +6,24 @@ import { checkpointMessage, savedLines } from '../checkpoint_text.js'
 import { diskOptions, diskSelections, isAutomatic } from '../disks.js'
 import { exitStatus } from '../exit_status.js'
 import { parseLabels } from '../labels.js'
+import { withMemorySize } from '../memory_size.js'
 import { plan, planOption } from '../plan_text.js'
+import { UsageError } from '../usage_error.js'
 import { parseDuration, parseSize } from '../values.js'
-import { interruptible } from '../waiting.js'
+import { interruptible, type InterruptibleCall } from '../waiting.js'
 
 const options: Readonly<Record<string, OptionSpec>> = {
   'keep-existing': { help: 'Fail if a checkpoint of this name exists (default: replace it)' },
   timeout: {
     value: 'time',
-    help: 'Cancel after this time, e.g. 10m (default: never); still waits until bhyve has completed the save',
+    help:
+      'Cancel after this time, e.g. 10m (default: never); without --no-wait, the command still waits until bhyve has ' +
+      'completed the save',
+  },
+  'no-wait': {
+    help:
+      'After a timeout or an interrupt, do not wait until bhyve has completed the save; a bhyve that replies to ' +
+      'requests (FreeBSD main since July 2026) can then die, and the VM with it',
   },
   'stall-timeout': {
     value: 'time',
@@ -53,17 +62,89 @@ async function createOptions(context: Context, signal: AbortSignal): Promise<Cre
     fsync: !values.has('no-fsync'),
     digest: !values.has('no-digest'),
     sparsify: !values.has('no-sparsify'),
-    onProgress: output.onProgress,
+    onProgress: withMemorySize(context, output.onProgress),
     signal,
   }
 }
 
 function saved({ output }: Context, checkpoint: Checkpoint, verb: string): number {
-  output.result(checkpointMessage(checkpoint), savedLines(checkpoint, verb))
+  output.confirm(checkpointMessage(checkpoint), savedLines(checkpoint, verb))
   return exitStatus.done
 }
 
+/** Without this process, nothing would capture the disks of a suspended VM. */
+function isNoWait(values: Values): boolean {
+  const isWanted = values.has('no-wait')
+  if (isWanted && values.list('disks').length > 0)
+    throw new UsageError('--no-wait and --disks cannot be used together')
+  return isWanted
+}
+
+/** bhyve may still save the VM when this command ends. */
+async function reportLeft({ client, output }: Context, vm: string, advice: string): Promise<void> {
+  // Without a connection, which a bhyve that hangs would not accept.
+  const machines = await client.listVirtualMachines({ connect: false }).catch(() => [])
+  const pid = machines.find((one) => one.vm === vm)?.pid
+  const which = pid === undefined ? 'bhyve' : `bhyve (process ${String(pid)})`
+  output.warn(`${which} may still save VM '${vm}'. ${advice}`)
+}
+
 const nothingSent = 'nothing was sent to bhyve; the previous checkpoint is unchanged'
+
+/** How a save is started, and how its result is printed. */
+type Saving = Pick<InterruptibleCall<Checkpoint>, 'start' | 'done'>
+
+export function creating(context: Context, vm: string, saving: Saving): InterruptibleCall<Checkpoint> {
+  const { output, values } = context
+  const isLeft = isNoWait(values)
+  return {
+    ...saving,
+    doing: `Creating a checkpoint of VM '${vm}'`,
+    left: {
+      beforeStart: nothingSent,
+      afterStart: 'bhyve completes the save, and nothing will be published',
+    },
+    holdsVm: true,
+    isLeft,
+    afterwards: async () => {
+      if (isLeft) await reportLeft(context, vm, 'Wait for its end before you save or pause the VM')
+      else
+        output.notice(
+          'bhyve has finished the save. Nothing was published; the previous checkpoint is unchanged',
+        )
+    },
+  }
+}
+
+export function suspending(context: Context, vm: string, saving: Saving): InterruptibleCall<Checkpoint> {
+  const since = new Date()
+  const { client, output, values } = context
+  const isLeft = isNoWait(values)
+  const publisher = isLeft
+    ? 'the next command for this VM publishes the state'
+    : 'the state will be published'
+  return {
+    ...saving,
+    doing: `Suspending VM '${vm}'`,
+    left: {
+      beforeStart: nothingSent,
+      afterStart: `bhyve completes the save, and ${publisher} if it is complete`,
+    },
+    holdsVm: true,
+    isLeft,
+    /** The state of a suspended VM is published even after a stop. */
+    afterwards: async () => {
+      if (isLeft) {
+        const advice = `After its end, run 'bhyve-checkpoint list ${vm}', which publishes the state`
+        return reportLeft(context, vm, advice)
+      }
+      // An older state belongs to another suspend.
+      const checkpoint = await client.suspendedCheckpoint(vm, { since })
+      if (checkpoint !== undefined) saving.done(checkpoint)
+      else output.notice(`VM '${vm}' was not suspended; there is no state to restore`)
+    },
+  }
+}
 
 export const create: Command = {
   name: 'create',
@@ -76,22 +157,13 @@ export const create: Command = {
   run: (context) => {
     const [vm = ''] = context.names
     if (context.values.has('plan')) return plan(context, false)
-    return interruptible(context, {
-      doing: `Creating a checkpoint of VM '${vm}'`,
-      start: async (signal) => context.client.createCheckpoint(vm, await createOptions(context, signal)),
-      done: (checkpoint) => saved(context, checkpoint, 'created'),
-      left: {
-        beforeStart: nothingSent,
-        afterStart: 'bhyve completes the save, and nothing will be published',
-      },
-      holdsVm: true,
-      afterwards: () => {
-        context.output.notice(
-          'bhyve has finished the save. Nothing was published; the previous checkpoint is unchanged',
-        )
-        return Promise.resolve()
-      },
-    })
+    return interruptible(
+      context,
+      creating(context, vm, {
+        start: async (signal) => context.client.createCheckpoint(vm, await createOptions(context, signal)),
+        done: (checkpoint) => saved(context, checkpoint, 'created'),
+      }),
+    )
   },
 }
 
@@ -106,25 +178,12 @@ export const suspend: Command = {
   run: (context) => {
     const [vm = ''] = context.names
     if (context.values.has('plan')) return plan(context, true)
-    const since = new Date()
-    return interruptible(context, {
-      doing: `Suspending VM '${vm}'`,
-      start: async (signal) => context.client.suspend(vm, await createOptions(context, signal)),
-      done: (checkpoint) => saved(context, checkpoint, 'suspended'),
-      left: {
-        beforeStart: nothingSent,
-        afterStart: 'bhyve completes the save, and the state will be published if it is complete',
-      },
-      holdsVm: true,
-      afterwards: () => reportSaved(context, vm, since),
-    })
+    return interruptible(
+      context,
+      suspending(context, vm, {
+        start: async (signal) => context.client.suspend(vm, await createOptions(context, signal)),
+        done: (checkpoint) => saved(context, checkpoint, 'suspended'),
+      }),
+    )
   },
-}
-
-/** The state of a suspended VM is published even after a stop. */
-async function reportSaved({ client, output }: Context, vm: string, since: Date): Promise<void> {
-  // An older state belongs to another suspend.
-  const checkpoint = await client.suspendedCheckpoint(vm, { since })
-  if (checkpoint === undefined) output.notice(`VM '${vm}' was not suspended; there is no state to restore`)
-  else output.result(checkpointMessage(checkpoint), savedLines(checkpoint, 'suspended'))
 }

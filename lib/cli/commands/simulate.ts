@@ -19,6 +19,7 @@ export const simulate: Command = {
     'run-directory': { value: 'dir', help: 'Directory of its sockets (default: a temporary directory)' },
     dialect: {
       value: 'name',
+      values: ['struct', 'path', 'descriptor', 'reply'],
       help: 'struct, path, descriptor (default), or reply (descriptor, with a reply)',
     },
     memory: { value: 'size', help: "Size of the guest's RAM (default: 16M)" },

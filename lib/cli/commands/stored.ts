@@ -1,14 +1,15 @@
-/** list, show, verify, destroy, destroyall, pin. */
+/** list, show, pin. */
 import type { ListedCheckpoint } from '../../index.js'
 import type { Command, Context, Values } from '../command.js'
-import { checkpointLines, checkpointMessage, checkpointTable } from '../checkpoint_text.js'
+import { checkpointLines, checkpointMessage, checkpointTable, describeFailure } from '../checkpoint_text.js'
 import { exitStatus } from '../exit_status.js'
-import { checkpointLocation } from '../parse.js'
+import { naturally } from '../natural_order.js'
+import { checkpointLocation, runDirectoryFrom } from '../parse.js'
 import { formatSize } from '../values.js'
-import { interruptible } from '../waiting.js'
 
 export const list: Command = {
   name: 'list',
+  aliases: ['ls'],
   usage: '[vm ...]',
   summary: 'List the checkpoints of the given VMs or of all VMs, oldest first',
   example: 'bhyve-checkpoint list vm1',
@@ -16,7 +17,8 @@ export const list: Command = {
   run: async (context) => (context.names.length > 0 ? listNamed(context) : listAll(context)),
 }
 
-async function listNamed({ client, names, values, output }: Context): Promise<number> {
+async function listNamed(context: Context): Promise<number> {
+  const { client, names, output } = context
   const found: ListedCheckpoint[] = []
   const without: string[] = []
   for (const vm of names) {
@@ -26,8 +28,26 @@ async function listNamed({ client, names, values, output }: Context): Promise<nu
   }
   if (output.json) for (const one of found) output.result(checkpointMessage(one), [])
   else if (found.length > 0) output.result({ type: 'list' }, checkpointTable(found, output))
-  if (!output.json) for (const vm of without) output.notice(noneOf(vm, values))
-  return exitStatus.done
+  return without.length === 0 ? exitStatus.done : reportWithout(context, without)
+}
+
+/** A name that no checkpoint and no socket has is probably misspelled. */
+async function reportWithout(context: Context, vms: readonly string[]): Promise<number> {
+  const { client, values, output } = context
+  // The run directory need not exist on a host that only stores checkpoints.
+  const running = await client.listVirtualMachines({ connect: false }).catch(() => [])
+  let status: number = exitStatus.done
+  for (const vm of vms) {
+    if (running.some((one) => one.vm === vm)) {
+      if (!output.json) output.notice(noneOf(vm, values))
+      continue
+    }
+    const where = `${noneOf(vm, values)} and no socket in ${runDirectoryFrom(values)}`
+    const failed = describeFailure(notFound(context, where, vm), 'list')
+    output.failure(failed.message, failed.lines)
+    status = failed.status
+  }
+  return status
 }
 
 /** If a VM cannot be listed, the others are printed first. */
@@ -41,10 +61,11 @@ async function listAll({ client, values, output }: Context): Promise<number> {
       last = one.vm
       total.count++
       total.storedBytes += one.storedBytes ?? 0
-      if (output.json) output.result(checkpointMessage(one), [])
-      else found.push(one)
+      found.push(one)
     }
   } finally {
+    found.sort((one, other) => naturally(one.vm, other.vm))
+    if (output.json) for (const one of found) output.result(checkpointMessage(one), [])
     const sum = `${counted(total.count, 'checkpoint')} of ${counted(total.vms, 'VM')}, ${formatSize(total.storedBytes)} on disk`
     if (output.json) output.result(total, [])
     else if (total.count > 0) {
@@ -65,7 +86,7 @@ export function noneOf(vm: string, values: Values): string {
   return `VM '${vm}' has no checkpoints in ${checkpointLocation(values)}`
 }
 
-function notFound({ api }: Context, message: string, vm: string, checkpoint?: string): Error {
+export function notFound({ api }: Context, message: string, vm: string, checkpoint?: string): Error {
   const details = { vm, ...(checkpoint === undefined ? {} : { checkpoint }) }
   return new api.CheckpointError('ERR_CHECKPOINT_NOT_FOUND', message, details)
 }
@@ -90,101 +111,6 @@ export const show: Command = {
   },
 }
 
-export const verify: Command = {
-  name: 'verify',
-  usage: '<vm> [name ...]',
-  summary: "Verify the given checkpoints of a VM, or all of the VM's",
-  example: 'bhyve-checkpoint verify vm1 --content',
-  options: { content: { help: 'Read all files and compare digests (default: check sizes and metadata)' } },
-  positionals: [1, Infinity],
-  run: (context) =>
-    interruptible(context, {
-      doing: `Verifying checkpoints of VM '${context.names[0] ?? ''}'`,
-      start: (signal) => verifyAll(context, signal),
-      done: (allComplete) => (allComplete ? exitStatus.done : exitStatus.damaged),
-      left: { beforeStart: 'stopped before reading the next checkpoint', afterStart: 'reading stops' },
-      afterwards: () => Promise.resolve(),
-    }),
-}
-
-async function verifyAll(context: Context, signal: AbortSignal): Promise<boolean> {
-  const [vm = '', ...named] = context.names
-  if (named.length === 0) return verifyListed(context, vm, signal)
-  let allComplete = true
-  for (const name of named) allComplete = (await verifyOne(context, vm, name, signal)) && allComplete
-  return allComplete
-}
-
-/** Fails if there are no checkpoints. Otherwise a nightly check of a misspelled VM would succeed every time. */
-async function verifyListed(context: Context, vm: string, signal: AbortSignal): Promise<boolean> {
-  const names = await verifiableNames(context, vm)
-  if (names.length === 0) throw notFound(context, noneOf(vm, context.values), vm)
-  let allComplete = true
-  for (const name of names) {
-    try {
-      allComplete = (await verifyOne(context, vm, name, signal)) && allComplete
-    } catch (error) {
-      if (!(error instanceof context.api.CheckpointError) || error.code !== 'ERR_CHECKPOINT_NOT_FOUND')
-        throw error
-      context.output.notice(`Checkpoint '${name}' of VM '${vm}' was removed in the meantime`)
-    }
-  }
-  return allComplete
-}
-
-async function verifiableNames({ client }: Context, vm: string): Promise<string[]> {
-  return (await client.listCheckpoints(vm)).filter(({ state }) => state !== 'foreign').map(({ name }) => name)
-}
-
-async function verifyOne(context: Context, vm: string, name: string, signal: AbortSignal): Promise<boolean> {
-  const { client, values, output } = context
-  const depth = values.has('content') ? 'content' : 'structure'
-  const report = await client.verifyCheckpoint(vm, name, { depth, signal, onProgress: output.onProgress })
-  const state = report.ok ? output.paint('good', 'complete') : output.paint('bad', 'damaged')
-  const read = report.depth === 'content' ? `content, ${formatSize(report.bytesRead)} read` : 'structure'
-  const problems = report.problems.map(({ code, message }) => `  ${code}: ${message}`)
-  output.result({ type: 'verification', vm, name, ...report }, [
-    `${vm}/${name}: ${state} (${read})`,
-    ...problems,
-  ])
-  return report.ok
-}
-
-export const destroy: Command = {
-  name: 'destroy',
-  usage: '<vm> <name ...>',
-  summary: 'Remove the given checkpoints, even pinned ones and a suspended state',
-  example: 'bhyve-checkpoint destroy vm1 before-upgrade',
-  positionals: [2, Infinity],
-  run: async ({ client, names, output }) => {
-    const [vm = '', ...checkpoints] = names
-    for (const name of checkpoints) {
-      await client.destroyCheckpoint(vm, name)
-      output.result({ type: 'destroyed', vm, name }, [`destroyed ${vm}/${name}`])
-    }
-    return exitStatus.done
-  },
-}
-
-export const destroyAll: Command = {
-  name: 'destroyall',
-  usage: '<vm>',
-  summary: 'Remove all checkpoints of a VM, even pinned ones and a suspended state',
-  example: 'bhyve-checkpoint destroyall vm1',
-  options: { 'dry-run': { help: 'Print what would be removed; remove nothing' } },
-  positionals: [1, 1],
-  run: async ({ client, names, values, output }) => {
-    const [vm = ''] = names
-    const dryRun = values.has('dry-run')
-    const removed = await client.destroyAll(vm, { dryRun })
-    const verb = dryRun ? 'would destroy' : 'destroyed'
-    for (const name of removed)
-      output.result({ type: 'destroyed', vm, name, ...(dryRun && { dryRun }) }, [`${verb} ${vm}/${name}`])
-    if (removed.length === 0) output.notice(noneOf(vm, values))
-    return exitStatus.done
-  },
-}
-
 export const pin: Command = {
   name: 'pin',
   usage: '<vm> <name>',
@@ -196,7 +122,7 @@ export const pin: Command = {
     const [vm = '', name = ''] = names
     const pinned = !values.has('off')
     await client.pinCheckpoint(vm, name, pinned)
-    output.result({ type: 'pinned', vm, name, pinned }, [`${pinned ? 'pinned' : 'unpinned'} ${vm}/${name}`])
+    output.confirm({ type: 'pinned', vm, name, pinned }, [`${pinned ? 'pinned' : 'unpinned'} ${vm}/${name}`])
     return exitStatus.done
   },
 }
