@@ -15,6 +15,21 @@ export const exitStatus = {
   tryLater: 10,
 } as const
 
+/** For the manual page. */
+export const exitMeanings: Readonly<Record<keyof typeof exitStatus, string>> = {
+  done: 'Success',
+  failed: 'System failure',
+  usage: 'Invalid command line',
+  vmUnavailable: 'The VM cannot be reached',
+  refused: 'Permission denied',
+  stored: 'The checkpoint does not exist, or its name is taken',
+  damaged: 'A checkpoint is damaged',
+  bhyveFailed: 'bhyve failed',
+  restoreBlocked: 'The restore would fail or do harm',
+  noSpace: 'The disk is full',
+  tryLater: 'Busy, timed out or stalled',
+}
+
 const families: Record<ErrorCode, number> = {
   ERR_INVALID_VM_NAME: exitStatus.usage,
   ERR_INVALID_CHECKPOINT_NAME: exitStatus.usage,

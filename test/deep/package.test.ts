@@ -29,6 +29,7 @@ t.test('the package contains what it needs and nothing else', async (t) => {
     'CMakeLists.txt',
     'scripts/build-addon.mjs',
     'docs/errors.md',
+    'man/bhyve-checkpoint.8',
     `prebuilds/${process.platform}-${process.arch}/bhyve-checkpoint.glibc.node`,
   ]
   for (const file of needed) t.ok(files.has(file), file)
