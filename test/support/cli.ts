@@ -155,10 +155,10 @@ function screen(text: string): string {
       /^(\S+) (queued|saving|frozen|checking|digesting|syncing|publishing)(?=$| {2})/.exec(line) ?? []
     return vm === undefined ? line : `<${vm}: ${phase ?? ''}>`
   })
-  const lines = shown.filter((line) => line !== '')
+  const printed = shown.filter((line) => line !== '')
+  const lines = printed.filter((line, index) => line !== printed[index - 1])
   // Whether bhyve is seen to save before the guest is held depends on the time.
-  const kept = lines.filter((line, index) => !line.endsWith(': saving>') || !isFrozen(lines[index + 1]))
-  return kept.filter((line, index) => line !== kept[index - 1]).join('\n')
+  return lines.filter((line, index) => !line.endsWith(': saving>') || !isFrozen(lines[index + 1])).join('\n')
 }
 
 /** Replaces the values that differ between runs in JSON lines. Keeps one progress object per phase. */
