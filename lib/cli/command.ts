@@ -43,6 +43,11 @@ export class Values {
     this.#values = values
   }
 
+  /** These values, with others for some options. */
+  with(others: Readonly<Record<string, string>>): Values {
+    return new Values({ ...this.#values, ...others })
+  }
+
   has(option: string): boolean {
     return this.#values[option] === true
   }
@@ -64,11 +69,21 @@ export class Values {
   }
 }
 
+/** A setting in force. */
+export interface Setting {
+  key: string
+  value: string
+  /** The option, the environment variable, the file with its line, or `default`. */
+  from: string
+}
+
 export interface Context {
   /** The library's public API, loaded. */
   api: typeof Api
   client: Api.CheckpointClient
+  /** Those of the environment and the configuration file included. */
   values: Values
+  settings: readonly Setting[]
   names: readonly string[]
   /** The words after `--`. */
   rest: readonly string[]

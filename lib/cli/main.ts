@@ -10,6 +10,7 @@ import { helpOn, overview } from './help.js'
 import { Interrupt } from './interrupt.js'
 import { Output } from './output.js'
 import { clientFrom, type Parsed, parseWords } from './parse.js'
+import { readSettings } from './settings.js'
 import { suggestion } from './suggestion.js'
 import { UsageError } from './usage_error.js'
 import { causeLines, traceCalls } from './verbose.js'
@@ -83,8 +84,9 @@ async function contextOf(
   interrupt: Interrupt,
 ): Promise<Context> {
   const api = await import('../index.js')
-  const client = standalone ? api.createClient() : clientFrom(api, parsed.values)
-  return { api, client, ...parsed, output, interrupt }
+  const { values, list } = standalone ? { values: parsed.values, list: [] } : readSettings(parsed.values)
+  const client = standalone ? api.createClient() : clientFrom(api, values)
+  return { api, client, ...parsed, values, settings: list, output, interrupt }
 }
 
 async function complete(typed: readonly string[]): Promise<never> {

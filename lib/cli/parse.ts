@@ -4,24 +4,26 @@ import { parseArgs, type ParseArgsConfig } from 'node:util'
 import type { ClientOptions, Dialect } from '../index.js'
 import type * as Api from '../index.js'
 import { Values, type Command, type OptionSpec } from './command.js'
+import { defaultFile, defaults } from './settings.js'
 import { suggestion } from './suggestion.js'
 import { UsageError } from './usage_error.js'
 import { parseCount } from './values.js'
 
-/** The same defaults as the library's. */
-const defaults = { runs: '/var/run/bhyve', checkpoints: '/var/db/bhyve-checkpoint', workdir: '/usr/jails' }
-
 /** The options of every command that uses a client. */
 export const clientOptions: Readonly<Record<string, OptionSpec>> = {
-  'run-directory': { value: 'dir', help: `Directory of bhyve's sockets (default: ${defaults.runs})` },
+  'run-directory': {
+    value: 'dir',
+    help: `Directory of bhyve's sockets (default: $BHYVE_RUN_DIRECTORY, or ${defaults.run_directory})`,
+  },
   'checkpoint-directory': {
     value: 'dir',
-    help: `Directory of the checkpoints (default: ${defaults.checkpoints})`,
+    help: `Directory of the checkpoints (default: $BHYVE_CHECKPOINT_DIRECTORY, or ${defaults.checkpoint_directory})`,
   },
   cbsd: {
     value: '[/workdir]',
-    help: `Use CBSD's checkpoint directories (default workdir: ${defaults.workdir})`,
+    help: `Use CBSD's checkpoint directories (default workdir: $cbsd_workdir, or ${defaults.cbsd_workdir})`,
   },
+  config: { value: 'file', help: `Configuration file with these directories (default: ${defaultFile})` },
   dialect: {
     value: 'name',
     values: ['struct', 'path', 'descriptor'],
@@ -158,14 +160,14 @@ export function clientFrom(api: typeof Api, values: Values): Api.CheckpointClien
 }
 
 export function runDirectoryFrom(values: Values): string {
-  return values.parsed('run-directory', (text) => path.resolve(text)) ?? defaults.runs
+  return values.parsed('run-directory', (text) => path.resolve(text)) ?? defaults.run_directory
 }
 
 /** For messages: the checkpoint directory in use. */
 export function checkpointLocation(values: Values): string {
   const workdir = values.text('cbsd')
-  if (workdir !== undefined) return `CBSD's workdir ${workdir === '' ? defaults.workdir : workdir}`
-  return values.parsed('checkpoint-directory', (text) => path.resolve(text)) ?? defaults.checkpoints
+  if (workdir !== undefined) return `CBSD's workdir ${workdir === '' ? defaults.cbsd_workdir : workdir}`
+  return values.parsed('checkpoint-directory', (text) => path.resolve(text)) ?? defaults.checkpoint_directory
 }
 
 function directoryFrom(api: typeof Api, values: Values): ClientOptions['checkpointDirectory'] {

@@ -84,7 +84,8 @@ t.test("the message about an interrupt uses the error's fields, not its message"
     ] as const) {
       const lines: string[] = []
       const output = new Output(true, sinkInto(lines), sinkInto(lines))
-      const context = { api, client: stopped, names: ['vm1', name], rest: [], values: new Values({}), output }
+      const own = { values: new Values({}), settings: [], output }
+      const context = { api, client: stopped, names: ['vm1', name], rest: [], ...own }
       t.equal(await command.run({ ...context, interrupt }), 130)
       t.match(JSON.parse(lines[0]!), { type: 'cancelled', begun })
       t.equal(lines[0]!.includes(afterStart), begun, lines[0]!)
@@ -279,6 +280,7 @@ t.test('verify of all checkpoints continues if one of them is removed meanwhile'
     names: ['vm1'],
     rest: [],
     values: new Values({}),
+    settings: [],
     output,
     interrupt,
   }

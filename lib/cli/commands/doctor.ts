@@ -1,6 +1,6 @@
 /** doctor. */
 import type { Finding } from '../../index.js'
-import type { Command } from '../command.js'
+import type { Command, Setting } from '../command.js'
 import { exitStatus } from '../exit_status.js'
 import type { Output } from '../output.js'
 import { tableLines } from '../table.js'
@@ -17,10 +17,12 @@ export const doctor: Command = {
   summary: 'Check whether this host can save VMs, and what waits to be recovered; changes nothing',
   example: 'bhyve-checkpoint doctor',
   positionals: [0, 0],
-  run: async ({ client, output }) => {
+  run: async ({ client, settings, output }) => {
     const findings = await client.diagnose()
-    if (output.json) for (const finding of findings) output.result({ type: 'finding', ...finding }, [])
-    else output.result({ type: 'findings' }, lines(findings, output))
+    if (output.json) {
+      for (const finding of findings) output.result({ type: 'finding', ...finding }, [])
+      for (const setting of settings) output.result({ type: 'setting', ...setting }, [])
+    } else output.result({ type: 'findings' }, [...lines(findings, output), '', ...inForce(settings, output)])
     return Math.max(...findings.map(({ level }) => statuses[level]))
   },
 }
@@ -41,4 +43,10 @@ function lines(findings: readonly Finding[], output: Output): string[] {
     output,
     findings.map(({ advice }) => advice),
   )
+}
+
+function inForce(settings: readonly Setting[], output: Output): string[] {
+  const columns = [{ title: 'SETTING' }, { title: 'VALUE' }, { title: 'FROM' }]
+  const rows = settings.map(({ key, value, from }) => [key, value, from])
+  return tableLines(columns, rows, output)
 }

@@ -1,0 +1,97 @@
+/** The settings: which directories a command uses. An option precedes the environment, then come the file and the default. */
+import path from 'node:path'
+import type { Setting, Values } from './command.js'
+import { type Entry, quoted, readSettingsFile } from './settings_file.js'
+import { UsageError } from './usage_error.js'
+
+/** The same defaults as the library's. */
+export const defaults = {
+  run_directory: '/var/run/bhyve',
+  checkpoint_directory: '/var/db/bhyve-checkpoint',
+  cbsd_workdir: '/usr/jails',
+} as const
+export const defaultFile = '/usr/local/etc/bhyve-checkpoint.conf'
+
+type Key = keyof typeof defaults
+
+/** The option and the environment variable of each key. `cbsd_workdir` is CBSD's own variable. */
+const names: Readonly<Record<Key, { option: string; variable: string }>> = {
+  run_directory: { option: 'run-directory', variable: 'BHYVE_RUN_DIRECTORY' },
+  checkpoint_directory: { option: 'checkpoint-directory', variable: 'BHYVE_CHECKPOINT_DIRECTORY' },
+  cbsd_workdir: { option: 'cbsd', variable: 'cbsd_workdir' },
+}
+const keys = Object.keys(defaults) as Key[]
+
+export interface Settings {
+  /** The values of the options, with those of the environment and the file where no option is given. */
+  values: Values
+  /** What is in force, for people. */
+  list: Setting[]
+}
+
+/** What is read besides the options. */
+export interface Sources {
+  environment: Readonly<Record<string, string | undefined>>
+  /** The configuration file without `--config`. It may be missing. */
+  file: string
+}
+
+const hostSources: Sources = { environment: process.env, file: defaultFile }
+
+/** Throws a UsageError. */
+export function readSettings(values: Values, sources: Sources = hostSources): Settings {
+  const { file, entries } = configuration(values, sources.file)
+  const found = new Map(keys.map((key) => [key, settingOf(key, values, { ...sources, entries })]))
+  const usesCbsd = values.text('cbsd') !== undefined
+  const used = keys.filter((key) => key !== (usesCbsd ? 'checkpoint_directory' : 'cbsd_workdir'))
+  const given = used.flatMap((key) => {
+    const setting = found.get(key)
+    return setting === undefined ? [] : [[names[key].option, setting.value] as const]
+  })
+  const list = keys.map((key) => found.get(key) ?? { key, value: defaults[key], from: 'default' })
+  return {
+    values: values.with(Object.fromEntries(given)),
+    list: [...(usesCbsd ? withCbsdDirectory(list) : list), file],
+  }
+}
+
+function configuration(values: Values, implied: string): { file: Setting; entries: Map<string, Entry> } {
+  const named = values.parsed('config', (text) => path.resolve(text))
+  const file = named ?? implied
+  const entries = readSettingsFile(file, keys)
+  if (entries === undefined && named !== undefined)
+    throw new UsageError(`The configuration file '${file}' does not exist`)
+  const from = named === undefined ? 'default' : '--config'
+  return {
+    file: { key: 'config', value: file, from: entries === undefined ? `${from}, does not exist` : from },
+    entries: entries ?? new Map<string, Entry>(),
+  }
+}
+
+function settingOf(
+  key: Key,
+  values: Values,
+  { environment, entries }: { environment: Sources['environment']; entries: Map<string, Entry> },
+): Setting | undefined {
+  const { option, variable } = names[key]
+  const text = values.text(option)
+  // A relative workdir is refused later: the option's value is optional and must begin with a slash.
+  if (text !== undefined && text !== '')
+    return { key, value: key === 'cbsd_workdir' ? text : path.resolve(text), from: `--${option}` }
+  const set = environment[variable]
+  if (set !== undefined && set !== '') return { key, value: absolute(set, variable), from: variable }
+  const entry = entries.get(key)
+  if (entry === undefined) return undefined
+  return { key, value: absolute(entry.value, `${entry.origin}: ${key}`), from: entry.origin }
+}
+
+function absolute(value: string, what: string): string {
+  if (path.isAbsolute(value) && !/\p{Cc}/u.test(value)) return path.normalize(value)
+  throw new UsageError(`${what} must be an absolute path: ${quoted(value)}`)
+}
+
+function withCbsdDirectory(list: readonly Setting[]): Setting[] {
+  const workdir = list.find(({ key }) => key === 'cbsd_workdir')?.value ?? ''
+  const value = path.join(workdir, 'jails-system/<vm>/checkpoints')
+  return list.map((one) => (one.key === 'checkpoint_directory' ? { ...one, value, from: '--cbsd' } : one))
+}

@@ -1,0 +1,69 @@
+/** Settings on the command line, as processes. */
+import { spawnSync } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import t from 'tap'
+import { CliWorld } from '../support/cli.js'
+import { childEnvironment } from '../support/index.js'
+
+const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
+
+function run(
+  words: string[],
+  env: Record<string, string>,
+): { status: number | null; stdout: string; stderr: string } {
+  return spawnSync(process.execPath, [program, ...words], {
+    env: childEnvironment({
+      BHYVE_RUN_DIRECTORY: '',
+      BHYVE_CHECKPOINT_DIRECTORY: '',
+      cbsd_workdir: '',
+      ...env,
+    }),
+    encoding: 'utf8',
+    timeout: 60_000,
+  })
+}
+
+t.test('commands use the environment and the file, and doctor prints the settings', async (t) => {
+  const world = new CliWorld(t)
+  await world.start({ vm: 'vm1' })
+  const { runDirectory, checkpointDirectory } = world
+  const file = path.join(world.root, 'our.conf')
+  fs.writeFileSync(file, `checkpoint_directory = ${checkpointDirectory}\n`, { mode: 0o600 })
+  const env = { BHYVE_RUN_DIRECTORY: runDirectory }
+  const config = ['--config', file]
+  t.match(run(['create', 'vm1', ...config], env), { status: 0, stdout: `\n  ${checkpointDirectory}/vm1/` })
+  t.match(run(['list', 'vm2', ...config], env), {
+    status: 0,
+    stderr: `VM 'vm2' has no checkpoints in ${checkpointDirectory}\n`,
+  })
+  const { stdout } = run(['doctor', ...config], env)
+  const [, printed = ''] = stdout.split('\n\n')
+  const rows = printed.split('\n').map((line) => line.split(/ {2,}/))
+  t.strictSame(rows.slice(0, 3), [
+    ['SETTING', 'VALUE', 'FROM'],
+    ['run_directory', runDirectory, 'BHYVE_RUN_DIRECTORY'],
+    ['checkpoint_directory', checkpointDirectory, `${file}:1`],
+  ])
+  const lines = run(['doctor', ...config, '--json'], env)
+    .stdout.trim()
+    .split('\n')
+  const objects = lines.map((line) => JSON.parse(line) as Record<string, string>)
+  t.strictSame(
+    objects.filter(({ type }) => type === 'setting').map(({ key, from }) => [key, from]),
+    [
+      ['run_directory', 'BHYVE_RUN_DIRECTORY'],
+      ['checkpoint_directory', `${file}:1`],
+      ['cbsd_workdir', 'default'],
+      ['config', '--config'],
+    ],
+  )
+  t.match(run(['list', '--config', `${file}.none`], env), { status: 2, stderr: /does not exist/ })
+  t.match(run(['list'], { BHYVE_RUN_DIRECTORY: 'run' }), {
+    status: 2,
+    stderr: /^bhyve-checkpoint: BHYVE_RUN_DIRECTORY must be an absolute path: "run"$/m,
+  })
+  t.equal(run(['completion', 'words', 'show', ...config, ''], env).stdout, 'vm1\n')
+  t.match(run(['completion', 'words', 'list', '--'], env).stdout, /^--config$/m)
+})
