@@ -72,9 +72,10 @@ t.test('every command line in docs/cbsd.md works', async (t) => {
 t.test('the default workdir is the documented one', async (t) => {
   const world = new CliWorld(t)
   const { status, stderr } = await world.run(
-    { args: ['show', 'freebsd1', 'none', '--cbsd'], bare: true },
+    { args: ['show', 'freebsd1', 'none', '--cbsd'], bare: true, env: { cbsd_workdir: '' } },
     'pipe',
   )
-  t.equal(status, 5, stderr)
+  t.equal(status, fs.existsSync('/usr/jails/jails-system') ? 5 : 2, stderr)
+  if (status === 2) t.match(stderr, "'/usr/jails'")
   t.equal(cbsdLayout().directoryOf('freebsd1'), '/usr/jails/jails-system/freebsd1/checkpoints')
 })

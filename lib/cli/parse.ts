@@ -4,6 +4,7 @@ import { parseArgs, type ParseArgsConfig } from 'node:util'
 import type { ClientOptions, Dialect } from '../index.js'
 import type * as Api from '../index.js'
 import { Values, type Command, type OptionSpec } from './command.js'
+import { assertWorkdir } from './cbsd/workdir.js'
 import { defaultFile, defaults } from './settings.js'
 import { suggestion } from './suggestion.js'
 import { UsageError } from './usage_error.js'
@@ -60,6 +61,7 @@ export function parseWords(words: readonly string[], command: Command): Parsed {
   const rest = end === -1 ? [] : words.slice(end + 1)
   const { values, positionals } = parseStrictly(withWorkdir(own), optionsOf(command))
   const given = new Values(values)
+  assertNotForCbsd(positionals)
   const isForBhyve = command.takesRest?.(given) ?? false
   const parsed = {
     values: given,
@@ -129,6 +131,12 @@ function withWorkdir(words: readonly string[]): string[] {
   })
 }
 
+/** A user of CBSD would otherwise get a VM of this name. */
+function assertNotForCbsd([first = '']: readonly string[]): void {
+  if (!/^(?:jname|mode)=/.test(first)) return
+  throw new UsageError(`'${first}' is an argument of CBSD. Pass the name of the VM alone`)
+}
+
 function assertCounts({ name, positionals }: Command, parsed: Parsed): void {
   const [min, max] = positionals
   const count = parsed.names.length
@@ -176,5 +184,6 @@ function directoryFrom(api: typeof Api, values: Values): ClientOptions['checkpoi
   if (workdir === undefined) return directory
   if (directory !== undefined)
     throw new UsageError('--cbsd and --checkpoint-directory cannot be used together')
+  assertWorkdir(workdir === '' ? defaults.cbsd_workdir : workdir)
   return api.cbsdLayout({ workdir: workdir === '' ? undefined : workdir })
 }

@@ -1,4 +1,4 @@
-/** Settings on the command line, as processes. */
+/** Settings and CBSD's directories on the command line, as processes. */
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -66,4 +66,32 @@ t.test('commands use the environment and the file, and doctor prints the setting
   })
   t.equal(run(['completion', 'words', 'show', ...config, ''], env).stdout, 'vm1\n')
   t.match(run(['completion', 'words', 'list', '--'], env).stdout, /^--config$/m)
+})
+
+t.test('arguments of CBSD are refused', async (t) => {
+  const world = new CliWorld(t)
+  await world.start({ vm: 'jname=x' })
+  for (const command of ['create', 'suspend', 'pause'])
+    t.match(await world.run({ args: [command, 'jname=x'] }, 'pipe'), {
+      status: 2,
+      stderr: /'jname=x' is an argument of CBSD/,
+    })
+  t.match(await world.run({ args: ['create', '--', 'jname=x', 'a'], bare: false }, 'pipe'), {
+    status: 0,
+    stdout: /^created jname=x\/a/,
+  })
+})
+
+t.test('--cbsd does not create a missing work directory', async (t) => {
+  const world = new CliWorld(t)
+  await world.start({ vm: 'vm1' })
+  const workdir = path.join(world.root, 'jails')
+  const args = ['--cbsd', workdir, '--run-directory', world.runDirectory]
+  for (const command of ['create', 'suspend', 'list', 'destroyall'])
+    t.match(
+      await world.run({ args: [command, 'vm1', ...args], bare: true }, 'pipe'),
+      { status: 2, stderr: `CBSD's work directory '${workdir}' does not exist` },
+      command,
+    )
+  t.notOk(fs.existsSync(workdir))
 })
