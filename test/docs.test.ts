@@ -68,6 +68,8 @@ function run(file: string): Promise<[Error | null, string]> {
 const runElsewhere: Readonly<Record<string, string>> = {
   'mkdir try && cd try && npm init -y': "test/deep/package.test.ts: the README's first commands",
   'ckp() {': "test/deep/package.test.ts: the README's first commands",
+  'bcheckpoint mode=create': 'test/deep/cbsd_commands.test.ts: the documented commands',
+  'module=/usr/local/cbsd': 'test/deep/cbsd_commands.test.ts: the documented module of CBSD',
   'bhyve-checkpoint doctor\n': 'test/deep/doctor_command.test.ts: doctor and plans: the documented commands',
   'npm run demo': '.ci/run: the two commands of the README',
   'npm install bhyve-checkpoint': 'test/deep/package.test.ts: the installation runs no scripts',

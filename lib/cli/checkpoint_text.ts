@@ -105,14 +105,18 @@ interface Failed {
 }
 
 /** Describes an error for the output, with the exit status of its family. */
-export function describeFailure(error: unknown, command: string | undefined): Failed {
+export function describeFailure(
+  error: unknown,
+  command: string | undefined,
+  program = 'bhyve-checkpoint',
+): Failed {
   const { code, message, details } = factsOf(error)
   const isUsage = code === 'ERR_USAGE'
   const status = isUsage ? exitStatus.usage : statusOf(code)
   const hint = isUsage
-    ? `Run 'bhyve-checkpoint ${command ?? ''} --help' for help`.replace('  ', ' ')
+    ? `Run '${program} ${command ?? ''} --help' for help`.replace('  ', ' ')
     : hintFor(code, message)
-  const lines = [`bhyve-checkpoint: ${message}${isUsage ? '' : ` (${code})`}`, ...(hint === '' ? [] : [hint])]
+  const lines = [`${program}: ${message}${isUsage ? '' : ` (${code})`}`, ...(hint === '' ? [] : [hint])]
   return { status, message: { type: 'error', code, message, ...details, exitStatus: status }, lines }
 }
 

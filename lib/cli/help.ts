@@ -50,12 +50,12 @@ function exampleLines(example: string): string[] {
   )
 }
 
-function entry(head: string, text: string, indent: number): string[] {
+export function entry(head: string, text: string, indent: number): string[] {
   const [first = '', ...others] = wrapped(text, indent)
   return [`  ${head}`.padEnd(indent) + first.trimStart(), ...others]
 }
 
-function wrapped(text: string, indent: number): string[] {
+export function wrapped(text: string, indent: number): string[] {
   const lines: string[] = []
   let line = ' '.repeat(indent)
   for (const word of text.split(' ')) {

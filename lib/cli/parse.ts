@@ -134,7 +134,9 @@ function withWorkdir(words: readonly string[]): string[] {
 /** A user of CBSD would otherwise get a VM of this name. */
 function assertNotForCbsd([first = '']: readonly string[]): void {
   if (!/^(?:jname|mode)=/.test(first)) return
-  throw new UsageError(`'${first}' is an argument of CBSD. Pass the name of the VM alone`)
+  throw new UsageError(
+    `'${first}' is an argument of CBSD. Pass the name of the VM alone, or run bcheckpoint, bsuspend or bpause instead`,
+  )
 }
 
 function assertCounts({ name, positionals }: Command, parsed: Parsed): void {

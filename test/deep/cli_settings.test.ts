@@ -68,13 +68,13 @@ t.test('commands use the environment and the file, and doctor prints the setting
   t.match(run(['completion', 'words', 'list', '--'], env).stdout, /^--config$/m)
 })
 
-t.test('arguments of CBSD are refused', async (t) => {
+t.test('arguments of CBSD are refused with the name of the right command', async (t) => {
   const world = new CliWorld(t)
   await world.start({ vm: 'jname=x' })
   for (const command of ['create', 'suspend', 'pause'])
     t.match(await world.run({ args: [command, 'jname=x'] }, 'pipe'), {
       status: 2,
-      stderr: /'jname=x' is an argument of CBSD/,
+      stderr: /run bcheckpoint, /,
     })
   t.match(await world.run({ args: ['create', '--', 'jname=x', 'a'], bare: false }, 'pipe'), {
     status: 0,

@@ -3,7 +3,8 @@ import fs from 'node:fs'
 import path from 'node:path'
 
 /** These tests do not run the changed code, or take too long for what they detect. */
-const without = /^(docs|types|simulator\/.*|deep\/(examples|package|stand_in\w*|cli\w*|teardown))\.test\.ts$/
+const without =
+  /^(docs|types|simulator\/.*|cli\/.*|deep\/(cbsd_commands|examples|package|stand_in\w*|cli\w*|teardown))\.test\.ts$/
 
 export function testsOf(root) {
   const files = fs

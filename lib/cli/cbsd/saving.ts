@@ -1,0 +1,27 @@
+/** What bcheckpoint and bsuspend have in common: they save VMs and print CBSD's line about each. */
+import type { Checkpoint } from '../../index.js'
+import { checkpointMessage } from '../checkpoint_text.js'
+import type { Context } from '../command.js'
+import { creating, suspending } from '../commands/saving.js'
+import { exitStatus } from '../exit_status.js'
+import { interruptible } from '../waiting.js'
+
+export function create(context: Context, vm: string, name: string): Promise<number> {
+  const start = (signal: AbortSignal): Promise<Checkpoint> =>
+    context.client.createCheckpoint(vm, { name, signal, onProgress: context.output.onProgress })
+  return interruptible(context, creating(context, vm, { start, done: created(context) }))
+}
+
+export function suspend(context: Context, vm: string, name: string): Promise<number> {
+  const start = (signal: AbortSignal): Promise<Checkpoint> =>
+    context.client.suspend(vm, { name, signal, onProgress: context.output.onProgress })
+  return interruptible(context, suspending(context, vm, { start, done: created(context) }))
+}
+
+/** Scripts read the path from this line. */
+function created({ output }: Context): (checkpoint: Checkpoint) => number {
+  return (checkpoint) => {
+    output.result(checkpointMessage(checkpoint), [`Checkpoint was created!: ${checkpoint.path}`])
+    return exitStatus.done
+  }
+}
