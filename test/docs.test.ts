@@ -67,7 +67,7 @@ function run(file: string): Promise<[Error | null, string]> {
 /** Shell blocks that need a disk, a network or minutes, by their beginning. The value is the test that runs them. */
 const runElsewhere: Readonly<Record<string, string>> = {
   'mkdir try && cd try && npm init -y': "test/deep/package.test.ts: the README's first commands",
-  'ckp() {': "test/deep/package.test.ts: the README's first commands",
+  'npx bhyve-checkpoint create vm1 before-upgrade': "test/deep/package.test.ts: the README's first commands",
   'bcheckpoint mode=create': 'test/deep/cbsd_commands.test.ts: the documented commands',
   'module=/usr/local/cbsd': 'test/deep/cbsd_commands.test.ts: the documented module of CBSD',
   'bhyve-checkpoint doctor\n': 'test/deep/doctor_command.test.ts: doctor and plans: the documented commands',
@@ -123,8 +123,10 @@ const shellBlocks: Readonly<Record<string, (t: Test, block: string) => Promise<v
     // As in a project in which the package is installed.
     fs.mkdirSync(path.join(directory, 'node_modules'))
     fs.symlinkSync(root, path.join(directory, 'node_modules/bhyve-checkpoint'))
-    const ckp = 'ckp() { bhyve-checkpoint "$@"; }\nckp suspend vm1\n'
-    const script = block.startsWith('ckp ') ? ckp + block : block.replace('/vms/vm1.img', disk)
+    const suspend = 'bhyve-checkpoint suspend vm1\n'
+    const script = block.startsWith('npx ')
+      ? suspend + block.replace('npx ', '')
+      : block.replace('/vms/vm1.img', disk)
     const { stdout } = await shell(script, directory, environment)
     t.match(stdout, /suspended vm1.suspend[^]*restored vm1.suspend/)
     const [machine] = await createClient({ runDirectory: path.join(directory, 'run') }).listVirtualMachines()
@@ -199,6 +201,7 @@ async function commandLine(t: Test): Promise<{ directory: string; environment: N
     ...childEnvironment(),
     PATH: `${bin}:${process.env.PATH ?? ''}`,
     SIMULATED_BHYVE_RUN_DIRECTORY: runDirectory,
+    BHYVE_RUN_DIRECTORY: runDirectory,
   }
   return { directory, environment }
 }
