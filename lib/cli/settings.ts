@@ -78,8 +78,9 @@ function settingOf(
   // A relative workdir is refused later: the option's value is optional and must begin with a slash.
   if (text !== undefined && text !== '')
     return { key, value: key === 'cbsd_workdir' ? text : path.resolve(text), from: `--${option}` }
-  const set = environment[variable]
-  if (set !== undefined && set !== '') return { key, value: absolute(set, variable), from: variable }
+  const exported = environment[variable]
+  if (exported !== undefined && exported !== '')
+    return { key, value: absolute(exported, variable), from: variable }
   const entry = entries.get(key)
   if (entry === undefined) return undefined
   return { key, value: absolute(entry.value, `${entry.origin}: ${key}`), from: entry.origin }
