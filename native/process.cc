@@ -1,5 +1,6 @@
 #include "process.h"
 
+#include <algorithm>
 #include <array>
 #include <csignal>
 #include <cstdlib>
@@ -8,8 +9,6 @@
 #include <unistd.h>
 
 #if defined(__linux__)
-#include <algorithm>
-
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -35,10 +34,15 @@
 namespace bhyve {
 namespace {
 
+#if !defined(__APPLE__)
+constexpr std::size_t kMaxArgumentBytes = 65'536;
+#endif
+
 #if defined(__linux__)
 // The fields of /proc/<pid>/stat after the command. The command is in parentheses and may contain any
 // character.
 constexpr int kStateField = 0;
+constexpr int kParentField = 1;
 constexpr int kFlagsField = 6;
 constexpr int kStartField = 19;
 
@@ -91,8 +95,22 @@ Result<ProcessStatus> processStatus(pid_t pid) {
   const std::string started = fieldAfterCommand(line, kStartField);
   if (started.empty())
     return Failure{ESRCH, "read"};
+  const auto parent = std::strtol(fieldAfterCommand(line, kParentField).c_str(), nullptr, 10);
   return ProcessStatus{stateOf(fieldAfterCommand(line, kStateField), fieldAfterCommand(line, kFlagsField)),
-                       started};
+                       started, static_cast<pid_t>(parent)};
+}
+
+Result<std::string> processArguments(pid_t pid) {
+  const std::string path = "/proc/" + std::to_string(pid) + "/cmdline";
+  const UniqueFd file(retryInterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); }));
+  if (!file.valid())
+    return Failure{errno == ENOENT ? ESRCH : errno, "open"};
+  std::string words(kMaxArgumentBytes, '\0');
+  const ssize_t length = retryInterrupted([&] { return ::read(file.get(), words.data(), words.size()); });
+  if (length == -1)
+    return failureOf("read");
+  words.resize(static_cast<std::size_t>(length));
+  return words;
 }
 #elif defined(__FreeBSD__) || defined(__APPLE__)
 namespace {
@@ -150,19 +168,37 @@ Result<ProcessStatus> processStatus(pid_t pid) {
     if (!timercmp(&boot, &std::get<timeval>(after), ==))
       continue;
     const auto &info = std::get<kinfo_proc>(process);
-    return ProcessStatus{stateOf(info.ki_stat, info.ki_flag), sinceBoot(info.ki_start, boot)};
+    return ProcessStatus{stateOf(info.ki_stat, info.ki_flag), sinceBoot(info.ki_start, boot), info.ki_ppid};
   }
   return Failure{EAGAIN, "sysctl"};
+}
+
+Result<std::string> processArguments(pid_t pid) {
+  std::array<int, 4> name{CTL_KERN, KERN_PROC, KERN_PROC_ARGS, static_cast<int>(pid)};
+  std::string words(kMaxArgumentBytes, '\0');
+  size_t size = words.size();
+  // ENOMEM: the buffer has the first words of a longer command line.
+  if (::sysctl(name.data(), static_cast<u_int>(name.size()), words.data(), &size, nullptr, 0) == -1 &&
+      errno != ENOMEM)
+    return failureOf("sysctl");
+  words.resize(std::min(size, words.size()));
+  return words;
 }
 #else
 Result<ProcessStatus> processStatus(pid_t pid) {
   const auto process = processInfo(pid);
   if (const auto *failure = std::get_if<Failure>(&process))
     return *failure;
-  const auto &info = std::get<kinfo_proc>(process).kp_proc;
-  const timeval started = info.p_starttime;
-  return ProcessStatus{stateOf(info.p_stat, info.p_flag),
-                       std::to_string(started.tv_sec) + "." + std::to_string(started.tv_usec)};
+  const auto &info = std::get<kinfo_proc>(process);
+  const timeval started = info.kp_proc.p_starttime;
+  return ProcessStatus{stateOf(info.kp_proc.p_stat, info.kp_proc.p_flag),
+                       std::to_string(started.tv_sec) + "." + std::to_string(started.tv_usec),
+                       info.kp_eproc.e_ppid};
+}
+
+// macOS runs only the simulator.
+Result<std::string> processArguments(pid_t /*pid*/) {
+  return std::string();
 }
 #endif
 #else

@@ -16,10 +16,15 @@ enum class ProcessState { Running, Stopped, Zombie };
 struct ProcessStatus {
   ProcessState state;
   std::string startedAt; // differs between two processes that had the same pid
+  pid_t parent;          // 0 if the process has none, or if its parent is outside of this namespace
 };
 
 // Fails with ESRCH if the process does not exist.
 Result<ProcessStatus> processStatus(pid_t pid);
+
+// The command line of a process: its words, with a NUL after each. Cut after 64 KiB. Empty if the system does
+// not report it.
+Result<std::string> processArguments(pid_t pid);
 
 // Sends a signal to the process that started at `startedAt`. Fails with ESRCH if another process now has the
 // pid. On Linux, a pidfd refers to the process during the comparison. On other systems, a short time remains

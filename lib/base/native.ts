@@ -40,6 +40,8 @@ export interface ProcessStatus {
   readonly state: 'running' | 'stopped' | 'zombie'
   /** An opaque start time. It differs if the pid has been reused. */
   readonly startedAt: string
+  /** 0 if there is none, or if it is not visible. */
+  readonly parent: number
 }
 
 /**
@@ -143,6 +145,11 @@ export interface Native {
 
   // processes (native/process.*, native/process_exit.*)
   processStatus(pid: number): ProcessStatus | Failure
+  /**
+   * Returns the words of a command line, with a NUL after each, cut after 64 KiB. Empty if the system does not report
+   * it. A process can replace its words by a title: on FreeBSD, bhyve does.
+   */
+  processArguments(pid: number): Buffer | Failure
   /** Signals exactly this process. Fails with ESRCH if the pid now belongs to another process. */
   signalProcess(pid: number, startedAt: string, signal: number): number | Failure
   /**

@@ -10,7 +10,14 @@ import { type Failure, isFailure, type Native } from '../base/native.js'
 export const reserveSize = 6
 
 /** The calls to retry. Each opens a descriptor, for its caller or only while it runs. */
-const openingCalls = ['openPath', 'openAt', 'readStartAt', 'readDirectory', 'processStatus'] as const
+const openingCalls = [
+  'openPath',
+  'openAt',
+  'readStartAt',
+  'readDirectory',
+  'processStatus',
+  'processArguments',
+] as const
 
 type Call = (...args: unknown[]) => unknown
 

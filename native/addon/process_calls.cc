@@ -17,6 +17,9 @@ using Napi::Value;
 Value processStatus(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::processStatus(static_cast<pid_t>(intArgument(info, 0))));
 }
+Value processArguments(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::processArguments(static_cast<pid_t>(intArgument(info, 0))));
+}
 Value signalProcess(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::signalProcess(static_cast<pid_t>(intArgument(info, 0)),
                                                   textArgument(info, 1), intArgument(info, 2)));
@@ -68,6 +71,7 @@ Value ownedDescriptors(const CallbackInfo &info) {
 
 void addProcessCalls(Napi::Object exports) {
   add(exports, "processStatus", processStatus);
+  add(exports, "processArguments", processArguments);
   add(exports, "signalProcess", signalProcess);
   add(exports, "watchProcess", watchProcess);
   add(exports, "hasEnded", hasEnded);

@@ -148,6 +148,7 @@ Value toValue(const Env &env, const ProcessStatus &status) {
   auto object = Napi::Object::New(env);
   object.Set("state", nameOf(status.state));
   object.Set("startedAt", status.startedAt);
+  object.Set("parent", static_cast<double>(status.parent));
   return object;
 }
 

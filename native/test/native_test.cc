@@ -147,10 +147,18 @@ void testProcesses() {
   const auto status = valueOf(bhyve::processStatus(::getpid()), "process status");
   require(status.state == bhyve::ProcessState::Running && !status.startedAt.empty(),
           "this process is running");
+  require(status.parent == ::getppid(), "the parent of this process");
+#if !defined(__APPLE__)
+  const auto words = valueOf(bhyve::processArguments(::getpid()), "process arguments");
+  require(!words.empty() && words.back() == '\0', "a NUL after each word");
+#endif
   valueOf(bhyve::signalProcess(::getpid(), status.startedAt, 0), "signal");
   failsWith(bhyve::signalProcess(::getpid(), "another time", 0), ESRCH,
             "signal to another process with this pid");
   failsWith(bhyve::processStatus(1 << 30), ESRCH, "status of a missing process");
+#if defined(__linux__)
+  failsWith(bhyve::processArguments(1 << 30), ESRCH, "arguments of a missing process");
+#endif
 #if defined(__linux__)
   const auto boot = valueOf(bhyve::bootIdentity(), "boot identity");
   require(boot.size() == 36 && boot == valueOf(bhyve::bootIdentity(), "boot identity"),

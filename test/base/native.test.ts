@@ -81,7 +81,7 @@ t.test('descriptors that the calls open internally are not inherited', needs('st
   t.strictSame(failed, [])
   const [, traced = ''] = /marker-begin".*\n([^]*)\n.*marker-end"/.exec(fs.readFileSync(log, 'utf8'))!
   const lines = traced.split('\n')
-  const paths = ['"."', '"file"', '/stat"', '/stat"', '/boot_id"']
+  const paths = ['"."', '"file"', '/stat"', '/cmdline"', '/stat"', '/boot_id"']
   t.equal(lines.length, paths.length, traced)
   for (const [index, text] of paths.entries()) t.ok(lines[index]!.includes(text), text)
   t.strictSame(
@@ -129,10 +129,12 @@ t.test('lock reports an invalid descriptor as an error, not as a held lock', asy
     t.match(native.lock(descriptor, 'exclusive'), { errno: errno.EBADF, syscall: 'flock' })
 })
 
-/** Returns a line of /proc/<pid>/stat with the given command, state letter and flags, and 4242 as the start time. */
+/** Returns a line of /proc/<pid>/stat of a child of process 77, started at 4242. */
 function statLine(command: string, letter: string, flags: number): string {
   const zeros = (count: number): number[] => Array.from({ length: count }, () => 0)
-  return ['1', `(${command})`, letter, ...zeros(5), flags, ...zeros(12), 4242, ...zeros(30)].join(' ') + '\n'
+  return (
+    ['1', `(${command})`, letter, 77, ...zeros(4), flags, ...zeros(12), 4242, ...zeros(30)].join(' ') + '\n'
+  )
 }
 
 /** Starts a program in a mount namespace of its own. Users other than root also need a user namespace for that. */
@@ -173,7 +175,7 @@ t.test('processStatus parses /proc/<pid>/stat', mayMount(), async (t) => {
   const found = callOf('statuses', directory, ...withOwnMounts) as unknown[]
   t.equal(found.length, lines.length)
   for (const [index, [line, state]] of cases.entries())
-    t.strictSame(found[index], { state, startedAt: '4242' }, line)
+    t.strictSame(found[index], { state, startedAt: '4242', parent: 77 }, line)
   for (const [index, line] of torn.entries())
     t.match(found[cases.length + index], { errno: errno.ESRCH, syscall: 'read' }, `torn: ${line}`)
 })
@@ -195,7 +197,7 @@ t.test('processStatus is not confused by a program name that resembles a status'
     const startedAt = text()
       .slice(text().lastIndexOf(')') + 2)
       .split(' ')[19]
-    t.strictSame(native.processStatus(pid), { state: 'running', startedAt }, name)
+    t.strictSame(native.processStatus(pid), { state: 'running', startedAt, parent: process.pid }, name)
     process.kill(pid, 'SIGSTOP')
     await until(() => (native.processStatus(pid) as ProcessStatus).state === 'stopped', 'the stop')
   }

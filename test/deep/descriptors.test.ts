@@ -46,6 +46,7 @@ const opening = [
   'readDirectory',
   'connectStream',
   'processStatus',
+  'processArguments',
   'watchProcess',
   'signalProcess',
 ] as const

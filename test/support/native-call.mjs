@@ -19,6 +19,7 @@ const calls = {
       native.readDirectory(descriptor, 0),
       native.readStartAt(descriptor, 'file', new Uint8Array(8)),
       native.processStatus(process.pid),
+      native.processArguments(process.pid),
       native.signalProcess(process.pid, startedAt, 0),
       native.bootIdentity(),
     ]
