@@ -106,6 +106,8 @@ export interface CheckpointPlan {
  * - `rollback-unfinished`: the disks of the VM are half put back
  * - `disks-not-captured`: the selected disks cannot be captured
  * - `device-unsupported`: bhyve cannot save a device of the VM
+ * - `supervised`: the program that runs the VM would start it again from its disks after a suspend. Pass the client
+ *   option `supervisor`
  */
 export type CheckpointBlocker =
   | 'not-running'
@@ -119,6 +121,7 @@ export type CheckpointBlocker =
   | 'rollback-unfinished'
   | 'disks-not-captured'
   | 'device-unsupported'
+  | 'supervised'
 
 /**
  * What to know before `createCheckpoint` or `suspend`.
@@ -136,6 +139,8 @@ export type CheckpointBlocker =
  *   devices anew
  * - `disks-not-checked`: whether the disks can be captured is known only when it is tried
  * - `kernel-unknown`: whether the kernel supports snapshots is not known
+ * - `supervisor-unknown`: a program that this library does not know waits for the bhyve process, and may start the VM
+ *   again from its disks after a suspend
  */
 export type CheckpointWarning =
   | 'checkpoint-replaced'
@@ -149,3 +154,4 @@ export type CheckpointWarning =
   | 'device-not-saved'
   | 'disks-not-checked'
   | 'kernel-unknown'
+  | 'supervisor-unknown'

@@ -36,6 +36,18 @@ export interface ClientOptions {
    * verify or restore a checkpoint with such snapshots need the provider, too.
    */
   diskProviders?: readonly DiskProvider[] | undefined
+  /**
+   * Which program runs the VMs and would start them again when their bhyve ends. Without this option, a suspend of a VM
+   * that such a program runs is refused with `ERR_VM_SUPERVISED`.
+   *
+   * - `'vm-bhyve'`: vm-bhyve is kept from starting the VM again, with the file `suspending.lock` in the directory of the
+   *   VM. Do not use its command `vm start` afterwards: restore the VM with this library
+   * - `'mine'`: you have made sure that nothing starts the VM before it is restored, for example because your run loop
+   *   calls `suspendedCheckpoint`
+   *
+   * `docs/neighbours.md` lists what is detected.
+   */
+  supervisor?: 'mine' | 'vm-bhyve' | undefined
 }
 
 /** Maps each VM to its checkpoint directory. */

@@ -50,6 +50,7 @@ const families: Record<ErrorCode, number> = {
   ERR_SUSPEND_FAILED: exitStatus.bhyveFailed,
   ERR_RESTORE_FAILED: exitStatus.bhyveFailed,
   ERR_RESTORE_BLOCKED: exitStatus.restoreBlocked,
+  ERR_VM_SUPERVISED: exitStatus.restoreBlocked,
   ERR_NO_SPACE: exitStatus.noSpace,
   ERR_CHECKPOINT_BUSY: exitStatus.tryLater,
   ERR_STALLED: exitStatus.tryLater,

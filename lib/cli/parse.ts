@@ -165,7 +165,8 @@ export function clientFrom(api: typeof Api, values: Values): Api.CheckpointClien
   const dialect = values.text('dialect') as Dialect | undefined
   const uids = values.list('trusted-uid').map((uid) => parseCount(uid, '--trusted-uid'))
   const trustedUids = uids.length === 0 ? undefined : [0, process.geteuid?.() ?? 0, ...uids]
-  const options: ClientOptions = { runDirectory, checkpointDirectory, dialect, trustedUids }
+  const supervisor = values.text('supervisor') as ClientOptions['supervisor']
+  const options: ClientOptions = { runDirectory, checkpointDirectory, dialect, trustedUids, supervisor }
   return api.createClient(options)
 }
 

@@ -40,7 +40,7 @@ export interface CheckpointClient extends AsyncDisposable {
    * - before anything is read or changed: `ERR_INVALID_VM_NAME`, `ERR_INVALID_CHECKPOINT_NAME`, `ERR_INVALID_OPTION`,
    *   `ERR_PATH_TOO_LONG`, `ERR_RUNTIME_UNSUPPORTED`
    * - before anything is sent to bhyve: `ERR_VM_NOT_RUNNING`, `ERR_VM_PAUSED`, `ERR_SNAPSHOT_UNSUPPORTED`,
-   *   `ERR_DIALECT_UNSUPPORTED`, `ERR_PERMISSION`, `ERR_UNTRUSTED_PEER`
+   *   `ERR_DIALECT_UNSUPPORTED`, `ERR_PERMISSION`, `ERR_UNTRUSTED_PEER`, and with `poweroff` `ERR_VM_SUPERVISED`
    * - at any time: `ERR_CHECKPOINT_EXISTS` (with `ifExists: 'fail'`), `ERR_CHECKPOINT_BUSY`, `ERR_NO_SPACE`,
    *   `ERR_STALLED`, `ERR_TIMEOUT`, `ERR_SYSTEM`, or an `AbortError`
    * - `ERR_CHECKPOINT_FAILED` if bhyve did not write a complete checkpoint. `problems` lists what is wrong with the

@@ -18,6 +18,10 @@ export interface Environment {
   descriptors: () => DescriptorBudget
   /** Directory in which the kernel lists its VMs. */
   vmmDirectory: string
+  /** The program `vm` of vm-bhyve. */
+  vmBhyveProgram: string
+  /** The directory in which libvirt records the processes of its VMs. */
+  libvirtDirectory: string
   system: System
   /** Runtimes other than Node do not support every call. */
   runtime: Runtime
@@ -43,6 +47,8 @@ export const hostEnvironment: Environment = {
   pool: sharedPool,
   descriptors: sharedBudget,
   vmmDirectory: '/dev/vmm',
+  vmBhyveProgram: '/usr/local/sbin/vm',
+  libvirtDirectory: '/var/run/libvirt/bhyve',
   peers: sharedPeers,
   // The kernel takes a while to free hundreds of gigabytes of RAM.
   exitTimeoutMs: 120_000,

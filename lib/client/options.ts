@@ -13,6 +13,7 @@ export const clientOptions: readonly string[] = membersOf<keyof ClientOptions>({
   dialect: true,
   trustedUids: true,
   diskProviders: true,
+  supervisor: true,
 })
 const dialects: readonly string[] = membersOf<Dialect | 'auto'>({
   auto: true,
@@ -27,6 +28,7 @@ export interface ClientSettings {
   diskProviders: readonly DiskProvider[]
   /** The library creates the checkpoint directories, and removes them once they are empty. */
   ownsDirectories: boolean
+  supervisor: ClientOptions['supervisor']
 }
 
 export function clientSettings(options: ClientOptions, environment: Environment): ClientSettings {
@@ -43,13 +45,15 @@ export function clientSettings(options: ClientOptions, environment: Environment)
     throw invalid("The option 'trustedUids' must be a non-empty array of uids", trustedUids)
   }
   assertProviders(diskProviders)
+  const { supervisor } = options
+  assertSupervisor(supervisor)
   const target = {
     runDirectory: trimmed(runDirectory),
     dialect,
     trustedUids,
     vmmDirectory: environment.vmmDirectory,
   }
-  return { target, diskProviders, ...layoutFrom(checkpointDirectory) }
+  return { target, diskProviders, supervisor, ...layoutFrom(checkpointDirectory) }
 }
 
 function layoutFrom(directory: string | Layout): { layout: Layout; ownsDirectories: boolean } {
@@ -67,6 +71,11 @@ function layoutFrom(directory: string | Layout): { layout: Layout; ownsDirectori
 function assertProviders(providers: unknown): asserts providers is readonly DiskProvider[] {
   if (!isArrayOf(providers, isProvider))
     throw invalid("The option 'diskProviders' must be an array of providers", providers)
+}
+
+function assertSupervisor(supervisor: unknown): void {
+  if (![undefined, 'mine', 'vm-bhyve'].includes(supervisor as undefined))
+    throw invalid("The option 'supervisor' must be 'mine' or 'vm-bhyve'", supervisor)
 }
 
 function isArrayOf(value: unknown, isMember: (member: unknown) => boolean): boolean {

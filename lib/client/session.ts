@@ -8,6 +8,7 @@ import type { Operation } from '../base/operations.js'
 import { AbortError, type ErrorDetails, toCheckpointError, withDetails } from '../base/errors.js'
 import type { ClientOptions } from '../base/types.js'
 import { type VmJobs, vmJobs } from '../operations/jobs.js'
+import type { SupervisorSettings } from '../operations/supervisor/settings.js'
 import { DiskProviders } from '../disks/providers.js'
 import { Store } from '../store/store.js'
 import { type ClientSettings, clientSettings } from './options.js'
@@ -77,6 +78,11 @@ export class Session {
     this.vmJobs = vmJobs(pool)
     this.disks = new DiskProviders(pool, this.settings.diskProviders)
     this.snapshots = new SnapshotRemoval(this.store, this.disks)
+  }
+
+  get supervisors(): SupervisorSettings {
+    const { vmBhyveProgram, libvirtDirectory } = this.environment
+    return { option: this.settings.supervisor, vmBhyveProgram, libvirtDirectory }
   }
 
   assertCan(ability: Ability, doing: string, vm: string, checkpoint: string): void {

@@ -17,6 +17,7 @@ import { publish } from './saving/publish_checkpoint.js'
 import { type Answer, request } from './saving/vm_request.js'
 import { scan } from './saving/scan.js'
 import type { SaveSettings } from './settings.js'
+import { Supervision } from './supervisor/supervision.js'
 
 /** If the RAM size is unknown, require at least room for what bhyve writes besides RAM. */
 const spaceForSuspend = { unknownMemoryBytes: 0 }
@@ -28,7 +29,8 @@ export function suspend(
   call: SavingCall,
 ): Promise<Checkpoint> {
   return inStage(context, settings, call, spaceForSuspend, async (stage, sockets) => {
-    const suspending: Suspending = { context, settings, call, stage }
+    const supervision = new Supervision(context, settings.vm)
+    const suspending: Suspending = { context, settings, call, stage, supervision }
     try {
       if (settings.disks.length > 0) await prepareDisks(suspending)
       const answer = await request(context, stage, settings, call, {
@@ -50,11 +52,16 @@ async function prepareDisks(suspending: Suspending): Promise<void> {
 
 /** Checks that the result will be readable and the end of the process observable, then records the writer. */
 async function prepare(suspending: Suspending, writer: Writer): Promise<void> {
-  const { settings, call, stage } = suspending
+  const { settings, call, stage, supervision } = suspending
   assertStateReadable(writer, settings.vm)
   assertVisible(writer, settings.vm)
   watchEnd(suspending, writer)
-  await stage.recordWriter(writer, () => call.cancellation.begin())
+  await supervision.begin(writer.pid)
+  try {
+    await stage.recordWriter(writer, () => call.cancellation.begin())
+  } catch (error) {
+    throw await supervision.end(error)
+  }
 }
 
 /** The next socket may belong to a different process. */
@@ -93,7 +100,11 @@ export function assertVisible({ pid, startedAt }: Pick<Writer, 'pid' | 'startedA
 async function conclude(suspending: Suspending, answer: Answer): Promise<Checkpoint> {
   const { stage, settings, call } = suspending
   const verdict = await explained(suspending, judge(stage, settings, call.progress))
-  if (verdict.kind === 'incomplete') throw await failureOf(suspending, answer, verdict.collected)
+  if (verdict.kind === 'incomplete') {
+    const failure = await failureOf(suspending, answer, verdict.collected)
+    const isOn = failure.vmState === 'running' || failure.vmState === 'paused'
+    throw isOn ? await suspending.supervision.end(failure) : failure
+  }
   // The scan takes long. Flush first, so that a power failure during the scan cannot destroy the only copy.
   if (settings.publication.durable) await explained(suspending, stage.flush(settings.name))
   const checkpoint = await publishState(suspending, answer, verdict.checkpoint)

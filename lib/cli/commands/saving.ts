@@ -167,12 +167,21 @@ export const create: Command = {
   },
 }
 
+const supervisorOption: Readonly<Record<string, OptionSpec>> = {
+  supervisor: {
+    value: 'name',
+    help:
+      'What runs the VM: vm-bhyve, which is then kept from starting it again, or mine, if you have made sure that ' +
+      'nothing starts it before it is restored (default: refuse if a program would start it again)',
+  },
+}
+
 export const suspend: Command = {
   name: 'suspend',
   usage: '<vm> [name]',
   summary: 'Save a running VM as a checkpoint and power it off',
   example: 'bhyve-checkpoint suspend vm1',
-  options,
+  options: { ...options, ...supervisorOption },
   positionals: [1, 2],
   takesRest: takesArguments,
   run: (context) => {

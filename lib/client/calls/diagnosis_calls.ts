@@ -48,10 +48,10 @@ export class DiagnosisCalls {
 
   async planCheckpoint(vm: string, options: PlanCheckpointOptions = {}): Promise<CheckpointPlan> {
     const planned = checkedFor(vm, () => this.#settings(vm, options))
-    const { store, vmJobs, disks, environment, settings } = this.#session
+    const { store, vmJobs, disks, environment, settings, supervisors } = this.#session
     const { system, peers, facts, exitTimeoutMs } = environment
     const context = {
-      ...{ store, vmJobs, disks, system, peers, facts, exitTimeoutMs },
+      ...{ store, vmJobs, disks, supervisors, system, peers, facts, exitTimeoutMs },
       target: { ...settings.target, vm },
     }
     const doing = `Planning checkpoint '${planned.name}' of VM '${vm}'`

@@ -99,6 +99,7 @@ export class SavingCalls {
         system,
         peers,
         disks: this.#session.disks,
+        supervisors: this.#session.supervisors,
         exitTimeoutMs,
       }
       const save = settings.poweroff ? suspend : create

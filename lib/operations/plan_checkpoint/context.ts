@@ -43,6 +43,7 @@ const blockers: Partial<Record<ErrorCode, CheckpointBlocker>> = {
   ERR_UNTRUSTED_PEER: 'untrusted-peer',
   ERR_PERMISSION: 'not-permitted',
   ERR_PATH_TOO_LONG: 'path-too-long',
+  ERR_VM_SUPERVISED: 'supervised',
 }
 
 /** The blocker of an error with which the call would reject. Rethrows all other errors. */

@@ -5,6 +5,7 @@ import { type Probe, probe, recall } from '../../bhyve/probe.js'
 import { assertRestorablePath, memorySuffix } from '../../base/names.js'
 import { kernelSupport } from '../../diagnosis/snapshot_support.js'
 import { assertPathsFit } from '../saving/vm_request.js'
+import { supervisorFindings } from './supervisor.js'
 import { assertStateReadable, assertVisible } from '../suspend.js'
 import {
   blocked,
@@ -35,7 +36,8 @@ export async function inspectMachine(context: PlanContext, settings: PlanSetting
       ? restorable
       : checked(() => assertPathsFit(context, found, path, settings))
   const { peer, ...state } = await stateAt(context, found)
-  const suspend = settings.poweroff && peer !== undefined ? suspendFindings(peer, settings) : nothing
+  const suspend =
+    settings.poweroff && peer !== undefined ? await suspendFindings(context, peer, settings) : nothing
   const all = joined([fits, state, suspend, await kernelFindings(context)])
   return { ...all, sockets: found, ...(peer && { peer }) }
 }
@@ -90,8 +92,12 @@ async function stateAt(
   )
 }
 
-function suspendFindings(peer: Peer, { vm }: PlanSettings): Findings {
-  return joined([checked(() => assertStateReadable(peer, vm)), checked(() => assertVisible(peer, vm))])
+async function suspendFindings(context: PlanContext, peer: Peer, { vm }: PlanSettings): Promise<Findings> {
+  return joined([
+    checked(() => assertStateReadable(peer, vm)),
+    checked(() => assertVisible(peer, vm)),
+    await supervisorFindings(context, peer, vm),
+  ])
 }
 
 /** A VM with a socket has a bhyve with snapshots. Without those in the kernel, every save fails. */

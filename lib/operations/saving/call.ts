@@ -9,6 +9,7 @@ import type { DiskProviders } from '../../disks/providers.js'
 import type { Store } from '../../store/store.js'
 import type { VmJobs } from '../jobs.js'
 import type { ProgressReporter } from '../progress.js'
+import type { SupervisorSettings } from '../supervisor/settings.js'
 
 /** The target VM and the store of its checkpoints. */
 export interface SavingContext {
@@ -18,6 +19,7 @@ export interface SavingContext {
   system: System
   peers: PeerMemory
   disks: DiskProviders
+  supervisors: SupervisorSettings
   /** How long to wait for the process of a suspended VM to exit, in milliseconds. */
   exitTimeoutMs: number
 }

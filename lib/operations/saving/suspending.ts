@@ -2,6 +2,7 @@ import type { ProcessEnd } from '../../bhyve/process_end.js'
 import type { Checkpoint } from '../../base/types.js'
 import type { Stage } from '../../store/stage.js'
 import type { SaveSettings } from '../settings.js'
+import type { Supervision } from '../supervisor/supervision.js'
 import type { SavingCall, SavingContext } from './call.js'
 
 /** What the steps of one suspend share. */
@@ -10,6 +11,7 @@ export interface Suspending {
   settings: SaveSettings
   call: SavingCall
   stage: Stage
+  supervision: Supervision
   /** The end of the process that received the request. */
   end?: ProcessEnd
   /** Undefined if no disks are to be captured. */
