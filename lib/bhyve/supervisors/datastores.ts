@@ -1,4 +1,4 @@
-/** Asks vm-bhyve where it keeps its VMs. It may have several datastores, some of which are ZFS datasets. */
+/** Runs vm-bhyve to learn where it keeps its VMs. It may have several datastores, some of which are ZFS datasets. */
 import { execFile } from 'node:child_process'
 import { promisify } from 'node:util'
 import { CheckpointError, reasonOf } from '../../base/errors.js'

@@ -2,7 +2,7 @@ import type { ClientOptions } from '../../base/types.js'
 
 export type SupervisorOption = ClientOptions['supervisor']
 
-/** How to find the program that runs a VM, and what the caller has said about it. */
+/** How to find the program that runs a VM, and which one the caller has named. */
 export interface SupervisorSettings {
   option: SupervisorOption
   /** The program `vm` of vm-bhyve. */

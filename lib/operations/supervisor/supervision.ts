@@ -61,7 +61,7 @@ export class Supervision {
   }
 }
 
-/** Rejects with ERR_VM_SUPERVISED if vm-bhyve cannot be asked. */
+/** Rejects with ERR_VM_SUPERVISED if vm-bhyve does not print its datastores. */
 export async function vmBhyveMachine(
   { supervisors }: Pick<Context, 'supervisors'>,
   vm: string,
