@@ -3,8 +3,8 @@
 //   node host-reboot.mjs suspend
 //   node host-reboot.mjs restore
 //
-// <ARGUMENTS_DIRECTORY>/<vm>.json contains the VM's bhyve arguments as a JSON array of strings. The rc.d script
-// `bhyve_checkpoint` in this directory runs both commands.
+// <ARGUMENTS_DIRECTORY>/<vm>.json contains the VM's bhyve arguments as a JSON array of strings. The script
+// `rc.d/bhyve_checkpoint` of the package does the same with the command line.
 import fs from 'node:fs/promises'
 import path from 'node:path'
 import { createClient } from 'bhyve-checkpoint'

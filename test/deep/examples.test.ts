@@ -274,27 +274,6 @@ t.test('host-reboot: suspends all VMs before a reboot and restores them after it
   t.equal(again.stdout, '', 'nothing is restored twice')
 })
 
-t.test('the rc.d script runs host-reboot.mjs for start and stop', async (t) => {
-  const directory = scratch(t)
-  // The parts of /etc/rc.subr that the script needs.
-  const subr = 'load_rc_config() { :; }\nrun_rc_command() { eval "\\$${1}_cmd"; }\n'
-  t.ok(fs.statSync(example('bhyve_checkpoint')).mode & 0o100, 'executable, because rc(8) skips other files')
-  const text = fs.readFileSync(example('bhyve_checkpoint'), 'utf8')
-  fs.writeFileSync(path.join(directory, 'rc.subr'), subr)
-  fs.writeFileSync(path.join(directory, 'script'), text.replace('. /etc/rc.subr', `. '${directory}/rc.subr'`))
-  for (const [command, word] of [
-    ['start', 'restore'],
-    ['stop', 'suspend'],
-  ] as const) {
-    const env = childEnvironment({ bhyve_checkpoint_node: 'echo' })
-    const { stdout, stderr } = spawnSync('sh', [path.join(directory, 'script'), command], {
-      env,
-      encoding: 'utf8',
-    })
-    t.equal(stdout, `/usr/local/libexec/bhyve-checkpoint/host-reboot.mjs ${word}\n`, stderr)
-  }
-})
-
 interface Send {
   key?: string
   token?: string
