@@ -101,8 +101,8 @@ Result<ProcessStatus> processStatus(pid_t pid) {
 }
 
 Result<std::string> processArguments(pid_t pid) {
-  const std::string path = "/proc/" + std::to_string(pid) + "/cmdline";
-  const UniqueFd file(retryInterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); }));
+  const std::string source = "/proc/" + std::to_string(pid) + "/cmdline";
+  const UniqueFd file(retryInterrupted([&] { return ::open(source.c_str(), O_RDONLY | O_CLOEXEC); }));
   if (!file.valid())
     return Failure{errno == ENOENT ? ESRCH : errno, "open"};
   std::string words(kMaxArgumentBytes, '\0');
