@@ -13,7 +13,7 @@ const chunkSize = 256 * 1024
 const gzipStart = Buffer.from([0x1f, 0x8b])
 const zstdStart = Buffer.from([0x28, 0xb5, 0x2f, 0xfd])
 
-/** Absent in older releases of Node, which the types do not say. */
+/** Absent in older releases of Node, contrary to the types. */
 type MaybeZstd = Partial<Record<'createZstdCompress' | 'createZstdDecompress', (options: object) => Duplex>>
 
 /** Throws ERR_INVALID_OPTION if this Node cannot compress so. */

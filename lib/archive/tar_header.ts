@@ -20,7 +20,7 @@ export interface HeaderBlock {
   modifiedMs: number | undefined
 }
 
-/** Undefined if the block has only zeros, which marks the end of the archive. */
+/** Undefined if the block has only zeros, so the archive ends here. */
 export function decodeHeader(block: Buffer): HeaderBlock | undefined {
   const header = decoded(block)
   if (header.nullBlock) return undefined

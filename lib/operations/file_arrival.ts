@@ -70,7 +70,7 @@ export class FileArrival {
   }
 
   /** Resolves when no thread writes any more. */
-  async settled(): Promise<void> {
+  async stopped(): Promise<void> {
     await Promise.allSettled(this.#writing)
   }
 

@@ -148,7 +148,7 @@ class Import {
       await this.#reader.content(file, (offset, bytes) => arrival.add(offset, bytes))
       await arrival.end()
     } finally {
-      await arrival.settled()
+      await arrival.stopped()
     }
     await stage.endArrival(staged, size, modifiedNs)
   }

@@ -324,7 +324,6 @@ void t.test('a link in the place of a stage is not followed', async (t) => {
   t.strictSame(fs.readdirSync(elsewhere), [])
 })
 
- 
 async function* asSource(bytes: Buffer): AsyncGenerator<Buffer> {
   yield bytes
 }

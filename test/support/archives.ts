@@ -114,7 +114,6 @@ export function plainArchive(
   ]
 }
 
- 
 export async function* chunksOf(bytes: Buffer, size = 4096): AsyncGenerator<Buffer> {
   for (let at = 0; at < bytes.length; at += size) yield bytes.subarray(at, at + size)
 }

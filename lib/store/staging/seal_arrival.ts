@@ -108,7 +108,7 @@ function assertRecorded(
   if (recorded !== undefined && !isSame(recorded, digests))
     throw archiveInvalid('its kernel or metadata file is not the one that the manifest records')
   if (manifest.durability === 'unproven')
-    throw archiveInvalid('its manifest says that its content is not proven')
+    throw archiveInvalid('the content of its files was never proven')
   if (manifest.digests === undefined) return
   const { chunkBytes, chunks, root } = manifest.digests.memory
   if (chunkBytes !== digests.memory.chunkBytes)
