@@ -65,6 +65,17 @@ export type {
   DiskSelection,
   PreparedDisks,
 } from './base/disk_types.js'
+export type {
+  CheckpointMove,
+  MoveBlocker,
+  MoveOptions,
+  MoveReport,
+  MoveState,
+  MoveWarning,
+  ReceivedMove,
+  ReceiveOptions,
+  ResolveMoveOptions,
+} from './base/move_types.js'
 export type { Problem, ProblemCode } from './base/problem.js'
 export { fileDisks, zfsDisks } from './disks/selections.js'
 

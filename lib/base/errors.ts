@@ -29,6 +29,9 @@ export const errorCodes = Object.freeze([
   'ERR_SUSPEND_FAILED',
   'ERR_RESTORE_BLOCKED',
   'ERR_RESTORE_FAILED',
+  'ERR_MOVE_REFUSED',
+  'ERR_MOVE_FAILED',
+  'ERR_MOVE_IN_DOUBT',
   'ERR_INVALID_OPTION',
   'ERR_NO_SPACE',
   'ERR_STALLED',
@@ -217,7 +220,7 @@ export function isExhausted(error: unknown): boolean {
 
 function isRetryable(code: ErrorCode, errno: number | undefined): boolean {
   if (code === 'ERR_SYSTEM') return errno !== undefined && passingErrors.has(errno)
-  return code === 'ERR_CHECKPOINT_BUSY' || code === 'ERR_STALLED' || code === 'ERR_TIMEOUT'
+  return ['ERR_CHECKPOINT_BUSY', 'ERR_STALLED', 'ERR_TIMEOUT', 'ERR_MOVE_IN_DOUBT'].includes(code)
 }
 
 /** Returns the error for a failed system call: `ERR_PERMISSION`, `ERR_NO_SPACE` or `ERR_SYSTEM`. */

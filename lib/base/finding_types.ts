@@ -61,6 +61,8 @@ export type FindingCode =
   | 'snapshots-waiting'
   | 'state-suspended'
   | 'restore-unconfirmed'
+  | 'move-in-doubt'
+  | 'moved-away'
   | 'checkpoint-damaged'
   | 'files-kept'
 

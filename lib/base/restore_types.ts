@@ -124,6 +124,9 @@ export interface RestorePlan {
  *   cannot be finished, or is one of another VM that the arguments name
  * - `dataset-shared`: putting the disks back would change more than the writable disks in the arguments
  * - `name-in-use`: the VM `as` has a suspended state that was not restored
+ * - `move-pending`: the checkpoint has arrived from another host, which has not released it, or the VM did not start here
+ *   and the other host may have resumed it. `again` does not override this blocker
+ * - `moved-away`: the VM was moved to another host, or that host may run it. `again` does not override this blocker
  */
 export type RestoreBlocker =
   | 'damaged'
@@ -140,6 +143,8 @@ export type RestoreBlocker =
   | 'disks-missing'
   | 'dataset-shared'
   | 'name-in-use'
+  | 'move-pending'
+  | 'moved-away'
 
 /**
  * What to know before a restore.

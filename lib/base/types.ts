@@ -1,6 +1,7 @@
 /** The types of the public API. Sizes are in bytes, durations in milliseconds, dates are `Date` objects. */
 import type { CallOptions } from './call_options.js'
 import type { DiskProvider, DiskSelection } from './disk_types.js'
+import type { CheckpointMove } from './move_types.js'
 import type { Problem } from './problem.js'
 
 /**
@@ -270,6 +271,8 @@ export interface Checkpoint {
   disks?: readonly { kind: string; path: string; snapshot: string }[]
   /** Present and true if bhyve's arguments are recorded: `restore` can be called without `args`. */
   argumentsRecorded?: boolean
+  /** Present if the checkpoint is part of a move to another host: see `moveVirtualMachine`. */
+  move?: CheckpointMove
 }
 
 /**

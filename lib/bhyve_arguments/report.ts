@@ -20,6 +20,8 @@ export interface InspectedDisk extends Disk {
   modifiedMs?: number
   /** Why `modifiedMs` is undefined. */
   why?: string
+  /** The path does not exist or cannot be accessed. */
+  isInaccessible?: true
   /** Present if the disk is one of the recorded paths or below one. */
   cover?: Cover
 }
@@ -125,7 +127,7 @@ function readConfiguration(file: string): string {
 }
 
 /** Follows links, as bhyve does. */
-function timeOf(file: string): Pick<InspectedDisk, 'modifiedMs' | 'why'> {
+function timeOf(file: string): Pick<InspectedDisk, 'modifiedMs' | 'why' | 'isInaccessible'> {
   try {
     const status = fs.statSync(file)
     // Rounded down to milliseconds, like the time that the manifest records.
@@ -133,6 +135,6 @@ function timeOf(file: string): Pick<InspectedDisk, 'modifiedMs' | 'why'> {
     return { why: 'the path is not a regular file and has no meaningful modification time' }
   } catch (error) {
     if (!isNodeSystemError(error) || isExhausted(error)) throw error
-    return { why: `the path cannot be accessed (${error.code ?? error.message})` }
+    return { why: `the path cannot be accessed (${error.code ?? error.message})`, isInaccessible: true }
   }
 }

@@ -42,6 +42,7 @@ function knownOf(directory: string, name: string, inspection: Inspection) {
     ...originOf(inspection),
     ...(recordedArgumentsOf(inspection) && { argumentsRecorded: true }),
     ...restoresOf(manifest),
+    ...moveOf(manifest),
   }
 }
 
@@ -79,6 +80,13 @@ function restoresOf(manifest: Inspection['manifest']): Pick<Checkpoint, 'restore
       ? {}
       : { restores: restores.map(({ at, again }) => ({ at: new Date(at), again })) }),
   }
+}
+
+/** Like a restore record, it counts even if another tool has rewritten the files since: nothing proves that it has. */
+function moveOf(manifest: Inspection['manifest']): Pick<Checkpoint, 'move'> {
+  if (manifest?.move === undefined) return {}
+  const { state, host, id } = manifest.move
+  return { move: { state, host, id } }
 }
 
 /** If another tool has rewritten the files since, the snapshots are not of the same moment. */

@@ -7,14 +7,19 @@ import { randomUUID } from 'node:crypto'
 import type { DiskRecord } from '../base/disk_types.js'
 import { type Labels, labelsFrom } from '../base/labels.js'
 import { chunkCount, isChunkBytes } from './digest.js'
+import { type MoveRecord, moveRecordFrom } from './move_record.js'
 import { type RecordedArguments, recordedArgumentsFrom } from './recorded_arguments.js'
 
 /**
  * The newest version that this release knows. If a manifest has a newer version, only the known properties are read, and
  * the manifest is never rewritten.
  */
-export const manifestVersion = 2
-/** Releases that do not know disk snapshots must not restore a checkpoint that has some, so it gets a newer version. */
+export const manifestVersion = 3
+/**
+ * Releases that do not know disk snapshots or moves must not restore a checkpoint that has some or is part of one, so it
+ * gets a newer version.
+ */
+const versionWithDisks = 2
 const versionWithoutDisks = 1
 
 /** Enough for the digests of a guest with many TiB of RAM. */
@@ -79,6 +84,8 @@ export interface Manifest {
   disks?: readonly DiskRecord[]
   /** bhyve's arguments. They may contain passwords. */
   arguments?: RecordedArguments
+  /** The move to another host that the checkpoint is part of. */
+  move?: MoveRecord
   /** The latest restore records, oldest first. */
   restores?: Restore[]
   digests?: Digests
@@ -119,6 +126,7 @@ interface ManifestFacts {
   frozenMs?: number
   disks?: readonly DiskRecord[]
   arguments?: RecordedArguments | undefined
+  move?: MoveRecord | undefined
 }
 
 /** Facts that the checkpoint files contain. */
@@ -136,7 +144,7 @@ export function newManifest(facts: ManifestFacts, files: ManifestFiles = {}): Ma
   const { metadata, modifiedMs, digests, fingerprint } = files
   const sizes = metadata && { memory: metadata.memoryBytes, kernel: metadata.kernelBytes }
   return {
-    version: versionFor(disks),
+    version: versionFor(facts),
     id: facts.id ?? randomUUID(),
     vm,
     name,
@@ -151,14 +159,16 @@ export function newManifest(facts: ManifestFacts, files: ManifestFiles = {}): Ma
     ...optional('frozenMs', frozenMs),
     ...optional('disks', disks),
     ...optional('arguments', facts.arguments),
+    ...optional('move', facts.move),
     ...optional('digests', digests),
     ...optional('fingerprint', fingerprint),
   }
 }
 
-/** The version of a manifest with these disk snapshots. */
-export function versionFor(disks: readonly DiskRecord[] | undefined): number {
-  return disks === undefined ? versionWithoutDisks : manifestVersion
+/** The version of a manifest with these disk snapshots and this move. */
+export function versionFor({ disks, move }: { disks?: unknown; move?: unknown }): number {
+  if (move !== undefined) return manifestVersion
+  return disks === undefined ? versionWithoutDisks : versionWithDisks
 }
 
 export function formatManifest(manifest: Manifest): string {
@@ -176,8 +186,9 @@ export function parseManifest(text: string): Manifest | undefined {
   const sizes = sizesFrom(root.sizes)
   const digests = digestsFrom(root.digests, sizes)
   const disks = disksFrom(root.disks)
-  // Do not treat malformed digests or disks as absent: the damage would go unnoticed, since both are optional.
-  if (version <= manifestVersion && [digests, disks].includes('malformed')) return undefined
+  const move = moveRecordFrom(root.move)
+  // Do not treat malformed digests, disks or moves as absent: the damage would go unnoticed, since all are optional.
+  if (version <= manifestVersion && [digests, disks, move].includes('malformed')) return undefined
   return {
     version,
     vm,
@@ -197,6 +208,7 @@ export function parseManifest(text: string): Manifest | undefined {
     ...optional('frozenMs', durationFrom(root.frozenMs)),
     ...optional('disks', wellFormed(disks)),
     ...optional('arguments', recordedArgumentsFrom(root.arguments)),
+    ...optional('move', wellFormed(move)),
     ...optional('digests', wellFormed(digests)),
     ...optional('fingerprint', fingerprintFrom(root.fingerprint)),
     ...optional('restores', restoresFrom(root.restores)),
@@ -222,7 +234,20 @@ export function withoutArguments(text: string): string {
 
 /** The same manifest with disk snapshots. */
 export function withDisks(text: string, disks: readonly DiskRecord[]): string {
-  return `${JSON.stringify({ ...parseObject(text), version: versionFor(disks), disks }, null, 2)}\n`
+  const manifest = { ...parseObject(text), disks }
+  return `${JSON.stringify({ ...manifest, version: versionFor(manifest) }, null, 2)}\n`
+}
+
+/** The same manifest with bhyve's arguments. */
+export function withArguments(text: string, recorded: RecordedArguments): string {
+  return `${JSON.stringify({ ...parseObject(text), arguments: recorded }, null, 2)}\n`
+}
+
+/** The same manifest with another move record, or without one. */
+export function withMove(text: string, move: MoveRecord | undefined): string {
+  const { move: _, ...rest } = parseObject(text) ?? {}
+  const manifest = { ...rest, ...optional('move', move) }
+  return `${JSON.stringify({ ...manifest, version: versionFor(manifest) }, null, 2)}\n`
 }
 
 /** The same manifest with one more restore record. */

@@ -55,19 +55,39 @@ export function checkpointTable(checkpoints: readonly ListedCheckpoint[], output
 }
 
 function notesOf(checkpoint: ListedCheckpoint): string[] {
-  const { poweredOff = false, restoredAt, pinned = false, disks } = checkpoint
+  const { poweredOff = false, restoredAt, pinned = false, disks, move } = checkpoint
   const notes = [
-    poweredOff && restoredAt === undefined ? 'suspended' : '',
+    poweredOff && restoredAt === undefined && !isMoved(move) ? 'suspended' : '',
     restoredAt === undefined ? '' : 'restored',
     pinned ? 'pinned' : '',
     disks === undefined ? '' : 'disks',
+    move === undefined ? '' : moveNote(move),
   ]
   return notes.filter((note) => note !== '')
 }
 
+type Move = Checkpoint['move']
+
+/** The VM cannot be restored from such a copy. */
+function isMoved(move: Move): boolean {
+  return move !== undefined && move.state !== 'released'
+}
+
+const moveNotes: Record<NonNullable<Move>['state'], string> = {
+  arriving: 'arriving from',
+  released: 'moved from',
+  'not-started': 'not started, from',
+  'moved-to': 'in doubt, moved to',
+  moved: 'moved to',
+}
+
+function moveNote({ state, host }: NonNullable<Move>): string {
+  return `${moveNotes[state]} ${host}`
+}
+
 export function checkpointLines(checkpoint: ListedCheckpoint): string[] {
   const { vm, name, path, createdAt, memoryBytes, storedBytes, cpus, devices, problems } = checkpoint
-  const { id, labels, dialect, host, disks = [], restores = [], argumentsRecorded = false } = checkpoint
+  const { id, labels, dialect, host, disks = [], restores = [], argumentsRecorded = false, move } = checkpoint
   const facts: [string, string][] = [
     ['checkpoint', `${vm}/${name}`],
     ['id', id ?? '-'],
@@ -82,6 +102,7 @@ export function checkpointLines(checkpoint: ListedCheckpoint): string[] {
     ...(host === undefined ? [] : [['host', hostText(host)] as [string, string]]),
     ...disks.map(({ path: disk, snapshot }): [string, string] => ['disk', `${disk} (${snapshot})`]),
     ...(argumentsRecorded ? [['arguments', 'recorded'] as [string, string]] : []),
+    ...(move === undefined ? [] : [['move', `${moveNote(move)} (${move.id})`] as [string, string]]),
     ...labelTexts(labels).map((text): [string, string] => ['label', text]),
     ...restores.map(({ at, again }): [string, string] => [
       'restored',

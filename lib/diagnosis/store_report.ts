@@ -1,5 +1,6 @@
 /** Inspects the checkpoint directory of a VM. Recovers and changes nothing. Runs in the pool. */
 import { CheckpointError, isExhausted, reasonOf, toCheckpointError } from '../base/errors.js'
+import type { CheckpointMove } from '../base/move_types.js'
 import type { ListedCheckpoint } from '../base/types.js'
 import { checkpointNames, listedCheckpoint } from '../checkpoint/read.js'
 import { isUnrestored } from '../checkpoint/unrestored.js'
@@ -17,6 +18,8 @@ export interface StoredState {
   isSuspended: boolean
   /** A restore of it was begun and never confirmed. */
   isRestoreOpen: boolean
+  /** The move that the checkpoint is part of. */
+  move?: CheckpointMove
 }
 
 export interface StoreReport {
@@ -71,9 +74,10 @@ function inspectStore({ vm, directory: path, only }: VmDirectory): StoreReport {
 }
 
 function stateOf(directory: Directory, listed: ListedCheckpoint): StoredState {
-  const { name, state, restoredAt } = listed
+  const { name, state, restoredAt, move } = listed
   const isSuspended = state !== 'foreign' && isUnrestored(directory, listed)
-  return { name, state, isSuspended, isRestoreOpen: isSuspended && restoredAt !== undefined }
+  const isRestoreOpen = isSuspended && restoredAt !== undefined
+  return { name, state, isSuspended, isRestoreOpen, ...(move && { move }) }
 }
 
 /** The checkpoints can be read even if `.staging` belongs to another user. */

@@ -2,7 +2,9 @@
 import path from 'node:path'
 import type { Cancellation } from '../base/cancellation.js'
 import { CheckpointError } from '../base/errors.js'
+import type { CheckpointMove } from '../base/move_types.js'
 import type { Checkpoint, Layout } from '../base/types.js'
+import { doubtOf } from '../checkpoint/moving.js'
 import type { JobRunner } from '../pool/pool.js'
 import type { SuspendedState } from './catalog/suspended.js'
 import type { StageRequest } from './commit/begin.js'
@@ -110,6 +112,7 @@ export class Store {
     for (;;) {
       const state = await this.#suspendedState(jobs, vm, sinceMs)
       if (state.kind === 'known') return state.checkpoint
+      if (state.kind === 'moving') throw movingState(vm, state.name, state.move)
       if (performance.now() > deadline) {
         const message = `VM '${vm}' was suspended, but another process is still publishing its state. Try again later`
         throw new CheckpointError('ERR_CHECKPOINT_BUSY', message, { vm })
@@ -143,4 +146,11 @@ export class Store {
     const hasAny = await Promise.all(vms.map((vm) => jobs.hasCheckpoints(this.directoryOf(vm))))
     return vms.filter((_, index) => hasAny[index])
   }
+}
+
+/** The caller must not start the VM from its disks: it may run on another host. */
+function movingState(vm: string, name: string, move: CheckpointMove): CheckpointError {
+  const message = `The move of VM '${vm}' is in doubt, so it is not known whether checkpoint '${name}' is to be restored: ${doubtOf(move)}`
+  const details = { vm, checkpoint: name, vmState: 'unknown', retryable: false } as const
+  return new CheckpointError('ERR_MOVE_IN_DOUBT', message, details)
 }

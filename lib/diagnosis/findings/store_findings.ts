@@ -1,5 +1,8 @@
 /** What waits in the checkpoint directory of a VM, and whether its next checkpoint fits. */
 import type { Finding } from '../../base/finding_types.js'
+import type { CheckpointMove } from '../../base/move_types.js'
+import { blocksStart, isInDoubt } from '../../checkpoint/move_record.js'
+import { doubtOf } from '../../checkpoint/moving.js'
 import { marginBytes } from '../../store/staging/space.js'
 import type { StagingReport } from '../staging_report.js'
 import type { StoredState, StoreReport } from '../store_report.js'
@@ -112,9 +115,10 @@ function checkpointFindings({ checkpoints, kept }: StoreReport, isRunning: boole
 }
 
 function checkpointFinding(
-  { name, state, isSuspended, isRestoreOpen }: StoredState,
+  { name, state, isSuspended, isRestoreOpen, move }: StoredState,
   isRunning: boolean,
 ): Finding[] {
+  if (move !== undefined && blocksStart(move)) return moveFindings(name, move, isRunning)
   if (state === 'damaged') {
     const only = isSuspended ? ' and may be the only state of the VM' : ''
     const advice = 'Read its problems (bhyve-checkpoint show), and destroy it if you do not need it'
@@ -140,6 +144,31 @@ function checkpointFinding(
   const message = `checkpoint '${name}' is the state of the suspended VM and was not restored`
   const advice = 'Restore the VM from it, and do not start the VM from its disks'
   return [{ ...ok('state-suspended', message), advice }]
+}
+
+function moveFindings(name: string, move: CheckpointMove, isRunning: boolean): Finding[] {
+  if (isInDoubt(move)) {
+    const [state = '', advice = ''] = doubtOf(move).split(/: (?=call )/)
+    return [
+      problem('move-in-doubt', `the move of checkpoint '${name}' is in doubt: ${state}`, capitalized(advice)),
+    ]
+  }
+  const { state, host } = move
+  if (state === 'moved' && isRunning) {
+    const message = `the VM runs although its state '${name}' was moved to host '${host}', which has started it`
+    return [
+      problem('moved-away', message, 'Shut the VM down on one of the hosts, and then destroy this copy'),
+    ]
+  }
+  const message =
+    state === 'moved'
+      ? `checkpoint '${name}' was moved to host '${host}', which has started the VM`
+      : `checkpoint '${name}' arrived from host '${host}', and the VM did not start here`
+  return [{ ...ok('moved-away', message), advice: 'Destroy this copy if you do not need it' }]
+}
+
+function capitalized(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1)
 }
 
 /** `reservedBytes`: what other checkpoints that are being written will still occupy. */

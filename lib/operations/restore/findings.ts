@@ -2,6 +2,7 @@
 import { Buffer } from 'node:buffer'
 import { restorablePathBytes, structPathBytes } from '../../base/names.js'
 import type { Host } from '../../checkpoint/host.js'
+import { doubtOf } from '../../checkpoint/moving.js'
 import type { RestoreSettings } from '../settings.js'
 import type { CheckpointReport } from '../../store/catalog/restore_records.js'
 import type { RestoreBlocker, RestorePlan, RestoreWarning } from '../../base/restore_types.js'
@@ -102,6 +103,17 @@ function missingDevice(device: string, spare: readonly string[]): Blocker {
     `the device was saved as ${names}, but the arguments have it at '${address}', so bhyve would exit: ` +
     'use the address at which the device was saved'
   return blocker('device-moved', message)
+}
+
+/** No option overrides these: the VM could run on two hosts. */
+export function moveBlockers({ listed: { move } }: CheckpointReport): Blocker[] {
+  if (move === undefined || move.state === 'released') return []
+  if (move.state === 'arriving') return [blocker('move-pending', doubtOf(move))]
+  if (move.state === 'moved-to') return [blocker('moved-away', doubtOf(move))]
+  if (move.state === 'moved')
+    return [blocker('moved-away', `the VM was moved to host '${move.host}': destroy this copy`)]
+  const message = `the VM did not start here, so host '${move.host}' may have resumed it: move the VM again, or destroy this copy`
+  return [blocker('move-pending', message)]
 }
 
 const override = "(to restore it anyway, pass the option 'again')"

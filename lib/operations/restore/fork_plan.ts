@@ -68,7 +68,9 @@ function unknownCopy(as: string, path: string): string {
 async function nameBlockers({ store }: RestoreContext, as: string): Promise<Blocker[]> {
   const state = await store.jobs.suspendedState(store.directoryOf(as), as, 0)
   if (state.kind === 'known' && state.checkpoint === undefined) return []
-  const which = state.kind === 'known' ? ` '${state.checkpoint?.name ?? ''}'` : ''
+  const name =
+    state.kind === 'known' ? state.checkpoint?.name : state.kind === 'moving' ? state.name : undefined
+  const which = name === undefined ? '' : ` '${name}'`
   const message =
     `VM '${as}' has a suspended state${which} that was not restored: choose another name, or restore or destroy that ` +
     'state first'

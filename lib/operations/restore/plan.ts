@@ -21,6 +21,7 @@ import {
   type Findings,
   hostWarnings,
   machineWarnings,
+  moveBlockers,
   nameWarnings,
   pathBlockers,
   checkpointBlockers,
@@ -107,6 +108,7 @@ async function findingsOf(inputs: Inputs, starts: boolean): Promise<Findings> {
   const { machine } = report
   const found = [
     ...checkpointBlockers(checkpoint, settings.again),
+    ...moveBlockers(checkpoint),
     ...content.blockers,
     ...pathBlockers(checkpoint),
     ...generationBlockers(checkpoint, readerOf(context.target.dialect, context.system)),

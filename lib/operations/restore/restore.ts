@@ -30,15 +30,24 @@ export async function restore(
   const directory = store.directoryOf(settings.vm)
   const { descriptors } = await store.jobs.beginRestore(directory, settings.name)
   try {
-    const finished = await finishRollback(context, settings, cancellation)
-    return await restoreLocked(context, settings, finished, cancellation).catch((error: unknown) => {
-      throw withKept(error, finished?.kept)
-    })
+    return await restoreUnderLock(context, settings, cancellation)
   } finally {
     // Ignore errors: recovery removes what is left.
     await store.jobs.endRestore(directory, descriptors.restoreLock).catch(() => undefined)
     loadNative().close(descriptors.restoreLock)
   }
+}
+
+/** The caller holds the restore lock (`beginRestore`). Not for a fork. */
+export async function restoreUnderLock(
+  context: RestoreContext,
+  settings: RestoreSettings,
+  cancellation: Cancellation,
+): Promise<Restored> {
+  const finished = await finishRollback(context, settings, cancellation)
+  return restoreLocked(context, settings, finished, cancellation).catch((error: unknown) => {
+    throw withKept(error, finished?.kept)
+  })
 }
 
 /** `finished`: the rollback of a dead process. */

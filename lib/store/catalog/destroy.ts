@@ -6,6 +6,7 @@ import { CheckpointError, detailsOf, isExhausted, toCheckpointError } from '../.
 import { isForeignFormat } from '../../checkpoint/structure.js'
 import { memorySuffix } from '../../base/names.js'
 import { Directory } from '../../fs/directory.js'
+import { inDoubt, moveInDoubt } from '../../checkpoint/moving.js'
 import { notFound, checkpointNames } from '../../checkpoint/read.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
 import { assertNotStuck, moveCompanions, recover } from '../commit/recover.js'
@@ -28,6 +29,7 @@ export function destroyCheckpoint(directoryPath: string, name: string): void {
   if (!checkpointNames(directory).includes(name)) throw notFound(directoryPath, name)
   if (isForeign(directory, name) === true) throw foreign(directory, name)
   if (checkpointOfRollback(staging) === name) throw rollingBack(staging, name)
+  assertNoMoveInDoubt(directory, [name])
   discard(directory, staging, [name])
 }
 
@@ -58,6 +60,7 @@ function lockIfNeeded(directory: Directory): Directory | undefined {
 
 function removableNames(directory: Directory, staging: Directory): string[] {
   const stuck = recover(directory, staging)
+  assertNoMoveInDoubt(directory, checkpointNames(directory))
   const needed = checkpointOfRollback(staging)
   return checkpointNames(directory)
     .filter((name) => !stuck.has(name) && name !== needed && isForeign(directory, name) === false)
@@ -127,6 +130,13 @@ function isForeign(directory: Directory, name: string): boolean | undefined {
   } catch (error) {
     if (isExhausted(error)) throw error
     return undefined
+  }
+}
+
+function assertNoMoveInDoubt(directory: Directory, names: readonly string[]): void {
+  for (const name of names) {
+    const move = moveInDoubt(directory, name)
+    if (move !== undefined) throw inDoubt(directory, name, move, 'nothing was removed')
   }
 }
 

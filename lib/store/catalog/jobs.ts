@@ -7,6 +7,17 @@ export { compareSlice, digestFile, isListComplete, openCheckpoint } from './open
 export { dataRanges, openForExport } from './open_for_export.js'
 export { forgetSnapshots, owedSnapshots, snapshotsByName } from './owed_snapshots.js'
 export { labelCheckpoint } from './label.js'
+export {
+  commitMove,
+  discardCopies,
+  finishMove,
+  movingCopies,
+  recordArguments,
+  refuseMove,
+  releaseMove,
+  resolveMove,
+  withdrawMove,
+} from './move_records.js'
 export { pinCheckpoint } from './pin.js'
 export { pruneCheckpoints } from './prune.js'
 export { readRecordedArguments } from './recorded_arguments.js'

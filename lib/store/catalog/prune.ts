@@ -10,6 +10,7 @@ import { inScope, keptByRules } from './prune_rules.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
 import { recover } from '../commit/recover.js'
 import { isUnrestored } from '../../checkpoint/unrestored.js'
+import { blocksStart } from '../../checkpoint/move_record.js'
 
 /** Another tool may still be writing a damaged checkpoint that is younger than this. */
 const unfinishedMs = 3_600_000
@@ -84,7 +85,7 @@ export function choose(
     .filter((checkpoint) => !isUntouchable(checkpoint) && !mayBeUnfinished(checkpoint, now))
     .sort(byRemovalOrder)
   const last = all
-    .filter(({ state }) => state === 'complete')
+    .filter(({ state, move }) => state === 'complete' && !blocksStart(move))
     .sort(byAge)
     .at(-1)
   const removable = candidates.filter((checkpoint) => checkpoint !== last)
@@ -125,11 +126,13 @@ function mayBeUnfinished({ state, files, createdAt }: ListedCheckpoint, now: num
 
 /**
  * Never removed: foreign checkpoints, pinned ones, and a suspended state that was not restored, because it is the only
- * copy of its VM.
+ * copy of its VM. Of the copies of a move, only that of a VM that another host has started is removed: the others are in
+ * doubt, or the other host may still learn from them that the VM did not start here.
  */
 function isUntouchable(checkpoint: ListedCheckpoint): boolean {
-  const { state, pinned, poweredOff, restoredAt } = checkpoint
+  const { state, pinned, poweredOff, restoredAt, move } = checkpoint
   if (state === 'foreign' || pinned === true) return true
+  if (blocksStart(move)) return move?.state !== 'moved'
   return (poweredOff === true && restoredAt === undefined) || isUnknown(checkpoint)
 }
 

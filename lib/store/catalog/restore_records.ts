@@ -13,6 +13,7 @@ import {
   withConfirmed,
 } from '../../checkpoint/manifest.js'
 import { type Inspection, inspectCheckpoint } from '../../checkpoint/structure.js'
+import { blocksStart } from '../../checkpoint/move_record.js'
 import { memorySuffix } from '../../base/names.js'
 import type { DiskRecord } from '../../base/disk_types.js'
 import type { ListedCheckpoint } from '../../base/types.js'
@@ -179,7 +180,8 @@ export function recordRestore(
   using directory = openDirectoryOf(directoryPath, name)
   using staging = lockForRewrite(directory, name)
   const inspection = inspectForRewrite(directory, staging, name)
-  if (inspection.identity !== identity) return undefined
+  // A move can have begun since the plan.
+  if (inspection.identity !== identity || blocksStart(inspection.manifest?.move)) return undefined
   const text = withRestore(manifestText(directory, vm, name, inspection), restore)
   replaceManifest(directory, staging, name, text)
   const previous = inspection.manifest?.restoredAt
@@ -218,7 +220,8 @@ export function holdUnrecorded(
   openStaging(directory)[Symbol.dispose]()
   using staging = lockStagingIfAny(directory, 'shared')
   if (staging === undefined) return undefined
-  if (identity !== undefined && inspectCheckpoint(directory, name)?.identity !== identity) return undefined
+  const inspection = identity === undefined ? undefined : inspectCheckpoint(directory, name)
+  if (inspection?.identity !== identity || blocksStart(inspection?.manifest?.move)) return undefined
   return { descriptors: { staging: staging.release() } }
 }
 

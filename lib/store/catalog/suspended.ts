@@ -3,7 +3,9 @@
  * that stage shows that the stage belongs to a suspend. Runs in the pool.
  */
 import { CheckpointError } from '../../base/errors.js'
+import type { CheckpointMove } from '../../base/move_types.js'
 import type { Checkpoint, ListedCheckpoint } from '../../base/types.js'
+import { isInDoubt } from '../../checkpoint/move_record.js'
 import { memorySuffix } from '../../base/names.js'
 import { describe } from '../../checkpoint/describe.js'
 import { Directory } from '../../fs/directory.js'
@@ -14,7 +16,11 @@ import { isAlive, isStageId } from '../staging/staging_entries.js'
 import { isUnrestored } from '../../checkpoint/unrestored.js'
 
 /** `publishing`: bhyve has ended, and a live process is publishing the state that bhyve wrote. */
-export type SuspendedState = { kind: 'publishing' } | { kind: 'known'; checkpoint?: Checkpoint }
+/** `moving`: the move of a state is in doubt, so the VM may run on another host. */
+export type SuspendedState =
+  | { kind: 'publishing' }
+  | { kind: 'moving'; name: string; move: CheckpointMove }
+  | { kind: 'known'; checkpoint?: Checkpoint }
 
 /**
  * The newest state of a suspended VM that was not restored yet and is not older than `sinceMs`. Throws if a state
@@ -29,14 +35,17 @@ export function suspendedState(directoryPath: string, vm: string, sinceMs: numbe
     if (isBeingPublished(staging)) return { kind: 'publishing' }
     assertNoneUnpublished(staging, stuck)
   }
-  const states = checkpointNames(directory)
+  const all = checkpointNames(directory)
     .flatMap((name) => readableCheckpoint(directory, vm, name, sinceMs))
     .sort(byAge)
-    .flatMap((listed) => {
-      if (listed.state !== 'complete' || !isUnrestored(directory, listed)) return []
-      const { state: _state, problems: _problems, ...checkpoint } = listed
-      return checkpoint.createdAt.getTime() < sinceMs ? [] : [checkpoint]
-    })
+  for (const { name, move, createdAt } of all)
+    if (move !== undefined && isInDoubt(move) && (createdAt?.getTime() ?? 0) >= sinceMs)
+      return { kind: 'moving', name, move }
+  const states = all.flatMap((listed) => {
+    if (listed.state !== 'complete' || !isUnrestored(directory, listed)) return []
+    const { state: _state, problems: _problems, ...checkpoint } = listed
+    return checkpoint.createdAt.getTime() < sinceMs ? [] : [checkpoint]
+  })
   const newest = states.at(-1)
   return newest === undefined ? { kind: 'known' } : { kind: 'known', checkpoint: newest }
 }

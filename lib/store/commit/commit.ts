@@ -66,7 +66,7 @@ function keepPin(directory: Directory, stage: Directory, publication: Publicatio
   if (manifest.pinned || !isPinned(directory, name)) return
   const pinned = 'pin'
   removeTree(stage, pinned)
-  const text = formatManifest({ ...manifest, version: versionFor(manifest.disks), pinned: true })
+  const text = formatManifest({ ...manifest, version: versionFor(manifest), pinned: true })
   const file = name + manifestSuffix
   rewriteManifest(stage, file, text, { directory: stage, file: pinned, durable })
   stage.rename(pinned, stage, file)

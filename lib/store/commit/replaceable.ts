@@ -6,6 +6,8 @@ import { CheckpointError } from '../../base/errors.js'
 import { isForeignFormat } from '../../checkpoint/structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import type { Directory } from '../../fs/directory.js'
+import { blocksStart } from '../../checkpoint/move_record.js'
+import { doubtOf, moveInDoubt } from '../../checkpoint/moving.js'
 import { existingCheckpoint, listedCheckpoint } from '../../checkpoint/read.js'
 
 export function assertReplaceable(directory: Directory, name: string, ifExists: 'replace' | 'fail'): void {
@@ -21,6 +23,8 @@ export function assertReplaceable(directory: Directory, name: string, ifExists: 
   if (directory.statusIfAny(name + memorySuffix) === undefined) return
   const path = directory.pathOf(name + memorySuffix)
   if (ifExists === 'fail') throw exists(path, 'already exists', existingCheckpoint(directory, name))
+  const move = moveInDoubt(directory, name)
+  if (move !== undefined) throw exists(path, `is part of a move that is in doubt: ${doubtOf(move)}`)
   const isFile = directory.statusIfAny(name + memorySuffix)?.kind === 'file'
   if (isFile && isForeignFormat(directory, name)) {
     throw exists(path, "is another tool's checkpoint, which this library does not replace")
@@ -45,7 +49,8 @@ export function assertNotOlder(directory: Directory, saved: Candidate): void {
   if (existing === undefined || existing.state === 'foreign') return
   // A checkpoint that cannot be read may be a suspended state. The modification time of its RAM file is still known.
   const isKnown = existing.createdAt !== undefined
-  const isSuspendedState = !isKnown || (existing.poweredOff === true && existing.restoredAt === undefined)
+  const isUnrestored = existing.poweredOff === true && existing.restoredAt === undefined
+  const isSuspendedState = !isKnown || (isUnrestored && !blocksStart(existing.move))
   if (!isSuspendedState && !poweredOff) return
   // Both times are file times. If they are equal, the suspended state was saved last, because the VM ended with it.
   const existingMs = existing.createdAt?.getTime() ?? memoryModifiedMs(directory, name)
