@@ -25,6 +25,9 @@ export const operations = Object.freeze([
   'diagnose',
   'export',
   'import',
+  'move',
+  'receive',
+  'resolveMove',
 ] as const)
 
 /** The name of an operation. */

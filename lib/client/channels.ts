@@ -19,5 +19,7 @@ export function eventOf(
   { vm, checkpoint }: { vm?: unknown; checkpoint?: unknown } = {},
 ): OperationEvent {
   const isText = (value: unknown): value is string => typeof value === 'string'
-  return { operation, ...(isText(vm) ? { vm } : {}), ...(isText(checkpoint) ? { checkpoint } : {}) }
+  const event = { operation, ...(isText(vm) ? { vm } : {}), ...(isText(checkpoint) ? { checkpoint } : {}) }
+  // TypeScript compares a union with at most 25 members of another.
+  return event as OperationEvent
 }

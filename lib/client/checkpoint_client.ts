@@ -24,7 +24,15 @@ import type {
   SuspendedCheckpointOptions,
 } from '../base/call_types.js'
 import type { CheckpointPlan, Finding, PlanCheckpointOptions } from '../base/finding_types.js'
+import type {
+  MoveOptions,
+  MoveReport,
+  ReceivedMove,
+  ReceiveOptions,
+  ResolveMoveOptions,
+} from '../base/move_types.js'
 import type { RestoreOptions, RestorePlan } from '../base/restore_types.js'
+import type { Duplex } from 'node:stream'
 
 export interface CheckpointClient extends AsyncDisposable {
   /**
@@ -345,6 +353,67 @@ export interface CheckpointClient extends AsyncDisposable {
     source: AsyncIterable<Uint8Array>,
     options?: ImportOptions,
   ): Promise<Checkpoint>
+  /**
+   * Moves a VM to another host, which runs `receiveVirtualMachine` at the other end of the connection: plans the move on
+   * both hosts, suspends the VM, sends the state, and has the other host start it. A VM that is already suspended is
+   * moved, too. The disks must be on storage that both hosts share.
+   *
+   * At every moment, exactly one of the two hosts can be made to run the VM. Until the commit, that is this host, and it
+   * resumes the VM if the move fails. From the commit on, it is the other one: this host's copy cannot be restored.
+   * `docs/move.md` has the steps. Resolves once the VM runs on the other host, or once the move is planned (`dryRun`).
+   *
+   * If a move is in doubt, call this again with the same VM and host, whatever the other options are. It finds out
+   * whether the VM runs there, starts it there if it does not, and resolves with the outcome `resolved`.
+   *
+   * Rejects with:
+   * - `ERR_MOVE_REFUSED`: a plan has `blockers`. Nothing was changed
+   * - `ERR_MOVE_FAILED`: the VM was not moved. `vmState` is `running` if it runs on this host, `off` if it is suspended on
+   *   this host, or if it has ended on the other one; the message has what to do
+   * - `ERR_MOVE_IN_DOUBT`: the other host was told to start the VM and has not answered, or the move of another copy is in
+   *   doubt. Do not start the VM from its disks. Call this again
+   * - what `suspend` rejects with; the VM was then not moved
+   *
+   * A cancel before the commit resumes the VM here. After the commit, the move is in doubt. `idle()` waits for the outcome.
+   *
+   * @example
+   * const { offlineMs } = await client.moveVirtualMachine('vm1', {
+   *   host: 'b.example',
+   *   args,
+   *   connect: () => {
+   *     const ssh = spawn('ssh', ['b.example', 'bhyve-checkpoint', 'receive'], { stdio: ['pipe', 'pipe', 'inherit'] })
+   *     return Duplex.from({ readable: ssh.stdout, writable: ssh.stdin })
+   *   },
+   * })
+   */
+  moveVirtualMachine(vm: string, options: MoveOptions): Promise<MoveReport>
+  /**
+   * Receives a VM from `moveVirtualMachine` of another host over an authenticated connection, such as the standard input
+   * and output of a command that ssh has started. Plans, imports and starts the VM as the other host requests. Resolves
+   * when that host has ended the connection. A bhyve that was started outlives this process, as after `restore`.
+   *
+   * The VM never starts before the other host has committed the move, and never starts twice from one move. The state
+   * that has arrived cannot be restored, removed or replaced while the move is in doubt.
+   *
+   * Rejects with `ERR_MOVE_IN_DOUBT` if the connection ended while the other host could commit: `moveVirtualMachine` on
+   * that host resolves it. Rejects with `ERR_MOVE_FAILED` if the connection is lost before, with `ERR_INVALID_OPTION`, or
+   * with an `AbortError` or `ERR_TIMEOUT`.
+   *
+   * @example
+   * const { vm, outcome } = await client.receiveVirtualMachine(Duplex.from({ readable: process.stdin, writable: process.stdout }))
+   */
+  receiveVirtualMachine(connection: Duplex, options?: ReceiveOptions): Promise<ReceivedMove>
+  /**
+   * Decides a move in doubt whose other host is lost for ever: `runs: 'here'` makes this copy restorable, `'elsewhere'`
+   * makes it useless. Does not start anything. If you are wrong, the VM can run on two hosts, or on none. If the other host
+   * can still be reached, call `moveVirtualMachine` instead.
+   *
+   * Rejects with `ERR_INVALID_OPTION` if the move of this checkpoint is not in doubt, with `ERR_CHECKPOINT_NOT_FOUND`, or with
+   * `ERR_CHECKPOINT_BUSY` while a move or a restore of the VM is in progress.
+   *
+   * @example
+   * await client.resolveMove('vm1', 'suspend', { runs: 'here' })
+   */
+  resolveMove(vm: string, name: string, options: ResolveMoveOptions): Promise<void>
   /**
    * Lists the calls of this client whose work has not ended, the oldest first. A call that was cancelled is listed until
    * its work has ended. `idle()` waits for these calls. An iteration of `listAllCheckpoints` is listed while it reads.

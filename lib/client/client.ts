@@ -3,6 +3,7 @@ import type { ClientOptions } from '../base/types.js'
 import { ArchiveCalls } from './calls/archive_calls.js'
 import { DiagnosisCalls } from './calls/diagnosis_calls.js'
 import { MachineCalls } from './calls/machine_calls.js'
+import { MoveCalls } from './calls/move_calls.js'
 import { RemovingCalls } from './calls/removing_calls.js'
 import { RestoringCalls } from './calls/restoring_calls.js'
 import { SavingCalls } from './calls/saving_calls.js'
@@ -35,5 +36,5 @@ export function createClientIn(environment: Environment, options: ClientOptions 
     diagnosis: new DiagnosisCalls(session),
     archives: new ArchiveCalls(session),
   }
-  return tracedClient(callGroups, session)
+  return tracedClient({ ...callGroups, moves: new MoveCalls(session, callGroups) }, session)
 }

@@ -37,13 +37,17 @@ export interface OperationResults {
   /** `bytes`: of the archive. */
   export: { bytes: number }
   import: { memoryBytes: number; storedBytes: number }
+  /** `offlineMs`: only if this call has suspended and moved the VM. */
+  move: { outcome: 'planned' | 'started' | 'resolved'; offlineMs?: number }
+  receive: { outcome: 'started' | 'not-started' | 'dropped' | 'planned' }
+  resolveMove: object
 }
 
 /** The summary of the result of one operation, or of any operation. */
 export type OperationResult<Name extends Operation = Operation> = OperationResults[Name]
 
 /** Operations that are not about one VM. */
-type OfNoVm = 'diagnose' | 'listAll' | 'pruneAll' | 'listStored' | 'listVirtualMachines'
+type OfNoVm = 'diagnose' | 'receive' | 'listAll' | 'pruneAll' | 'listStored' | 'listVirtualMachines'
 /** Operations that are about one VM but not about one checkpoint. */
 type OfVm = 'list' | 'destroyAll' | 'prune' | 'suspendedCheckpoint' | 'pause' | 'resume'
 

@@ -5,6 +5,7 @@ import type { Checkpoint } from '../base/types.js'
 import type { ArchiveCalls } from './calls/archive_calls.js'
 import type { DiagnosisCalls } from './calls/diagnosis_calls.js'
 import type { MachineCalls } from './calls/machine_calls.js'
+import type { MoveCalls } from './calls/move_calls.js'
 import type { RestoringCalls } from './calls/restoring_calls.js'
 import type { RemovingCalls } from './calls/removing_calls.js'
 import type { SavingCalls } from './calls/saving_calls.js'
@@ -29,6 +30,7 @@ interface CallGroups {
   restoring: RestoringCalls
   diagnosis: DiagnosisCalls
   archives: ArchiveCalls
+  moves: MoveCalls
 }
 
 interface CallOf<M extends Method, Name extends Operation> {
@@ -184,6 +186,24 @@ const calls: { [M in Method]: TracedCall<M> } = {
     about: (vm, checkpoint) => ({ vm, checkpoint }),
     run: ({ archives }, ...args) => archives.importCheckpoint(...args),
     summary: sizesOf,
+  },
+  moveVirtualMachine: {
+    operation: 'move',
+    about: (vm, options) => ({ vm, checkpoint: options?.name }),
+    run: ({ moves }, ...args) => moves.moveVirtualMachine(...args),
+    summary: ({ outcome, offlineMs }) => (offlineMs === undefined ? { outcome } : { outcome, offlineMs }),
+  },
+  receiveVirtualMachine: {
+    operation: 'receive',
+    about: ofNoVm,
+    run: ({ moves }, ...args) => moves.receiveVirtualMachine(...args),
+    summary: ({ outcome }) => ({ outcome }),
+  },
+  resolveMove: {
+    operation: 'resolveMove',
+    about: ofStored,
+    run: ({ moves }, ...args) => moves.resolveMove(...args),
+    summary: nothing,
   },
 }
 

@@ -7,7 +7,15 @@ import { CheckpointError } from '../../base/errors.js'
 import { isFailure, loadNative } from '../../base/native.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import { describe, labelsOf } from '../../checkpoint/describe.js'
-import { formatManifest, type Manifest, newManifest } from '../../checkpoint/manifest.js'
+import {
+  formatManifest,
+  type Manifest,
+  manifestMaxBytes,
+  newManifest,
+  withMove,
+} from '../../checkpoint/manifest.js'
+import { blocksStart, isInDoubt } from '../../checkpoint/move_record.js'
+import { inDoubt } from '../../checkpoint/moving.js'
 import { inspectUnchanged, notFound } from '../../checkpoint/read.js'
 import type { Inspection } from '../../checkpoint/structure.js'
 import { isUnrestored } from '../../checkpoint/unrestored.js'
@@ -56,7 +64,7 @@ export function openForExport(
     assertExportable(directory, vm, name, inspection, copy)
     const files = openFiles(directory, name)
     if (isUnchanged(directory, name, files, inspection)) {
-      const manifest = replacedManifest(vm, name, inspection)
+      const manifest = replacedManifest(directory, vm, name, inspection)
       const exported = order.flatMap(([part, suffix]) => {
         const status = files.get(part)
         return status === undefined ? [] : [statusOf(status, part, name + suffix)]
@@ -89,7 +97,15 @@ function assertExportable(
       path: listed.path,
     })
   }
-  if (copy || !isUnrestored(directory, listed)) return
+  const { move } = listed
+  if (copy || !(blocksStart(move) || isUnrestored(directory, listed))) return
+  if (move !== undefined && isInDoubt(move))
+    throw inDoubt(
+      directory,
+      name,
+      move,
+      "it was not exported (to copy it nevertheless, pass the option 'copy')",
+    )
   const message =
     `Checkpoint '${name}' is the state of a suspended VM. Two hosts that restore it would run the same guest, on the same ` +
     "disks if they share them. To copy it nevertheless, pass the option 'copy'"
@@ -98,11 +114,20 @@ function assertExportable(
 
 /**
  * If another tool has rewritten the files since, the manifest describes older ones. It is replaced with one that keeps
- * what belongs to the name.
+ * what belongs to the name. A copy is not part of a move.
  */
-function replacedManifest(vm: string, name: string, inspection: Inspection): string | undefined {
+function replacedManifest(
+  directory: Directory,
+  vm: string,
+  name: string,
+  inspection: Inspection,
+): string | undefined {
   const { manifest, isManifestOf, modifiedMs, id } = inspection
-  if (manifest === undefined || isManifestOf) return undefined
+  if (manifest === undefined) return undefined
+  if (isManifestOf) {
+    if (manifest.move === undefined) return undefined
+    return withMove(directory.readText(name + manifestSuffix, manifestMaxBytes), undefined)
+  }
   const facts = {
     vm,
     name,

@@ -58,12 +58,12 @@ export function sealArrival(handle: StageHandle, sealing: Sealing): Manifest {
   if (arrived !== undefined) assertRecorded(stage, arrived, digests, stop)
   stage.unlink(arrivedManifest)
   const { manifest, text } = arrived ?? { manifest: manifestWithout(stage, vm, name, inspection), text: '{}' }
-  const { arguments: recorded, fingerprint: _, ...others } = manifest
+  const { arguments: recorded, fingerprint: _, move: _move, ...others } = manifest
   return {
     // Properties that this release does not know belong to the checkpoint, too.
     ...(withoutOwn(parseObject(text)) as Partial<Manifest>),
     ...others,
-    version: versionFor(manifest.disks),
+    version: versionFor(others),
     vm,
     name,
     memoryModifiedMs: inspection.modifiedMs,

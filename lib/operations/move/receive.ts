@@ -1,0 +1,223 @@
+/** The host that receives a VM. It does what the messages of the other host request, and answers each of them. */
+import { CheckpointError, reasonOf } from '../../base/errors.js'
+import type { ReceivedMove } from '../../base/move_types.js'
+import type { RestoreContext } from '../restore/context.js'
+import { planRestore } from '../restore/plan.js'
+import { defaultBhyve } from '../settings.js'
+import type { MoveConnection } from './connection.js'
+import { type MoveArchive, now } from './context.js'
+import { bounded, boundedFindings, type Message, type PlanMessage, type ToReceiver } from './messages.js'
+import { isUseless, planArrival } from './plan_arrival.js'
+import { arrivalSettings, copyOf, release, type Starting } from './release.js'
+
+export interface ReceiveContext {
+  restoring(vm: string): RestoreContext
+  archive: MoveArchive
+  starting: Starting
+}
+
+/** The sender has aborted the move while it sent the checkpoint. */
+class Dropped extends Error {}
+
+/** Resolves when the sender has ended the connection. Rejects if the connection is lost before the move has an outcome. */
+export async function receive(context: ReceiveContext, connection: MoveConnection): Promise<ReceivedMove> {
+  const receiver = new Receiver(context, connection)
+  for (;;) {
+    try {
+      const received = await connection.receive()
+      if (received.kind === 'end') return receiver.end()
+      // The sender can still send data after it was refused.
+      if (received.kind === 'message') await receiver.handle(received.message)
+    } catch (error) {
+      return receiver.end(error)
+    }
+  }
+}
+
+class Receiver {
+  readonly #context: ReceiveContext
+  readonly #connection: MoveConnection
+  #plan: PlanMessage | undefined
+  /** The id of the move that this host is prepared for: the sender may commit it at any time. */
+  #prepared: string | undefined
+  #result: ReceivedMove = { outcome: 'planned' }
+
+  constructor(context: ReceiveContext, connection: MoveConnection) {
+    this.#context = context
+    this.#connection = connection
+  }
+
+  async handle(message: Message): Promise<void> {
+    const { id } = message
+    switch (message.type) {
+      case 'plan':
+        return this.#planned(message)
+      case 'send':
+        return this.#receive(id)
+      case 'end':
+        if (this.#prepared === id) this.#connection.post({ type: 'prepared', id })
+        return
+      case 'drop':
+        return this.#drop(message)
+      case 'release':
+        return this.#release(id, message.vm)
+      case 'status':
+        return this.#report(id, message.vm)
+      default:
+        throw new CheckpointError(
+          'ERR_MOVE_FAILED',
+          'The other side of the move answers, but nothing was sent to it',
+        )
+    }
+  }
+
+  /** The result, once the connection has ended. `error`: it was lost. */
+  end(error?: unknown): ReceivedMove {
+    if (this.#prepared !== undefined) throw this.#inDoubt(error)
+    if (error !== undefined && this.#result.outcome === 'planned') throw error
+    return this.#result
+  }
+
+  async #planned(plan: PlanMessage): Promise<void> {
+    const found = await this.#planOf(plan)
+    this.#plan = plan
+    this.#result = { vm: plan.vm, outcome: 'planned' }
+    const { left } = found
+    const blockers = boundedFindings(found.blockers)
+    this.#connection.post({
+      type: 'planned',
+      id: plan.id,
+      blockers,
+      warnings: boundedFindings(found.warnings),
+      left,
+    })
+  }
+
+  #planOf(plan: PlanMessage): ReturnType<typeof planArrival> {
+    return planArrival(this.#context.restoring(plan.vm), plan, this.#context.starting.bhyve ?? defaultBhyve)
+  }
+
+  async #receive(id: string): Promise<void> {
+    const plan = this.#plan
+    if (this.#prepared === id) return
+    const refuse = (message: string, blockers = boundedFindings<never>([])): void =>
+      this.#connection.post({ type: 'refused', id, message: bounded(message), blockers })
+    if (plan?.id !== id) return refuse('the move was not planned')
+    try {
+      const { blockers } = await this.#planOf(plan)
+      if (blockers.length > 0)
+        return this.#connection.post({
+          ...{ type: 'refused', id, blockers: boundedFindings(blockers) },
+          message: bounded(blockers.map(({ message }) => message).join('; ')),
+        })
+      const fault = await this.#import(plan)
+      if (fault !== undefined) return refuse(fault)
+      this.#prepared = id
+      this.#connection.post({ type: 'prepared', id })
+    } catch (error) {
+      if (error instanceof Dropped) return
+      refuse(reasonOf(error))
+    }
+  }
+
+  /** Returns why the VM could not be restored here. Nothing is left then. */
+  async #import(plan: PlanMessage): Promise<string | undefined> {
+    const { vm, name, id, host, origin } = plan
+    const { store } = this.#context.restoring(vm)
+    const directory = store.directoryOf(vm)
+    const copies = await store.jobs.movingCopies(directory)
+    const useless = copies.filter((copy) => copy.name === name && isUseless(copy, plan))
+    await store.jobs.discardCopies(
+      directory,
+      useless.map(({ move }) => move),
+    )
+    const source = this.#data(id)
+    let isPublished = false
+    try {
+      const arriving = { state: 'arriving', id, host, origin, at: now() } as const
+      await this.#context.archive.import(vm, name, source, arriving)
+      isPublished = true
+      const blockers = await this.#arrivalBlockers(vm, name)
+      if (blockers === '') return undefined
+      await store.jobs.discardCopies(directory, [arriving])
+      return blockers
+    } catch (error) {
+      if (isPublished) await store.jobs.discardCopies(directory, [{ id, state: 'arriving' }])
+      throw error
+    }
+  }
+
+  /** The same plan as that of the restore that follows the release. */
+  async #arrivalBlockers(vm: string, name: string): Promise<string> {
+    const context = this.#context.restoring(vm)
+    const settings = await arrivalSettings(context, vm, name, this.#context.starting)
+    const { plan } = await planRestore(context, settings, true)
+    const others = plan.blockers.filter(({ code }) => code !== 'move-pending')
+    return others.map(({ code, message }) => `${code}: ${message}`).join('; ')
+  }
+
+  async *#data(id: string): AsyncGenerator<Uint8Array, void> {
+    for (;;) {
+      const received = await this.#connection.receive()
+      if (received.kind === 'end')
+        throw new CheckpointError(
+          'ERR_MOVE_FAILED',
+          'The connection ended before the complete checkpoint had arrived',
+        )
+      if (received.kind === 'data') yield received.bytes
+      else if (received.message.type === 'drop') {
+        this.#dropped(received.message)
+        throw new Dropped('The sender aborted the move')
+      } else if (received.message.type === 'end' && received.message.id === id) return
+    }
+  }
+
+  /** Only the store that sent a copy here knows that it has not committed, and never commits, that move. */
+  async #drop(message: Extract<ToReceiver, { type: 'drop' }>): Promise<void> {
+    const { vm, origin, copies } = message
+    const { store } = this.#context.restoring(vm)
+    const directory = store.directoryOf(vm)
+    const known = await store.jobs.movingCopies(directory)
+    const own = copies.filter((copy) =>
+      known.some(({ move }) => move.id === copy.id && move.origin === origin),
+    )
+    await store.jobs.discardCopies(directory, own)
+    this.#dropped(message)
+  }
+
+  #dropped({ id, vm, copies }: Extract<ToReceiver, { type: 'drop' }>): void {
+    if (copies.some((copy) => copy.id === this.#plan?.id && copy.state === 'arriving')) {
+      this.#prepared = undefined
+      this.#result = { vm, outcome: 'dropped' }
+    }
+    this.#connection.post({ type: 'dropped', id })
+  }
+
+  async #release(id: string, vm: string): Promise<void> {
+    const answer = await release(this.#context.restoring(vm), vm, id, this.#context.starting)
+    this.#connection.post(answer)
+    if (answer.type === 'doubtful') return
+    if (this.#prepared === id) this.#prepared = undefined
+    const pid = answer.type === 'started' ? answer.pid : undefined
+    this.#result = { vm, outcome: answer.type, ...(pid !== undefined && { pid }) }
+  }
+
+  async #report(id: string, vm: string): Promise<void> {
+    const copy = await copyOf(this.#context.restoring(vm), vm, id)
+    const message =
+      copy === undefined
+        ? 'there is no copy of this move'
+        : `checkpoint '${copy.name}', restored: ${copy.restored}`
+    this.#connection.post({ type: 'state', id, state: copy?.move.state ?? 'unknown', message })
+  }
+
+  #inDoubt(cause: unknown): CheckpointError {
+    const { vm = '', name = '', host = '' } = this.#plan ?? {}
+    const message =
+      `VM '${vm}' has arrived from host '${host}' as checkpoint '${name}', but the connection ended before that host ` +
+      `released it${cause === undefined ? '' : ` (${reasonOf(cause)})`}. The VM was not started. Call moveVirtualMachine again on that host ` +
+      "('bhyve-checkpoint move'), which resolves the move"
+    const details = { vm, checkpoint: name, vmState: 'off', retryable: false } as const
+    return new CheckpointError('ERR_MOVE_IN_DOUBT', message, { ...details, cause })
+  }
+}

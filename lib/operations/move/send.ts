@@ -1,0 +1,399 @@
+/**
+ * The host that sends a VM. docs/move.md has the order of the steps and what a failure leaves at each of them. The commit
+ * is the durable record `moved-to`. Before it, only this host can be made to run the VM; after it, only the other one.
+ */
+import { randomUUID } from 'node:crypto'
+import { CheckpointError, type ErrorDetails, reasonOf, toCheckpointError } from '../../base/errors.js'
+import { loadNative } from '../../base/native.js'
+import type { MoveReport } from '../../base/move_types.js'
+import type { Cancellation } from '../../base/cancellation.js'
+import type { MovingCopy, MoveStep } from '../../store/catalog/move_records.js'
+import type { RestoreContext } from '../restore/context.js'
+import type { MoveConnection } from './connection.js'
+import { type MoveArchive, now, originOf, thisHost } from './context.js'
+import type { LeftCopy, PlanMessage } from './messages.js'
+import { type AnswerOf, Peer } from './peer.js'
+import { type Departure, type DepartureRequest, inspectDeparture, otherHost } from './send_facts.js'
+
+export interface SendContext {
+  restoring: RestoreContext
+  archive: MoveArchive
+  departure: DepartureRequest
+  /** Suspends the VM, and records these arguments, or those of its process. Cannot be cancelled. */
+  suspend(name: string, args: readonly string[] | undefined): Promise<unknown>
+  /** Resumes the VM from its suspended state. */
+  resume(name: string): Promise<unknown>
+}
+
+export interface SendSettings {
+  vm: string
+  host: string
+  dryRun: boolean
+  anyCpu: boolean
+  silenceMs: number
+}
+
+/** The VM was suspended by this call, and is to be resumed here. */
+class ToResume extends Error {
+  readonly error: unknown
+  readonly checkpoint: string
+
+  constructor(error: unknown, checkpoint: string) {
+    super('The move failed')
+    this.error = error
+    this.checkpoint = checkpoint
+  }
+}
+
+/** A cancel interrupts the connection. Everything else that was begun is finished. */
+export async function send(
+  context: SendContext,
+  settings: SendSettings,
+  connection: MoveConnection,
+): Promise<MoveReport> {
+  const { cancellation } = context.restoring
+  const forget = cancellation.onCancel((error) => connection.interrupt(error))
+  try {
+    return await underLock(context, settings, () => new Sender(context, settings, connection).run())
+  } catch (error) {
+    throw error instanceof ToResume ? await resumed(context, settings, error) : error
+  } finally {
+    forget()
+  }
+}
+
+/** No restore of this VM can begin until the move has an outcome. Planning needs no lock. */
+async function underLock<T>(
+  { restoring: { store } }: SendContext,
+  { vm, dryRun }: SendSettings,
+  work: () => Promise<T>,
+): Promise<T> {
+  if (dryRun) return work()
+  const directory = store.directoryOf(vm)
+  const { made, descriptors } = await store.jobs.beginFork(directory)
+  try {
+    return await work()
+  } finally {
+    // Ignore errors: recovery removes what is left.
+    await store.jobs.endFork(directory, descriptors.restoreLock, made).catch(() => undefined)
+    loadNative().close(descriptors.restoreLock)
+  }
+}
+
+async function resumed(
+  context: SendContext,
+  { vm, host }: SendSettings,
+  { error, checkpoint }: ToResume,
+): Promise<CheckpointError> {
+  const failed = `VM '${vm}' was not moved to host '${host}': ${reasonOf(error)}`
+  const known = { vm, checkpoint, cause: error, blockers: blockersOf(error) }
+  try {
+    await context.resume(checkpoint)
+    const message = `${failed}. The VM was suspended meanwhile, and runs again on this host`
+    return new CheckpointError('ERR_MOVE_FAILED', message, { ...known, vmState: 'running' })
+  } catch (cause) {
+    const message =
+      `${failed}. The VM is suspended as checkpoint '${checkpoint}', and restoring it on this host failed (${reasonOf(cause)}). ` +
+      `Restore it here: its arguments are recorded ('bhyve-checkpoint restore ${vm} ${checkpoint}')`
+    return new CheckpointError('ERR_MOVE_FAILED', message, { ...known, vmState: 'off' })
+  }
+}
+
+function blockersOf(error: unknown): CheckpointError['blockers'] {
+  return error instanceof CheckpointError ? error.blockers : undefined
+}
+
+class Sender {
+  readonly #context: SendContext
+  readonly #settings: SendSettings
+  readonly #peer: Peer
+  readonly #cancellation: Cancellation
+  readonly #directory: string
+  /** When the guest stopped, in milliseconds since 1970. */
+  #offlineSince = Date.now()
+  /** The identity of the state that the other host receives. */
+  #identity = ''
+
+  constructor(context: SendContext, settings: SendSettings, connection: MoveConnection) {
+    this.#context = context
+    this.#settings = settings
+    this.#peer = new Peer(connection, settings.silenceMs / 2)
+    this.#cancellation = context.restoring.cancellation
+    this.#directory = context.restoring.store.directoryOf(settings.vm)
+  }
+
+  async run(): Promise<MoveReport> {
+    const { vm, host, dryRun } = this.#settings
+    const copies = await this.#context.restoring.store.jobs.movingCopies(this.#directory)
+    const doubtful = copies.find(({ move }) => move.state === 'moved-to')
+    if (doubtful === undefined) return this.#begin()
+    if (doubtful.move.host !== host) throw otherHost(vm, host, doubtful.move.host)
+    return dryRun ? this.#reportDoubt(doubtful) : this.#resolve(doubtful)
+  }
+
+  /** Continues a move that an earlier call has committed. */
+  async #resolve({ name, move }: MovingCopy): Promise<MoveReport> {
+    const { host } = this.#settings
+    const step = this.#step(name, move.id)
+    // The process that committed may have died before the record was durable.
+    await this.#context.restoring.store.jobs.commitMove(step, '', host, now())
+    const answer = await this.#released(step)
+    return this.#report(name, move.id, {
+      outcome: 'resolved',
+      ...(answer.pid !== undefined && { pid: answer.pid }),
+    })
+  }
+
+  async #reportDoubt({ name, move: { id } }: MovingCopy): Promise<MoveReport> {
+    const { vm, host } = this.#settings
+    const { state, message } = await this.#peer.request({ type: 'status', id, vm }, 'state')
+    const text = `the move to host '${host}' is in doubt, and this call without 'dryRun' resolves it: there, the copy is '${state}' (${message})`
+    const warnings = [{ side: 'there', code: 'copy-left', message: text }] as const
+    return this.#report(name, id, { outcome: 'planned', warnings })
+  }
+
+  async #begin(): Promise<MoveReport> {
+    const { dryRun } = this.#settings
+    const departure = await inspectDeparture(this.#context.restoring, this.#context.departure)
+    const { blockers, warnings } = departure
+    const plan = this.#planOf(departure)
+    const there = await this.#peer.request(plan, 'planned')
+    const found = {
+      blockers: [...sided('here', blockers), ...sided('there', there.blockers)],
+      warnings: [...sided('here', warnings), ...sided('there', there.warnings)],
+    }
+    if (dryRun) return this.#report(plan.name, plan.id, { outcome: 'planned', ...found })
+    if (found.blockers.length > 0) throw this.#refused(found.blockers)
+    this.#cancellation.throwIfCancelled()
+    await this.#dropLeft(plan, there.left)
+    const answer = await this.#move(departure, plan)
+    const report = {
+      warnings: found.warnings,
+      outcome: 'started',
+      offlineMs: Date.now() - this.#offlineSince,
+    } as const
+    return this.#report(plan.name, plan.id, {
+      ...report,
+      ...(answer.pid !== undefined && { pid: answer.pid }),
+    })
+  }
+
+  #planOf({ name, facts }: Departure): PlanMessage {
+    const { vm, anyCpu } = this.#settings
+    const id = randomUUID()
+    return { type: 'plan', id, vm, name, host: thisHost(), origin: originOf(this.#directory), facts, anyCpu }
+  }
+
+  /**
+   * This store has no record that it committed these moves, and the restore lock shows that no other process is about to.
+   * So nobody can need the copies any more.
+   */
+  async #dropLeft({ id, vm, origin }: PlanMessage, copies: readonly LeftCopy[]): Promise<void> {
+    if (copies.length > 0) await this.#peer.request({ type: 'drop', id, vm, origin, copies }, 'dropped')
+  }
+
+  async #move(departure: Departure, plan: PlanMessage): Promise<AnswerOf<'started'>> {
+    const { state } = departure
+    const isOurs = state === undefined
+    try {
+      if (isOurs) await this.#suspend(departure)
+      else await this.#adopt(departure, state.identity)
+    } catch (error) {
+      // The error of a suspend reports the state of the VM and what to do.
+      this.#abort(plan)
+      throw error
+    }
+    const step = this.#step(plan.name, plan.id)
+    try {
+      await this.#transfer(plan)
+      await this.#commit(step)
+    } catch (error) {
+      // If it is in doubt, the copy on the other host can be the one that counts.
+      if (!isInDoubt(error)) this.#abort(plan)
+      throw this.#failed(error, plan.name, isOurs)
+    }
+    try {
+      return await this.#released(step)
+    } catch (error) {
+      throw isNotStarted(error) ? this.#failed(error, plan.name, isOurs) : error
+    }
+  }
+
+  async #suspend({ name, recorded, isGiven }: Departure): Promise<void> {
+    this.#offlineSince = Date.now()
+    this.#cancellation.begin(
+      'the move is aborted, and the VM is resumed on this host (client.idle() waits for that)',
+    )
+    await this.#context.suspend(name, isGiven ? recorded?.words : undefined)
+  }
+
+  /** The other host needs the arguments in the checkpoint, and so does a restore here. */
+  async #adopt({ name, state, recorded, isGiven }: Departure, identity: string): Promise<void> {
+    const { jobs } = this.#context.restoring.store
+    this.#offlineSince = state?.listed.createdAt?.getTime() ?? this.#offlineSince
+    if (isGiven && recorded !== undefined)
+      await jobs.recordArguments(this.#directory, this.#settings.vm, name, identity, recorded)
+  }
+
+  async #transfer({ id, name }: PlanMessage): Promise<void> {
+    const { vm } = this.#settings
+    this.#cancellation.throwIfCancelled()
+    const { identity } = await this.#context.restoring.store.jobs.inspectForRestore(this.#directory, vm, name)
+    this.#identity = identity
+    const data = this.#context.archive.export(vm, name)
+    const answer = await this.#peer.send(id, data, 'prepared', 'refused')
+    if (answer.type === 'refused') {
+      const message = `The other host refused the VM: ${answer.message}`
+      throw new CheckpointError('ERR_MOVE_REFUSED', message, {
+        blockers: answer.blockers as CheckpointError['blockers'],
+      })
+    }
+  }
+
+  /** If the record may or may not be on disk, it is withdrawn. If even that fails, nobody releases the VM. */
+  async #commit(step: MoveStep): Promise<void> {
+    const { jobs } = this.#context.restoring.store
+    this.#cancellation.throwIfCancelled()
+    this.#cancellation.begin(
+      'the other host may run the VM, so the move is in doubt; call moveVirtualMachine again, which resolves it',
+    )
+    try {
+      await jobs.commitMove(step, this.#identity, this.#settings.host, now())
+    } catch (error) {
+      if (isUnwritten(error)) throw error
+      await jobs.withdrawMove(step).catch((cause: unknown) => {
+        throw this.#inDoubt(
+          step,
+          `writing the commit failed (${reasonOf(error)}), and so did withdrawing it`,
+          cause,
+        )
+      })
+      throw error
+    }
+  }
+
+  /** Rejects with `ERR_MOVE_IN_DOUBT`, or with `ERR_MOVE_FAILED` if this host has the VM again. */
+  async #released(step: MoveStep): Promise<AnswerOf<'started'>> {
+    const { id } = step
+    const answer = await this.#peer
+      .request({ type: 'release', id, vm: step.vm }, 'started', 'not-started', 'doubtful')
+      .catch((error: unknown) => {
+        throw this.#inDoubt(step, reasonOf(error), error)
+      })
+    if (answer.type === 'doubtful') throw this.#inDoubt(step, answer.message)
+    if (answer.type === 'not-started') throw await this.#withdrawn(step, answer.message)
+    await this.#context.restoring.store.jobs.finishMove(step, now()).catch((error: unknown) => {
+      throw this.#inDoubt(
+        step,
+        `the other host runs the VM, but recording that here failed: ${reasonOf(error)}`,
+        error,
+      )
+    })
+    if (answer.message !== undefined) throw this.#endedThere(answer.message)
+    return answer
+  }
+
+  async #withdrawn(step: MoveStep, why: string): Promise<Error> {
+    const { vm, host } = this.#settings
+    try {
+      await this.#context.restoring.store.jobs.withdrawMove(step)
+    } catch (error) {
+      return this.#inDoubt(
+        step,
+        `the VM did not start there (${why}), but withdrawing the move failed: ${reasonOf(error)}`,
+        error,
+      )
+    }
+    const copies = [{ id: step.id, state: 'not-started' }] as const
+    this.#peer.post({ type: 'drop', id: step.id, vm, origin: originOf(this.#directory), copies })
+    const message =
+      `VM '${vm}' did not start on host '${host}': ${why}. It can be restored on this host only, from checkpoint '${step.name}' ` +
+      `('bhyve-checkpoint restore ${vm} ${step.name}')`
+    return new NotStarted('ERR_MOVE_FAILED', message, { vm, checkpoint: step.name, vmState: 'off' })
+  }
+
+  #endedThere(why: string): CheckpointError {
+    const { vm, host } = this.#settings
+    const message = `VM '${vm}' was moved to host '${host}' and started there, but has ended since: ${why}. Restore it on that host`
+    return new CheckpointError('ERR_MOVE_FAILED', message, { vm, vmState: 'off' })
+  }
+
+  #inDoubt({ name }: MoveStep, why: string, cause?: unknown): CheckpointError {
+    const { vm, host } = this.#settings
+    const message =
+      `The move of VM '${vm}' to host '${host}' is in doubt: ${why}. The other host may run the VM, so it cannot be restored here. ` +
+      "Call moveVirtualMachine again with the same host ('bhyve-checkpoint move'), which resolves the move"
+    return new CheckpointError('ERR_MOVE_IN_DOUBT', message, {
+      vm,
+      checkpoint: name,
+      vmState: 'unknown',
+      cause,
+    })
+  }
+
+  #refused(blockers: MoveReport['blockers']): CheckpointError {
+    const { vm, host } = this.#settings
+    const reasons = blockers.map(({ side, code, message }) => `${code} (${side}): ${message}`).join('; ')
+    const message = `VM '${vm}' cannot be moved to host '${host}': ${reasons}. Nothing was changed`
+    return new CheckpointError('ERR_MOVE_REFUSED', message, {
+      vm,
+      blockers: blockers as CheckpointError['blockers'],
+    })
+  }
+
+  /** This host has the VM. It is resumed if it ran before this call. */
+  #failed(error: unknown, checkpoint: string, isOurs: boolean): unknown {
+    if (isInDoubt(error)) return error
+    if (isOurs) return new ToResume(error, checkpoint)
+    if (isNotStarted(error)) return error
+    const { vm } = this.#settings
+    const known = toCheckpointError(error, `Moving VM '${vm}'`)
+    const details: ErrorDetails = { vm, checkpoint, vmState: 'off', cause: error, blockers: known.blockers }
+    const message = `${known.message}. The VM is still suspended on this host`
+    return new CheckpointError(
+      known.code === 'ERR_MOVE_REFUSED' ? known.code : 'ERR_MOVE_FAILED',
+      message,
+      details,
+    )
+  }
+
+  /** The other host may discard what it has received. It is not waited for. */
+  #abort({ id, vm, origin }: PlanMessage): void {
+    this.#peer.post({ type: 'drop', id, vm, origin, copies: [{ id, state: 'arriving' }] })
+  }
+
+  #step(name: string, id: string): MoveStep {
+    return { directory: this.#directory, vm: this.#settings.vm, name, id }
+  }
+
+  #report(name: string, id: string, facts: Pick<MoveReport, 'outcome'> & Partial<MoveReport>): MoveReport {
+    return { vm: this.#settings.vm, name, id, blockers: [], warnings: [], ...facts }
+  }
+}
+
+class NotStarted extends CheckpointError {}
+
+function isNotStarted(error: unknown): boolean {
+  return error instanceof NotStarted
+}
+
+function isInDoubt(error: unknown): boolean {
+  return error instanceof CheckpointError && error.code === 'ERR_MOVE_IN_DOUBT'
+}
+
+/** The record was not written: the checkpoint has changed, or its lock was busy. */
+function isUnwritten(error: unknown): boolean {
+  const codes: readonly string[] = [
+    'ERR_CHECKPOINT_BUSY',
+    'ERR_CHECKPOINT_NOT_FOUND',
+    'ERR_CHECKPOINT_DAMAGED',
+  ]
+  return error instanceof CheckpointError && codes.includes(error.code)
+}
+
+function sided<Finding>(
+  side: 'here' | 'there',
+  found: readonly Finding[],
+): (Finding & { side: typeof side })[] {
+  return found.map((one) => ({ side, ...one }))
+}
