@@ -6,6 +6,7 @@ import { Duplex, duplexPair } from 'node:stream'
 import { type Test } from 'tap'
 import {
   type CheckpointClient,
+  type Dialect,
   type MoveOptions,
   type MoveReport,
   type ReceiveOptions,
@@ -29,6 +30,7 @@ export class MovingHost {
   readonly directory: string
   readonly bhyve: string
   readonly client: CheckpointClient
+  readonly #environment: Partial<Environment>
 
   constructor(t: Test, name: string, root: string, environment: Partial<Environment> = {}) {
     this.name = name
@@ -39,10 +41,15 @@ export class MovingHost {
     this.bhyve = path.join(this.root, 'bhyve')
     fs.mkdirSync(this.runDirectory, { recursive: true })
     this.writeBhyve()
-    const injected = { ...hostEnvironment, peers: new PeerMemory(), ...environment }
-    const { runDirectory, checkpointDirectory } = this
-    this.client = createClientIn(injected, { runDirectory, checkpointDirectory, dialect: 'descriptor' })
+    this.#environment = environment
+    this.client = this.clientOf('descriptor')
     t.teardown(() => this.killAll())
+  }
+
+  clientOf(dialect: Dialect): CheckpointClient {
+    const injected = { ...hostEnvironment, peers: new PeerMemory(), ...this.#environment }
+    const { runDirectory, checkpointDirectory } = this
+    return createClientIn(injected, { runDirectory, checkpointDirectory, dialect })
   }
 
   /** `instead`: a shell command to run instead of the simulator. Each start appends its pid to `starts`. */

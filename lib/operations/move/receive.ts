@@ -1,12 +1,19 @@
 /** The host that receives a VM. It does what the messages of the other host request, and answers each of them. */
 import { CheckpointError, reasonOf } from '../../base/errors.js'
-import type { ReceivedMove } from '../../base/move_types.js'
+import type { MoveBlocker, ReceivedMove } from '../../base/move_types.js'
 import type { RestoreContext } from '../restore/context.js'
 import { planRestore } from '../restore/plan.js'
 import { defaultBhyve } from '../settings.js'
 import type { MoveConnection } from './connection.js'
 import { type MoveArchive, now } from './context.js'
-import { bounded, boundedFindings, type Message, type PlanMessage, type ToReceiver } from './messages.js'
+import {
+  bounded,
+  boundedFindings,
+  type Found,
+  type Message,
+  type PlanMessage,
+  type ToReceiver,
+} from './messages.js'
 import { isUseless, planArrival } from './plan_arrival.js'
 import { arrivalSettings, copyOf, release, type Starting } from './release.js'
 
@@ -55,8 +62,7 @@ class Receiver {
       case 'send':
         return this.#receive(id)
       case 'end':
-        if (this.#prepared === id) this.#connection.post({ type: 'prepared', id })
-        return
+        return this.#repeat(id)
       case 'drop':
         return this.#drop(message)
       case 'release':
@@ -69,6 +75,21 @@ class Receiver {
           'The other side of the move answers, but nothing was sent to it',
         )
     }
+  }
+
+  /** The end of data that did not arrive, or that were answered before. */
+  #repeat(id: string): void {
+    if (this.#prepared === id) this.#connection.post({ type: 'prepared', id })
+    else this.#refuse(id, 'the checkpoint did not arrive')
+  }
+
+  #refuse(id: string, message: string, blockers: Found<MoveBlocker> = []): void {
+    this.#connection.post({
+      type: 'refused',
+      id,
+      message: bounded(message),
+      blockers: boundedFindings(blockers),
+    })
   }
 
   /** The result, once the connection has ended. `error`: it was lost. */
@@ -100,23 +121,18 @@ class Receiver {
   async #receive(id: string): Promise<void> {
     const plan = this.#plan
     if (this.#prepared === id) return
-    const refuse = (message: string, blockers = boundedFindings<never>([])): void =>
-      this.#connection.post({ type: 'refused', id, message: bounded(message), blockers })
-    if (plan?.id !== id) return refuse('the move was not planned')
+    if (plan?.id !== id) return this.#refuse(id, 'the move was not planned')
     try {
       const { blockers } = await this.#planOf(plan)
       if (blockers.length > 0)
-        return this.#connection.post({
-          ...{ type: 'refused', id, blockers: boundedFindings(blockers) },
-          message: bounded(blockers.map(({ message }) => message).join('; ')),
-        })
+        return this.#refuse(id, blockers.map(({ message }) => message).join('; '), blockers)
       const fault = await this.#import(plan)
-      if (fault !== undefined) return refuse(fault)
+      if (fault !== undefined) return this.#refuse(id, fault)
       this.#prepared = id
       this.#connection.post({ type: 'prepared', id })
     } catch (error) {
       if (error instanceof Dropped) return
-      refuse(reasonOf(error))
+      this.#refuse(id, reasonOf(error))
     }
   }
 
