@@ -6,6 +6,7 @@ import { label } from './label.js'
 import { destroy, destroyAll } from './destroying.js'
 import { doctor } from './doctor.js'
 import { pause, resume, vms } from './machines.js'
+import { move, receive } from './move.js'
 import { restore } from './restore.js'
 import { prune } from './pruning.js'
 import { create, suspend } from './saving.js'
@@ -30,6 +31,8 @@ export const commands: readonly Command[] = [
   label,
   suspend,
   restore,
+  move,
+  receive,
   exportCommand,
   importCommand,
   pause,
