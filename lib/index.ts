@@ -65,12 +65,11 @@ export type {
   DiskSelection,
   PreparedDisks,
 } from './base/disk_types.js'
+export type { CheckpointMove, MoveState } from './base/move_state.js'
 export type {
-  CheckpointMove,
   MoveBlocker,
   MoveOptions,
   MoveReport,
-  MoveState,
   MoveWarning,
   ReceivedMove,
   ReceiveOptions,

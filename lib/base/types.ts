@@ -1,7 +1,7 @@
 /** The types of the public API. Sizes are in bytes, durations in milliseconds, dates are `Date` objects. */
 import type { CallOptions } from './call_options.js'
 import type { DiskProvider, DiskSelection } from './disk_types.js'
-import type { CheckpointMove } from './move_types.js'
+import type { CheckpointMove } from './move_state.js'
 import type { Problem } from './problem.js'
 
 /**

@@ -2,7 +2,7 @@
  * The record of a move in a manifest. It decides on which host a suspended VM can be made to run. docs/move.md explains
  * the states.
  */
-import type { MoveState } from '../base/move_types.js'
+import type { MoveState } from '../base/move_state.js'
 import { isUuid } from '../base/names.js'
 import { membersOf } from '../base/union_members.js'
 

@@ -1,5 +1,5 @@
 /** Copies of a move that is in doubt: which they are, and what to do about them. Runs in the pool. */
-import type { CheckpointMove } from '../base/move_types.js'
+import type { CheckpointMove } from '../base/move_state.js'
 import { CheckpointError } from '../base/errors.js'
 import { memorySuffix } from '../base/names.js'
 import type { Directory } from '../fs/directory.js'

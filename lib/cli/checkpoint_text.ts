@@ -81,6 +81,10 @@ const moveNotes: Record<NonNullable<Move>['state'], string> = {
   moved: 'moved to',
 }
 
+function moveTexts(move: Move): string[] {
+  return move === undefined ? [] : [`${moveNote(move)} (${move.id})`]
+}
+
 function moveNote({ state, host }: NonNullable<Move>): string {
   return `${moveNotes[state]} ${host}`
 }
@@ -102,7 +106,7 @@ export function checkpointLines(checkpoint: ListedCheckpoint): string[] {
     ...(host === undefined ? [] : [['host', hostText(host)] as [string, string]]),
     ...disks.map(({ path: disk, snapshot }): [string, string] => ['disk', `${disk} (${snapshot})`]),
     ...(argumentsRecorded ? [['arguments', 'recorded'] as [string, string]] : []),
-    ...(move === undefined ? [] : [['move', `${moveNote(move)} (${move.id})`] as [string, string]]),
+    ...moveTexts(move).map((text): [string, string] => ['move', text]),
     ...labelTexts(labels).map((text): [string, string] => ['label', text]),
     ...restores.map(({ at, again }): [string, string] => [
       'restored',

@@ -369,7 +369,7 @@ export interface CheckpointClient extends AsyncDisposable {
    * - `ERR_MOVE_REFUSED`: a plan has `blockers`. Nothing was changed
    * - `ERR_MOVE_FAILED`: the VM was not moved. `vmState` is `running` if it runs on this host, `off` if it is suspended on
    *   this host, or if it has ended on the other one; the message has what to do
-   * - `ERR_MOVE_IN_DOUBT`: the other host was told to start the VM and has not answered, or the move of another copy is in
+   * - `ERR_MOVE_IN_DOUBT`: a request to start the VM was sent to the other host, which has not answered, or the move of another copy is in
    *   doubt. Do not start the VM from its disks. Call this again
    * - what `suspend` rejects with; the VM was then not moved
    *

@@ -1,6 +1,6 @@
 /** Inspects the checkpoint directory of a VM. Recovers and changes nothing. Runs in the pool. */
 import { CheckpointError, isExhausted, reasonOf, toCheckpointError } from '../base/errors.js'
-import type { CheckpointMove } from '../base/move_types.js'
+import type { CheckpointMove } from '../base/move_state.js'
 import type { ListedCheckpoint } from '../base/types.js'
 import { checkpointNames, listedCheckpoint } from '../checkpoint/read.js'
 import { isUnrestored } from '../checkpoint/unrestored.js'

@@ -2,7 +2,7 @@
 import path from 'node:path'
 import type { Cancellation } from '../base/cancellation.js'
 import { CheckpointError } from '../base/errors.js'
-import type { CheckpointMove } from '../base/move_types.js'
+import type { CheckpointMove } from '../base/move_state.js'
 import type { Checkpoint, Layout } from '../base/types.js'
 import { doubtOf } from '../checkpoint/moving.js'
 import type { JobRunner } from '../pool/pool.js'

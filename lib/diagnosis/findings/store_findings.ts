@@ -1,6 +1,6 @@
 /** What waits in the checkpoint directory of a VM, and whether its next checkpoint fits. */
 import type { Finding } from '../../base/finding_types.js'
-import type { CheckpointMove } from '../../base/move_types.js'
+import type { CheckpointMove } from '../../base/move_state.js'
 import { blocksStart, isInDoubt } from '../../checkpoint/move_record.js'
 import { doubtOf } from '../../checkpoint/moving.js'
 import { marginBytes } from '../../store/staging/space.js'

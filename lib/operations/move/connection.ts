@@ -64,8 +64,8 @@ export class MoveConnection implements Disposable {
         if (received !== undefined) return received
         continue
       }
-      const { done, value } = await this.#nextChunk()
-      if (done !== true) this.#reader.add(value)
+      const chunk = await this.#nextChunk()
+      if (chunk.done !== true) this.#reader.add(chunk.value)
       else if (this.#reader.unexpected === '') return { kind: 'end' }
       else throw lost(`it ended after '${this.#reader.unexpected}'`)
     }

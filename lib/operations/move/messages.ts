@@ -1,5 +1,6 @@
 /** The messages of a move. docs/move.md has their order. All of them can be repeated. The other host is not trusted. */
-import type { MoveBlocker, MoveState, MoveWarning } from '../../base/move_types.js'
+import type { MoveState } from '../../base/move_state.js'
+import type { MoveBlocker, MoveWarning } from '../../base/move_types.js'
 import { isCheckpointName, isUuid, isVmName } from '../../base/names.js'
 import { isMoveText } from '../../checkpoint/move_record.js'
 
@@ -46,8 +47,8 @@ export type ToReceiver =
   | { type: 'status'; id: string; vm: string }
 
 /**
- * From the receiver. `started`: the VM ran here. `message`: it has ended since. `doubtful`: the receiver cannot tell, or
- * does not know the move.
+ * From the receiver. `started`: the VM ran here. `message`: it has ended since. `doubtful`: the receiver does not know
+ * whether it did, or does not know the move.
  */
 export type ToSender =
   | {

@@ -38,7 +38,7 @@ export class Peer {
         throw new CheckpointError('ERR_MOVE_FAILED', 'The other host ended the connection without an answer')
       if (received.kind !== 'message') continue
       const { message } = received
-      if (message.id === id && isOneOf(message.type, types)) return message as AnswerOf<T>
+      if (message.id === id && isOneOf(message.type as Type, types)) return message as AnswerOf<T>
     }
     throw new CheckpointError(
       'ERR_MOVE_FAILED',
@@ -59,7 +59,9 @@ export class Peer {
       (one) => (early = one),
       () => undefined,
     )
-    const failed = new Promise<never>((_, reject) => answer.catch(reject))
+    const failed = new Promise<never>((_, reject) => {
+      answer.catch(reject)
+    })
     failed.catch(() => undefined)
     for await (const bytes of data) {
       if (early !== undefined) break
@@ -80,6 +82,6 @@ export class Peer {
   }
 }
 
-function isOneOf<T extends Type>(type: string, types: readonly T[]): boolean {
-  return (types as readonly string[]).includes(type)
+function isOneOf(type: Type, types: readonly Type[]): boolean {
+  return types.includes(type)
 }

@@ -62,7 +62,8 @@ class Receiver {
       case 'send':
         return this.#receive(id)
       case 'end':
-        return this.#repeat(id)
+        this.#repeat(id)
+        return
       case 'drop':
         return this.#drop(message)
       case 'release':
@@ -95,7 +96,7 @@ class Receiver {
   /** The result, once the connection has ended. `error`: it was lost. */
   end(error?: unknown): ReceivedMove {
     if (this.#prepared !== undefined) throw this.#inDoubt(error)
-    if (error !== undefined && this.#result.outcome === 'planned') throw error
+    if (error instanceof Error && this.#result.outcome === 'planned') throw error
     return this.#result
   }
 
@@ -121,13 +122,18 @@ class Receiver {
   async #receive(id: string): Promise<void> {
     const plan = this.#plan
     if (this.#prepared === id) return
-    if (plan?.id !== id) return this.#refuse(id, 'the move was not planned')
+    if (plan?.id !== id) {
+      this.#refuse(id, 'the move was not planned')
+      return
+    }
     try {
       const { blockers } = await this.#planOf(plan)
-      if (blockers.length > 0)
-        return this.#refuse(id, blockers.map(({ message }) => message).join('; '), blockers)
-      const fault = await this.#import(plan)
-      if (fault !== undefined) return this.#refuse(id, fault)
+      const fault =
+        blockers.length === 0 ? await this.#import(plan) : blockers.map(({ message }) => message).join('; ')
+      if (fault !== undefined) {
+        this.#refuse(id, fault, blockers)
+        return
+      }
       this.#prepared = id
       this.#connection.post({ type: 'prepared', id })
     } catch (error) {

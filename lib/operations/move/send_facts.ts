@@ -33,7 +33,7 @@ export interface DepartureRequest {
   name: string | undefined
   args: { words: readonly string[]; directory: string } | undefined
   /** Plans the suspend of a running VM. */
-  planSuspend(name: string): Promise<CheckpointPlan>
+  planSuspend: (name: string) => Promise<CheckpointPlan>
 }
 
 export async function inspectDeparture(
@@ -99,7 +99,7 @@ function stateBlockers({ listed }: CheckpointReport): Found<MoveBlocker> {
     restoredAt !== undefined
       ? `checkpoint '${listed.name}' was restored at ${restoredAt.toISOString()}`
       : `checkpoint '${listed.name}' is not the state of a suspended VM`
-  return poweredOff === true && restoredAt === undefined ? [] : [{ code: 'no-state', message }]
+  return poweredOff && restoredAt === undefined ? [] : [{ code: 'no-state', message }]
 }
 
 /** The disks would arrive half put back. */

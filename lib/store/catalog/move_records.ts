@@ -3,7 +3,7 @@
  * lock. docs/move.md explains why at every moment exactly one of the two hosts can be made to run the VM. Runs in the
  * pool.
  */
-import type { MoveState } from '../../base/move_types.js'
+import type { MoveState } from '../../base/move_state.js'
 import { CheckpointError } from '../../base/errors.js'
 import { isRestoreOpen, withArguments, withMove } from '../../checkpoint/manifest.js'
 import type { MoveRecord } from '../../checkpoint/move_record.js'

@@ -3,7 +3,7 @@
  * that stage shows that the stage belongs to a suspend. Runs in the pool.
  */
 import { CheckpointError } from '../../base/errors.js'
-import type { CheckpointMove } from '../../base/move_types.js'
+import type { CheckpointMove } from '../../base/move_state.js'
 import type { Checkpoint, ListedCheckpoint } from '../../base/types.js'
 import { isInDoubt } from '../../checkpoint/move_record.js'
 import { memorySuffix } from '../../base/names.js'
