@@ -6,4 +6,4 @@
 import t from 'tap'
 import { strikeMessages } from '../support/move_faults.js'
 
-t.test('some messages, with some faults', (t) => strikeMessages(t, 10))
+t.test('some messages, with some faults', (t) => strikeMessages(t, 20))

@@ -198,7 +198,7 @@ t.test('verify: rejects manifests with malformed digests', async (t) => {
     t.match(report, { ok: false, depth: 'content', problems: [{ code }] }, what)
   }
   const newer = (edit: (copy: ManifestJson) => unknown): string =>
-    edited(edit).replace('"version": 1', '"version": 3')
+    edited(edit).replace('"version": 1', '"version": 4')
   fs.writeFileSync(
     file,
     newer(() => undefined),

@@ -51,7 +51,7 @@ t.test('pin: prune keeps a pinned checkpoint, and its replacement is pinned, too
   t.match(await rejection(client.pinCheckpoint('vm1', 'none')), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
   t.match(await rejection(client.pinCheckpoint('vm2', 'none')), { code: 'ERR_CHECKPOINT_NOT_FOUND' })
   const file = path.join(directory, 'loose.ckp.manifest')
-  const newer = fs.readFileSync(file, 'utf8').replace('"version": 1', '"version": 3, "later": true')
+  const newer = fs.readFileSync(file, 'utf8').replace('"version": 1', '"version": 4, "later": true')
   fs.writeFileSync(file, newer)
   t.match(
     await client.getCheckpoint('vm1', 'loose'),
@@ -60,7 +60,7 @@ t.test('pin: prune keeps a pinned checkpoint, and its replacement is pinned, too
   )
   t.match(await rejection(client.pinCheckpoint('vm1', 'loose')), { code: 'ERR_CHECKPOINT_DAMAGED' })
   t.equal(fs.readFileSync(file, 'utf8'), newer, 'but it is not rewritten')
-  const torn = newer.replace('"version": 3', '"version": 1').slice(0, -20)
+  const torn = newer.replace('"version": 4', '"version": 1').slice(0, -20)
   fs.writeFileSync(file, torn)
   t.match(await rejection(client.pinCheckpoint('vm1', 'loose')), { code: 'ERR_CHECKPOINT_DAMAGED' })
   t.equal(fs.readFileSync(file, 'utf8'), torn, 'a manifest that cannot be read is not rewritten either')
