@@ -1,5 +1,5 @@
-// Prepares a checkout: installs the locked dependencies, builds the addon and the TypeScript. Skips a step if the
-// content of its sources has not changed. Needs nothing but Node.
+// Prepares a checkout: installs the locked dependencies, builds the addon and the TypeScript; with `--tests` compiles
+// the tests too. Skips a step if the content of its sources has not changed. Needs nothing but Node.
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
@@ -7,6 +7,20 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
+
+/** tap could compile them, but takes longer for each test file than tsc for all of them. */
+const tests = {
+  what: 'compiling the tests (tsc)',
+  sources: ['test', 'tsconfig.json', 'package-lock.json'],
+  stamp: 'build-tests/.prepared',
+  run: () => {
+    fs.rmSync(path.join(root, 'build-tests'), { recursive: true, force: true })
+    const emit = ['--noEmit', 'false', '--rootDir', 'test', '--outDir', 'build-tests', '--sourceMap']
+    // `npm run types` checks types.
+    tool('tsc', '-p', 'test/tsconfig.json', ...emit, '--noCheck', '--noResolve')
+    linkOthers('test', 'build-tests')
+  },
+}
 
 const steps = [
   {
@@ -32,7 +46,7 @@ const steps = [
   },
 ]
 
-for (const { what, sources, stamp, run } of steps) {
+for (const { what, sources, stamp, run } of process.argv.includes('--tests') ? [...steps, tests] : steps) {
   const wanted = digestOf(sources)
   const stampPath = path.join(root, stamp)
   if (fs.existsSync(stampPath) && fs.readFileSync(stampPath, 'utf8') === wanted) continue
@@ -52,6 +66,15 @@ function filesIn(source) {
   if (!fs.statSync(path.join(root, source)).isDirectory()) return [source]
   const entries = fs.readdirSync(path.join(root, source)).sort()
   return entries.flatMap((entry) => filesIn(path.join(source, entry)))
+}
+
+/** Links everything but TypeScript, so that the compiled tests find their fixtures and programs. */
+function linkOthers(from, to) {
+  for (const entry of fs.readdirSync(path.join(root, from), { withFileTypes: true })) {
+    const [source, target] = [path.join(from, entry.name), path.join(to, entry.name)]
+    if (entry.isDirectory() && fs.existsSync(path.join(root, target))) linkOthers(source, target)
+    else if (!entry.name.endsWith('.ts')) fs.symlinkSync(path.relative(to, source), path.join(root, target))
+  }
 }
 
 function npm(...args) {

@@ -45,7 +45,7 @@ const directory = path.join(root, `build-${name}`)
 const reports = path.join(directory, 'reports')
 const bin = (tool) => path.join(root, 'node_modules/.bin', tool)
 
-run(process.execPath, [path.join(root, 'scripts/prepare.mjs')])
+run(process.execPath, [path.join(root, 'scripts/prepare.mjs'), '--tests'])
 run(bin('cmake-js'), [
   'compile',
   '--log-level=error',
@@ -57,7 +57,8 @@ fs.mkdirSync(reports, { mode: 0o777 })
 fs.chmodSync(reports, 0o777)
 // The tests take several times as long.
 const preload = `LD_PRELOAD=${flavour.libraries.map(runtimeOf).join(' ')}`
-const [command, ...words] = [...placement(), 'env', preload, bin('tap'), '--timeout=1800', ...tapArguments]
+const tap = [process.execPath, path.join(root, 'scripts/tap.mjs'), '--timeout=1800', ...tapArguments]
+const [command, ...words] = [...placement(), 'env', preload, ...tap]
 const status = run(command, words, environment(), () => undefined)
 const faults = judge(fs.readdirSync(reports).map((file) => fs.readFileSync(path.join(reports, file), 'utf8')))
 process.exit(status === 0 && faults.length === 0 ? 0 : 1)

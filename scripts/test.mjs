@@ -30,9 +30,9 @@ function files() {
 }
 
 try {
-  const tap = path.join(root, 'node_modules/.bin/tap')
+  const args = [path.join(root, 'scripts/tap.mjs'), ...words, ...files()]
   const env = { ...process.env, SKIPPED_PROGRAMS: list }
-  const { status } = spawnSync(tap, [...words, ...files()], { cwd: root, env, stdio: 'inherit' })
+  const { status } = spawnSync(process.execPath, args, { cwd: root, env, stdio: 'inherit' })
   const skipped = fs.existsSync(list) ? fs.readFileSync(list, 'utf8').trim().split('\n') : []
   for (const reason of new Set(skipped)) console.log(`Not tested: ${reason}`)
   process.exitCode = status ?? 1
