@@ -10,6 +10,7 @@ import { SimulatedBhyve, simulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { emulations } from '../dist/bhyve_arguments/saved_devices.js'
 import { childEnvironment, scratch } from './support/index.js'
 import { needs } from './support/programs.js'
+import { recipesOf } from './support/recipes.js'
 import { commandWhenIdle, needsPools, pool } from './support/zfs_pool.js'
 import { capture, diskIn, named, never, owner, provider } from './support/zfs_vm.js'
 
@@ -80,6 +81,12 @@ const runElsewhere: Readonly<Record<string, string>> = {
   'zfs set canmount=off tank/vm1':
     'test/deep/disks/zfs/zfs_rollback.test.ts: the documented commands undo a rollback, whatever the mountpoint',
   'mkdir -p ~/base/x64': '.ci/run: FREEBSD_SYSROOT',
+  ...Object.fromEntries(
+    recipesOf(fs.readFileSync(path.join(root, 'docs/portable.md'), 'utf8')).map(({ title, block }) => [
+      block,
+      `test/deep/recipes.test.ts: recipe('${title}')`,
+    ]),
+  ),
 }
 
 /** The block of docs/returning.md that undoes a rollback of an image file. */
