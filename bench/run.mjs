@@ -15,6 +15,7 @@ const names = [
   'many',
   'listing',
   'freeze',
+  'archive',
 ]
 const [name, ...flags] = process.argv.slice(2)
 const chosen = name === 'all' ? names : names.filter((known) => known === name)

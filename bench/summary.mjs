@@ -1,7 +1,18 @@
 /** `npm run bench -- summary` prints the aims and the measured values, as the table of docs/performance.md. */
 import { readResult } from './support/harness.mjs'
 
-const names = ['event-loop', 'truth', 'latency', 'throughput', 'removal', 'rates', 'disk', 'many', 'listing']
+const names = [
+  'event-loop',
+  'truth',
+  'latency',
+  'throughput',
+  'removal',
+  'rates',
+  'disk',
+  'many',
+  'listing',
+  'archive',
+]
 
 console.log('| benchmark | load | what | measured | aim | |\n| --- | --- | --- | --- | --- | --- |')
 for (const name of names) {
