@@ -9,17 +9,17 @@ import { fileURLToPath } from 'node:url'
 const root = fileURLToPath(new URL('..', import.meta.url))
 const strict = process.argv.includes('--strict')
 /** For packages that users install: permissive licenses that require only their own text. */
-const forUsers = new Set(['MIT', 'ISC', 'BSD-2-Clause', 'BSD-3-Clause', 'Apache-2.0', '0BSD'])
-/** For packages that only we run. The CC licenses are those of data files. */
-const forUs = new Set([
-  ...forUsers,
+const forUsers = new Set([
+  'MIT',
+  'ISC',
+  'BSD-2-Clause',
+  'BSD-3-Clause',
+  'Apache-2.0',
+  '0BSD',
   'BlueOak-1.0.0',
-  'CC0-1.0',
-  'CC-BY-3.0',
-  'Python-2.0',
-  'Unlicense',
-  'WTFPL',
 ])
+/** For packages that only we run. The CC licenses are those of data files. */
+const forUs = new Set([...forUsers, 'CC0-1.0', 'CC-BY-3.0', 'Python-2.0', 'Unlicense', 'WTFPL'])
 /** Its package.json names no license, its license file does. */
 const readByHand = new Map([['node_modules/jsonc-simple-parser', 'MIT']])
 

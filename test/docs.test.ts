@@ -117,6 +117,10 @@ t.test('docs/returning.md: a kept dataset can be removed as documented', needsPo
 const shellBlocks: Readonly<Record<string, (t: Test, block: string) => Promise<void>>> = {
   'docs/cli.md': async (t, block) => {
     const { directory, environment } = await commandLine(t)
+    if (block.startsWith('bhyve-checkpoint export')) {
+      await exported(directory, environment, block)
+      return
+    }
     if (block.startsWith('bhyve-checkpoint prune')) {
       const created = 'for name in auto-1 auto-2; do bhyve-checkpoint create vm1 $name; done\n'
       const hour = new Date().getHours()
@@ -139,6 +143,14 @@ const shellBlocks: Readonly<Record<string, (t: Test, block: string) => Promise<v
     const [machine] = await createClient({ runDirectory: path.join(directory, 'run') }).listVirtualMachines()
     t.match(machine, { vm: 'vm1', state: 'running' }, 'restored')
     process.kill(machine!.pid!, 'SIGKILL')
+  },
+  'docs/portable.md': async (t, block) => {
+    const { directory, environment } = await commandLine(t)
+    const script = block.replaceAll('/tmp/vm1', path.join(directory, 'unpacked'))
+    t.match(
+      await exported(directory, environment, script),
+      /imported vm1.before-upgrade|before-upgrade\.ckp\.kern/,
+    )
   },
   'docs/returning.md': undoImage,
   'docs/storage.md': async (t, block) => {
@@ -213,6 +225,13 @@ async function commandLine(t: Test): Promise<{ directory: string; environment: N
   return { directory, environment }
 }
 
+/** Runs a block in a directory with a checkpoint and its archive. */
+async function exported(directory: string, environment: NodeJS.ProcessEnv, block: string): Promise<string> {
+  const before =
+    'bhyve-checkpoint create vm1 before-upgrade\nbhyve-checkpoint export vm1 before-upgrade >vm1.tar\n'
+  return (await shell(before + block, directory, environment)).stdout
+}
+
 function shell(
   block: string,
   cwd: string,
@@ -240,7 +259,7 @@ t.test('docs/errors.md explains every error, problem, blocker and warning code',
   const restoring = types
     .slice(types.indexOf('export type RestoreBlocker'))
     .match(/(?<=^ {2}\| )'[a-z-]+'/gm)!
-  t.equal(restoring.length, 25)
+  t.equal(restoring.length, 27)
   for (const code of [...errors, ...problems, ...restoring]) t.ok(explained.has(code.slice(1, -1)), code)
 })
 

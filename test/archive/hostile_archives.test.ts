@@ -313,7 +313,7 @@ void t.test('a name that exists is unchanged after a failed import', async (t) =
   ])
 })
 
-void t.test('a link in the place of a stage is not followed', async (t) => {
+void t.test('a link instead of a stage is not followed', async (t) => {
   const { client, root } = emptyStore(t)
   const elsewhere = scratch(t)
   fs.mkdirSync(path.join(root, 'vm1'), { recursive: true })

@@ -1,9 +1,8 @@
 /** Runs the examples unchanged. */
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
+import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import fs from 'node:fs'
 import path from 'node:path'
-import { Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { type CheckpointClient, createClient } from 'bhyve-checkpoint'
@@ -403,81 +402,6 @@ t.test('http-service: SIGTERM reports what is in flight, and completes it', asyn
   t.match(service.stderr, /^In flight: \[\{"operation":"create","vm":"vm1","checkpoint":"last","begun":true/)
   t.match(await client.getCheckpoint('vm1', 'last'), { labels: { request: '4711' } })
 })
-
-/** A stream that consumes one chunk per call of `takeOne`. */
-class Slow extends Writable {
-  readonly pieces: Buffer[] = []
-  readonly #waiting: (() => void)[] = []
-
-  constructor() {
-    super({ highWaterMark: 1 })
-  }
-
-  override _write(piece: Buffer, _encoding: string, taken: () => void): void {
-    this.#waiting.push(() => {
-      this.pieces.push(piece)
-      taken()
-    })
-  }
-
-  takeOne(): void {
-    this.#waiting.shift()?.()
-  }
-}
-
-interface StreamOut {
-  streamOut: (client: CheckpointClient, vm: string, name: string, writable: Writable) => Promise<void>
-}
-
-t.test('stream-out: sends a checkpoint as tar with holes, at the speed of the receiver', async (t) => {
-  const world = new World(t)
-  const { client, runDirectory, checkpointDirectory } = world
-  const guest = { memoryBytes: 16 * MiB, zeroFraction: 0.9 }
-  const bhyve = await SimulatedBhyve.start({ vm: 'vm1', runDirectory, ...guest })
-  t.teardown(() => bhyve.stop())
-  const { storedBytes } = await client.createCheckpoint('vm1', { name: '-first' })
-  const { streamOut } = (await import(example('stream-out.mjs'))) as StreamOut
-
-  const slow = new Slow()
-  const streamed = streamOut(client, 'vm1', '-first', slow)
-  await until(() => slow.writableNeedDrain, 'the first chunk')
-  t.ok(slow.writableLength < MiB, 'no data is buffered while the receiver does not read')
-  const taking = setInterval(() => slow.takeOne(), 1)
-  await streamed
-  clearInterval(taking)
-
-  const archive = Buffer.concat(slow.pieces)
-  t.ok(archive.length < storedBytes + MiB, `${archive.length} bytes for ${storedBytes} on the disk`)
-  const copy = path.join(world.root, 'copy', 'vm1')
-  fs.mkdirSync(copy, { recursive: true })
-  const there = createClient({ checkpointDirectory: path.dirname(copy) })
-  const receive = (input: Buffer) =>
-    spawnSync('sh', ['-c', receiver().replace('/zroot/checkpoints/vm1', copy)], { input })
-  t.not(receive(archive.subarray(0, archive.length / 2)).status, 0, 'the connection breaks')
-  t.strictSame(await there.listCheckpoints('vm1'), [], 'a partial transfer is not listed')
-  t.not(receive(archive).status, 0, 'a partial transfer is not mixed with another one')
-  fs.rmSync(path.join(copy, '.arriving'), { recursive: true })
-  t.equal(receive(archive).status, 0)
-  const there1 = tree(copy)
-  t.not(receive(archive).status, 0, 'an existing checkpoint is not overwritten')
-  fs.rmSync(path.join(copy, '.arriving'), { recursive: true })
-  t.strictSame(tree(copy), there1)
-  t.match(await there.verifyCheckpoint('vm1', '-first', { depth: 'content' }), { ok: true, depth: 'content' })
-  const { size, blocks } = fs.statSync(path.join(copy, '-first.ckp'))
-  t.ok(blocks * 512 < size / 2, 'the copy has holes too')
-
-  const broken = new Writable({ write: (_piece, _encoding, done) => done(new Error('connection lost')) })
-  await t.rejects(streamOut(client, 'vm1', '-first', broken), { message: 'connection lost' })
-  t.equal(fs.existsSync(path.join(checkpointDirectory, 'vm1', '-first.ckp')), true)
-})
-
-/** The script of the receiver, from the header comment of the example. */
-function receiver(): string {
-  const [, script = ''] = /receive\.sh[^]*?(\/\/ {3}set -e\n(?:\/\/ {3}.*\n)+)/.exec(
-    fs.readFileSync(example('stream-out.mjs'), 'utf8'),
-  )!
-  return script.replaceAll(/^\/\/ {3}/gm, '')
-}
 
 async function startRedis(t: Test, directory: string): Promise<string> {
   const socket = path.join(directory, 'redis.sock')

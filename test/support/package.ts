@@ -54,10 +54,20 @@ function packedSources(): string[] {
   return files.filter((file) => !file.startsWith('!') && file !== 'prebuilds')
 }
 
-/** The dependencies of the package. None of them has dependencies. */
+/** The dependencies of the package, and theirs. */
 export function runtimeDependencies(): string[] {
-  const manifest = fs.readFileSync(path.join(root, 'package.json'), 'utf8')
-  return Object.keys((JSON.parse(manifest) as { dependencies: object }).dependencies)
+  const found = new Set<string>()
+  const add = (directory: string): void => {
+    const manifest = fs.readFileSync(path.join(root, directory, 'package.json'), 'utf8')
+    const { dependencies = {} } = JSON.parse(manifest) as { dependencies?: object }
+    for (const name of Object.keys(dependencies)) {
+      if (found.has(name)) continue
+      found.add(name)
+      add(path.join('node_modules', name))
+    }
+  }
+  add('')
+  return [...found]
 }
 
 export function packDirectory(directory: string, destination: string): Packed {
