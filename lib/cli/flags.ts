@@ -24,6 +24,12 @@ const calls: readonly [RegExp, string][] = [
   [/\bpass them as 'args'/g, "pass them after '--'"],
   [/\b(?:listCheckpoints|listVirtualMachines) (?:or |\(or )('bhyve-checkpoint \w+')(?:\)|(?=,))/g, '$1'],
   [/\blistCheckpoints, or ('bhyve-checkpoint list')/g, '$1'],
+  [/\buse resolveMove \(('bhyve-checkpoint move --resolve')\)/g, 'use $1'],
+  [/\bcall moveVirtualMachine (again[^(]*) \(('bhyve-checkpoint move')\)/g, 'run $2 $1'],
+  [/\bCall moveVirtualMachine (again[^(]*) \(('bhyve-checkpoint move')\)/g, 'Run $2 $1'],
+  [/\bcall moveVirtualMachine\b/g, "run 'bhyve-checkpoint move'"],
+  [/\bCall moveVirtualMachine\b/g, "Run 'bhyve-checkpoint move'"],
+  [/\bthis call without 'dryRun'/g, "'bhyve-checkpoint move' without --dry-run"],
   [/\bwith pruneCheckpoints\b/g, "with 'bhyve-checkpoint prune'"],
   [
     /\bpass it to createClient with the option 'diskProviders'/g,

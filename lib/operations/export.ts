@@ -15,7 +15,6 @@ import type { ProgressReporter } from './progress.js'
 const pieceBytes = 128 * 1024
 /** How many pieces are read before the consumer takes them. */
 const readAhead = 8
-const progressIntervalMs = 100
 
 interface Exporting {
   store: Store
@@ -92,14 +91,13 @@ async function* dataOf(
   memoryBytes: number,
 ): AsyncGenerator<Buffer, void, undefined> {
   if (part === 'memory') progress.expect(memoryBytes)
-  const report = part === 'memory' ? reporter(progress) : () => undefined
   const reads: { piece: Piece; bytes: Promise<Buffer> }[] = []
   const takeFirst = async (): Promise<Buffer> => {
     const [first] = reads
     if (first === undefined) return Buffer.alloc(0)
     const bytes = await cancellation.race(first.bytes)
     reads.shift()
-    report(first.piece.offset + first.piece.length)
+    if (part === 'memory') progress.sample('exporting', first.piece.offset + first.piece.length)
     return bytes
   }
   try {
@@ -143,13 +141,4 @@ function readOnce(descriptor: number, bytes: Buffer, done: number, position: num
       else reject(error)
     })
   })
-}
-
-function reporter(progress: ProgressReporter): (bytes: number) => void {
-  let last = -Infinity
-  return (bytes) => {
-    if (performance.now() - last < progressIntervalMs) return
-    last = performance.now()
-    progress.report('exporting', bytes)
-  }
 }

@@ -10,7 +10,6 @@ const sliceBytes = 1024 * 1024
 const maxSpanChunks = 16 * 1024
 /** Bytes in memory: while threads write some slices, the next one arrives. */
 const memoryBytes = 4 * 1024 * 1024
-const progressIntervalMs = 100
 
 interface ArrivingFile {
   file: string
@@ -39,7 +38,6 @@ export class FileArrival {
   #ranges: number[] = []
   #used = 0
   #buffer: Buffer | undefined
-  #reportedMs = -Infinity
 
   constructor(stage: Stage, file: ArrivingFile) {
     this.#stage = stage
@@ -94,7 +92,7 @@ export class FileArrival {
     else this.#ranges.push(offset, bytes.length)
     bytes.copy(buffer, this.#used)
     this.#used += bytes.length
-    this.#report(offset + bytes.length)
+    this.#file.progress?.sample('importing', offset + bytes.length)
   }
 
   async #takeBuffer(): Promise<Buffer> {
@@ -130,11 +128,5 @@ export class FileArrival {
 
   #throwIfFailed(): void {
     if (this.#failure !== undefined) throw this.#failure.error
-  }
-
-  #report(bytes: number): void {
-    if (performance.now() - this.#reportedMs < progressIntervalMs) return
-    this.#reportedMs = performance.now()
-    this.#file.progress?.report('importing', bytes)
   }
 }

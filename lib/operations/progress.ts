@@ -3,6 +3,8 @@ import type { Cancellation } from '../base/cancellation.js'
 import type { SaveSettings } from './settings.js'
 import type { Progress } from '../base/types.js'
 
+const sampleIntervalMs = 100
+
 export class ProgressReporter {
   readonly #settings: Pick<SaveSettings, 'vm' | 'name' | 'onProgress' | 'memoryBytes'>
   readonly #startedAt = performance.now()
@@ -10,6 +12,7 @@ export class ProgressReporter {
   readonly #cancellation: Cancellation
   #bytes = 0
   #totalBytes: number | undefined
+  #sampled: { phase?: Progress['phase']; at: number } = { at: 0 }
 
   constructor(
     settings: Pick<SaveSettings, 'vm' | 'name' | 'onProgress' | 'memoryBytes'>,
@@ -33,6 +36,14 @@ export class ProgressReporter {
   saved(memoryBytes: number): void {
     this.#bytes = memoryBytes
     this.#totalBytes = memoryBytes
+  }
+
+  /** As `report`, but ten times a second at most. The first call for a phase always reports. */
+  sample(phase: Progress['phase'], bytes: number): void {
+    const now = performance.now()
+    if (this.#sampled.phase === phase && now - this.#sampled.at < sampleIntervalMs) return
+    this.#sampled = { phase, at: now }
+    this.report(phase, bytes)
   }
 
   report(phase: Progress['phase'], bytes = this.#bytes): void {

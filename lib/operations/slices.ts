@@ -8,7 +8,6 @@ import type { ProgressReporter } from './progress.js'
  * other VMs to run in between.
  */
 const window = 4
-const progressIntervalMs = 100
 
 /** A cancel raises this flag, and the threads read it. Disposing it removes the cancel listener. */
 export class StopFlag implements Disposable {
@@ -42,8 +41,7 @@ export async function forEachSlice<T>(
   take: (result: T) => void,
 ): Promise<void> {
   const running: Promise<() => void>[] = []
-  const report = reporter(slicing.progress)
-  report(0)
+  slicing.progress.sample('digesting', 0)
   try {
     for (const slice of slicesOf(slicing)) {
       slicing.cancellation.throwIfCancelled()
@@ -51,7 +49,7 @@ export async function forEachSlice<T>(
       running.push(
         deferredTake(work(slice), (result) => {
           take(result)
-          report(slice.to)
+          slicing.progress.sample('digesting', slice.to)
         }),
       )
     }
@@ -73,14 +71,5 @@ function* slicesOf({ bytes, chunkBytes, stop }: Slicing): Generator<Slice> {
   const sliceBytes = sliceBytesFor(chunkBytes)
   for (let from = 0; from < bytes; from += sliceBytes) {
     yield { from, to: Math.min(from + sliceBytes, bytes), chunkBytes, stop: stop.array }
-  }
-}
-
-function reporter(progress: ProgressReporter): (bytes: number) => void {
-  let last = -Infinity
-  return (bytes) => {
-    if (performance.now() - last < progressIntervalMs) return
-    last = performance.now()
-    progress.report('digesting', bytes)
   }
 }

@@ -107,8 +107,7 @@ function assertRecorded(
   const recorded = manifest.digests ?? manifest.fingerprint
   if (recorded !== undefined && !isSame(recorded, digests))
     throw archiveInvalid('its kernel or metadata file is not the one that the manifest records')
-  if (manifest.durability === 'unproven')
-    throw archiveInvalid('the content of its files was never proven')
+  if (manifest.durability === 'unproven') throw archiveInvalid('the content of its files was never proven')
   if (manifest.digests === undefined) return
   const { chunkBytes, chunks, root } = manifest.digests.memory
   if (chunkBytes !== digests.memory.chunkBytes)
