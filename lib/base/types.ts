@@ -269,6 +269,11 @@ export interface Checkpoint {
    * contains the disks. `snapshot`: where the snapshot is.
    */
   disks?: readonly { kind: string; path: string; snapshot: string }[]
+  /**
+   * When `verifyCheckpoint` with `depth: 'content'` last found the content equal to its digests. Absent for a copy, and if
+   * the RAM file has changed since.
+   */
+  verifiedAt?: Date
   /** Present and true if bhyve's arguments are recorded: `restore` can be called without `args`. */
   argumentsRecorded?: boolean
   /** Present if the checkpoint is part of a move to another host: see `moveVirtualMachine`. */

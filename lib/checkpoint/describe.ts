@@ -42,6 +42,7 @@ function knownOf(directory: string, name: string, inspection: Inspection) {
     ...originOf(inspection),
     ...(recordedArgumentsOf(inspection) && { argumentsRecorded: true }),
     ...restoresOf(manifest),
+    ...verifiedOf(inspection),
     ...moveOf(manifest),
   }
 }
@@ -70,6 +71,12 @@ function originOf({ manifest, isManifestOf }: Inspection): Pick<Checkpoint, 'dia
 
 function isDialect(dialect: string | undefined): dialect is Dialect {
   return dialects.includes(dialect ?? '')
+}
+
+/** A copy, or files that were changed since, were not verified. */
+function verifiedOf({ manifest, identity }: Inspection): Pick<Checkpoint, 'verifiedAt'> {
+  const { verified } = manifest ?? {}
+  return verified?.identity === identity ? { verifiedAt: new Date(verified.at) } : {}
 }
 
 function restoresOf(manifest: Inspection['manifest']): Pick<Checkpoint, 'restoredAt' | 'restores'> {

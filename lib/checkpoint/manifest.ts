@@ -93,6 +93,8 @@ export interface Manifest {
   durability?: 'unproven'
   /** Only present without `digests`. */
   fingerprint?: Fingerprint
+  /** When the content was last compared with the digests, and the identity of the RAM file then. */
+  verified?: { at: string; identity: string }
 }
 
 /** One restore record in the manifest's list `restores`. */
@@ -212,6 +214,7 @@ export function parseManifest(text: string): Manifest | undefined {
     ...optional('digests', wellFormed(digests)),
     ...optional('fingerprint', fingerprintFrom(root.fingerprint)),
     ...optional('restores', restoresFrom(root.restores)),
+    ...optional('verified', verifiedFrom(root.verified)),
   }
 }
 
@@ -250,6 +253,12 @@ export function withMove(text: string, move: MoveRecord | undefined): string {
   return `${JSON.stringify({ ...manifest, version: versionFor(manifest) }, null, 2)}\n`
 }
 
+/** The same manifest with another record of a verification, or without one. */
+export function withVerified(text: string, verified: Manifest['verified']): string {
+  const { verified: _, ...rest } = parseObject(text) ?? {}
+  return `${JSON.stringify({ ...rest, ...optional('verified', verified) }, null, 2)}\n`
+}
+
 /** The same manifest with one more restore record. */
 export function withRestore(text: string, restore: Restore): string {
   const manifest = parseObject(text)
@@ -280,6 +289,11 @@ export function withConfirmed(text: string, at: string): string {
  */
 export function isRestoreOpen({ restoredAt, restores = [] }: Manifest): boolean {
   return restores.some(({ at, served }) => at === restoredAt && served !== true)
+}
+
+function verifiedFrom(value: unknown): Manifest['verified'] {
+  if (!isObject(value) || !isDate(value.at) || typeof value.identity !== 'string') return undefined
+  return { at: value.at, identity: value.identity }
 }
 
 function restoresFrom(value: unknown): Restore[] | undefined {

@@ -32,9 +32,10 @@ function columnsFor(output: Output): Column[] {
   ]
 }
 
-/** Listing reads no content, and the library records no verification, so a complete checkpoint is not verified. */
-function stateText({ state }: ListedCheckpoint): string {
-  return state === 'complete' ? 'complete (not verified)' : state
+/** Listing reads no content, so a complete checkpoint is verified only if that is recorded. */
+function stateText({ state, verifiedAt }: ListedCheckpoint): string {
+  if (state !== 'complete') return state
+  return verifiedAt === undefined ? 'complete (not verified)' : `verified ${formatTime(verifiedAt)}`
 }
 
 export function checkpointTable(checkpoints: readonly ListedCheckpoint[], output: Output): string[] {

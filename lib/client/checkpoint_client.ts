@@ -107,6 +107,9 @@ export interface CheckpointClient extends AsyncDisposable {
    * digests can only be verified to `'structure'`. The report's `depth` is the one that was reached. Each disk snapshot
    * that no longer exists is a problem `disk-snapshot-missing`; the content of disk snapshots is not verified.
    *
+   * With `depth: 'content'`, the time of the verification is recorded in the manifest (`verifiedAt`), or the record is
+   * removed if the content is damaged. A store of another user is not changed.
+   *
    * A damaged checkpoint is not an error: the report has `ok: false` and `problems`. Rejects with
    * `ERR_CHECKPOINT_NOT_FOUND` or an `AbortError`.
    *

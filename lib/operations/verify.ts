@@ -20,14 +20,19 @@ interface Verifying {
   progress: ProgressReporter
 }
 
+/** A report, and the checkpoint that it is about. */
+export interface ContentReport extends StoredReport {
+  identity: string
+}
+
 /** Rejects after a cancel, once the checkpoint files are closed. */
-export async function verifyContent(verifying: Verifying): Promise<StoredReport> {
+export async function verifyContent(verifying: Verifying): Promise<ContentReport> {
   const { store, vm, name, cancellation } = verifying
   const opened = await store.jobsOf(cancellation).openCheckpoint(store.directoryOf(vm), name)
   try {
-    const { problems, bytesRead, recorded, snapshots } = opened
+    const { identity, problems, bytesRead, recorded, snapshots } = opened
     if (recorded === undefined) {
-      return { ok: problems.length === 0, problems, depth: 'structure', bytesRead, snapshots }
+      return { identity, ok: problems.length === 0, problems, depth: 'structure', bytesRead, snapshots }
     }
     using stop = new StopFlag(cancellation)
     return await new Comparison(verifying, opened, recorded, stop).run()
@@ -53,14 +58,17 @@ class Comparison {
     this.#bytesRead = opened.bytesRead
   }
 
-  async run(): Promise<StoredReport> {
+  async run(): Promise<ContentReport> {
     const { kernel, metadata } = this.#recorded.digests
     await this.#compareMemory()
     await this.#compareFile('kernel', 'the kernel state file (.kern)', kernelSuffix, kernel)
     await this.#compareFile('metadata', 'the metadata file', metadataSuffix, metadata)
     const problems = this.#problems
-    const { snapshots } = this.#opened
-    return { ok: problems.length === 0, problems, depth: 'content', bytesRead: this.#bytesRead, snapshots }
+    const { snapshots, identity } = this.#opened
+    return {
+      ...{ identity, ok: problems.length === 0, problems },
+      ...{ depth: 'content', bytesRead: this.#bytesRead, snapshots },
+    }
   }
 
   async #compareMemory(): Promise<void> {

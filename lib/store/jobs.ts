@@ -50,6 +50,7 @@ const locking: ReadonlySet<string> = new Set<keyof Jobs>([
   'hasCheckpoints',
   'getCheckpoint',
   'verifyStructure',
+  'recordVerification',
   'openCheckpoint',
   'openForExport',
   'destroyCheckpoint',

@@ -277,3 +277,35 @@ t.test('compareSlice: reports RAM without recorded digests as damaged', async (t
   const found = jobs.compareSlice(descriptor, descriptor, recorded, slice)
   t.strictSame(found, { bytesRead: 0, damaged: [{ from: chunk, to: 2 * chunk }] })
 })
+
+t.test('verify: the time of a verification is recorded until the files change', async (t) => {
+  const { client, memory } = await world(t)
+  const verifiedAt = async () => (await client.getCheckpoint('vm1', 'checkpoint')).verifiedAt
+  await client.createCheckpoint('vm1', { labels: { a: 'b' } })
+  t.equal(await verifiedAt(), undefined, 'a new checkpoint was not read back')
+  await client.verifyCheckpoint('vm1', 'checkpoint')
+  t.equal(await verifiedAt(), undefined, 'the structure alone is no verification')
+  const before = Date.now()
+  await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })
+  const at = await verifiedAt()
+  t.ok(at !== undefined && at.getTime() >= before && at.getTime() <= Date.now())
+  t.match(await client.getCheckpoint('vm1', 'checkpoint'), { labels: { a: 'b' } })
+  await client.pinCheckpoint('vm1', 'checkpoint')
+  t.strictSame(await verifiedAt(), at, 'a pin keeps the record')
+  t.equal((await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })).ok, true)
+
+  const copy = `${memory}.copy`
+  fs.cpSync(memory, copy, { preserveTimestamps: true })
+  fs.renameSync(copy, memory)
+  t.equal(await verifiedAt(), undefined, 'a copy was not verified')
+  await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })
+  t.not(await verifiedAt(), undefined)
+
+  const { mtimeNs } = fs.statSync(memory, { bigint: true })
+  flip(memory, 5)
+  const opened = native.openPath(memory, fs.constants.O_RDWR) as number
+  t.equal(native.setModifiedAt(opened, mtimeNs), 0)
+  native.close(opened)
+  t.equal((await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })).ok, false)
+  t.equal(await verifiedAt(), undefined, 'damage removes the record')
+})

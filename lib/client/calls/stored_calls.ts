@@ -10,6 +10,7 @@ import {
 import type { CallOptions } from '../../base/call_options.js'
 import type { ListAllOptions, SuspendedCheckpointOptions } from '../../base/call_types.js'
 import { Cancellation } from '../../base/cancellation.js'
+import { CheckpointError } from '../../base/errors.js'
 import { descriptorsOf } from '../descriptor_budget.js'
 import { assertCheckpointName, assertVmName } from '../../base/names.js'
 import { ProgressReporter } from '../../operations/progress.js'
@@ -102,7 +103,7 @@ export class StoredCalls {
     return store.jobsOf(cancellation).verifyStructure(store.directoryOf(vm), name)
   }
 
-  #verifyContent(
+  async #verifyContent(
     vm: string,
     name: string,
     onProgress: VerifyOptions['onProgress'],
@@ -110,11 +111,30 @@ export class StoredCalls {
   ): Promise<StoredReport> {
     const { store, environment } = this.#session
     const progress = new ProgressReporter({ vm, name, onProgress, memoryBytes: undefined }, cancellation)
-    return environment
+    const { identity, ...report } = await environment
       .descriptors()
       .during(descriptorsOf.verify, cancellation, () =>
         verifyContent({ store, vm, name, cancellation, progress }),
       )
+    if (report.depth === 'content') {
+      const at = report.ok ? new Date().toISOString() : undefined
+      await this.#recordVerification({ vm, name, identity }, at, cancellation)
+    }
+    return report
+  }
+
+  /** Ignores errors of the store: the report is right without the record, too. */
+  async #recordVerification(
+    { vm, name, identity }: { vm: string; name: string; identity: string },
+    at: string | undefined,
+    cancellation: Cancellation,
+  ): Promise<void> {
+    const { store } = this.#session
+    try {
+      await store.jobsOf(cancellation).recordVerification(store.directoryOf(vm), vm, name, identity, at)
+    } catch (error) {
+      if (!(error instanceof CheckpointError)) throw error
+    }
   }
 
   async #withMissing(report: StoredReport, snapshots: Snapshots | undefined): Promise<StoredReport> {

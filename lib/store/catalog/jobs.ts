@@ -35,4 +35,5 @@ export {
   revokeRestore,
 } from './restore_records.js'
 export { readRollback, recordRollback, replaceRollback } from './rollback_record.js'
+export { recordVerification } from './verification_record.js'
 export { suspendedState } from './suspended.js'

@@ -47,6 +47,8 @@ export interface Recorded {
 }
 
 export interface OpenedCheckpoint {
+  /** Changes when another checkpoint replaces this one under its name. */
+  identity: string
   problems: Problem[]
   bytesRead: number
   /** Absent if the manifest has no digests. Then no file is open. */
@@ -64,13 +66,13 @@ export function openCheckpoint(directoryPath: string, name: string): OpenedCheck
   for (let attempt = 1; ; attempt++) {
     const inspection = inspectUnchanged(directory, name)
     if (inspection === undefined) throw notFound(directoryPath, name)
-    const { problems, bytesRead } = inspection
+    const { problems, bytesRead, identity } = inspection
     const snapshots = snapshotsOf(directoryPath, name, inspection.manifest)
     const recorded = recordedIn(inspection)
-    if (recorded === undefined) return { problems, bytesRead, snapshots, descriptors: {} }
+    if (recorded === undefined) return { identity, problems, bytesRead, snapshots, descriptors: {} }
     const files = openFiles(directory, name)
     if (isUnchanged(directory, name, files, inspection) || attempt === maxAttempts) {
-      return { problems, bytesRead, recorded, snapshots, descriptors: released(files) }
+      return { identity, problems, bytesRead, recorded, snapshots, descriptors: released(files) }
     }
     closeAll(files)
   }
