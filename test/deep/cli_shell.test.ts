@@ -57,9 +57,9 @@ async function hanging(t: Test): Promise<{ world: CliWorld; bhyve: SimulatedBhyv
 t.test('create --no-wait ends although bhyve hangs', async (t) => {
   const { world, bhyve } = await hanging(t)
   const pid = String(bhyve.pid)
-  const late = await world.run({ args: ['create', 'vm1', '--timeout', '1s', '--no-wait'] }, 'pipe')
+  const late = await world.run({ args: ['create', 'vm1', '--timeout', '4s', '--no-wait'] }, 'pipe')
   t.equal(late.status, 10, late.stderr)
-  t.match(late.stderr, /timed out after 1s; bhyve completes the save.*This command does not wait for it/)
+  t.match(late.stderr, /timed out after 4s; bhyve completes the save.*This command does not wait for it/)
   t.ok(late.stderr.includes(`bhyve (process ${pid}) may still save VM 'vm1'`), late.stderr)
   t.notMatch(late.stderr, /bhyve has finished/)
   await bhyve.clearFault()
@@ -85,9 +85,10 @@ t.test('create --no-wait ends at the first Ctrl-C', async (t) => {
 
 t.test('suspend --no-wait: the next command publishes the state', async (t) => {
   const { world, bhyve } = await hanging(t)
-  const late = await world.run({ args: ['suspend', 'vm1', '--timeout', '1s', '--no-wait'] }, 'pipe')
-  t.equal(late.status, 10, late.stderr)
-  t.match(late.stderr, "run 'bhyve-checkpoint list vm1', which publishes the state")
+  const args = ['suspend', 'vm1', '--no-wait', '--json']
+  const late = await world.run({ args, interruptAt: '"saving"' }, 'pipe')
+  t.equal(late.status, 130, late.stdout)
+  t.match(late.stdout, "run 'bhyve-checkpoint list vm1', which publishes the state")
   await bhyve.clearFault()
   t.match(await bhyve.exited, { code: 5 })
   const listed = await world.run({ args: ['list', 'vm1'] }, 'pipe')
