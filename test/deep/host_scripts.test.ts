@@ -165,6 +165,29 @@ t.test('rc: a VM whose suspend fails runs on, and the others are suspended', asy
   t.ok(isGone(other.pid))
 })
 
+t.test('rc: an invalid number of parallel suspends does not cost a VM', async (t) => {
+  for (const parallel of ['0', 'many']) {
+    const host = new Host(t)
+    const vms = []
+    for (const vm of ['vm1', 'vm2']) {
+      host.record(vm)
+      vms.push(await host.start(vm))
+    }
+    const { status, output } = await host.rc('stop', { parallel })
+    t.equal(status, 0, output)
+    for (const { pid } of vms) t.ok(isGone(pid))
+    t.match(host.log, new RegExp(`daemon.err -- bhyve_checkpoint_parallel .*: ${parallel}$`, 'm'))
+  }
+})
+
+t.test('rc: status lists the VMs, and no service jail is used', async (t) => {
+  const host = new Host(t)
+  await host.start('vm1')
+  t.match(await host.rc('status', { svcj: 'YES' }), { status: 0, output: /^vm1 +running/m })
+  const probe = fs.readFileSync(rcScript, 'utf8').indexOf('\nbhyve_checkpoint_svcj="NO"\n')
+  t.ok(probe > fs.readFileSync(rcScript, 'utf8').indexOf('load_rc_config'), 'rc.conf cannot override it')
+})
+
 t.test('rc: only a suspended state with recorded arguments is restored', async (t) => {
   const host = new Host(t)
   await host.start('live')
