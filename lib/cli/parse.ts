@@ -119,7 +119,9 @@ function assertOption(token: OptionToken, specs: Readonly<Record<string, OptionS
   }
   // A word that begins with a dash is more likely the next option than the value of this one.
   const isOption = inlineValue === false && value !== undefined && value.length > 1 && value.startsWith('-')
-  if (value === undefined || isOption) throw new UsageError(`The option '${rawName}' needs a value: ${takes}`)
+  // An unset variable of a script must not mean the current directory, or every name. The value of `--cbsd` is optional.
+  const isMissing = value === undefined || (value === '' && !takes.startsWith('['))
+  if (isMissing || isOption) throw new UsageError(`The option '${rawName}' needs a value: ${takes}`)
 }
 
 /** The value of `--cbsd` is optional. The next word is its value if it begins with a slash, which no name does. */

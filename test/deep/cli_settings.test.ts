@@ -35,8 +35,8 @@ t.test('commands use the environment and the file, and doctor prints the setting
   const config = ['--config', file]
   t.match(run(['create', 'vm1', ...config], env), { status: 0, stdout: `\n  ${checkpointDirectory}/vm1/` })
   t.match(run(['list', 'vm2', ...config], env), {
-    status: 0,
-    stderr: `VM 'vm2' has no checkpoints in ${checkpointDirectory}\n`,
+    status: 5,
+    stderr: `VM 'vm2' has no checkpoints in ${checkpointDirectory} and no socket in ${runDirectory} `,
   })
   const { stdout } = run(['doctor', ...config], env)
   const [, printed = ''] = stdout.split('\n\n')
@@ -80,6 +80,17 @@ t.test('arguments of CBSD are refused with the name of the right command', async
     status: 0,
     stdout: /^created jname=x\/a/,
   })
+})
+
+t.test('an empty value of an option is an error, because a script has not set its variable', (t) => {
+  const options = ['--config', '--checkpoint-directory', '--run-directory', '--prefix']
+  for (const option of options)
+    for (const words of [[option, ''], [`${option}=`]]) {
+      const { status, stderr } = run(['prune', 'vm1', '--keep-last', '1', ...words], {})
+      t.equal(status, 2, words.join(' '))
+      t.match(stderr, `The option '${option}' needs a value: `)
+    }
+  t.end()
 })
 
 t.test('--cbsd does not create a missing work directory', async (t) => {
