@@ -15,7 +15,11 @@ export const exportCommand: Command = {
   summary: 'Write a checkpoint as one archive to standard output',
   example: 'bhyve-checkpoint export vm1 before-upgrade >vm1.tar',
   options: {
-    compress: { value: 'format', help: 'gzip, or zstd with Node 22.15 or newer (default: none)' },
+    compress: {
+      value: 'format',
+      values: ['gzip', 'zstd'],
+      help: 'gzip, or zstd with Node 22.15 or newer (default: none)',
+    },
     copy: { help: 'Export the state of a suspended VM too; never restore both' },
     timeout,
   },

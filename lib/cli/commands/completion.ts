@@ -6,7 +6,7 @@ import { UsageError } from '../usage_error.js'
 const script = `# Completion of bhyve-checkpoint for bash and zsh. Add this line to ~/.bashrc or ~/.zshrc:
 #   eval "$(bhyve-checkpoint completion)"
 if [ -n "\${ZSH_VERSION:-}" ]; then
-  autoload -U +X compinit bashcompinit && compinit -u && bashcompinit
+  autoload -U +X compinit bashcompinit && compinit -i && bashcompinit
 fi
 _bhyve_checkpoint() {
   local IFS=$'\\n' word

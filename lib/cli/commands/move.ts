@@ -33,6 +33,7 @@ export const move: Command = {
     },
     resolve: {
       value: 'where',
+      values: ['here', 'elsewhere'],
       help: "Only if the other host is lost for ever, instead of <host>: the VM is to run 'here' or 'elsewhere'",
     },
     timeout: { value: 'time', help: 'Cancel after this time, e.g. 10m (default: never)' },

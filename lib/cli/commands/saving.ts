@@ -170,6 +170,7 @@ export const create: Command = {
 const supervisorOption: Readonly<Record<string, OptionSpec>> = {
   supervisor: {
     value: 'name',
+    values: ['vm-bhyve', 'mine'],
     help:
       'What runs the VM: vm-bhyve, which is then kept from starting it again, or mine, if you have made sure that ' +
       'nothing starts it before it is restored (default: refuse if a program would start it again)',
