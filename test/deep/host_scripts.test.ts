@@ -42,6 +42,10 @@ class Host {
     this.put('bin/logger', '#!/bin/sh\necho "$@" >> "$LOG"\n')
     this.put('bin/bhyve-checkpoint', `#!/bin/sh\nexec '${process.execPath}' '${program}' "$@"\n`)
     this.put('bin/bhyve', `#!/bin/sh\nexec '${process.execPath}' '${simulatedBhyve}' "$@"\n`)
+    this.put(
+      'bhyve-checkpoint.conf',
+      `# both scripts read this\n run_directory = ${this.run}\ncheckpoint_directory=${this.checkpoints} # here\n`,
+    )
     this.client = createClient({ runDirectory: this.run, checkpointDirectory: this.checkpoints })
   }
 
@@ -65,8 +69,7 @@ class Host {
   rc(command: string, settings: Record<string, string> = {}): Promise<Ran> {
     const variables = {
       enable: 'YES',
-      directory: this.checkpoints,
-      run_directory: this.run,
+      config: path.join(this.root, 'bhyve-checkpoint.conf'),
       arguments: this.arguments,
       program: path.join(this.root, 'bin/bhyve-checkpoint'),
       restore_flags: `--bhyve ${this.root}/bin/bhyve`,
@@ -83,7 +86,7 @@ class Host {
   periodic(settings: Record<string, string> = {}): Promise<Ran> {
     const variables = {
       enable: 'YES',
-      directory: this.checkpoints,
+      config: path.join(this.root, 'bhyve-checkpoint.conf'),
       program: path.join(this.root, 'bin/bhyve-checkpoint'),
       ...settings,
     }

@@ -187,7 +187,7 @@ t.test("the README's first commands make and verify a checkpoint", async (t) => 
   const readme = fs.readFileSync(path.join(root, 'README.md'), 'utf8')
   const section = readme.slice(readme.indexOf('## Try it'), readme.indexOf('## What it does not do'))
   const [install = '', use = ''] = [...section.matchAll(/^```sh\n(.*?)^```$/gms)].map((match) => match[1]!)
-  const begun = install.slice(install.indexOf('export '), install.indexOf('until '))
+  const begun = install.slice(install.indexOf('export '), install.indexOf('while '))
   // npx itself would contact the registry.
   const npx = 'npx() { "./node_modules/.bin/$@"; }'
   const listens = `i=0; until [ -S run/vm1 ] || [ $i = 500 ]; do i=$((i + 1)); '${process.execPath}' -e 0; done`
