@@ -6,15 +6,20 @@ import { Buffer } from 'node:buffer'
 import { isCheckpointName } from '../base/names.js'
 import { archiveInvalid } from './archive_fault.js'
 import type { ByteSource } from './byte_source.js'
-import { DataMap } from './data_map.js'
-import { blockBytes, numberFrom, paddingOf, readMapText, readOldMap } from './sparse_format.js'
-import { decodeHeader, type HeaderBlock, parsePax, paxMaxBytes, timeFrom } from './tar_header.js'
+import { blockBytes, DataMap } from './data_map.js'
+import { numberFrom, paddingOf, readMapText, readOldMap } from './sparse_format.js'
+import { decodeHeader, type HeaderBlock, isOfGnu, parsePax, paxMaxBytes, timeFrom } from './tar_header.js'
 
 /** GNU tar's header for a name that is longer than 100 bytes. */
 const longNameMaxBytes = 4096
 const copyBytes = 256 * 1024
 /** After the end there is padding to the size of a record, which people can choose. */
 const trailingMaxBytes = 64 * 1024 * 1024
+const sparsePrefix = 'GNU.sparse.'
+/** Those of version 1.0. Others contradict them. */
+const sparseKeys: ReadonlySet<string> = new Set(
+  ['major', 'minor', 'name', 'realsize'].map((key) => sparsePrefix + key),
+)
 const typeNames: Readonly<Record<string, string>> = {
   1: 'a hard link',
   2: 'a symbolic link',
@@ -131,7 +136,8 @@ export class ArchiveReader<Suffix extends string> {
     pax: Map<string, string> | undefined,
     storedBytes: number,
   ): Promise<{ size: number; map: DataMap }> {
-    const isSparse = [...(pax?.keys() ?? [])].some((key) => key.startsWith('GNU.sparse.'))
+    const isSparse = [...(pax?.keys() ?? [])].some(isOfSparse)
+    if (type === 'S') assertOldSparse(block, pax)
     if (!isSparse && type !== 'S') return { size: storedBytes, map: DataMap.full(storedBytes) }
     const { size, map, mapBytes } =
       type === 'S'
@@ -146,7 +152,8 @@ export class ArchiveReader<Suffix extends string> {
     pax: Map<string, string> | undefined,
     storedBytes: number,
   ): Promise<{ size: number; map: DataMap; mapBytes: number }> {
-    if (pax?.get('GNU.sparse.major') !== '1' || pax.get('GNU.sparse.minor') !== '0')
+    const others = [...(pax?.keys() ?? [])].filter((key) => isOfSparse(key) && !sparseKeys.has(key))
+    if (pax?.get('GNU.sparse.major') !== '1' || pax.get('GNU.sparse.minor') !== '0' || others.length > 0)
       throw archiveInvalid(
         'only version 1.0 of the sparse format can be read (GNU tar: --sparse-version=1.0)',
       )
@@ -174,6 +181,17 @@ function pathOf({ path }: HeaderBlock, { pax, longName }: Extensions): string {
 function assertRegular({ type }: HeaderBlock, path: string): void {
   if (['0', '7', 'S'].includes(type)) return
   throw archiveInvalid(`${shown(path)} is ${typeNames[type] ?? `an entry of type ${shown(type)}`}`)
+}
+
+/** `SCHILY.realsize` is that of star, which bsdtar reads and GNU tar ignores. */
+function isOfSparse(key: string): boolean {
+  return key.startsWith(sparsePrefix) || key === 'SCHILY.realsize'
+}
+
+/** Programs read entries of type `S` in other formats, and with pax headers, in different ways. */
+function assertOldSparse(block: Buffer, pax: Map<string, string> | undefined): void {
+  if (pax !== undefined || !isOfGnu(block))
+    throw archiveInvalid('it has a sparse file of type "S" that is not in the format of GNU tar')
 }
 
 function wholeNs(milliseconds: number | undefined): bigint | undefined {

@@ -1,7 +1,7 @@
 /** The parts of an archive besides the data: what stands before, between and after the files. */
 import { Buffer } from 'node:buffer'
-import type { DataMap } from './data_map.js'
-import { blockBytes, mapText, mapTextBytes, paddingOf } from './sparse_format.js'
+import { blockBytes, type DataMap } from './data_map.js'
+import { mapText, mapTextBytes, paddingOf } from './sparse_format.js'
 import { encodeHeaders } from './tar_header.js'
 
 /** What every tar writes by default. */

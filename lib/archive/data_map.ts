@@ -1,6 +1,9 @@
 /** Which ranges of a file have data. The rest of the file is holes. */
 import { archiveInvalid } from './archive_fault.js'
 
+/** Everything in an archive is padded to full blocks. */
+export const blockBytes = 512
+
 /** Enough for 64 GiB in which every second 64 KiB are a hole. */
 export const maxRanges = 2 ** 20
 const rangesPerBlock = 2 ** 13
@@ -45,6 +48,8 @@ export class DataMap {
     if (offset + length > this.#size) throw malformed('a range ends after the end of the file')
     this.#end = offset + length
     if (length === 0) return
+    // GNU tar begins each range at a full block, and bsdtar does not.
+    if (this.#bytes % blockBytes !== 0) throw malformed('a range before the last one has no full blocks')
     if (this.#count === maxRanges) throw malformed(`it has more than ${String(maxRanges)} ranges`)
     if (this.#count % rangesPerBlock === 0) this.#blocks.push([])
     this.#blocks.at(-1)?.push(offset, length)

@@ -5,9 +5,8 @@
 import { Buffer } from 'node:buffer'
 import { archiveInvalid } from './archive_fault.js'
 import type { ByteSource } from './byte_source.js'
-import { DataMap, isByteCount, maxRanges } from './data_map.js'
+import { blockBytes, DataMap, isByteCount, maxRanges } from './data_map.js'
 
-export const blockBytes = 512
 /** Digits of a number in a map. 2^53 has 16. */
 const maxDigits = 16
 const linesPerPart = 4096
@@ -135,13 +134,13 @@ export async function readOldMap(
   const size = fieldAt(header, realSizeAt)
   const map = new DataMap(size)
   addRanges(map, header, headerMap)
-  let isContinued = header[headerMap.extended] === 1
+  let isContinued = header[headerMap.extended] !== 0
   for (let blocks = 0; isContinued; blocks++) {
     if (blocks * blockMap.ranges > maxRanges)
       throw archiveInvalid(`the map of a sparse file has more than ${String(maxRanges)} ranges`)
     const block = await source.take(blockBytes)
     addRanges(map, block, blockMap)
-    isContinued = block[blockMap.extended] === 1
+    isContinued = block[blockMap.extended] !== 0
   }
   return { map, size }
 }
@@ -149,24 +148,24 @@ export async function readOldMap(
 function addRanges(map: DataMap, block: Buffer, { at, ranges }: typeof headerMap): void {
   for (let index = 0; index < ranges; index++) {
     const start = at + 2 * field * index
-    if (block[start] === 0) return
+    if (block[start] === 0 && block[start + field] === 0) return
     map.add(fieldAt(block, start), fieldAt(block, start + field))
   }
 }
 
-/** A number in a header: octal digits, or binary if the first bit is set. */
-function fieldAt(block: Buffer, at: number): number {
+/** A number of bytes in a header: octal digits, or binary if the first bit is set. */
+export function fieldAt(block: Buffer, at: number): number {
   const bytes = block.subarray(at, at + field)
   if (bytes[0] === 0x80) {
     const value = bytes.readUInt32BE(4) * 2 ** 32 + bytes.readUInt32BE(8)
     if (bytes.readUInt32BE(0) !== 0x80_00_00_00 || !isByteCount(value))
-      throw archiveInvalid('a number in the map of a sparse file is too large')
+      throw archiveInvalid('a header has a number that is too large')
     return value
   }
   const digits = bytes
     .toString('latin1')
     .replace(/[ \0]+$/, '')
     .trimStart()
-  if (!/^[0-7]+$/.test(digits)) throw archiveInvalid('the map of a sparse file has a malformed number')
+  if (!/^[0-7]+$/.test(digits)) throw archiveInvalid('a header has a malformed number')
   return parseInt(digits, 8)
 }

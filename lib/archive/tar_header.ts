@@ -3,11 +3,16 @@ import { Buffer } from 'node:buffer'
 import { Header } from 'tar/header'
 import type { CheckpointError } from '../base/errors.js'
 import { archiveInvalid } from './archive_fault.js'
-import { blockBytes, numberFrom, paddingOf } from './sparse_format.js'
+import { blockBytes } from './data_map.js'
+import { fieldAt, numberFrom, paddingOf } from './sparse_format.js'
 
 /** Records with extended attributes or access times may precede a file, but not much more. */
 export const paxMaxBytes = 64 * 1024
 const shortNameBytes = 100
+const sizeAt = 124
+const gnuMagic = 'ustar  \0'
+/** POSIX, GNU, and the format before both. */
+const magics: readonly string[] = ['ustar\u000000', gnuMagic, '\0'.repeat(8)]
 /** Larger sizes do not fit the octal digits of a header. */
 const largestOctal = 8 ** 11 - 1
 
@@ -25,11 +30,21 @@ export function decodeHeader(block: Buffer): HeaderBlock | undefined {
   const header = decoded(block)
   if (header.nullBlock) return undefined
   if (!header.cksumValid) throw archiveInvalid('it is not a tar archive, or a header is damaged')
+  if (!magics.includes(magicOf(block))) throw archiveInvalid('a header is in a format that is not known')
   const type = String.fromCharCode(block[156] ?? 0)
-  const { path = '', size, mtime } = header
-  if (size === undefined || !Number.isSafeInteger(size))
-    throw archiveInvalid(`the header of ${JSON.stringify(path)} has no valid size`)
+  const { path = '', mtime } = header
+  // The package accepts sizes like `8 and more` that other programs reject.
+  const size = fieldAt(block, sizeAt)
   return { block, type: type === '\0' ? '0' : type, path, size, modifiedMs: mtime?.getTime() }
+}
+
+/** Whether the header has GNU's own format. */
+export function isOfGnu(block: Buffer): boolean {
+  return magicOf(block) === gnuMagic
+}
+
+function magicOf(block: Buffer): string {
+  return block.toString('latin1', 257, 265)
 }
 
 function decoded(block: Buffer): Header {

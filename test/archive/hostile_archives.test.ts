@@ -19,6 +19,8 @@ import { scratch } from '../support/index.js'
 type Files = ReturnType<typeof checkpointFiles>
 const KiB = 1024
 const two63 = '9223372036854775808'
+const gnuMagic = 'ustar  \0'
+const version10 = { 'GNU.sparse.major': '1', 'GNU.sparse.minor': '0', 'GNU.sparse.name': 'x.ckp' }
 
 /** Archives by what is wrong with them, and what the message says. */
 const hostile: Record<string, { make: (files: Files, t: Test) => Buffer[]; says: RegExp }> = {
@@ -117,7 +119,7 @@ const hostile: Record<string, { make: (files: Files, t: Test) => Buffer[]; says:
   },
   'a negative size': {
     make: () => [entry({ name: 'x.ckp', extra: [[124, Buffer.alloc(12, 0xff)]] })],
-    says: /no valid size/,
+    says: /malformed number/,
   },
   'more RAM than any host has': {
     make: () => [pax({ size: String(2 ** 50) }), entry({ name: 'x.ckp' })],
@@ -221,6 +223,7 @@ const hostile: Record<string, { make: (files: Files, t: Test) => Buffer[]; says:
         name: 'x.ckp',
         type: 'S',
         extra: [
+          [257, gnuMagic],
           [482, '\x01'],
           [483, '00000002000\0'],
         ],
@@ -229,12 +232,70 @@ const hostile: Record<string, { make: (files: Files, t: Test) => Buffer[]; says:
     ],
     says: /malformed number|too early/,
   },
+  'a map of type S that is continued, as GNU tar reads it': {
+    make: () => [
+      entry({
+        name: 'x.ckp',
+        type: 'S',
+        extra: [
+          [257, gnuMagic],
+          [386, '00000000000\x0000000001000\0'],
+          [482, '1'],
+          [483, '00000001000\0'],
+        ],
+      }),
+      Buffer.alloc(512, '9'),
+    ],
+    says: /malformed number/,
+  },
+  'a sparse file of type S in the format of POSIX': {
+    make: () => [entry({ name: 'x.ckp', type: 'S', extra: [[483, '00000001000\0']] })],
+    says: /not in the format of GNU tar/,
+  },
+  'a sparse file of type S with a pax header': {
+    make: () => [
+      pax({ comment: 'a' }),
+      entry({
+        name: 'x.ckp',
+        type: 'S',
+        extra: [
+          [257, gnuMagic],
+          [483, '00000001000\0'],
+        ],
+      }),
+    ],
+    says: /not in the format of GNU tar/,
+  },
+  'a range before the last one that is not in full blocks': {
+    make: () => [sparse('x.ckp', 2 * KiB, [2, 0, 500, KiB, 524], Buffer.alloc(KiB))],
+    says: /no full blocks/,
+  },
+  'sizes of two sparse formats': {
+    make: () => [
+      pax({ ...version10, 'GNU.sparse.realsize': '0', 'GNU.sparse.size': '512' }),
+      entry({ name: 'x.ckp', data: Buffer.from('0\n'.padEnd(512, '\0')) }),
+    ],
+    says: /only version 1\.0/,
+  },
+  'the size of another sparse format': {
+    make: () => [pax({ 'SCHILY.realsize': '512' }), entry({ name: 'x.ckp' })],
+    says: /only version 1\.0/,
+  },
+  'a size that is not all digits': {
+    make: () => [entry({ name: 'x.ckp', size: '18' })],
+    says: /malformed number/,
+  },
+  'a format that other programs read in another way': {
+    make: () => [entry({ name: 'x.ckp', extra: [[257, 'ustar\0  ']] })],
+    says: /a format that is not known/,
+  },
   'a map of type S that goes back': {
     make: () => [
       entry({
         name: 'x.ckp',
         type: 'S',
         extra: [
+          [257, gnuMagic],
           [386, '00000001000\x0000000001000\x0000000000000\x0000000001000\0'],
           [483, '00000010000\0'],
         ],
