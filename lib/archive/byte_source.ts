@@ -6,8 +6,42 @@ import type { Cancellation } from '../base/cancellation.js'
 import { archiveInvalid } from './archive_fault.js'
 import { collectSooner } from './garbage.js'
 
-/** A source whose chunks are in memory already would otherwise block the event loop until it ends. */
+/** Chunks that are in memory already, and tiny parts of them, would otherwise block the event loop until they end. */
 const longestTurnMs = 2
+
+/** Checks the chunks of the caller's source. */
+export async function* checkedChunks(
+  source: AsyncIterable<unknown>,
+  cancellation: Cancellation,
+): AsyncGenerator<Uint8Array> {
+  const turns = new Turns(cancellation)
+  for await (const chunk of source) {
+    await turns.take()
+    if (!(chunk instanceof Uint8Array)) throw invalid('The source must yield Uint8Arrays', chunk)
+    yield chunk
+  }
+}
+
+class Turns {
+  readonly #cancellation: Cancellation
+  #end = 0
+
+  constructor(cancellation: Cancellation) {
+    this.#cancellation = cancellation
+  }
+
+  get isOver(): boolean {
+    return performance.now() >= this.#end
+  }
+
+  /** If this turn is over, lets the event loop do other work before the next one. */
+  async take(): Promise<void> {
+    if (!this.isOver) return
+    await setImmediate()
+    this.#cancellation.throwIfCancelled()
+    this.#end = performance.now() + longestTurnMs
+  }
+}
 
 export class ByteSource {
   /** How many bytes were taken. */
@@ -15,15 +49,17 @@ export class ByteSource {
   readonly #chunks: AsyncIterator<Uint8Array>
   readonly #cancellation: Cancellation
   #chunk: Buffer = Buffer.alloc(0)
-  #turnEnds = 0
+  readonly #turns: Turns
 
   constructor(source: AsyncIterable<Uint8Array>, cancellation: Cancellation) {
     this.#chunks = source[Symbol.asyncIterator]()
     this.#cancellation = cancellation
+    this.#turns = new Turns(cancellation)
   }
 
   /** At most `max` bytes, and at least one unless the source has ended. Valid until the next call. */
   async some(max: number): Promise<Buffer> {
+    if (this.#turns.isOver) await this.#turns.take()
     if (this.#chunk.length === 0) await this.#fill()
     const bytes = this.#chunk.subarray(0, max)
     this.#chunk = this.#chunk.subarray(bytes.length)
@@ -61,22 +97,13 @@ export class ByteSource {
   }
 
   async #fill(): Promise<void> {
-    await this.#takeTurns()
     for (;;) {
       const next = await this.#cancellation.race(this.#chunks.next())
       if (next.done === true) return
-      const chunk: unknown = next.value
-      if (!(chunk instanceof Uint8Array)) throw invalid('The archive must consist of Uint8Arrays', chunk)
-      collectSooner(chunk.length)
-      this.#chunk = Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength)
-      if (chunk.length > 0) return
+      const { buffer, byteOffset, byteLength } = next.value
+      collectSooner(byteLength)
+      this.#chunk = Buffer.from(buffer, byteOffset, byteLength)
+      if (byteLength > 0) return
     }
-  }
-
-  async #takeTurns(): Promise<void> {
-    if (performance.now() < this.#turnEnds) return
-    await setImmediate()
-    this.#cancellation.throwIfCancelled()
-    this.#turnEnds = performance.now() + longestTurnMs
   }
 }

@@ -2,7 +2,7 @@
 import path from 'node:path'
 import { archiveInvalid } from '../archive/archive_fault.js'
 import { type ArchivedFile, ArchiveReader } from '../archive/archive_reader.js'
-import { ByteSource } from '../archive/byte_source.js'
+import { ByteSource, checkedChunks } from '../archive/byte_source.js'
 import { decompressed } from '../archive/compression.js'
 import type { Cancellation } from '../base/cancellation.js'
 import {
@@ -55,14 +55,18 @@ export async function importArchive(
   settings: ImportSettings,
   source: AsyncIterable<Uint8Array>,
 ): Promise<Checkpoint> {
-  const bytes = new ByteSource(decompressed(source), call.cancellation)
-  const forget = call.cancellation.onCancel(() => destroyIfStream(source))
+  const { cancellation } = call
+  const bytes = new ByteSource(decompressed(checkedChunks(source, cancellation)), cancellation)
+  const forget = cancellation.onCancel(() => destroyIfStream(source))
   try {
     const reader = new ArchiveReader(bytes, maxBytes)
     const first = await reader.next()
     if (first === undefined) throw archiveInvalid('it is empty')
     const name = settings.name ?? first.name
     return await new Import(call, { ...settings, name }, reader).run(first)
+  } catch (error) {
+    destroyIfStream(source)
+    throw error
   } finally {
     forget()
     bytes.close()
