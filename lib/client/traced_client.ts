@@ -223,19 +223,22 @@ export function tracedClient(callGroups: CallGroups, session: Calling): Checkpoi
         { operation: 'listAll', size: () => 1, summary: (count) => ({ count }) },
         callGroups.stored.listAllCheckpoints(options),
       ),
-    exportCheckpoint: (vm, name, options) =>
-      Readable.from(
-        tracedIteration(
-          {
-            operation: 'export',
-            about: ofStored(vm, name),
-            size: ({ length }) => length,
-            summary: (bytes) => ({ bytes }),
-          },
-          callGroups.archives.exportCheckpoint(vm, name, options),
-        ),
-        { objectMode: false, highWaterMark: exportBufferBytes },
-      ),
+    exportCheckpoint: (vm, name, options) => {
+      const archive = callGroups.archives.exportCheckpoint(vm, name, options, (error) =>
+        stream.destroy(error),
+      )
+      const traced = tracedIteration(
+        {
+          operation: 'export',
+          about: ofStored(vm, name),
+          size: ({ length }) => length,
+          summary: (bytes) => ({ bytes }),
+        },
+        archive,
+      )
+      const stream = Readable.from(traced, { objectMode: false, highWaterMark: exportBufferBytes })
+      return stream
+    },
     inFlight: () => session.inFlight.list(),
     idle: (options) => session.idle(options),
     [Symbol.asyncDispose]: () => session.idle(),

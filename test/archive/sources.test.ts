@@ -116,7 +116,7 @@ void t.test(
     const { client } = emptyStore(t)
     const archive = Buffer.concat([...plainArchive(checkpointFiles(t)), endOfArchive])
     const source = (async function* () {
-      for await (const byte of chunksOf(archive, 1)) {
+      for await (const byte of chunksOf(archive.subarray(0, 1500), 1)) {
         yield byte
         yield Buffer.alloc(0)
       }

@@ -3,7 +3,7 @@ import { pipeline, Readable } from 'node:stream'
 import type { ExportOptions, ImportOptions } from '../../base/archive_types.js'
 import { assertBoolean, assertCallback, assertCallOptions, invalid } from '../../base/assertions.js'
 import { Cancellation } from '../../base/cancellation.js'
-import { toCheckpointError, withDetails } from '../../base/errors.js'
+import { AbortError, type CheckpointError, toCheckpointError, withDetails } from '../../base/errors.js'
 import { assertCheckpointName, assertVmName } from '../../base/names.js'
 import type { Checkpoint } from '../../base/types.js'
 import { ProgressReporter } from '../../operations/progress.js'
@@ -25,8 +25,13 @@ export class ArchiveCalls {
     this.#session = session
   }
 
-  /** Throws at once if an argument is wrong. */
-  exportCheckpoint(vm: string, name: string, options: ExportOptions = {}): AsyncGenerator<Uint8Array> {
+  /** Throws at once if an argument is wrong. `onCancel`: ends the iteration, also if the consumer reads no more. */
+  exportCheckpoint(
+    vm: string,
+    name: string,
+    options: ExportOptions = {},
+    onCancel: (error: Error) => void = () => undefined,
+  ): AsyncGenerator<Uint8Array> {
     assertVmName(vm)
     assertCheckpointName(name, vm)
     assertCallOptions(options, ['compress', 'copy', 'onProgress'], 'ExportOptions')
@@ -35,7 +40,7 @@ export class ArchiveCalls {
       throw invalid("The option 'compress' must be 'none', 'gzip' or 'zstd'", compress)
     assertBoolean(copy, 'copy')
     assertCallback(onProgress)
-    return this.#export(vm, name, { ...options, compress, copy })
+    return this.#export(vm, name, { ...options, compress, copy }, onCancel)
   }
 
   /** The call is in flight until the consumer ends, and holds no descriptor before the first byte is read. */
@@ -43,6 +48,7 @@ export class ArchiveCalls {
     vm: string,
     name: string,
     options: ExportOptions & { compress: 'none' | 'gzip' | 'zstd'; copy: boolean },
+    onCancel: (error: Error) => void,
   ): AsyncGenerator<Uint8Array> {
     const { signal, timeout, compress, copy, onProgress } = options
     const doing = `Exporting checkpoint '${name}' of VM '${vm}'`
@@ -53,8 +59,14 @@ export class ArchiveCalls {
     })
     const subject = { operation: 'export', vm, checkpoint: name } as const
     void this.#session.inFlight.during(subject, cancellation, ended)
+    const explained = (error: unknown): AbortError | CheckpointError =>
+      error instanceof AbortError
+        ? error
+        : withDetails(toCheckpointError(error, doing), { vm, checkpoint: name })
+    let archive: AsyncGenerator<Uint8Array> | undefined
     try {
       cancellation.throwIfCancelled()
+      cancellation.onCancel((error) => onCancel(explained(error)))
       const [{ exportArchive }, { compressor }] = await Promise.all([
         import('../../operations/export.js'),
         import('../../archive/compression.js'),
@@ -62,12 +74,14 @@ export class ArchiveCalls {
       const transform = compressor(compress)
       const progress = new ProgressReporter({ vm, name, onProgress, memoryBytes: undefined }, cancellation)
       const { store } = this.#session
-      const archive = exportArchive({ store, vm, name, copy, cancellation, progress })
+      archive = exportArchive({ store, vm, name, copy, cancellation, progress })
       if (transform === undefined) yield* archive
       else yield* pipeline(Readable.from(archive, { objectMode: false }), transform, () => undefined)
     } catch (error) {
-      throw withDetails(toCheckpointError(error, doing), { vm, checkpoint: name })
+      throw explained(error)
     } finally {
+      // A compressor does not wait until the archive has closed its files.
+      await archive?.return(undefined).catch(() => undefined)
       end()
     }
   }

@@ -172,7 +172,14 @@ export function dataRanges(descriptor: number, size: number): Float64Array {
     ranges.set([start, last - start], 2 * count++)
     at = last
   }
+  // What was cut off would otherwise count as a hole.
+  if (fs.fstatSync(descriptor).size < size) throw shortened()
   return ranges.slice(0, 2 * count)
+}
+
+function shortened(): CheckpointError {
+  const message = 'A checkpoint file became shorter while it was exported. The archive is not complete'
+  return new CheckpointError('ERR_CHECKPOINT_DAMAGED', message)
 }
 
 function doubled(ranges: Float64Array<ArrayBuffer>): Float64Array<ArrayBuffer> {
