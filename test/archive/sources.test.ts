@@ -120,6 +120,7 @@ void t.test(
         yield byte
         yield Buffer.alloc(0)
       }
+      yield archive.subarray(1500)
     })()
     t.equal((await client.importCheckpoint('vm1', undefined, source)).name, 'x')
   },
