@@ -1,5 +1,6 @@
 /** What holds at every moment of a move: exactly one of the two hosts can be made to run the VM. */
 import assert from 'node:assert/strict'
+import { until } from './index.js'
 import { type Move, type MovingHost } from './moving.js'
 
 /** Rejects if the VM can run on both hosts, or on none. */
@@ -22,7 +23,7 @@ export async function drive(move: Move, what: string, before: number): Promise<v
     if (move.b.running.length > 0 && move.a.moveOf() === 'moved') break
     const { report } = await move.run()
     if (report instanceof Error) errors.push(report.message)
-    if (isUnconfirmed(report)) await restoreAgain(move)
+    if (isUnconfirmed(report)) await restoreAgainUnlessRunning(move)
     await assertOneHost(move, `${what}, attempt ${String(attempt)}`)
   }
   assert.deepEqual(move.running, ['b'], `${what}: ${errors.join('\n')}`)
@@ -31,12 +32,13 @@ export async function drive(move: Move, what: string, before: number): Promise<v
 }
 
 /** A process was killed after its restore record and before bhyve was started. Nobody but a person can know that. */
-function isUnconfirmed(report: unknown): boolean {
+export function isUnconfirmed(report: unknown): boolean {
   return report instanceof Error && report.message.includes("the option 'again'")
 }
 
-async function restoreAgain({ b, args }: Move): Promise<void> {
-  await b.client.restore('vm1', 'suspend', { args, bhyve: b.bhyve, again: true })
+async function restoreAgainUnlessRunning({ b, args }: Move): Promise<void> {
+  if (b.running.length === 0) await b.client.restore('vm1', 'suspend', { args, bhyve: b.bhyve, again: true })
+  else await until(() => b.isServing(), 'the socket of bhyve')
 }
 
 export function startsOf({ starts }: MovingHost): number {

@@ -81,11 +81,13 @@ export class MovingHost {
   /** Starts a new VM. */
   async begin(args: readonly string[]): Promise<void> {
     spawn(this.bhyve, args, { stdio: 'ignore', env: childEnvironment() })
-    await until(() => {
-      const connection = native.connectStream(path.join(this.runDirectory, 'vm1'))
-      if (!isFailure(connection)) native.close(connection)
-      return !isFailure(connection)
-    }, 'the socket')
+    await until(() => this.isServing(), 'the socket')
+  }
+
+  isServing(): boolean {
+    const connection = native.connectStream(path.join(this.runDirectory, 'vm1'))
+    if (!isFailure(connection)) native.close(connection)
+    return !isFailure(connection)
   }
 
   /** Replaces the checkpoints with those of another directory. */
@@ -134,6 +136,18 @@ export class Move {
     const template = path.join(this.root, 'template')
     fs.cpSync(this.a.directory, template, { recursive: true, preserveTimestamps: true })
     return template
+  }
+
+  /** Returns a function that puts both hosts back into the state that they have now. */
+  snapshot(): () => void {
+    const hosts = [this.a, this.b] as const
+    const templates = hosts.map((host) => {
+      const template = fs.mkdtempSync(path.join(this.root, 'template-'))
+      if (fs.existsSync(host.directory))
+        fs.cpSync(host.directory, template, { recursive: true, preserveTimestamps: true })
+      return template
+    })
+    return () => hosts.forEach((host, index) => host.take(templates[index] ?? ''))
   }
 
   /** Moves the VM from `a` to `b`. The receiver's outcome is `received`, also if the move rejects. */

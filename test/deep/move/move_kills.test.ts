@@ -1,89 +1,184 @@
 /**
- * The process of either host is killed before a system call that changes something. At every moment exactly one host can
- * be made to run the VM, and the next calls move it. `MOVE_KILLS=1000` kills at every such call.
+ * The process of either host is killed before and after each change on disk and each message. At every moment exactly
+ * one host can be made to run the VM, and the next calls move it. `MOVE_KILLS=all` kills at every one of them, which takes
+ * half an hour.
  */
-import { spawn } from 'node:child_process'
+import assert from 'node:assert/strict'
+import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import fs from 'node:fs'
 import path from 'node:path'
+import { Duplex } from 'node:stream'
 import t, { type Test } from 'tap'
-import { childEnvironment } from '../../support/index.js'
-import { assertOneHost, drive, startsOf } from '../../support/move_invariant.js'
-import { Move, type MovingHost } from '../../support/moving.js'
-import { needs } from '../../support/programs.js'
+import { childEnvironment, until } from '../../support/index.js'
+import { assertOneHost, drive, isUnconfirmed, startsOf } from '../../support/move_invariant.js'
+import { Move } from '../../support/moving.js'
 
 const script = path.join(import.meta.dirname, '../../support/move_side.mjs')
-const calls = 'renameat,renameat2,unlinkat,mkdirat,fsync,fdatasync,pwrite64,ftruncate,flock,sendmsg,writev'
-const sampled = Number(process.env.MOVE_KILLS ?? '4')
+const preload = path.join(import.meta.dirname, '../../support/move_strike.cjs')
+const killsAll = process.env.MOVE_KILLS === 'all'
+/** Otherwise so many kills of each side. */
+const sampled = 3
 
-t.setTimeout(3_600_000)
-
-type Side = 'send' | 'receive'
+t.setTimeout(7_200_000)
 
 interface Strike {
-  side: Side
-  /** Before this call of a thread. Undefined: the trace only. */
-  n?: number
+  side: 'send' | 'receive'
+  /** The change, from 1 on. 0: none, the trace only. */
+  at: number
+  how: 'before' | 'after'
 }
 
-/** Runs both sides, one of them traced. Resolves with its trace. */
-async function moveTraced(move: Move, { side, n }: Strike): Promise<string> {
+/** A situation in which a move is called. `begin` puts both hosts into it. */
+interface Scene {
+  begin: () => Promise<void> | void
+  /** Ends the move after a kill, and rejects if it cannot be ended. */
+  end: (what: string, startsBefore: number) => Promise<void>
+}
+
+/** Runs one side in its own process, and the other one in this process. Resolves with the changes of the first. */
+async function moveStruck(move: Move, { side, at, how }: Strike): Promise<string[]> {
   const trace = path.join(move.root, 'trace')
-  const inject = n === undefined ? [] : ['-e', `inject=${calls}:signal=KILL:when=${String(n)}`]
-  // The VM is not traced.
-  const tracer = ['strace', '-f', '-b', 'execve', '-qq', '-o', trace, '-e', `trace=${calls}`, ...inject]
-  const start = (own: Side, host: MovingHost, other: MovingHost) => {
-    const { runDirectory, checkpointDirectory, bhyve } = host
-    const words = [process.execPath, script, own, runDirectory, checkpointDirectory, bhyve, other.name]
-    const [command = '', ...args] = own === side ? [...tracer, ...words] : words
-    return spawn(command, args, { env: childEnvironment(), stdio: ['pipe', 'pipe', 'ignore'] })
-  }
-  const [sender, receiver] = [start('send', move.a, move.b), start('receive', move.b, move.a)]
-  for (const { stdin } of [sender, receiver]) stdin.on('error', () => undefined)
-  sender.stdout.pipe(receiver.stdin)
-  receiver.stdout.pipe(sender.stdin)
-  await Promise.all([once(sender, 'exit'), once(receiver, 'exit')])
-  return fs.readFileSync(trace, 'utf8')
+  fs.writeFileSync(trace, '')
+  const [own, other] = side === 'send' ? [move.a, move.b] : [move.b, move.a]
+  const words = [script, side, own.runDirectory, own.checkpointDirectory, own.bhyve, other.name]
+  const child = spawn(process.execPath, ['--require', preload, ...words], {
+    env: childEnvironment({ MOVE_STRIKE: JSON.stringify({ at, how, trace }) }),
+    stdio: ['pipe', 'pipe', 'ignore'],
+  })
+  const exited = once(child, 'exit')
+  await otherSide(move, side, child)
+  await exited
+  return fs.readFileSync(trace, 'utf8').trim().split('\n')
 }
 
-/** The most calls that one thread makes. */
-function longest(trace: string): number {
-  const counts = new Map<string, number>()
-  for (const line of trace.split('\n')) {
-    const [pid = ''] = line.split(' ')
-    if (/^\d+ +\w+\(/.test(line)) counts.set(pid, (counts.get(pid) ?? 0) + 1)
-  }
-  return Math.max(0, ...counts.values())
+async function otherSide({ a, b }: Move, side: Strike['side'], child: ChildProcess): Promise<void> {
+  const connection = Duplex.from({ readable: child.stdout, writable: child.stdin })
+  connection.on('error', () => undefined)
+  const call =
+    side === 'send'
+      ? b.client.receiveVirtualMachine(connection, { bhyve: b.bhyve })
+      : a.client.moveVirtualMachine('vm1', { host: 'b', connect: () => connection, bhyve: a.bhyve })
+  await call.catch(() => undefined)
+  await Promise.all([a.client.idle(), b.client.idle()])
 }
 
-async function reset(move: Move, template: string): Promise<number> {
+/** A bhyve whose starter was killed right after its start is not in the list of starts yet. */
+async function untilStarted(move: Move, trace: readonly string[], before: number, how: Strike['how']) {
+  const spawned = trace.filter((what) => what === 'spawn').length
+  const isStruck = trace.at(-1) === 'spawn' && how === 'before'
+  if (spawned === 0 || isStruck) return
+  await until(() => startsOf(move.a) + startsOf(move.b) > before, 'the start of bhyve')
+}
+
+async function killedAt(t: Test, move: Move, scene: Scene, strike: Strike): Promise<string> {
+  await move.a.killAll()
   await move.b.killAll()
-  move.a.take(template)
-  fs.rmSync(move.b.directory, { recursive: true, force: true })
-  return startsOf(move.a) + startsOf(move.b)
-}
-
-async function killedAt(t: Test, move: Move, template: string, strike: Strike): Promise<void> {
-  const before = await reset(move, template)
-  const trace = await moveTraced(move, strike)
-  const what = `${strike.side}, call ${String(strike.n)}`
-  const isKilled = trace.includes('killed by SIGKILL')
+  await scene.begin()
+  const before = startsOf(move.a) + startsOf(move.b)
+  const trace = await moveStruck(move, strike)
+  await untilStarted(move, trace, before, strike.how)
+  const isReached = trace.length >= strike.at
+  const reached = trace[strike.at - 1] ?? 'not reached'
+  const what = `${strike.side}, ${strike.how} ${String(strike.at)}, ${reached}`
   await assertOneHost(move, what)
-  await drive(move, what, before)
-  t.pass(`${what}${isKilled ? '' : ' (not reached)'}: ${move.a.moveOf() ?? ''}`)
+  await scene.end(what, before)
+  t.ok(isReached, what)
+  return what
 }
 
-for (const side of ['send', 'receive'] as const) {
-  t.test(`${side}: killed before any call that changes something`, needs('strace'), async (t) => {
-    const move = new Move(t)
-    const template = await move.suspended()
-    await reset(move, template)
-    const count = longest(await moveTraced(move, { side }))
-    t.strictSame(move.running, ['b'], 'without a kill')
-    t.ok(count > 10, `${String(count)} calls`)
-    const step = Math.max(1, count / sampled)
-    const offset = Math.random() * step
-    for (let at = offset; at < count; at += step)
-      await killedAt(t, move, template, { side, n: Math.floor(at) + 1 })
+const scenes: Record<string, (move: Move) => Promise<Scene>> = {
+  'a move that succeeds': async (move) => {
+    await move.suspended()
+    return { begin: emptied(move), end: (what, before) => drive(move, what, before) }
+  },
+  'a bhyve that does not start': async (move) => {
+    await move.suspended()
+    move.b.writeBhyve('exit 4')
+    return { begin: emptied(move), end: (what) => driveBack(move, what) }
+  },
+  'a move in doubt': async (move) => {
+    await move.suspended()
+    await move.run({}, { fault: { from: 'sender', index: 4, what: 'cut' } })
+    t.strictSame([move.a.moveOf(), move.b.moveOf()], ['moved-to', 'arriving'])
+    return { begin: move.snapshot(), end: (what, before) => drive(move, what, before) }
+  },
+  'a copy that was left': async (move) => {
+    await move.suspended()
+    await move.run({}, { fault: { from: 'receiver', index: 1, what: 'cut' } })
+    t.strictSame([move.a.moveOf(), move.b.moveOf()], [undefined, 'arriving'])
+    return { begin: move.snapshot(), end: (what, before) => drive(move, what, before) }
+  },
+}
+
+/** As `snapshot`, but the receiver has not even a directory for its checkpoints. */
+function emptied(move: Move): () => void {
+  const restore = move.snapshot()
+  return () => {
+    restore()
+    fs.rmSync(move.b.checkpointDirectory, { recursive: true })
+  }
+}
+
+/** The receiver cannot start the VM, so it ends on the host that has sent it. */
+async function driveBack(move: Move, what: string): Promise<void> {
+  const errors: unknown[] = []
+  for (let attempt = 0; attempt < 4; attempt++) {
+    const { report } = await move.run()
+    errors.push(report)
+    await assertOneHost(move, `${what}, attempt ${String(attempt)}`)
+    if (isUnconfirmed(report)) await giveUpThere(move)
+    if (move.a.moveOf() === undefined) break
+  }
+  assert.deepEqual([await move.restorable(), move.running], [['a'], []], `${what}: ${errors.join('\n')}`)
+}
+
+/** What docs/move.md advises if nobody knows whether the guest has run there, and it cannot be restored there. */
+async function giveUpThere({ a, b, args }: Move): Promise<void> {
+  const again = { args, bhyve: b.bhyve, again: true }
+  await assert.rejects(b.client.restore('vm1', 'suspend', again), { code: 'ERR_RESTORE_FAILED' })
+  await b.client.destroyCheckpoint('vm1', 'suspend')
+  await a.client.resolveMove('vm1', 'suspend', { runs: 'here' })
+}
+
+/** A power failure loses what is not fsynced. So the name of each file is durable before the other host relies on it. */
+function unsynced(changes: readonly string[]): string[] {
+  let renamed: string | undefined
+  return changes.flatMap((what) => {
+    if (what.startsWith('renameAt suspend')) renamed = what
+    if (what === 'sync') renamed = undefined
+    const isReliedOn = what === 'spawn' || what.startsWith('message')
+    return isReliedOn && renamed !== undefined ? [`${what} after ${renamed}`] : []
   })
 }
+
+/** A sample has two of the scenes. */
+function chosenScenes(): (keyof typeof scenes)[] {
+  const [first = '', ...others] = Object.keys(scenes)
+  return killsAll ? [first, ...others] : [first, others[Math.floor(Math.random() * others.length)] ?? first]
+}
+
+function chosenStrikes(side: Strike['side'], changes: readonly string[]): Strike[] {
+  const all = changes.flatMap((_, index) =>
+    (['before', 'after'] as const).map((how) => ({ side, at: index + 1, how })),
+  )
+  if (killsAll) return all
+  const step = all.length / sampled
+  const offset = Math.random() * step
+  return all.filter(
+    (_, index) => Math.floor((index - offset) / step) !== Math.floor((index - 1 - offset) / step),
+  )
+}
+
+for (const title of chosenScenes())
+  for (const side of ['send', 'receive'] as const)
+    t.test(`${title}: ${side} is killed`, async (t) => {
+      const move = new Move(t)
+      const scene = await scenes[title]?.(move)
+      assert.ok(scene)
+      await scene.begin()
+      const changes = await moveStruck(move, { side, at: 0, how: 'before' })
+      t.ok(changes.length > 10, `${String(changes.length)} changes`)
+      t.strictSame(unsynced(changes), [], 'durable before each message')
+      for (const strike of chosenStrikes(side, changes)) await killedAt(t, move, scene, strike)
+    })
