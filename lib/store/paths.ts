@@ -43,6 +43,10 @@ export const restoreLockName = 'restore.lock'
 export const rollbackName = 'disks.rollback'
 /** In `.staging`: the same record before it is complete. */
 export const freshRollbackName = 'disks.rollback.new'
+/** In `.staging`: the id of this directory, once a move has begun here (`store_identity.ts`). */
+export const storeIdName = 'store.id'
+/** In `.staging`: the same file before it is complete. */
+export const freshStoreIdName = 'store.id.new'
 const longestId = 12
 
 /** The longest request path that a stage in this directory can have. */

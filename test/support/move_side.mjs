@@ -6,10 +6,9 @@ import { createClient } from 'bhyve-checkpoint'
 const [side, runDirectory, checkpointDirectory, bhyve, host] = process.argv.slice(2)
 const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
 const connection = Duplex.from({ readable: process.stdin, writable: process.stdout })
-const silenceTimeout = 5_000
 try {
-  if (side === 'receive') await client.receiveVirtualMachine(connection, { bhyve, silenceTimeout })
-  else await client.moveVirtualMachine('vm1', { host, connect: () => connection, bhyve, silenceTimeout })
+  if (side === 'receive') await client.receiveVirtualMachine(connection, { bhyve })
+  else await client.moveVirtualMachine('vm1', { host, connect: () => connection, bhyve })
 } catch (error) {
   process.stderr.write(`${side}: ${error.code}: ${error.message}\n`)
 }

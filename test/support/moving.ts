@@ -156,7 +156,8 @@ export class Move {
     { fault, receiving = {}, from = this.a, to = this.b }: RunOptions = {},
   ): Promise<{ report: MoveReport | Error; received: unknown; wire: Wire }> {
     const wire = new Wire(fault)
-    const silenceTimeout = fault === undefined ? 10_000 : 400
+    const isSilent = fault !== undefined && !fault.what.startsWith('cut')
+    const silenceTimeout = isSilent ? 400 : 10_000
     const receive = { bhyve: to.bhyve, silenceTimeout, ...receiving }
     const received = to.client.receiveVirtualMachine(wire.receiver, receive).catch((error: unknown) => error)
     const call = { host: to.name, connect: () => wire.sender, silenceTimeout, bhyve: from.bhyve, ...options }
@@ -253,9 +254,13 @@ export class Wire {
     if (what === 'delayed') setTimeout(() => this.#write(target, bytes), 250)
     if (what === 'cut after') {
       this.#write(target, bytes)
-      setImmediate(() => setImmediate(() => both.forEach((end) => end.destroy())))
+      setImmediate(() => setImmediate(() => this.#cut(both)))
     }
-    if (what === 'cut') both.forEach((end) => end.destroy())
+    if (what === 'cut') this.#cut(both)
+  }
+
+  #cut(both: readonly Duplex[]): void {
+    for (const end of [...both, this.sender, this.receiver]) end.destroy()
   }
 
   #write(target: Duplex, bytes: Buffer): void {

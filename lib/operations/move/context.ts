@@ -54,7 +54,7 @@ export function thisHost(): string {
   return hostFacts().name ?? os.hostname()
 }
 
-/** Identifies the store that a VM comes from. */
-export function originOf(directory: string): string {
-  return `${thisHost()}:${directory}`
+/** Identifies the store that a VM comes from. A copied store on another host is another one. */
+export function originOf(storeId: string): string {
+  return `${thisHost()}:${storeId}`
 }

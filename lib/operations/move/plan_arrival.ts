@@ -5,6 +5,7 @@ import type { ArgumentsReport } from '../../bhyve_arguments/report.js'
 import { doubtOf } from '../../checkpoint/moving.js'
 import type { StoreReport } from '../../diagnosis/store_report.js'
 import type { MovingCopy } from '../../store/catalog/move_records.js'
+import type { StoreIdentity } from '../../store/catalog/store_identity.js'
 import { marginBytes } from '../../store/staging/space.js'
 import type { RestoreContext } from '../restore/context.js'
 import { runningBlockers, targetsOf } from '../restore/targets.js'
@@ -32,10 +33,12 @@ export async function planArrival(
   const report = await vmJobs.readArguments(args, plan.vm, bhyve, { directory: workingDirectory })
   const [stored] = await vmJobs.inspectStores([{ vm: plan.vm, directory }])
   const copies = await store.jobs.movingCopies(directory)
+  const own = await store.jobs.storeIdentity(directory)
   const blockers = [
     ...hostBlockers(context, plan),
     ...argumentBlockers(report, plan, bhyve),
     ...(await runningBlockers(context, targetsOf(context, report))),
+    ...directoryBlockers(plan, directory, own),
     ...(stored === undefined ? [] : storeBlockers(stored, copies, plan)),
   ]
   const left = copies.filter((copy) => isLeft(copy, plan))
@@ -87,6 +90,20 @@ function argumentBlockers(report: ArgumentsReport, { vm }: PlanMessage, bhyve: s
         message: `this host has no disk '${path}' (${device}): ${why}`,
       })),
   ]
+}
+
+/** The sender holds the restore lock, so the lock also shows that both hosts share the directory. */
+function directoryBlockers(
+  { vm, origin }: PlanMessage,
+  directory: string,
+  { id, isRestoring }: StoreIdentity,
+): Blockers {
+  const isShared = id !== undefined && origin.endsWith(`:${id}`)
+  if (!isShared && !isRestoring) return []
+  const message =
+    `'${directory}' is the checkpoint directory of the sender, or a restore of VM '${vm}' is in progress on this host: use ` +
+    'another checkpoint directory, or try again later'
+  return [{ code: 'name-taken', message }]
 }
 
 function storeBlockers(

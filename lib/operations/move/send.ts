@@ -113,6 +113,8 @@ class Sender {
   #offlineSince = Date.now()
   /** The identity of the state that the other host receives. */
   #identity = ''
+  /** It is durable before a copy is sent. */
+  #storeId: string = randomUUID()
 
   constructor(context: SendContext, settings: SendSettings, connection: MoveConnection) {
     this.#context = context
@@ -124,7 +126,9 @@ class Sender {
 
   async run(): Promise<MoveReport> {
     const { vm, host, dryRun } = this.#settings
-    const copies = await this.#context.restoring.store.jobs.movingCopies(this.#directory)
+    const { jobs } = this.#context.restoring.store
+    this.#storeId = (await jobs.storeIdentity(this.#directory)).id ?? this.#storeId
+    const copies = await jobs.movingCopies(this.#directory)
     const doubtful = copies.find(({ move }) => move.state === 'moved-to')
     if (doubtful === undefined) return this.#begin()
     if (doubtful.move.host !== host) throw otherHost(vm, host, doubtful.move.host)
@@ -165,6 +169,7 @@ class Sender {
     if (dryRun) return this.#report(plan.name, plan.id, { outcome: 'planned', ...found })
     if (found.blockers.length > 0) throw this.#refused(found.blockers)
     this.#cancellation.throwIfCancelled()
+    await this.#context.restoring.store.jobs.keepStoreId(this.#directory, this.#storeId)
     await this.#dropLeft(plan, there.left)
     const answer = await this.#move(departure, plan)
     const report = {
@@ -181,7 +186,7 @@ class Sender {
   #planOf({ name, facts }: Departure): PlanMessage {
     const { vm, anyCpu } = this.#settings
     const id = randomUUID()
-    return { type: 'plan', id, vm, name, host: thisHost(), origin: originOf(this.#directory), facts, anyCpu }
+    return { type: 'plan', id, vm, name, host: thisHost(), origin: originOf(this.#storeId), facts, anyCpu }
   }
 
   /**
@@ -305,7 +310,7 @@ class Sender {
       )
     }
     const copies = [{ id: step.id, state: 'not-started' }] as const
-    this.#peer.post({ type: 'drop', id: step.id, vm, origin: originOf(this.#directory), copies })
+    this.#peer.post({ type: 'drop', id: step.id, vm, origin: originOf(this.#storeId), copies })
     const message =
       `VM '${vm}' did not start on host '${host}': ${why}. It can be restored on this host only, from checkpoint '${step.name}' ` +
       `('bhyve-checkpoint restore ${vm} ${step.name}')`

@@ -36,4 +36,5 @@ export {
 } from './restore_records.js'
 export { readRollback, recordRollback, replaceRollback } from './rollback_record.js'
 export { recordVerification } from './verification_record.js'
+export { keepStoreId, storeIdentity } from './store_identity.js'
 export { suspendedState } from './suspended.js'

@@ -9,7 +9,15 @@ import { removeRubbish } from '../../fs/remove_tree.js'
 import { continueHeldWriter } from '../staging/hold.js'
 import { isWriterAlive, readIntent, writerOf } from '../staging/intent.js'
 import { recoverLiveStage } from './live_stage.js'
-import { freshRollbackName, publicationOrder, restoreLockName, restSuffix, rollbackName } from '../paths.js'
+import {
+  freshRollbackName,
+  freshStoreIdName,
+  publicationOrder,
+  restoreLockName,
+  restSuffix,
+  rollbackName,
+  storeIdName,
+} from '../paths.js'
 import { holdsRemovals, noteRemovals, removeEntry } from '../staging/removed.js'
 import { dropDeadRestoreLock, isRestoring } from '../staging/restore_lock.js'
 import { openDirectoryOrRemove, rollForward } from './roll_forward.js'
@@ -50,6 +58,7 @@ export function recover(directory: Directory, staging: Directory, onRollback?: (
   if (entries.includes(restoreLockName)) dropDeadRestoreLock(staging)
   // A process that writes this record holds the lock, so this one is left over. Nothing was done for it yet.
   if (entries.includes(freshRollbackName)) removeRubbish(staging, freshRollbackName)
+  if (entries.includes(freshStoreIdName) && !isRestoring(staging)) removeRubbish(staging, freshStoreIdName)
   if (holdsRemovals(staging)) noteRemovals(staging)
   if (entries.some((name) => name.endsWith(snapshotsSuffix))) noteSnapshots(staging)
   if (entries.includes(rollbackName)) onRollback?.()
@@ -147,7 +156,7 @@ export function needsRecovery(staging: Directory): boolean {
   return staging.entries().some((name) => {
     if (name === restoreLockName) return !isRestoring(staging)
     // Only a restore can finish a rollback, and only providers can remove snapshots.
-    if (name === rollbackName || name.endsWith(snapshotsSuffix)) return false
+    if (name === rollbackName || name === storeIdName || name.endsWith(snapshotsSuffix)) return false
     return !name.endsWith(removedSuffix) && (!isStageId(name) || !isAlive(staging, name))
   })
 }

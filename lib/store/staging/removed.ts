@@ -8,7 +8,7 @@ import { memorySuffix } from '../../base/names.js'
 import { CheckpointError } from '../../base/errors.js'
 import { Directory } from '../../fs/directory.js'
 import { assertOurs, lockStagingIfAny } from './lock.js'
-import { guestFile, inboxName, restoreLogName, stagingName } from '../paths.js'
+import { guestFile, inboxName, restoreLogName, stagingName, storeIdName } from '../paths.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
 import { removedSuffix, replacedName } from './staging_entries.js'
 
@@ -143,6 +143,8 @@ function removeUnlessBusy(directory: Directory): void {
  */
 function removeIfEmpty(directory: Directory, staging: Directory | undefined): void {
   if (directory.rawEntries().some((entry) => entry !== stagingName && entry !== restoreLogName)) return
+  if (staging !== undefined && staging.entries().every((entry) => entry === storeIdName))
+    staging.unlink(storeIdName)
   if (staging !== undefined && !directory.removeEmpty(stagingName)) return
   if (directory.statusIfAny(restoreLogName)?.kind === 'file') directory.unlink(restoreLogName)
   using parent = Directory.openPath(path.dirname(directory.path))
