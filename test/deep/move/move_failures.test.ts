@@ -62,6 +62,17 @@ t.test('move: a bhyve that does not start gives the VM back', async (t) => {
   t.strictSame(await move.restorable(), ['a'])
 })
 
+t.test('move: a VM that somebody has started there by hand is not given back', async (t) => {
+  const move = new Move(t)
+  await move.suspended()
+  await move.run({}, { fault: { from: 'sender', index: 4, what: 'cut' } })
+  await move.b.begin(move.args)
+  t.match((await move.run()).report, { code: 'ERR_MOVE_IN_DOUBT', message: /already running/ })
+  t.strictSame([move.a.moveOf(), await move.restorable()], ['moved-to', []])
+  await move.b.killAll()
+  t.match((await move.run()).report, { outcome: 'resolved' })
+})
+
 t.test('move: a guest that has run there and ended is not given back', async (t) => {
   const move = new Move(t)
   const listens = `require('net').createServer().listen('${move.b.runDirectory}/vm1', () => process.exit(1))`
