@@ -143,8 +143,7 @@ function removeUnlessBusy(directory: Directory): void {
  */
 function removeIfEmpty(directory: Directory, staging: Directory | undefined): void {
   if (directory.rawEntries().some((entry) => entry !== stagingName && entry !== restoreLogName)) return
-  if (staging !== undefined && staging.entries().every((entry) => entry === storeIdName))
-    staging.unlink(storeIdName)
+  if (staging?.entries().every((entry) => entry === storeIdName) === true) staging.unlink(storeIdName)
   if (staging !== undefined && !directory.removeEmpty(stagingName)) return
   if (directory.statusIfAny(restoreLogName)?.kind === 'file') directory.unlink(restoreLogName)
   using parent = Directory.openPath(path.dirname(directory.path))
