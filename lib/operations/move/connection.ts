@@ -12,6 +12,8 @@ export type Received =
 const alivePart = 1 / 4
 /** Beyond this, the other side does not read, and need not be informed that this one lives. */
 const maxUnread = 64 * 1024
+/** Far more than the answers to all requests of a move. Beyond this, the other side sends requests and reads nothing. */
+const maxUnreadMessages = 4 * 1024 * 1024
 
 export class MoveConnection implements Disposable {
   readonly #duplex: Duplex
@@ -19,17 +21,16 @@ export class MoveConnection implements Disposable {
   readonly #reader = new FrameReader()
   readonly #chunks: AsyncIterator<Buffer>
   readonly #alive: NodeJS.Timeout
-  /** Rejects when the connection was closed or interrupted. */
-  readonly #ended: Promise<never>
-  #fail: (error: Error) => void = () => undefined
+  /** Reject the calls that wait. A race against one promise would keep a reaction for each of them until it settles. */
+  readonly #waiting = new Set<(error: Error) => void>()
+  /** Why the connection was closed or interrupted. */
+  #fault: Error | undefined
   #reading: Promise<IteratorResult<Buffer>> | undefined
 
   /** `silenceMs`: if nothing arrives for so long while something is expected, the other side counts as gone. */
   constructor(duplex: Duplex, silenceMs: number) {
     this.#duplex = duplex
     this.#silenceMs = silenceMs
-    this.#ended = new Promise((_, reject) => (this.#fail = reject))
-    this.#ended.catch(() => undefined)
     duplex.on('error', (error) => this.#fail(lost(reasonOf(error))))
     duplex.on('close', () => this.#fail(lost('it was closed')))
     this.#chunks = duplex[Symbol.asyncIterator]() as AsyncIterator<Buffer>
@@ -41,6 +42,10 @@ export class MoveConnection implements Disposable {
   /** Sends without waiting for the other side. Never throws: a lost connection is found by the next `receive`. */
   post(message: Message): void {
     if (!this.#duplex.writable) return
+    if (this.#duplex.writableLength > maxUnreadMessages) {
+      this.#fail(lost('the other host sends requests, but does not read the answers'))
+      return
+    }
     this.#duplex.write(frameOf('message', Buffer.from(JSON.stringify(message))))
   }
 
@@ -50,8 +55,11 @@ export class MoveConnection implements Disposable {
       if (!this.#duplex.writable) throw lost('it was closed')
       const piece = frameOf('data', bytes.subarray(from, from + maxDataBytes))
       if (this.#duplex.write(piece)) continue
-      const drained = new Promise<void>((resolve) => this.#duplex.once('drain', resolve))
-      await Promise.race([drained, this.#ended])
+      await this.#unlessEnded<undefined>((resolve) => {
+        const drained = (): void => resolve(undefined)
+        this.#duplex.once('drain', drained)
+        return () => this.#duplex.off('drain', drained)
+      })
     }
   }
 
@@ -89,18 +97,39 @@ export class MoveConnection implements Disposable {
     this.#reading ??= this.#chunks.next().catch((error: unknown) => {
       throw lost(reasonOf(error))
     })
-    let timer: NodeJS.Timeout | undefined
-    const silence = new Promise<never>((_, reject) => {
-      const message = `nothing arrived for ${String(this.#silenceMs)} ms`
-      timer = setTimeout(() => reject(lost(message)), this.#silenceMs)
+    const reading = this.#reading
+    const result = await this.#unlessEnded<IteratorResult<Buffer>>((resolve, reject) => {
+      const silent = (): void => reject(lost(`nothing arrived for ${String(this.#silenceMs)} ms`))
+      const timer = setTimeout(silent, this.#silenceMs)
+      reading.then(resolve, reject)
+      return () => clearTimeout(timer)
     })
+    this.#reading = undefined
+    return result
+  }
+
+  /** Rejects if the connection ends first. `begin` returns a function that stops waiting. */
+  async #unlessEnded<T>(
+    begin: (resolve: (value: T) => void, reject: (error: Error) => void) => () => void,
+  ): Promise<T> {
+    if (this.#fault !== undefined) throw this.#fault
+    let stop: (() => void) | undefined
+    let rejected: ((error: Error) => void) | undefined
     try {
-      const result = await Promise.race([this.#ended, this.#reading, silence])
-      this.#reading = undefined
-      return result
+      return await new Promise<T>((resolve, reject) => {
+        rejected = reject
+        this.#waiting.add(reject)
+        stop = begin(resolve, reject)
+      })
     } finally {
-      clearTimeout(timer)
+      stop?.()
+      if (rejected !== undefined) this.#waiting.delete(rejected)
     }
+  }
+
+  #fail(error: Error): void {
+    this.#fault ??= error
+    for (const reject of this.#waiting) reject(this.#fault)
   }
 
   #reportAlive(): void {

@@ -76,7 +76,10 @@ const maxMessage = 16_384
 const maxWords = 4_096
 const maxWord = 65_536
 
-const isText: Check = (value) => typeof value === 'string' && value.length <= maxMessage
+/** A terminal would execute other control characters. */
+const control = /(?!\n)\p{Cc}/gu
+const isText: Check = (value) =>
+  typeof value === 'string' && value.length <= maxMessage && value.search(control) === -1
 const isCount: Check = (value) => Number.isSafeInteger(value) && (value as number) >= 0
 const isVm: Check = (value) => typeof value === 'string' && isVmName(value)
 const isName: Check = (value) => typeof value === 'string' && isCheckpointName(value)
@@ -127,8 +130,9 @@ export function parseMessage(text: string): Message | undefined {
   return checks !== undefined && hasFields(value, checks) ? (value as unknown as Message) : undefined
 }
 
-/** Shortens what could make a message too long for the other side. */
-export function bounded(text: string): string {
+/** Changes what the other side would refuse. */
+export function bounded(written: string): string {
+  const text = written.replace(control, ' ')
   return text.length <= maxMessage ? text : `${text.slice(0, maxMessage - 3)}...`
 }
 

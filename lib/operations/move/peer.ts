@@ -57,15 +57,12 @@ export class Peer {
     const answer = this.answer(id, ...types)
     answer.then(
       (one) => (early = one),
-      () => undefined,
+      // Nobody reads the data any more.
+      (error: unknown) => this.#connection.interrupt(error as Error),
     )
-    const failed = new Promise<never>((_, reject) => {
-      answer.catch(reject)
-    })
-    failed.catch(() => undefined)
     for await (const bytes of data) {
       if (early !== undefined) break
-      await Promise.race([this.#connection.sendData(bytes), failed])
+      await this.#connection.sendData(bytes)
     }
     const end = { type: 'end', id } as const
     this.#connection.post(end)
