@@ -121,3 +121,14 @@ t.test('connection: waiting keeps nothing, however much arrives', async (t) => {
   t.ok(bytes < 20_000_000, `${String(bytes)} bytes`)
   far.destroy()
 })
+
+t.test('connection: a read after the end leaves no rejection unhandled', async (t) => {
+  const [near, far] = duplexPair()
+  using connection = new MoveConnection(near, 60_000)
+  connection.interrupt(new Error('interrupted'))
+  t.match(await rejection(connection.receive()), { message: 'interrupted' })
+  near.destroy(new Error('broken'))
+  far.destroy()
+  await new Promise(setImmediate)
+  t.match(await rejection(connection.receive()), { message: 'interrupted' })
+})

@@ -21,7 +21,7 @@ export class MoveConnection implements Disposable {
   readonly #reader = new FrameReader()
   readonly #chunks: AsyncIterator<Buffer>
   readonly #alive: NodeJS.Timeout
-  /** Reject the calls that wait. A race against one promise would keep a reaction for each of them until it settles. */
+  /** Reject the calls that wait. A race against one promise would keep a reaction for each of them. */
   readonly #waiting = new Set<(error: Error) => void>()
   /** Why the connection was closed or interrupted. */
   #fault: Error | undefined
@@ -94,6 +94,8 @@ export class MoveConnection implements Disposable {
   }
 
   async #nextChunk(): Promise<IteratorResult<Buffer>> {
+    // Nobody would handle the rejection of a read that begins now.
+    if (this.#fault !== undefined) throw this.#fault
     this.#reading ??= this.#chunks.next().catch((error: unknown) => {
       throw lost(reasonOf(error))
     })

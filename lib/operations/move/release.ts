@@ -73,7 +73,7 @@ async function releaseLocked(context: RestoreContext, step: MoveStep, starting: 
 /** The restore record is durable before bhyve is started. Without one, the guest cannot have run. */
 async function notStarted(context: RestoreContext, step: MoveStep, message: string): Promise<Answer> {
   const { id } = step
-  // Somebody may have started the VM from this copy without a restore record. Then the sender must not take it back.
+  // Somebody may have started the VM from this copy without a restore record. Then the sender must not resume it.
   const sign = await signOfLife(context.vmJobs, context.target, context.peers)
   const copy = sign === undefined ? await context.store.jobs.refuseMove(step, now()) : undefined
   if (copy === undefined) return { type: 'doubtful', id, message }
