@@ -6,6 +6,7 @@ import { type Duplex, duplexPair } from 'node:stream'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import t from 'tap'
+import { CheckpointError } from 'bhyve-checkpoint'
 import { MoveConnection } from '../../dist/operations/move/connection.js'
 import { frameOf, preamble } from '../../dist/operations/move/frames.js'
 import { rejection } from '../support/index.js'
@@ -125,7 +126,7 @@ t.test('connection: waiting keeps nothing, however much arrives', async (t) => {
 t.test('connection: a read after the end leaves no rejection unhandled', async (t) => {
   const [near, far] = duplexPair()
   using connection = new MoveConnection(near, 60_000)
-  connection.interrupt(new Error('interrupted'))
+  connection.interrupt(new CheckpointError('ERR_MOVE_FAILED', 'interrupted'))
   t.match(await rejection(connection.receive()), { message: 'interrupted' })
   near.destroy(new Error('broken'))
   far.destroy()
