@@ -22,6 +22,12 @@ export interface MoveOptions {
   args?: readonly string[] | undefined
   /** The name of the checkpoint, on both hosts. Default: that of the suspended state, or `'suspend'`. */
   name?: string | undefined
+  /**
+   * `'shared'`: both hosts have the disks under the same paths. `'send'`: the VM's ZFS datasets are sent after the state,
+   * while the guest does not run. The other host receives them under the same names, which must not exist there. Those of
+   * this host stay. The state of a suspended VM must have snapshots of its disks. Default `'shared'`.
+   */
+  disks?: 'shared' | 'send' | undefined
   /** Plan the move on both hosts, and change nothing. Default false. */
   dryRun?: boolean | undefined
   /** Move the VM although the CPU models differ. The guest can crash if it uses features that the other CPU lacks. */
@@ -33,7 +39,7 @@ export interface MoveOptions {
    * often than that, so its speed does not matter. Default 60 000.
    */
   silenceTimeout?: number | undefined
-  /** Called with the progress of the suspend. */
+  /** Called with the progress of the suspend, and of the disks that are sent (phase `sending`). */
   onProgress?: ((progress: Progress) => void) | undefined
   /**
    * Cancels the call. Before the commit, the VM is resumed here (`idle()` waits for that). After the commit, the move is
@@ -61,6 +67,11 @@ export interface MoveReport {
   warnings: readonly { side: 'here' | 'there'; code: MoveWarning; message: string }[]
   /** The guest did not run for at most this many milliseconds. Absent unless `outcome` is `started`. */
   offlineMs?: number
+  /**
+   * With the option `disks: 'send'`: the datasets. `bytes`: the length of the stream that was sent, or, if `outcome` is
+   * `planned`, the space that the dataset occupies.
+   */
+  disks?: readonly { dataset: string; bytes: number }[]
   /** The process id of bhyve on the other host, if this call started it. */
   pid?: number
 }
@@ -72,13 +83,24 @@ export interface MoveReport {
  * - `cpu-differs`: it has another CPU model. `anyCpu` overrides this blocker
  * - `already-running`: a VM of this name runs there
  * - `name-taken`: a checkpoint there has the name
- * - `no-space`: the checkpoint does not fit on its disk
- * - `disks-missing`: it has no such disk. The disks must be on storage that both hosts share
+ * - `no-space`: the checkpoint does not fit on its disk, or the disks that are sent do not fit in its pool
+ * - `disks-missing`: it has no such disk. The disks must be on storage that both hosts share, or be sent
+ * - `disks-not-sendable`: with `disks: 'send'`, the disks are not on ZFS, are encrypted, or have no snapshots
+ * - `disks-not-receivable`: the other host has no dataset in which to receive a dataset, or would mount it elsewhere
+ * - `dataset-exists`: the other host has a dataset of that name
  * - `move-in-doubt`: the checkpoint directory has a copy of another move of this VM that is in doubt
  * - `no-state`: the VM does not run, and has no suspended state that can be moved
  */
 export type MoveBlocker =
-  CheckpointBlocker | RestoreBlocker | 'architecture-differs' | 'cpu-differs' | 'move-in-doubt' | 'no-state'
+  | CheckpointBlocker
+  | RestoreBlocker
+  | 'architecture-differs'
+  | 'cpu-differs'
+  | 'dataset-exists'
+  | 'disks-not-receivable'
+  | 'disks-not-sendable'
+  | 'move-in-doubt'
+  | 'no-state'
 
 /**
  * What to know before a move: the codes of `planCheckpoint` and `planRestore`, and

@@ -203,6 +203,7 @@ export type ProgressPhase =
   | 'publishing'
   | 'exporting'
   | 'importing'
+  | 'sending'
 
 /** The progress of a call, passed to `onProgress`. */
 export interface Progress {
@@ -210,9 +211,12 @@ export interface Progress {
   name: string
   /** The current step of the call. */
   phase: ProgressPhase
-  /** The bytes of guest RAM written (`saving`) or read (`digesting`) so far. */
+  /** The bytes of guest RAM written (`saving`) or read (`digesting`) so far, or those of the disks sent (`sending`). */
   bytes: number
-  /** The size of the guest RAM, if known: from the caller, the last checkpoint of this VM or the metadata. */
+  /**
+   * The size of the guest RAM, if known: from the caller, the last checkpoint of this VM or the metadata. With `sending`,
+   * the estimated size of the disks.
+   */
   totalBytes?: number
   /** Milliseconds since the call started. */
   elapsedMs: number

@@ -6,6 +6,7 @@ import { formatClock, formatMebibytes } from './values.js'
 
 /** Without a terminal, a longer phase prints another line after this time. */
 const plainIntervalMs = 30_000
+const measured: readonly Progress['phase'][] = ['saving', 'digesting', 'sending']
 const eraseLine = '\r\u001b[K'
 const shortestBar = 10
 const longestBar = 30
@@ -67,7 +68,7 @@ function bar(fraction: number, width: number): string {
 /** The bytes done, the rate since the phase began, and the time left at that rate. */
 function factsOf(progress: Progress, first: Progress): string[] {
   const { phase, bytes, totalBytes, elapsedMs } = progress
-  if (phase !== 'saving' && phase !== 'digesting') return []
+  if (!measured.includes(phase)) return []
   const much =
     totalBytes === undefined
       ? formatMebibytes(bytes)

@@ -80,7 +80,37 @@ const commands = {
   release: ([, name]) => (datasets[name]['#userrefs'] = '0'),
   set: ([assignment, name]) => Object.assign(datasets[name], valuesIn([assignment])),
   inherit: ([key, name]) => delete datasets[name][key],
-  destroy: (words) => delete datasets[words.at(-1)],
+  destroy(words) {
+    const name = words.at(-1)
+    if (Object.keys(datasets).some((one) => one.startsWith(`${name}@`))) fail(`${name} has snapshots`)
+    else delete datasets[name]
+  },
+  send(words) {
+    const name = words.at(-1)
+    if (words.includes('-nP')) fail('bad option', 2)
+    else if (state.failing === 'send') fail('I/O error')
+    else process.stdout.write(streamOf(name, datasets[name]))
+  },
+  receive(words) {
+    const name = words.at(-1)
+    if (state.failing === 'kill' && name.startsWith(state.failingName)) process.kill(process.ppid, 'SIGKILL')
+    const stream = fs.readFileSync(0)
+    if (datasets[name] !== undefined) fail(`destination '${name}' exists`)
+    else if (state.failing === 'receive' && name.startsWith(state.failingName)) fail('out of space')
+    else if (stream.length < header || stream.length < header + Number(stream.readBigUInt64LE(24)))
+      fail('incomplete stream')
+    else {
+      const [from] = stream.toString('latin1', 56, header).split('\0')
+      const data = stream.toString('latin1', header)
+      add(name, 'volume', { '#data': data })
+      const native = {
+        '#guid': String(stream.readBigUInt64LE(40)),
+        '#userrefs': '0',
+        '#defer_destroy': 'off',
+      }
+      add(`${name}@${from.split('@')[1]}`, 'snapshot', { ...native, '#data': data })
+    }
+  },
   rename([from, to]) {
     for (const name of Object.keys(datasets).filter((one) => one === from || one.startsWith(`${from}@`))) {
       datasets[to + name.slice(from.length)] = datasets[name]
@@ -97,8 +127,23 @@ const commands = {
   },
 }
 
+const header = 312
+
+/** As the first record of `zfs send`. Its time is the length of the data here. */
+function streamOf(name, { '#guid': guid }) {
+  const data = Buffer.from(datasets[name.split('@')[0]]['#data'] ?? '')
+  const first = Buffer.alloc(header)
+  first.writeBigUInt64LE(0x2f5bacbacn, 8)
+  first.writeBigUInt64LE(state.failing === 'properties' ? 2n : 1n, 16)
+  first.writeBigUInt64LE(BigInt(data.length), 24)
+  first.writeBigUInt64LE(BigInt(guid) + (state.failing === 'other' ? 1n : 0n), 40)
+  first.write(name, 56)
+  return Buffer.concat([first, data])
+}
+
 function print(name, key, all) {
   const [value, source] = key in all ? [all[key], 'local'] : [all[`#${key}`] ?? '-', '-']
+  if (args.includes('value')) return console.log(value)
   console.log([name, key, value, source].join('\t'))
 }
 

@@ -7,7 +7,7 @@ import { assertBhyveArguments } from '../bhyve_arguments.js'
 import type { Command, Context } from '../command.js'
 import { exitStatus } from '../exit_status.js'
 import { UsageError } from '../usage_error.js'
-import { parseDuration } from '../values.js'
+import { formatMebibytes, parseDuration } from '../values.js'
 import { interruptible } from '../waiting.js'
 
 const defaultSsh = 'ssh'
@@ -16,11 +16,15 @@ const defaultRemote = 'bhyve-checkpoint receive'
 export const move: Command = {
   name: 'move',
   usage: '<vm> <host> [-- <bhyve arguments>]',
-  summary: 'Move a running or suspended VM to another host that has the same disks, over ssh',
+  summary: 'Move a running or suspended VM to another host, over ssh',
   example: 'bhyve-checkpoint move vm1 root@b.example',
   options: {
     'dry-run': { help: 'Plan the move on both hosts; change nothing' },
     name: { value: 'name', help: 'Name of the checkpoint on both hosts (default: suspend)' },
+    disks: {
+      value: 'how',
+      help: "'shared': the other host has the same disks; 'send': send the ZFS datasets of the VM, too (default: shared)",
+    },
     'any-cpu': { help: 'Move the VM although the CPU models differ; the guest may crash' },
     ssh: { value: 'command', help: `Command that connects, split at spaces (default: ${defaultSsh})` },
     remote: {
@@ -57,6 +61,11 @@ function whereOf(text: string): 'here' | 'elsewhere' {
   throw new UsageError(`--resolve must be here or elsewhere, not '${text}'`)
 }
 
+function disksOf(text: string): 'shared' | 'send' {
+  if (text === 'shared' || text === 'send') return text
+  throw new UsageError(`--disks must be shared or send, not '${text}'`)
+}
+
 function moveTo(context: Context, vm: string, host: string): Promise<number> {
   const { client, values, rest, output } = context
   return interruptible(context, {
@@ -67,6 +76,7 @@ function moveTo(context: Context, vm: string, host: string): Promise<number> {
         connect: () => connectionTo(context, host),
         args: rest.length === 0 ? undefined : rest,
         name: values.text('name'),
+        disks: values.parsed('disks', disksOf),
         dryRun: values.has('dry-run'),
         anyCpu: values.has('any-cpu'),
         bhyve: values.parsed('bhyve', (file) => path.resolve(file)),
@@ -98,8 +108,9 @@ function connectionTo({ values }: Context, host: string): Duplex {
 }
 
 function linesOf(report: MoveReport, host: string): string[] {
-  const { vm, name, outcome, blockers, warnings, offlineMs, pid } = report
+  const { vm, name, outcome, blockers, warnings, offlineMs, pid, disks = [] } = report
   const found = [
+    ...disks.map(({ dataset, bytes }) => `disk ${dataset}: ${formatMebibytes(bytes)}`),
     ...blockers.map(({ side, code, message }) => `blocked (${side}): ${code}: ${message}`),
     ...warnings.map(({ side, code, message }) => `warning (${side}): ${code}: ${message}`),
   ]

@@ -9,6 +9,7 @@ import {
   assertWords,
   invalid,
 } from '../../base/assertions.js'
+import { zfsDisks } from '../../disks/selections.js'
 import type { Cancellation } from '../../base/cancellation.js'
 import type {
   MoveOptions,
@@ -38,6 +39,7 @@ const moveOptions = membersOf<Exclude<keyof MoveOptions, 'signal' | 'timeout'>>(
   connect: true,
   args: true,
   name: true,
+  disks: true,
   dryRun: true,
   anyCpu: true,
   bhyve: true,
@@ -81,7 +83,8 @@ export class MoveCalls {
 
   async moveVirtualMachine(vm: string, options: MoveOptions): Promise<MoveReport> {
     checkedFor(vm, () => assertMoveOptions(vm, options))
-    const { host, connect, name, dryRun = false, anyCpu = false, silenceTimeout = defaultSilenceMs } = options
+    const { host, connect, name, dryRun = false, anyCpu = false, disks = 'shared' } = options
+    const { silenceTimeout = defaultSilenceMs } = options
     const doing = `Moving VM '${vm}' to host '${host}'`
     this.#session.assertCan('create', doing, vm, name ?? '')
     const subject = { operation: 'move', doing, vm, ...(name !== undefined && { checkpoint: name }) } as const
@@ -92,7 +95,8 @@ export class MoveCalls {
       try {
         using connection = new MoveConnection(await connect(controller.signal), silenceTimeout)
         const context = this.#sendContext(vm, options, cancellation)
-        return await send(context, { vm, host, dryRun, anyCpu, silenceMs: silenceTimeout }, connection)
+        const settings = { vm, host, dryRun, anyCpu, disks, silenceMs: silenceTimeout }
+        return await send(context, settings, connection)
       } finally {
         forget()
       }
@@ -100,7 +104,7 @@ export class MoveCalls {
   }
 
   #sendContext(vm: string, options: MoveOptions, cancellation: Cancellation): SendContext {
-    const { args, name, bhyve, onProgress } = options
+    const { args, name, bhyve, disks, onProgress } = options
     const restoring = this.#context(vm, cancellation)
     return {
       restoring,
@@ -110,9 +114,14 @@ export class MoveCalls {
         args: args && { words: args, directory: process.cwd() },
         planSuspend: (planned) => this.#diagnosis.planCheckpoint(vm, { name: planned, poweroff: true, args }),
       },
-      suspend: (to, words) =>
-        this.#saving.suspend(vm, { name: to, recordArguments: words ?? true, onProgress }),
-      resume: (from) => this.#restoring.restore(vm, from, { bhyve }),
+      suspend: (to, words, disksIn) =>
+        this.#saving.suspend(vm, {
+          ...{ name: to, recordArguments: words ?? true, onProgress },
+          ...(disksIn.length > 0 && { disks: [zfsDisks({ args: disksIn })] }),
+        }),
+      resume: (from) =>
+        this.#restoring.restore(vm, from, { bhyve, ...(disks === 'send' && { disks: 'keep' as const }) }),
+      onProgress,
     }
   }
 
@@ -135,7 +144,10 @@ export class MoveCalls {
       try {
         const archive = archiveOf(this.#session.store, cancellation)
         const restoring = (vm: string): RestoreContext => this.#context(vm, cancellation)
-        return await receive({ restoring, archive, starting: { bhyve, env } }, end)
+        const received = await receive({ restoring, archive, starting: { bhyve, env } }, end)
+        if (received.vm === undefined) return received
+        // A copy that was discarded may have had snapshots.
+        return await this.#session.snapshots.after(received.vm, Promise.resolve(received))
       } finally {
         forget()
       }
@@ -177,11 +189,14 @@ function assertMoveOptions(vm: string, options: MoveOptions): void {
   assertVmName(vm)
   assertCallOptions(options, moveOptions)
   const { host, connect, args, name, dryRun = false, anyCpu = false, bhyve, silenceTimeout = 1 } = options
+  const { disks = 'shared' } = options
   if (!isMoveText(host) || host.length > 255)
     throw invalid("The option 'host' must be the name of a host", host)
   if (typeof connect !== 'function') throw invalid("The option 'connect' must be a function", connect)
   if (args !== undefined) assertWords(args, "The option 'args' must be an array of strings without NUL")
   if (name !== undefined) assertCheckpointName(name, vm)
+  if (!['shared', 'send'].includes(disks))
+    throw invalid("The option 'disks' must be 'shared' or 'send'", disks)
   assertBoolean(dryRun, 'dryRun')
   assertBoolean(anyCpu, 'anyCpu')
   assertAbsolute(bhyve)

@@ -78,12 +78,20 @@ export async function run(
   if (output.out.isFull) throw failed(program, args, `it printed more than ${String(maxOutputBytes)} bytes`)
   if (status === 0) return { status, stdout }
   signal?.throwIfAborted()
+  const failure = endOf(program, args, { status, killedBy, words: output.err.text() })
+  return { status, stdout, ...(failure && { failure }) }
+}
+
+/** Why a command failed. Undefined if its status is 0. `words`: what it printed as its error. */
+export function endOf(
+  program: string,
+  args: readonly string[],
+  { status, killedBy, words }: { status: number | null; killedBy: NodeJS.Signals | null; words: string },
+): CheckpointError | undefined {
+  if (status === 0) return undefined
   const how = status === null ? `it was ended by ${String(killedBy)}` : `exit status ${String(status)}`
-  const words = output.err
-    .text()
-    .trim()
-    .replace(/\s*\n\s*/g, '; ')
-  return { status, stdout, failure: failed(program, args, words === '' ? how : `${how}: ${words}`) }
+  const line = words.trim().replace(/\s*\n\s*/g, '; ')
+  return failed(program, args, line === '' ? how : `${how}: ${line}`)
 }
 
 interface End {
@@ -119,7 +127,7 @@ function ended(program: string, args: readonly string[], options: CommandOptions
 }
 
 /** Output up to a limit. Later output is read and dropped, so that the command does not block. */
-class Collected {
+export class Collected {
   isFull = false
   readonly #parts: Buffer[] = []
   readonly #limit: number
@@ -146,13 +154,13 @@ class Collected {
 }
 
 /** Only what the commands need: variables of the host program must not change what they print. */
-function environment(): NodeJS.ProcessEnv {
+export function environment(): NodeJS.ProcessEnv {
   const { PATH = '' } = process.env
   const path = [...PATH.split(':').filter((one) => one !== ''), ...directories].join(':')
   return { PATH: path, LC_ALL: 'C' }
 }
 
-function unstarted(program: string, error: Error): CheckpointError {
+export function unstarted(program: string, error: Error): CheckpointError {
   if (!isNodeSystemError(error) || error.code !== 'ENOENT')
     return toCheckpointError(error, `Starting '${program}'`)
   const message = `The command '${program}' was not found in PATH, /sbin or /usr/sbin. Install ZFS, or use fileDisks`

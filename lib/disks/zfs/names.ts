@@ -15,6 +15,8 @@ export const property = {
   rollback: 'bhyve-checkpoint:rollback',
   /** On a copy for another VM: the call that has made it. */
   clone: 'bhyve-checkpoint:clone',
+  /** On a dataset that was received from another host: the move that has made it. */
+  move: 'bhyve-checkpoint:move',
 } as const
 
 /** The longest name that every implementation accepts, `@` and the name of the snapshot included. */

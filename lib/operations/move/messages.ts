@@ -3,6 +3,8 @@ import type { MoveState } from '../../base/move_state.js'
 import type { MoveBlocker, MoveWarning } from '../../base/move_types.js'
 import { isCheckpointName, isUuid, isVmName } from '../../base/names.js'
 import { isMoveText } from '../../checkpoint/move_record.js'
+import { isDatasetName } from '../../disks/zfs/names.js'
+import { isSentDataset, maxSentDatasets, type SentDataset } from '../../disks/zfs/sent_dataset.js'
 
 /** What the receiver needs to know to plan the VM. */
 export interface MoveFacts {
@@ -27,6 +29,8 @@ export interface PlanMessage {
   origin: string
   facts: MoveFacts
   anyCpu: boolean
+  /** The datasets that are sent. Absent: both hosts have the disks. */
+  disks?: readonly SentDataset[] | undefined
 }
 
 /** A copy on the receiver that the sender of this VM has left there. */
@@ -37,17 +41,21 @@ export interface LeftCopy {
 
 export type Found<Code> = readonly { code: Code; message: string }[]
 
-/** From the sender. `drop`: the sender never commits these moves, or has withdrawn them. `end`: no data follow. */
+/**
+ * From the sender. `drop`: the sender never commits these moves, or has withdrawn them. `disk`: the data that follow are
+ * of this dataset. `end`: no data follow.
+ */
 export type ToReceiver =
   | PlanMessage
   | { type: 'drop'; id: string; vm: string; origin: string; copies: readonly LeftCopy[] }
   | { type: 'send'; id: string }
+  | { type: 'disk'; id: string; dataset: string }
   | { type: 'end'; id: string }
   | { type: 'release'; id: string; vm: string }
   | { type: 'status'; id: string; vm: string }
 
 /**
- * From the receiver. `started`: the VM ran here. `message`: it has ended since. `doubtful`: the receiver does not know
+ * From the receiver. `receivesDisks`: it has understood that disks are sent. `started`: the VM ran here. `message`: it has ended since. `doubtful`: the receiver does not know
  * whether it did, or does not know the move.
  */
 export type ToSender =
@@ -57,6 +65,7 @@ export type ToSender =
       blockers: Found<MoveBlocker>
       warnings: Found<MoveWarning>
       left: readonly LeftCopy[]
+      receivesDisks?: boolean | undefined
     }
   | { type: 'dropped'; id: string }
   | { type: 'prepared'; id: string }
@@ -103,15 +112,18 @@ const known: Readonly<Record<Message['type'], Readonly<Record<string, Check>>>> 
   plan: {
     ...{ vm: isVm, name: isName, host: isMoveText, origin: isMoveText, anyCpu: isFlag },
     facts: (value) => hasFields(value, facts),
+    disks: optional(listOf(isSentDataset, maxSentDatasets)),
   },
   drop: { vm: isVm, origin: isMoveText, copies: listOf(isLeftCopy, maxList) },
   send: {},
+  disk: { dataset: (value) => typeof value === 'string' && isDatasetName(value) },
   end: {},
   release: { vm: isVm },
   status: { vm: isVm },
   planned: {
     ...{ blockers: listOf(isFinding, maxList), warnings: listOf(isFinding, maxList) },
     left: listOf(isLeftCopy, maxList),
+    receivesDisks: optional(isFlag),
   },
   dropped: {},
   prepared: {},

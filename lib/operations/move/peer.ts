@@ -46,10 +46,10 @@ export class Peer {
     )
   }
 
-  /** Sends the data, and then the end. Stops as soon as the answer arrives. */
+  /** Sends the data, with the messages between them, and then the end. Stops as soon as the answer arrives. */
   async send<T extends Type>(
     id: string,
-    data: AsyncIterable<Uint8Array>,
+    data: AsyncIterable<Uint8Array | ToReceiver>,
     ...types: readonly T[]
   ): Promise<AnswerOf<T>> {
     this.#connection.post({ type: 'send', id })
@@ -60,9 +60,10 @@ export class Peer {
       // Nobody reads the data any more.
       (error: unknown) => this.#connection.interrupt(error as Error),
     )
-    for await (const bytes of data) {
+    for await (const part of data) {
       if (early !== undefined) break
-      await this.#connection.sendData(bytes)
+      if (part instanceof Uint8Array) await this.#connection.sendData(part)
+      else this.#connection.post(part)
     }
     const end = { type: 'end', id } as const
     this.#connection.post(end)

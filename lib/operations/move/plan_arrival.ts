@@ -1,4 +1,5 @@
 /** Plans the arrival of a VM: what would prevent this host from running it. Changes nothing. */
+import path from 'node:path'
 import { isVmName } from '../../base/names.js'
 import type { MoveBlocker, MoveWarning } from '../../base/move_types.js'
 import type { ArgumentsReport } from '../../bhyve_arguments/report.js'
@@ -34,14 +35,15 @@ export async function planArrival(
   const [stored] = await vmJobs.inspectStores([{ vm: plan.vm, directory }])
   const copies = await store.jobs.movingCopies(directory)
   const own = await store.jobs.storeIdentity(directory)
+  const left = copies.filter((copy) => isLeft(copy, plan))
   const blockers = [
     ...hostBlockers(context, plan),
     ...argumentBlockers(report, plan, bhyve),
     ...(await runningBlockers(context, targetsOf(context, report))),
     ...directoryBlockers(plan, directory, own),
     ...(stored === undefined ? [] : storeBlockers(stored, copies, plan)),
+    ...(await datasetBlockers(plan, left)),
   ]
-  const left = copies.filter((copy) => isLeft(copy, plan))
   return {
     blockers,
     warnings: warningsFor(context, plan, stored, left),
@@ -73,7 +75,22 @@ function hostBlockers({ host, target, system }: RestoreContext, { facts, anyCpu 
   return found
 }
 
-function argumentBlockers(report: ArgumentsReport, { vm }: PlanMessage, bhyve: string): Blockers {
+/** The datasets of copies that are left are removed before the disks arrive. */
+async function datasetBlockers({ disks = [] }: PlanMessage, left: readonly MovingCopy[]): Promise<Blockers> {
+  if (disks.length === 0) return []
+  const { planReceiving } = await import('../../disks/zfs/receiving.js')
+  const arriving = left.flatMap(({ move }) => (move.state === 'arriving' ? [move.id] : []))
+  return planReceiving(disks, new Set(arriving))
+}
+
+/** A disk that is sent exists only after it has arrived. The restore is planned again then. */
+function isSent(disk: string, { disks = [], facts }: PlanMessage): boolean {
+  const where = path.resolve(facts.directory, disk)
+  return disks.some(({ paths }) => paths.includes(where))
+}
+
+function argumentBlockers(report: ArgumentsReport, plan: PlanMessage, bhyve: string): Blockers {
+  const { vm } = plan
   const { fault, name, directoryFault, executableFault, disks } = report
   const invalid = (message: string): Blockers[number] => ({ code: 'arguments-invalid', message })
   if (fault !== undefined) return [invalid(fault)]
@@ -84,7 +101,7 @@ function argumentBlockers(report: ArgumentsReport, { vm }: PlanMessage, bhyve: s
     ...(directoryFault === undefined ? [] : [invalid(`${directoryFault}: create it on this host`)]),
     ...(executableFault === undefined || mayLackBhyve ? [] : [invalid(executableFault)]),
     ...disks
-      .filter(({ isInaccessible }) => isInaccessible === true)
+      .filter((disk) => disk.isInaccessible === true && !isSent(disk.path, plan))
       .map(({ path, device, why = '' }) => ({
         code: 'disks-missing' as const,
         message: `this host has no disk '${path}' (${device}): ${why}`,

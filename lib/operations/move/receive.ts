@@ -14,7 +14,9 @@ import {
   type PlanMessage,
   type ToReceiver,
 } from './messages.js'
+import { Dropped, Parts } from './parts.js'
 import { isUseless, planArrival } from './plan_arrival.js'
+import { discardArrived, receiveDisks } from './receive_disks.js'
 import { arrivalSettings, copyOf, release, type Starting } from './release.js'
 
 export interface ReceiveContext {
@@ -22,9 +24,6 @@ export interface ReceiveContext {
   archive: MoveArchive
   starting: Starting
 }
-
-/** The sender has aborted the move while it sent the checkpoint. */
-class Dropped extends Error {}
 
 /** Resolves when the sender has ended the connection. Rejects if the connection is lost before the move has an outcome. */
 export async function receive(context: ReceiveContext, connection: MoveConnection): Promise<ReceivedMove> {
@@ -63,6 +62,9 @@ class Receiver {
         return this.#receive(id)
       case 'end':
         this.#repeat(id)
+        return
+      // The sender can still send disks after it was refused.
+      case 'disk':
         return
       case 'drop':
         return this.#drop(message)
@@ -112,6 +114,7 @@ class Receiver {
       blockers,
       warnings: boundedFindings(found.warnings),
       left,
+      receivesDisks: true,
     })
   }
 
@@ -137,7 +140,10 @@ class Receiver {
       this.#prepared = id
       this.#connection.post({ type: 'prepared', id })
     } catch (error) {
-      if (error instanceof Dropped) return
+      if (error instanceof Dropped) {
+        this.#dropped(error.drop)
+        return
+      }
       this.#refuse(id, reasonOf(error))
     }
   }
@@ -145,26 +151,27 @@ class Receiver {
   /** Returns why the VM could not be restored here. Nothing is left then. */
   async #import(plan: PlanMessage): Promise<string | undefined> {
     const { vm, name, id, host, origin } = plan
-    const { store } = this.#context.restoring(vm)
-    const directory = store.directoryOf(vm)
-    const copies = await store.jobs.movingCopies(directory)
+    const context = this.#context.restoring(vm)
+    const copies = await context.store.jobs.movingCopies(context.store.directoryOf(vm))
     const useless = copies.filter((copy) => copy.name === name && isUseless(copy, plan))
-    await store.jobs.discardCopies(
-      directory,
+    await discardArrived(
+      context,
+      vm,
       useless.map(({ move }) => move),
     )
-    const source = this.#data(id)
-    let isPublished = false
+    const parts = new Parts(this.#connection, id)
+    const arriving = { state: 'arriving', id, host, origin, at: now() } as const
+    await this.#context.archive.import(vm, name, parts.data(), arriving)
     try {
-      const arriving = { state: 'arriving', id, host, origin, at: now() } as const
-      await this.#context.archive.import(vm, name, source, arriving)
-      isPublished = true
+      await receiveDisks(context, plan, parts)
       const blockers = await this.#arrivalBlockers(vm, name)
       if (blockers === '') return undefined
-      await store.jobs.discardCopies(directory, [arriving])
+      await discardArrived(context, vm, [arriving])
       return blockers
     } catch (error) {
-      if (isPublished) await store.jobs.discardCopies(directory, [{ id, state: 'arriving' }])
+      await discardArrived(context, vm, [arriving]).catch((cause: unknown) => {
+        throw notRemoved(error, cause)
+      })
       throw error
     }
   }
@@ -178,32 +185,15 @@ class Receiver {
     return others.map(({ code, message }) => `${code}: ${message}`).join('; ')
   }
 
-  async *#data(id: string): AsyncGenerator<Uint8Array, void> {
-    for (;;) {
-      const received = await this.#connection.receive()
-      if (received.kind === 'end')
-        throw new CheckpointError(
-          'ERR_MOVE_FAILED',
-          'The connection ended before the complete checkpoint had arrived',
-        )
-      if (received.kind === 'data') yield received.bytes
-      else if (received.message.type === 'drop') {
-        this.#dropped(received.message)
-        throw new Dropped('The sender aborted the move')
-      } else if (received.message.type === 'end' && received.message.id === id) return
-    }
-  }
-
   /** Only the store that sent a copy here knows that it has not committed, and never commits, that move. */
   async #drop(message: Extract<ToReceiver, { type: 'drop' }>): Promise<void> {
     const { vm, origin, copies } = message
-    const { store } = this.#context.restoring(vm)
-    const directory = store.directoryOf(vm)
-    const known = await store.jobs.movingCopies(directory)
+    const context = this.#context.restoring(vm)
+    const known = await context.store.jobs.movingCopies(context.store.directoryOf(vm))
     const own = copies.filter((copy) =>
       known.some(({ move }) => move.id === copy.id && move.origin === origin),
     )
-    await store.jobs.discardCopies(directory, own)
+    await discardArrived(context, vm, own)
     this.#dropped(message)
   }
 
@@ -242,4 +232,10 @@ class Receiver {
     const details = { vm, checkpoint: name, vmState: 'off', retryable: false } as const
     return new CheckpointError('ERR_MOVE_IN_DOUBT', message, { ...details, cause })
   }
+}
+
+/** The next move removes it: the copy that names the datasets is still there. */
+function notRemoved(error: unknown, cause: unknown): CheckpointError {
+  const message = `${reasonOf(error)}. What had arrived was not removed (${reasonOf(cause)}): the next move of the VM removes it`
+  return new CheckpointError('ERR_MOVE_FAILED', message, { cause: error })
 }

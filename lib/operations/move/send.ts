@@ -5,24 +5,30 @@
 import { randomUUID } from 'node:crypto'
 import { CheckpointError, type ErrorDetails, reasonOf, toCheckpointError } from '../../base/errors.js'
 import { loadNative } from '../../base/native.js'
-import type { MoveReport } from '../../base/move_types.js'
+import type { MoveBlocker, MoveReport } from '../../base/move_types.js'
+import type { Progress } from '../../base/types.js'
 import type { Cancellation } from '../../base/cancellation.js'
 import type { MovingCopy, MoveStep } from '../../store/catalog/move_records.js'
 import type { RestoreContext } from '../restore/context.js'
 import type { MoveConnection } from './connection.js'
 import { type MoveArchive, now, originOf, thisHost } from './context.js'
-import type { LeftCopy, PlanMessage } from './messages.js'
+import type { LeftCopy, PlanMessage, ToReceiver } from './messages.js'
 import { type AnswerOf, Peer } from './peer.js'
+import { type DepartingDisks, DiskSender, planDisks } from './send_disks.js'
 import { type Departure, type DepartureRequest, inspectDeparture, otherHost } from './send_facts.js'
 
 export interface SendContext {
   restoring: RestoreContext
   archive: MoveArchive
   departure: DepartureRequest
-  /** Suspends the VM, and records these arguments, or those of its process. Cannot be cancelled. */
-  suspend(name: string, args: readonly string[] | undefined): Promise<unknown>
+  /**
+   * Suspends the VM, and records these arguments, or those of its process. `disksIn`: with snapshots of the disks in
+   * these arguments, if disks are sent. Cannot be cancelled.
+   */
+  suspend(name: string, args: readonly string[] | undefined, disksIn: readonly string[]): Promise<unknown>
   /** Resumes the VM from its suspended state. */
   resume(name: string): Promise<unknown>
+  onProgress: ((progress: Progress) => void) | undefined
 }
 
 export interface SendSettings {
@@ -30,6 +36,7 @@ export interface SendSettings {
   host: string
   dryRun: boolean
   anyCpu: boolean
+  disks: 'shared' | 'send'
   silenceMs: number
 }
 
@@ -82,9 +89,10 @@ async function underLock<T>(
 
 async function resumed(
   context: SendContext,
-  { vm, host }: SendSettings,
+  settings: SendSettings,
   { error, checkpoint }: ToResume,
 ): Promise<CheckpointError> {
+  const { vm, host } = settings
   const failed = `VM '${vm}' was not moved to host '${host}': ${reasonOf(error)}`
   const known = { vm, checkpoint, cause: error, blockers: blockersOf(error) }
   try {
@@ -94,9 +102,14 @@ async function resumed(
   } catch (cause) {
     const message =
       `${failed}. The VM is suspended as checkpoint '${checkpoint}', and restoring it on this host failed (${reasonOf(cause)}). ` +
-      `Restore it here: its arguments are recorded ('bhyve-checkpoint restore ${vm} ${checkpoint}')`
+      `Restore it here: its arguments are recorded ('${restoreCommand(settings, checkpoint)}')`
     return new CheckpointError('ERR_MOVE_FAILED', message, { ...known, vmState: 'off' })
   }
+}
+
+/** The disks are those of the suspend, so the snapshots are not needed. */
+function restoreCommand({ vm, disks }: SendSettings, checkpoint: string): string {
+  return `bhyve-checkpoint restore ${vm} ${checkpoint}${disks === 'send' ? ' --disks keep' : ''}`
 }
 
 function blockersOf(error: unknown): CheckpointError['blockers'] {
@@ -160,22 +173,35 @@ class Sender {
     const { dryRun } = this.#settings
     const departure = await inspectDeparture(this.#context.restoring, this.#context.departure)
     const { blockers, warnings } = departure
-    const plan = this.#planOf(departure)
+    const disks = this.#sendsDisks
+      ? await planDisks(this.#context.restoring, this.#settings.vm, departure)
+      : undefined
+    const plan = this.#planOf(departure, disks?.datasets)
     const there = await this.#peer.request(plan, 'planned')
     const found = {
-      blockers: [...sided('here', blockers), ...sided('there', there.blockers)],
+      blockers: [
+        ...sided('here', [...blockers, ...(disks?.blockers ?? [])]),
+        ...sided('there', [...blockersThere(there.blockers, disks), ...this.#withoutDisks(there)]),
+      ],
       warnings: [...sided('here', warnings), ...sided('there', there.warnings)],
     }
-    if (dryRun) return this.#report(plan.name, plan.id, { outcome: 'planned', ...found })
+    const planned = plan.disks?.map(({ dataset, bytes }) => ({ dataset, bytes }))
+    if (dryRun)
+      return this.#report(plan.name, plan.id, {
+        ...{ outcome: 'planned', ...found },
+        ...(planned && { disks: planned }),
+      })
     if (found.blockers.length > 0) throw this.#refused(found.blockers)
     this.#cancellation.throwIfCancelled()
     await this.#context.restoring.store.jobs.keepStoreId(this.#directory, this.#storeId)
     await this.#dropLeft(plan, there.left)
-    const answer = await this.#move(departure, plan)
+    const sender = new DiskSender(this.#context.restoring, plan, this.#context.onProgress)
+    const answer = await this.#move(departure, plan, sender)
     const report = {
       warnings: found.warnings,
       outcome: 'started',
       offlineMs: Date.now() - this.#offlineSince,
+      ...(this.#sendsDisks && { disks: sender.sent }),
     } as const
     return this.#report(plan.name, plan.id, {
       ...report,
@@ -183,10 +209,23 @@ class Sender {
     })
   }
 
-  #planOf({ name, facts }: Departure): PlanMessage {
+  get #sendsDisks(): boolean {
+    return this.#settings.disks === 'send'
+  }
+
+  #planOf({ name, facts }: Departure, disks: PlanMessage['disks']): PlanMessage {
     const { vm, anyCpu } = this.#settings
-    const id = randomUUID()
-    return { type: 'plan', id, vm, name, host: thisHost(), origin: originOf(this.#storeId), facts, anyCpu }
+    const [id, origin] = [randomUUID(), originOf(this.#storeId)]
+    const plan = { type: 'plan', id, vm, name, host: thisHost(), origin, facts, anyCpu } as const
+    return { ...plan, ...(disks && { disks }) }
+  }
+
+  /** An older release ignores the datasets in the plan, and would start the VM without them. */
+  #withoutDisks({ receivesDisks }: AnswerOf<'planned'>): { code: MoveBlocker; message: string }[] {
+    if (!this.#sendsDisks || receivesDisks === true) return []
+    const message =
+      'the release of this library on the other host cannot receive disks: install a newer one there'
+    return [{ code: 'disks-not-receivable', message }]
   }
 
   /**
@@ -197,7 +236,7 @@ class Sender {
     if (copies.length > 0) await this.#peer.request({ type: 'drop', id, vm, origin, copies }, 'dropped')
   }
 
-  async #move(departure: Departure, plan: PlanMessage): Promise<AnswerOf<'started'>> {
+  async #move(departure: Departure, plan: PlanMessage, disks: DiskSender): Promise<AnswerOf<'started'>> {
     const { state } = departure
     const isOurs = state === undefined
     try {
@@ -206,11 +245,11 @@ class Sender {
     } catch (error) {
       // The error of a suspend reports the state of the VM and what to do.
       this.#abort(plan)
-      throw error
+      throw isSavedWithoutDisks(error) ? this.#failed(error, plan.name, isOurs) : error
     }
     const step = this.#step(plan.name, plan.id)
     try {
-      await this.#transfer(plan)
+      await this.#transfer(plan, disks)
       await this.#commit(step)
     } catch (error) {
       // If it is in doubt, the copy on the other host can be the one that counts.
@@ -229,7 +268,8 @@ class Sender {
     this.#cancellation.begin(
       'the move is aborted, and the VM is resumed on this host (client.idle() waits for that)',
     )
-    await this.#context.suspend(name, isGiven ? recorded?.words : undefined)
+    const disksIn = this.#sendsDisks ? (recorded?.words ?? []) : []
+    await this.#context.suspend(name, isGiven ? recorded?.words : undefined, disksIn)
   }
 
   /** The other host needs the arguments in the checkpoint, and so does a restore here. */
@@ -240,12 +280,12 @@ class Sender {
       await jobs.recordArguments(this.#directory, this.#settings.vm, name, identity, recorded)
   }
 
-  async #transfer({ id, name }: PlanMessage): Promise<void> {
+  async #transfer({ id, name }: PlanMessage, disks: DiskSender): Promise<void> {
     const { vm } = this.#settings
     this.#cancellation.throwIfCancelled()
-    const { identity } = await this.#context.restoring.store.jobs.inspectForRestore(this.#directory, vm, name)
-    this.#identity = identity
-    const data = this.#context.archive.export(vm, name)
+    const state = await this.#context.restoring.store.jobs.inspectForRestore(this.#directory, vm, name)
+    this.#identity = state.identity
+    const data = joined(this.#context.archive.export(vm, name), disks.parts(state))
     const answer = await this.#peer.send(id, data, 'prepared', 'refused')
     if (answer.type === 'refused') {
       const message = `The other host refused the VM: ${answer.message}`
@@ -313,7 +353,7 @@ class Sender {
     this.#peer.post({ type: 'drop', id: step.id, vm, origin: originOf(this.#storeId), copies })
     const message =
       `VM '${vm}' did not start on host '${host}': ${why}. It can be restored on this host only, from checkpoint '${step.name}' ` +
-      `('bhyve-checkpoint restore ${vm} ${step.name}')`
+      `('${restoreCommand(this.#settings, step.name)}')`
     return new NotStarted('ERR_MOVE_FAILED', message, { vm, checkpoint: step.name, vmState: 'off' })
   }
 
@@ -374,6 +414,28 @@ class Sender {
   #report(name: string, id: string, facts: Pick<MoveReport, 'outcome'> & Partial<MoveReport>): MoveReport {
     return { vm: this.#settings.vm, name, id, blockers: [], warnings: [], ...facts }
   }
+}
+
+/** Without the datasets in the plan, the other host misses the disks. The blocker of this host has the reason. */
+function blockersThere(
+  blockers: AnswerOf<'planned'>['blockers'],
+  disks: DepartingDisks | undefined,
+): AnswerOf<'planned'>['blockers'] {
+  if (disks === undefined || disks.blockers.length === 0) return blockers
+  return blockers.filter(({ code }) => code !== 'disks-missing')
+}
+
+async function* joined(
+  ...streams: AsyncIterable<Uint8Array | ToReceiver>[]
+): AsyncGenerator<Uint8Array | ToReceiver, void> {
+  for (const stream of streams) yield* stream
+}
+
+/** The VM is off, and its state is saved, but not its disks. */
+function isSavedWithoutDisks(error: unknown): boolean {
+  return (
+    error instanceof CheckpointError && error.code === 'ERR_DISKS_NOT_CAPTURED' && error.vmState === 'off'
+  )
 }
 
 class NotStarted extends CheckpointError {}
