@@ -359,7 +359,7 @@ export interface CheckpointClient extends AsyncDisposable {
   /**
    * Moves a VM to another host, which runs `receiveVirtualMachine` at the other end of the connection: plans the move on
    * both hosts, suspends the VM, sends the state, and has the other host start it. A VM that is already suspended is
-   * moved, too. The disks must be on storage that both hosts share.
+   * moved, too. The disks must be on storage that both hosts share, or are sent (`disks: 'send'`).
    *
    * At every moment, exactly one of the two hosts can be made to run the VM. Until the commit, that is this host, and it
    * resumes the VM if the move fails. From the commit on, it is the other one: this host's copy cannot be restored.
