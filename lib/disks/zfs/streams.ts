@@ -23,7 +23,7 @@ export async function* sendStream(snapshot: string): AsyncGenerator<Buffer, void
  * stream is not complete, ZFS removes what it has received.
  */
 export async function receiveStream(dataset: string, stream: AsyncIterable<Uint8Array>): Promise<void> {
-  const { child, stream: input, end } = start(['receive', '-u', dataset], 'stdin')
+  const { stream: input, end } = start(['receive', '-u', dataset], 'stdin')
   const into = input as Writable
   // The end of the command has the reason.
   into.on('error', () => undefined)
@@ -35,7 +35,8 @@ export async function receiveStream(dataset: string, stream: AsyncIterable<Uint8
       if (!into.write(bytes)) await Promise.race([once(into, 'drain').catch(() => undefined), ending])
     }
   } catch (error) {
-    child.kill('SIGTERM')
+    // The command removes what it has received when its input ends early.
+    into.destroy()
     await ending
     throw error
   }
