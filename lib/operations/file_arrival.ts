@@ -42,7 +42,7 @@ export class FileArrival {
   constructor(stage: Stage, file: ArrivingFile) {
     this.#stage = stage
     this.#file = file
-    this.#capacity = Math.max(sliceBytes, file.chunkBytes)
+    this.#capacity = Math.max(sliceBytes, Math.min(file.chunkBytes, file.size))
     this.#unmade = Math.max(2, Math.floor(memoryBytes / this.#capacity))
   }
 

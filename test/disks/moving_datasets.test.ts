@@ -82,8 +82,8 @@ function header(
 ): Buffer {
   const { magic = 0x2f5bacbacn, version = 1n, guid = 7n, from = 0n } = by
   const bytes = Buffer.alloc(312)
-  const write = (value: bigint, at: number): void =>
-    void (isBig ? bytes.writeBigUInt64BE(value, at) : bytes.writeBigUInt64LE(value, at))
+  const write = (value: bigint, at: number): number =>
+    isBig ? bytes.writeBigUInt64BE(value, at) : bytes.writeBigUInt64LE(value, at)
   write(magic, 8)
   write(version, 16)
   write(guid, 40)

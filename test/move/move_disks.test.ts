@@ -12,7 +12,9 @@ t.test('move: the disks arrive with the VM, and those of the sender stay', async
   const sent: number[] = []
   const { report, errors } = await moveWithDisks(move, b.path, () => ({
     args,
-    onProgress: ({ phase, bytes }) => void (phase === 'sending' && sent.push(bytes)),
+    onProgress: ({ phase, bytes }) => {
+      if (phase === 'sending') sent.push(bytes)
+    },
   }))
   t.equal(errors, '')
   t.match(report, { outcome: 'started', disks: [{ dataset: 'tank/one', bytes: 320 }] })

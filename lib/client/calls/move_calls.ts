@@ -22,10 +22,8 @@ import { assertCheckpointName, assertVmName } from '../../base/names.js'
 import { membersOf } from '../../base/union_members.js'
 import { loadNative } from '../../base/native.js'
 import { isMoveText } from '../../checkpoint/move_record.js'
-import { MoveConnection } from '../../operations/move/connection.js'
-import { archiveOf, now } from '../../operations/move/context.js'
-import { receive } from '../../operations/move/receive.js'
-import { send, type SendContext } from '../../operations/move/send.js'
+import type { MoveArchive } from '../../operations/move/context.js'
+import type { SendContext } from '../../operations/move/send.js'
 import type { RestoreContext } from '../../operations/restore/context.js'
 import { checkedFor, type Session } from '../session.js'
 import type { DiagnosisCalls } from './diagnosis_calls.js'
@@ -65,6 +63,17 @@ const outcomes = {
   resolving: { beforeStart: 'nothing was changed', afterStart: 'the move may still be resolved' },
 } as const
 
+/** Loaded at the first move, so that other programs do not wait for it. */
+async function loadMove() {
+  const [connection, context, receiving, sending] = await Promise.all([
+    import('../../operations/move/connection.js'),
+    import('../../operations/move/context.js'),
+    import('../../operations/move/receive.js'),
+    import('../../operations/move/send.js'),
+  ])
+  return { ...connection, ...context, ...receiving, ...sending }
+}
+
 export class MoveCalls {
   readonly #session: Session
   readonly #saving: SavingCalls
@@ -93,8 +102,10 @@ export class MoveCalls {
       const controller = new AbortController()
       const forget = cancellation.onCancel((error) => controller.abort(error))
       try {
+        const { MoveConnection, archiveOf, send } = await loadMove()
         using connection = new MoveConnection(await connect(controller.signal), silenceTimeout)
-        const context = this.#sendContext(vm, options, cancellation)
+        const archive = archiveOf(this.#session.store, cancellation)
+        const context = this.#sendContext(vm, options, archive, cancellation)
         const settings = { vm, host, dryRun, anyCpu, disks, silenceMs: silenceTimeout }
         return await send(context, settings, connection)
       } finally {
@@ -103,12 +114,17 @@ export class MoveCalls {
     })
   }
 
-  #sendContext(vm: string, options: MoveOptions, cancellation: Cancellation): SendContext {
+  #sendContext(
+    vm: string,
+    options: MoveOptions,
+    archive: MoveArchive,
+    cancellation: Cancellation,
+  ): SendContext {
     const { args, name, bhyve, disks, onProgress } = options
     const restoring = this.#context(vm, cancellation)
     return {
       restoring,
-      archive: archiveOf(this.#session.store, cancellation),
+      archive,
       departure: {
         ...{ vm, name },
         args: args && { words: args, directory: process.cwd() },
@@ -139,6 +155,7 @@ export class MoveCalls {
       outcome: outcomes.receiving,
     } as const
     return this.#session.call(call, async (cancellation) => {
+      const { MoveConnection, archiveOf, receive } = await loadMove()
       using end = new MoveConnection(connection, silenceTimeout)
       const forget = cancellation.onCancel((error) => end.interrupt(error))
       try {
@@ -169,7 +186,7 @@ export class MoveCalls {
       const directory = store.directoryOf(vm)
       const { descriptors } = await jobs.beginRestore(directory, name)
       try {
-        await jobs.resolveMove(directory, vm, name, runs, now())
+        await jobs.resolveMove(directory, vm, name, runs, new Date().toISOString())
       } finally {
         await store.jobs.endRestore(directory, descriptors.restoreLock).catch(() => undefined)
         loadNative().close(descriptors.restoreLock)

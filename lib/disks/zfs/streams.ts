@@ -70,5 +70,7 @@ function start(args: readonly string[], which: 'stdin' | 'stdout'): Running {
     })
   })
   end.catch(() => undefined)
-  return { child, stream: child[which] as Readable | Writable, end }
+  const stream: Readable | Writable | null = child[which]
+  if (stream === null) throw new Error(`zfs has no ${which}`)
+  return { child, stream, end }
 }

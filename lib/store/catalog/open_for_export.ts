@@ -19,6 +19,7 @@ import { inDoubt } from '../../checkpoint/moving.js'
 import { inspectUnchanged, notFound } from '../../checkpoint/read.js'
 import type { Inspection } from '../../checkpoint/structure.js'
 import { isUnrestored } from '../../checkpoint/unrestored.js'
+import { blockBytes } from '../../archive/data_map.js'
 import { Directory } from '../../fs/directory.js'
 import { OpenFile } from '../../fs/open_file.js'
 import { lockForReading } from './list.js'
@@ -166,10 +167,12 @@ export function dataRanges(descriptor: number, size: number): Float64Array {
     const found = native.dataRange(descriptor, at)
     const isLast = count === maxRanges - 1
     const { start, end } = isFailure(found) || isLast ? { start: at, end: size } : found
-    const last = Math.min(end, size)
-    if (start >= last) break
+    // Full blocks: GNU tar does not read maps with other ranges as we do.
+    const first = Math.max(at, Math.floor(start / blockBytes) * blockBytes)
+    const last = Math.min(Math.ceil(end / blockBytes) * blockBytes, size)
+    if (first >= last) break
     if (2 * count === ranges.length) ranges = doubled(ranges)
-    ranges.set([start, last - start], 2 * count++)
+    ranges.set([first, last - first], 2 * count++)
     at = last
   }
   // What was cut off would otherwise count as a hole.

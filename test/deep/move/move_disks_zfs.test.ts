@@ -60,8 +60,9 @@ t.test('move: a dataset arrives, is mounted, and its snapshot can be used', need
   const sent: { bytes: number; total: number | undefined }[] = []
   const { report, errors } = await moveWithDisks(move, receiver, () => ({
     args,
-    onProgress: ({ phase, bytes, totalBytes: total }) =>
-      void (phase === 'sending' && sent.push({ bytes, total })),
+    onProgress: ({ phase, bytes, totalBytes: total }) => {
+      if (phase === 'sending') sent.push({ bytes, total })
+    },
   }))
   t.equal(errors, '')
   t.match(report, { outcome: 'started', disks: [{ dataset: `${a.name}/vm1` }] })
