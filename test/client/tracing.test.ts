@@ -197,7 +197,8 @@ t.test('the examples turn the events into spans and metrics', async (t) => {
 t.test('a traced call passes on all of its arguments', async (t) => {
   const passed: unknown[] = []
   const call = (...args: unknown[]): Promise<unknown> => {
-    passed.push(args)
+    // An export also gets the function that fails its stream.
+    passed.push(args.slice(0, 3))
     const all = { removed: [], blockers: [], warnings: [] }
     return Promise.resolve(Object.assign([{ removed: [] }], all))
   }
