@@ -3,7 +3,7 @@
  * Runs in the pool.
  */
 import type { Directory } from '../fs/directory.js'
-import { holdRecord, restoreLockName, rollbackName } from '../store/paths.js'
+import { holdRecord, restoreLockName, rollbackName, storeIdName } from '../store/paths.js'
 import { isWriterAlive, readIntent } from '../store/staging/intent.js'
 import { isRestoring } from '../store/staging/restore_lock.js'
 import { isDone, readRollbackFile } from '../store/staging/rollback_file.js'
@@ -72,7 +72,13 @@ function stageIn(staging: Directory, id: string): StageReport[] {
 /** As in recovery: files whose blocks are not freed yet are not unfinished work. */
 function isUnfinished(staging: Directory, entry: string): boolean {
   if (entry === restoreLockName) return !isRestoring(staging)
-  if (entry === rollbackName || entry.endsWith(snapshotsSuffix) || entry.endsWith(removedSuffix)) return false
+  if (
+    entry === storeIdName ||
+    entry === rollbackName ||
+    entry.endsWith(snapshotsSuffix) ||
+    entry.endsWith(removedSuffix)
+  )
+    return false
   return !isStageId(entry)
 }
 
