@@ -383,7 +383,7 @@ export const listed = [
     'recorded-despite-replacement',
     'lib/store/catalog/restore_records.ts',
     'restore_guards',
-    'if (inspection.identity !== identity) return undefined\n',
+    'if (inspection.identity !== identity || blocksStart(inspection.manifest?.move)) return undefined\n',
     '\n',
   ),
   change(
