@@ -119,7 +119,8 @@ t.test('recipes: restic stores only what changed', needs('bash', 'restic'), asyn
   const [first, second] = images
   t.notOk(first!.equals(second!), 'pages have changed')
   t.ok(added[0]! > 30 * MiB, `the first backup adds the RAM without its zeros: ${added[0]} bytes`)
-  t.ok(added[1]! < added[0]! / 6, `the second backup adds little: ${added[1]} bytes`)
+  // One changed page can change a piece of restic's largest size, 8 MiB.
+  t.ok(added[1]! < added[0]! / 2, `the second backup adds little: ${added[1]} bytes`)
   await host.client.destroyAll('vm1')
   await succeeds(t, host, settings + importing)
   await isImported(t, host, second!, 'nightly')
