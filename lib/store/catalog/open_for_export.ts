@@ -64,14 +64,19 @@ export function openForExport(
     if (inspection === undefined) throw notFound(directoryPath, name)
     assertExportable(directory, vm, name, inspection, copy)
     const files = openFiles(directory, name)
-    if (isUnchanged(directory, name, files, inspection)) {
-      const manifest = replacedManifest(directory, vm, name, inspection)
-      const exported = order.flatMap(([part, suffix]) => {
-        const status = files.get(part)
-        return status === undefined ? [] : [statusOf(status, part, name + suffix)]
-      })
-      const memoryBytes = inspection.metadata?.memoryBytes ?? 0
-      return { memoryBytes, files: exported, manifest, descriptors: released(files) }
+    try {
+      if (isUnchanged(directory, name, files, inspection)) {
+        const manifest = replacedManifest(directory, vm, name, inspection)
+        const exported = order.flatMap(([part, suffix]) => {
+          const status = files.get(part)
+          return status === undefined ? [] : [statusOf(status, part, name + suffix)]
+        })
+        const memoryBytes = inspection.metadata?.memoryBytes ?? 0
+        return { memoryBytes, files: exported, manifest, descriptors: released(files) }
+      }
+    } catch (error) {
+      closeAll(files)
+      throw error
     }
     closeAll(files)
     if (attempt === maxAttempts)
