@@ -201,7 +201,7 @@ t.test("the README's first commands make and verify a checkpoint", async (t) => 
   t.equal(status, 0, stderr)
   t.match(stdout, /^created vm1\/before-upgrade: 16\.0 MiB of RAM/m)
   t.match(stdout, /^vm1\/before-upgrade: complete \(content/m)
-  t.match(stdout, /^vm1 +before-upgrade +complete/m)
+  t.match(stdout, /^vm1 +before-upgrade +verified /m)
   t.match(stdout, /^suspended vm1\/suspend/m)
   t.match(stdout, /^simulated bhyve exited with status 5 because its VM was suspended$/m)
 })

@@ -110,8 +110,17 @@ export class World {
     const pid = await this.started(script)
     const isStruct = this.dialect === 'struct'
     const socket = path.join(this.runDirectory, isStruct ? 'checkpoint/vm1' : 'vm1')
-    await until(() => (isStruct ? isListenedAt(socket) : this.isServed()), 'the socket')
+    await until(() => (isStruct ? isListenedAt(socket) : this.isServedBy(pid)), 'the socket')
     return pid
+  }
+
+  /** The process of a killed VM may hold the socket for a moment after its end. */
+  isServedBy(pid: number): boolean {
+    const connection = native.connectStream(path.join(this.runDirectory, 'vm1'))
+    if (isFailure(connection)) return false
+    const peer = native.peerOf(connection)
+    native.close(connection)
+    return !isFailure(peer) && peer.pid === pid
   }
 
   /** Returns true if the VM accepts connections. */

@@ -75,8 +75,12 @@ t.test('move: a VM that somebody has started there by hand is not given back', a
 
 t.test('move: a guest that has run there and ended is not given back', async (t) => {
   const move = new Move(t)
-  const listens = `require('net').createServer().listen('${move.b.runDirectory}/vm1', () => process.exit(1))`
-  move.b.writeBhyve(`exec '${process.execPath}' -e "${listens}"`)
+  // The socket of a bhyve that has ended: nothing was ever able to connect to it.
+  const socket = `${move.b.runDirectory}/ended`
+  const listens = `require('net').createServer().listen('${socket}', () => process.kill(process.pid, 'SIGKILL'))`
+  move.b.writeBhyve(
+    `'${process.execPath}' -e "${listens}"; mv '${socket}' '${move.b.runDirectory}/vm1'; exit 1`,
+  )
   await move.suspended()
   const { report } = await move.run()
   t.match(report, { code: 'ERR_MOVE_FAILED', vmState: 'off', message: /has ended since/ })

@@ -30,7 +30,7 @@ t.test('suspend: the next call publishes the state after the manager is killed i
 })
 
 t.test('suspend: no call removes the stage of a killed manager while bhyve still writes', async (t) => {
-  const world = await start(t, { writeRate: MiB / 2 })
+  const world = await start(t, { fault: { at: 'memory', kind: 'hang' } })
   const { bhyve, client, directory } = world
   const manager = new Manager(t, world, 'saving')
   await manager.reached('saving')
@@ -43,6 +43,7 @@ t.test('suspend: no call removes the stage of a killed manager while bhyve still
     tree(directory).some((entry) => entry.endsWith('/intent')),
     'the stage is kept',
   )
+  await bhyve.clearFault()
   await bhyve.exited
   t.match(await client.listCheckpoints('vm1'), [{ name: 'suspend', state: 'complete' }])
 })
