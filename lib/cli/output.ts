@@ -79,11 +79,13 @@ export class Output {
     else for (const line of lines) this.#err.write(`${shown(line)}\n`)
   }
 
+  /** A new function for each call, because several calls can run at the same time. */
   get onProgress(): (progress: Progress) => void {
+    const shown = this.#display?.call()
     return (progress) => {
       if (this.#isQuiet) return
       if (this.json) this.#print({ type: 'progress', ...progress })
-      else this.#display?.show({ ...progress, vm: visible(progress.vm) })
+      else shown?.show({ ...progress, vm: visible(progress.vm) })
     }
   }
 

@@ -1,4 +1,4 @@
-/** Shows the progress of a call: one line that is redrawn on a terminal, otherwise one line per phase. */
+/** Shows the progress of calls: one line that is redrawn on a terminal, otherwise one line per phase of each call. */
 import type { WriteStream } from 'node:tty'
 import type { Progress } from '../index.js'
 import { beginningOf, widthOf } from './table.js'
@@ -18,36 +18,72 @@ export type Stream = Pick<NodeJS.WritableStream, 'write' | 'on'> &
 export class ProgressDisplay {
   readonly #stream: Stream
   #drawn = false
-  #first: Progress | undefined
-  #lastLineMs = 0
+  /** The terminal's line shows this call. Lines of several calls in turn could not be read. */
+  #owner: CallProgress | undefined
 
   constructor(stream: Stream) {
     this.#stream = stream
   }
 
-  show(progress: Progress): void {
-    const isNew = this.#first?.phase !== progress.phase || this.#first.name !== progress.name
-    if (isNew) this.#first = progress
-    const first = this.#first ?? progress
-    if (this.#stream.isTTY === true) this.#draw(barLine(progress, first, this.#stream.columns ?? 80))
-    else if (isNew || progress.elapsedMs - this.#lastLineMs >= plainIntervalMs)
-      this.#line(progress, first, isNew)
+  /** The progress of one more call. Several calls can run at the same time. */
+  call(): CallProgress {
+    return new CallProgress((call, progress) => this.#show(call, progress))
   }
 
   clear(): void {
     if (this.#drawn) this.#stream.write(eraseLine)
     this.#drawn = false
+    this.#owner = undefined
   }
 
-  #draw(line: string): void {
-    this.#stream.write(`${eraseLine}${line}`)
+  #show(call: CallProgress, progress: Progress): void {
+    if (this.#stream.isTTY !== true) {
+      const line = call.plainLine(progress)
+      if (line !== undefined) this.#stream.write(`${line}\n`)
+      return
+    }
+    this.#owner ??= call
+    if (this.#owner !== call) return
+    this.#stream.write(`${eraseLine}${call.barLine(progress, this.#stream.columns ?? 80)}`)
     this.#drawn = true
+    // This call may have ended without a result that clears the line.
+    if (progress.bytes === progress.totalBytes) this.#owner = undefined
+  }
+}
+
+type Show = (call: CallProgress, progress: Progress) => void
+
+export class CallProgress {
+  readonly #show: Show
+  #first: Progress | undefined
+  #lastLineMs = 0
+
+  constructor(show: Show) {
+    this.#show = show
   }
 
-  #line(progress: Progress, first: Progress, isNew: boolean): void {
+  show(progress: Progress): void {
+    this.#show(this, progress)
+  }
+
+  barLine(progress: Progress, columns: number): string {
+    return barLine(progress, this.#firstOf(progress), columns)
+  }
+
+  /** Undefined if this progress needs no line of its own. */
+  plainLine(progress: Progress): string | undefined {
+    const first = this.#firstOf(progress)
+    const isNew = first === progress
+    if (!isNew && progress.elapsedMs - this.#lastLineMs < plainIntervalMs) return undefined
     this.#lastLineMs = progress.elapsedMs
     const facts = isNew ? [] : factsOf(progress, first)
-    this.#stream.write(`${[`${progress.vm}: ${progress.phase}`, ...facts].join('  ')}\n`)
+    return [`${progress.vm}: ${progress.phase}`, ...facts].join('  ')
+  }
+
+  /** The first progress of the same phase. */
+  #firstOf(progress: Progress): Progress {
+    if (this.#first?.phase !== progress.phase || this.#first.name !== progress.name) this.#first = progress
+    return this.#first
   }
 }
 
