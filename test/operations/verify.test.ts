@@ -309,3 +309,21 @@ t.test('verify: the time of a verification is recorded until the files change', 
   t.equal((await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' })).ok, false)
   t.equal(await verifiedAt(), undefined, 'damage removes the record')
 })
+
+t.test('verify: the verifications of a VM are recorded one after the other', async (t) => {
+  const { client, runDirectory, root } = await world(t)
+  const names = ['a', 'b', 'c', 'd']
+  for (const name of names) await client.createCheckpoint('vm1', { name })
+  let running = 0
+  let most = 0
+  const pool = inlinePool((name) => {
+    if (name !== 'recordVerification') return undefined
+    most = Math.max(most, ++running)
+    return new Promise((resolve) => setImmediate(resolve)).then(() => running--)
+  })
+  const options = { runDirectory, checkpointDirectory: root } as const
+  const counting = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
+  await Promise.all(names.map((name) => counting.verifyCheckpoint('vm1', name, { depth: 'content' })))
+  t.equal(running, 0)
+  t.equal(most, 1, 'a second one would find the lock busy')
+})

@@ -21,6 +21,7 @@ import type { Snapshots } from '../../store/catalog/owed_snapshots.js'
 import { verifyContent } from '../../operations/verify.js'
 import { listEach } from '../list_each.js'
 import { type Session } from '../session.js'
+import { VmQueue } from '../vm_queue.js'
 
 /** For messages: the state after a cancel, before and after the first file was read. */
 const reading = {
@@ -30,6 +31,8 @@ const reading = {
 
 export class StoredCalls {
   readonly #session: Session
+  /** Two records of a VM need the same lock. The second one would keep a thread from other work to find it busy. */
+  readonly #records = new VmQueue()
 
   constructor(session: Session) {
     this.#session = session
@@ -130,10 +133,13 @@ export class StoredCalls {
     cancellation: Cancellation,
   ): Promise<void> {
     const { store } = this.#session
+    const endTurn = await this.#records.turn(vm, cancellation)
     try {
       await store.jobsOf(cancellation).recordVerification(store.directoryOf(vm), vm, name, identity, at)
     } catch (error) {
       if (!(error instanceof CheckpointError)) throw error
+    } finally {
+      endTurn()
     }
   }
 
