@@ -136,6 +136,9 @@ const stories: Story[] = [
     steps: [
       { args: ['verify', 'vm1'] },
       { args: ['verify', 'vm1', 'a', '--content'] },
+      { args: ['verify', 'vm1', 'a', '--content', '--older-than', '7d'] },
+      { args: ['verify', 'vm1', 'a', '--content', '--older-than', '7d', '--json'] },
+      { args: ['verify', 'vm1', '--older-than', '7d'] },
       { args: ['verify', 'vm1', 'none'] },
       { args: ['verify', 'vm2'] },
       { args: ['verify', '--all', '--quiet'] },
@@ -143,7 +146,8 @@ const stories: Story[] = [
       { args: ['verify', '--all', 'vm1'] },
       { args: ['verify'] },
       { args: ['verify', 'vm1', 'a', '--content', '--json'], before: spoil },
-      { args: ['verify', 'vm1', '--content'] },
+      // Whether the progress of the second one is drawn between the results depends on the time.
+      { args: ['verify', 'vm1', '--content', '--quiet'] },
     ],
   },
   {
