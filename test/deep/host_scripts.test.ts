@@ -241,3 +241,24 @@ t.test('periodic: reports by its exit status', async (t) => {
   t.match(await host.periodic({ prune: '--keep-last 1' }), { status: 3, output: /vm1\/c/ })
   t.strictSame(await names(), ['b', 'c'], 'nothing of a VM with a damaged checkpoint is removed')
 })
+
+t.test('periodic: reads only what was not verified within the given time', async (t) => {
+  const host = new Host(t)
+  await host.start('vm1')
+  for (const name of ['a', 'b']) await host.client.createCheckpoint('vm1', { name })
+  await host.client.verifyCheckpoint('vm1', 'a', { depth: 'content' })
+  const due = { content: 'yes', older_than: '6d' }
+  const first = await host.periodic(due)
+  t.equal(first.status, 0, first.output)
+  t.match(
+    first.output,
+    /vm1\/a: complete \(structure; content verified .*, skipped\)\nvm1\/b: complete \(content/,
+  )
+  t.match(await host.periodic(due), { status: 0, output: /vm1\/b: complete \(structure; .* skipped/ })
+  const all = await host.periodic({ content: 'yes' })
+  t.match(all.output, /vm1\/a: complete \(content[^]*vm1\/b: complete \(content/, 'by default everything')
+  t.match(await host.periodic({ older_than: '6d' }), { status: 0, output: /vm1\/a: complete \(structure\)/ })
+  const wrong = await host.periodic({ content: 'yes', older_than: 'a week', prune: '--keep-last 1' })
+  t.match(wrong, { status: 2, output: /--older-than must be a duration/ })
+  t.equal((await host.client.listCheckpoints('vm1')).length, 2, 'nothing that was not verified is removed')
+})
