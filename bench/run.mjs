@@ -16,6 +16,7 @@ const names = [
   'listing',
   'freeze',
   'archive',
+  'verify',
 ]
 const [name, ...flags] = process.argv.slice(2)
 const chosen = name === 'all' ? names : names.filter((known) => known === name)

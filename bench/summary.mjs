@@ -12,6 +12,7 @@ const names = [
   'many',
   'listing',
   'archive',
+  'verify',
 ]
 
 console.log('| benchmark | load | what | measured | aim | |\n| --- | --- | --- | --- | --- | --- |')
