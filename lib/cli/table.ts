@@ -2,26 +2,39 @@
 import { eastAsianWidth } from 'get-east-asian-width'
 import { visible } from '../base/visible_text.js'
 
-const segmenter = new Intl.Segmenter()
+/** Created on first use: this takes longer than to print a table, and most texts do not need it. */
+let segmenter: Intl.Segmenter | undefined
 const gap = '  '
 /** A column of wrapped text that is narrower than this cannot be read. */
 const leastText = 24
 
 /** The width of a text in terminal columns. */
 export function widthOf(text: string): number {
+  if (isAscii(text)) return text.length
   let width = 0
-  for (const { segment } of segmenter.segment(text)) width += eastAsianWidth(segment.codePointAt(0) ?? 0)
+  for (const { segment } of segments(text)) width += eastAsianWidth(segment.codePointAt(0) ?? 0)
   return width
 }
 
 /** The beginning of a text that fits into this many terminal columns. */
 export function beginningOf(text: string, columns: number): string {
+  if (isAscii(text)) return text.slice(0, Math.max(0, columns))
   let width = 0
-  for (const { segment, index } of segmenter.segment(text)) {
+  for (const { segment, index } of segments(text)) {
     width += eastAsianWidth(segment.codePointAt(0) ?? 0)
     if (width > columns) return text.slice(0, index)
   }
   return text
+}
+
+/** Every character is one column wide. */
+function isAscii(text: string): boolean {
+  return /^[ -~]*$/.test(text)
+}
+
+function segments(text: string): Intl.Segments {
+  segmenter ??= new Intl.Segmenter()
+  return segmenter.segment(text)
 }
 
 /** Breaks a text at its blanks. A longer word, such as a path, stays in one piece so that it can be copied. */

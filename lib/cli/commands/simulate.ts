@@ -1,7 +1,6 @@
 /** simulate: runs a simulated bhyve without a guest, so that the other commands can be tried. */
 import path from 'node:path'
-import type { Fault, SimulatedDialect } from '../../simulator/index.js'
-import { type Exit, SimulatedBhyve, SimulatedFleet } from '../../simulator/index.js'
+import type { Exit, Fault, SimulatedBhyve, SimulatedDialect, SimulatedFleet } from '../../simulator/index.js'
 import type { Command, Context, Values } from '../command.js'
 import { exitStatus } from '../exit_status.js'
 import { UsageError } from '../usage_error.js'
@@ -56,7 +55,9 @@ interface Simulated {
   stop(): Promise<void>
 }
 
+/** Loads the simulator late, because no other command needs it. */
 async function start({ names, values }: Context): Promise<Simulated> {
+  const simulator = await import('../../simulator/index.js')
   const options = {
     runDirectory: values.parsed('run-directory', (text) => path.resolve(text)),
     dialect: values.text('dialect') as SimulatedDialect | undefined,
@@ -67,9 +68,9 @@ async function start({ names, values }: Context): Promise<Simulated> {
   }
   try {
     const [vm = ''] = names
-    if (names.length === 1) return alone(await SimulatedBhyve.start({ vm, ...options }))
+    if (names.length === 1) return alone(await simulator.SimulatedBhyve.start({ vm, ...options }))
     const processes = values.has('separate') ? 'separate' : 'shared'
-    return together(await SimulatedFleet.start({ vms: names, ...options, processes }))
+    return together(await simulator.SimulatedFleet.start({ vms: names, ...options, processes }))
   } catch (error) {
     // The simulator rejects invalid options with these errors.
     if (error instanceof TypeError || error instanceof RangeError) throw new UsageError(error.message)
