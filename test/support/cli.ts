@@ -1,5 +1,5 @@
 /** Runs the real command-line program in a pipe or in a terminal, and makes its output comparable between runs. */
-import { spawn } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -19,6 +19,8 @@ export interface Step {
   /** The arguments. The directory options of the `CliWorld` are added unless the step is `bare`. */
   args: string[]
   bare?: boolean
+  /** Run the step only in this mode. Default: in both. */
+  only?: Mode
   /** Press Ctrl-C when the output contains this text. */
   interruptAt?: string
   /** In a terminal: type these keys when the output contains this text. */
@@ -114,13 +116,22 @@ export class CliWorld {
   }
 }
 
+let interpreter: string | undefined
+
+/** The path of python3. A version manager's `python3` is a script that searches for it each time, in 0.1 seconds. */
+function python(): string {
+  const print = ['-c', 'import sys; print(sys.executable)']
+  interpreter ??= execFileSync('python3', print, { encoding: 'utf8' }).trim()
+  return interpreter
+}
+
 async function execute(words: readonly string[], step: Step, mode: Mode): Promise<Result> {
   const main = step.asNobody === true ? [forAnyUser('cli-as-user.mjs')] : [program]
   const plain = [process.execPath, ...main, ...words]
   const { text, keys } = step.typeAt ?? { text: step.interruptAt, keys: '\u0003' }
   const wide = step.columns === undefined ? [] : ['--columns', String(step.columns)]
   const press = [...wide, ...(text === undefined ? [] : ['--type-at', text, keys])]
-  const [command = '', ...args] = mode === 'pipe' ? plain : ['python3', terminalProgram, ...press, ...plain]
+  const [command = '', ...args] = mode === 'pipe' ? plain : [python(), terminalProgram, ...press, ...plain]
   const {
     NO_COLOR: _,
     FORCE_COLOR: __,
