@@ -12,7 +12,7 @@ import { fingerprintOf, isSame } from './fingerprint.js'
 import { derivedId, recordedId } from './identity.js'
 import type { Manifest } from './manifest.js'
 import { manifestOfHead, readHead } from './manifest_file.js'
-import { deviceNames, kernelBytes, type Metadata, metadataMaxBytes, parseMetadata } from './metadata.js'
+import { deviceNames, kernelBytes, type Metadata, metadataMaxBytes, parseMetadataFile } from './metadata.js'
 
 /** The result of inspecting checkpoint files. */
 export interface Inspection {
@@ -165,7 +165,7 @@ function readMetadata(
   }
   const content = directory.readStart(file, metadataMaxBytes)
   into.bytesRead += part.status.size
-  const result = parseMetadata(content)
+  const result = parseMetadataFile(content)
   if ('metadata' in result) return result.metadata
   into.problems.push({ ...result.problem, file })
   return undefined

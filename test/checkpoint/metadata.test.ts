@@ -2,7 +2,13 @@
 import fs from 'node:fs'
 import path from 'node:path'
 import t from 'tap'
-import { deviceNames, kernelBytes, type Metadata, parseMetadata } from '../../dist/checkpoint/metadata.js'
+import {
+  deviceNames,
+  kernelBytes,
+  type Metadata,
+  parseMetadata,
+  parseMetadataFile,
+} from '../../dist/checkpoint/metadata.js'
 import { fixtures } from '../support/index.js'
 
 const read = (name: string): string => fs.readFileSync(path.join(fixtures, 'golden/meta', name), 'utf8')
@@ -493,3 +499,21 @@ t.test('parseMetadata: limits entries, nesting and values', async (t) => {
     .join()}]`
   t.match(parseMetadata(descriptor.replace('{', `{"x": ${lists},`)), { problem: { message: /16384 values/ } })
 })
+
+t.test(
+  'parseMetadataFile: returns the metadata of each file, although all files are read into one buffer',
+  async (t) => {
+    const texts = [
+      descriptor,
+      descriptor.replace('"ncpus": 2', '"ncpus": 4'),
+      descriptor,
+      descriptor.slice(0, -9),
+    ]
+    const buffer = Buffer.alloc(Buffer.byteLength(descriptor))
+    for (const text of texts) {
+      const content = buffer.subarray(0, buffer.write(text))
+      t.strictSame(parseMetadataFile(content), parseMetadata(text))
+    }
+    t.notSame(parseMetadata(texts[1]!), parseMetadata(descriptor))
+  },
+)
