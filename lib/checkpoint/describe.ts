@@ -1,8 +1,10 @@
 /** Turns the inspection of a checkpoint's files into the object that callers get. */
 import type { DiskRecord } from '../base/disk_types.js'
 import type { RecordedArguments } from './recorded_arguments.js'
+import type { Manifest } from './manifest.js'
 import type { Inspection } from './structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../base/names.js'
+import { defined } from '../base/defined.js'
 import type { Labels } from '../base/labels.js'
 import type { Checkpoint, Dialect, ListedCheckpoint } from '../base/types.js'
 import { membersOf } from '../base/union_members.js'
@@ -17,34 +19,45 @@ export function describe(
 ): ListedCheckpoint {
   const path = `${directory}/${name}${memorySuffix}`
   if (inspection.foreign) return { state: 'foreign', vm, name, path, problems: inspection.problems }
-  const known = { vm, name, path, ...knownOf(directory, name, inspection) }
   const { metadata, problems, id } = inspection
+  const known = knownOf({ vm, name, path }, directory, inspection)
   if (metadata === undefined || id === undefined) return { ...known, state: 'damaged', problems }
   const { memoryBytes, cpus, devices } = metadata
-  const described = { ...known, id, memoryBytes, cpus, devices }
-  if (problems.length > 0) return { ...described, state: 'damaged', problems }
-  return { ...described, state: 'complete', problems: [] }
+  // Assigned to one object: a copy for each step would take most of the time.
+  const described = Object.assign(known, { id, memoryBytes, cpus, devices })
+  if (problems.length > 0) return Object.assign(described, { state: 'damaged', problems } as const)
+  return Object.assign(described, { state: 'complete', problems: [] } as const)
 }
 
 /** What is known of a damaged checkpoint, too. */
-function knownOf(directory: string, name: string, inspection: Inspection) {
-  const { manifest, id } = inspection
-  return {
-    ...(id === undefined ? {} : { id }),
+function knownOf(
+  { vm, name, path }: { vm: string; name: string; path: string },
+  directory: string,
+  inspection: Inspection,
+) {
+  const { manifest, id, isManifestOf } = inspection
+  const attributed = isManifestOf ? manifest : undefined
+  return defined({
+    vm,
+    name,
+    path,
+    id,
     files: filesOf(directory, name, inspection.hasManifest),
     createdAt: createdAt(inspection),
     storedBytes: inspection.storedBytes,
     poweredOff: manifest?.poweredOff ?? false,
     pinned: manifest?.pinned ?? false,
     labels: labelsOf(inspection),
-    ...(manifest?.frozenMs === undefined ? {} : { frozenMs: manifest.frozenMs }),
-    ...disksOf(inspection),
-    ...originOf(inspection),
-    ...(recordedArgumentsOf(inspection) && { argumentsRecorded: true }),
-    ...restoresOf(manifest),
-    ...verifiedOf(inspection),
-    ...moveOf(manifest),
-  }
+    frozenMs: manifest?.frozenMs,
+    disks: disksOf(attributed),
+    dialect: dialectOf(attributed),
+    host: hostOf(attributed),
+    argumentsRecorded: recordedArgumentsOf(inspection) && (true as const),
+    restoredAt: dateOf(manifest?.restoredAt),
+    restores: restoresOf(manifest),
+    verifiedAt: verifiedAt(inspection),
+    move: moveOf(manifest),
+  })
 }
 
 /** If another tool has rewritten the files since, the manifest's time is wrong. Then the RAM file's time counts. */
@@ -58,15 +71,15 @@ export function labelsOf({ id, isManifestOf, manifest }: Inspection): Labels {
   return (owner === undefined ? isManifestOf : owner === id) ? (manifest?.labels ?? {}) : {}
 }
 
-function originOf({ manifest, isManifestOf }: Inspection): Pick<Checkpoint, 'dialect' | 'host'> {
-  if (!isManifestOf || manifest === undefined) return {}
-  const { dialect, host } = manifest
-  return {
-    ...(isDialect(dialect) ? { dialect } : {}),
-    ...(host === undefined
-      ? {}
-      : { host: { name: host.name ?? '', release: host.release, cpuModel: host.cpuModel } }),
-  }
+function dialectOf(manifest: Manifest | undefined): Dialect | undefined {
+  const dialect = manifest?.dialect
+  return isDialect(dialect) ? dialect : undefined
+}
+
+function hostOf(manifest: Manifest | undefined): Checkpoint['host'] {
+  if (manifest?.host === undefined) return undefined
+  const { name = '', release, cpuModel } = manifest.host
+  return { name, release, cpuModel }
 }
 
 function isDialect(dialect: string | undefined): dialect is Dialect {
@@ -74,32 +87,30 @@ function isDialect(dialect: string | undefined): dialect is Dialect {
 }
 
 /** A copy, or files that were changed since, were not verified. */
-function verifiedOf({ manifest, identity }: Inspection): Pick<Checkpoint, 'verifiedAt'> {
+function verifiedAt({ manifest, identity }: Inspection): Date | undefined {
   const { verified } = manifest ?? {}
-  return verified?.identity === identity ? { verifiedAt: new Date(verified.at) } : {}
+  return verified?.identity === identity ? dateOf(verified.at) : undefined
 }
 
-function restoresOf(manifest: Inspection['manifest']): Pick<Checkpoint, 'restoredAt' | 'restores'> {
-  const { restoredAt, restores = [] } = manifest ?? {}
-  return {
-    ...(restoredAt === undefined ? {} : { restoredAt: new Date(restoredAt) }),
-    ...(restores.length === 0
-      ? {}
-      : { restores: restores.map(({ at, again }) => ({ at: new Date(at), again })) }),
-  }
+function dateOf(text: string | undefined): Date | undefined {
+  return text === undefined ? undefined : new Date(text)
+}
+
+function restoresOf(manifest: Manifest | undefined): Checkpoint['restores'] {
+  const { restores = [] } = manifest ?? {}
+  return restores.length === 0 ? undefined : restores.map(({ at, again }) => ({ at: new Date(at), again }))
 }
 
 /** Like a restore record, it counts even if another tool has rewritten the files since: nothing proves that it has. */
-function moveOf(manifest: Inspection['manifest']): Pick<Checkpoint, 'move'> {
-  if (manifest?.move === undefined) return {}
+function moveOf(manifest: Manifest | undefined): Checkpoint['move'] {
+  if (manifest?.move === undefined) return undefined
   const { state, host, id } = manifest.move
-  return { move: { state, host, id } }
+  return { state, host, id }
 }
 
-/** If another tool has rewritten the files since, the snapshots are not of the same moment. */
-function disksOf({ manifest, isManifestOf }: Inspection): Pick<Checkpoint, 'disks'> {
-  if (!isManifestOf || manifest?.disks === undefined) return {}
-  return { disks: flattened(manifest.disks) }
+/** `manifest`: that of these files. If another tool has rewritten them since, the snapshots are not of the same moment. */
+function disksOf(manifest: Manifest | undefined): Checkpoint['disks'] {
+  return manifest?.disks && flattened(manifest.disks)
 }
 
 /** If another tool has rewritten the files since, the arguments may be those of another machine. */

@@ -4,6 +4,7 @@
  * the manifest except for the list of chunk digests (`manifest_file.ts`).
  */
 import { randomUUID } from 'node:crypto'
+import { defined } from '../base/defined.js'
 import type { DiskRecord } from '../base/disk_types.js'
 import { type Labels, labelsFrom } from '../base/labels.js'
 import { chunkCount, isChunkBytes } from './digest.js'
@@ -191,31 +192,31 @@ export function parseManifest(text: string): Manifest | undefined {
   const move = moveRecordFrom(root.move)
   // Do not treat malformed digests, disks or moves as absent: the damage would go unnoticed, since all are optional.
   if (version <= manifestVersion && [digests, disks, move].includes('malformed')) return undefined
-  return {
+  return defined({
     version,
     vm,
     name,
     createdAt,
     poweredOff: root.poweredOff === true,
     pinned: root.pinned === true,
-    ...optional('id', textFrom(root.id)),
-    ...optional('labels', root.labels === undefined ? undefined : labelsFrom(root.labels)),
-    ...optional('labelsOf', textFrom(root.labelsOf)),
-    ...(root.durability === 'unproven' ? { durability: root.durability } : {}),
-    ...optional('dialect', textFrom(root.dialect)),
-    ...optional('restoredAt', isDate(root.restoredAt) ? root.restoredAt : undefined),
-    ...optional('host', hostFrom(root.host)),
-    ...optional('memoryModifiedMs', isCount(root.memoryModifiedMs) ? root.memoryModifiedMs : undefined),
-    ...optional('sizes', sizes),
-    ...optional('frozenMs', durationFrom(root.frozenMs)),
-    ...optional('disks', wellFormed(disks)),
-    ...optional('arguments', recordedArgumentsFrom(root.arguments)),
-    ...optional('move', wellFormed(move)),
-    ...optional('digests', wellFormed(digests)),
-    ...optional('fingerprint', fingerprintFrom(root.fingerprint)),
-    ...optional('restores', restoresFrom(root.restores)),
-    ...optional('verified', verifiedFrom(root.verified)),
-  }
+    id: textFrom(root.id),
+    labels: root.labels === undefined ? undefined : labelsFrom(root.labels),
+    labelsOf: textFrom(root.labelsOf),
+    durability: root.durability === 'unproven' ? ('unproven' as const) : undefined,
+    dialect: textFrom(root.dialect),
+    restoredAt: isDate(root.restoredAt) ? root.restoredAt : undefined,
+    host: hostFrom(root.host),
+    memoryModifiedMs: isCount(root.memoryModifiedMs) ? root.memoryModifiedMs : undefined,
+    sizes,
+    frozenMs: durationFrom(root.frozenMs),
+    disks: wellFormed(disks),
+    arguments: recordedArgumentsFrom(root.arguments),
+    move: wellFormed(move),
+    digests: wellFormed(digests),
+    fingerprint: fingerprintFrom(root.fingerprint),
+    restores: restoresFrom(root.restores),
+    verified: verifiedFrom(root.verified),
+  })
 }
 
 /** The same manifest with `pinned` changed. Properties that this release does not know are kept. */
