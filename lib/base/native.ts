@@ -35,6 +35,21 @@ export interface FileStatus {
   readonly mode: number
 }
 
+/**
+ * The values of a `FileStatus`, in its order. The addon returns them as an array, because setting named properties takes
+ * most of the time of the call.
+ */
+export type FileStatusValues = readonly [
+  kind: FileKind,
+  size: number,
+  allocatedBytes: number,
+  mtimeMs: number,
+  identity: string,
+  links: number,
+  uid: number,
+  mode: number,
+]
+
 export interface ProcessStatus {
   /** `zombie`: the process has ended, or has begun to exit. */
   readonly state: 'running' | 'stopped' | 'zombie'
@@ -91,8 +106,8 @@ export interface Native {
   /** Reads the start of a file into `bytes` without following links. Returns the number of bytes read. */
   readStartAt(directory: number, name: Name, bytes: Uint8Array): number | Failure
   makeDirectoryAt(directory: number, name: Name, mode: number): number | Failure
-  statusAt(directory: number, name: Name): FileStatus | Failure
-  statusOf(descriptor: number): FileStatus | Failure
+  statusAt(directory: number, name: Name): FileStatusValues | Failure
+  statusOf(descriptor: number): FileStatusValues | Failure
   renameAt(fromDirectory: number, from: Name, toDirectory: number, to: Name): number | Failure
   unlinkAt(directory: number, name: Name): number | Failure
   removeDirectoryAt(directory: number, name: Name): number | Failure
@@ -199,6 +214,11 @@ export function loadNative(): Native {
 
 export function isFailure(result: unknown): result is Failure {
   return typeof result === 'object' && result !== null && 'errno' in result && 'syscall' in result
+}
+
+export function fileStatus(values: FileStatusValues): FileStatus {
+  const [kind, size, allocatedBytes, mtimeMs, identity, links, uid, mode] = values
+  return { kind, size, allocatedBytes, mtimeMs, identity, links, uid, mode }
 }
 
 function packageRoot(): string {

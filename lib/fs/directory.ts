@@ -8,7 +8,14 @@ import { constants as os } from 'node:os'
 import path from 'node:path'
 import { TextDecoder } from 'node:util'
 import { systemError, toCheckpointError, withDetails } from '../base/errors.js'
-import { type Failure, type FileStatus, isFailure, loadNative, type Name } from '../base/native.js'
+import {
+  type Failure,
+  type FileStatus,
+  fileStatus,
+  isFailure,
+  loadNative,
+  type Name,
+} from '../base/native.js'
 import { OpenFile } from './open_file.js'
 
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK } = fs.constants
@@ -82,24 +89,18 @@ export class Directory implements Disposable {
   }
 
   status(name: string): FileStatus {
-    return succeed(
-      loadNative().statusAt(this.descriptor, name),
-      'Reading the status of a file',
-      this.pathOf(name),
-    )
+    const values = loadNative().statusAt(this.descriptor, name)
+    return fileStatus(succeed(values, 'Reading the status of a file', this.pathOf(name)))
   }
 
   statusIfAny(name: Name): FileStatus | undefined {
-    return ifAny(
-      loadNative().statusAt(this.descriptor, name),
-      'Reading the status of a file',
-      this.pathOf(name),
-      (status) => status,
-    )
+    const values = loadNative().statusAt(this.descriptor, name)
+    return ifAny(values, 'Reading the status of a file', this.pathOf(name), fileStatus)
   }
 
   ownStatus(): FileStatus {
-    return succeed(loadNative().statusOf(this.descriptor), 'Reading the status of a directory', this.path)
+    const values = loadNative().statusOf(this.descriptor)
+    return fileStatus(succeed(values, 'Reading the status of a directory', this.path))
   }
 
   /** The names that are valid UTF-8, in no particular order. Other names cannot be those of checkpoints. */

@@ -2,7 +2,7 @@
 import { Buffer } from 'node:buffer'
 import fs from 'node:fs'
 import { isNodeSystemError, systemError } from '../base/errors.js'
-import { type Failure, type FileStatus, isFailure, loadNative } from '../base/native.js'
+import { type Failure, type FileStatus, fileStatus, isFailure, loadNative } from '../base/native.js'
 
 export class OpenFile implements Disposable {
   readonly descriptor: number
@@ -27,7 +27,7 @@ export class OpenFile implements Disposable {
   }
 
   status(): FileStatus {
-    return this.succeed(loadNative().statusOf(this.descriptor), 'Reading the status of a file')
+    return fileStatus(this.succeed(loadNative().statusOf(this.descriptor), 'Reading the status of a file'))
   }
 
   /** Reads into `buffer` from `position` on. Returns the number of bytes read: fewer only at the end of the file. */

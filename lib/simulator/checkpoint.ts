@@ -1,6 +1,6 @@
 /** Saves a simulated guest to three files, with the order, file modes and failures of bhyve. */
 import { closeSync, openSync, statSync, writeSync, constants } from 'node:fs'
-import { isFailure } from '../base/native.js'
+import { fileStatus, isFailure } from '../base/native.js'
 import type { DiskCounter } from './disk_counter.js'
 import type { CheckpointFault } from './fault.js'
 import type { FaultInjection } from './fault_injection.js'
@@ -207,7 +207,7 @@ class CheckpointRun {
       return isFifoAt(name)
     }
     const status = this.#native.statusAt(this.#request.directory, name)
-    return !isFailure(status) && status.kind === 'fifo'
+    return !isFailure(status) && fileStatus(status).kind === 'fifo'
   }
 }
 

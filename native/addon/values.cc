@@ -108,17 +108,20 @@ const char *nameOf(FileKind kind) {
 
 } // namespace
 
+// An array, in the order of FileStatusValues in lib/base/native.ts.
 Value toValue(const Env &env, const FileStatus &status) {
-  auto object = Napi::Object::New(env);
-  object.Set("kind", nameOf(status.kind));
-  object.Set("size", status.size);
-  object.Set("allocatedBytes", status.allocatedBytes);
-  object.Set("mtimeMs", status.mtimeMs);
-  object.Set("identity", status.identity);
-  object.Set("links", status.links);
-  object.Set("uid", status.uid);
-  object.Set("mode", status.mode);
-  return object;
+  constexpr size_t kCount = 8;
+  std::uint32_t index = 0;
+  auto values = Napi::Array::New(env, kCount);
+  values.Set(index++, nameOf(status.kind));
+  values.Set(index++, status.size);
+  values.Set(index++, status.allocatedBytes);
+  values.Set(index++, status.mtimeMs);
+  values.Set(index++, status.identity);
+  values.Set(index++, status.links);
+  values.Set(index++, status.uid);
+  values.Set(index++, status.mode);
+  return values;
 }
 
 Value toValue(const Env &env, const Peer &peer) {

@@ -5,7 +5,7 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
-import { isFailure, loadNative } from '../../../dist/base/native.js'
+import { fileStatus, isFailure, loadNative } from '../../../dist/base/native.js'
 import { jobs } from '../../../dist/worker/jobs.js'
 import { beginDeferring, takeRemovals } from '../../../dist/store/staging/removed.js'
 import { checkpointFiles, intercept, rejection, scratch, tree } from '../../support/index.js'
@@ -144,8 +144,8 @@ t.test("removed files in another user's .staging are not touched", (t) => {
   const removals = takeRemovals()
   const statusOf = native.statusOf.bind(native)
   const restore = intercept(t, 'statusOf', (descriptor) => {
-    const status = statusOf(descriptor as number)
-    return isFailure(status) ? status : { ...status, uid: status.uid + 1 }
+    const values = statusOf(descriptor as number)
+    return isFailure(values) ? values : values.with(6, fileStatus(values).uid + 1)
   })
   t.throws(() => jobs.emptyRemoved(removals[0]!), { code: 'ERR_PERMISSION' })
   jobs.emptyAllRemoved([directory])
