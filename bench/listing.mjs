@@ -29,14 +29,20 @@ async function oneSet(scratch) {
   return file
 }
 
+/** The directory has the name of the VM. */
 function fill(directory, set, from, to) {
   fs.mkdirSync(directory, { recursive: true })
+  const metadata = fs.readFileSync(`${set}.meta`, 'utf8')
+  const ownMetadata = metadata.replace('"vmname": "vm1"', `"vmname": "${path.basename(directory)}"`)
+  // Keep the time of the RAM file: listing a copy with another time computes two digests. The manifest has it without
+  // the fraction of the millisecond, and half of one is safe from rounding.
+  const { memoryModifiedMs } = JSON.parse(fs.readFileSync(`${set}.manifest`, 'utf8'))
+  const seconds = (memoryModifiedMs + 0.5) / 1000
   for (let index = from; index < to; index++) {
-    for (const ending of endings)
-      fs.copyFileSync(set + ending, path.join(directory, `c${index}.ckp${ending}`))
-    // Keep the time of the RAM file: listing a copy with another time computes two digests.
-    const { atime, mtime } = fs.statSync(set)
-    fs.utimesSync(path.join(directory, `c${index}.ckp`), atime, mtime)
+    const file = path.join(directory, `c${index}.ckp`)
+    for (const ending of endings) fs.copyFileSync(set + ending, file + ending)
+    fs.writeFileSync(`${file}.meta`, ownMetadata)
+    fs.utimesSync(file, seconds, seconds)
   }
 }
 
