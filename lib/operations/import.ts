@@ -105,7 +105,7 @@ class Import {
     if (ifExists === 'fail') await store.jobsOf(cancellation).assertNameFree(directory, name)
     cancellation.begin()
     const stage = await store.stage(vm, {
-      ...{ name, ifExists, durable },
+      ...{ name, ifExists },
       // The space is reserved when the size of the RAM is known.
       ...{ writerUid: process.geteuid?.() ?? 0, memoryBytes: 0 },
     })

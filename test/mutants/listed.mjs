@@ -246,8 +246,8 @@ export const listed = [
     'stage-not-synced',
     'lib/store/commit/begin.ts',
     'sync_order',
-    'request.durable || request.intent?.poweroff === true',
-    'request.durable',
+    'request.intent?.poweroff === true',
+    'false',
   ),
   change('pin-not-synced', 'lib/store/commit/commit.ts', 'sync_order', 'if (durable) stage.sync()', ''),
   change(

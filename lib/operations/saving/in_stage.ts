@@ -58,9 +58,9 @@ function stageRequest(
   writerUid: number,
 ): Parameters<SavingContext['store']['stage']>[1] {
   const { vm, name, poweroff, memoryBytes, publication, labels } = settings
-  const { ifExists, durable } = publication
+  const { ifExists } = publication
   const intent = { vm, name, ifExists, poweroff, labels, host: hostFacts() }
-  return { name, ifExists, durable, memoryBytes, writerUid, intent }
+  return { name, ifExists, memoryBytes, writerUid, intent }
 }
 
 /** Ignores errors, because the original error matters more. The next call removes what is left. */

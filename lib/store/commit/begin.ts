@@ -25,7 +25,6 @@ export interface StageRequest {
   directory: string
   name: string
   ifExists: 'replace' | 'fail'
-  durable: boolean
   /** The uid that bhyve runs as. `in/` is given to this user. */
   writerUid: number
   /** Size of guest RAM, if the caller knows it. */
@@ -77,7 +76,9 @@ function makeStage(
     using inbox = makeDirectory(stage, inboxName)
     if (needsChown(request.writerUid)) inbox.giveTo(request.writerUid)
     if (request.intent !== undefined) writeIntent(stage, request.intent)
-    if (request.durable || request.intent?.poweroff === true) {
+    // The stage of a suspend must survive a power failure. That of a live checkpoint is removed after one, and until
+    // the commit nothing needs its name.
+    if (request.intent?.poweroff === true) {
       stage.sync()
       staging.sync()
     }

@@ -12,7 +12,7 @@ import type { Checkpoint } from '../../base/types.js'
 import { describe } from '../../checkpoint/describe.js'
 import type { Directory } from '../../fs/directory.js'
 import { removeTree } from '../../fs/remove_tree.js'
-import { rollForward } from './roll_forward.js'
+import { type Flush, rollForward } from './roll_forward.js'
 import { readySuffix } from '../staging/staging_entries.js'
 
 export interface Publication {
@@ -20,6 +20,8 @@ export interface Publication {
   manifest: Manifest
   ifExists: 'replace' | 'fail'
   durable: boolean
+  /** The process that made the stage publishes it. False in a recovery. */
+  isOwn?: boolean
 }
 
 /**
@@ -41,6 +43,11 @@ export function commitStaged(
   return checkpoint
 }
 
+function flushFor({ isOwn, durable, manifest }: Publication): Flush {
+  if (isOwn !== true || manifest.poweredOff) return 'everything'
+  return durable ? 'names' : 'nothing'
+}
+
 function finishCommit(
   directory: Directory,
   staging: Directory,
@@ -49,7 +56,7 @@ function finishCommit(
 ): void {
   try {
     if (publication.durable) staging.sync()
-    rollForward(directory, staging, ready)
+    rollForward(directory, staging, ready, flushFor(publication))
   } catch (error) {
     if (!(error instanceof CheckpointError)) throw error
     const message =

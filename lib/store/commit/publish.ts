@@ -61,7 +61,8 @@ export function commitStage(handle: StageHandle, publication: Publication): Chec
   assertReplaceable(directory, name, ifExists)
   const { vm, createdAt, poweredOff } = publication.manifest
   assertNotOlder(directory, { vm, name, savedMs: Date.parse(createdAt), poweredOff })
-  const checkpoint = commitStaged(directory, staging, borrowStage(handle), handle.id, publication)
+  const own = { ...publication, isOwn: true }
+  const checkpoint = commitStaged(directory, staging, borrowStage(handle), handle.id, own)
   holdOpen(handle.stage)
   return checkpoint
 }

@@ -13,11 +13,27 @@ import { manifestIn, recordSnapshotsOf } from '../staging/snapshot_records.js'
 import { replacedManifest, replacedName } from '../staging/staging_entries.js'
 
 /**
+ * What a roll forward fsyncs.
+ *
+ * - `everything`: also the removal of the committed stage. A stage that recovery finds can hold the same files under two
+ *   names, and must not come back with the second one after a power failure.
+ * - `names`: the directories of the files. The committed stage is then durably without checkpoint files. If it comes back
+ *   after a power failure, the next recovery removes it.
+ * - `nothing`: the files were not fsynced either, so their names prove nothing.
+ */
+export type Flush = 'everything' | 'names' | 'nothing'
+
+/**
  * Moves the files that a committed stage still holds into place. The stage and `.staging` are fsynced, too: on UFS with
  * soft updates a rename across directories reaches the disk in two steps, so the old names may exist again after a
  * crash.
  */
-export function rollForward(directory: Directory, staging: Directory, ready: string): void {
+export function rollForward(
+  directory: Directory,
+  staging: Directory,
+  ready: string,
+  flush: Flush = 'everything',
+): void {
   using subdirectory = openDirectoryOrRemove(staging, ready)
   if (subdirectory === undefined) return
   const entries = entriesOfIntent(subdirectory)
@@ -31,11 +47,14 @@ export function rollForward(directory: Directory, staging: Directory, ready: str
     for (const entry of entries.filter((name) => name.endsWith(suffix)))
       subdirectory.moveIfAny(entry, directory, entry)
   }
-  directory.sync()
-  subdirectory.sync()
+  // Snapshots of a replaced checkpoint are removed afterwards. Its removal must be durable before that.
+  if (flush !== 'nothing' || subdirectory.statusIfAny(replacedManifest) !== undefined) {
+    directory.sync()
+    subdirectory.sync()
+  }
   recordSnapshotsOf(staging, ready)
   removeEntry(staging, ready)
-  staging.sync()
+  if (flush === 'everything') staging.sync()
 }
 
 /**

@@ -30,6 +30,42 @@ t.test('roll forward: fsyncs the directories that the files came from', async (t
   stage.release()
 })
 
+/** Publishes a live checkpoint, and returns the directories that were fsynced, from the creation of its stage on. */
+function syncedByLive(t: Test, directory: string, durable: boolean): string[] {
+  const order = recordOrder(t, directory)
+  const stage = new MadeStage(directory, { poweroff: false })
+  const syncs = order.splice(0).filter((call) => call.startsWith('sync '))
+  t.strictSame(syncs, ['sync .'], 'the new directory .staging, and not the stage')
+  stage.prepare()
+  order.splice(0)
+  const manifest = { ...manifestOf(stage.path, 'suspend'), poweredOff: false } as never
+  jobs.commitStage(stage.handle, { name: 'suspend', ifExists: 'replace', durable, manifest })
+  stage.release()
+  t.match(list(directory), [{ name: 'suspend', state: 'complete' }])
+  return order.filter((call) => call.startsWith('sync '))
+}
+
+t.test('live checkpoint: fsyncs the commit and the directories of its files', async (t) => {
+  t.strictSame(syncedByLive(t, store(t), true), ['sync .staging', 'sync .', 'sync .staging/ID.ready'])
+})
+
+t.test('live checkpoint: with fsync: false, its publication fsyncs nothing', async (t) => {
+  t.strictSame(syncedByLive(t, store(t), false), [])
+})
+
+t.test(
+  'live checkpoint: the removal of a checkpoint with disk snapshots is durable in any case',
+  async (t) => {
+    const directory = store(t)
+    const disks = [{ kind: 'file', disks: [{ path: '/disk', snapshot: 'one' }] }]
+    putSet(directory, 'suspend', { manifest: { id: randomUUID(), version: 2, disks } })
+    t.strictSame(syncedByLive(t, directory, false), [
+      ...['sync .staging/ID.ready', 'sync .', 'sync .staging/ID.ready'],
+      ...['sync .staging/ID.ready/snapshots.new', 'sync .staging'],
+    ])
+  },
+)
+
 t.test('suspend: after EIO from any fsync, recovery publishes the state in new files', async (t) => {
   for (let at = 1, hasFailed = true; hasFailed; at++) {
     const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 1024 * 1024 })
