@@ -31,9 +31,10 @@ export const poolSize = Math.min(3, Math.max(2, os.availableParallelism()))
  */
 const maxYoungGenerationSizeMb = 3
 /**
- * Saved at load time: tests of a host program can replace setTimeout with a fake clock, and threads must still start.
+ * Saved at load time: tests of a host program can replace the timers with a fake clock, and threads must still start and
+ * end.
  */
-const { setTimeout: startLater } = globalThis
+const { setTimeout: startLater, clearTimeout: stopTimer } = globalThis
 /** How many descriptors a thread opens by itself: those of its event loop, and briefly one to load its code. */
 const threadDescriptors = 6
 /** A thread that was idle for this long ends, to free its memory and descriptors. */
@@ -148,8 +149,8 @@ class PoolWorker {
   }
 
   #retireLater(): void {
-    clearTimeout(this.#retirement)
-    this.#retirement = setTimeout(() => {
+    stopTimer(this.#retirement)
+    this.#retirement = startLater(() => {
       if (!this.#mayEnd()) this.#retireLater()
       else {
         this.#gone(this)

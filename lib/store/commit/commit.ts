@@ -43,9 +43,8 @@ export function commitStaged(
   return checkpoint
 }
 
-function flushFor({ isOwn, durable, manifest }: Publication): Flush {
-  if (isOwn !== true || manifest.poweredOff) return 'everything'
-  return durable ? 'names' : 'nothing'
+function flushFor({ isOwn, manifest }: Publication): Flush {
+  return isOwn === true && !manifest.poweredOff ? 'names' : 'everything'
 }
 
 function finishCommit(

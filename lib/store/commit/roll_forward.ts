@@ -19,9 +19,8 @@ import { replacedManifest, replacedName } from '../staging/staging_entries.js'
  *   names, and must not come back with the second one after a power failure.
  * - `names`: the directories of the files. The committed stage is then durably without checkpoint files. If it comes back
  *   after a power failure, the next recovery removes it.
- * - `nothing`: the files were not fsynced either, so their names prove nothing.
  */
-export type Flush = 'everything' | 'names' | 'nothing'
+export type Flush = 'everything' | 'names'
 
 /**
  * Moves the files that a committed stage still holds into place. The stage and `.staging` are fsynced, too: on UFS with
@@ -47,11 +46,8 @@ export function rollForward(
     for (const entry of entries.filter((name) => name.endsWith(suffix)))
       subdirectory.moveIfAny(entry, directory, entry)
   }
-  // Snapshots of a replaced checkpoint are removed afterwards. Its removal must be durable before that.
-  if (flush !== 'nothing' || subdirectory.statusIfAny(replacedManifest) !== undefined) {
-    directory.sync()
-    subdirectory.sync()
-  }
+  directory.sync()
+  subdirectory.sync()
   recordSnapshotsOf(staging, ready)
   removeEntry(staging, ready)
   if (flush === 'everything') staging.sync()
