@@ -107,7 +107,7 @@ class PoolWorker {
       job.reject(error)
       return
     }
-    clearTimeout(this.#retirement)
+    stopTimer(this.#retirement)
     this.job = job
     this.#worker.ref()
   }
@@ -135,7 +135,7 @@ class PoolWorker {
   #fail(cause: Error): void {
     this.#gone(this)
     const job = this.#takeJob()
-    clearTimeout(this.#retirement)
+    stopTimer(this.#retirement)
     job?.reject(threadError(cause))
     this.#done()
   }
