@@ -10,7 +10,7 @@ import { clientOptions } from './client/options.js'
 import type { CallOptions } from './base/call_options.js'
 import type { DestroyAllOptions } from './base/call_types.js'
 import type { DiskSelection } from './base/disk_types.js'
-import type { Checkpoint, ClientOptions, CreateOptions, ListedCheckpoint } from './base/types.js'
+import type { ClientOptions, CreatedCheckpoint, CreateOptions, ListedCheckpoint } from './base/types.js'
 
 export type { CheckpointClient } from './client/checkpoint_client.js'
 export { createClient } from './client/client.js'
@@ -33,14 +33,17 @@ export type {
 export type {
   Checkpoint,
   ClientOptions,
+  CreatedCheckpoint,
   CreateOptions,
   Dialect,
+  DiskReason,
   FrozenGuest,
   Layout,
   ListedCheckpoint,
   Progress,
   ProgressPhase,
   PrunePolicy,
+  StageUsed,
   SuspendOptions,
   VerificationReport,
   VerifyOptions,
@@ -94,7 +97,7 @@ export async function disksOf(args: readonly string[]): Promise<DiskSelection[]>
 export async function createCheckpoint(
   vm: string,
   options: CreateOptions & ClientOptions = {},
-): Promise<Checkpoint> {
+): Promise<CreatedCheckpoint> {
   const [clients, others] = divided(options)
   return createClient(clients).createCheckpoint(vm, others)
 }

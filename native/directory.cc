@@ -7,9 +7,12 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #if defined(__linux__)
+#include <linux/magic.h>
+#include <sys/statfs.h>
 #include <sys/statvfs.h>
 #else
 #include <algorithm>
+#include <cstring>
 
 #include <sys/mount.h>
 #include <sys/param.h>
@@ -189,6 +192,17 @@ Result<double> freeSpace(int descriptor) {
   return blocks * static_cast<double>(status.f_bsize);
 }
 #endif
+
+Result<std::int64_t> isTmpfs(int descriptor) {
+  struct statfs status{};
+  if (retryInterrupted([&] { return ::fstatfs(descriptor, &status); }) == -1)
+    return failureOf("fstatfs");
+#if defined(__linux__)
+  return status.f_type == TMPFS_MAGIC ? 1 : 0;
+#else
+  return std::strcmp(status.f_fstypename, "tmpfs") == 0 ? 1 : 0;
+#endif
+}
 
 Result<UniqueFd> duplicate(int descriptor) {
   UniqueFd copy(::fcntl(descriptor, F_DUPFD_CLOEXEC, 0));

@@ -35,6 +35,8 @@ Result<std::int64_t> syncDescriptor(int descriptor);
 Result<std::int64_t> lockDescriptor(int descriptor, LockMode mode);
 Result<std::int64_t> unlockDescriptor(int descriptor);
 Result<double> freeSpace(int descriptor);
+// Returns 1 if the file system keeps its files in memory only.
+Result<std::int64_t> isTmpfs(int descriptor);
 Result<UniqueFd> duplicate(int descriptor);
 
 } // namespace bhyve

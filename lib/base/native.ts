@@ -124,6 +124,8 @@ export interface Native {
   unlock(descriptor: number): number | Failure
   /** Returns the bytes that are free for unprivileged users on this file system. */
   freeSpace(descriptor: number): number | Failure
+  /** Returns 1 if the descriptor is on a tmpfs, else 0. */
+  isTmpfs(descriptor: number): number | Failure
   /**
    * Linux: returns the bytes of the file in blocks that no other file shares (native/file_extents.*). Flushes the file.
    * Fails with EOPNOTSUPP or ENOTTY if the file system does not report blocks.

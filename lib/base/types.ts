@@ -16,6 +16,26 @@ export type VmState = 'running' | 'paused' | 'off' | 'unknown'
  */
 export type Dialect = 'struct' | 'path' | 'descriptor'
 
+/**
+ * Why bhyve wrote a checkpoint on the disk although the client has a memory stage.
+ *
+ * - `suspend`: the state of a suspended VM is never written into memory only
+ * - `memory-size-unknown`: the VM has no checkpoint yet, and `memoryBytes` was not given
+ * - `path-too-long`: the path of the memory stage is too long for the dialect
+ * - `memory-stage-full`: `maxBytes` or the tmpfs has no room for the RAM, beside what is there and announced
+ * - `host-memory`: the host has too little available memory. It keeps a tenth of its memory, and at least 1 GiB
+ * - `filled-up`: the tmpfs filled up while bhyve wrote. The checkpoint was requested once more, so the guest was frozen
+ *   twice
+ */
+export type DiskReason =
+  'suspend' | 'memory-size-unknown' | 'path-too-long' | 'memory-stage-full' | 'host-memory' | 'filled-up'
+
+/** Where bhyve wrote a checkpoint. `diskReason` is present with `'disk'`. */
+export interface StageUsed {
+  stage: 'memory' | 'disk'
+  diskReason?: DiskReason
+}
+
 /** Options of `createClient`. */
 export interface ClientOptions {
   /** The run directory: the directory that holds bhyve's sockets. Default `/var/run/bhyve`. */
@@ -49,6 +69,26 @@ export interface ClientOptions {
    * `docs/neighbours.md` lists what is detected.
    */
   supervisor?: 'mine' | 'vm-bhyve' | undefined
+  /**
+   * A directory on a tmpfs that bhyve may write live checkpoints into, so that the guest is frozen for as long as memory
+   * takes and not the disk. When bhyve has finished, the files are copied to the disk, and the memory is given back. A
+   * checkpoint that does not fit is written on the disk: `diskReason` of the result reports why. Never used for a suspend,
+   * because a reboot would lose the VM.
+   *
+   * The directory is created if necessary. It must belong to the user that this program runs as, and no other user may
+   * write there. `maxBytes` limits the RAM of all guests that are in it at a time, of all programs that use it with the
+   * same limit. Default: what the tmpfs holds. Default of `memoryStage`: none.
+   *
+   * `createCheckpoint` rejects with `ERR_INVALID_OPTION` if the directory is not on a tmpfs, and with `ERR_PERMISSION` if
+   * another user could write there. Nothing was sent to bhyve then.
+   *
+   * @example
+   * ```js
+   * const client = createClient({ memoryStage: { directory: '/var/run/checkpoints', maxBytes: 8 * 1024 ** 3 } })
+   * const { stage, diskReason } = await client.createCheckpoint('vm1')
+   * ```
+   */
+  memoryStage?: { directory: string; maxBytes?: number | undefined } | undefined
 }
 
 /** Maps each VM to its checkpoint directory. */
@@ -221,6 +261,9 @@ export interface Progress {
   /** Milliseconds since the call started. */
   elapsedMs: number
 }
+
+/** The result of `createCheckpoint`. `stage` is present if the client has a memory stage. */
+export type CreatedCheckpoint = Checkpoint & Partial<StageUsed>
 
 /** A complete checkpoint on disk. */
 export interface Checkpoint {

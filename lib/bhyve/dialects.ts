@@ -76,13 +76,21 @@ export function assertReachable(
 
 /** `struct` and `path` requests contain the full path of the file. bhyve copies it into a buffer of fixed size. */
 export function assertRequestFits(dialect: Dialect, requestPath: string, vm: string): void {
-  const limit = dialect === 'struct' ? structPathBytes : restorablePathBytes
+  if (requestFits(dialect, requestPath)) return
+  const limit = pathLimitOf(dialect)
   const bytes = Buffer.byteLength(requestPath)
-  if (dialect === 'descriptor' || bytes <= limit) return
   throw new CheckpointError(
     'ERR_PATH_TOO_LONG',
     `The bhyve of VM '${vm}' (dialect '${dialect}') accepts paths of at most ${String(limit)} bytes, but ` +
       `'${requestPath}' is ${String(bytes)} bytes long. Choose a shorter checkpoint directory`,
     { vm, path: requestPath },
   )
+}
+
+export function requestFits(dialect: Dialect, requestPath: string): boolean {
+  return dialect === 'descriptor' || Buffer.byteLength(requestPath) <= pathLimitOf(dialect)
+}
+
+function pathLimitOf(dialect: Dialect): number {
+  return dialect === 'struct' ? structPathBytes : restorablePathBytes
 }

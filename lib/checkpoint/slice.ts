@@ -71,6 +71,47 @@ export function scanRange(
   return { digests: Buffer.concat(digests), holesRefused: holes.refused }
 }
 
+/**
+ * Copies a slice, and digests each chunk as `scanRange` does. `sparsify`: runs of zeros are not written, and `to` is new,
+ * so they are holes. Returns the digests; fewer than there are chunks if the copy was stopped.
+ */
+export function copyRange(
+  from: OpenFile,
+  to: OpenFile,
+  slice: Slice,
+  { digest, sparsify }: { digest: boolean; sparsify: boolean },
+): Buffer[] {
+  const digests: Buffer[] = []
+  for (const chunk of chunksOf(slice)) {
+    const chunkDigest = new ChunkDigest()
+    for (const piece of piecesOf(chunk)) {
+      if (isStopped(slice.stop)) return digests
+      const bytes = pieceBuffer.subarray(0, piece.to - piece.from)
+      if (from.readAt(bytes, piece.from) < bytes.length) throw changed(from.path)
+      const zeros = loadNative().zeroRuns(bytes, pageBytes)
+      const data = sparsify ? dataIn({ from: 0, to: bytes.length }, zeros) : [{ from: 0, to: bytes.length }]
+      for (const part of data) to.writeAt(bytes.subarray(part.from, part.to), piece.from + part.from)
+      if (!digest) continue
+      if (isAll(zeros, bytes.length)) chunkDigest.addZeros(bytes.length)
+      else chunkDigest.add(bytes)
+    }
+    digests.push(chunkDigest.digest())
+  }
+  return digests
+}
+
+/** The parts of a range that are not long runs of zeros. */
+export function* dataIn({ from, to }: Range, zeros: Uint32Array): Generator<Range> {
+  let start = from
+  for (let index = 0; index + 1 < zeros.length; index += 2) {
+    const hole = { from: Math.max(zeros[index] ?? 0, start), to: Math.min(zeros[index + 1] ?? 0, to) }
+    if (hole.to - hole.from < minHoleBytes) continue
+    if (hole.from > start) yield { from: start, to: hole.from }
+    start = hole.to
+  }
+  if (to > start) yield { from: start, to }
+}
+
 /** Another process changed a file during the scan. */
 export function changed(path: string): CheckpointError {
   const message = `'${path}' changed before it was published. Another process may still be writing to the file`

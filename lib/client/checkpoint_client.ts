@@ -2,6 +2,7 @@
 import type { Restored } from '../operations/restore/restore.js'
 import type {
   Checkpoint,
+  CreatedCheckpoint,
   CreateOptions,
   ListedCheckpoint,
   PrunePolicy,
@@ -37,7 +38,8 @@ import type { Duplex } from 'node:stream'
 export interface CheckpointClient extends AsyncDisposable {
   /**
    * Saves a running VM as a checkpoint. Resolves once the checkpoint is complete, checked, durable on disk (unless
-   * `fsync` is false) and published under its name (default `'checkpoint'`).
+   * `fsync` is false) and published under its name (default `'checkpoint'`). If the client has a `memoryStage`, `stage` of
+   * the result reports whether bhyve wrote into it, and `diskReason` why not.
    *
    * The guest is frozen while bhyve writes the checkpoint. Afterwards the VM continues, even if the checkpoint failed.
    * With `poweroff` the VM is powered off instead: see `suspend`.
@@ -60,7 +62,7 @@ export interface CheckpointClient extends AsyncDisposable {
    * const checkpoint = await client.createCheckpoint('vm1', { name: 'before-upgrade' })
    * console.log(checkpoint.path) // the argument of bhyve -r
    */
-  createCheckpoint(vm: string, options?: CreateOptions): Promise<Checkpoint>
+  createCheckpoint(vm: string, options?: CreateOptions): Promise<CreatedCheckpoint>
   /**
    * Lists the checkpoints of a VM, oldest first. Damaged and foreign checkpoints are listed with their `state`; they
    * never make the call reject. Resolves with `[]` if the VM has no checkpoint directory. The VM need not run.

@@ -16,6 +16,8 @@ export const descriptorsOf = {
   frozen: 8,
   /** As `checkpoint`, and the descriptor that watches the process. */
   suspend: 5,
+  /** The stage's directory in the memory stage, and both inboxes for a moment. */
+  memoryStage: 2,
   /** The pipes of a provider's program, and the stage of a suspend's snapshots. */
   disks: 8,
   /** The checkpoint files. */

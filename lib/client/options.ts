@@ -14,6 +14,7 @@ export const clientOptions: readonly string[] = membersOf<keyof ClientOptions>({
   trustedUids: true,
   diskProviders: true,
   supervisor: true,
+  memoryStage: true,
 })
 const dialects: readonly string[] = membersOf<Dialect | 'auto'>({
   auto: true,
@@ -29,6 +30,7 @@ export interface ClientSettings {
   /** The library creates the checkpoint directories, and removes them once they are empty. */
   ownsDirectories: boolean
   supervisor: ClientOptions['supervisor']
+  memoryStage: { directory: string; maxBytes: number | undefined } | undefined
 }
 
 export function clientSettings(options: ClientOptions, environment: Environment): ClientSettings {
@@ -53,7 +55,8 @@ export function clientSettings(options: ClientOptions, environment: Environment)
     trustedUids,
     vmmDirectory: environment.vmmDirectory,
   }
-  return { target, diskProviders, supervisor, ...layoutFrom(checkpointDirectory) }
+  const memoryStage = memoryStageFrom(options.memoryStage)
+  return { target, diskProviders, supervisor, memoryStage, ...layoutFrom(checkpointDirectory) }
 }
 
 function layoutFrom(directory: string | Layout): { layout: Layout; ownsDirectories: boolean } {
@@ -76,6 +79,17 @@ function assertProviders(providers: unknown): asserts providers is readonly Disk
 function assertSupervisor(supervisor: unknown): void {
   if (![undefined, 'mine', 'vm-bhyve'].includes(supervisor as undefined))
     throw invalid("The option 'supervisor' must be 'mine' or 'vm-bhyve'", supervisor)
+}
+
+function memoryStageFrom(value: unknown): ClientSettings['memoryStage'] {
+  if (value === undefined) return undefined
+  assertOptions(value, "the option 'memoryStage'", ['directory', 'maxBytes'])
+  const { directory, maxBytes } = value as { directory?: unknown; maxBytes?: unknown }
+  const isPath = typeof directory === 'string' && /^\/+[^/]/.test(directory) && !directory.includes('\0')
+  if (!isPath) throw invalid("The option 'memoryStage.directory' must be an absolute path", directory)
+  if (maxBytes !== undefined && (!Number.isSafeInteger(maxBytes) || (maxBytes as number) < 1))
+    throw invalid("The option 'memoryStage.maxBytes' must be a positive whole number", maxBytes)
+  return { directory: trimmed(directory), maxBytes: maxBytes as number | undefined }
 }
 
 function isArrayOf(value: unknown, isMember: (member: unknown) => boolean): boolean {

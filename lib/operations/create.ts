@@ -6,17 +6,35 @@ import type { Problem } from '../base/problem.js'
 import type { SavingCall, SavingContext } from './saving/call.js'
 import { inStage } from './saving/in_stage.js'
 import { type Freeze, noFreeze } from './saving/no_freeze.js'
-import { judge } from './saving/judge.js'
+import { FilledUp, hasFilledUp } from './saving/memory_stage.js'
+import { type CompleteCheckpoint, judge, type Verdict } from './saving/judge.js'
 import { publish } from './saving/publish_checkpoint.js'
 import { type Answer, request } from './saving/vm_request.js'
 import { scan } from './saving/scan.js'
 import type { SaveSettings } from './settings.js'
+import type { Stage } from '../store/stage.js'
 
 /**
  * A cancel does not stop this function. It waits until bhyve has finished, discards the stage, and then rejects. The
  * caller races this function against the cancel.
  */
 export async function create(
+  context: SavingContext,
+  settings: SaveSettings,
+  call: SavingCall,
+): Promise<Checkpoint> {
+  try {
+    return await saveOnce(context, settings, call)
+  } catch (error) {
+    if (!(error instanceof FilledUp) || context.memoryStage === undefined) throw error
+    // The first request has ended, and nothing was sent for the second one.
+    call.cancellation.unbegin()
+    delete call.receiver.peer
+    return saveOnce({ ...context, memoryStage: { ...context.memoryStage, isFull: true } }, settings, call)
+  }
+}
+
+async function saveOnce(
   context: SavingContext,
   settings: SaveSettings,
   call: SavingCall,
@@ -53,8 +71,7 @@ function save(
     await freeze.conclude(stage, true)
     cancellation.throwIfCancelled()
     const verdict = await judge(stage, settings, progress)
-    if (verdict.kind === 'incomplete') throw incomplete(answer, settings, verdict.collected.problems)
-    const { checkpoint: saved } = verdict
+    const saved = completeOf(verdict, stage, answer, settings)
     const frozen = await freeze.facts()
     const content = await scan(stage, saved.memoryBytes, settings, cancellation, progress)
     cancellation.throwIfCancelled()
@@ -72,6 +89,18 @@ function save(
     }
     return await publish(stage, saved, publishing, progress, cancellation)
   })
+}
+
+function completeOf(
+  verdict: Verdict,
+  stage: Stage,
+  answer: Answer,
+  settings: SaveSettings,
+): CompleteCheckpoint {
+  if (verdict.kind === 'complete') return verdict.checkpoint
+  const { collected } = verdict
+  const failure = incomplete(answer, settings, collected.problems)
+  throw hasFilledUp(stage, answer, collected) ? new FilledUp(failure) : failure
 }
 
 function incomplete(

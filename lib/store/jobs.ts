@@ -27,6 +27,7 @@ const kinds = {
   flushStage: 'long',
   prepareStage: 'long',
   abandonStage: 'long',
+  recoverDirectory: 'long',
   salvageStage: 'long',
   destroyCheckpoint: 'long',
   destroyCheckpoints: 'long',
@@ -42,6 +43,8 @@ const kinds = {
  */
 const locking: ReadonlySet<string> = new Set<keyof Jobs>([
   'createStage',
+  'enterMemory',
+  'recoverDirectory',
   'assertNameFree',
   'removeOrphans',
   'abandonStage',

@@ -16,6 +16,10 @@ export const stagingName = '.staging'
 export const inboxName = 'in'
 /** In a stage: the reservation. It is the number of bytes of RAM that bhyve is going to write. */
 export const sizeRecord = 'size'
+/** In a stage: where its directory in the memory stage is (`receiving.ts`). */
+export const memoryRecord = 'memory'
+/** In a directory of the memory stage: the path of the stage that it belongs to. */
+export const ownerRecord = 'stage'
 /** In a stage: the digests of the RAM's chunks, until they are copied into the manifest. */
 export const digestList = 'digests'
 /**
@@ -51,7 +55,12 @@ const longestId = 12
 
 /** The longest request path that a stage in this directory can have. */
 export function longestRequestPath(directory: string): string {
-  return `${directory}/${stagingName}/${'x'.repeat(longestId)}/${inboxName}/${guestFile}`
+  return longestMemoryPath(`${directory}/${stagingName}`)
+}
+
+/** The longest request path in a memory stage. */
+export function longestMemoryPath(memoryStage: string): string {
+  return `${memoryStage}/${'x'.repeat(longestId)}/${inboxName}/${guestFile}`
 }
 
 /** Beside the checkpoints: the output of the bhyve that the last restore started. */

@@ -3,7 +3,7 @@ import type { Cancellation, CommitPoint } from '../base/cancellation.js'
 import type { DiskRecord } from '../base/disk_types.js'
 import { CheckpointError } from '../base/errors.js'
 import { loadNative } from '../base/native.js'
-import type { Checkpoint } from '../base/types.js'
+import type { Checkpoint, DiskReason } from '../base/types.js'
 import type { Slice } from '../checkpoint/slice.js'
 import type { StageResult } from './commit/begin.js'
 import type { Publication } from './commit/commit.js'
@@ -18,6 +18,7 @@ import type { Sealing } from './staging/seal_arrival.js'
 import type { Collected } from './staging/collect.js'
 import type { Writer } from './staging/intent.js'
 import type { Content, ContentRequest, MemoryScan, ScannedSlice } from './staging/memory_scan.js'
+import type { MemoryStageRequest } from './staging/memory_stage.js'
 import type { Saved } from './staging/saved.js'
 import type { StageReservation } from './staging/space.js'
 import type { StageHandle } from './staging/stage_handle.js'
@@ -37,7 +38,7 @@ interface StageStore {
  * A stage of this process, until it is published, discarded or left to recovery. The caller must always call `close`.
  */
 export class Stage {
-  readonly requestPath: string
+  #requestPath: string
   /** Size of guest RAM. Undefined if it is not known. */
   readonly memoryBytes: number | undefined
   readonly #store: StageStore
@@ -53,9 +54,49 @@ export class Stage {
     this.#handle = { directoryPath, directory, stage, id: result.id }
     this.#orphans = result.orphans
     this.#inbox = inbox
-    this.requestPath = result.requestPath
+    this.#requestPath = result.requestPath
     this.memoryBytes = result.memoryBytes
     this.#fate = new ChangingFate(poweroff, () => store.jobs.abandonStage(this.#handle, result.made))
+  }
+
+  /** The path for requests of the `struct` and `path` dialects. */
+  get requestPath(): string {
+    return this.#requestPath
+  }
+
+  get isInMemory(): boolean {
+    return this.#handle.memory !== undefined
+  }
+
+  /**
+   * Makes the inbox in the memory stage. Returns why it stays on the disk. Stages of dead processes are recovered if
+   * there is no room.
+   */
+  async enterMemory(request: MemoryStageRequest): Promise<DiskReason | undefined> {
+    for (let attempt = 1; ; attempt++) {
+      const admission = await this.#store.jobs.enterMemory(this.#handle, request)
+      if (admission.kind === 'admitted') {
+        const { path, requestPath, descriptors } = admission
+        this.closeInbox()
+        this.#inbox = descriptors.in
+        this.#requestPath = requestPath
+        this.#handle.memory = { descriptor: descriptors.memory, path }
+        return undefined
+      }
+      if (attempt > 1 || admission.left.length === 0) return admission.reason
+      await Promise.allSettled(
+        admission.left.map((directory) => this.#store.jobs.recoverDirectory(directory)),
+      )
+    }
+  }
+
+  /** Call this when the files have left the memory stage. */
+  #closeMemory(): void {
+    const { memory } = this.#handle
+    delete this.#handle.memory
+    if (memory === undefined) return
+    loadNative().unlock(memory.descriptor)
+    loadNative().close(memory.descriptor)
   }
 
   /** The descriptor of `in/`, to be passed to bhyve. */
@@ -187,21 +228,25 @@ export class Stage {
     return this.#store.jobsFrom(onStart).scanSlice(this.#handle, memoryScan, slice)
   }
 
-  endScan(memoryScan: MemoryScan, stop: Int32Array): Promise<Content> {
-    return this.#store.jobs.endScan(this.#handle, memoryScan, stop)
+  async endScan(memoryScan: MemoryScan, stop: Int32Array): Promise<Content> {
+    const content = await this.#store.jobs.endScan(this.#handle, memoryScan, stop)
+    this.#closeMemory()
+    return content
   }
 
   /**
    * Runs the scan as one job. Undefined if the scan was stopped. Rejects if the call is cancelled before a thread
    * starts the job.
    */
-  scanAtOnce(
+  async scanAtOnce(
     request: ContentRequest,
     stop: Int32Array,
     cancellation: Cancellation,
   ): Promise<Content | undefined> {
     const onStart = (): void => cancellation.throwIfCancelled()
-    return this.#store.jobsFrom(onStart).scanAtOnce(this.#handle, request, stop)
+    const content = await this.#store.jobsFrom(onStart).scanAtOnce(this.#handle, request, stop)
+    if (content !== undefined) this.#closeMemory()
+    return content
   }
 
   beginArrival(file: string, isMemory: boolean): Promise<void> {
@@ -255,6 +300,7 @@ export class Stage {
 
   close(): void {
     this.closeInbox()
+    this.#closeMemory()
     // Another process may have a copy of the descriptor, which would keep the lock. Unlock explicitly, so that the next
     // call can recover a stage that is still there.
     loadNative().unlock(this.#handle.stage)

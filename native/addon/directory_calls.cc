@@ -74,6 +74,9 @@ Value unlockDescriptor(const CallbackInfo &info) {
 Value freeSpace(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::freeSpace(intArgument(info, 0)));
 }
+Value isTmpfs(const CallbackInfo &info) {
+  return toValue(info.Env(), bhyve::isTmpfs(intArgument(info, 0)));
+}
 #if defined(__linux__)
 Value exclusiveBytes(const CallbackInfo &info) {
   return toValue(info.Env(), bhyve::exclusiveBytes(intArgument(info, 0)));
@@ -100,6 +103,7 @@ void addDirectoryCalls(Napi::Object exports) {
   add(exports, "lock", lockDescriptor);
   add(exports, "unlock", unlockDescriptor);
   add(exports, "freeSpace", freeSpace);
+  add(exports, "isTmpfs", isTmpfs);
 #if defined(__linux__)
   add(exports, "exclusiveBytes", exclusiveBytes);
 #endif

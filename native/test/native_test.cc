@@ -73,6 +73,7 @@ void testDirectories(int directory) {
   require(status.kind == bhyve::FileKind::File && status.size == 4, "fstatat returns the kind and size");
   failsWith(bhyve::statusAt(sub.get(), "none"), ENOENT, "fstatat of a missing file");
   require(valueOf(bhyve::freeSpace(directory), "fstatvfs") >= 0, "free space is not negative");
+  failsWith(bhyve::isTmpfs(-1), EBADF, "fstatfs of an invalid descriptor");
   failsWith(bhyve::removeDirectoryAt(directory, "sub"), ENOTEMPTY, "rmdir of a directory that is not empty");
   valueOf(bhyve::unlinkAt(sub.get(), "moved"), "unlinkat");
   valueOf(bhyve::removeDirectoryAt(directory, "sub"), "rmdir");

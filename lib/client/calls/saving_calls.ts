@@ -8,7 +8,7 @@ import { create } from '../../operations/create.js'
 import { createOptions, createSettings, type SaveSettings } from '../../operations/settings.js'
 import { ProgressReporter } from '../../operations/progress.js'
 import { sharedPool } from '../../pool/pool.js'
-import type { Checkpoint, CreateOptions, SuspendOptions } from '../../base/types.js'
+import type { Checkpoint, CreatedCheckpoint, CreateOptions, SuspendOptions } from '../../base/types.js'
 import { VmQueue } from '../vm_queue.js'
 import { assertProvided } from '../provided_disks.js'
 import { checkedFor, type Session } from '../session.js'
@@ -36,7 +36,7 @@ export class SavingCalls {
     this.#session = session
   }
 
-  async createCheckpoint(vm: string, options: CreateOptions = {}): Promise<Checkpoint> {
+  async createCheckpoint(vm: string, options: CreateOptions = {}): Promise<CreatedCheckpoint> {
     return this.#saving('create', vm, options)
   }
 
@@ -46,7 +46,11 @@ export class SavingCalls {
     return this.#saving('suspend', vm, { ...options, name, poweroff: true })
   }
 
-  async #saving(operation: 'create' | 'suspend', vm: string, options: CreateOptions): Promise<Checkpoint> {
+  async #saving(
+    operation: 'create' | 'suspend',
+    vm: string,
+    options: CreateOptions,
+  ): Promise<CreatedCheckpoint> {
     const settings = checkedFor(vm, () => this.#settings(vm, options))
     const { name } = settings
     const doing = settings.poweroff
@@ -78,7 +82,7 @@ export class SavingCalls {
     return settings
   }
 
-  async #create(settings: SaveSettings, call: SavingCall): Promise<Checkpoint> {
+  async #create(settings: SaveSettings, call: SavingCall): Promise<CreatedCheckpoint> {
     const { vm } = settings
     const { cancellation } = call
     call.progress.report('queued')
@@ -90,6 +94,7 @@ export class SavingCalls {
     // The request of a cancelled call may never end. Later calls must not wait for it: bhyve queues them itself.
     cancellation.onCancel(endTurn)
     try {
+      const { memoryStage } = this.#session.settings
       const target = { ...this.#session.settings.target, vm }
       const { system, peers, exitTimeoutMs, descriptors } = this.#session.environment
       const context = {
@@ -101,11 +106,14 @@ export class SavingCalls {
         disks: this.#session.disks,
         supervisors: this.#session.supervisors,
         exitTimeoutMs,
+        memoryStage: memoryStage && { ...memoryStage, isFull: false },
       }
       const save = settings.poweroff ? suspend : create
-      return await descriptors().during(descriptorsFor(settings), cancellation, () =>
+      const count = descriptorsFor(settings) + (memoryStage === undefined ? 0 : descriptorsOf.memoryStage)
+      const checkpoint = await descriptors().during(count, cancellation, () =>
         this.#keepingThread(settings.poweroff, () => save(context, settings, call)),
       )
+      return { ...checkpoint, ...call.stageUsed }
     } finally {
       endTurn()
       this.#session.requests.end(vm)

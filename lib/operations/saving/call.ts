@@ -4,6 +4,7 @@ import type { Target } from '../../bhyve/locate.js'
 import type { Peer } from '../../bhyve/peer.js'
 import type { PeerMemory } from '../../bhyve/peer_memory.js'
 import type { Cancellation } from '../../base/cancellation.js'
+import type { StageUsed } from '../../base/types.js'
 import type { RecordedArguments } from '../../checkpoint/recorded_arguments.js'
 import type { DiskProviders } from '../../disks/providers.js'
 import type { Store } from '../../store/store.js'
@@ -20,11 +21,15 @@ export interface SavingContext {
   peers: PeerMemory
   disks: DiskProviders
   supervisors: SupervisorSettings
+  /** `isFull`: it filled up during this call. */
+  memoryStage?: { directory: string; maxBytes: number | undefined; isFull: boolean } | undefined
   /** How long to wait for the process of a suspended VM to exit, in milliseconds. */
   exitTimeoutMs: number
 }
 
 export interface SavingCall {
+  /** Where bhyve writes. Undefined if the client has no memory stage. */
+  stageUsed?: StageUsed | undefined
   /** The arguments to record in the manifest. */
   recorded?: RecordedArguments | undefined
   cancellation: Cancellation

@@ -7,6 +7,7 @@ import { hostFacts } from '../../checkpoint/host.js'
 import type { Stage } from '../../store/stage.js'
 import type { SaveSettings } from '../settings.js'
 import type { SavingCall, SavingContext } from './call.js'
+import { chooseStage } from './memory_stage.js'
 import { givenArguments } from './recorded_arguments.js'
 import { assertPathsFit } from './vm_request.js'
 
@@ -44,6 +45,7 @@ export async function inStage(
   try {
     progress.expect(stage.memoryBytes)
     await stage.reserveSpace(vm, unknownMemoryBytes)
+    call.stageUsed = await chooseStage(context, settings, stage, sockets)
     return await work(stage, sockets)
   } catch (error) {
     await discardQuietly(stage)

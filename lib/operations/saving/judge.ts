@@ -13,7 +13,7 @@ export interface CompleteCheckpoint {
   savedMs: number
 }
 
-type Verdict =
+export type Verdict =
   { kind: 'complete'; checkpoint: CompleteCheckpoint } | { kind: 'incomplete'; collected: Collected }
 
 /** Moves the files out of the inbox, so that bhyve can no longer replace them, and inspects them. */

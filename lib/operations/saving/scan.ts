@@ -1,4 +1,7 @@
-/** Scans the guest's RAM once before publication: computes digests and replaces zeros with holes. */
+/**
+ * Reads the guest's RAM once before publication: computes digests and replaces zeros with holes. Copies it from the memory
+ * stage to the disk, if it is there.
+ */
 import type { Cancellation } from '../../base/cancellation.js'
 import { usualSliceBytes } from '../../checkpoint/slice.js'
 import type { PublicationSettings, ScanSettings } from '../settings.js'
@@ -27,7 +30,8 @@ export async function scan(
 ): Promise<Content | undefined> {
   using stop = new StopFlag(cancellation)
   const request = { name, memoryBytes, digest, sparsify, durable }
-  if (!digest && !sparsify) return await stage.scanAtOnce(request, stop.array, cancellation)
+  if (!digest && !sparsify && !stage.isInMemory)
+    return await stage.scanAtOnce(request, stop.array, cancellation)
   const content =
     memoryBytes <= usualSliceBytes
       ? await atOnce(stage, request, stop, cancellation, progress)
@@ -57,7 +61,7 @@ async function inSlices(
   progress: ProgressReporter,
 ): Promise<Content> {
   const memoryScan = await stage.beginScan(request)
-  if (memoryScan.digest || memoryScan.holeBlockBytes > 0) {
+  if (memoryScan.digest || memoryScan.holeBlockBytes > 0 || stage.isInMemory) {
     const slicing = {
       bytes: request.memoryBytes,
       chunkBytes: memoryScan.chunkBytes,

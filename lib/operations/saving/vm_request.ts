@@ -1,5 +1,5 @@
 /** Sends the request to the VM's bhyve: tries each possible socket and dialect. */
-import { assertReachable, assertRequestFits, dialectsFor } from '../../bhyve/dialects.js'
+import { assertReachable, assertRequestFits, dialectsFor, requestFits } from '../../bhyve/dialects.js'
 import type { Located } from '../../bhyve/locate.js'
 import { knownStateOf, type Peer, vmStateOf } from '../../bhyve/peer.js'
 import { sendRequest } from '../../bhyve/request.js'
@@ -44,6 +44,17 @@ export function assertPathsFit(
     for (const first of dialects.slice(0, 1)) assertRequestFits(first, longest, vm)
     assertReachable(dialects, located, context.system, vm)
   }
+}
+
+/** Whether every dialect that may be tried has room for a path. */
+export function requestsFit(
+  context: SavingContext,
+  sockets: readonly Located[],
+  path: string,
+  { request }: SaveSettings,
+): boolean {
+  const dialects = sockets.flatMap((located) => dialectsAt(context, located, request.dialect))
+  return dialects.every((dialect) => requestFits(dialect, path))
 }
 
 function dialectsAt({ peers, system }: SavingContext, located: Located, wanted: Dialect | 'auto'): Dialect[] {

@@ -13,6 +13,7 @@ import { guestFile, inboxName, stagingName } from '../paths.js'
 import { assertReplaceable } from './replaceable.js'
 import { assertNotStuck, recover } from './recover.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
+import { leaveMemory } from '../staging/memory_stage.js'
 import { removeEntry } from '../staging/removed.js'
 import { settleRollback } from '../staging/rollback_file.js'
 import { lastMemoryBytes } from '../staging/space.js'
@@ -103,6 +104,7 @@ export function abandonStage(handle: StageHandle, made: readonly string[]): void
   if (staging === undefined) return
   if (isSameStage(staging, handle)) {
     removeIntent(borrowStage(handle))
+    leaveMemory(borrowStage(handle))
     // If the VM's directory was created for this stage, remove the stage now: the directory can then be removed, too.
     if (made.includes(handle.directoryPath)) removeRubbish(staging, handle.id)
     else removeEntry(staging, handle.id)

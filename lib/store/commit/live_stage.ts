@@ -14,7 +14,9 @@ import type { Directory } from '../../fs/directory.js'
 import { moveToFreshName, type StageDirectories } from '../staging/fresh_name.js'
 import { bootOf, type Intent, isWriterAlive, readIntent, writerOf } from '../staging/intent.js'
 import { copyLinked } from '../staging/own_files.js'
-import { removeEntry } from '../staging/removed.js'
+import { leaveMemory, removeStage } from '../staging/memory_stage.js'
+import { copyFromMemory } from '../staging/memory_copy.js'
+import { openMemory } from '../staging/receiving.js'
 import { publicationOrder } from '../paths.js'
 import { gather, holdsCompleteCheckpoint, isComplete, lastWriteMs } from '../staging/stage_files.js'
 import { manifestFor, storeManifest } from '../staging/staged_manifest.js'
@@ -41,7 +43,7 @@ export function recoverLiveStage(directory: Directory, staging: Directory, id: s
   const fate = fateOf(stage, intent)
   if (fate === 'pending') return
   if (fate === 'removable' || !publishIfComplete({ directory, staging, stage, id }, intent))
-    removeEntry(staging, id)
+    removeStage(staging, id)
 }
 
 function fateOf(stage: Directory, intent: Intent): 'pending' | 'removable' | 'ended' {
@@ -57,13 +59,16 @@ function fateOf(stage: Directory, intent: Intent): 'pending' | 'removable' | 'en
 function mayStillWriteOrReply(stage: Directory, { name }: Intent, pid: number): boolean {
   const status = loadNative().processStatus(pid)
   if (isFailure(status) || status.state !== 'running') return true
-  const quietMs = Date.now() - lastWriteMs(stage, name)
-  return quietMs < (holdsCompleteCheckpoint(stage, name) ? replyGraceMs : writeGraceMs)
+  using memory = openMemory(stage)
+  const receiving = memory ?? stage
+  const quietMs = Date.now() - lastWriteMs(receiving, name)
+  return quietMs < (holdsCompleteCheckpoint(receiving, name) ? replyGraceMs : writeGraceMs)
 }
 
 /** False if the stage has no complete checkpoint. */
 function publishIfComplete(directories: StageDirectories, wanted: Intent): boolean {
   const { directory, staging, stage, id } = directories
+  if (!fetchFromMemory(stage, wanted.name)) return false
   gather(stage, wanted.name)
   copyLinked(stage, wanted.name)
   const inspection = inspectCheckpoint(stage, wanted.name)
@@ -75,5 +80,20 @@ function publishIfComplete(directories: StageDirectories, wanted: Intent): boole
   for (const suffix of publicationOrder) stage.syncFile(name + suffix)
   stage.sync()
   commitStaged(directory, staging, stage, id, { name, ifExists: 'fail', manifest, durable: true })
+  return true
+}
+
+/**
+ * Copies the files from the memory stage into the stage. The owner may have copied a part of the RAM before it died.
+ * False if they are not complete.
+ */
+function fetchFromMemory(stage: Directory, name: string): boolean {
+  using memory = openMemory(stage)
+  if (memory === undefined) return true
+  gather(memory, name)
+  const inspection = inspectCheckpoint(memory, name)
+  if (inspection === undefined || !isComplete(inspection)) return false
+  copyFromMemory(memory, stage, name)
+  leaveMemory(stage)
   return true
 }

@@ -4,10 +4,11 @@
  */
 import { CheckpointError, toCheckpointError } from '../../base/errors.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
-import type { Directory } from '../../fs/directory.js'
+import { Directory } from '../../fs/directory.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
 import { continueHeldWriter } from '../staging/hold.js'
 import { isWriterAlive, readIntent, writerOf } from '../staging/intent.js'
+import { lockStagingIfAny } from '../staging/lock.js'
 import { recoverLiveStage } from './live_stage.js'
 import {
   freshRollbackName,
@@ -18,6 +19,7 @@ import {
   rollbackName,
   storeIdName,
 } from '../paths.js'
+import { removeStage } from '../staging/memory_stage.js'
 import { holdsRemovals, noteRemovals, removeEntry } from '../staging/removed.js'
 import { dropDeadRestoreLock, isRestoring } from '../staging/restore_lock.js'
 import { openDirectoryOrRemove, rollForward } from './roll_forward.js'
@@ -65,10 +67,17 @@ export function recover(directory: Directory, staging: Directory, onRollback?: (
   return stuck
 }
 
+/** Recovers a VM's directory that this call is not about. */
+export function recoverDirectory(directoryPath: string): void {
+  using directory = Directory.openRealDirectoryIfAny(directoryPath)
+  using staging = directory && lockStagingIfAny(directory, 'exclusive')
+  if (directory !== undefined && staging !== undefined) recover(directory, staging)
+}
+
 function recoverStage(directory: Directory, staging: Directory, id: string, stuck: Stuck): void {
   continueWriter(staging, id)
   const intent = intentIn(staging, id)
-  if (intent === undefined) removeEntry(staging, id)
+  if (intent === undefined) removeStage(staging, id)
   else if (intent.poweroff) salvageSuspend(directory, staging, id, stuck)
   else recoverLiveStageNowOrLater(directory, staging, id)
 }

@@ -4,12 +4,12 @@
  */
 import { Buffer } from 'node:buffer'
 import fs from 'node:fs'
-import { ChunkDigest, digestBytes, pieceBuffer } from '../../checkpoint/digest.js'
-import { chunksOf, isStopped, minHoleBytes, pageBytes, piecesOf, type Range } from '../../checkpoint/slice.js'
+import { ChunkDigest, pieceBuffer } from '../../checkpoint/digest.js'
+import { chunksOf, dataIn, isStopped, pageBytes, piecesOf, type Range } from '../../checkpoint/slice.js'
 import { loadNative } from '../../base/native.js'
-import type { Directory } from '../../fs/directory.js'
 import type { OpenFile } from '../../fs/open_file.js'
 import { digestList } from '../paths.js'
+import { addDigests } from './memory_scan.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 
 const { O_WRONLY, O_CREAT, O_EXCL } = fs.constants
@@ -54,11 +54,6 @@ export function writeArrived(handle: StageHandle, slice: ArrivedSlice): void {
   if (slice.isMemory) addDigests(stage, slice, Buffer.concat(digests))
 }
 
-function addDigests(stage: Directory, { from, chunkBytes }: ArrivedSlice, digests: Buffer): void {
-  using list = stage.openFile(digestList, O_WRONLY)
-  list.writeAt(digests, (from / chunkBytes) * digestBytes)
-}
-
 function writePiece(file: OpenFile, data: ArrivedData, piece: Range, digest: ChunkDigest): void {
   const length = piece.to - piece.from
   const written = data.copy(piece, pieceBuffer)
@@ -74,20 +69,8 @@ function writePiece(file: OpenFile, data: ArrivedData, piece: Range, digest: Chu
   }
   digest.add(bytes)
   for (const { from, to } of written)
-    for (const part of withoutHoles({ from, to }, zeros))
+    for (const part of dataIn({ from, to }, zeros))
       file.writeAt(bytes.subarray(part.from, part.to), piece.from + part.from)
-}
-
-/** The parts of a range that are not long runs of zeros. */
-function* withoutHoles({ from, to }: Range, zeros: Uint32Array): Generator<Range> {
-  let start = from
-  for (let index = 0; index + 1 < zeros.length; index += 2) {
-    const hole = { from: Math.max(zeros[index] ?? 0, start), to: Math.min(zeros[index + 1] ?? 0, to) }
-    if (hole.to - hole.from < minHoleBytes) continue
-    if (hole.from > start) yield { from: start, to: hole.from }
-    start = hole.to
-  }
-  if (to > start) yield { from: start, to }
 }
 
 /** The data of a slice, read in the file's order. */

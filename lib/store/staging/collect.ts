@@ -1,12 +1,13 @@
 /** Collects the files that bhyve wrote into a stage. Runs in the pool. */
 import { type Inspection, inspectCheckpoint, missingMemory } from '../../checkpoint/structure.js'
-import { kernelSuffix, metadataSuffix } from '../../base/names.js'
+import { kernelSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import { loadNative } from '../../base/native.js'
 import type { Problem } from '../../base/problem.js'
 import type { Directory } from '../../fs/directory.js'
 import { readIntent } from './intent.js'
 import { copyLinked } from './own_files.js'
 import { guestFiles, inboxName, spaceReserve } from '../paths.js'
+import { borrowReceiving } from './receiving.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 
 export interface Collected {
@@ -16,6 +17,10 @@ export interface Collected {
   inspection?: Inspection
   /** The time of bhyve's last write, in milliseconds. */
   savedMs: number
+  /** Bytes of guest RAM written. */
+  writtenBytes: number
+  /** Bytes that are free where bhyve has written. */
+  freeBytes: number
 }
 
 /**
@@ -24,14 +29,19 @@ export interface Collected {
  */
 export function collectStage(handle: StageHandle, name: string): Collected {
   const stage = borrowStage(handle)
+  const receiving = borrowReceiving(handle)
   stage.unlink(spaceReserve)
-  const moved = moveOut(stage, name)
+  const moved = moveOut(receiving, name)
   if (readIntent(stage)?.poweroff === true) copyLinked(stage, name)
-  if (moved === 0) return { untouched: true, problems: absentProblems(name), savedMs: 0 }
-  const savedMs = lastChangeOf(stage, name)
-  const inspection = inspectCheckpoint(stage, name)
-  if (inspection === undefined) return { untouched: false, problems: [missingMemory(name)], savedMs }
-  return { untouched: false, problems: inspection.problems, inspection, savedMs }
+  const freeBytes = receiving.freeSpace()
+  if (moved === 0)
+    return { untouched: true, problems: absentProblems(name), savedMs: 0, freeBytes, writtenBytes: 0 }
+  const savedMs = lastChangeOf(receiving, name)
+  const inspection = inspectCheckpoint(receiving, name)
+  const writtenBytes = receiving.statusIfAny(name + memorySuffix)?.size ?? 0
+  const found = { untouched: false, savedMs, freeBytes, writtenBytes }
+  if (inspection === undefined) return { ...found, problems: [missingMemory(name)] }
+  return { ...found, problems: inspection.problems, inspection }
 }
 
 /** Moves bhyve's files out of `in/` and returns their number. */
@@ -78,6 +88,6 @@ function absentProblems(name: string): Problem[] {
 
 /** Whether bhyve has created nothing in `in/`. */
 export function isUntouched(handle: StageHandle): boolean {
-  using inbox = borrowStage(handle).open(inboxName)
+  using inbox = borrowReceiving(handle).open(inboxName)
   return inbox.rawEntries(1).length === 0
 }

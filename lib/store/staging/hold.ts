@@ -1,5 +1,5 @@
 /**
- * The record of a hold. While the record is in the stage, bhyve may be stopped (SIGSTOP) because of this stage's
+ * The record of a hold. While the record is beside the inbox, bhyve may be stopped (SIGSTOP) because of this stage's
  * request. If the library's process and its guard have both died, recovery continues bhyve. Runs in the pool.
  */
 import os from 'node:os'
@@ -8,35 +8,38 @@ import type { Directory } from '../../fs/directory.js'
 import { isFailure, loadNative } from '../../base/native.js'
 import { continuedRecord, guestFile, holdRecord, inboxName } from '../paths.js'
 import { bootOf, writerOf } from './intent.js'
-import { borrowStage, type StageHandle } from './stage_handle.js'
+import { borrowReceiving, openMemory } from './receiving.js'
+import type { StageHandle } from './stage_handle.js'
 
 const { SIGCONT } = os.constants.signals
 const { ESRCH } = os.constants.errno
 
 /** Call this before the first signal. The process is the stage's writer, which is recorded before the request is sent. */
 export function recordHold(handle: StageHandle): void {
-  const stage = borrowStage(handle)
-  if (stage.statusIfAny(holdRecord) === undefined) stage.writeNew(holdRecord, '', false)
+  const receiving = borrowReceiving(handle)
+  if (receiving.statusIfAny(holdRecord) === undefined) receiving.writeNew(holdRecord, '', false)
 }
 
 /** Call this when the hold is over. */
 export function removeHold(handle: StageHandle): void {
-  borrowStage(handle).unlink(holdRecord)
+  borrowReceiving(handle).unlink(holdRecord)
 }
 
 /** Continues the writer of a stage whose owner is dead. A later process with the same pid does not get the signal. */
 export function continueHeldWriter(stage: Directory): void {
-  if (stage.statusIfAny(holdRecord) === undefined) return
+  using memory = openMemory(stage)
+  const receiving = memory ?? stage
+  if (receiving.statusIfAny(holdRecord) === undefined) return
   const { pid, startedAt } = writerOf(stage) ?? {}
   // After a reboot, another process may have the same pid and start time.
   if (bootOf(stage) !== 'another' && typeof pid === 'number' && typeof startedAt === 'string') {
     const result = loadNative().signalProcess(pid, startedAt, SIGCONT)
     // Keep the record for the next call, unless the process has ended.
     if (isFailure(result) && result.errno !== ESRCH) return
-    stage.unlink(continuedRecord)
-    stage.writeNew(continuedRecord, '', false)
+    receiving.unlink(continuedRecord)
+    receiving.writeNew(continuedRecord, '', false)
   }
-  stage.unlink(holdRecord)
+  receiving.unlink(holdRecord)
 }
 
 /**
@@ -45,7 +48,7 @@ export function continueHeldWriter(stage: Directory): void {
  * may complete the file only after it has resumed the guest. An incomplete file then proves nothing.
  */
 export function isStillFrozen(handle: StageHandle): boolean {
-  using inbox = borrowStage(handle).openIfAny(inboxName)
+  using inbox = borrowReceiving(handle).openIfAny(inboxName)
   if (inbox === undefined || inbox.freeSpace() < metadataMaxBytes) return false
   // The guest is not frozen before the first byte of RAM is written.
   if ((inbox.statusIfAny(guestFile)?.size ?? 0) === 0) return false

@@ -1,7 +1,8 @@
 /** The inbox `in/` of a stage. It is the only directory that bhyve gets a descriptor of. Runs in the pool. */
 import { Directory } from '../../fs/directory.js'
 import { inboxName } from '../paths.js'
-import { borrowStage, type StageHandle } from './stage_handle.js'
+import { borrowReceiving } from './receiving.js'
+import type { StageHandle } from './stage_handle.js'
 
 /**
  * Whether the inbox must be given to bhyve's user. root can write anywhere, but another user needs a directory of its
@@ -18,7 +19,7 @@ export function makeDirectory(parent: Directory, name: string): Directory {
 
 /** Opens `in/` again, for a second request. */
 export function reopenInbox(handle: StageHandle): { descriptors: { in: number } } {
-  using inbox = borrowStage(handle).open(inboxName)
+  using inbox = borrowReceiving(handle).open(inboxName)
   return { descriptors: { in: inbox.release() } }
 }
 
@@ -27,7 +28,7 @@ export function reopenInbox(handle: StageHandle): { descriptors: { in: number } 
  * dead socket of another user's bhyve.
  */
 export function chownInbox(handle: StageHandle, writerUid: number): void {
-  using inbox = borrowStage(handle).open(inboxName)
+  using inbox = borrowReceiving(handle).open(inboxName)
   const uid = needsChown(writerUid) ? writerUid : (process.geteuid?.() ?? 0)
   if (inbox.ownStatus().uid !== uid) inbox.giveTo(uid)
 }

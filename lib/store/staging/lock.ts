@@ -86,7 +86,8 @@ export function assertOurs(staging: Directory): void {
   if ((mode & 0o077) !== 0) staging.setMode(ownerOnly)
 }
 
-function busy(staging: Directory): CheckpointError {
+/** The error of a job that cannot take a lock. The caller's thread tries again. */
+export function busy(staging: Directory): CheckpointError {
   const holderPid = holderOf(staging)
   const who = holderPid === undefined ? 'Another process' : `Process ${String(holderPid)}`
   return new CheckpointError(

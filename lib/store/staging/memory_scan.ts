@@ -1,8 +1,9 @@
 /**
  * The scan of a staged checkpoint before it is published: computes digests and replaces zero pages of guest RAM with
- * holes, slice by slice. The digests of the chunks are written to a file in the stage, so memory use does not grow with
+ * holes, slice by slice. Files in the memory stage are copied to the disk at the same time, without their zeros. The digests of the chunks are written to a file in the stage, so memory use does not grow with
  * the size or the number of guests. Runs in the pool.
  */
+import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
 import { chunkBytesFor, chunkCount, digestBytes, pieceBuffer } from '../../checkpoint/digest.js'
@@ -10,12 +11,15 @@ import { fingerprintOf } from '../../checkpoint/fingerprint.js'
 import type { Digests, Fingerprint } from '../../checkpoint/manifest.js'
 import { rootOf } from '../../checkpoint/manifest_file.js'
 import { kernelMaxBytes } from '../../checkpoint/metadata.js'
-import { changed, isStopped, scanRange, type Slice } from '../../checkpoint/slice.js'
+import { changed, isStopped, scanRange, type Slice, usualSliceBytes } from '../../checkpoint/slice.js'
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import { loadNative } from '../../base/native.js'
 import type { Directory } from '../../fs/directory.js'
 import type { OpenFile } from '../../fs/open_file.js'
 import { digestList } from '../paths.js'
+import { beginCopy, copySlice, copySmall, givenBackInBlocksOf } from './memory_copy.js'
+import { leaveMemory } from './memory_stage.js'
+import { borrowReceiving } from './receiving.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 
 const { O_RDONLY, O_RDWR, O_WRONLY } = fs.constants
@@ -48,11 +52,19 @@ export interface Content {
 }
 
 export function beginScan(handle: StageHandle, request: ContentRequest): MemoryScan {
-  return beginScanIn(borrowStage(handle), request)
+  const stage = borrowStage(handle)
+  if (handle.memory === undefined) return beginScanIn(stage, stage, request)
+  const memory = borrowReceiving(handle)
+  const memoryScan = beginScanIn(stage, memory, { ...request, sparsify: false })
+  beginCopy(stage, request.name + memorySuffix, request.memoryBytes)
+  // Of a small guest, everything is given back at the end.
+  const holeBlockBytes = request.memoryBytes > usualSliceBytes ? givenBackInBlocksOf(memory) : 0
+  return { ...memoryScan, sparsify: request.sparsify, holeBlockBytes }
 }
 
-function beginScanIn(stage: Directory, request: ContentRequest): MemoryScan {
-  using memory = stage.openFile(request.name + memorySuffix, O_RDONLY)
+/** `receiving`: where the RAM file is. */
+function beginScanIn(stage: Directory, receiving: Directory, request: ContentRequest): MemoryScan {
+  using memory = receiving.openFile(request.name + memorySuffix, O_RDONLY)
   const { identity } = assertRegular(memory)
   const { mtimeNs } = fs.fstatSync(memory.descriptor, { bigint: true })
   stage.unlink(digestList)
@@ -72,8 +84,13 @@ export interface ScannedSlice {
 }
 
 export function scanSlice(handle: StageHandle, memoryScan: MemoryScan, slice: Slice): ScannedSlice {
+  const stage = borrowStage(handle)
+  if (handle.memory !== undefined) {
+    copyFromReceiving(stage, borrowReceiving(handle), memoryScan, slice)
+    return { holesRefused: false }
+  }
   if (!memoryScan.digest && memoryScan.holeBlockBytes === 0) return { holesRefused: false }
-  return scanSliceIn(borrowStage(handle), memoryScan, slice)
+  return scanSliceIn(stage, memoryScan, slice)
 }
 
 function scanSliceIn(stage: Directory, memoryScan: MemoryScan, slice: Slice): ScannedSlice {
@@ -84,16 +101,46 @@ function scanSliceIn(stage: Directory, memoryScan: MemoryScan, slice: Slice): Sc
   // Let the system begin to write the scanned part while the rest is scanned. This is only a hint: the later fsync
   // reports whether the data has reached the disk.
   if (memoryScan.durable) loadNative().beginWriting(memory.descriptor, slice.from, slice.to - slice.from)
-  if (digests.length > 0) {
-    using list = stage.openFile(digestList, O_WRONLY)
-    list.writeAt(digests, (slice.from / slice.chunkBytes) * digestBytes)
-  }
+  addDigests(stage, slice, digests)
   return { holesRefused }
+}
+
+function copyFromReceiving(
+  stage: Directory,
+  receiving: Directory,
+  memoryScan: MemoryScan,
+  slice: Slice,
+): void {
+  using from = openMemory(receiving, memoryScan, memoryScan.holeBlockBytes > 0 ? O_RDWR : O_RDONLY)
+  using to = stage.openFile(memoryScan.name + memorySuffix, O_WRONLY)
+  const digests = copySlice(from, to, slice, memoryScan)
+  if (memoryScan.digest) addDigests(stage, slice, Buffer.concat(digests))
+}
+
+/** Records the digests of a slice's chunks in the stage. */
+export function addDigests(
+  stage: Directory,
+  { from, chunkBytes }: Pick<Slice, 'from' | 'chunkBytes'>,
+  digests: Buffer,
+): void {
+  if (digests.length === 0) return
+  using list = stage.openFile(digestList, O_WRONLY)
+  list.writeAt(digests, (from / chunkBytes) * digestBytes)
 }
 
 /** Call this when every slice has been scanned. */
 export function endScan(handle: StageHandle, memoryScan: MemoryScan, stop: Int32Array): Content {
   const stage = borrowStage(handle)
+  if (handle.memory === undefined) return contentOf(stage, memoryScan, stop)
+  const { name } = memoryScan
+  copySmall(borrowReceiving(handle), stage, name)
+  const { identity } = stage.status(name + memorySuffix)
+  const content = contentOf(stage, { ...memoryScan, identity, sparsify: true }, stop)
+  leaveMemory(stage)
+  return content
+}
+
+function contentOf(stage: Directory, memoryScan: MemoryScan, stop: Int32Array): Content {
   const digests = memoryScan.digest ? digestsOf(stage, memoryScan, stop) : undefined
   const fingerprint = memoryScan.digest ? undefined : fingerprintOf(stage, memoryScan.name + memorySuffix)
   using memory = openMemory(stage, memoryScan, O_RDONLY)
@@ -122,7 +169,7 @@ export function scanAtOnce(
 /** Reads a staged checkpoint completely and returns its digests. The list of chunk digests stays in the stage. */
 export function digestStaged(stage: Directory, name: string, memoryBytes: number): Digests {
   const request = { name, memoryBytes, digest: true, sparsify: false, durable: false }
-  const memoryScan = beginScanIn(stage, request)
+  const memoryScan = beginScanIn(stage, stage, request)
   const stop = new Int32Array(1)
   scanSliceIn(stage, memoryScan, { from: 0, to: memoryBytes, chunkBytes: memoryScan.chunkBytes, stop })
   return digestsOf(stage, memoryScan, stop)

@@ -2,7 +2,7 @@
 import { Directory } from '../../fs/directory.js'
 import { bootOf, readIntent, removeIntent, writerOf } from './intent.js'
 import { lockStagingIfAny } from './lock.js'
-import { removeEntry } from './removed.js'
+import { removeStage } from './memory_stage.js'
 import { holdsCompleteCheckpoint } from './stage_files.js'
 import { isAlive, isStageId } from './staging_entries.js'
 
@@ -32,7 +32,7 @@ export function removeOrphans(
   using staging = directory && lockStagingIfAny(directory, 'exclusive')
   if (staging === undefined) return
   for (const id of orphans.filter((orphan) => staging.statusIfAny(orphan)?.kind === 'directory')) {
-    if (!isAlive(staging, id) && isObsolete(staging, id, server)) removeEntry(staging, id)
+    if (!isAlive(staging, id) && isObsolete(staging, id, server)) removeStage(staging, id)
   }
 }
 

@@ -47,11 +47,23 @@ export function copyInPlace(stage: Directory, file: string, { clone }: { clone: 
     using from = stage.openFile(file, O_RDONLY)
     using to = stage.openFile(copyName, O_WRONLY | O_CREAT | O_EXCL)
     if (!clone || isFailure(loadNative().cloneFile(from.descriptor, to.descriptor))) copyBytes(from, to)
-    const { mtimeNs } = fs.fstatSync(from.descriptor, { bigint: true })
-    loadNative().setModifiedAt(to.descriptor, mtimeNs)
+    copyTime(from, to)
     to.sync()
   }
   stage.rename(copyName, stage, file)
+}
+
+/** Copies a file into another directory, with its time. An earlier copy of that name is replaced. */
+export function copyTo(from: OpenFile, directory: Directory, file: string): void {
+  directory.unlink(file)
+  using to = directory.openFile(file, O_WRONLY | O_CREAT | O_EXCL)
+  copyBytes(from, to)
+  copyTime(from, to)
+}
+
+function copyTime(from: OpenFile, to: OpenFile): void {
+  const { mtimeNs } = fs.fstatSync(from.descriptor, { bigint: true })
+  loadNative().setModifiedAt(to.descriptor, mtimeNs)
 }
 
 /** Zeros become holes. Holes are read, too, because some file systems have reported holes where there was new data. */

@@ -1,7 +1,8 @@
 /** Measures how much bhyve has written into a stage. Runs in the pool. */
 import { Directory } from '../../fs/directory.js'
 import { guestFile, guestFiles, inboxName, stagingName } from '../paths.js'
-import { borrowStage, type StageHandle } from './stage_handle.js'
+import { borrowReceiving, openMemory } from './receiving.js'
+import type { StageHandle } from './stage_handle.js'
 import { isStageId } from './staging_entries.js'
 
 export interface Saved {
@@ -16,8 +17,7 @@ export interface Saved {
 }
 
 export function savedSoFar(handle: StageHandle): Saved {
-  const stage = borrowStage(handle)
-  using inbox = stage.open(inboxName)
+  using inbox = borrowReceiving(handle).open(inboxName)
   const written = writtenIn(inbox)
   const begun = written !== undefined
   const bytes = inbox.statusIfAny(guestFile)?.size ?? 0
@@ -43,6 +43,7 @@ function othersProgress(handle: StageHandle): string {
 /** Undefined before bhyve has begun, and for a stage that is being removed. */
 function writtenByOther(staging: Directory, id: string): number | undefined {
   using stage = staging.openIfAny(id)
-  using inbox = stage?.openIfAny(inboxName)
+  using memory = stage && openMemory(stage)
+  using inbox = (memory ?? stage)?.openIfAny(inboxName)
   return inbox && writtenIn(inbox)
 }

@@ -7,6 +7,8 @@ export interface StageHandle {
   directory: number
   stage: number
   id: string
+  /** The stage's directory in the memory stage, while the inbox is there (`receiving.ts`). */
+  memory?: { descriptor: number; path: string }
 }
 
 /** Whether the name in `.staging` is still that of the stage behind the descriptor. */

@@ -1,0 +1,109 @@
+/**
+ * Copies a checkpoint from the memory stage into its stage on disk. The memory of each slice is given back as soon as it
+ * was copied, so a slice without data in the memory stage is complete in the copy: the copy can be continued after a
+ * kill. Runs in the pool.
+ */
+import fs from 'node:fs'
+import { pieceBuffer, pieceBytes } from '../../checkpoint/digest.js'
+import { kernelMaxBytes, metadataMaxBytes } from '../../checkpoint/metadata.js'
+import { changed, copyRange, type Slice } from '../../checkpoint/slice.js'
+import { kernelSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
+import { isFailure, loadNative } from '../../base/native.js'
+import type { Directory } from '../../fs/directory.js'
+import type { OpenFile } from '../../fs/open_file.js'
+import { copyTo } from './own_files.js'
+
+const { O_RDONLY, O_RDWR, O_WRONLY, O_CREAT, O_EXCL } = fs.constants
+
+const trialName = 'trial'
+
+/** What a copy needs to know of its scan. */
+interface Copying {
+  digest: boolean
+  sparsify: boolean
+  durable: boolean
+  /** The block size of holes in the memory stage. 0: memory is given back when the copy is complete. */
+  holeBlockBytes: number
+  modifiedNs: bigint
+}
+
+/** Creates the RAM file of the copy, full of holes. */
+export function beginCopy(stage: Directory, file: string, bytes: number): void {
+  stage.unlink(file)
+  using to = stage.openFile(file, O_WRONLY | O_CREAT | O_EXCL)
+  fs.ftruncateSync(to.descriptor, bytes)
+}
+
+/**
+ * The block size with which memory can be given back while the copy goes on. 0 if the tmpfs cannot make holes, or does
+ * not report them: a copy that is continued would take them for zeros. Tried with a small file.
+ */
+export function givenBackInBlocksOf(memory: Directory): number {
+  memory.unlink(trialName)
+  using file = memory.openFile(trialName, O_RDWR | O_CREAT | O_EXCL)
+  memory.unlink(trialName)
+  const blockBytes = file.succeed(loadNative().holeBlockBytes(file.descriptor), 'Reading the size of a block')
+  if (blockBytes === 0 || blockBytes > pieceBytes / 2) return 0
+  file.writeAt(pieceBuffer.subarray(0, 2 * blockBytes), 0)
+  if (isFailure(loadNative().punchHole(file.descriptor, 0, blockBytes))) return 0
+  const data = loadNative().dataRange(file.descriptor, 0)
+  return !isFailure(data) && data.start === blockBytes ? blockBytes : 0
+}
+
+/** Returns the digests of the slice's chunks; fewer if it was stopped. */
+export function copySlice(from: OpenFile, to: OpenFile, slice: Slice, copying: Copying): Buffer[] {
+  const digests = copyRange(from, to, slice, copying)
+  const length = slice.to - slice.from
+  if (copying.durable) loadNative().beginWriting(to.descriptor, slice.from, length)
+  if (digests.length * slice.chunkBytes >= length) giveBack(from, slice, copying)
+  return digests
+}
+
+/** Making a hole changes the time of the file, which is that of bhyve's last write. A refusal only costs memory. */
+function giveBack(from: OpenFile, slice: Slice, { holeBlockBytes, modifiedNs }: Copying): void {
+  if (holeBlockBytes === 0) return
+  loadNative().punchHole(from.descriptor, slice.from, slice.to - slice.from)
+  loadNative().setModifiedAt(from.descriptor, modifiedNs)
+}
+
+/** Copies the kernel and metadata files. */
+export function copySmall(memory: Directory, stage: Directory, name: string): void {
+  copyBounded(memory, stage, name + kernelSuffix, kernelMaxBytes)
+  copyBounded(memory, stage, name + metadataSuffix, metadataMaxBytes)
+}
+
+/** bhyve may run as another user and may still have the file open. */
+function copyBounded(memory: Directory, stage: Directory, file: string, maxBytes: number): void {
+  using from = memory.openFile(file, O_RDONLY)
+  const { kind, links, size } = from.status()
+  if (kind !== 'file' || links !== 1 || size > maxBytes) throw changed(from.path)
+  copyTo(from, stage, file)
+}
+
+/** Copies all files of a dead owner's stage, or what it had not copied yet. Moves no file position but its own. */
+export function copyFromMemory(memory: Directory, stage: Directory, name: string): void {
+  copySmall(memory, stage, name)
+  const file = name + memorySuffix
+  using from = memory.openFile(file, O_RDWR)
+  const { size } = from.status()
+  if (stage.statusIfAny(file)?.size !== size) beginCopy(stage, file, size)
+  using to = stage.openFile(file, O_WRONLY)
+  for (let range = dataFrom(from, 0, size); range.start < size; range = dataFrom(from, range.end, size))
+    copyData(from, to, range)
+  const { mtimeNs } = fs.fstatSync(from.descriptor, { bigint: true })
+  loadNative().setModifiedAt(to.descriptor, mtimeNs)
+}
+
+function dataFrom(from: OpenFile, offset: number, size: number): { start: number; end: number } {
+  if (offset >= size) return { start: size, end: size }
+  const found = loadNative().dataRange(from.descriptor, offset)
+  return isFailure(found) ? { start: offset, end: size } : found
+}
+
+function copyData(from: OpenFile, to: OpenFile, { start, end }: { start: number; end: number }): void {
+  for (let position = start; position < end; position += pieceBytes) {
+    const piece = pieceBuffer.subarray(0, Math.min(pieceBytes, end - position))
+    if (from.readAt(piece, position) < piece.length) throw changed(from.path)
+    to.writeAt(piece, position)
+  }
+}
