@@ -12,6 +12,7 @@ import type {
   CheckpointPlan,
   CheckpointWarning,
   ClientOptions,
+  CreatedCheckpoint,
   CreateOptions,
   DestroyAllOptions,
   DiskProvider,
@@ -85,7 +86,9 @@ t.test('the calls have the documented parameters and results', async (t) => {
     (frozen: FrozenGuest) => void | Promise<void>
   >()
   expectTypeOf<FrozenGuest>().toEqualTypeOf<{ vm: string; id: string; pid?: number; signal: AbortSignal }>()
-  expectTypeOf<Call<'createCheckpoint'>>().returns.resolves.toEqualTypeOf<Checkpoint>()
+  expectTypeOf<Call<'createCheckpoint'>>().returns.resolves.toEqualTypeOf<CreatedCheckpoint>()
+  expectTypeOf<CreatedCheckpoint['stage']>().toEqualTypeOf<'memory' | 'disk' | undefined>()
+  expectTypeOf<CreatedCheckpoint>().toMatchTypeOf<Checkpoint>()
   expectTypeOf<Call<'suspend'>>().parameter(1).toEqualTypeOf<Omit<CreateOptions, 'poweroff'> | undefined>()
   expectTypeOf<Call<'suspendedCheckpoint'>>().returns.resolves.toEqualTypeOf<Checkpoint | undefined>()
   expectTypeOf<Call<'listCheckpoints'>>().returns.resolves.toEqualTypeOf<ListedCheckpoint[]>()
