@@ -15,6 +15,7 @@ const names = [
   'many',
   'listing',
   'freeze',
+  'stage',
   'archive',
   'verify',
 ]

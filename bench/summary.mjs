@@ -11,6 +11,7 @@ const names = [
   'disk',
   'many',
   'listing',
+  'stage',
   'archive',
   'verify',
 ]
