@@ -16,7 +16,7 @@ import { bootOf, type Intent, isWriterAlive, readIntent, writerOf } from '../sta
 import { copyLinked } from '../staging/own_files.js'
 import { leaveMemory, removeStage } from '../staging/memory_stage.js'
 import { copyFromMemory } from '../staging/memory_copy.js'
-import { openMemory } from '../staging/receiving.js'
+import { isInMemory, openMemory } from '../staging/receiving.js'
 import { publicationOrder } from '../paths.js'
 import { gather, holdsCompleteCheckpoint, isComplete, lastWriteMs } from '../staging/stage_files.js'
 import { manifestFor, storeManifest } from '../staging/staged_manifest.js'
@@ -89,7 +89,8 @@ function publishIfComplete(directories: StageDirectories, wanted: Intent): boole
  */
 function fetchFromMemory(stage: Directory, name: string): boolean {
   using memory = openMemory(stage)
-  if (memory === undefined) return true
+  // A copy that was not finished may already have all files, with zeros for the RAM that was lost.
+  if (memory === undefined) return !isInMemory(stage)
   gather(memory, name)
   const inspection = inspectCheckpoint(memory, name)
   if (inspection === undefined || !isComplete(inspection)) return false

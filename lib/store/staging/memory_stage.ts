@@ -14,6 +14,7 @@ import { Directory } from '../../fs/directory.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
 import { guestFile, inboxName, memoryRecord, ownerRecord, sizeRecord, stagingName } from '../paths.js'
 import { makeDirectory, needsChown } from './inbox.js'
+import { removeIntent } from './intent.js'
 import { busy } from './lock.js'
 import { memoryIdentityOf, openMemory, recordMemory } from './receiving.js'
 import { removeEntry } from './removed.js'
@@ -171,11 +172,17 @@ export function leaveMemory(stage: Directory): void {
   if (root !== undefined) removeRubbish(root, path.basename(memory.path))
 }
 
-/** Removes a stage that is no longer needed, and its directory in the memory stage. */
+/**
+ * Removes a stage that is no longer needed, and its directory in the memory stage. The intent goes first: if the process
+ * dies after that, the next recovery does not take what is left for a checkpoint.
+ */
 export function removeStage(staging: Directory, id: string): void {
   if (staging.statusIfAny(id)?.kind === 'directory') {
     using stage = staging.openIfAny(id)
-    if (stage !== undefined) leaveMemory(stage)
+    if (stage !== undefined) {
+      removeIntent(stage)
+      leaveMemory(stage)
+    }
   }
   removeEntry(staging, id)
 }

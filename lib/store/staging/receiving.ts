@@ -33,6 +33,11 @@ export function openMemory(stage: Directory): Directory | undefined {
   return undefined
 }
 
+/** Whether files of the stage are in the memory stage, or were there when it was lost. A copy of them is not complete. */
+export function isInMemory(stage: Directory): boolean {
+  return stage.statusIfAny(memoryRecord) !== undefined
+}
+
 /** The identity of the stage's directory in the memory stage, as the stage records it. */
 export function memoryIdentityOf(stage: Directory): unknown {
   return memoryOf(stage).identity

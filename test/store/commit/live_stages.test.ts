@@ -2,6 +2,7 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import fs from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
@@ -10,7 +11,7 @@ import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { isFailure, loadNative } from '../../../dist/base/native.js'
 import { childEnvironment, scratch, tree, until } from '../../support/index.js'
 import { putSet } from '../../support/sets.js'
-import { nobody, MadeStage, store, list } from '../../support/stages.js'
+import { nobody, MadeStage, ram, store, list } from '../../support/stages.js'
 
 const native = loadNative()
 
@@ -106,4 +107,59 @@ t.test('recovery: keeps, leaves or removes a live stage depending on its bhyve',
   fs.linkSync(linked.file('in/ckp'), path.join(directory, 'backup'))
   linked.release()
   t.match(list(directory), [{ state: 'complete', poweredOff: false }], 'a file with a second name is copied')
+})
+
+/** Moves the inbox into a directory outside of the stage, as in a memory stage. */
+function moveInbox(stage: MadeStage, memory: string): void {
+  fs.mkdirSync(memory)
+  fs.cpSync(stage.file('in'), path.join(memory, 'in'), { recursive: true })
+  fs.rmSync(stage.file('in'), { recursive: true })
+  const descriptor = fs.openSync(memory, 'r')
+  const status = native.statusOf(descriptor)
+  fs.closeSync(descriptor)
+  if (isFailure(status)) throw new Error('the status of the directory cannot be read')
+  fs.writeFileSync(stage.file('memory'), JSON.stringify({ path: memory, identity: status.identity }))
+}
+
+t.test('recovery: does not keep an unfinished copy when the memory stage is gone', (t) => {
+  const directory = store(t)
+  const memory = path.join(scratch(t), 'entry')
+  const stage = new MadeStage(directory, { poweroff: false, name: 'live' })
+  moveInbox(stage, memory)
+  stage.release()
+  const { writeSync } = fs
+  // Only the RAM file gets its size before its content.
+  const isRam = (descriptor: number): boolean => fs.fstatSync(descriptor).size === ram.length
+  fs.writeSync = ((descriptor: number, ...rest: [NodeJS.ArrayBufferView]) => {
+    if (isRam(descriptor))
+      throw Object.assign(new Error('full'), {
+        code: 'ENOSPC',
+        errno: -os.constants.errno.ENOSPC,
+        syscall: 'write',
+      })
+    return writeSync(descriptor, ...rest)
+  }) as typeof fs.writeSync
+  try {
+    t.strictSame(list(directory), [], 'the disk is full')
+  } finally {
+    fs.writeSync = writeSync
+  }
+  t.ok(fs.existsSync(stage.file('live.ckp')), 'the copy has begun')
+  fs.rmSync(memory, { recursive: true })
+  // The recovery that removes the stage dies after it has removed the record.
+  const unlinkAt = native.unlinkAt.bind(native)
+  native.unlinkAt = (parent, name) => {
+    const result = unlinkAt(parent, name)
+    if (name === 'memory') throw new Error('killed')
+    return result
+  }
+  try {
+    t.strictSame(list(directory), [], 'the RAM of the copy is not complete')
+  } finally {
+    native.unlinkAt = unlinkAt
+  }
+  t.ok(fs.existsSync(stage.file('live.ckp')), 'the removal has begun')
+  t.strictSame(list(directory), [], 'the stage without a record is not kept either')
+  t.strictSame(tree(path.join(directory, '.staging')), [])
+  t.end()
 })
