@@ -1,6 +1,9 @@
 // `npm run test:crash -- --seed 1 --count 10000` kills processes before or after a system call of create, suspend,
 // destroy, destroyAll, prune, pin and list, and examines the store. The processes that are killed do the work. This
 // process only recovers and examines.
+//
+// --at DIR       puts the stores there. Creates in a memory stage need a tmpfs there
+// --only NAME    only this operation of victim.mjs; may be repeated
 import { execFile } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
@@ -17,17 +20,44 @@ const { values } = parseArgs({
     seed: { type: 'string', default: '1' },
     count: { type: 'string', default: '300' },
     at: { type: 'string', default: fs.existsSync('/dev/shm') ? '/dev/shm' : os.tmpdir() },
+    only: { type: 'string', multiple: true },
   },
 })
 const victim = fileURLToPath(new URL('victim.mjs', import.meta.url))
 const run = promisify(execFile)
 const native = loadNative()
 const environment = { ...process.env, NODE_OPTIONS: '' }
-const operations = [
+const inMemory = ['createInMemory', 'failInMemory']
+const usual = [
   ...['create', 'createWithDisks', 'failWithDisks', 'suspend', 'suspend', 'suspendWithDisks'],
   ...['destroy', 'destroy', 'prune', 'destroyAll', 'pin', 'list'],
+  ...(isTmpfs(values.at) ? ['createInMemory', ...inMemory] : []),
 ]
+const operations = values.only ?? usual
+/** `list` after the manager of a memory stage was killed. */
+const recovery = 'recoverMemory'
 const suffixes = ['.ckp', '.ckp.kern', '.ckp.meta', '.ckp.manifest']
+
+function isTmpfs(where) {
+  const descriptor = fs.openSync(where)
+  const result = native.isTmpfs(descriptor)
+  fs.closeSync(descriptor)
+  return result === 1
+}
+
+/** What the victim reports; undefined if it was killed. */
+async function execute(strike) {
+  try {
+    const { stdout } = await run(process.execPath, [victim, JSON.stringify(strike)], {
+      env: environment,
+      timeout: 30_000,
+    })
+    return JSON.parse(stdout)
+  } catch (error) {
+    if (error.signal === 'SIGKILL') return undefined
+    throw error
+  }
+}
 
 /** A store, and for each name its legal contents: tags, or undefined for no checkpoint. */
 class World {
@@ -39,6 +69,12 @@ class World {
     this.mostPieces = 0
     /** Tags of live checkpoints whose manager and bhyve died. Each may be kept as `NAME-ID`. */
     this.keptTags = new Set()
+    /** The tag of a live checkpoint that a dead bhyve completed in a memory stage, until another call may remove it. */
+    this.lastState = undefined
+    /** A memory stage waits for its recovery. */
+    this.isInMemory = false
+    this.memoryStage = path.join(root, 'memory')
+    fs.mkdirSync(this.memoryStage, { mode: 0o700 })
     fs.mkdirSync(this.directory, { mode: 0o700 })
     this.snapshots = path.join(root, 'snapshots')
     fs.mkdirSync(this.snapshots)
@@ -62,35 +98,41 @@ class World {
 
   /** Runs one operation and kills it at some call, or lets it finish. */
   async strikeOne(lengths) {
-    const op = this.pick(operations)
+    const isRecovery = this.isInMemory && this.random() < 0.5
+    const op = isRecovery ? 'list' : this.pick(operations)
     const name = this.pick([...this.legal.keys()])
     const tag = this.nextTag++
-    const at = 1 + Math.floor(this.random() * (lengths.get(op) + 2))
+    const at = this.callOf(lengths.get(isRecovery ? recovery : op))
     const how = this.pick(['before', 'after'])
     const saved = path.join(path.dirname(this.directory), `saved-${tag}`)
-    const strike = { op, name, tag, at, how, saved, directory: this.directory }
-    const finished = await this.execute(strike)
+    const { directory, memoryStage } = this
+    // Its bhyve then survives its manager, as one that does not reply.
+    const writerPid = inMemory.includes(op) && this.random() < 0.3 ? process.pid : undefined
+    const strike = { op, name, tag, at, how, saved, directory, memoryStage, writerPid }
+    const finished = (await execute(strike))?.calls
     // When the state of a VM is on disk, it must survive a kill at any call.
     const isSuspended = op.startsWith('suspend') && fs.existsSync(saved)
     // A VM that died while it was saved leaves its pieces, under a fresh name.
     if (op.startsWith('suspend') && !isSuspended) this.mostPieces++
-    if (['create', 'createWithDisks', 'failWithDisks'].includes(op) && finished === undefined)
-      this.keptTags.add(tag)
+    this.noteKept(strike, finished)
     this.note(op, name, tag, isSuspended ? 0 : finished)
-    return { op, at, how, finished }
+    return { op, at, how, writerPid, finished }
   }
 
-  async execute(strike) {
-    try {
-      const { stdout } = await run(process.execPath, [victim, JSON.stringify(strike)], {
-        env: environment,
-        timeout: 30_000,
-      })
-      return Number(stdout)
-    } catch (error) {
-      if (error.signal === 'SIGKILL') return undefined
-      throw error
-    }
+  /** A call at random. One of two kills hits the pass over the RAM in a memory stage. */
+  callOf({ calls, pass }) {
+    const range = pass.from > 0 && this.random() < 0.5 ? pass : { from: 1, to: calls + 3 }
+    return range.from + Math.floor(this.random() * (range.to - range.from))
+  }
+
+  /** Which live checkpoint may be kept as `NAME-ID`, and which must be found. */
+  noteKept({ op, tag, saved, writerPid }, finished) {
+    const isLive = op.startsWith('create') || op.startsWith('fail')
+    const hasEnded = finished === undefined && writerPid === undefined
+    if (isLive && hasEnded) this.keptTags.add(tag)
+    this.isInMemory = finished === undefined && (this.isInMemory || inMemory.includes(op))
+    if (!['list', 'pin'].includes(op)) this.lastState = undefined
+    if (op === 'createInMemory' && hasEnded && fs.existsSync(saved)) this.lastState = tag
   }
 
   note(op, name, tag, finished) {
@@ -122,6 +164,7 @@ class World {
     this.pieces = []
     this.removeSnapshots()
     let piecesLeft = this.mostPieces
+    this.ageMemory()
     const listed = jobs.listCheckpoints(this.directory, 'vm1')
     const seen = new Map(listed.map((checkpoint) => [checkpoint.name, checkpoint]))
     for (const [name, outcomes] of before) {
@@ -149,8 +192,30 @@ class World {
       this.pieces.push(...Object.values(files).map((file) => path.basename(file)))
     }
     if (seen.size > 0) throw new Error(`unexpected checkpoints: ${[...seen.keys()].join(', ')}`)
+    this.examineLastState()
     this.examineSnapshots()
+    this.examineMemory()
     this.examineStrays()
+  }
+
+  /** A bhyve that runs has written nothing for a while. A manager that dies while it makes a hole changes the time. */
+  ageMemory() {
+    for (const entry of fs.readdirSync(this.memoryStage, { recursive: true }))
+      fs.utimesSync(path.join(this.memoryStage, entry), 0, 0)
+  }
+
+  examineLastState() {
+    const found = [...this.legal.values()].some((outcomes) => outcomes.has(this.lastState))
+    if (this.lastState !== undefined && !found)
+      throw new Error(`${this.lastState}, the last state of a VM, was in the memory stage and is gone`)
+  }
+
+  /** The next admission, which a limit of 0 refuses, removes what belongs to no stage. */
+  examineMemory() {
+    const request = { directory: this.memoryStage, maxBytes: 0, memoryBytes: 1, writerUid: 0 }
+    const { left } = jobs.enterMemory(undefined, request)
+    const entries = fs.readdirSync(this.memoryStage)
+    if (left.length + entries.length > 0) throw new Error(`left in the memory stage: ${entries.join(', ')}`)
   }
 
   /** What any call does next with the records that it finds. */
@@ -200,17 +265,23 @@ class World {
 /** The number of calls of each operation on an ordinary store. */
 async function measure(root) {
   const lengths = new Map()
-  for (const op of new Set(operations)) {
-    const world = new World(() => 0.5, fs.mkdtempSync(path.join(root, 'measure-')))
-    lengths.set(
-      op,
-      await world.execute({
-        ...{ op, name: 'one', tag: 9, at: -1, how: 'before', directory: world.directory },
-        saved: path.join(path.dirname(world.directory), 'saved'),
-      }),
-    )
-  }
+  for (const op of new Set([...operations, 'list'])) lengths.set(op, await measureOne(root, { op, at: -1 }))
+  if (!operations.includes('createInMemory')) return lengths
+  // Its manager was killed in the middle of the pass.
+  const { pass } = lengths.get('createInMemory')
+  const at = Math.floor((pass.from + pass.to) / 2)
+  lengths.set(recovery, await measureOne(root, { op: 'createInMemory', at }, { op: 'list', at: -1 }))
   return lengths
+}
+
+/** Strikes a new store and returns what the last victim reports. */
+async function measureOne(root, ...strikes) {
+  const { directory, memoryStage } = new World(() => 0.5, fs.mkdtempSync(path.join(root, 'measure-')))
+  const saved = path.join(path.dirname(directory), 'saved')
+  let result
+  for (const strike of strikes)
+    result = await execute({ name: 'one', tag: 9, how: 'before', directory, memoryStage, saved, ...strike })
+  return result
 }
 
 async function scenario(seed, root, lengths) {
@@ -242,7 +313,7 @@ try {
     while (kills < Number(values.count)) kills += await scenario(seed++, root, lengths)
   }
   await Promise.all([lane(), lane()])
-  const calls = [...lengths].map(([op, length]) => `${op} ${length}`).join(', ')
+  const calls = [...lengths].map(([op, length]) => `${op} ${length.calls}`).join(', ')
   console.log(`${kills} kills in ${seed - Number(values.seed)} stores, all outcomes legal (calls: ${calls})`)
 } finally {
   fs.rmSync(root, { recursive: true, force: true })

@@ -5,8 +5,9 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { loadNative } from '../../dist/base/native.js'
 import { jobs } from '../../dist/worker/jobs.js'
+import { sliceBytesFor } from '../../dist/checkpoint/slice.js'
 import { beginDeferring, takeRemovals } from '../../dist/store/staging/removed.js'
-import { writeSet } from './sets.mjs'
+import { memoryBytesOf, writeSet } from './sets.mjs'
 
 const strike = JSON.parse(process.argv[2])
 const native = loadNative()
@@ -40,45 +41,77 @@ const watched = [
   'readDirectory',
   'sync',
   'lock',
+  'unlock',
   'close',
+  'freeSpace',
+  'isTmpfs',
+  'holeBlockBytes',
+  'dataRange',
   'punchHole',
+  'beginWriting',
   'setModifiedAt',
 ]
 for (const name of watched) struck(native, name)
-struck(fs, 'writeSync')
-struck(fs, 'readSync')
+for (const name of ['writeSync', 'readSync', 'fstatSync', 'ftruncateSync']) struck(fs, name)
 
-const { directory, name, tag } = strike
+const { directory, name, tag, memoryStage } = strike
+/** The calls during which RAM is copied out of the memory stage: the first one, and the one after the last. */
+const pass = { from: 0, to: 0 }
 /** A disk snapshot is a file in this directory, named after the checkpoint's id. */
 const snapshots = path.join(path.dirname(directory), 'snapshots')
 const id = randomUUID()
 const disks = [{ kind: 'file', disks: [{ path: '/disk', snapshot: path.join(snapshots, id) }] }]
-/**
- * A stage with checkpoint files, as bhyve leaves it. This process is also the recorded bhyve, which dies with its
- * manager.
- */
-function savedStage(poweroff) {
-  const intent = { vm: 'vm1', name, ifExists: 'replace', poweroff }
-  const request = {
+/** An hour ago: recovery need not wait for the reply of a bhyve that still runs. */
+const longAgo = Date.now() / 1000 - 3600
+
+/** The handle of a new stage, and the path of its inbox. */
+function newStage(poweroff) {
+  const made = jobs.createStage({
     directory,
     name,
     ifExists: 'replace',
     durable: true,
     writerUid: process.geteuid(),
-    intent,
-  }
-  const made = jobs.createStage(request)
+    intent: { vm: 'vm1', name, ifExists: 'replace', poweroff },
+  })
   const { directory: descriptor, stage } = made.descriptors
   const handle = { directoryPath: directory, directory: descriptor, stage, id: made.id }
-  const { startedAt } = native.processStatus(process.pid)
-  jobs.recordWriter(handle, {
-    pid: process.pid,
-    startedAt,
-    uid: process.geteuid(),
-    dialect: `tag ${tag}`,
-  })
-  writeSet(path.join(path.dirname(made.requestPath), 'ckp'), tag)
+  return { handle, inbox: path.dirname(made.requestPath) }
+}
+
+/**
+ * A stage with checkpoint files, as bhyve leaves it. This process is also the recorded bhyve, which dies with its
+ * manager, unless `strike` names another process.
+ */
+function savedStage(poweroff) {
+  const { handle, inbox } = newStage(poweroff)
+  recordWriter(handle)
+  writeSet(path.join(inbox, 'ckp'), tag)
   return handle
+}
+
+/** As `savedStage`, with the inbox in the memory stage, and with enough RAM for more than one slice. */
+function savedInMemory() {
+  const { handle } = newStage(false)
+  const memoryBytes = memoryBytesOf(tag, true)
+  const request = { directory: memoryStage, maxBytes: undefined, memoryBytes, writerUid: process.geteuid() }
+  const admission = jobs.enterMemory(handle, request)
+  if (admission.kind !== 'admitted') throw new Error(`the memory stage is refused: ${admission.reason}`)
+  const { path: memoryPath, requestPath, descriptors } = admission
+  handle.memory = { descriptor: descriptors.memory, path: memoryPath }
+  native.close(descriptors.in)
+  recordWriter(handle)
+  writeSet(requestPath, tag, true)
+  for (const suffix of ['', '.kern', '.meta']) fs.utimesSync(requestPath + suffix, longAgo, longAgo)
+  // From here on these files are the last state of a VM whose bhyve dies.
+  fs.writeFileSync(strike.saved, '')
+  return handle
+}
+
+function recordWriter(handle) {
+  const pid = strike.writerPid ?? process.pid
+  const { startedAt } = native.processStatus(pid)
+  jobs.recordWriter(handle, { pid, startedAt, uid: process.geteuid(), dialect: `tag ${tag}` })
 }
 
 function takeSnapshot(handle) {
@@ -98,15 +131,44 @@ function removeSnapshots() {
     )
 }
 
+/** As lib/store/stage.ts. */
+function closeMemory(handle) {
+  const { memory } = handle
+  delete handle.memory
+  if (memory === undefined) return
+  native.unlock(memory.descriptor)
+  native.close(memory.descriptor)
+}
+
+function scanner(handle, memoryBytes) {
+  const scan = jobs.beginScan(handle, { name, memoryBytes, digest: true, sparsify: true, durable: true })
+  const { chunkBytes } = scan
+  const stop = new Int32Array(1)
+  const bytes = sliceBytesFor(chunkBytes)
+  const starts = Array.from({ length: Math.ceil(memoryBytes / bytes) }, (_, index) => index * bytes)
+  const slices = starts.map((from) => ({ from, to: Math.min(from + bytes, memoryBytes), chunkBytes, stop }))
+  return {
+    run: (count) => slices.slice(0, count).forEach((slice) => jobs.scanSlice(handle, scan, slice)),
+    end: () => jobs.endScan(handle, scan, stop),
+  }
+}
+
+function scanAll(handle, memoryBytes) {
+  pass.from = calls + 1
+  const scan = scanner(handle, memoryBytes)
+  scan.run(Infinity)
+  const content = scan.end()
+  pass.to = calls + 1
+  closeMemory(handle)
+  return content
+}
+
 function publish(handle, poweredOff, hasDisks = false) {
   const { problems, inspection, savedMs } = jobs.collectStage(handle, name)
   if (problems.length > 0) throw new Error(JSON.stringify(problems))
   if (poweredOff) jobs.flushStage(handle, name)
   const { memoryBytes, kernelBytes } = inspection.metadata
-  const pass = jobs.beginScan(handle, { name, memoryBytes, digest: true, sparsify: true })
-  const stop = new Int32Array(1)
-  jobs.scanSlice(handle, pass, { from: 0, to: memoryBytes, chunkBytes: pass.chunkBytes, stop })
-  const { modifiedMs, digests } = jobs.endScan(handle, pass, stop)
+  const { modifiedMs, digests } = scanAll(handle, memoryBytes)
   const manifest = {
     version: hasDisks ? 2 : 1,
     id,
@@ -137,6 +199,16 @@ const operations = {
     const handle = savedStage(false)
     takeSnapshot(handle)
     jobs.abandonStage(handle, [])
+  },
+  createInMemory: () => publish(savedInMemory(), false),
+  failInMemory() {
+    const handle = savedInMemory()
+    const { inspection } = jobs.collectStage(handle, name)
+    pass.from = calls + 1
+    scanner(handle, inspection.metadata.memoryBytes).run(1)
+    pass.to = calls + 1
+    jobs.abandonStage(handle, [])
+    closeMemory(handle)
   },
   suspend() {
     const handle = savedStage(true)
@@ -169,4 +241,4 @@ try {
 } catch (error) {
   if (error.code !== 'ERR_CHECKPOINT_NOT_FOUND') throw error
 }
-process.stdout.write(String(calls))
+process.stdout.write(JSON.stringify({ calls, pass }))
