@@ -7,7 +7,7 @@ import path from 'node:path'
 import { createClient } from '../../dist/index.js'
 import { loadNative } from '../../dist/base/native.js'
 import { simulatedBhyve } from '../../dist/simulator/index.js'
-import { digestOf } from './record.mjs'
+import { digestOf, writeData } from './sparse.mjs'
 
 const native = loadNative()
 const vm = 'vm1'
@@ -70,8 +70,7 @@ export class Judge {
       else if (names.has(id)) fs.linkSync(names.get(id), full)
       else {
         const descriptor = fs.openSync(full, 'w', mode)
-        const bytes = this.#rebooted(data, bootId)
-        fs.writeSync(descriptor, bytes, 0, bytes.length)
+        writeData(descriptor, this.#rebooted(data, bootId))
         native.setModifiedAt(descriptor, mtime)
         fs.closeSync(descriptor)
         names.set(id, full)

@@ -73,6 +73,8 @@ const usual = {
     },
     traced: (c) => c.create('checkpoint'),
   },
+  'create-in-memory': { traced: (c) => c.createInMemory('checkpoint') },
+  'replace-in-memory': { setup: withForeignFile, traced: (c) => c.createInMemory('checkpoint') },
   destroy: { setup: withForeignFile, traced: (c) => c.destroy('checkpoint') },
   'destroy-all': { setup: two, traced: (c) => c.destroyAll() },
   'destroy-all-but-foreign': { setup: withForeignFile, traced: (c) => c.destroyAll() },
@@ -140,6 +142,11 @@ const usual = {
   'killed-suspend-renames': killedSuspend({ after: 'renameAt', to: '.ckp.manifest' }),
   'killed-create-early': killed('create', { phase: 'syncing' }),
   'killed-create-renames': killed('create', { after: 'renameAt', to: '.ckp.manifest' }),
+  // A part of RAM was copied and is no longer in memory.
+  'killed-create-in-memory': killed('createManySlicesInMemory', {
+    after: 'punchHole',
+    since: ['beginWriting'],
+  }),
   'killed-destroy': killed('destroy', { after: 'renameAt', to: '.ckp' }),
   'killed-restore': {
     setup: suspended,

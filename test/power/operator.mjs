@@ -3,18 +3,21 @@
 // fail.
 import { Buffer } from 'node:buffer'
 import { spawn } from 'node:child_process'
-import { createHash } from 'node:crypto'
 import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { createClient, fileDisks } from '../../dist/index.js'
+import { usualSliceBytes } from '../../dist/checkpoint/slice.js'
 import { SimulatedBhyve, simulatedBhyve } from '../../dist/simulator/index.js'
 import { operations, recover } from './operations.mjs'
+import { digestOf } from './sparse.mjs'
 
 export const vm = 'vm1'
 const self = fileURLToPath(import.meta.url)
 /** So slow that the guard, which is traced as well, stops bhyve before it has written all of RAM. */
 const writeRate = 2 * 1024 * 1024
+/** More than one slice: only then is memory given back while RAM is copied. Nearly all of it is zeros, for speed. */
+const manySlices = { bytes: usualSliceBytes, zeroFraction: 0.99 }
 /** Tracing and a loaded machine make the capture slow. */
 const freezeTimeout = 60_000
 const strikeModule = new URL('strike.mjs', import.meta.url).href
@@ -43,6 +46,7 @@ export class Operator {
   #root
   #guests
   #client
+  #memoryClient
   #run
   #disk
 
@@ -51,15 +55,23 @@ export class Operator {
     this.#run = path.join(root, 'run')
     this.#guests = path.join(root, 'guests')
     this.#disk = path.join(root, 'disk.img')
-    this.#client = createClient({
-      runDirectory: this.#run,
-      checkpointDirectory: path.join(root, 'store'),
-      dialect: 'descriptor',
-    })
+    const store = path.join(root, 'store')
+    const options = { runDirectory: this.#run, checkpointDirectory: store, dialect: 'descriptor' }
+    this.#client = createClient(options)
+    const { POWER_MEMORY: directory } = process.env
+    this.#memoryClient = directory && createClient({ ...options, memoryStage: { directory } })
   }
 
   create(name) {
     return this.#saving('create', name)
+  }
+
+  createInMemory(name) {
+    return this.#saving('createInMemory', name)
+  }
+
+  createManySlicesInMemory(name) {
+    return this.#saving('createInMemory', name, { slices: manySlices })
   }
 
   suspend(name) {
@@ -67,29 +79,40 @@ export class Operator {
   }
 
   createWithDisk(name) {
-    return this.#saving('create', name, true)
+    return this.#saving('create', name, { hasDisk: true })
   }
 
   suspendWithDisk(name) {
-    return this.#saving('suspend', name, true)
+    return this.#saving('suspend', name, { hasDisk: true })
   }
 
   /** Each guest differs from all others in RAM, kernel state and metadata, and its disk in content. */
-  async #saving(call, name, hasDisk = false) {
+  async #saving(method, name, { hasDisk = false, slices = { bytes: 0 } } = {}) {
     const generation = fs.readdirSync(this.#guests).length + 1
     fs.writeFileSync(path.join(this.#guests, String(generation)), '')
-    // Half of it is one run of zeros, long enough to become a hole.
-    const memoryBytes = 163840 + 16384 * generation
-    const guest = { vm, runDirectory: this.#run, memoryBytes, cpus: generation, suspendExitDelayMs: 0 }
+    const guest = this.#guestOf(generation, slices)
     const bhyve = await SimulatedBhyve.start(hasDisk ? { ...guest, writeRate } : guest)
     const disk = hasDisk ? this.#writeDisk(generation) : undefined
     mark({ event: 'bhyve', pid: bhyve.pid, generation, disk })
+    const call = method === 'suspend' ? 'suspend' : 'create'
     const options = { name, onProgress, ...(hasDisk ? this.#diskOptions(call) : {}) }
-    await this.#marked({ call, name, generation }, () =>
-      call === 'create' ? this.#client.createCheckpoint(vm, options) : this.#client.suspend(vm, options),
-    )
+    await this.#marked({ call, name, generation }, () => this.#save(method, options, guest))
     await bhyve.stop()
     fs.rmSync(path.join(this.#run, vm), { force: true })
+  }
+
+  #guestOf(generation, { bytes, zeroFraction }) {
+    // Half of it is one run of zeros, long enough to become a hole.
+    const memoryBytes = bytes + 163840 + 16384 * generation
+    const guest = { vm, runDirectory: this.#run, memoryBytes, cpus: generation, suspendExitDelayMs: 0 }
+    return zeroFraction === undefined ? guest : { ...guest, zeroFraction }
+  }
+
+  async #save(method, options, { memoryBytes }) {
+    if (method === 'suspend') return this.#client.suspend(vm, options)
+    if (method === 'create') return this.#client.createCheckpoint(vm, options)
+    const { stage, diskReason } = await this.#memoryClient.createCheckpoint(vm, { ...options, memoryBytes })
+    if (stage !== 'memory') throw new Error(`bhyve wrote on the disk: ${diskReason}`)
   }
 
   /** The disk is not in the store, so its own losses are not part of a state. Returns its digest. */
@@ -97,7 +120,7 @@ export class Operator {
     const content = diskContent(generation)
     fs.writeFileSync(this.#disk, content.subarray(0, 4096))
     fs.truncateSync(this.#disk, content.length)
-    return createHash('sha256').update(content).digest('hex')
+    return digestOf(content)
   }
 
   #diskOptions(call) {
@@ -143,7 +166,7 @@ export class Operator {
   async list() {
     const listed = await this.#client.listCheckpoints(vm)
     for (const { name, state, path: file, disks } of listed) {
-      const digest = createHash('sha256').update(fs.readFileSync(file)).digest('hex')
+      const digest = digestOf(fs.readFileSync(file))
       mark({ event: 'shown', name, state, digest, listsDisks: disks !== undefined })
     }
     mark({ event: 'listed', names: listed.map(({ name }) => name) })

@@ -1,12 +1,12 @@
 // Records each operation with strace, with all its threads and the simulated bhyve, and loads recordings. A recording
 // is a directory with the trace, and with facts.json: the store before the operation, and the boot id.
 import { spawn } from 'node:child_process'
-import { createHash } from 'node:crypto'
 import fs from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { History } from './history.mjs'
 import { operations } from './operations.mjs'
+import { digestOf } from './sparse.mjs'
 import { eventsIn } from './trace.mjs'
 
 const operator = fileURLToPath(new URL('operator.mjs', import.meta.url))
@@ -14,6 +14,7 @@ const calls =
   'openat,open,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,unlink,unlinkat,rmdir,write,pwrite64,writev,' +
   'pwritev,pwritev2,ftruncate,truncate,fallocate,fsync,fdatasync,sync,syncfs,utimensat,execve,copy_file_range,sendfile,' +
   'ioctl,fchdir'
+const tmpfs = '/dev/shm'
 const straceOptions = [
   '-f',
   '-y',
@@ -59,18 +60,29 @@ function makeDirectories(directory) {
   for (const part of ['run', 'guests']) fs.mkdirSync(path.join(directory, part), { recursive: true })
 }
 
+/**
+ * The memory stage is removed afterwards: the power fails before its content is found again. A recording on a disk needs
+ * a tmpfs elsewhere.
+ */
 async function trace(directory, name, base) {
   const store = path.join(directory, 'store')
   const initial = treeOf(store)
   const output = path.join(directory, 'trace')
+  const memory = fs.mkdtempSync(path.join(tmpfs, 'bhyve-power-memory-'))
   const traced = [process.execPath, operator, name, directory, 'traced']
-  await run(['strace', ...straceOptions, '-e', `trace=${calls}`, '-o', output, ...traced])
+  try {
+    const command = ['strace', ...straceOptions, '-e', `trace=${calls}`, '-o', output, ...traced]
+    await run(command, { POWER_MEMORY: memory })
+  } finally {
+    fs.rmSync(memory, { recursive: true })
+  }
   const bootId = fs.readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').trim()
-  fs.writeFileSync(path.join(directory, 'facts.json'), JSON.stringify({ store, bootId, initial, base }))
+  const facts = { store, memory, bootId, initial, base }
+  fs.writeFileSync(path.join(directory, 'facts.json'), JSON.stringify(facts))
 }
 
-async function run([command, ...args]) {
-  const environment = { ...process.env, NODE_OPTIONS: '' }
+async function run([command, ...args], more = {}) {
+  const environment = { ...process.env, NODE_OPTIONS: '', ...more }
   const child = spawn(command, args, { stdio: ['ignore', 'inherit', 'inherit'], env: environment })
   const status = await new Promise((resolve, reject) => {
     child.once('error', reject)
@@ -94,7 +106,7 @@ function treeOf(top, below = '') {
 
 /** A recorded operation: its history, and the digests of each generation. A recovery has those of its `base`. */
 export function load(directory, name) {
-  const { store, bootId, initial, base } = JSON.parse(
+  const { store, memory, bootId, initial, base } = JSON.parse(
     fs.readFileSync(path.join(directory, name, 'facts.json'), 'utf8'),
   )
   const decoded = initial.map(({ data, mtime, ...facts }) => {
@@ -102,16 +114,15 @@ export function load(directory, name) {
     return data === undefined ? file : { ...file, data: Buffer.from(data, 'base64') }
   })
   const history = new History(store, decoded)
-  for (const event of eventsIn(fs.readFileSync(path.join(directory, name, 'trace'), 'latin1')))
+  const inMemory = new History(memory, [])
+  for (const event of eventsIn(fs.readFileSync(path.join(directory, name, 'trace'), 'latin1'))) {
     history.apply(event)
+    inMemory.apply(event)
+  }
   if (base !== undefined) return { name, bootId, history, base }
   const standing = standingBefore(decoded)
-  const generations = { ...standing.generations, ...savedIn(history) }
+  const generations = { ...standing.generations, ...savedIn(history), ...savedInMemory(inMemory) }
   return { name, bootId, history, generations, standing: standing.names, foreign: standing.foreign }
-}
-
-export function digestOf(data) {
-  return createHash('sha256').update(data).digest('hex')
 }
 
 /** A checkpoint that the setup made is the generation `setup:NAME`. */
@@ -141,26 +152,46 @@ function standingBefore(tree) {
   return { names, generations, foreign: notes && { path: notes.path, digest: digestOf(notes.data) } }
 }
 
-/** What each simulated bhyve wrote, and the step of its last write. */
+/** What each simulated bhyve wrote into the store, and the step of its last write. */
 function savedIn(history) {
   const generations = {}
   const suspends = new Set(
     history.steps.filter(({ mark }) => mark?.call === 'suspend').map(({ mark }) => mark.generation),
   )
-  for (const { mark } of history.steps.filter((step) => step.mark?.event === 'bhyve')) {
-    const mine = history.steps.flatMap((step, at) => (step.pid === mark.pid ? [{ ...step, at }] : []))
+  for (const { generation, disk, inodes, endedAt } of savesIn(history)) {
+    const contents = Object.entries(inodes).map(([part, id]) => [part, digestOf(history.inodes[id].data)])
+    const poweredOff = suspends.has(generation)
+    generations[generation] = { ...Object.fromEntries(contents), inodes, endedAt, poweredOff, disk }
+  }
+  return generations
+}
+
+/** What each simulated bhyve wrote into the memory stage. Later a manager makes holes in its files and removes them. */
+function savedInMemory(history) {
+  const generations = {}
+  for (const { generation, inodes, endedAt } of savesIn(history)) {
+    const contents = Object.entries(inodes).map(([part, id]) => {
+      const inode = history.inodes[id]
+      return [part, digestOf(inode.contents[inode.countAt(endedAt + 1)])]
+    })
+    generations[generation] = { ...Object.fromEntries(contents), poweredOff: false }
+  }
+  return generations
+}
+
+/** The files that each simulated bhyve created, and the step of its last write. */
+function savesIn(history) {
+  const marks = history.steps.flatMap(({ mark }) => (mark?.event === 'bhyve' ? [mark] : []))
+  return marks.flatMap(({ pid, generation, disk }) => {
+    const mine = history.steps.flatMap((step, at) => (step.pid === pid ? [{ ...step, at }] : []))
     const made = mine.filter(({ isCreation }) => isCreation)
-    if (made.length === 0) continue
+    if (made.length === 0) return []
     // If the guest could not be frozen, the save is repeated.
     const inodeOf = (ending) => made.findLast(({ label }) => endingOf(label) === ending).inode
     const inodes = { memory: inodeOf(''), kernel: inodeOf('.kern'), metadata: inodeOf('.meta') }
     const endedAt = mine.filter(({ isWrite }) => isWrite).at(-1).at
-    const contents = Object.entries(inodes).map(([part, id]) => [part, digestOf(history.inodes[id].data)])
-    const poweredOff = suspends.has(mark.generation)
-    const { generation, disk } = mark
-    generations[generation] = { ...Object.fromEntries(contents), inodes, endedAt, poweredOff, disk }
-  }
-  return generations
+    return [{ generation, disk, inodes, endedAt }]
+  })
 }
 
 function endingOf(label) {

@@ -80,9 +80,11 @@ export class Known {
 
   /** A result that a call returned must still hold later. */
   #shown({ name, state, digest, listsDisks }) {
-    if (state !== 'complete' || !this.names.has(name)) return
-    const [generation] = Object.entries(this.generations).find(([, { memory }]) => memory === digest)
-    this.names.get(name).outcomes = new Set([generation])
+    if (state !== 'complete') return
+    const [generation] = Object.entries(this.generations).find(([, { memory }]) => memory === digest) ?? []
+    // The judge reports a content that is that of no generation.
+    if (generation === undefined) return
+    this.of(name).outcomes = new Set([generation])
     this.listsDisks.set(generation, new Set([listsDisks]))
     if (this.suspend?.generation === generation) this.suspend.isResolved = true
   }
