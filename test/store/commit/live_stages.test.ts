@@ -9,6 +9,7 @@ import t, { type Test } from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { isFailure, loadNative } from '../../../dist/base/native.js'
+import { Directory } from '../../../dist/fs/directory.js'
 import { childEnvironment, scratch, tree, until } from '../../support/index.js'
 import { putSet } from '../../support/sets.js'
 import { nobody, MadeStage, ram, store, list } from '../../support/stages.js'
@@ -114,11 +115,9 @@ function moveInbox(stage: MadeStage, memory: string): void {
   fs.mkdirSync(memory)
   fs.cpSync(stage.file('in'), path.join(memory, 'in'), { recursive: true })
   fs.rmSync(stage.file('in'), { recursive: true })
-  const descriptor = fs.openSync(memory, 'r')
-  const status = native.statusOf(descriptor)
-  fs.closeSync(descriptor)
-  if (isFailure(status)) throw new Error('the status of the directory cannot be read')
-  fs.writeFileSync(stage.file('memory'), JSON.stringify({ path: memory, identity: status.identity }))
+  using directory = Directory.openPath(memory)
+  const { identity } = directory.ownStatus()
+  fs.writeFileSync(stage.file('memory'), JSON.stringify({ path: memory, identity }))
 }
 
 t.test('recovery: does not keep an unfinished copy when the memory stage is gone', (t) => {
