@@ -1,4 +1,5 @@
 // A host program of a given size that creates checkpoints and measures how late its timer fires.
+import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { createClient } from 'bhyve-checkpoint'
@@ -6,8 +7,8 @@ import { askBare } from './bare_socket.mjs'
 import { inParallel, MiB, percentile } from './harness.mjs'
 import { rivals } from './rivals.mjs'
 
-const { way, rssMiB, vms, runDirectory, bareDirectory, directory, bhyvectl } = JSON.parse(process.argv[2])
-const atOnce = 25
+const task = JSON.parse(process.argv[2])
+const { way, rssMiB, vms, runDirectory, bareDirectory, directory, bhyvectl, atOnce = 25 } = task
 const tickMs = 1
 // The sleeps of the rivals do not block the loop. They are shortened to a second.
 const seconds = 1
@@ -23,7 +24,8 @@ const waiting = []
 let last = clocks()
 const ticking = setInterval(tick, tickMs)
 
-await inParallel(vms, atOnce, checkpoint)
+if (way === 'watching') await watchUntilTold()
+else await inParallel(vms, atOnce, checkpoint)
 clearInterval(ticking)
 tick()
 const long = late.filter((ms) => ms > 1)
@@ -38,6 +40,13 @@ console.log(
     measuredRssMiB: rss() / MiB,
   }),
 )
+
+/** Another process makes the checkpoints meanwhile. */
+async function watchUntilTold() {
+  console.error('ready')
+  process.stdin.resume()
+  await once(process.stdin, 'end')
+}
 
 /** Linux counts for each thread, in ns, how long it was ready and did not run. */
 function clocks() {
@@ -54,9 +63,11 @@ function tick() {
 
 function waysOf() {
   const client = createClient({ runDirectory, checkpointDirectory: directory, dialect: 'descriptor' })
-  const others = Object.entries(rivals(bhyvectl, seconds)).map(([name, ask]) => {
-    return [name, (vm) => ask(path.join(runDirectory, vm), path.join(directory, vm, 'checkpoint.ckp'))]
-  })
+  const others = Object.entries(bhyvectl === undefined ? {} : rivals(bhyvectl, seconds)).map(
+    ([name, ask]) => {
+      return [name, (vm) => ask(path.join(runDirectory, vm), path.join(directory, vm, 'checkpoint.ckp'))]
+    },
+  )
   return {
     nothing: () => new Promise((resolve) => setTimeout(resolve, 100)),
     'bare sockets': (vm) => askBare(path.join(bareDirectory, vm), path.join(directory, vm, 'checkpoint.ckp')),

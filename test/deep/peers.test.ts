@@ -14,6 +14,7 @@ import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
 import { jobs } from '../../dist/worker/jobs.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { litter as anyLitter, plants as anyPlants } from '../support/plants.mjs'
+import { mounted } from '../support/image_world.js'
 import {
   checkpointFiles,
   childEnvironment,
@@ -377,6 +378,29 @@ t.test('create and suspend: publish no files planted by another user', needsOthe
     }
   }
 })
+
+const tmpfs = mounted(t, 'tmpfs', 64 * 2 ** 20)
+
+t.test(
+  'create: publishes no files planted in the memory stage by another user',
+  { skip: tmpfs.skip || needsOtherUser.skip },
+  async (t) => {
+    const here = world(t, { trustedUids: [0, stranger] })
+    const { run, root, secret } = here
+    const client = createClient({
+      ...{ runDirectory: run, checkpointDirectory: root, dialect: 'descriptor' },
+      ...{ trustedUids: [0, stranger], memoryStage: { directory: path.join(tmpfs.directory, 'stage') } },
+    })
+    const { order } = await hostile(t, run)
+    for (const plant of Object.keys(plants)) {
+      const call = rejection(client.createCheckpoint('vm1', { memoryBytes: 1 }))
+      await order({ plant, secret })
+      t.match(await call, { code: 'ERR_CHECKPOINT_FAILED', vmState: 'running' }, plant)
+      assertNothingEscaped(t, here, plant)
+      t.strictSame([...tree(root), ...tree(tmpfs.directory)], ['stage/'], `${plant}: no files are left`)
+    }
+  },
+)
 
 t.test(
   'suspend: planted files do not escape after bhyve has exited',
