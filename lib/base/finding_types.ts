@@ -45,6 +45,8 @@ export type FindingCode =
   | 'file-system-unknown'
   | 'block-cloning-off'
   | 'compression-off'
+  | 'memory-stage-usable'
+  | 'memory-stage-unusable'
   | 'space-enough'
   | 'space-short'
   | 'space-unknown'

@@ -300,9 +300,9 @@ export interface CheckpointClient extends AsyncDisposable {
   planCheckpoint(vm: string, options?: PlanCheckpointOptions): Promise<CheckpointPlan>
   /**
    * Diagnoses the host: whether the addon, bhyve and the kernel can save VMs, the run directory, the checkpoint
-   * directories and their file systems, each VM with its state and space, and what waits to be recovered. Changes
-   * nothing and recovers nothing. Resolves with the findings, also those that are fine. `docs/doctor.md` explains the
-   * codes.
+   * directories and their file systems, the memory stage if there is one, each VM with its state and space, and what
+   * waits to be recovered. Changes nothing and recovers nothing. Resolves with the findings, also those that are fine.
+   * `docs/doctor.md` explains the codes.
    *
    * Runs `/usr/sbin/bhyve -h`, `sysctl`, `mount` and `netstat`. Connects to each VM once per process of the VM, as
    * `listVirtualMachines` does, but never to a socket of dialect `struct`, nor on FreeBSD to one for which connections

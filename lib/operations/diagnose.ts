@@ -1,6 +1,6 @@
 /** Diagnoses the host: bhyve and kernel, directories, file systems, VMs, and what waits to be recovered. */
 import { loadNative } from '../base/native.js'
-import { CheckpointError, toCheckpointError } from '../base/errors.js'
+import { CheckpointError, isExhausted, toCheckpointError } from '../base/errors.js'
 import type { Finding } from '../base/finding_types.js'
 import { assertRestorablePath, memorySuffix } from '../base/names.js'
 import type { VirtualMachine } from '../base/types.js'
@@ -14,6 +14,7 @@ import {
   checkpointDirectoryFindings,
   compressionFindings,
   fileSystemFindings,
+  memoryStageFindings,
   runDirectoryFindings,
 } from '../diagnosis/findings/directory_findings.js'
 import { ofVm, ok, problem, warning } from '../diagnosis/findings/finding.js'
@@ -47,6 +48,7 @@ export interface DiagnosisContext {
   system: System
   peers: PeerMemory
   facts: HostFacts
+  memoryStage: { directory: string } | undefined
   /** Why this runtime does not support every call. Undefined for Node. */
   runtimeFault: string | undefined
 }
@@ -59,7 +61,8 @@ export async function diagnose(context: DiagnosisContext): Promise<Finding[]> {
   if (addon.some(({ level }) => level === 'problem')) return [...addon, ...(await host)]
   const directories = await directoryFindings(context)
   const isOpen = directories.some(({ code }) => code === 'checkpoint-directory-open')
-  return [...addon, ...(await host), ...directories, ...(await vmFindings(context, isOpen))]
+  const memoryStage = await memoryFindings(context)
+  return [...addon, ...(await host), ...directories, ...memoryStage, ...(await vmFindings(context, isOpen))]
 }
 
 function addonFindings({ runtimeFault }: DiagnosisContext): Finding[] {
@@ -95,6 +98,19 @@ async function directoryFindings({ store, vmJobs, target, facts }: DiagnosisCont
     ...checkpointDirectoryFindings(root, 'directories', target.trustedUids),
     ...(await mountFindings([root], facts)),
   ]
+}
+
+async function memoryFindings({ store, memoryStage }: DiagnosisContext): Promise<Finding[]> {
+  if (memoryStage === undefined) return []
+  const { directory } = memoryStage
+  const fault = await store.jobs.assertMemoryStage(directory).then(
+    () => undefined,
+    (error: unknown) => {
+      if (isExhausted(error)) throw error
+      return toCheckpointError(error, 'Opening the memory stage')
+    },
+  )
+  return memoryStageFindings(directory, fault)
 }
 
 async function mountFindings(reports: readonly DirectoryReport[], facts: HostFacts): Promise<Finding[]> {

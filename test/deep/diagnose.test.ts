@@ -16,7 +16,8 @@ import {
   runDirectoryFindings,
 } from '../../dist/diagnosis/findings/directory_findings.js'
 import { spaceFindings, storeFindings } from '../../dist/diagnosis/findings/store_findings.js'
-import { childEnvironment, inlinePool, scratch, until } from '../support/index.js'
+import { mounted } from '../support/image_world.js'
+import { childEnvironment, inlinePool, rejection, scratch, until } from '../support/index.js'
 import { putSet } from '../support/sets.js'
 
 interface World {
@@ -388,6 +389,57 @@ t.test('diagnose: directories of others, and one that is no directory', async (t
   t.match(checkpointDirectoryFindings({ ...base, kind: 'missing', isWritable: false }, 'directories', []), [
     { level: 'problem', message: /cannot write in '\/'/ },
   ])
+})
+
+const tmpfs = mounted(t, 'tmpfs', 1024 * 1024)
+
+t.test('diagnose: reports whether a memory stage can be used', { skip: tmpfs.skip }, async (t) => {
+  const [runDirectory, checkpointDirectory] = [scratch(t), scratch(t)]
+  const found = async (directory?: string): Promise<Finding[]> => {
+    const memoryStage = directory === undefined ? undefined : { directory }
+    const client = createClient({ runDirectory, checkpointDirectory, memoryStage })
+    return (await client.diagnose()).filter(({ code }) => code.startsWith('memory-stage-'))
+  }
+  t.strictSame(await found(), [], 'nothing without the option')
+  const stage = path.join(tmpfs.directory, 'stage')
+  const usable = {
+    level: 'ok',
+    code: 'memory-stage-usable',
+    message: `the memory stage '${stage}' is on a tmpfs`,
+  }
+  t.match(await found(stage), [usable], 'the first checkpoint creates it')
+  t.notOk(fs.existsSync(stage), 'nothing was created')
+  fs.mkdirSync(stage, { mode: 0o700 })
+  t.match(await found(stage), [usable])
+  t.strictSame(fs.readdirSync(stage), [])
+  const unusable = async (directory: string, ...texts: RegExp[]): Promise<void> => {
+    const [finding] = await found(directory)
+    t.match(finding, { level: 'problem', code: 'memory-stage-unusable', message: texts[0], advice: texts[1] })
+    const client = createClient({ runDirectory, checkpointDirectory, memoryStage: { directory } })
+    const bhyve = await start(t, runDirectory)
+    const error = await rejection(client.createCheckpoint('vm1', { memoryBytes: 65536 }))
+    t.ok(error instanceof Error && error.message.includes(finding?.message.split(': ').at(-1) ?? '?'))
+    await bhyve.stop()
+  }
+  fs.chmodSync(stage, 0o770)
+  await unusable(stage, /must belong to the user that this program runs as, and no other user/, /mode 0700/)
+  fs.chmodSync(stage, 0o700)
+  fs.chownSync(stage, 65534, 65534)
+  await unusable(stage, /must belong to the user/, /your uid/)
+  await unusable(scratch(t), /is not on a tmpfs$/, /^Mount one there/)
+  await unusable(path.join(scratch(t), 'missing'), /missing' is not on a tmpfs$/, /^Mount one there/)
+  const none = path.join(tmpfs.directory, 'none/stage')
+  await unusable(
+    none,
+    /^the memory stage '.*stage' cannot be used: .* failed with ENOENT$/,
+    /^Create it on a tmpfs/,
+  )
+  fs.symlinkSync(scratch(t), path.join(tmpfs.directory, 'link'))
+  await unusable(
+    path.join(tmpfs.directory, 'link'),
+    /cannot be used: .* failed with E(LOOP|NOTDIR)$/,
+    /^Create it/,
+  )
 })
 
 t.test('diagnose: works without the addon, and reports a limited runtime', async (t) => {

@@ -40,6 +40,7 @@ export class DiagnosisCalls {
     const context = {
       ...{ store, vmJobs, system, peers, facts },
       target: settings.target,
+      memoryStage: settings.memoryStage,
       runtimeFault: limitOf(runtime),
     }
     const call = { operation: 'diagnose', doing: 'Diagnosing the host', options, outcome } as const

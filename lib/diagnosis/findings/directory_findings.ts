@@ -1,4 +1,5 @@
 /** The run directory and the directories of the checkpoints: their owners, permissions and file systems. */
+import type { CheckpointError } from '../../base/errors.js'
 import type { Finding } from '../../base/finding_types.js'
 import type { DirectoryReport } from '../directory_report.js'
 import { type Mount, mountOf } from '../mounts.js'
@@ -192,6 +193,23 @@ export function compressionFindings(
       'compression-off',
       `'${existing}' is on zfs without compression, so checkpoints take more space than they need`,
       'Run zfs set compression=on for its dataset, which applies to new checkpoints',
+    ),
+  ]
+}
+
+/** `fault`: the error that a checkpoint would reject with. Undefined if there is none. */
+export function memoryStageFindings(directory: string, fault: CheckpointError | undefined): Finding[] {
+  const shown = `the memory stage '${directory}'`
+  if (fault === undefined)
+    return [ok('memory-stage-usable', `${shown} is on a tmpfs, and other users cannot write there`)]
+  const { message, syscall } = fault
+  const [cause = message, ...advice] = message.split(/\. (?=[A-Z])/)
+  return [
+    problem(
+      'memory-stage-unusable',
+      syscall === undefined ? cause : `${shown} cannot be used: ${cause}`,
+      advice.join('. ') ||
+        `Create it on a tmpfs, with mode 0700 and your uid, or check the option 'memoryStage'`,
     ),
   ]
 }

@@ -3,6 +3,7 @@
  * long as memory takes and not the disk. Its entries are the ledger of all processes that use it: each belongs to one
  * stage, and its owner holds a flock on it as long as it lives. Runs in the pool.
  */
+import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import process from 'node:process'
@@ -66,7 +67,22 @@ function openRoot(where: string): Directory {
   }
 }
 
-/** The entries of another user could not be trusted. On a disk, the files would not be in memory. */
+/**
+ * Throws what `enterMemory` would throw, and changes nothing. A memory stage that is missing would be created in its
+ * parent.
+ */
+export function assertMemoryStage(where: string): void {
+  using parent = Directory.openPath(path.dirname(where))
+  using root = parent.openIfAny(path.basename(where))
+  if (root !== undefined) {
+    assertUsable(root)
+    return
+  }
+  assertTmpfs(parent, where)
+  fs.accessSync(parent.path, fs.constants.W_OK)
+}
+
+/** The entries of another user could not be trusted. */
 function assertUsable(root: Directory): void {
   const { uid, mode } = root.ownStatus()
   const details = { path: root.path }
@@ -74,10 +90,14 @@ function assertUsable(root: Directory): void {
     const message = `The memory stage '${root.path}' must belong to the user that this program runs as, and no other user may write there`
     throw new CheckpointError('ERR_PERMISSION', message, details)
   }
-  if (loadNative().isTmpfs(root.descriptor) !== 1) {
-    const message = `The memory stage '${root.path}' is not on a tmpfs. Mount one there, or choose a directory in one`
-    throw new CheckpointError('ERR_INVALID_OPTION', message, details)
-  }
+  assertTmpfs(root, root.path)
+}
+
+/** On a disk, the files would not be in memory. */
+function assertTmpfs(directory: Directory, where: string): void {
+  if (loadNative().isTmpfs(directory.descriptor) === 1) return
+  const message = `The memory stage '${where}' is not on a tmpfs. Mount one there, or choose a directory in one`
+  throw new CheckpointError('ERR_INVALID_OPTION', message, { path: where })
 }
 
 /**
