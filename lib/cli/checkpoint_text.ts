@@ -1,5 +1,5 @@
 /** Formats checkpoints and errors, as lines for people and as objects for `--json`. */
-import type { Checkpoint, ListedCheckpoint } from '../index.js'
+import type { Checkpoint, CreatedCheckpoint, DiskReason, ListedCheckpoint } from '../index.js'
 import type { Message, Output } from './output.js'
 import { exitStatus, statusOf } from './exit_status.js'
 import { labelNote, labelTexts } from './labels.js'
@@ -16,6 +16,21 @@ export function savedLines(checkpoint: Checkpoint, verb: string): string[] {
   const sizes = `${formatSize(memoryBytes)} of RAM, ${formatSize(storedBytes)} on disk`
   const snapshots = disks.map(({ snapshot }) => `  ${snapshot}`)
   return [`${verb} ${vm}/${name}: ${sizes}`, `  ${path}`, ...snapshots]
+}
+
+/** The state of a suspended VM is always written on the disk. */
+const diskReasons: Readonly<Record<Exclude<DiskReason, 'suspend'>, string>> = {
+  'memory-size-unknown': "the size of the guest's RAM is not known before its first checkpoint",
+  'path-too-long': 'the path of the memory stage is too long for this bhyve',
+  'memory-stage-full': 'the memory stage is full',
+  'host-memory': 'the host has too little free memory',
+  'filled-up': 'the memory stage filled up during the save, so the guest was frozen twice',
+}
+
+/** Why bhyve did not write into the memory stage. Undefined if it did, or was not to. */
+export function diskReasonText({ diskReason }: CreatedCheckpoint): string | undefined {
+  if (diskReason === undefined || diskReason === 'suspend') return undefined
+  return `written on the disk: ${diskReasons[diskReason]}`
 }
 
 function columnsFor(output: Output): Column[] {

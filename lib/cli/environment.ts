@@ -3,6 +3,8 @@
 export const environmentVariables: Readonly<Record<string, string>> = {
   BHYVE_CHECKPOINT_DIRECTORY: 'The checkpoint directory, unless --checkpoint-directory is given',
   BHYVE_RUN_DIRECTORY: "The directory of bhyve's sockets, unless --run-directory is given",
+  BHYVE_MEMORY_STAGE:
+    'The memory stage of create: a directory on a tmpfs, or none, unless --memory-stage is given',
   cbsd_workdir: 'The work directory of CBSD, unless --cbsd names one',
   BHYVE_CHECKPOINT_ADDON: "The path of the library's addon, if it is not that of the package",
   NODE_DEBUG: 'With the value bhyve-checkpoint, each decision about a VM is logged to standard error',
@@ -16,4 +18,5 @@ export const configurationKeys: Readonly<Record<string, string>> = {
   checkpoint_directory: 'The checkpoint directory',
   run_directory: "The directory of bhyve's sockets",
   cbsd_workdir: 'The work directory of CBSD, whose checkpoint directories --cbsd uses',
+  memory_stage: 'The memory stage of create: a directory on a tmpfs, or none',
 }

@@ -10,6 +10,7 @@ const others: ReadonlyMap<string, string> = new Map([
   ['files', 'disks'],
   ['namePrefix', 'prefix'],
   ['ifExists', 'keep-existing'],
+  ['memoryStage.directory', 'memory-stage'],
 ])
 
 /** Advice that names functions of the library, or what is no option on the command line. */
@@ -47,7 +48,7 @@ export function flagOf(option: string): string {
 export function withFlags(text: string): string {
   const plain = calls.reduce((result, [call, words]) => result.replace(call, words), text)
   return plain.replace(
-    /\b[Tt]he option '([A-Za-z]+)'(?: as '([^']*)')?/g,
+    /\b[Tt]he option '([A-Za-z.]+)'(?: as '([^']*)')?/g,
     (_, option: string, value?: string) => flagOf(option) + (value === undefined ? '' : ` ${value}`),
   )
 }

@@ -5,7 +5,7 @@ import type { ClientOptions, Dialect } from '../index.js'
 import type * as Api from '../index.js'
 import { Values, type Command, type OptionSpec } from './command.js'
 import { assertWorkdir } from './cbsd/workdir.js'
-import { defaultFile, defaults } from './settings.js'
+import { defaultFile, defaults, noMemoryStage } from './settings.js'
 import { suggestion } from './suggestion.js'
 import { UsageError } from './usage_error.js'
 import { parseCount } from './values.js'
@@ -168,8 +168,16 @@ export function clientFrom(api: typeof Api, values: Values): Api.CheckpointClien
   const uids = values.list('trusted-uid').map((uid) => parseCount(uid, '--trusted-uid'))
   const trustedUids = uids.length === 0 ? undefined : [0, process.geteuid?.() ?? 0, ...uids]
   const supervisor = values.text('supervisor') as ClientOptions['supervisor']
-  const options: ClientOptions = { runDirectory, checkpointDirectory, dialect, trustedUids, supervisor }
-  return api.createClient(options)
+  const memoryStage = memoryStageFrom(values)
+  return api.createClient({
+    ...{ runDirectory, checkpointDirectory, dialect, trustedUids, supervisor, memoryStage },
+  })
+}
+
+/** Every command with settings passes it, because `doctor` checks it. */
+function memoryStageFrom(values: Values): ClientOptions['memoryStage'] {
+  const directory = values.text('memory-stage')
+  return directory === undefined || directory === noMemoryStage ? undefined : { directory }
 }
 
 export function runDirectoryFrom(values: Values): string {

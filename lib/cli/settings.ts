@@ -4,11 +4,15 @@ import type { Setting, Values } from './command.js'
 import { type Entry, quoted, readSettingsFile } from './settings_file.js'
 import { UsageError } from './usage_error.js'
 
+/** The value of `memory_stage` that means no memory stage. */
+export const noMemoryStage = 'none'
+
 /** The same defaults as the library's. */
 export const defaults = {
   run_directory: '/var/run/bhyve',
   checkpoint_directory: '/var/db/bhyve-checkpoint',
   cbsd_workdir: '/usr/jails',
+  memory_stage: noMemoryStage,
 } as const
 export const defaultFile = '/usr/local/etc/bhyve-checkpoint.conf'
 
@@ -19,6 +23,7 @@ const names: Readonly<Record<Key, { option: string; variable: string }>> = {
   run_directory: { option: 'run-directory', variable: 'BHYVE_RUN_DIRECTORY' },
   checkpoint_directory: { option: 'checkpoint-directory', variable: 'BHYVE_CHECKPOINT_DIRECTORY' },
   cbsd_workdir: { option: 'cbsd', variable: 'cbsd_workdir' },
+  memory_stage: { option: 'memory-stage', variable: 'BHYVE_MEMORY_STAGE' },
 }
 const keys = Object.keys(defaults) as Key[]
 
@@ -75,20 +80,30 @@ function settingOf(
 ): Setting | undefined {
   const { option, variable } = names[key]
   const text = values.text(option)
-  // A relative workdir is refused later: the option's value is optional and must begin with a slash.
-  if (text !== undefined && text !== '')
-    return { key, value: key === 'cbsd_workdir' ? text : path.resolve(text), from: `--${option}` }
+  if (text !== undefined && text !== '') return { key, value: resolved(key, text), from: `--${option}` }
   const exported = environment[variable]
   if (exported !== undefined && exported !== '')
-    return { key, value: absolute(exported, variable), from: variable }
+    return { key, value: absolute(key, exported, variable), from: variable }
   const entry = entries.get(key)
   if (entry === undefined) return undefined
-  return { key, value: absolute(entry.value, `${entry.origin}: ${key}`), from: entry.origin }
+  return { key, value: absolute(key, entry.value, `${entry.origin}: ${key}`), from: entry.origin }
 }
 
-function absolute(value: string, what: string): string {
+/** The value of an option. */
+function resolved(key: Key, text: string): string {
+  // A relative workdir is refused later: the option's value is optional and must begin with a slash.
+  return key === 'cbsd_workdir' || isNone(key, text) ? text : path.resolve(text)
+}
+
+function isNone(key: Key, value: string): boolean {
+  return key === 'memory_stage' && value === noMemoryStage
+}
+
+function absolute(key: Key, value: string, what: string): string {
+  if (isNone(key, value)) return value
   if (path.isAbsolute(value) && !/\p{Cc}/u.test(value)) return path.normalize(value)
-  throw new UsageError(`${what} must be an absolute path: ${quoted(value)}`)
+  const wanted = key === 'memory_stage' ? `an absolute path or ${noMemoryStage}` : 'an absolute path'
+  throw new UsageError(`${what} must be ${wanted}: ${quoted(value)}`)
 }
 
 function withCbsdDirectory(list: readonly Setting[]): Setting[] {

@@ -2,7 +2,7 @@
 import fs from 'node:fs'
 import { UsageError } from './usage_error.js'
 
-/** Far more than three settings and their comments need. */
+/** Far more than four settings and their comments need. */
 const maxBytes = 64 * 1024
 const writableByOthers = 0o022
 

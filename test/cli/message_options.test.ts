@@ -7,7 +7,7 @@ import { optionsOf } from '../../dist/cli/parse.js'
 
 /** What only a program can cause: options that the command line always passes with valid values, or never. */
 const onlyPrograms = [
-  /[Tt]he option '(?:args|checkpointDirectory|connect|depth|devices|diskProviders|host|onFrozen|onProgress|processes|runs|signal|since|vms|zeroLayout)' (?:must|cannot|has)/,
+  /[Tt]he option '(?:args|checkpointDirectory|connect|depth|devices|diskProviders|host|memoryStage\.maxBytes|onFrozen|onProgress|processes|runs|signal|since|vms|zeroLayout)' (?:must|cannot|has)/,
   /'onFrozen' need a process of its own/,
   /The layout's 'directoryOf' returned/,
 ]

@@ -55,12 +55,42 @@ t.test('an option precedes the environment, then come the file and the default',
   t.strictSame(inForce({ file: `${file}.none` }, 'config'), [`${file}.none`, 'default, does not exist'])
 })
 
+t.test('the memory stage can be turned off for one command or one program', async (t) => {
+  const key = 'memory_stage'
+  const file = written(t, 'memory_stage = /file/memory\n')
+  const environment = { BHYVE_MEMORY_STAGE: '/environment/memory/../stage' }
+  const options = { 'memory-stage': 'memory' }
+  const used = (given: Given): string | undefined => settings(given).values.text('memory-stage')
+  t.strictSame(inForce({ file, environment, options }, key), [path.resolve('memory'), '--memory-stage'])
+  t.strictSame(inForce({ file, environment }, key), ['/environment/stage', 'BHYVE_MEMORY_STAGE'])
+  t.strictSame(inForce({ file }, key), ['/file/memory', `${file}:1`])
+  t.equal(used({ file }), '/file/memory')
+  t.strictSame(inForce({}, key), ['none', 'default'])
+  t.equal(used({}), undefined)
+  const off = { BHYVE_MEMORY_STAGE: 'none' }
+  t.strictSame(inForce({ file, environment: off }, key), ['none', 'BHYVE_MEMORY_STAGE'])
+  t.strictSame(inForce({ file, environment, options: { 'memory-stage': 'none' } }, key), [
+    'none',
+    '--memory-stage',
+  ])
+  t.strictSame(inForce({ environment: off, options }, key), [path.resolve('memory'), '--memory-stage'])
+  t.equal(inForce({ options: { 'memory-stage': './none' } }, key)[0], path.resolve('none'), 'a directory')
+  t.strictSame(inForce({ file: written(t, 'memory_stage = none\n') }, key)[0], 'none')
+  const wrong = 'BHYVE_MEMORY_STAGE must be an absolute path or none: "memory"'
+  t.equal(thrown({ environment: { BHYVE_MEMORY_STAGE: 'memory' } }), wrong)
+})
+
+t.test('only the memory stage can be none', async (t) => {
+  const environment = { BHYVE_RUN_DIRECTORY: 'none' }
+  t.equal(thrown({ environment }), 'BHYVE_RUN_DIRECTORY must be an absolute path: "none"')
+})
+
 t.test('--cbsd precedes a checkpoint directory that is not an option', async (t) => {
   const environment = { BHYVE_CHECKPOINT_DIRECTORY: '/checkpoints', cbsd_workdir: '/jails' }
   const { values, list } = settings({ environment, options: { cbsd: '' } })
   t.equal(values.text('cbsd'), '/jails')
   t.equal(values.text('checkpoint-directory'), undefined)
-  t.match(list, [{}, { value: '/jails/jails-system/<vm>/checkpoints', from: '--cbsd' }, {}, {}])
+  t.match(list, [{}, { value: '/jails/jails-system/<vm>/checkpoints', from: '--cbsd' }, {}, {}, {}])
   t.equal(settings({ environment, options: { cbsd: '/other' } }).values.text('cbsd'), '/other')
   const without = settings({ environment }).values
   t.equal(without.text('cbsd'), undefined, 'the work directory alone does not choose the layout of CBSD')

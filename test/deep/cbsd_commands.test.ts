@@ -8,6 +8,7 @@ import t, { type Test } from 'tap'
 import { cbsdLayout, type CheckpointClient, createClient } from 'bhyve-checkpoint'
 import type { SimulatorOptions } from 'bhyve-checkpoint/simulator'
 import { CliWorld, type Result } from '../support/cli.js'
+import { mounted } from '../support/image_world.js'
 import { childEnvironment, scratch, tree } from '../support/index.js'
 
 const programs = fileURLToPath(new URL('../../dist/cli/cbsd/', import.meta.url))
@@ -276,6 +277,27 @@ t.test('the configuration file has the directories', async (t) => {
     status: 0,
     stdout: `Checkpoint was created!: ${world.directoryOf('freebsd1')}/checkpoint.ckp\n`,
   })
+})
+
+const tmpfs = mounted(t, 'tmpfs', 4 * 2 ** 20)
+
+t.test('bcheckpoint uses the memory stage', { skip: tmpfs.skip }, async (t) => {
+  const world = new CbsdWorld(t)
+  await world.start('freebsd1')
+  const stage = path.join(tmpfs.directory, 'stage')
+  const create = () => world.run('bcheckpoint mode=create jname=freebsd1', { BHYVE_MEMORY_STAGE: stage })
+  const stdout = `Checkpoint was created!: ${world.directoryOf('freebsd1')}/checkpoint.ckp\n`
+  const first = await create()
+  t.match(first, { status: 0, stdout })
+  t.match(
+    first.stderr,
+    /^freebsd1\/checkpoint: written on the disk: the size of the guest's RAM is not known/m,
+  )
+  const second = await create()
+  t.match(second, { status: 0, stdout })
+  t.notMatch(second.stderr, 'written on the disk')
+  t.strictSame(tree(stage), [])
+  t.match(await world.run('bsuspend jname=freebsd1', { BHYVE_MEMORY_STAGE: stage }), { status: 0 })
 })
 
 /** The shell blocks of docs/cbsd.md. */

@@ -5,7 +5,8 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { CliWorld } from '../support/cli.js'
-import { childEnvironment } from '../support/index.js'
+import { mounted } from '../support/image_world.js'
+import { childEnvironment, tree } from '../support/index.js'
 
 const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
 
@@ -17,6 +18,7 @@ function run(
     env: childEnvironment({
       BHYVE_RUN_DIRECTORY: '',
       BHYVE_CHECKPOINT_DIRECTORY: '',
+      BHYVE_MEMORY_STAGE: '',
       cbsd_workdir: '',
       ...env,
     }),
@@ -56,6 +58,7 @@ t.test('commands use the environment and the file, and doctor prints the setting
       ['run_directory', 'BHYVE_RUN_DIRECTORY'],
       ['checkpoint_directory', `${file}:1`],
       ['cbsd_workdir', 'default'],
+      ['memory_stage', 'default'],
       ['config', '--config'],
     ],
   )
@@ -105,4 +108,66 @@ t.test('--cbsd does not create a missing work directory', async (t) => {
       command,
     )
   t.notOk(fs.existsSync(workdir))
+})
+
+const tmpfs = mounted(t, 'tmpfs', 4 * 2 ** 20)
+
+t.test('create uses the memory stage and prints why it does not', { skip: tmpfs.skip }, async (t) => {
+  const world = new CliWorld(t)
+  await world.start({ vm: 'vm1' })
+  await world.start({ vm: 'vm2', memoryBytes: 16 * 2 ** 20, zeroFraction: 0 })
+  const file = path.join(world.root, 'our.conf')
+  fs.writeFileSync(file, `memory_stage = ${tmpfs.directory}/stage\n`, { mode: 0o600 })
+  const command = (args: string[], env: Record<string, string> = {}) =>
+    world.run({ args: [...args, '--config', file], env: { BHYVE_MEMORY_STAGE: '', ...env } }, 'pipe')
+  const used = async (args: string[], env?: Record<string, string>): Promise<unknown[]> => {
+    const { stdout } = await command([...args, '--json'], env)
+    const { type, stage, diskReason } = JSON.parse(stdout.trim().split('\n').at(-1)!) as Record<
+      string,
+      string
+    >
+    return [type, stage, diskReason]
+  }
+  const reason = async (args: string[]): Promise<string | undefined> => {
+    const { status, stdout } = await command(args)
+    t.equal(status, 0)
+    return stdout.split('\n')[2]
+  }
+  t.equal(
+    await reason(['create', 'vm1']),
+    "  written on the disk: the size of the guest's RAM is not known before its first checkpoint",
+  )
+  t.equal(await reason(['create', 'vm1']), '', 'it went through memory')
+  t.equal(await reason(['create', 'vm1', '-v']), '  written into the memory stage first')
+  t.match(await command(['create', 'vm1', '-q']), { status: 0, stdout: '' })
+  t.strictSame(await used(['create', 'vm1']), ['checkpoint', 'memory', undefined])
+  t.strictSame(await used(['create', 'vm1', '--memory-stage', 'none']), ['checkpoint', undefined, undefined])
+  t.equal(await reason(['create', 'vm1', '-v', '--memory-stage', 'none']), '')
+  t.strictSame(await used(['create', 'vm1'], { BHYVE_MEMORY_STAGE: 'none' }), [
+    'checkpoint',
+    undefined,
+    undefined,
+  ])
+  t.equal(
+    await reason(['create', 'vm2', '--memory', '1M']),
+    '  written on the disk: the memory stage filled up during the save, so the guest was frozen twice',
+  )
+  t.equal(await reason(['create', 'vm2']), '  written on the disk: the memory stage is full')
+  t.strictSame(tree(`${tmpfs.directory}/stage`), [])
+  t.equal(await reason(['suspend', 'vm2', '-v']), '', 'a suspend never goes through memory')
+  t.strictSame(await used(['suspend', 'vm1']), ['checkpoint', 'disk', 'suspend'])
+  t.match(await command(['suspend', 'vm1', '--memory-stage', '/x']), { status: 2, stderr: /Unknown option/ })
+})
+
+t.test('create fails if the memory stage cannot be used, and names the option', async (t) => {
+  const world = new CliWorld(t)
+  await world.start({ vm: 'vm1' })
+  const command = (directory: string) =>
+    world.run({ args: ['create', 'vm1', '--memory', '1M', '--memory-stage', directory] }, 'pipe')
+  t.match(await command('/'), {
+    status: 2,
+    stderr: /^bhyve-checkpoint: --memory-stage must be an absolute path/,
+  })
+  t.match(await command(world.root), { status: 2, stderr: /memory stage '.*' is not on a tmpfs/ })
+  t.match(await world.run({ args: ['list', 'vm1'] }, 'pipe'), { stdout: '', stderr: /no checkpoints/ })
 })

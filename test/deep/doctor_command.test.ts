@@ -3,6 +3,7 @@ import fs from 'node:fs'
 import path from 'node:path'
 import t from 'tap'
 import { CliWorld } from '../support/cli.js'
+import { mounted } from '../support/image_world.js'
 import { tree } from '../support/index.js'
 
 const args = [
@@ -55,4 +56,27 @@ t.test('doctor: the exit status is that of the worst finding', async (t) => {
   const types = lines.map((line) => (JSON.parse(line) as { type: string }).type)
   t.strictSame([...new Set(types)], ['finding', 'setting'])
   t.notOk(fs.existsSync(path.join(world.checkpointDirectory, 'vm1')))
+})
+
+const tmpfs = mounted(t, 'tmpfs', 2 ** 20)
+
+t.test('doctor: checks the memory stage if one is configured', { skip: tmpfs.skip }, async (t) => {
+  const world = new CliWorld(t)
+  const doctor = (stage: string) =>
+    world.run({ args: ['doctor'], env: { BHYVE_MEMORY_STAGE: stage } }, 'pipe')
+  const none = await doctor('')
+  t.equal(none.status, 0)
+  t.notMatch(none.stdout, 'memory-stage-')
+  t.match(none.stdout, /^memory_stage +none +default$/m)
+  const usable = await doctor(`${tmpfs.directory}/stage`)
+  t.equal(usable.status, 0)
+  t.match(usable.stdout, /^ok +- +memory-stage-usable +the memory stage '.*stage' is on a tmpfs/m)
+  t.match(usable.stdout, /^memory_stage +\/.*\/stage +BHYVE_MEMORY_STAGE$/m)
+  t.strictSame(fs.readdirSync(tmpfs.directory), [], 'nothing was created')
+  const onDisk = await doctor(world.root)
+  t.equal(onDisk.status, 6)
+  t.match(onDisk.stdout, /^problem +- +memory-stage-unusable .* is not on a tmpfs\n {2}Mount one there/m)
+  const missing = await doctor(`${world.root}/none/stage`)
+  t.equal(missing.status, 6)
+  t.match(missing.stdout, /ENOENT\n {2}Create it on a tmpfs, .*, or check --memory-stage$/m)
 })

@@ -1,8 +1,8 @@
 /** create, suspend. */
-import type { Checkpoint, CreateOptions } from '../../index.js'
+import type { CreatedCheckpoint, CreateOptions } from '../../index.js'
 import type { Command, Context, OptionSpec, Values } from '../command.js'
 import { argumentsToRecord, recordOptions, recordsArguments } from '../bhyve_arguments.js'
-import { checkpointMessage, savedLines } from '../checkpoint_text.js'
+import { checkpointMessage, diskReasonText, savedLines } from '../checkpoint_text.js'
 import { diskOptions, diskSelections, isAutomatic } from '../disks.js'
 import { exitStatus } from '../exit_status.js'
 import { parseLabels } from '../labels.js'
@@ -67,9 +67,16 @@ async function createOptions(context: Context, signal: AbortSignal): Promise<Cre
   }
 }
 
-function saved({ output }: Context, checkpoint: Checkpoint, verb: string): number {
-  output.confirm(checkpointMessage(checkpoint), savedLines(checkpoint, verb))
+function saved({ output, values }: Context, checkpoint: CreatedCheckpoint, verb: string): number {
+  const lines = [...savedLines(checkpoint, verb), ...stageLines(checkpoint, values.has('verbose'))]
+  output.confirm(checkpointMessage(checkpoint), lines)
   return exitStatus.done
+}
+
+function stageLines(checkpoint: CreatedCheckpoint, isVerbose: boolean): string[] {
+  const reason = diskReasonText(checkpoint)
+  if (reason !== undefined) return [`  ${reason}`]
+  return isVerbose && checkpoint.stage === 'memory' ? ['  written into the memory stage first'] : []
 }
 
 /** Without this process, nothing would capture the disks of a suspended VM. */
@@ -92,9 +99,9 @@ async function reportLeft({ client, output }: Context, vm: string, advice: strin
 const nothingSent = 'nothing was sent to bhyve; the previous checkpoint is unchanged'
 
 /** How a save is started, and how its result is printed. */
-type Saving = Pick<InterruptibleCall<Checkpoint>, 'start' | 'done'>
+type Saving = Pick<InterruptibleCall<CreatedCheckpoint>, 'start' | 'done'>
 
-export function creating(context: Context, vm: string, saving: Saving): InterruptibleCall<Checkpoint> {
+export function creating(context: Context, vm: string, saving: Saving): InterruptibleCall<CreatedCheckpoint> {
   const { output, values } = context
   const isLeft = isNoWait(values)
   return {
@@ -116,7 +123,11 @@ export function creating(context: Context, vm: string, saving: Saving): Interrup
   }
 }
 
-export function suspending(context: Context, vm: string, saving: Saving): InterruptibleCall<Checkpoint> {
+export function suspending(
+  context: Context,
+  vm: string,
+  saving: Saving,
+): InterruptibleCall<CreatedCheckpoint> {
   const since = new Date()
   const { client, output, values } = context
   const isLeft = isNoWait(values)
@@ -146,12 +157,21 @@ export function suspending(context: Context, vm: string, saving: Saving): Interr
   }
 }
 
+const memoryStageOption: Readonly<Record<string, OptionSpec>> = {
+  'memory-stage': {
+    value: 'dir',
+    help:
+      'Directory on a tmpfs that bhyve writes into before the files are copied to the disk, so that the guest is ' +
+      "frozen for less time; 'none' turns it off (default: $BHYVE_MEMORY_STAGE, or none)",
+  },
+}
+
 export const create: Command = {
   name: 'create',
   usage: '<vm> [name]',
   summary: 'Save a running VM as a checkpoint; the VM continues to run',
   example: 'bhyve-checkpoint create vm1 before-upgrade',
-  options,
+  options: { ...options, ...memoryStageOption },
   positionals: [1, 2],
   takesRest: takesArguments,
   run: (context) => {
