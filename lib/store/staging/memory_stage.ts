@@ -55,9 +55,13 @@ export function enterMemory(handle: StageHandle, request: MemoryStageRequest): M
 }
 
 function openRoot(where: string): Directory {
-  using parent = Directory.openPath(path.dirname(where))
-  parent.make(path.basename(where))
-  const root = parent.open(path.basename(where))
+  using parent = openParent(where)
+  const name = path.basename(where)
+  if (parent.statusIfAny(name) === undefined) {
+    assertTmpfs(parent, where)
+    parent.make(name)
+  }
+  const root = parent.open(name)
   try {
     assertUsable(root)
     return root
@@ -67,12 +71,19 @@ function openRoot(where: string): Directory {
   }
 }
 
+function openParent(where: string): Directory {
+  const parent = Directory.openPathIfAny(path.dirname(where))
+  if (parent !== undefined) return parent
+  const message = `The memory stage '${where}' cannot be created, because '${path.dirname(where)}' does not exist`
+  throw new CheckpointError('ERR_INVALID_OPTION', message, { path: where })
+}
+
 /**
  * Throws what `enterMemory` would throw, and changes nothing. A memory stage that is missing would be created in its
  * parent.
  */
 export function assertMemoryStage(where: string): void {
-  using parent = Directory.openPath(path.dirname(where))
+  using parent = openParent(where)
   using root = parent.openIfAny(path.basename(where))
   if (root !== undefined) {
     assertUsable(root)
