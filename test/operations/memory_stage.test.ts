@@ -127,7 +127,7 @@ t.test('memory stage: twenty guests whose RAM is three times as much', needsTmpf
 
 /** Kernel and metadata files are small, and are not counted. */
 function usedIn(directory: string): number {
-  const files = tree(directory).filter((file) => file.endsWith("ckp"))
+  const files = tree(directory).filter((file) => file.endsWith('ckp'))
   return files.reduce((sum, file) => {
     const status = fs.statSync(path.join(directory, file), { throwIfNoEntry: false })
     return sum + (status?.blocks ?? 0) * 512
