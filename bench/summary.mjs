@@ -1,4 +1,4 @@
-/** `npm run bench -- summary` prints the aims and the measured values, as the table of docs/performance.md. */
+/** `npm run bench -- summary` prints the aims and the measured values, as the table of docs/benchmarks.md. */
 import { readResult } from './support/harness.mjs'
 
 const names = [

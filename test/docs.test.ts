@@ -163,7 +163,7 @@ const shellBlocks: Readonly<Record<string, (t: Test, block: string) => Promise<v
       t.equal(digests?.[0], digests?.[1], 'the digest of the chunk is the one in the manifest')
     })
   },
-  'docs/performance.md': async (t, block) => {
+  'docs/benchmarks.md': async (t, block) => {
     const manifest = JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8')) as {
       scripts: Record<string, string>
     }

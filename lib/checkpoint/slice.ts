@@ -41,7 +41,7 @@ interface ScanResult {
 
 /**
  * Shorter runs of zeros stay allocated. Thousands of small holes slow down the scan, the fsync, and above all the
- * removal of a file (docs/performance.md).
+ * removal of a file (docs/benchmarks.md).
  */
 export const minHoleBytes = 64 * 1024
 
