@@ -1,4 +1,4 @@
-// Terminates a Worker in the middle of a call. The main thread then counts the leaked descriptors.
+// Terminates Workers in the middle of a call. The main thread then counts the leaked descriptors.
 import { readdirSync } from 'node:fs'
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads'
 
@@ -10,9 +10,9 @@ if (!isMainThread) {
   await client.createCheckpoint('vm1', { onProgress }).catch(() => undefined)
   parentPort.postMessage('done')
 } else {
-  const [runDirectory, checkpointDirectory, phase, rounds] = process.argv.slice(2)
+  const [runDirectory, checkpointDirectory, rounds, ...phases] = process.argv.slice(2)
   const descriptors = () => readdirSync('/dev/fd').length
-  const round = async (index) => {
+  const round = async (phase, index) => {
     const worker = new Worker(new URL(import.meta.url), {
       workerData: { runDirectory, checkpointDirectory, phase },
     })
@@ -21,11 +21,13 @@ if (!isMainThread) {
     for (let spin = 0; spin < index * 20_000; spin++) Math.random()
     await worker.terminate()
   }
-  await round(0)
+  await round(phases[0], 0)
   const before = descriptors()
-  for (let index = 0; index < Number(rounds); index++) await round(index)
+  for (const phase of phases) {
+    for (let index = 0; index < Number(rounds); index++) await round(phase, index)
+    console.log(JSON.stringify({ phase, leaked: descriptors() - before }))
+  }
   const { createClient } = await import('bhyve-checkpoint')
-  console.log(JSON.stringify({ leaked: descriptors() - before }))
   const client = createClient({ runDirectory, checkpointDirectory, dialect: 'descriptor' })
   const checkpoint = await client.createCheckpoint('vm1', { name: 'after' })
   console.log(JSON.stringify({ name: checkpoint.name }))
