@@ -116,8 +116,11 @@ t.test('create: each failing system call leaves the previous or the new checkpoi
   let before = await client.createCheckpoint('vm1')
   const owned = native.ownedDescriptors()
   let failures = 0
-  for (const error of [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EINTR]) {
-    for (let at = 1; ; at++) {
+  // Each call fails with EIO, and with one of the other errors.
+  const others = [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EINTR]
+  const strikes = others.map((error, index) => ({ error, first: index + 1, step: others.length }))
+  for (const { error, first, step } of [{ error: errno.EIO, first: 1, step: 1 }, ...strikes]) {
+    for (let at = first; ; at += step) {
       const result = await injector.during(at, error, () => client.createCheckpoint('vm1'))
       await client.idle()
       const what = `${injector.struck}, call ${at}`
@@ -139,7 +142,7 @@ t.test('create: each failing system call leaves the previous or the new checkpoi
       if (injector.struck === '') break
     }
   }
-  t.ok(failures > 300, `${failures} failures, and the previous or the new checkpoint was always complete`)
+  t.ok(failures > 120, `${failures} failures, and the previous or the new checkpoint was always complete`)
 })
 
 t.test('destroy, prune and pin: a failing system call leaves listed checkpoints complete', async (t) => {
@@ -237,12 +240,12 @@ t.test('create: a kill at any call leaves a complete checkpoint', { timeout: 300
   const output = await new Promise<string>((resolve) => {
     execFile(
       process.execPath,
-      [script, '--seed', '100000', '--count', '100'],
+      [script, '--seed', '100000', '--count', '30'],
       options,
       (_error, stdout, stderr) => resolve(stdout + stderr),
     )
   })
-  t.match(output, /^1\d\d kills in \d+ stores, all outcomes legal/)
+  t.match(output, /^[34]\d kills in \d+ stores, all outcomes legal/)
 })
 
 /** Mounts a file system that is small enough to fill up. Undefined without permission to mount. */
