@@ -44,7 +44,8 @@ export function pack(t: Test): Packed {
   )
   fs.mkdirSync(path.dirname(path.join(copy, prebuild)), { recursive: true })
   fs.copyFileSync(path.join(root, 'build/Release/bhyve_checkpoint.node'), path.join(copy, prebuild))
-  return packDirectory(copy, directory)
+  const [packed] = packDirectories([copy], directory)
+  return packed!
 }
 
 function packedSources(): string[] {
@@ -70,12 +71,17 @@ export function runtimeDependencies(): string[] {
   return [...found]
 }
 
-export function packDirectory(directory: string, destination: string): Packed {
-  const args = ['pack', directory, '--json', '--ignore-scripts', '--pack-destination', destination]
+/** Packs each of the directories, with one npm. */
+function packDirectories(directories: readonly string[], destination: string): Packed[] {
+  const args = ['pack', ...directories, '--json', '--ignore-scripts', '--pack-destination', destination]
   const output = npm(destination, ownEnvironment(), ...args)
-  const [packed] = JSON.parse(output) as { filename: string; size: number; files: PackedFile[] }[]
-  if (packed === undefined) throw new Error('npm packed nothing')
-  return { tarball: path.join(destination, packed.filename), size: packed.size, files: packed.files }
+  const packed = JSON.parse(output) as { filename: string; size: number; files: PackedFile[] }[]
+  if (packed.length !== directories.length) throw new Error(`npm packed ${String(packed.length)} packages`)
+  return packed.map(({ filename, size, files }) => ({
+    tarball: path.join(destination, filename),
+    size,
+    files,
+  }))
 }
 
 /**
@@ -95,13 +101,23 @@ export function install(t: Test, packed: Packed): Project {
   fs.symlinkSync(process.execPath, path.join(tools, 'node'))
   fs.symlinkSync('/bin/sh', path.join(tools, 'sh'))
   const env = ownEnvironment({ PATH: tools })
-  const dependencies = runtimeDependencies().map(
-    (name) => packDirectory(path.join(root, 'node_modules', name), directory).tarball,
-  )
+  const dependencies = runtimeDependencies().map((name) => path.join(root, 'node_modules', name))
+  const tarballs = packDirectories(dependencies, directory).map(({ tarball }) => tarball)
   fs.writeFileSync(path.join(project, 'package.json'), '{ "private": true, "type": "module" }\n')
   const flags = ['--offline', '--no-audit', '--no-fund', '--cache', path.join(directory, 'cache')]
-  npm(project, env, 'install', ...flags, packed.tarball, ...dependencies)
+  npm(project, env, 'install', ...flags, packed.tarball, ...tarballs)
   return { directory: project, installed: path.join(project, 'node_modules/bhyve-checkpoint'), env }
+}
+
+/** A copy of an installed project, for a test that changes it. */
+export function copyOf(t: Test, { directory, env }: Project): Project {
+  const copy = path.join(fs.realpathSync(scratch(t)), 'project')
+  for (const entry of ['package.json', 'node_modules'])
+    fs.cpSync(path.join(directory, entry), path.join(copy, entry), {
+      recursive: true,
+      verbatimSymlinks: true,
+    })
+  return { directory: copy, installed: path.join(copy, 'node_modules/bhyve-checkpoint'), env }
 }
 
 export function npm(cwd: string, env: NodeJS.ProcessEnv, ...args: string[]): string {
