@@ -9,7 +9,7 @@ import { checkpointFiles, scratch, tree, until } from '../support/index.js'
 import { start } from '../support/creating.js'
 
 const MiB = 1024 * 1024
-const rounds = 24
+const rounds = 12
 
 for (const [dialect, victims] of [
   // A bhyve that replies dies if nobody is left to read the reply.
@@ -28,7 +28,7 @@ async function kills(t: Test, dialect: 'reply' | 'descriptor', victims: readonly
   let held = 0
   for (let round = 0; round < rounds; round++) {
     const victim = victims[round % victims.length]
-    const child = spawn(process.execPath, [script, bhyve.runDirectory, checkpointDirectory, '600000', '40'], {
+    const child = spawn(process.execPath, [script, bhyve.runDirectory, checkpointDirectory, '600000', '60'], {
       stdio: ['ignore', 'pipe', 'ignore'],
     })
     const manager = child.pid ?? 0
