@@ -1,4 +1,4 @@
-/** Modules of lib/ import only downwards, and the lint rule detects every violation. */
+/** The lint rule detects every import of lib/ that is not downwards. `npm run lint:floors` applies it to lib/. */
 import { execFile } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
@@ -22,8 +22,7 @@ function cruise(directory: string): Promise<{ code: number; output: string }> {
   })
 }
 
-t.test('lib/ follows the import rules', async (t) => {
-  t.match(await cruise(root), { code: 0 })
+t.test('lib/ contains one loose file', async (t) => {
   const entries = fs.readdirSync(path.join(root, 'lib'), { withFileTypes: true })
   t.same(
     entries.filter((entry) => entry.isFile()).map(({ name }) => name),
