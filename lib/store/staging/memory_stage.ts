@@ -7,7 +7,7 @@ import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import process from 'node:process'
-import { CheckpointError } from '../../base/errors.js'
+import { CheckpointError, isExhausted } from '../../base/errors.js'
 import { loadNative } from '../../base/native.js'
 import { memorySuffix } from '../../base/names.js'
 import type { DiskReason } from '../../base/types.js'
@@ -113,21 +113,30 @@ function assertTmpfs(directory: Directory, where: string): void {
 
 /**
  * The owner has died. Removes what no stage claims. A stage that claims it is recovered as any other: returns the
- * directory of its VM.
+ * directory of its VM. What cannot be decided now is left, and blocks no other stage.
  */
 function leftBy(root: Directory, id: string): string[] {
-  const claimed = claimOf(root, id)
-  if (claimed === undefined) removeRubbish(root, id)
-  return claimed === undefined ? [] : [claimed]
+  try {
+    const claimed = claimOf(root, id)
+    if (claimed !== undefined) return [claimed]
+    removeRubbish(root, id)
+    return []
+  } catch (error) {
+    if (!(error instanceof CheckpointError) || isExhausted(error)) throw error
+    return []
+  }
 }
 
+/** The path is empty or cut if the owner died while it wrote the record. It had not recorded the entry then. */
 function claimOf(root: Directory, id: string): string | undefined {
   using entry = root.openIfAny(id)
   if (entry?.statusIfAny(ownerRecord) === undefined) return undefined
   const stagePath = entry.readText(ownerRecord, pathMaxBytes)
+  const end = stagePath.lastIndexOf(`/${stagingName}/`)
+  if (!stagePath.startsWith('/') || end === -1) return undefined
   using stage = Directory.openRealDirectoryIfAny(stagePath)
   if (stage === undefined || memoryIdentityOf(stage) !== entry.ownStatus().identity) return undefined
-  return stagePath.slice(0, stagePath.lastIndexOf(`/${stagingName}/`))
+  return stagePath.slice(0, end)
 }
 
 interface Entry {

@@ -131,6 +131,30 @@ t.test('memory stage: what a dead process left without a stage is removed', need
   t.end()
 })
 
+t.test('memory stage: entries that a process left while it made them block no other', needsTmpfs, (t) => {
+  const ledger = new Ledger(t)
+  const records = [
+    '',
+    '/',
+    'relative/.staging/x',
+    '/cut/.stag',
+    '/dev/null/.staging/x',
+    `/${'x'.repeat(300)}/.staging/x`,
+  ]
+  for (const [index, record] of records.entries()) {
+    const entry = path.join(ledger.directory, `left${index}`)
+    fs.mkdirSync(path.join(entry, 'in'), { recursive: true })
+    fs.writeFileSync(path.join(entry, 'size'), index % 2 === 0 ? '' : '1')
+    fs.writeFileSync(path.join(entry, 'stage'), record)
+  }
+  fs.chmodSync(ledger.directory, 0o700)
+  const stage = ledger.stage()
+  t.match(ledger.enter(stage, MiB), { kind: 'admitted' })
+  const undecided = fs.readdirSync(ledger.directory).filter((entry) => entry.startsWith('left'))
+  t.strictSame(undecided, ['left4', 'left5'], 'a path that cannot be opened may be that of a stage')
+  t.end()
+})
+
 t.test(
   'memory stage: a complete checkpoint of a dead process is kept if bhyve has ended',
   needsTmpfs,
