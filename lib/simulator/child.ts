@@ -53,6 +53,8 @@ export async function launch(settings: ProcessSettings): Promise<SimulatorProces
     // NODE_OPTIONS may load modules that are meant for the parent only.
     env: { ...process.env, NODE_OPTIONS: undefined },
     stdio: ['pipe', 'pipe', 'inherit'],
+    // In a session of its own: a Ctrl-C in the terminal is for the parent, which ends the simulator.
+    detached: true,
   })
   const exited = new Promise<Exit>((resolved) => {
     child.once('exit', (code, signal) => {
