@@ -431,7 +431,7 @@ t.test('diagnose: reports whether a memory stage can be used', { skip: tmpfs.ski
   const none = path.join(tmpfs.directory, 'none/stage')
   await unusable(
     none,
-    /^the memory stage '.*stage' cannot be used: .* failed with ENOENT$/,
+    /^The memory stage '.*stage' cannot be created, because '.*none' does not exist$/,
     /^Create it on a tmpfs/,
   )
   fs.symlinkSync(scratch(t), path.join(tmpfs.directory, 'link'))

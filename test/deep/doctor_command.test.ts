@@ -78,5 +78,5 @@ t.test('doctor: checks the memory stage if one is configured', { skip: tmpfs.ski
   t.match(onDisk.stdout, /^problem +- +memory-stage-unusable .* is not on a tmpfs\n {2}Mount one there/m)
   const missing = await doctor(`${world.root}/none/stage`)
   t.equal(missing.status, 6)
-  t.match(missing.stdout, /ENOENT\n {2}Create it on a tmpfs, .*, or check --memory-stage$/m)
+  t.match(missing.stdout, /does not exist\n {2}Create it on a tmpfs, .*, or check --memory-stage$/m)
 })
