@@ -47,6 +47,8 @@ export type FindingCode =
   | 'compression-off'
   | 'memory-stage-usable'
   | 'memory-stage-unusable'
+  | 'memory-stage-large'
+  | 'memory-stage-stranded'
   | 'space-enough'
   | 'space-short'
   | 'space-unknown'

@@ -20,15 +20,23 @@ export type Dialect = 'struct' | 'path' | 'descriptor'
  * Why bhyve wrote a checkpoint on the disk although the client has a memory stage.
  *
  * - `suspend`: the state of a suspended VM is never written into memory only
- * - `memory-size-unknown`: the VM has no checkpoint yet, and `memoryBytes` was not given
+ * - `memory-size-unknown`: `memoryBytes` was not given, and this bhyve has written no checkpoint yet. The VM may have more
+ *   RAM than at its last checkpoint
  * - `path-too-long`: the path of the memory stage is too long for the dialect
+ * - `memory-stage-busy`: another process holds the lock of the memory stage
  * - `memory-stage-full`: `maxBytes` or the tmpfs has no room for the RAM, beside what is there and announced
  * - `host-memory`: the host has too little available memory. It keeps a tenth of its memory, and at least 1 GiB
  * - `filled-up`: the tmpfs filled up while bhyve wrote. The checkpoint was requested once more, so the guest was frozen
  *   twice
  */
 export type DiskReason =
-  'suspend' | 'memory-size-unknown' | 'path-too-long' | 'memory-stage-full' | 'host-memory' | 'filled-up'
+  | 'suspend'
+  | 'memory-size-unknown'
+  | 'path-too-long'
+  | 'memory-stage-busy'
+  | 'memory-stage-full'
+  | 'host-memory'
+  | 'filled-up'
 
 /** Where bhyve wrote a checkpoint. `diskReason` is present with `'disk'`. */
 export interface StageUsed {
@@ -71,13 +79,17 @@ export interface ClientOptions {
   supervisor?: 'mine' | 'vm-bhyve' | undefined
   /**
    * A directory on a tmpfs that bhyve may write live checkpoints into, so that the guest is frozen for as long as memory
-   * takes and not the disk. When bhyve has finished, the files are copied to the disk, and the memory is given back. A
+   * takes and not the disk. When bhyve has finished, the files are copied to the disk, and the memory is freed. A
    * checkpoint that does not fit is written on the disk: `diskReason` of the result reports why. Never used for a suspend,
    * because a reboot would lose the VM.
    *
    * The directory is created if necessary. It must belong to the user that this program runs as, and no other user may
-   * write there. `maxBytes` limits the RAM of all guests that are in it at a time, of all programs that use it with the
-   * same limit. Default: what the tmpfs holds. Default of `memoryStage`: none.
+   * write there. It must not be in the checkpoint directory. One for each host: programs with different ones do not count
+   * each other's RAM. Default: none.
+   *
+   * `maxBytes` limits which checkpoints are admitted: the RAM of all guests that are in the directory at a time, of all
+   * programs that use it with the same limit. Default: what the tmpfs holds. Only the size of the tmpfs limits what a
+   * bhyve writes. Choose one that the host can spare.
    *
    * `createCheckpoint` rejects with `ERR_INVALID_OPTION` if the directory is not on a tmpfs, and with `ERR_PERMISSION` if
    * another user could write there. Nothing was sent to bhyve then.

@@ -25,6 +25,8 @@ export interface Located {
   ownerUid: number
   /** Identifies the file of the socket. */
   identity: string
+  /** Not before bhyve created the socket, in milliseconds since the epoch. */
+  changedMs: number
 }
 
 const othersWrite = 0o002
@@ -44,11 +46,16 @@ export function locateSocket(target: Target): Located[] {
     throw other === undefined ? noSocket(target) : notASocket(target, other.candidate.socketPath)
   return sockets.map(({ candidate, status }) => {
     const identity = `${status.dev}:${status.ino}:${status.ctimeMs}`
-    return { ...candidate, identity, ownerUid: checkedOwner(status, candidate.socketPath, target) }
+    return {
+      ...candidate,
+      identity,
+      changedMs: status.ctimeMs,
+      ownerUid: checkedOwner(status, candidate.socketPath, target),
+    }
   })
 }
 
-function candidates({ runDirectory, vm, dialect }: Target): Omit<Located, 'ownerUid' | 'identity'>[] {
+function candidates({ runDirectory, vm, dialect }: Target): Pick<Located, 'socketPath' | 'kind'>[] {
   const struct = { socketPath: `${runDirectory}/checkpoint/${vm}`, kind: 'struct' } as const
   const nvlist = { socketPath: `${runDirectory}/${vm}`, kind: 'nvlist' } as const
   if (dialect === 'auto') return [struct, nvlist]

@@ -20,8 +20,9 @@ export function savedLines(checkpoint: Checkpoint, verb: string): string[] {
 
 /** The state of a suspended VM is always written on the disk. */
 const diskReasons: Readonly<Record<Exclude<DiskReason, 'suspend'>, string>> = {
-  'memory-size-unknown': "the size of the guest's RAM is not known before its first checkpoint",
+  'memory-size-unknown': "the size of the guest's RAM is not known before the first checkpoint of its bhyve",
   'path-too-long': 'the path of the memory stage is too long for this bhyve',
+  'memory-stage-busy': 'another process holds the lock of the memory stage',
   'memory-stage-full': 'the memory stage is full',
   'host-memory': 'the host has too little free memory',
   'filled-up': 'the memory stage filled up during the save, so the guest was frozen twice',

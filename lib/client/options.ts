@@ -1,4 +1,5 @@
 /** Checks the options of a client and fills in the defaults. */
+import path from 'node:path'
 import { assertOptions, invalid } from '../base/assertions.js'
 import { membersOf } from '../base/union_members.js'
 import type { DiskProvider } from '../base/disk_types.js'
@@ -55,7 +56,7 @@ export function clientSettings(options: ClientOptions, environment: Environment)
     trustedUids,
     vmmDirectory: environment.vmmDirectory,
   }
-  const memoryStage = memoryStageFrom(options.memoryStage)
+  const memoryStage = memoryStageFrom(options.memoryStage, checkpointDirectory)
   return { target, diskProviders, supervisor, memoryStage, ...layoutFrom(checkpointDirectory) }
 }
 
@@ -81,12 +82,17 @@ function assertSupervisor(supervisor: unknown): void {
     throw invalid("The option 'supervisor' must be 'mine' or 'vm-bhyve'", supervisor)
 }
 
-function memoryStageFrom(value: unknown): ClientSettings['memoryStage'] {
+function memoryStageFrom(value: unknown, checkpoints: string | Layout): ClientSettings['memoryStage'] {
   if (value === undefined) return undefined
   assertOptions(value, "the option 'memoryStage'", ['directory', 'maxBytes'])
   const { directory, maxBytes } = value as { directory?: unknown; maxBytes?: unknown }
   const isPath = typeof directory === 'string' && /^\/+[^/]/.test(directory) && !directory.includes('\0')
   if (!isPath) throw invalid("The option 'memoryStage.directory' must be an absolute path", directory)
+  if (
+    typeof checkpoints === 'string' &&
+    `${path.resolve(directory)}/`.startsWith(`${path.resolve(checkpoints)}/`)
+  )
+    throw invalid("The option 'memoryStage.directory' must not be in the checkpoint directory", directory)
   if (maxBytes !== undefined && (!Number.isSafeInteger(maxBytes) || (maxBytes as number) < 1))
     throw invalid("The option 'memoryStage.maxBytes' must be a positive whole number", maxBytes)
   return { directory: trimmed(directory), maxBytes: maxBytes as number | undefined }

@@ -7,7 +7,7 @@ import { isUnrestored } from '../checkpoint/unrestored.js'
 import { Directory } from '../fs/directory.js'
 import { assertReplaceable } from '../store/commit/replaceable.js'
 import { restSuffix, stagingName } from '../store/paths.js'
-import { lastMemoryBytes } from '../store/staging/space.js'
+import { lastSizeIn } from '../store/staging/space.js'
 import { inspectDirectory, type DirectoryReport } from './directory_report.js'
 import { inspectStaging, type StagingReport } from './staging_report.js'
 
@@ -54,10 +54,7 @@ function inspectStore({ vm, directory: path, only }: VmDirectory): StoreReport {
     if (directory === undefined) return base
     const names = checkpointNames(directory).filter((name) => only === undefined || name === only)
     const listed = new Map(names.sort().map((name) => [name, listedCheckpoint(directory, vm, name)]))
-    const memoryBytes = lastMemoryBytes(
-      directory,
-      (name) => listed.get(name) ?? listedCheckpoint(directory, vm, name),
-    )
+    const last = lastSizeIn(directory, (name) => listed.get(name) ?? listedCheckpoint(directory, vm, name))
     return {
       ...base,
       checkpoints: [...listed.values()].flat().map((one) => stateOf(directory, one)),
@@ -65,7 +62,7 @@ function inspectStore({ vm, directory: path, only }: VmDirectory): StoreReport {
         .entries()
         .filter((entry) => entry.endsWith(restSuffix))
         .sort(),
-      ...(memoryBytes === undefined ? {} : { memoryBytes }),
+      ...(last && { memoryBytes: last.bytes }),
       ...stagingOf(directory),
     }
   } catch (error) {

@@ -186,6 +186,13 @@ export class Directory implements Disposable {
     return this.readStart(name, maxBytes).toString('utf8')
   }
 
+  /** As `readText`. `maxBytes` is at most 64 KiB. */
+  readTextIfAny(name: string, maxBytes: number): string | undefined {
+    const bytes = startBuffer.subarray(0, maxBytes)
+    const read = loadNative().readStartAt(this.descriptor, name, bytes)
+    return ifAny(read, 'Reading a file', this.pathOf(name), (length) => bytes.toString('utf8', 0, length))
+  }
+
   #fill(bytes: Buffer, name: string): number {
     return succeed(
       loadNative().readStartAt(this.descriptor, name, bytes),

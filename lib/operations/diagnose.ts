@@ -103,14 +103,11 @@ async function directoryFindings({ store, vmJobs, target, facts }: DiagnosisCont
 async function memoryFindings({ store, memoryStage }: DiagnosisContext): Promise<Finding[]> {
   if (memoryStage === undefined) return []
   const { directory } = memoryStage
-  const fault = await store.jobs.assertMemoryStage(directory).then(
-    () => undefined,
-    (error: unknown) => {
-      if (isExhausted(error)) throw error
-      return toCheckpointError(error, 'Opening the memory stage')
-    },
-  )
-  return memoryStageFindings(directory, fault)
+  const stage = await store.jobs.inspectMemoryStage(directory).catch((error: unknown) => {
+    if (isExhausted(error)) throw error
+    return toCheckpointError(error, 'Opening the memory stage')
+  })
+  return memoryStageFindings(directory, stage)
 }
 
 async function mountFindings(reports: readonly DirectoryReport[], facts: HostFacts): Promise<Finding[]> {

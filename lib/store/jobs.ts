@@ -43,7 +43,6 @@ const kinds = {
  */
 const locking: ReadonlySet<string> = new Set<keyof Jobs>([
   'createStage',
-  'enterMemory',
   'recoverDirectory',
   'assertNameFree',
   'removeOrphans',

@@ -16,10 +16,17 @@ export const stagingName = '.staging'
 export const inboxName = 'in'
 /** In a stage: the reservation. It is the number of bytes of RAM that bhyve is going to write. */
 export const sizeRecord = 'size'
+/**
+ * In the memory stage: the directory of our own. Short, for the path in a request of the `struct` dialect. It is removed
+ * when it is empty.
+ */
+export const memoryStagingName = '.memory-stage'
 /** In a stage: where its directory in the memory stage is (`receiving.ts`). */
 export const memoryRecord = 'memory'
-/** In a directory of the memory stage: the path of the stage that it belongs to. */
+/** In an entry of the memory stage: the path of the stage that it belongs to. */
 export const ownerRecord = 'stage'
+/** Beside the inbox: a small file that shows what the file system can do. It is removed at once. */
+export const trialName = 'trial'
 /** In a stage: the digests of the RAM's chunks, until they are copied into the manifest. */
 export const digestList = 'digests'
 /**
@@ -55,12 +62,16 @@ const longestId = 12
 
 /** The longest request path that a stage in this directory can have. */
 export function longestRequestPath(directory: string): string {
-  return longestMemoryPath(`${directory}/${stagingName}`)
+  return longestPathIn(`${directory}/${stagingName}`)
 }
 
 /** The longest request path in a memory stage. */
 export function longestMemoryPath(memoryStage: string): string {
-  return `${memoryStage}/${'x'.repeat(longestId)}/${inboxName}/${guestFile}`
+  return longestPathIn(`${memoryStage}/${memoryStagingName}`)
+}
+
+function longestPathIn(staging: string): string {
+  return `${staging}/${'x'.repeat(longestId)}/${inboxName}/${guestFile}`
 }
 
 /** Beside the checkpoints: the output of the bhyve that the last restore started. */

@@ -5,16 +5,20 @@ const lockTimeoutMs = 30_000
 export const lockRetryMs = 20
 
 /**
- * Retries for up to 30 seconds while another process holds the lock. Only the pauses between attempts are counted. The
+ * Retries while another process holds the lock, by default for up to 30 seconds. Only the pauses between attempts are counted. The
  * attempts are not counted: one may take long because the host was stopped or the library's threads were busy.
  */
-export async function retryWhileBusy<T>(attempt: () => Promise<T>, onBusy?: () => void): Promise<T> {
+export async function retryWhileBusy<T>(
+  attempt: () => Promise<T>,
+  onBusy?: () => void,
+  timeoutMs = lockTimeoutMs,
+): Promise<T> {
   for (let waitedMs = 0; ;) {
     try {
       return await attempt()
     } catch (error) {
       if (isBusy(error)) onBusy?.()
-      if (!isBusy(error) || !error.retryable || waitedMs >= lockTimeoutMs) throw error
+      if (!isBusy(error) || !error.retryable || waitedMs >= timeoutMs) throw error
     }
     const pauseMs = lockRetryMs * (0.5 + Math.random())
     await pause(pauseMs)

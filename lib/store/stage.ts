@@ -10,7 +10,7 @@ import type { Publication } from './commit/commit.js'
 import type { Salvaged } from './commit/salvage.js'
 import type { StoreJobs } from './jobs.js'
 import { stagingName } from './paths.js'
-import { lockRetryMs, retryWhileBusy, pause } from './retry_while_busy.js'
+import { isBusy, lockRetryMs, retryWhileBusy, pause } from './retry_while_busy.js'
 import { ChangingFate, type StageFate } from './stage_fate.js'
 import type { Manifest } from '../checkpoint/manifest.js'
 import type { ArrivedSlice } from './staging/arrival.js'
@@ -18,13 +18,17 @@ import type { Sealing } from './staging/seal_arrival.js'
 import type { Collected } from './staging/collect.js'
 import type { Writer } from './staging/intent.js'
 import type { Content, ContentRequest, MemoryScan, ScannedSlice } from './staging/memory_scan.js'
-import type { MemoryStageRequest } from './staging/memory_stage.js'
+import type { MemoryStageRequest } from './staging/memory_ledger.js'
+import type { MemoryAdmission } from './staging/memory_stage.js'
 import type { Saved } from './staging/saved.js'
 import type { StageReservation } from './staging/space.js'
 import type { StageHandle } from './staging/stage_handle.js'
 
 /** How often to try to reserve space. Between two attempts, other stages may release space. */
 const maxReservationAttempts = 6
+
+/** The lock of the memory stage is held for milliseconds. If it is held longer, the disk is the better choice. */
+const memoryLockTimeoutMs = 2_000
 
 /** The parts of the store that a stage uses. */
 interface StageStore {
@@ -41,6 +45,8 @@ export class Stage {
   #requestPath: string
   /** Size of guest RAM. Undefined if it is not known. */
   readonly memoryBytes: number | undefined
+  /** When the checkpoint that `memoryBytes` comes from was saved. Undefined if the caller gave the size. */
+  readonly lastSavedMs: number | undefined
   readonly #store: StageStore
   readonly #handle: StageHandle
   readonly #orphans: readonly string[]
@@ -56,6 +62,7 @@ export class Stage {
     this.#inbox = inbox
     this.#requestPath = result.requestPath
     this.memoryBytes = result.memoryBytes
+    this.lastSavedMs = result.lastSavedMs
     this.#fate = new ChangingFate(poweroff, () => store.jobs.abandonStage(this.#handle, result.made))
   }
 
@@ -73,8 +80,9 @@ export class Stage {
    * there is no room.
    */
   async enterMemory(request: MemoryStageRequest): Promise<DiskReason | undefined> {
+    const enter = (): Promise<MemoryAdmission> => this.#store.jobs.enterMemory(this.#handle, request)
     for (let attempt = 1; ; attempt++) {
-      const admission = await this.#store.jobs.enterMemory(this.#handle, request)
+      const admission = await retryWhileBusy(enter, undefined, memoryLockTimeoutMs).catch(busyAdmission)
       if (admission.kind === 'admitted') {
         const { path, requestPath, descriptors } = admission
         this.closeInbox()
@@ -307,6 +315,11 @@ export class Stage {
     loadNative().close(this.#handle.stage)
     loadNative().close(this.#handle.directory)
   }
+}
+
+function busyAdmission(error: unknown): MemoryAdmission {
+  if (!isBusy(error)) throw error
+  return { kind: 'refused', reason: 'memory-stage-busy', left: [] }
 }
 
 function sumOfOthers(reservations: readonly StageReservation[], device: string, own: string): number {

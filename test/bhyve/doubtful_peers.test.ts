@@ -133,7 +133,7 @@ t.test('a dead bhyve whose VM still exists in the kernel is reported as not runn
   const socketPath = path.join(directory, 'vm1')
   const { dev, ino, ctimeMs, uid } = fs.lstatSync(socketPath)
   environment.peers.rememberPeer(
-    { socketPath, kind: 'nvlist', ownerUid: uid, identity: `${dev}:${ino}:${ctimeMs}` },
+    { socketPath, kind: 'nvlist', ownerUid: uid, identity: `${dev}:${ino}:${ctimeMs}`, changedMs: ctimeMs },
     { uid, pid: 2 ** 30, startedAt: 'once' },
   )
   t.match(

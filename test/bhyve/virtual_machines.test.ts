@@ -203,6 +203,7 @@ t.test('pause and resume: never signal another process that has reused the pid',
     kind: 'nvlist',
     ownerUid: 0,
     identity: `${dev}:${ino}:${ctimeMs}`,
+    changedMs: ctimeMs,
   } as const
   peers.rememberPeer(located, {
     uid: process.geteuid!(),

@@ -111,7 +111,7 @@ async function sendGolden(
     dialect: 'auto',
     trustedUids: [ours],
   } as const
-  const located = { socketPath, kind: 'nvlist', ownerUid: ours, identity: socketPath } as const
+  const located = { socketPath, kind: 'nvlist', ownerUid: ours, identity: socketPath, changedMs: 0 } as const
   const operation = request.suspend ? 'suspend' : 'checkpoint'
   const { dialect, filename } = request
   const retryPolicy = { isLast: true, refusalMs: 0, onFull: () => undefined }

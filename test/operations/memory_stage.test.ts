@@ -5,6 +5,7 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { type Checkpoint, type CheckpointClient, type ClientOptions, createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, SimulatedFleet, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
+import { loadNative } from '../../dist/base/native.js'
 import { forAnyUser } from '../support/any_user.js'
 import { mounted } from '../support/image_world.js'
 import { childEnvironment, rejection, scratch, tree, until } from '../support/index.js'
@@ -13,6 +14,7 @@ const MiB = 1024 * 1024
 const tmpfs = mounted(t, 'tmpfs', 64 * MiB)
 const needsTmpfs = { skip: tmpfs.skip }
 const nobody = 65534
+const native = loadNative()
 
 interface World {
   bhyve: SimulatedBhyve
@@ -24,14 +26,12 @@ interface World {
 async function world(
   t: Test,
   guest: Partial<SimulatorOptions> = {},
-  options: Partial<ClientOptions> & { maxBytes?: number } = {},
+  options: Partial<Omit<ClientOptions, 'memoryStage'>> & { maxBytes?: number; memoryStage?: string } = {},
 ): Promise<World> {
   const bhyve = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 24 * MiB, ...guest })
   t.teardown(() => bhyve.stop())
-  const memoryStage = path.join(tmpfs.directory, path.basename(scratch(t)))
-  t.teardown(() => fs.rmSync(memoryStage, { recursive: true, force: true }))
+  const { maxBytes, memoryStage = path.join(tmpfs.directory, path.basename(scratch(t))), ...others } = options
   const checkpointDirectory = scratch(t)
-  const { maxBytes, ...others } = options
   const client = createClient({
     ...{ runDirectory: bhyve.runDirectory, checkpointDirectory, ...others },
     memoryStage: { directory: memoryStage, maxBytes },
@@ -88,6 +88,32 @@ t.test('memory stage: never for a suspend, nor for a guest of unknown size', nee
   t.match(await client.createCheckpoint('vm1'), { stage: 'disk', diskReason: 'memory-size-unknown' })
   const suspended = await client.createCheckpoint('vm1', { name: 'off', poweroff: true })
   t.match(suspended, { stage: 'disk', diskReason: 'suspend', poweredOff: true })
+})
+
+t.test('memory stage: a VM that was started again may have more RAM', needsTmpfs, async (t) => {
+  const { bhyve, client, memoryStage } = await world(t, { memoryBytes: 2 * MiB }, { maxBytes: 4 * MiB })
+  t.match(await client.createCheckpoint('vm1'), { diskReason: 'memory-size-unknown' })
+  t.match(await client.createCheckpoint('vm1'), { stage: 'memory' })
+  const { runDirectory } = bhyve
+  await bhyve.stop()
+  const larger = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 24 * MiB, runDirectory })
+  t.teardown(() => larger.stop())
+  const first = await client.createCheckpoint('vm1')
+  t.match(first, { stage: 'disk', diskReason: 'memory-size-unknown', memoryBytes: 24 * MiB })
+  t.match(await client.createCheckpoint('vm1'), { stage: 'disk', diskReason: 'memory-stage-full' })
+  t.strictSame(tree(memoryStage), [])
+})
+
+t.test('memory stage: a lock that another process keeps', needsTmpfs, async (t) => {
+  const { client, memoryStage } = await world(t)
+  const entries = path.join(memoryStage, '.memory-stage')
+  fs.mkdirSync(entries, { recursive: true, mode: 0o700 })
+  fs.chmodSync(memoryStage, 0o700)
+  const descriptor = native.openPath(entries, fs.constants.O_DIRECTORY) as number
+  native.lock(descriptor, 'exclusive')
+  const created = await client.createCheckpoint('vm1', { memoryBytes: 24 * MiB })
+  native.close(descriptor)
+  t.match(created, { stage: 'disk', diskReason: 'memory-stage-busy' })
 })
 
 t.test('memory stage: a path that the dialect has no room for', needsTmpfs, async (t) => {
@@ -149,6 +175,19 @@ t.test('memory stage: a tmpfs that fills up while bhyve writes', needsTmpfs, asy
   }
   t.ok(ids.size >= 2, 'the function is called for both')
   t.match(await client.listVirtualMachines(), [{ state: 'running', pid: bhyve.pid }])
+})
+
+t.test('memory stage: a tmpfs whose inodes are used up', needsTmpfs, async (t) => {
+  const reasons = new Set<string>()
+  for (let inodes = 4; inodes <= 14; inodes++) {
+    const small = mounted(t, 'tmpfs', 64 * MiB, `nr_inodes=${inodes}`)
+    const { client } = await world(t, { memoryBytes: MiB }, { memoryStage: small.directory })
+    const created = await client.createCheckpoint('vm1', { memoryBytes: MiB })
+    reasons.add(created.diskReason ?? 'none')
+    await assertIntact(t, client, created)
+    t.strictSame(tree(small.directory), [], `${inodes} inodes`)
+  }
+  t.strictSame([...reasons], ['memory-stage-full', 'filled-up', 'none'])
 })
 
 t.test('memory stage: other failures of bhyve are not tried again', needsTmpfs, async (t) => {
@@ -232,6 +271,11 @@ t.test(
     for (const bad of ['relative', '/', '', 7])
       t.throws(() => createClient({ memoryStage: { directory: bad as string } }), {
         code: 'ERR_INVALID_OPTION',
+      })
+    for (const inside of ['/c', '/c/memory', '/c/vm1/../x'])
+      t.throws(() => createClient({ checkpointDirectory: '/c', memoryStage: { directory: inside } }), {
+        code: 'ERR_INVALID_OPTION',
+        message: /must not be in the checkpoint directory/,
       })
     for (const bad of [0, -1, 1.5, '1'])
       t.throws(() => createClient({ memoryStage: { directory: '/x', maxBytes: bad as number } }), {

@@ -16,7 +16,7 @@ import { watchSaving } from '../../dist/operations/saving/watch_saving.js'
 import { Directory } from '../../dist/fs/directory.js'
 import { removeTree } from '../../dist/fs/remove_tree.js'
 import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
-import { lastMemoryBytes, reservedSpace } from '../../dist/store/staging/space.js'
+import { lastSizeIn, reservedSpace } from '../../dist/store/staging/space.js'
 import type { Stage } from '../../dist/store/stage.js'
 import { jobs } from '../../dist/worker/jobs.js'
 import { failure, inlinePool, intercept, rejection, scratch, until } from '../support/index.js'
@@ -49,7 +49,7 @@ t.test('reservations: metadata of a huge guest reserve at most the memory of the
   fs.writeFileSync(path.join(where, 'huge.ckp.meta'), JSON.stringify(metadata))
   fs.truncateSync(path.join(where, 'huge.ckp'), claimed)
   using directory = Directory.openPath(where)
-  t.equal(lastMemoryBytes(directory), os.totalmem())
+  t.equal(lastSizeIn(directory)?.bytes, os.totalmem())
   t.end()
 })
 

@@ -27,8 +27,8 @@ export interface Mounted extends Needed {
   directory: string
 }
 
-/** Mounts a file system whose device is a sparse file. `t`: the test file's own. */
-export function mounted(t: Test, type: FileSystem, bytes: number): Mounted {
+/** Mounts a file system whose device is a sparse file. `t`: the test file's own.  */
+export function mounted(t: Test, type: FileSystem, bytes: number, tmpfsOptions = ''): Mounted {
   const none = (skip: string | false): Mounted => ({ skip, directory: '' })
   if (process.platform !== 'linux' || process.geteuid?.() !== 0) return none('needs root on Linux')
   const needed = type === 'tmpfs' ? needs('mount') : needs(makers[type])
@@ -36,12 +36,15 @@ export function mounted(t: Test, type: FileSystem, bytes: number): Mounted {
   const root = fs.mkdtempSync(path.join(os.tmpdir(), `bc-${type}-`))
   const directory = path.join(root, 'mounted')
   fs.mkdirSync(directory)
-  const mount = spawnSync('mount', mountArguments(type, bytes, root, directory), { encoding: 'utf8' })
+  const mount = spawnSync('mount', mountArguments(type, bytes, root, directory, tmpfsOptions), {
+    encoding: 'utf8',
+  })
   const remove = (): void => fs.rmSync(root, { recursive: true, force: true })
   if (mount.status !== 0) {
     remove()
     return none(`cannot mount ${type}: ${mount.stderr.trim()}`)
   }
+  fs.chmodSync(directory, 0o755)
   t.teardown(() => {
     execFileSync('umount', [directory])
     remove()
@@ -49,8 +52,14 @@ export function mounted(t: Test, type: FileSystem, bytes: number): Mounted {
   return { skip: false, directory }
 }
 
-function mountArguments(type: FileSystem, bytes: number, root: string, directory: string): string[] {
-  if (type === 'tmpfs') return ['-t', 'tmpfs', '-o', `size=${bytes}`, 'tmpfs', directory]
+function mountArguments(
+  type: FileSystem,
+  bytes: number,
+  root: string,
+  directory: string,
+  tmpfsOptions: string,
+): string[] {
+  if (type === 'tmpfs') return ['-t', 'tmpfs', '-o', `size=${bytes},${tmpfsOptions}`, 'tmpfs', directory]
   const device = path.join(root, 'device')
   fs.writeFileSync(device, '')
   fs.truncateSync(device, bytes)

@@ -1,5 +1,6 @@
 /** The run directory and the directories of the checkpoints: their owners, permissions and file systems. */
-import type { CheckpointError } from '../../base/errors.js'
+import { CheckpointError } from '../../base/errors.js'
+import type { MemoryStageReport } from '../../store/staging/memory_stage.js'
 import type { Finding } from '../../base/finding_types.js'
 import type { DirectoryReport } from '../directory_report.js'
 import { type Mount, mountOf } from '../mounts.js'
@@ -197,19 +198,35 @@ export function compressionFindings(
   ]
 }
 
-/** `fault`: the error that a checkpoint would reject with. Undefined if there is none. */
-export function memoryStageFindings(directory: string, fault: CheckpointError | undefined): Finding[] {
+/** `stage`: or the error that a checkpoint would reject with. */
+export function memoryStageFindings(
+  directory: string,
+  stage: MemoryStageReport | CheckpointError,
+): Finding[] {
   const shown = `the memory stage '${directory}'`
-  if (fault === undefined)
-    return [ok('memory-stage-usable', `${shown} is on a tmpfs, and other users cannot write there`)]
-  const { message, syscall } = fault
-  const [cause = message, ...advice] = message.split(/\. (?=[A-Z])/)
-  return [
-    problem(
-      'memory-stage-unusable',
-      syscall === undefined ? cause : `${shown} cannot be used: ${cause}`,
-      advice.join('. ') ||
-        `Create it on a tmpfs, with mode 0700 and your uid, or check the option 'memoryStage'`,
+  if (stage instanceof CheckpointError) return [unusable(shown, stage)]
+  const usable = ok('memory-stage-usable', `${shown} is on a tmpfs, and other users cannot write there`)
+  const large = warning(
+    'memory-stage-large',
+    `the tmpfs of ${shown} has room for nearly all of the host's memory. Only its size limits what a bhyve writes there`,
+    'Mount it with size=, no more than the host can spare',
+  )
+  const stranded = stage.stranded.map((entry) =>
+    warning(
+      'memory-stage-stranded',
+      `'${entry}' holds a checkpoint of a VM whose checkpoint directory is not there`,
+      'Mount that directory and run bhyve-checkpoint list, or remove the entry if the VM is gone',
     ),
-  ]
+  )
+  return [usable, ...(stage.isTooLarge ? [large] : []), ...stranded]
+}
+
+function unusable(shown: string, { message, syscall }: CheckpointError): Finding {
+  const [cause = message, ...advice] = message.split(/\. (?=[A-Z])/)
+  return problem(
+    'memory-stage-unusable',
+    syscall === undefined ? cause : `${shown} cannot be used: ${cause}`,
+    advice.join('. ') ||
+      `Create it on a tmpfs, with mode 0700 and your uid, or check the option 'memoryStage'`,
+  )
 }

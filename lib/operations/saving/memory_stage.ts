@@ -11,9 +11,6 @@ import type { SaveSettings } from '../settings.js'
 import type { SavingContext } from './call.js'
 import { type Answer, requestsFit } from './vm_request.js'
 
-/** The kernel and metadata files do not fit either. */
-const nothingLeftBytes = 1024 * 1024
-
 /** The memory stage filled up while bhyve wrote. The VM runs, and the checkpoint can be requested again. */
 export class FilledUp extends Error {
   constructor(cause: CheckpointError) {
@@ -46,16 +43,26 @@ async function reasonForDisk(
   // A reboot would lose the only copy of the VM.
   if (settings.poweroff) return 'suspend'
   if (memoryStage.isFull) return 'filled-up'
-  if (stage.memoryBytes === undefined) return 'memory-size-unknown'
+  const memoryBytes = certainMemoryBytes(stage, sockets)
+  if (memoryBytes === undefined) return 'memory-size-unknown'
   if (!requestsFit(context, sockets, longestMemoryPath(directory), settings)) return 'path-too-long'
   const writerUid = sockets[0]?.ownerUid ?? 0
-  return stage.enterMemory({ directory, maxBytes, memoryBytes: stage.memoryBytes, writerUid })
+  return stage.enterMemory({ directory, maxBytes, memoryBytes, writerUid })
+}
+
+/**
+ * Nothing limits what bhyve writes into the tmpfs, so the size of the last checkpoint counts only if this bhyve wrote it.
+ * The VM may have been started again since, with more RAM. A socket is as old as its bhyve.
+ */
+function certainMemoryBytes(stage: Stage, sockets: readonly Located[]): number | undefined {
+  const { memoryBytes, lastSavedMs = Infinity } = stage
+  return sockets.every(({ changedMs }) => changedMs < lastSavedMs) ? memoryBytes : undefined
 }
 
 /** Whether an incomplete save has failed because the memory stage was full, so that it may succeed on the disk. */
 export function hasFilledUp(stage: Stage, { peer }: Answer, collected: Collected): boolean {
-  const { untouched, writtenBytes, freeBytes } = collected
-  if (!stage.isInMemory || untouched || vmStateOf(peer) !== 'running') return false
+  const { isFull, writtenBytes } = collected
+  if (!stage.isInMemory || vmStateOf(peer) !== 'running') return false
   const isPartial = writtenBytes > 0 && writtenBytes < (stage.memoryBytes ?? 0)
-  return isPartial || freeBytes < nothingLeftBytes
+  return isFull || isPartial
 }

@@ -16,7 +16,7 @@ import { removeRubbish } from '../../fs/remove_tree.js'
 import { leaveMemory } from '../staging/memory_stage.js'
 import { removeEntry } from '../staging/removed.js'
 import { settleRollback } from '../staging/rollback_file.js'
-import { lastMemoryBytes } from '../staging/space.js'
+import { lastSizeIn } from '../staging/space.js'
 import { noteSnapshots, snapshotRecordsIn } from '../staging/snapshot_records.js'
 import { borrowStage, isSameStage, type StageHandle } from '../staging/stage_handle.js'
 import { orphansIn } from '../staging/orphans.js'
@@ -42,6 +42,8 @@ export interface StageResult {
   made: string[]
   /** Size of guest RAM, from the request or else from the VM's last checkpoint. */
   memoryBytes: number | undefined
+  /** When that last checkpoint was saved. Undefined if the size is from the request. */
+  lastSavedMs: number | undefined
   /** Stages of dead managers that recovery left in place, because their bhyve may still write. */
   orphans: string[]
   descriptors: { directory: number; stage: number; in: number }
@@ -83,10 +85,11 @@ function makeStage(
       stage.sync()
       staging.sync()
     }
-    const memoryBytes = request.memoryBytes ?? lastMemoryBytes(directory)
+    const last = request.memoryBytes === undefined ? lastSizeIn(directory) : undefined
+    const size = { memoryBytes: last?.bytes ?? request.memoryBytes, lastSavedMs: last?.savedMs }
     const orphans = orphansIn(staging)
     const descriptors = { directory: directory.release(), stage: stage.release(), in: inbox.release() }
-    return { id, requestPath: `${inbox.path}/${guestFile}`, made, memoryBytes, orphans, descriptors }
+    return { id, requestPath: `${inbox.path}/${guestFile}`, made, ...size, orphans, descriptors }
   } catch (error) {
     removeRubbish(staging, id)
     if (made.includes(directory.path)) directory.removeEmpty(stagingName)

@@ -9,7 +9,7 @@ import type { Problem } from '../../base/problem.js'
 import { lastChangeOf } from '../staging/collect.js'
 import { commitStaged } from './commit.js'
 import type { Directory } from '../../fs/directory.js'
-import { makeDurable, recordingFailure } from '../staging/durability.js'
+import { recordingFailure } from '../staging/durability.js'
 import { moveToFreshName, type StageDirectories } from '../staging/fresh_name.js'
 import type { Intent } from '../staging/intent.js'
 import { digestList, inboxName, publicationOrder, restSuffix } from '../paths.js'
@@ -25,12 +25,16 @@ export type Kept =
   | { kind: 'damaged'; name: string; path: string; problems: readonly Problem[] }
 
 export interface SalvageDirectories extends StageDirectories {
+  /**
+   * Names with a committed checkpoint that is not in place yet. Do not publish under such a name: the committed checkpoint
+   * will later replace any checkpoint of that name.
+   */
   stuck: ReadonlyMap<string, unknown>
 }
 
+/** Call this when the files are durable (`makeDurable`). */
 export function publishState(directories: SalvageDirectories, wanted: Intent, inspection: Inspection): Kept {
   const { directory, staging, stage, id } = directories
-  makeDurable(stage, wanted.name)
   const savedMs = lastChangeOf(stage, wanted.name)
   const intent = isNameFree(directories, wanted, savedMs) ? wanted : moveToFreshName(directories, wanted)
   const { name, ifExists } = intent
@@ -41,10 +45,13 @@ export function publishState(directories: SalvageDirectories, wanted: Intent, in
   return { kind: 'published', name, path }
 }
 
-/** False if another checkpoint has taken the name since, or if a committed checkpoint will take it. */
+/**
+ * False if another checkpoint has taken the name since, or if a committed checkpoint will take it. A live checkpoint never
+ * gets it: its call has not resolved, so the previous one of that name stays.
+ */
 function isNameFree({ directory, stuck }: SalvageDirectories, intent: Intent, savedMs: number): boolean {
-  const { vm, name, ifExists } = intent
-  if (stuck.has(name)) return false
+  const { vm, name, ifExists, poweroff } = intent
+  if (!poweroff || stuck.has(name)) return false
   try {
     assertReplaceable(directory, name, ifExists)
     assertNotOlder(directory, { vm, name, savedMs, poweredOff: true })

@@ -6,20 +6,17 @@
  * Must run under the exclusive lock of `.staging`. It can be repeated, and it can be interrupted at any point: the next
  * recovery finishes it. Runs in the pool.
  */
-import { inspectCheckpoint } from '../../checkpoint/structure.js'
+import { type Inspection, inspectCheckpoint } from '../../checkpoint/structure.js'
 import { isFailure, loadNative } from '../../base/native.js'
-import { lastChangeOf } from '../staging/collect.js'
-import { commitStaged } from './commit.js'
 import type { Directory } from '../../fs/directory.js'
-import { moveToFreshName, type StageDirectories } from '../staging/fresh_name.js'
+import { keepDamaged, publishState, type SalvageDirectories } from './keep_files.js'
+import { forgetFailure, hasFailedSync, makeDurable, proveContent } from '../staging/durability.js'
 import { bootOf, type Intent, isWriterAlive, readIntent, writerOf } from '../staging/intent.js'
 import { copyLinked } from '../staging/own_files.js'
 import { leaveMemory, removeStage } from '../staging/memory_stage.js'
 import { copyFromMemory } from '../staging/memory_copy.js'
-import { isInMemory, openMemory } from '../staging/receiving.js'
-import { publicationOrder } from '../paths.js'
+import { isMemoryLost, openMemory } from '../staging/receiving.js'
 import { gather, holdsCompleteCheckpoint, isComplete, lastWriteMs } from '../staging/stage_files.js'
-import { manifestFor, storeManifest } from '../staging/staged_manifest.js'
 
 /**
  * bhyve replies right after its last write. If it still runs this long after that write, the failed reply has not
@@ -36,13 +33,16 @@ const writeGraceMs = 60_000
  * If bhyve has ended, publishes a complete checkpoint under the name `<name>-<id>`. If bhyve runs on, removes the
  * stage. Leaves the stage while bhyve may still write or reply.
  */
-export function recoverLiveStage(directory: Directory, staging: Directory, id: string): void {
+export function recoverLiveStage(
+  { directory, staging, stuck }: Omit<SalvageDirectories, 'stage' | 'id'>,
+  id: string,
+): void {
   using stage = staging.open(id)
   const intent = readIntent(stage)
   if (intent === undefined) return
   const fate = fateOf(stage, intent)
   if (fate === 'pending') return
-  if (fate === 'removable' || !publishIfComplete({ directory, staging, stage, id }, intent))
+  if (fate === 'removable' || !publishIfComplete({ directory, staging, stage, id, stuck }, intent))
     removeStage(staging, id)
 }
 
@@ -66,20 +66,19 @@ function mayStillWriteOrReply(stage: Directory, { name }: Intent, pid: number): 
 }
 
 /** False if the stage has no complete checkpoint. */
-function publishIfComplete(directories: StageDirectories, wanted: Intent): boolean {
-  const { directory, staging, stage, id } = directories
-  if (!fetchFromMemory(stage, wanted.name)) return false
-  gather(stage, wanted.name)
-  copyLinked(stage, wanted.name)
-  const inspection = inspectCheckpoint(stage, wanted.name)
-  if (inspection === undefined || !isComplete(inspection)) return false
-  const intent = moveToFreshName(directories, wanted)
+function publishIfComplete(directories: SalvageDirectories, intent: Intent): boolean {
+  const { stage } = directories
   const { name } = intent
-  const manifest = manifestFor(stage, intent, lastChangeOf(stage, name), inspection)
-  storeManifest(stage, manifest)
-  for (const suffix of publicationOrder) stage.syncFile(name + suffix)
-  stage.sync()
-  commitStaged(directory, staging, stage, id, { name, ifExists: 'fail', manifest, durable: true })
+  gather(stage, name)
+  if (!fetchFromMemory(stage, name)) return false
+  copyLinked(stage, name)
+  const inspection = inspectCheckpoint(stage, name)
+  if (inspection === undefined || !isComplete(inspection)) return false
+  const isProven = isContentProven(stage, name, inspection)
+  makeDurable(stage, name)
+  leaveMemory(stage)
+  if (isProven) publishState(directories, intent, inspection)
+  else keepDamaged(directories, intent, inspection)
   return true
 }
 
@@ -88,13 +87,20 @@ function publishIfComplete(directories: StageDirectories, wanted: Intent): boole
  * False if they are not complete.
  */
 function fetchFromMemory(stage: Directory, name: string): boolean {
-  using memory = openMemory(stage)
   // A copy that was not finished may already have all files, with zeros for the RAM that was lost.
-  if (memory === undefined) return !isInMemory(stage)
+  if (isMemoryLost(stage)) return false
+  using memory = openMemory(stage)
+  if (memory === undefined) return true
   gather(memory, name)
   const inspection = inspectCheckpoint(memory, name)
-  if (inspection === undefined || !isComplete(inspection)) return false
-  copyFromMemory(memory, stage, name)
-  leaveMemory(stage)
+  if (inspection?.metadata === undefined || !isComplete(inspection)) return false
+  const { memoryBytes } = inspection.metadata
+  if (copyFromMemory(memory, stage, { name, memoryBytes }) === 'new') forgetFailure(stage)
   return true
+}
+
+/** After a failed fsync, the system may have dropped what it could not write. Only digests prove the content then. */
+function isContentProven(stage: Directory, name: string, inspection: Inspection): boolean {
+  if (!hasFailedSync(stage)) return true
+  return proveContent(stage, name, inspection) && inspection.manifest?.digests !== undefined
 }

@@ -35,12 +35,10 @@ export function prepareStage(handle: StageHandle, publication: Publication): voi
   const { name, manifest, durable } = publication
   writeManifestIn(stage, name + manifestSuffix, manifest, durable)
   if (!durable) return
-  const sync = (): void => {
+  recordingFailure(stage, () => {
     for (const suffix of [memorySuffix, kernelSuffix, metadataSuffix]) stage.syncFile(name + suffix)
     stage.sync()
-  }
-  if (manifest.poweredOff) recordingFailure(stage, sync)
-  else sync()
+  })
 }
 
 /**

@@ -79,7 +79,7 @@ function recoverStage(directory: Directory, staging: Directory, id: string, stuc
   const intent = intentIn(staging, id)
   if (intent === undefined) removeStage(staging, id)
   else if (intent.poweroff) salvageSuspend(directory, staging, id, stuck)
-  else recoverLiveStageNowOrLater(directory, staging, id)
+  else recoverLiveStageNowOrLater({ directory, staging, stuck }, id)
 }
 
 function continueWriter(staging: Directory, id: string): void {
@@ -91,9 +91,9 @@ function continueWriter(staging: Directory, id: string): void {
 /**
  * A live checkpoint that cannot be kept now blocks no call, not even one that creates a checkpoint of the same name.
  */
-function recoverLiveStageNowOrLater(directory: Directory, staging: Directory, id: string): void {
+function recoverLiveStageNowOrLater(...args: Parameters<typeof recoverLiveStage>): void {
   try {
-    recoverLiveStage(directory, staging, id)
+    recoverLiveStage(...args)
   } catch (error) {
     if (!(error instanceof CheckpointError)) throw error
   }

@@ -8,11 +8,11 @@
 import { CheckpointError } from '../../base/errors.js'
 import { inspectCheckpoint } from '../../checkpoint/structure.js'
 import type { Directory } from '../../fs/directory.js'
-import { proveContent } from '../staging/durability.js'
+import { makeDurable, proveContent } from '../staging/durability.js'
 import { isWriterAlive, readIntent } from '../staging/intent.js'
 import { copyLinked } from '../staging/own_files.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
-import { type Kept, keepDamaged, publishState } from './keep_files.js'
+import { type Kept, keepDamaged, publishState, type SalvageDirectories } from './keep_files.js'
 import { gather, holdsAnything, holdsCompleteCheckpoint, isComplete } from '../staging/stage_files.js'
 
 export type Salvaged =
@@ -22,15 +22,11 @@ export type Salvaged =
   /** bhyve still runs and may still write. The stage is left as it is. */
   | { kind: 'pending' }
 
-/**
- * `stuck`: names with a committed checkpoint that is not in place yet. Do not publish under such a name: the committed
- * checkpoint will later replace any checkpoint of that name.
- */
 export function salvageSuspend(
   directory: Directory,
   staging: Directory,
   id: string,
-  stuck: ReadonlyMap<string, unknown>,
+  stuck: SalvageDirectories['stuck'],
 ): Salvaged {
   using stage = staging.open(id)
   const intent = readIntent(stage)
@@ -48,7 +44,10 @@ export function salvageSuspend(
   copyLinked(stage, intent.name)
   const inspection = inspectCheckpoint(stage, intent.name)
   if (inspection !== undefined && isComplete(inspection)) {
-    if (proveContent(stage, intent.name, inspection)) return publishState(directories, intent, inspection)
+    if (proveContent(stage, intent.name, inspection)) {
+      makeDurable(stage, intent.name)
+      return publishState(directories, intent, inspection)
+    }
     return keepDamaged(directories, intent, inspection)
   }
   if (mayWrite) return { kind: 'pending' }

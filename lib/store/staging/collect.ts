@@ -1,4 +1,5 @@
 /** Collects the files that bhyve wrote into a stage. Runs in the pool. */
+import { toCheckpointError } from '../../base/errors.js'
 import { type Inspection, inspectCheckpoint, missingMemory } from '../../checkpoint/structure.js'
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import { loadNative } from '../../base/native.js'
@@ -6,9 +7,12 @@ import type { Problem } from '../../base/problem.js'
 import type { Directory } from '../../fs/directory.js'
 import { readIntent } from './intent.js'
 import { copyLinked } from './own_files.js'
-import { guestFiles, inboxName, spaceReserve } from '../paths.js'
+import { guestFiles, inboxName, spaceReserve, trialName } from '../paths.js'
 import { borrowReceiving } from './receiving.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
+
+/** The kernel and metadata files do not fit either. */
+const nothingLeftBytes = 1024 * 1024
 
 export interface Collected {
   /** bhyve created none of its files. */
@@ -19,8 +23,8 @@ export interface Collected {
   savedMs: number
   /** Bytes of guest RAM written. */
   writtenBytes: number
-  /** Bytes that are free where bhyve has written. */
-  freeBytes: number
+  /** There is no room where bhyve has written, not even for a small file. */
+  isFull: boolean
 }
 
 /**
@@ -33,15 +37,29 @@ export function collectStage(handle: StageHandle, name: string): Collected {
   stage.unlink(spaceReserve)
   const moved = moveOut(receiving, name)
   if (readIntent(stage)?.poweroff === true) copyLinked(stage, name)
-  const freeBytes = receiving.freeSpace()
-  if (moved === 0)
-    return { untouched: true, problems: absentProblems(name), savedMs: 0, freeBytes, writtenBytes: 0 }
+  if (moved === 0) {
+    const nothing = { problems: absentProblems(name), savedMs: 0, writtenBytes: 0 }
+    return { untouched: true, ...nothing, isFull: isFull(receiving) }
+  }
   const savedMs = lastChangeOf(receiving, name)
   const inspection = inspectCheckpoint(receiving, name)
   const writtenBytes = receiving.statusIfAny(name + memorySuffix)?.size ?? 0
-  const found = { untouched: false, savedMs, freeBytes, writtenBytes }
-  if (inspection === undefined) return { ...found, problems: [missingMemory(name)] }
-  return { ...found, problems: inspection.problems, inspection }
+  const problems = inspection?.problems ?? [missingMemory(name)]
+  const found = { untouched: false, savedMs, writtenBytes, isFull: problems.length > 0 && isFull(receiving) }
+  return { ...found, problems, ...(inspection && { inspection }) }
+}
+
+/** A tmpfs can be full because it has no inodes left. */
+function isFull(receiving: Directory): boolean {
+  if (receiving.freeSpace() < nothingLeftBytes) return true
+  try {
+    receiving.unlink(trialName)
+    receiving.writeNew(trialName, '', false)
+    receiving.unlink(trialName)
+    return false
+  } catch (error) {
+    return toCheckpointError(error, 'Creating a file').code === 'ERR_NO_SPACE'
+  }
 }
 
 /** Moves bhyve's files out of `in/` and returns their number. */

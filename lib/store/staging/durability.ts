@@ -1,5 +1,5 @@
 /**
- * Decides whether the files in a suspend's stage have the content that bhyve wrote. In the boot in which bhyve wrote
+ * Decides whether the files in a stage have the content that bhyve wrote. In the boot in which bhyve wrote
  * them, this is certain. After a reboot, only content that was fsynced without an error is certain (docs/storage.md,
  * "Durability"). Runs in the pool.
  */
@@ -23,7 +23,7 @@ const syncedRecord = 'synced'
 const failedRecord = 'sync-failed'
 
 /**
- * Fsyncs a suspended VM's files, the inbox they came from and the stage. Then writes a durable record of that. The
+ * Fsyncs the files that bhyve wrote, the inbox they came from and the stage. Then writes a durable record of that. The
  * small files come first, so that they are not lost if the host fails while gigabytes of RAM are still being written.
  */
 export function makeDurable(stage: Directory, name: string): void {
@@ -39,7 +39,16 @@ export function makeDurable(stage: Directory, name: string): void {
   stage.sync()
 }
 
-/** Runs `sync`, which fsyncs a suspended VM's files. If an fsync fails, writes a record of the failure. */
+export function hasFailedSync(stage: Directory): boolean {
+  return stage.statusIfAny(failedRecord) !== undefined
+}
+
+/** Call this when new files have replaced those of which an fsync has failed. */
+export function forgetFailure(stage: Directory): void {
+  stage.unlink(failedRecord)
+}
+
+/** Runs `sync`, which fsyncs the files of a stage. If an fsync fails, writes a record of the failure. */
 export function recordingFailure(stage: Directory, sync: () => void): void {
   try {
     sync()
@@ -66,7 +75,7 @@ function recordFailure(stage: Directory): void {
  */
 export function proveContent(stage: Directory, name: string, { manifest, metadata }: Inspection): boolean {
   const boot = bootOf(stage)
-  const hasFailed = stage.statusIfAny(failedRecord) !== undefined
+  const hasFailed = hasFailedSync(stage)
   if (hasFailed) copyAll(stage, name)
   else if (boot === 'this' || stage.statusIfAny(syncedRecord) !== undefined) return true
   if (manifest?.digests !== undefined && metadata !== undefined)

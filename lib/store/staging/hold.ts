@@ -2,6 +2,7 @@
  * The record of a hold. While the record is beside the inbox, bhyve may be stopped (SIGSTOP) because of this stage's
  * request. If the library's process and its guard have both died, recovery continues bhyve. Runs in the pool.
  */
+import fs from 'node:fs'
 import os from 'node:os'
 import { metadataMaxBytes, parseMetadata } from '../../checkpoint/metadata.js'
 import type { Directory } from '../../fs/directory.js'
@@ -11,6 +12,7 @@ import { bootOf, writerOf } from './intent.js'
 import { borrowReceiving, openMemory } from './receiving.js'
 import type { StageHandle } from './stage_handle.js'
 
+const { O_RDWR } = fs.constants
 const { SIGCONT } = os.constants.signals
 const { ESRCH } = os.constants.errno
 
@@ -36,10 +38,18 @@ export function continueHeldWriter(stage: Directory): void {
     const result = loadNative().signalProcess(pid, startedAt, SIGCONT)
     // Keep the record for the next call, unless the process has ended.
     if (isFailure(result) && result.errno !== ESRCH) return
-    receiving.unlink(continuedRecord)
-    receiving.writeNew(continuedRecord, '', false)
+    recordContinued(receiving)
   }
   receiving.unlink(holdRecord)
+}
+
+/** Needs no space: bhyve may have filled the file system. */
+function recordContinued(receiving: Directory): void {
+  {
+    using hold = receiving.openFile(holdRecord, O_RDWR)
+    loadNative().setModifiedAt(hold.descriptor, BigInt(Date.now()) * 1_000_000n)
+  }
+  receiving.rename(holdRecord, receiving, continuedRecord)
 }
 
 /**

@@ -13,17 +13,20 @@ import { stagingName } from '../paths.js'
 
 const ownerOnly = 0o700
 
-/** Opens `.staging` with the exclusive lock, and creates it if necessary. Disposing the result releases the lock. */
-export function lockStaging(directory: Directory): Directory {
+/**
+ * Opens `.staging` with the exclusive lock, and creates it if necessary. Disposing the result releases the lock. `name`: for
+ * another directory that is locked in the same way.
+ */
+export function lockStaging(directory: Directory, name = stagingName): Directory {
   for (;;) {
-    const staging = makeStaging(directory)
-    if (takeLock(directory, staging, 'exclusive')) return staging
+    const staging = makeStaging(directory, name)
+    if (takeLock(directory, staging, 'exclusive', name)) return staging
   }
 }
 
 /** Opens `.staging` without a lock, and creates it if necessary. Ensures that other users cannot open what is in it. */
 export function openStaging(directory: Directory): Directory {
-  const staging = makeStaging(directory)
+  const staging = makeStaging(directory, stagingName)
   try {
     assertOurs(staging)
     return staging
@@ -33,10 +36,10 @@ export function openStaging(directory: Directory): Directory {
   }
 }
 
-function makeStaging(directory: Directory): Directory {
+function makeStaging(directory: Directory, name: string): Directory {
   for (;;) {
-    if (directory.make(stagingName, ownerOnly)) directory.sync()
-    const staging = directory.openIfAny(stagingName)
+    if (directory.make(name, ownerOnly)) directory.sync()
+    const staging = directory.openIfAny(name)
     if (staging !== undefined) return staging
   }
 }
@@ -56,17 +59,22 @@ export function lockStagingIfAny(directory: Directory, mode: 'shared' | 'exclusi
   for (;;) {
     const staging = directory.openIfAny(stagingName)
     if (staging === undefined) return undefined
-    if (takeLock(directory, staging, mode)) return staging
+    if (takeLock(directory, staging, mode, stagingName)) return staging
   }
 }
 
 /** False if `.staging` was removed or replaced between opening and locking it. The caller must then open it again. */
-function takeLock(directory: Directory, staging: Directory, mode: 'shared' | 'exclusive'): boolean {
+function takeLock(
+  directory: Directory,
+  staging: Directory,
+  mode: 'shared' | 'exclusive',
+  name: string,
+): boolean {
   let taken = false
   try {
     assertOurs(staging)
     if (!staging.lock(mode)) throw busy(staging)
-    taken = directory.statusIfAny(stagingName)?.identity === staging.ownStatus().identity
+    taken = directory.statusIfAny(name)?.identity === staging.ownStatus().identity
     return taken
   } finally {
     if (!taken) staging[Symbol.dispose]()

@@ -1,6 +1,6 @@
 /**
- * Copies a checkpoint from the memory stage into its stage on disk. The memory of each slice is given back as soon as it
- * was copied, so a slice without data in the memory stage is complete in the copy: the copy can be continued after a
+ * Copies a checkpoint from the memory stage into its stage on disk. The memory of each slice is freed as soon as the slice
+ * was copied. So a slice without data in the memory stage is complete in the copy, and the copy can be continued after a
  * kill. Runs in the pool.
  */
 import fs from 'node:fs'
@@ -11,18 +11,17 @@ import { kernelSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import { isFailure, loadNative } from '../../base/native.js'
 import type { Directory } from '../../fs/directory.js'
 import type { OpenFile } from '../../fs/open_file.js'
-import { copyTo } from './own_files.js'
+import { trialName } from '../paths.js'
+import { copyBytes, copyTime } from './own_files.js'
 
 const { O_RDONLY, O_RDWR, O_WRONLY, O_CREAT, O_EXCL } = fs.constants
-
-const trialName = 'trial'
 
 /** What a copy needs to know of its scan. */
 interface Copying {
   digest: boolean
   sparsify: boolean
   durable: boolean
-  /** The block size of holes in the memory stage. 0: memory is given back when the copy is complete. */
+  /** The block size of holes in the memory stage. 0: memory is freed when the copy is complete. */
   holeBlockBytes: number
   modifiedNs: bigint
 }
@@ -35,10 +34,10 @@ export function beginCopy(stage: Directory, file: string, bytes: number): void {
 }
 
 /**
- * The block size with which memory can be given back while the copy goes on. 0 if the tmpfs cannot make holes, or does
- * not report them: a copy that is continued would take them for zeros. Tried with a small file.
+ * The block size in which memory can be freed while the copy goes on. 0 if the tmpfs cannot make holes, or does not report
+ * them: a copy that is continued would take them for zeros. Tried with a small file.
  */
-export function givenBackInBlocksOf(memory: Directory): number {
+export function freeableBlockBytes(memory: Directory): number {
   memory.unlink(trialName)
   using file = memory.openFile(trialName, O_RDWR | O_CREAT | O_EXCL)
   memory.unlink(trialName)
@@ -55,49 +54,79 @@ export function copySlice(from: OpenFile, to: OpenFile, slice: Slice, copying: C
   const digests = copyRange(from, to, slice, copying)
   const length = slice.to - slice.from
   if (copying.durable) loadNative().beginWriting(to.descriptor, slice.from, length)
-  if (digests.length * slice.chunkBytes >= length) giveBack(from, slice, copying)
+  if (digests.length * slice.chunkBytes >= length) freeSlice(from, slice, copying)
   return digests
 }
 
 /** Making a hole changes the time of the file, which is that of bhyve's last write. A refusal only costs memory. */
-function giveBack(from: OpenFile, slice: Slice, { holeBlockBytes, modifiedNs }: Copying): void {
+function freeSlice(from: OpenFile, slice: Slice, { holeBlockBytes, modifiedNs }: Copying): void {
   if (holeBlockBytes === 0) return
   loadNative().punchHole(from.descriptor, slice.from, slice.to - slice.from)
   loadNative().setModifiedAt(from.descriptor, modifiedNs)
 }
 
-/** Copies the kernel and metadata files. */
-export function copySmall(memory: Directory, stage: Directory, name: string): void {
-  copyBounded(memory, stage, name + kernelSuffix, kernelMaxBytes)
-  copyBounded(memory, stage, name + metadataSuffix, metadataMaxBytes)
+/** Copies the kernel and metadata files, until it is stopped. */
+export function copySmall(memory: Directory, stage: Directory, name: string, stop?: Int32Array): void {
+  copyBounded(memory, stage, name + kernelSuffix, kernelMaxBytes, stop)
+  copyBounded(memory, stage, name + metadataSuffix, metadataMaxBytes, stop)
+}
+
+function copyBounded(
+  memory: Directory,
+  stage: Directory,
+  file: string,
+  maxBytes: number,
+  stop: Int32Array | undefined,
+): void {
+  using from = openWritten(memory, file)
+  const { size } = from.status()
+  if (size > maxBytes) throw changed(from.path)
+  stage.unlink(file)
+  using to = stage.openFile(file, O_WRONLY | O_CREAT | O_EXCL)
+  copyBytes(from, to, size, stop)
+  copyTime(from, to)
 }
 
 /** bhyve may run as another user and may still have the file open. */
-function copyBounded(memory: Directory, stage: Directory, file: string, maxBytes: number): void {
-  using from = memory.openFile(file, O_RDONLY)
-  const { kind, links, size } = from.status()
-  if (kind !== 'file' || links !== 1 || size > maxBytes) throw changed(from.path)
-  copyTo(from, stage, file)
+function openWritten(memory: Directory, file: string): OpenFile {
+  const from = memory.openFile(file, O_RDONLY)
+  const { kind, links } = from.status()
+  if (kind === 'file' && links === 1) return from
+  from[Symbol.dispose]()
+  throw changed(from.path)
 }
 
-/** Copies all files of a dead owner's stage, or what it had not copied yet. Moves no file position but its own. */
-export function copyFromMemory(memory: Directory, stage: Directory, name: string): void {
+/**
+ * Copies all files of a dead owner's stage. `continued`: the owner had begun to copy the RAM, and what it had copied is no
+ * longer in memory. `new`: all of it was copied now, into a new file.
+ */
+export function copyFromMemory(
+  memory: Directory,
+  stage: Directory,
+  { name, memoryBytes }: { name: string; memoryBytes: number },
+): 'continued' | 'new' {
   copySmall(memory, stage, name)
   const file = name + memorySuffix
-  using from = memory.openFile(file, O_RDWR)
-  const { size } = from.status()
-  if (stage.statusIfAny(file)?.size !== size) beginCopy(stage, file, size)
+  using from = openWritten(memory, file)
+  const first = dataFrom(from, 0, memoryBytes)
+  const isWhole = first.start === 0 && first.end >= memoryBytes
+  // The copy has its size before any memory is given back.
+  const isNew = isWhole || stage.statusIfAny(file)?.size !== memoryBytes
+  if (isNew) beginCopy(stage, file, memoryBytes)
   using to = stage.openFile(file, O_WRONLY)
-  for (let range = dataFrom(from, 0, size); range.start < size; range = dataFrom(from, range.end, size))
+  for (let range = first; range.start < memoryBytes; range = dataFrom(from, range.end, memoryBytes))
     copyData(from, to, range)
-  const { mtimeNs } = fs.fstatSync(from.descriptor, { bigint: true })
-  loadNative().setModifiedAt(to.descriptor, mtimeNs)
+  copyTime(from, to)
+  return isNew ? 'new' : 'continued'
 }
 
+/** The next range with data that lies in the first `size` bytes. */
 function dataFrom(from: OpenFile, offset: number, size: number): { start: number; end: number } {
   if (offset >= size) return { start: size, end: size }
   const found = loadNative().dataRange(from.descriptor, offset)
-  return isFailure(found) ? { start: offset, end: size } : found
+  return isFailure(found)
+    ? { start: offset, end: size }
+    : { start: found.start, end: Math.min(found.end, size) }
 }
 
 function copyData(from: OpenFile, to: OpenFile, { start, end }: { start: number; end: number }): void {

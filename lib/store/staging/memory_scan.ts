@@ -1,7 +1,8 @@
 /**
  * The scan of a staged checkpoint before it is published: computes digests and replaces zero pages of guest RAM with
- * holes, slice by slice. Files in the memory stage are copied to the disk at the same time, without their zeros. The digests of the chunks are written to a file in the stage, so memory use does not grow with
- * the size or the number of guests. Runs in the pool.
+ * holes, slice by slice. Files in the memory stage are copied to the disk at the same time, without their zeros. The
+ * digests of the chunks are written to a file in the stage, so memory use does not grow with the size or the number of
+ * guests. Runs in the pool.
  */
 import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
@@ -17,7 +18,7 @@ import { loadNative } from '../../base/native.js'
 import type { Directory } from '../../fs/directory.js'
 import type { OpenFile } from '../../fs/open_file.js'
 import { digestList } from '../paths.js'
-import { beginCopy, copySlice, copySmall, givenBackInBlocksOf } from './memory_copy.js'
+import { beginCopy, copySlice, copySmall, freeableBlockBytes } from './memory_copy.js'
 import { leaveMemory } from './memory_stage.js'
 import { borrowReceiving } from './receiving.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
@@ -57,8 +58,8 @@ export function beginScan(handle: StageHandle, request: ContentRequest): MemoryS
   const memory = borrowReceiving(handle)
   const memoryScan = beginScanIn(stage, memory, { ...request, sparsify: false })
   beginCopy(stage, request.name + memorySuffix, request.memoryBytes)
-  // Of a small guest, everything is given back at the end.
-  const holeBlockBytes = request.memoryBytes > usualSliceBytes ? givenBackInBlocksOf(memory) : 0
+  // The memory of a small guest is freed at the end.
+  const holeBlockBytes = request.memoryBytes > usualSliceBytes ? freeableBlockBytes(memory) : 0
   return { ...memoryScan, sparsify: request.sparsify, holeBlockBytes }
 }
 
@@ -133,10 +134,11 @@ export function endScan(handle: StageHandle, memoryScan: MemoryScan, stop: Int32
   const stage = borrowStage(handle)
   if (handle.memory === undefined) return contentOf(stage, memoryScan, stop)
   const { name } = memoryScan
-  copySmall(borrowReceiving(handle), stage, name)
+  copySmall(borrowReceiving(handle), stage, name, stop)
   const { identity } = stage.status(name + memorySuffix)
   const content = contentOf(stage, { ...memoryScan, identity, sparsify: true }, stop)
-  leaveMemory(stage)
+  // The files of a stopped copy are not complete.
+  if (!isStopped(stop)) leaveMemory(stage)
   return content
 }
 

@@ -11,6 +11,7 @@ import { kernelMaxBytes, metadataMaxBytes } from '../../checkpoint/metadata.js'
 import { inspectCheckpoint } from '../../checkpoint/structure.js'
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import { isFailure, loadNative } from '../../base/native.js'
+import { isStopped } from '../../checkpoint/slice.js'
 import type { Directory } from '../../fs/directory.js'
 import { writerOf } from './intent.js'
 import type { OpenFile } from '../../fs/open_file.js'
@@ -46,35 +47,28 @@ export function copyInPlace(stage: Directory, file: string, { clone }: { clone: 
   {
     using from = stage.openFile(file, O_RDONLY)
     using to = stage.openFile(copyName, O_WRONLY | O_CREAT | O_EXCL)
-    if (!clone || isFailure(loadNative().cloneFile(from.descriptor, to.descriptor))) copyBytes(from, to)
+    if (!clone || isFailure(loadNative().cloneFile(from.descriptor, to.descriptor)))
+      copyBytes(from, to, from.status().size)
     copyTime(from, to)
     to.sync()
   }
   stage.rename(copyName, stage, file)
 }
 
-/** Copies a file into another directory, with its time. An earlier copy of that name is replaced. */
-export function copyTo(from: OpenFile, directory: Directory, file: string): void {
-  directory.unlink(file)
-  using to = directory.openFile(file, O_WRONLY | O_CREAT | O_EXCL)
-  copyBytes(from, to)
-  copyTime(from, to)
-}
-
-function copyTime(from: OpenFile, to: OpenFile): void {
-  const { mtimeNs } = fs.fstatSync(from.descriptor, { bigint: true })
-  loadNative().setModifiedAt(to.descriptor, mtimeNs)
-}
-
-/** Zeros become holes. Holes are read, too, because some file systems have reported holes where there was new data. */
-function copyBytes(from: OpenFile, to: OpenFile): void {
-  const { size } = from.status()
-  for (let position = 0; position < size; position += pieceBytes) {
+/** Copies a file of this size into a new file, until it is stopped. Zeros become holes. */
+export function copyBytes(from: OpenFile, to: OpenFile, size: number, stop?: Int32Array): void {
+  for (let position = 0; position < size && !(stop && isStopped(stop)); position += pieceBytes) {
+    // Holes are read, too, because some file systems have reported holes where there was new data.
     const piece = pieceBuffer.subarray(0, Math.min(pieceBytes, size - position))
     const read = piece.subarray(0, from.readAt(piece, position))
     if (!isZero(read)) to.writeAt(read, position)
   }
   fs.ftruncateSync(to.descriptor, size)
+}
+
+export function copyTime(from: OpenFile, to: OpenFile): void {
+  const { mtimeNs } = fs.fstatSync(from.descriptor, { bigint: true })
+  loadNative().setModifiedAt(to.descriptor, mtimeNs)
 }
 
 function isZero(bytes: Buffer): boolean {

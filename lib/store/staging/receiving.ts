@@ -2,6 +2,7 @@
  * The directory that holds the inbox of a stage: the stage itself, or a directory of its own in the memory stage. What
  * bhyve writes is first moved out of the inbox into this directory. Runs in the pool.
  */
+import { dirname } from 'node:path'
 import { Directory } from '../../fs/directory.js'
 import { memoryRecord } from '../paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
@@ -33,9 +34,14 @@ export function openMemory(stage: Directory): Directory | undefined {
   return undefined
 }
 
-/** Whether files of the stage are in the memory stage, or were there when it was lost. A copy of them is not complete. */
-export function isInMemory(stage: Directory): boolean {
-  return stage.statusIfAny(memoryRecord) !== undefined
+/** Whether the directory of the stage in the memory stage is gone. Throws if that cannot be seen, for example in a jail. */
+export function isMemoryLost(stage: Directory): boolean {
+  using memory = openMemory(stage)
+  if (memory !== undefined || stage.statusIfAny(memoryRecord) === undefined) return false
+  const { path } = memoryOf(stage)
+  // The directory between them is removed when it is empty.
+  if (typeof path === 'string') Directory.openPath(dirname(dirname(path)))[Symbol.dispose]()
+  return true
 }
 
 /** The identity of the stage's directory in the memory stage, as the stage records it. */
@@ -44,9 +50,8 @@ export function memoryIdentityOf(stage: Directory): unknown {
 }
 
 function memoryOf(stage: Directory): { path?: unknown; identity?: unknown } {
-  if (stage.statusIfAny(memoryRecord) === undefined) return {}
   try {
-    const record: unknown = JSON.parse(stage.readText(memoryRecord, recordMaxBytes))
+    const record: unknown = JSON.parse(stage.readTextIfAny(memoryRecord, recordMaxBytes) ?? '{}')
     return typeof record === 'object' && record !== null ? record : {}
   } catch (error) {
     if (error instanceof SyntaxError) return {}

@@ -21,22 +21,29 @@ export const marginBytes = 64 * 1024 * 1024
 /** Inspect at most this many of the newest checkpoints: damaged and foreign ones have no usable size. */
 const maxInspected = 5
 
+export interface LastSize {
+  bytes: number
+  /** When that checkpoint was saved. */
+  savedMs: number
+}
+
 /**
  * The RAM size of the VM's newest complete checkpoint, which the next checkpoint will most likely have, too. `read`: for a
  * caller that has already read the checkpoints.
  */
-export function lastMemoryBytes(
+export function lastSizeIn(
   directory: Directory,
   read = (name: string): readonly ListedCheckpoint[] => listedCheckpoint(directory, '', name),
-): number | undefined {
+): LastSize | undefined {
   const dated = checkpointNames(directory).map((name) => {
     return { name, mtimeMs: directory.statusIfAny(name + memorySuffix)?.mtimeMs ?? 0 }
   })
   const newest = dated.sort((one, other) => other.mtimeMs - one.mtimeMs).slice(0, maxInspected)
-  for (const { name } of newest) {
+  for (const { name, mtimeMs } of newest) {
     const [listed] = read(name)
     // bhyve wrote the metadata, and a hostile guest may control bhyve. No guest has more RAM than the host.
-    if (listed?.state === 'complete') return Math.min(listed.memoryBytes, totalmem())
+    if (listed?.state === 'complete')
+      return { bytes: Math.min(listed.memoryBytes, totalmem()), savedMs: mtimeMs }
   }
   return undefined
 }

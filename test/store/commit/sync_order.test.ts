@@ -234,10 +234,19 @@ t.test('recovery: a checkpoint under a fresh name is durable before it gets that
     t.match(kept, { name: /^suspend-/, poweredOff: poweroff, state: poweroff ? 'damaged' : 'complete' })
     t.strictSame(others, [])
     const file = `.staging/ID/${kept!.name}.ckp`
-    const endings = poweroff ? ['.kern', '.manifest', ''] : ['.kern', '.meta', '.manifest', '']
-    const last = [...endings.map((ending) => `sync ${file}${ending}`), 'sync .staging/ID', ...commit]
     const at = order.indexOf(commit[0]!)
+    const synced = ['.kern', '.manifest', ''].map((ending) => `sync ${file}${ending}`)
+    const manifest = ['sync .staging/ID/manifest.new', `rename .staging/ID/manifest.new -> ${file}.manifest`]
+    const last = [...(poweroff ? synced : manifest), 'sync .staging/ID', ...commit]
     t.strictSame(order.slice(at + 2 - last.length, at + 2), last, kept!.name)
+    if (!poweroff) {
+      const renamed = order.indexOf(`rename .staging/ID/suspend.ckp -> ${file}`)
+      const content = order.slice(0, renamed).filter((step) => /^sync .*\/suspend\.ckp/.test(step))
+      t.strictSame(
+        content,
+        ['.kern', '.meta', ''].map((ending) => `sync .staging/ID/suspend.ckp${ending}`),
+      )
+    }
     t.equal(order.slice(0, at).includes(`sync ${file}.rest`), poweroff, 'unexpected files are durable, too')
   }
 })

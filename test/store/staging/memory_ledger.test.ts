@@ -2,76 +2,21 @@
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
-import t, { type Test } from 'tap'
+import t from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { loadNative } from '../../../dist/base/native.js'
 import { jobs } from '../../../dist/worker/jobs.js'
 import { mounted } from '../../support/image_world.js'
-import { scratch, tree } from '../../support/index.js'
-import { MadeStage, nobody } from '../../support/stages.js'
+import { tree } from '../../support/index.js'
+import { Ledger, write } from '../../support/memory_ledger.js'
 
 const MiB = 1024 * 1024
 const tmpfs = mounted(t, 'tmpfs', 2 ** 40)
 const needsTmpfs = { skip: tmpfs.skip }
 const native = loadNative()
 
-type Admission = ReturnType<typeof jobs.enterMemory>
-
-/** Stages of one store that are in one memory stage. */
-class Ledger {
-  readonly directory: string
-  readonly store: string
-  readonly #descriptors = new Set<number>()
-
-  constructor(t: Test) {
-    this.store = scratch(t)
-    this.directory = path.join(tmpfs.directory, path.basename(this.store))
-    t.teardown(() => [...this.#descriptors].forEach((descriptor) => this.#close(descriptor)))
-  }
-
-  stage(vm = 'vm1', writer = nobody): MadeStage {
-    return new MadeStage(path.join(this.store, vm), { poweroff: false, name: 'live', writer })
-  }
-
-  enter({ handle }: MadeStage, memoryBytes: number, maxBytes?: number): Admission {
-    const writerUid = process.geteuid!()
-    const admission = jobs.enterMemory(handle, {
-      directory: this.directory,
-      maxBytes,
-      memoryBytes,
-      writerUid,
-    })
-    if (admission.kind === 'admitted') {
-      const { memory, in: inbox } = admission.descriptors
-      native.close(inbox)
-      handle.memory = { descriptor: memory, path: admission.path }
-      this.#descriptors.add(memory)
-    }
-    return admission
-  }
-
-  #close(descriptor: number): void {
-    if (this.#descriptors.delete(descriptor)) native.close(descriptor)
-  }
-
-  /** Simulates the death of the owner. */
-  release(stage: MadeStage): void {
-    this.#close(stage.handle.memory!.descriptor)
-    stage.release()
-  }
-}
-
-/** Moves what bhyve wrote into the memory stage. */
-function write(stage: MadeStage, { kind, ...admission }: Admission): void {
-  if (kind !== 'admitted') throw new Error(kind)
-  const inbox = path.join((admission as { path: string }).path, 'in')
-  for (const file of fs.readdirSync(stage.file('in')))
-    fs.copyFileSync(path.join(stage.file('in'), file), path.join(inbox, file))
-  for (const file of fs.readdirSync(stage.file('in'))) fs.rmSync(path.join(stage.file('in'), file))
-}
-
 t.test('memory stage: the RAM of all stages is counted', needsTmpfs, (t) => {
-  const ledger = new Ledger(t)
+  const ledger = new Ledger(t, tmpfs.directory)
   const [first, second, third] = [ledger.stage(), ledger.stage('vm2'), ledger.stage('vm3')]
   t.match(ledger.enter(first, 6 * MiB, 10 * MiB), { kind: 'admitted' })
   t.match(ledger.enter(second, 5 * MiB, 10 * MiB), { kind: 'refused', reason: 'memory-stage-full', left: [] })
@@ -85,7 +30,7 @@ t.test('memory stage: the RAM of all stages is counted', needsTmpfs, (t) => {
 })
 
 t.test('memory stage: the host keeps memory, also from what others are about to write', needsTmpfs, (t) => {
-  const ledger = new Ledger(t)
+  const ledger = new Ledger(t, tmpfs.directory)
   const [first, second] = [ledger.stage(), ledger.stage('vm2')]
   const reserve = Math.max(1024 ** 3, os.totalmem() / 10)
   const free = os.freemem() - reserve
@@ -100,7 +45,7 @@ t.test('memory stage: the host keeps memory, also from what others are about to 
 
 t.test('memory stage: the tmpfs itself can be too small', { skip: tmpfs.skip }, (t) => {
   const small = mounted(t, 'tmpfs', 8 * MiB)
-  const ledger = new Ledger(t)
+  const ledger = new Ledger(t, tmpfs.directory)
   const stage = ledger.stage()
   const request = { directory: path.join(small.directory, 'm'), maxBytes: undefined, writerUid: 0 }
   const enter = (memoryBytes: number): unknown => jobs.enterMemory(stage.handle, { ...request, memoryBytes })
@@ -109,10 +54,10 @@ t.test('memory stage: the tmpfs itself can be too small', { skip: tmpfs.skip }, 
 })
 
 t.test('memory stage: another process that holds the ledger', needsTmpfs, (t) => {
-  const ledger = new Ledger(t)
+  const ledger = new Ledger(t, tmpfs.directory)
   const stage = ledger.stage()
-  fs.mkdirSync(ledger.directory, { mode: 0o700 })
-  const descriptor = native.openPath(ledger.directory, fs.constants.O_DIRECTORY) as number
+  fs.mkdirSync(ledger.entries, { recursive: true, mode: 0o700 })
+  const descriptor = native.openPath(ledger.entries, fs.constants.O_DIRECTORY) as number
   native.lock(descriptor, 'exclusive')
   t.throws(() => ledger.enter(stage, MiB), { code: 'ERR_CHECKPOINT_BUSY' })
   native.close(descriptor)
@@ -121,18 +66,75 @@ t.test('memory stage: another process that holds the ledger', needsTmpfs, (t) =>
 })
 
 t.test('memory stage: what a dead process left without a stage is removed', needsTmpfs, (t) => {
-  const ledger = new Ledger(t)
+  const ledger = new Ledger(t, tmpfs.directory)
   const [first, second] = [ledger.stage(), ledger.stage('vm2')]
   write(first, ledger.enter(first, 9 * MiB, 10 * MiB))
   ledger.release(first)
-  fs.rmSync(path.join(ledger.store, 'vm1'), { recursive: true })
+  fs.rmSync(first.path, { recursive: true })
   t.match(ledger.enter(second, 9 * MiB, 10 * MiB), { kind: 'admitted' })
-  t.equal(fs.readdirSync(ledger.directory).length, 1)
+  t.equal(fs.readdirSync(ledger.entries).length, 1)
+  t.end()
+})
+
+t.test('memory stage: an entry stays while the directory of its VM is not there', needsTmpfs, async (t) => {
+  const ledger = new Ledger(t, tmpfs.directory)
+  const stage = ledger.stage()
+  write(stage, ledger.enter(stage, 9 * MiB))
+  ledger.release(stage)
+  const directory = path.join(ledger.store, 'vm1')
+  fs.renameSync(directory, `${directory} elsewhere`)
+  const other = ledger.stage('vm2')
+  const refused = { kind: 'refused', reason: 'memory-stage-full' }
+  t.match(ledger.enter(other, 9 * MiB, 9 * MiB), { ...refused, left: [] }, 'it is counted')
+  const { stranded } = jobs.inspectMemoryStage(ledger.directory)
+  t.strictSame(
+    stranded.map((entry) => path.dirname(entry)),
+    [ledger.entries],
+  )
+  fs.renameSync(`${directory} elsewhere`, directory)
+  t.match(ledger.enter(other, 9 * MiB, 9 * MiB), { ...refused, left: [directory] })
+  t.strictSame(jobs.inspectMemoryStage(ledger.directory).stranded, [])
+  const listed = await createClient({ checkpointDirectory: ledger.store }).listCheckpoints('vm1')
+  t.match(listed, [{ state: 'complete' }])
+  t.end()
+})
+
+t.test('memory stage: a stage is not removed where the memory stage cannot be seen', needsTmpfs, (t) => {
+  const ledger = new Ledger(t, tmpfs.directory)
+  const stage = ledger.stage()
+  write(stage, ledger.enter(stage, 9 * MiB))
+  ledger.release(stage)
+  const hidden = `${ledger.directory} hidden`
+  fs.renameSync(ledger.directory, hidden)
+  const directory = path.join(ledger.store, 'vm1')
+  t.strictSame(jobs.listCheckpoints(directory, 'vm1'), [])
+  t.ok(fs.existsSync(stage.path))
+  fs.renameSync(hidden, ledger.directory)
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ state: 'complete' }])
+  t.end()
+})
+
+t.test('memory stage: the files and directories of others are not touched', needsTmpfs, (t) => {
+  const ledger = new Ledger(t, tmpfs.directory)
+  const others = ['vm1/disk.img', 'builds/result', 'user/1000/socket', 'abc/in/ckp']
+  for (const other of others) {
+    fs.mkdirSync(path.join(ledger.directory, path.dirname(other)), { recursive: true, mode: 0o700 })
+    fs.writeFileSync(path.join(ledger.directory, other), 'x')
+  }
+  const stage = ledger.stage()
+  t.match(ledger.enter(stage, MiB), { kind: 'admitted' })
+  t.equal(fs.statSync(ledger.entries).mode & 0o777, 0o700, 'no other user can open or lock the directory')
+  jobs.abandonStage(stage.handle, [])
+  t.strictSame(
+    tree(ledger.directory).filter((entry) => !entry.endsWith('/')),
+    others.toSorted(),
+  )
+  t.notOk(fs.existsSync(ledger.entries), 'an empty directory is removed')
   t.end()
 })
 
 t.test('memory stage: entries that a process left while it made them block no other', needsTmpfs, (t) => {
-  const ledger = new Ledger(t)
+  const ledger = new Ledger(t, tmpfs.directory)
   const records = [
     '',
     '/',
@@ -142,16 +144,71 @@ t.test('memory stage: entries that a process left while it made them block no ot
     `/${'x'.repeat(300)}/.staging/x`,
   ]
   for (const [index, record] of records.entries()) {
-    const entry = path.join(ledger.directory, `left${index}`)
+    const entry = path.join(ledger.entries, `left${index}`)
     fs.mkdirSync(path.join(entry, 'in'), { recursive: true })
-    fs.writeFileSync(path.join(entry, 'size'), index % 2 === 0 ? '' : '1')
+    fs.writeFileSync(path.join(entry, 'size'), ['', '1', 'NaN', '-5'][index % 4]!)
     fs.writeFileSync(path.join(entry, 'stage'), record)
   }
   fs.chmodSync(ledger.directory, 0o700)
   const stage = ledger.stage()
   t.match(ledger.enter(stage, MiB), { kind: 'admitted' })
-  const undecided = fs.readdirSync(ledger.directory).filter((entry) => entry.startsWith('left'))
+  const undecided = fs.readdirSync(ledger.entries).filter((entry) => entry.startsWith('left'))
   t.strictSame(undecided, ['left4', 'left5'], 'a path that cannot be opened may be that of a stage')
+  t.end()
+})
+
+t.test('memory stage: a size that is not a number admits nothing more', needsTmpfs, (t) => {
+  const ledger = new Ledger(t, tmpfs.directory)
+  const [first, second] = [ledger.stage(), ledger.stage('vm2')]
+  const admission = ledger.enter(first, MiB)
+  write(first, admission)
+  fs.writeFileSync(path.join((admission as { path: string }).path, 'size'), 'many')
+  const written = fs.statSync(path.join((admission as { path: string }).path, 'in/ckp')).size
+  t.match(ledger.enter(second, MiB, written + MiB - 1), { kind: 'refused', reason: 'memory-stage-full' })
+  t.end()
+})
+
+t.test('memory stage: an entry that its owner removes during the admission', needsTmpfs, (t) => {
+  const [openAt, readDirectory] = [native.openAt.bind(native), native.readDirectory.bind(native)]
+  t.teardown(() => Object.assign(native, { openAt, readDirectory }))
+  for (const when of ['listed', 'opened', 'in its inbox'] as const) {
+    const ledger = new Ledger(t, tmpfs.directory)
+    const [first, second] = [ledger.stage(), ledger.stage('vm2')]
+    const admission = ledger.enter(first, MiB)
+    if (admission.kind !== 'admitted') throw new Error(admission.kind)
+    const gone = (): void => fs.rmSync(admission.path, { recursive: true, force: true })
+    let lists = 0
+    native.readDirectory = (descriptor, limit) => {
+      const names = readDirectory(descriptor, limit)
+      // The second list is that of the admission, after the one for dead owners.
+      if (++lists === 2 && when === 'listed') gone()
+      return names
+    }
+    native.openAt = (directory, name, flags, mode) => {
+      const isEntry = name === path.basename(admission.path)
+      if (name === 'in' && lists >= 2 && when === 'in its inbox') gone()
+      const opened = openAt(directory, name, flags, mode)
+      if (isEntry && lists >= 2 && when === 'opened') gone()
+      return opened
+    }
+    t.match(ledger.enter(second, MiB, MiB), { kind: 'admitted' }, when)
+    t.notOk(fs.existsSync(admission.path))
+    Object.assign(native, { openAt, readDirectory })
+  }
+  t.end()
+})
+
+t.test('memory stage: a tmpfs without room for the entry itself', { skip: tmpfs.skip }, (t) => {
+  for (let inodes = 2; inodes <= 9; inodes++) {
+    const small = mounted(t, 'tmpfs', 8 * MiB, `nr_inodes=${inodes}`)
+    const stage = new Ledger(t, tmpfs.directory).stage()
+    const request = { directory: small.directory, maxBytes: undefined, writerUid: 0, memoryBytes: MiB }
+    const admission = jobs.enterMemory(stage.handle, request)
+    const expected = inodes > 5 ? { kind: 'admitted' } : { kind: 'refused', reason: 'memory-stage-full' }
+    t.match(admission, expected, `${inodes} inodes`)
+    if (admission.kind !== 'admitted') continue
+    for (const descriptor of Object.values(admission.descriptors)) native.close(descriptor)
+  }
   t.end()
 })
 
@@ -159,7 +216,7 @@ t.test(
   'memory stage: a complete checkpoint of a dead process is kept if bhyve has ended',
   needsTmpfs,
   async (t) => {
-    const ledger = new Ledger(t)
+    const ledger = new Ledger(t, tmpfs.directory)
     const stage = ledger.stage()
     write(stage, ledger.enter(stage, 9 * MiB, 10 * MiB))
     ledger.release(stage)
@@ -178,7 +235,7 @@ t.test(
 )
 
 t.test('memory stage: an incomplete checkpoint of a dead process is removed', needsTmpfs, (t) => {
-  const ledger = new Ledger(t)
+  const ledger = new Ledger(t, tmpfs.directory)
   const stage = ledger.stage()
   const admission = ledger.enter(stage, 9 * MiB)
   write(stage, admission)
@@ -190,13 +247,13 @@ t.test('memory stage: an incomplete checkpoint of a dead process is removed', ne
 })
 
 t.test('memory stage: another directory under the recorded path is not touched', needsTmpfs, (t) => {
-  const ledger = new Ledger(t)
+  const ledger = new Ledger(t, tmpfs.directory)
   const stage = ledger.stage()
   const admission = ledger.enter(stage, 9 * MiB)
   if (admission.kind !== 'admitted') throw new Error(admission.kind)
   write(stage, admission)
   ledger.release(stage)
-  fs.renameSync(admission.path, path.join(ledger.directory, 'elsewhere'))
+  fs.renameSync(admission.path, path.join(ledger.entries, 'elsewhere'))
   fs.mkdirSync(admission.path)
   fs.writeFileSync(path.join(admission.path, 'somebody'), "else's")
   t.strictSame(jobs.listCheckpoints(path.join(ledger.store, 'vm1'), 'vm1'), [])

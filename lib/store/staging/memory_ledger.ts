@@ -1,0 +1,142 @@
+/**
+ * The ledger of the memory stage: its entries, of all processes that use it. Decides whether a guest's RAM fits beside
+ * them, and finds those of dead processes. Runs in the pool, under the exclusive lock of the directory of the entries.
+ */
+import os from 'node:os'
+import { CheckpointError, isExhausted } from '../../base/errors.js'
+import { memorySuffix } from '../../base/names.js'
+import type { DiskReason } from '../../base/types.js'
+import { Directory } from '../../fs/directory.js'
+import { removeRubbish } from '../../fs/remove_tree.js'
+import { guestFile, inboxName, ownerRecord, sizeRecord, stagingName } from '../paths.js'
+import { memoryIdentityOf } from './receiving.js'
+import { marginBytes } from './space.js'
+import { isAlive, isStageId } from './staging_entries.js'
+
+/** Memory that the host keeps for everything else: guests grow, and their bhyve must not be killed for our files. */
+const leastHostReserveBytes = 1024 ** 3
+const hostReserveShare = 1 / 10
+const pathMaxBytes = 8 * 1024
+
+export interface MemoryStageRequest {
+  directory: string
+  /** The RAM of all guests in the memory stage together. Undefined: as much as the tmpfs holds. */
+  maxBytes: number | undefined
+  /** Size of guest RAM. */
+  memoryBytes: number
+  /** The uid that bhyve runs as. */
+  writerUid: number
+}
+
+/**
+ * Removes the entries of dead owners that no stage claims. A stage that claims its entry is recovered as any other:
+ * returns the directories of their VMs.
+ */
+export function leftIn(ledger: Directory): string[] {
+  const dead = ledger.entries().filter((id) => isStageId(id) && !isAlive(ledger, id))
+  return [...new Set(dead.flatMap((id) => leftBy(ledger, id)))]
+}
+
+/**
+ * The entries of dead owners whose VM's directory is not there, for example because its file system is not mounted. They
+ * stay, because they may hold the last state of a VM.
+ */
+export function strandedIn(ledger: Directory): string[] {
+  const dead = ledger.entries().filter((id) => isStageId(id) && !isAlive(ledger, id))
+  return dead.filter((id) => claimOn(ledger, id) === 'unknown').map((id) => ledger.pathOf(id))
+}
+
+function leftBy(ledger: Directory, id: string): string[] {
+  const claim = claimOn(ledger, id)
+  if (claim === 'none') removeRubbish(ledger, id)
+  return typeof claim === 'object' ? [claim.directory] : []
+}
+
+type Claim = { directory: string } | 'none' | 'unknown'
+
+/** What cannot be decided now blocks no other stage. */
+function claimOn(ledger: Directory, id: string): Claim {
+  try {
+    using entry = ledger.openIfAny(id)
+    return entry === undefined ? 'none' : claimOf(entry)
+  } catch (error) {
+    if (!(error instanceof CheckpointError) || isExhausted(error)) throw error
+    return 'unknown'
+  }
+}
+
+function claimOf(entry: Directory): Claim {
+  const owner = entry.readTextIfAny(ownerRecord, pathMaxBytes) ?? ''
+  const [directory, id] = owner.split(new RegExp(`/${stagingName}/(?=[^/]*$)`))
+  // The owner died while it made the entry, and had not recorded it in the stage.
+  if (!owner.startsWith('/') || directory === undefined || !id) return 'none'
+  using staging = Directory.openRealDirectoryIfAny(`${directory}/${stagingName}`)
+  if (staging === undefined) return 'unknown'
+  using stage = staging.openIfAny(id)
+  const isClaimed = stage !== undefined && memoryIdentityOf(stage) === entry.ownStatus().identity
+  return isClaimed ? { directory } : 'none'
+}
+
+/** Undefined if the guest's RAM fits. */
+export function refusalOf(
+  ledger: Directory,
+  { memoryBytes, maxBytes = Infinity }: MemoryStageRequest,
+): DiskReason | undefined {
+  const others = ledger
+    .entries()
+    .filter(isStageId)
+    .map((id) => entryOf(ledger, id))
+  const bytes = others.reduce((sum, entry) => sum + entry.bytes, 0)
+  const growth = others.reduce((sum, entry) => sum + entry.growth, 0)
+  const needed = growth + memoryBytes + Math.min(marginBytes, memoryBytes / 16)
+  if (bytes + memoryBytes > maxBytes || needed > ledger.freeSpace()) return 'memory-stage-full'
+  if (needed + hostReserve() > hostMemory()) return 'host-memory'
+  return undefined
+}
+
+interface Entry {
+  /** RAM that is there or will be. */
+  bytes: number
+  /** RAM that is still to be written. */
+  growth: number
+}
+
+function entryOf(ledger: Directory, id: string): Entry {
+  using entry = ledger.openIfAny(id)
+  const ram = entry && ramIn(entry)
+  if (entry === undefined || ram === undefined) return { bytes: 0, growth: 0 }
+  const wanted = ram.isWritten ? 0 : recordedSize(entry)
+  return { bytes: Math.max(wanted, ram.bytes), growth: Math.max(0, wanted - ram.bytes) }
+}
+
+/** Undefined if another process removes the entry, which it does without the lock. */
+function ramIn(entry: Directory): { bytes: number; isWritten: boolean } | undefined {
+  try {
+    const moved = entry.entries().find((name) => name.endsWith(memorySuffix))
+    // It becomes smaller while it is copied to the disk.
+    if (moved !== undefined) return { bytes: entry.statusIfAny(moved)?.allocatedBytes ?? 0, isWritten: true }
+    using inbox = entry.openIfAny(inboxName)
+    return { bytes: inbox?.statusIfAny(guestFile)?.allocatedBytes ?? 0, isWritten: false }
+  } catch (error) {
+    if (error instanceof CheckpointError && error.errno === os.constants.errno.ENOENT) return undefined
+    throw error
+  }
+}
+
+function recordedSize(entry: Directory): number {
+  const bytes = Number(entry.readTextIfAny(sizeRecord, 32))
+  return Number.isSafeInteger(bytes) ? bytes : 0
+}
+
+/** Memory that the host keeps. */
+export function hostReserve(): number {
+  return Math.max(leastHostReserveBytes, os.totalmem() * hostReserveShare)
+}
+
+/**
+ * Memory that programs can have without others being killed. On FreeBSD it is the free pages, without caches and the ARC:
+ * its tmpfs does not grow into those either.
+ */
+function hostMemory(): number {
+  return os.freemem()
+}
