@@ -182,7 +182,9 @@ t.test('memory stage: an entry that its owner removes during the admission', nee
       const names = readDirectory(descriptor, limit)
       // The second list is that of the admission, after the one for dead owners.
       if (++lists === 2 && when === 'listed') gone()
-      return names
+      // Not every system reads a removed directory as an empty one.
+      const isGone = lists === 3 && when === 'opened'
+      return isGone ? { errno: os.constants.errno.ENOENT, syscall: 'getdents' } : names
     }
     native.openAt = (directory, name, flags, mode) => {
       const isEntry = name === path.basename(admission.path)
