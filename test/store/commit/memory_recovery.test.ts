@@ -34,6 +34,18 @@ function leftInMemory(t: Test): Left {
   return { directory: path.join(ledger.store, 'vm1'), ledger, stage, entry: admission.path }
 }
 
+/** What the manager had done when it died: the first half of the RAM was copied, and its memory was freed. */
+function copyHalf(t: Test, stage: MadeStage, entry: string): void {
+  jobs.collectStage(stage.handle, 'live')
+  const request = { name: 'live', memoryBytes: ram.length, digest: true, sparsify: true, durable: true }
+  jobs.beginScan(stage.handle, request)
+  const half = ram.length / 2
+  fs.writeFileSync(stage.file('live.ckp'), Buffer.concat([ram.subarray(0, half), Buffer.alloc(half)]))
+  const descriptor = fs.openSync(path.join(entry, 'live.ckp'), 'r+')
+  t.equal(native.punchHole(descriptor, 0, half), 0)
+  fs.closeSync(descriptor)
+}
+
 /** Every fsync of a file of this size fails while `work` runs. */
 function withoutSync(size: number, work: () => void): number {
   const sync = native.sync.bind(native)
@@ -73,16 +85,7 @@ t.test('recovery: the files stay in memory until the copy is on the disk', needs
 
 t.test('recovery: a copy that was begun and not written to the disk is not complete', needsTmpfs, (t) => {
   const { directory, ledger, stage, entry } = leftInMemory(t)
-  const { handle } = stage
-  jobs.collectStage(handle, 'live')
-  const request = { name: 'live', memoryBytes: ram.length, digest: true, sparsify: true, durable: true }
-  jobs.beginScan(handle, request)
-  // The first half was copied, and its memory was freed.
-  const half = ram.length / 2
-  fs.writeFileSync(stage.file('live.ckp'), Buffer.concat([ram.subarray(0, half), Buffer.alloc(half)]))
-  const descriptor = fs.openSync(path.join(entry, 'live.ckp'), 'r+')
-  t.equal(native.punchHole(descriptor, 0, half), 0)
-  fs.closeSync(descriptor)
+  copyHalf(t, stage, entry)
   ledger.release(stage)
   t.equal(
     withoutSync(ram.length, () => t.strictSame(listed(directory), [])),
@@ -97,14 +100,7 @@ t.test('recovery: a copy that was begun and not written to the disk is not compl
 
 t.test('recovery: a copy that was begun is continued', needsTmpfs, (t) => {
   const { directory, ledger, stage, entry } = leftInMemory(t)
-  jobs.collectStage(stage.handle, 'live')
-  const request = { name: 'live', memoryBytes: ram.length, digest: true, sparsify: true, durable: true }
-  jobs.beginScan(stage.handle, request)
-  const half = ram.length / 2
-  fs.writeFileSync(stage.file('live.ckp'), Buffer.concat([ram.subarray(0, half), Buffer.alloc(half)]))
-  const descriptor = fs.openSync(path.join(entry, 'live.ckp'), 'r+')
-  t.equal(native.punchHole(descriptor, 0, half), 0)
-  fs.closeSync(descriptor)
+  copyHalf(t, stage, entry)
   ledger.release(stage)
   const [kept] = listed(directory)
   t.match(kept, { state: 'complete', name: /^live-/ })
