@@ -58,3 +58,17 @@ export function thisHost(): string {
 export function originOf(storeId: string): string {
   return `${thisHost()}:${storeId}`
 }
+
+export interface SendSettings {
+  vm: string
+  host: string
+  dryRun: boolean
+  anyCpu: boolean
+  disks: 'shared' | 'send'
+  silenceMs: number
+}
+
+/** The disks are those of the suspend, so the snapshots are not needed. */
+export function restoreCommand({ vm, disks }: SendSettings, checkpoint: string): string {
+  return `bhyve-checkpoint restore ${vm} ${checkpoint}${disks === 'send' ? ' --disks keep' : ''}`
+}

@@ -1,6 +1,5 @@
 /**
- * The host that sends a VM. docs/move.md has the order of the steps and what a failure leaves at each of them. The commit
- * is the durable record `moved-to`. Before it, only this host can be made to run the VM; after it, only the other one.
+ * The host that sends a VM. docs/move.md has the order of the steps and what a failure leaves at each of them.
  */
 import { randomUUID } from 'node:crypto'
 import { CheckpointError, type ErrorDetails, reasonOf, toCheckpointError } from '../../base/errors.js'
@@ -11,7 +10,8 @@ import type { Cancellation } from '../../base/cancellation.js'
 import type { MovingCopy, MoveStep } from '../../store/catalog/move_records.js'
 import type { RestoreContext } from '../restore/context.js'
 import type { MoveConnection } from './connection.js'
-import { type MoveArchive, now, originOf, thisHost } from './context.js'
+import { type MoveArchive, now, originOf, restoreCommand, type SendSettings, thisHost } from './context.js'
+import { Handover, isInDoubt, isNotStarted } from './handover.js'
 import type { LeftCopy, PlanMessage, ToReceiver } from './messages.js'
 import { type AnswerOf, Peer } from './peer.js'
 import { type DepartingDisks, DiskSender, planDisks } from './send_disks.js'
@@ -29,15 +29,6 @@ export interface SendContext {
   /** Resumes the VM from its suspended state. */
   resume(name: string): Promise<unknown>
   onProgress: ((progress: Progress) => void) | undefined
-}
-
-export interface SendSettings {
-  vm: string
-  host: string
-  dryRun: boolean
-  anyCpu: boolean
-  disks: 'shared' | 'send'
-  silenceMs: number
 }
 
 /** The VM was suspended by this call, and is to be resumed here. */
@@ -107,11 +98,6 @@ async function resumed(
   }
 }
 
-/** The disks are those of the suspend, so the snapshots are not needed. */
-function restoreCommand({ vm, disks }: SendSettings, checkpoint: string): string {
-  return `bhyve-checkpoint restore ${vm} ${checkpoint}${disks === 'send' ? ' --disks keep' : ''}`
-}
-
 function blockersOf(error: unknown): CheckpointError['blockers'] {
   return error instanceof CheckpointError ? error.blockers : undefined
 }
@@ -124,8 +110,6 @@ class Sender {
   readonly #directory: string
   /** When the guest stopped, in milliseconds since 1970. */
   #offlineSince = Date.now()
-  /** The identity of the state that the other host receives. */
-  #identity = ''
   /** It is durable before a copy is sent. */
   #storeId: string = randomUUID()
 
@@ -154,7 +138,7 @@ class Sender {
     const step = this.#step(name, move.id)
     // The process that committed may have died before the record was durable.
     await this.#context.restoring.store.jobs.commitMove(step, '', host, now())
-    const answer = await this.#released(step)
+    const answer = await this.#handover(step).release()
     return this.#report(name, move.id, {
       outcome: 'resolved',
       ...(answer.pid !== undefined && { pid: answer.pid }),
@@ -247,17 +231,17 @@ class Sender {
       this.#abort(plan)
       throw isSavedWithoutDisks(error) ? this.#failed(error, plan.name, isOurs) : error
     }
-    const step = this.#step(plan.name, plan.id)
+    const handover = this.#handover(this.#step(plan.name, plan.id))
     try {
-      await this.#transfer(plan, disks)
-      await this.#commit(step)
+      const identity = await this.#transfer(plan, disks)
+      await handover.commit(identity)
     } catch (error) {
       // If it is in doubt, the copy on the other host can be the one that counts.
       if (!isInDoubt(error)) this.#abort(plan)
       throw this.#failed(error, plan.name, isOurs)
     }
     try {
-      return await this.#released(step)
+      return await handover.release()
     } catch (error) {
       throw isNotStarted(error) ? this.#failed(error, plan.name, isOurs) : error
     }
@@ -280,11 +264,11 @@ class Sender {
       await jobs.recordArguments(this.#directory, this.#settings.vm, name, identity, recorded)
   }
 
-  async #transfer({ id, name }: PlanMessage, disks: DiskSender): Promise<void> {
+  /** Returns the identity of the state that the other host has received. */
+  async #transfer({ id, name }: PlanMessage, disks: DiskSender): Promise<string> {
     const { vm } = this.#settings
     this.#cancellation.throwIfCancelled()
     const state = await this.#context.restoring.store.jobs.inspectForRestore(this.#directory, vm, name)
-    this.#identity = state.identity
     const data = joined(this.#context.archive.export(vm, name), disks.parts(state))
     const answer = await this.#peer.send(id, data, 'prepared', 'refused')
     if (answer.type === 'refused') {
@@ -293,87 +277,7 @@ class Sender {
         blockers: answer.blockers as CheckpointError['blockers'],
       })
     }
-  }
-
-  /** If the record may or may not be on disk, it is withdrawn. If even that fails, nobody releases the VM. */
-  async #commit(step: MoveStep): Promise<void> {
-    const { jobs } = this.#context.restoring.store
-    this.#cancellation.throwIfCancelled()
-    this.#cancellation.begin(
-      'the other host may run the VM, so the move is in doubt; call moveVirtualMachine again, which resolves it',
-    )
-    try {
-      await jobs.commitMove(step, this.#identity, this.#settings.host, now())
-    } catch (error) {
-      if (isUnwritten(error)) throw error
-      await jobs.withdrawMove(step).catch((cause: unknown) => {
-        throw this.#inDoubt(
-          step,
-          `writing the commit failed (${reasonOf(error)}), and so did withdrawing it`,
-          cause,
-        )
-      })
-      throw error
-    }
-  }
-
-  /** Rejects with `ERR_MOVE_IN_DOUBT`, or with `ERR_MOVE_FAILED` if this host has the VM again. */
-  async #released(step: MoveStep): Promise<AnswerOf<'started'>> {
-    const { id } = step
-    const answer = await this.#peer
-      .request({ type: 'release', id, vm: step.vm }, 'started', 'not-started', 'doubtful')
-      .catch((error: unknown) => {
-        throw this.#inDoubt(step, reasonOf(error), error)
-      })
-    if (answer.type === 'doubtful') throw this.#inDoubt(step, answer.message)
-    if (answer.type === 'not-started') throw await this.#withdrawn(step, answer.message)
-    await this.#context.restoring.store.jobs.finishMove(step, now()).catch((error: unknown) => {
-      throw this.#inDoubt(
-        step,
-        `the other host runs the VM, but recording that here failed: ${reasonOf(error)}`,
-        error,
-      )
-    })
-    if (answer.message !== undefined) throw this.#endedThere(answer.message)
-    return answer
-  }
-
-  async #withdrawn(step: MoveStep, why: string): Promise<Error> {
-    const { vm, host } = this.#settings
-    try {
-      await this.#context.restoring.store.jobs.withdrawMove(step)
-    } catch (error) {
-      return this.#inDoubt(
-        step,
-        `the VM did not start there (${why}), but withdrawing the move failed: ${reasonOf(error)}`,
-        error,
-      )
-    }
-    const copies = [{ id: step.id, state: 'not-started' }] as const
-    this.#peer.post({ type: 'drop', id: step.id, vm, origin: originOf(this.#storeId), copies })
-    const message =
-      `VM '${vm}' did not start on host '${host}': ${why}. It can be restored on this host only, from checkpoint '${step.name}' ` +
-      `('${restoreCommand(this.#settings, step.name)}')`
-    return new NotStarted('ERR_MOVE_FAILED', message, { vm, checkpoint: step.name, vmState: 'off' })
-  }
-
-  #endedThere(why: string): CheckpointError {
-    const { vm, host } = this.#settings
-    const message = `VM '${vm}' was moved to host '${host}' and started there, but has ended since: ${why}. Restore it on that host`
-    return new CheckpointError('ERR_MOVE_FAILED', message, { vm, vmState: 'off' })
-  }
-
-  #inDoubt({ name }: MoveStep, why: string, cause?: unknown): CheckpointError {
-    const { vm, host } = this.#settings
-    const message =
-      `The move of VM '${vm}' to host '${host}' is in doubt: ${why}. The other host may run the VM, so it cannot be restored here. ` +
-      "Call moveVirtualMachine again with the same host ('bhyve-checkpoint move'), which resolves the move"
-    return new CheckpointError('ERR_MOVE_IN_DOUBT', message, {
-      vm,
-      checkpoint: name,
-      vmState: 'unknown',
-      cause,
-    })
+    return state.identity
   }
 
   #refused(blockers: MoveReport['blockers']): CheckpointError {
@@ -407,6 +311,12 @@ class Sender {
     this.#peer.post({ type: 'drop', id, vm, origin, copies: [{ id, state: 'arriving' }] })
   }
 
+  #handover(step: MoveStep): Handover {
+    const { jobs } = this.#context.restoring.store
+    const [cancellation, peer, settings] = [this.#cancellation, this.#peer, this.#settings]
+    return new Handover({ jobs, cancellation, peer, settings, origin: originOf(this.#storeId) }, step)
+  }
+
   #step(name: string, id: string): MoveStep {
     return { directory: this.#directory, vm: this.#settings.vm, name, id }
   }
@@ -436,26 +346,6 @@ function isSavedWithoutDisks(error: unknown): boolean {
   return (
     error instanceof CheckpointError && error.code === 'ERR_DISKS_NOT_CAPTURED' && error.vmState === 'off'
   )
-}
-
-class NotStarted extends CheckpointError {}
-
-function isNotStarted(error: unknown): boolean {
-  return error instanceof NotStarted
-}
-
-function isInDoubt(error: unknown): boolean {
-  return error instanceof CheckpointError && error.code === 'ERR_MOVE_IN_DOUBT'
-}
-
-/** The record was not written: the checkpoint has changed, or its lock was busy. */
-function isUnwritten(error: unknown): boolean {
-  const codes: readonly string[] = [
-    'ERR_CHECKPOINT_BUSY',
-    'ERR_CHECKPOINT_NOT_FOUND',
-    'ERR_CHECKPOINT_DAMAGED',
-  ]
-  return error instanceof CheckpointError && codes.includes(error.code)
 }
 
 function sided<Finding>(
