@@ -20,7 +20,8 @@ export function savedLines(checkpoint: Checkpoint, verb: string): string[] {
 
 /** The state of a suspended VM is always written on the disk. */
 const diskReasons: Readonly<Record<Exclude<DiskReason, 'suspend'>, string>> = {
-  'memory-size-unknown': "the size of the guest's RAM is not known before the first checkpoint of its bhyve",
+  'memory-size-unknown':
+    "the size of the guest's RAM is not known, because this bhyve has written no checkpoint yet",
   'path-too-long': 'the path of the memory stage is too long for this bhyve',
   'memory-stage-busy': 'another process holds the lock of the memory stage',
   'memory-stage-full': 'the memory stage is full',

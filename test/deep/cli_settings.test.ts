@@ -135,7 +135,7 @@ t.test('create uses the memory stage and prints why it does not', { skip: tmpfs.
   }
   t.equal(
     await reason(['create', 'vm1']),
-    "  written on the disk: the size of the guest's RAM is not known before its first checkpoint",
+    "  written on the disk: the size of the guest's RAM is not known, because this bhyve has written no checkpoint yet",
   )
   t.equal(await reason(['create', 'vm1']), '', 'it went through memory')
   t.equal(await reason(['create', 'vm1', '-v']), '  written into the memory stage first')
