@@ -70,7 +70,7 @@ function save(
     })
     await freeze.conclude(stage, true)
     cancellation.throwIfCancelled()
-    const verdict = await judge(stage, settings, progress)
+    const verdict = await judge({ context, settings, call, stage }, answer)
     const saved = completeOf(verdict, stage, answer, settings)
     const frozen = await freeze.facts()
     const content = await scan(stage, saved.memoryBytes, settings, cancellation, progress)

@@ -98,8 +98,8 @@ export function assertVisible({ pid, startedAt }: Pick<Writer, 'pid' | 'startedA
  * publication.
  */
 async function conclude(suspending: Suspending, answer: Answer): Promise<Checkpoint> {
-  const { stage, settings, call } = suspending
-  const verdict = await explained(suspending, judge(stage, settings, call.progress))
+  const { stage, settings } = suspending
+  const verdict = await explained(suspending, judge(suspending, answer))
   if (verdict.kind === 'incomplete') {
     const failure = await failureOf(suspending, answer, verdict.collected)
     const isOn = failure.vmState === 'running' || failure.vmState === 'paused'

@@ -193,17 +193,10 @@ export const listed = [
   ),
   change(
     'queued-behind-is-handled',
-    'lib/operations/saving/vm_request.ts',
+    'lib/operations/saving/judge.ts',
     'suspend suspended_state killed_manager',
-    'if ((await isUntouched(this.#stage)) === false) {',
+    'if (!untouched) {',
     '{',
-  ),
-  change(
-    'failed-poll-is-service',
-    'lib/operations/saving/vm_request.ts',
-    'suspend suspended_state killed_manager',
-    'if ((await isUntouched(this.#stage)) === false) {',
-    'if ((await isUntouched(this.#stage)) !== true) {',
   ),
   change(
     'publishing-overlooked',

@@ -266,17 +266,14 @@ t.test('suspend: damage by other processes does not count as a failure that bhyv
   await Promise.all(cases)
 })
 
-t.test("create: behind a suspend, keeps the VM's state if the stage cannot be checked", async (t) => {
+t.test("create: behind a suspend, keeps the VM's state if bhyve ends and wrote nothing", async (t) => {
   const world = await start(t, { writeRate: MiB / 2 })
   const { bhyve, root } = world
   const manager = new Manager(t, world, 'saving')
   await manager.reached('saving')
   await manager.kill()
-  let show: (() => void) | undefined
   const pool = inlinePool((job) => {
     if (job === 'recordWriter') process.kill(bhyve.pid, 'SIGKILL')
-    if (job === 'isUntouched')
-      show = intercept(t, 'readDirectory', (_, limit) => (limit === 1 ? failure('EIO', 'read') : undefined))
     return undefined
   })
   const options = {
@@ -286,7 +283,6 @@ t.test("create: behind a suspend, keeps the VM's state if the stage cannot be ch
   } as const
   const client = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
   t.match(await rejection(client.createCheckpoint('vm1')), { code: 'ERR_CHECKPOINT_FAILED' })
-  show?.()
   const left = [{ state: 'damaged', poweredOff: true, name: /^suspend-/ }]
   t.match(await client.listCheckpoints('vm1'), left, 'the files of the VM are kept')
 })

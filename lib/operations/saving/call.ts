@@ -7,9 +7,11 @@ import type { Cancellation } from '../../base/cancellation.js'
 import type { StageUsed } from '../../base/types.js'
 import type { RecordedArguments } from '../../checkpoint/recorded_arguments.js'
 import type { DiskProviders } from '../../disks/providers.js'
+import type { Stage } from '../../store/stage.js'
 import type { Store } from '../../store/store.js'
 import type { VmJobs } from '../jobs.js'
 import type { ProgressReporter } from '../progress.js'
+import type { SaveSettings } from '../settings.js'
 import type { SupervisorSettings } from '../supervisor/settings.js'
 
 /** The target VM and the store of its checkpoints. */
@@ -25,6 +27,14 @@ export interface SavingContext {
   memoryStage?: { directory: string; maxBytes: number | undefined; isFull: boolean } | undefined
   /** How long to wait for the process of a suspended VM to exit, in milliseconds. */
   exitTimeoutMs: number
+}
+
+/** What the steps of one save share, once it has a stage. */
+export interface Saving {
+  context: SavingContext
+  settings: SaveSettings
+  call: SavingCall
+  stage: Stage
 }
 
 export interface SavingCall {

@@ -1,9 +1,9 @@
 /** Decides whether the files that bhyve left in the stage are a complete checkpoint. */
 import { traceVerdict } from '../../base/trace.js'
 import type { Inspection } from '../../checkpoint/structure.js'
-import type { Stage } from '../../store/stage.js'
 import type { Collected } from '../../store/staging/collect.js'
-import type { ProgressReporter } from '../progress.js'
+import type { Saving } from './call.js'
+import type { Answer } from './vm_request.js'
 
 /** Checkpoint files that are all present and consistent. */
 export interface CompleteCheckpoint {
@@ -17,15 +17,18 @@ export type Verdict =
   { kind: 'complete'; checkpoint: CompleteCheckpoint } | { kind: 'incomplete'; collected: Collected }
 
 /** Moves the files out of the inbox, so that bhyve can no longer replace them, and inspects them. */
-export async function judge(
-  stage: Stage,
-  { vm, name }: { vm: string; name: string },
-  progress: ProgressReporter,
-): Promise<Verdict> {
+export async function judge(saving: Saving, { located, peer, dialect }: Answer): Promise<Verdict> {
+  const { context, settings, stage } = saving
+  const { progress } = saving.call
   progress.report('checking')
-  const collected = await stage.collect(name)
-  const { problems, inspection, savedMs } = collected
-  traceVerdict(vm, problems)
+  const collected = await stage.collect(settings.name)
+  const { untouched, problems, inspection, savedMs } = collected
+  traceVerdict(settings.vm, problems)
+  if (!untouched) {
+    context.peers.rememberDialect(located, peer, dialect)
+    // A failed cleanup must not fail the checkpoint.
+    await stage.removeOrphans(peer).catch(() => undefined)
+  }
   if (problems.length > 0 || inspection?.metadata === undefined) return { kind: 'incomplete', collected }
   const { memoryBytes } = inspection.metadata
   progress.saved(memoryBytes)

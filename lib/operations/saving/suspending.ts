@@ -1,16 +1,10 @@
 import type { ProcessEnd } from '../../bhyve/process_end.js'
 import type { Checkpoint } from '../../base/types.js'
-import type { Stage } from '../../store/stage.js'
-import type { SaveSettings } from '../settings.js'
 import type { Supervision } from '../supervisor/supervision.js'
-import type { SavingCall, SavingContext } from './call.js'
+import type { Saving } from './call.js'
 
 /** What the steps of one suspend share. */
-export interface Suspending {
-  context: SavingContext
-  settings: SaveSettings
-  call: SavingCall
-  stage: Stage
+export interface Suspending extends Saving {
   supervision: Supervision
   /** The end of the process that received the request. */
   end?: ProcessEnd

@@ -18,6 +18,7 @@ import { watchSaving } from './watch_saving.js'
 
 /** How bhyve handled the request. Known once bhyve has closed the connection. */
 export interface Answer {
+  located: Located
   peer: Peer
   dialect: Dialect
   replyError: string | undefined
@@ -58,7 +59,9 @@ export function requestsFit(
 }
 
 function dialectsAt({ peers, system }: SavingContext, located: Located, wanted: Dialect | 'auto'): Dialect[] {
-  return dialectsFor(located, wanted, peers.dialectAt(located), system)
+  // To find out whether the dialect is known, the status of the process is read.
+  const known = wanted === 'auto' ? peers.dialectAt(located) : undefined
+  return dialectsFor(located, wanted, known, system)
 }
 
 /** Requests the checkpoint. Resolves once bhyve has closed the connection. */
@@ -121,11 +124,6 @@ class VmRequest {
       const message = `No dialect is known for the socket '${located.socketPath}'. Pass the option 'dialect'`
       throw new CheckpointError('ERR_DIALECT_UNSUPPORTED', message)
     }
-    if ((await isUntouched(this.#stage)) === false) {
-      this.#context.peers.rememberDialect(located, last.peer, last.dialect)
-      // A failed cleanup must not fail the checkpoint.
-      await this.#stage.removeOrphans(last.peer).catch(() => undefined)
-    }
     return last
   }
 
@@ -176,7 +174,7 @@ class VmRequest {
       traceDecision(vm, 'EOF', { vmState: vmStateOf(sent.peer), replyError })
       await stopWatching()
       await reportEnd(this.#stage, this.#call.progress)
-      return { peer: sent.peer, dialect, replyError }
+      return { located, peer: sent.peer, dialect, replyError }
     } finally {
       await stopWatching()
     }
@@ -194,11 +192,6 @@ class VmRequest {
     const watched = { vm, name, poweroff, stallTimeout: request.stallTimeout, isOurDelay }
     return watchSaving(this.#stage, watched, cancellation, progress, isSent)
   }
-}
-
-/** Undefined if the check fails. A failed check must not fail the checkpoint: the files are inspected later anyway. */
-function isUntouched(stage: Stage): Promise<boolean | undefined> {
-  return stage.isUntouched().catch(() => undefined)
 }
 
 async function reportEnd(stage: Stage, progress: ProgressReporter): Promise<void> {
