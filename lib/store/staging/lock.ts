@@ -38,9 +38,9 @@ export function openStaging(directory: Directory): Directory {
 
 function makeStaging(directory: Directory, name: string): Directory {
   for (;;) {
-    if (directory.make(name, ownerOnly)) directory.sync()
     const staging = directory.openIfAny(name)
     if (staging !== undefined) return staging
+    if (directory.make(name, ownerOnly)) directory.sync()
   }
 }
 

@@ -65,6 +65,10 @@ function isGone(error: unknown): boolean {
 }
 
 function openOrMake(directoryPath: string, made: string[]): Directory {
+  return Directory.openRealDirectoryIfAny(directoryPath) ?? makeAndOpen(directoryPath, made)
+}
+
+function makeAndOpen(directoryPath: string, made: string[]): Directory {
   const parentPath = path.dirname(directoryPath)
   makeMissing(parentPath, made)
   using parent = Directory.openPath(parentPath)
