@@ -30,7 +30,7 @@ export function flushStage(handle: StageHandle, name: string): void {
  */
 export function prepareStage(handle: StageHandle, publication: Publication): void {
   const stage = borrowStage(handle)
-  removeTree(stage, inboxName)
+  removeInbox(stage)
   stage.unlink(sizeRecord)
   const { name, manifest, durable } = publication
   writeManifestIn(stage, name + manifestSuffix, manifest, durable)
@@ -39,6 +39,13 @@ export function prepareStage(handle: StageHandle, publication: Publication): voi
     for (const suffix of [memorySuffix, kernelSuffix, metadataSuffix]) stage.syncFile(name + suffix)
     stage.sync()
   })
+}
+
+/** Its last close frees it on disk. The caller does not wait for that. */
+function removeInbox(stage: Directory): void {
+  using inbox = stage.openIfAny(inboxName)
+  removeTree(stage, inboxName)
+  if (inbox !== undefined) holdOpen(inbox.descriptor)
 }
 
 /**

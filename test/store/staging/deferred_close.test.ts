@@ -1,4 +1,5 @@
 /** Tests of which directories a job keeps open for its caller: removed ones only. */
+import assert from 'node:assert/strict'
 import fs from 'node:fs'
 import path from 'node:path'
 import t, { type Test } from 'tap'
@@ -36,6 +37,7 @@ function staged(directory: string): Staged {
   const manifest = newManifest({ ...facts, host: hostFacts() }, inspection)
   const publication = { name, ifExists: 'replace', durable: true, manifest } as const
   jobs.prepareStage(handle, publication)
+  assert.equal(closeHeld(), 1, 'the inbox')
   const close = (): void => Object.values(kept).forEach((descriptor) => native.close(descriptor))
   return { handle, publication, path: path.join(directory, '.staging', made.id), close }
 }
