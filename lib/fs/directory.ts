@@ -21,6 +21,9 @@ import { OpenFile } from './open_file.js'
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK } = fs.constants
 const { ENOENT, EEXIST, ENOTEMPTY } = os.errno
 
+/** Making one takes longer than decoding the names of a small directory. */
+const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
+
 /** One buffer per thread. Every file that is read completely fits into it, except large manifests. */
 const startBuffer = Buffer.allocUnsafeSlow(64 * 1024)
 
@@ -279,11 +282,10 @@ export class Directory implements Disposable {
 }
 
 function splitNames(names: Buffer): Name[] {
-  const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
   try {
     return decoder.decode(names).split('\0').slice(0, -1)
   } catch {
-    return splitBytes(names).map((name) => decodeName(decoder, name))
+    return splitBytes(names).map(decodeName)
   }
 }
 
@@ -295,7 +297,7 @@ function splitBytes(names: Buffer): Buffer[] {
   return parts
 }
 
-function decodeName(decoder: InstanceType<typeof TextDecoder>, name: Buffer): Name {
+function decodeName(name: Buffer): Name {
   try {
     return decoder.decode(name)
   } catch {
