@@ -78,7 +78,12 @@ export class Store {
   }
 
   async #readReservations(vms: readonly string[]): Promise<StageReservation[]> {
-    return this.jobs.reservedSpace(await this.#directoriesOf(vms))
+    const root = this.rootDirectory
+    if (root === undefined) return this.jobs.reservedSpace(await this.#directoriesOf(vms))
+    return this.jobs.reservedSpaceUnder(
+      root,
+      vms.map((vm) => this.directoryOf(vm)),
+    )
   }
 
   /** Frees the blocks of removed files that still occupy the disk, in every VM's directory. */
