@@ -53,11 +53,11 @@ function inspectStore({ vm, directory: path, only }: VmDirectory): StoreReport {
     using directory = Directory.openRealDirectoryIfAny(path)
     if (directory === undefined) return base
     const names = checkpointNames(directory).filter((name) => only === undefined || name === only)
-    const listed = new Map(names.sort().map((name) => [name, listedCheckpoint(directory, vm, name)]))
-    const last = lastSizeIn(directory, (name) => listed.get(name) ?? listedCheckpoint(directory, vm, name))
+    const listed = names.sort().flatMap((name) => listedCheckpoint(directory, vm, name))
+    const last = lastSizeIn(directory, listed)
     return {
       ...base,
-      checkpoints: [...listed.values()].flat().map((one) => stateOf(directory, one)),
+      checkpoints: listed.map((one) => stateOf(directory, one)),
       kept: directory
         .entries()
         .filter((entry) => entry.endsWith(restSuffix))

@@ -132,14 +132,14 @@ export const listed = [
     'older-replaces-state',
     'lib/store/commit/publish.ts',
     'suspend suspended_state killed_manager',
-    'assertNotOlder(directory, { vm, name, savedMs: Date.parse(createdAt), poweredOff })',
+    'assertNotOlder(directory, existing, { name, savedMs: Date.parse(createdAt), poweredOff })',
     '',
   ),
   change(
     'recovered-replaces-newer',
     'lib/store/commit/keep_files.ts',
     'orphans',
-    'assertNotOlder(directory, { vm, name, savedMs, poweredOff: true })',
+    'assertNotOlder(directory, existing, { name, savedMs, poweredOff: true })',
     '',
   ),
   change(
@@ -181,8 +181,8 @@ export const listed = [
     'outdated-manifest-comes-back',
     'lib/store/commit/roll_forward.ts',
     'second_names',
-    '  removeOutdated(directory, subdirectory, entries)\n',
-    '',
+    'if (staged?.id !== undefined && staged.id === inPlace?.id) {',
+    'if (staged === undefined) {',
   ),
   change(
     'files-of-a-new-checkpoint',
@@ -243,13 +243,7 @@ export const listed = [
     'false',
   ),
   change('pin-not-synced', 'lib/store/commit/commit.ts', 'sync_order', 'if (durable) stage.sync()', ''),
-  change(
-    'commit-not-synced',
-    'lib/store/commit/commit.ts',
-    'sync_order',
-    'if (publication.durable) staging.sync()',
-    '',
-  ),
+  change('commit-not-synced', 'lib/store/commit/commit.ts', 'sync_order', 'if (durable) staging.sync()', ''),
   change(
     'record-not-synced',
     'lib/store/catalog/rewrite_manifest.ts',

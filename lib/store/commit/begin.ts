@@ -58,8 +58,10 @@ export function createStage(request: StageRequest): StageResult {
       recover(directory, staging, () => settleRollback(staging)),
       request.name,
     )
-    assertReplaceable(directory, request.name, request.ifExists)
-    return makeStage(directory, staging, request, made)
+    const existing = assertReplaceable(directory, request.name, request.ifExists)
+    const last = request.memoryBytes === undefined ? lastSizeIn(directory, existing && [existing]) : undefined
+    const size = { memoryBytes: last?.bytes ?? request.memoryBytes, lastSavedMs: last?.savedMs }
+    return { ...makeStage(directory, staging, request, made), ...size, made }
   } catch (error) {
     removeMade(made)
     throw error
@@ -70,8 +72,9 @@ function makeStage(
   directory: Directory,
   staging: Directory,
   request: StageRequest,
-  made: string[],
-): StageResult {
+  made: readonly string[],
+): Omit<StageResult, 'made' | 'memoryBytes' | 'lastSavedMs'> {
+  const orphans = orphansIn(staging)
   const id = freshId(staging)
   try {
     using stage = makeDirectory(staging, id)
@@ -85,11 +88,8 @@ function makeStage(
       stage.sync()
       staging.sync()
     }
-    const last = request.memoryBytes === undefined ? lastSizeIn(directory) : undefined
-    const size = { memoryBytes: last?.bytes ?? request.memoryBytes, lastSavedMs: last?.savedMs }
-    const orphans = orphansIn(staging)
     const descriptors = { directory: directory.release(), stage: stage.release(), in: inbox.release() }
-    return { id, requestPath: `${inbox.path}/${guestFile}`, made, ...size, orphans, descriptors }
+    return { id, requestPath: `${inbox.path}/${guestFile}`, orphans, descriptors }
   } catch (error) {
     removeRubbish(staging, id)
     if (made.includes(directory.path)) directory.removeEmpty(stagingName)

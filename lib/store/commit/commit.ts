@@ -8,11 +8,11 @@ import { formatManifest, type Manifest, parseManifest, versionFor } from '../../
 import { readHead, rewriteManifest } from '../../checkpoint/manifest_file.js'
 import { inspectCheckpoint } from '../../checkpoint/structure.js'
 import { manifestSuffix, memorySuffix } from '../../base/names.js'
-import type { Checkpoint } from '../../base/types.js'
+import type { Checkpoint, ListedCheckpoint } from '../../base/types.js'
 import { describe } from '../../checkpoint/describe.js'
 import type { Directory } from '../../fs/directory.js'
 import { removeTree } from '../../fs/remove_tree.js'
-import { type Flush, rollForward } from './roll_forward.js'
+import { rollForward, rollForwardOwn } from './roll_forward.js'
 import { readySuffix } from '../staging/staging_entries.js'
 
 export interface Publication {
@@ -20,8 +20,8 @@ export interface Publication {
   manifest: Manifest
   ifExists: 'replace' | 'fail'
   durable: boolean
-  /** The process that made the stage publishes it. False in a recovery. */
-  isOwn?: boolean
+  /** Absent in a recovery: the process that made the stage publishes it. `existing`: the checkpoint that it replaces. */
+  own?: { existing: ListedCheckpoint | undefined }
 }
 
 /**
@@ -39,27 +39,24 @@ export function commitStaged(
   const checkpoint = inspectComplete(directory, stage, publication)
   const ready = id + readySuffix
   staging.rename(id, staging, ready)
-  finishCommit(directory, staging, ready, publication)
+  finishCommit(directory, staging, { stage, ready }, publication)
   return checkpoint
-}
-
-function flushFor({ isOwn, manifest }: Publication): Flush {
-  return isOwn === true && !manifest.poweredOff ? 'names' : 'everything'
 }
 
 function finishCommit(
   directory: Directory,
   staging: Directory,
-  ready: string,
-  publication: Publication,
+  { stage, ready }: { stage: Directory; ready: string },
+  { name, manifest, durable, own }: Publication,
 ): void {
   try {
-    if (publication.durable) staging.sync()
-    rollForward(directory, staging, ready, flushFor(publication))
+    if (durable) staging.sync()
+    if (own !== undefined && !manifest.poweredOff) rollForwardOwn(directory, staging, { stage, ready, name })
+    else rollForward(directory, staging, ready)
   } catch (error) {
     if (!(error instanceof CheckpointError)) throw error
     const message =
-      `Checkpoint '${publication.name}' is committed but not yet in place (it is saved, and the next call for this VM, ` +
+      `Checkpoint '${name}' is committed but not yet in place (it is saved, and the next call for this VM, ` +
       "for example listCheckpoints or 'bhyve-checkpoint list', makes it visible under its name): " +
       error.message
     throw new CheckpointError(error.code, message, detailsOf(error))
@@ -69,7 +66,7 @@ function finishCommit(
 /** A pin belongs to the name: a checkpoint that replaces a pinned checkpoint is pinned, too. */
 function keepPin(directory: Directory, stage: Directory, publication: Publication): void {
   const { name, manifest, durable } = publication
-  if (manifest.pinned || !isPinned(directory, name)) return
+  if (manifest.pinned || !replacesPinned(directory, publication)) return
   const pinned = 'pin'
   removeTree(stage, pinned)
   const text = formatManifest({ ...manifest, version: versionFor(manifest), pinned: true })
@@ -80,7 +77,8 @@ function keepPin(directory: Directory, stage: Directory, publication: Publicatio
 }
 
 /** A manifest that cannot be read may contain a pin, so it counts as pinned. */
-function isPinned(directory: Directory, name: string): boolean {
+function replacesPinned(directory: Directory, { name, own }: Publication): boolean {
+  if (own?.existing?.state === 'complete') return own.existing.pinned
   const file = name + manifestSuffix
   const status = directory.statusIfAny(file)
   if (status?.kind !== 'file') return false

@@ -50,11 +50,11 @@ export function publishState(directories: SalvageDirectories, wanted: Intent, in
  * gets it: its call has not resolved, so the previous one of that name stays.
  */
 function isNameFree({ directory, stuck }: SalvageDirectories, intent: Intent, savedMs: number): boolean {
-  const { vm, name, ifExists, poweroff } = intent
+  const { name, ifExists, poweroff } = intent
   if (!poweroff || stuck.has(name)) return false
   try {
-    assertReplaceable(directory, name, ifExists)
-    assertNotOlder(directory, { vm, name, savedMs, poweredOff: true })
+    const existing = assertReplaceable(directory, name, ifExists)
+    assertNotOlder(directory, existing, { name, savedMs, poweredOff: true })
     return true
   } catch (error) {
     if (error instanceof CheckpointError && error.code === 'ERR_CHECKPOINT_EXISTS') return false

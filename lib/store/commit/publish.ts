@@ -63,10 +63,10 @@ export function commitStage(handle: StageHandle, publication: Publication): Chec
   assertNotStuck(recover(directory, staging), publication.name)
   if (!isSameStage(staging, handle)) throw vanished(handle)
   const { name, ifExists } = publication
-  assertReplaceable(directory, name, ifExists)
-  const { vm, createdAt, poweredOff } = publication.manifest
-  assertNotOlder(directory, { vm, name, savedMs: Date.parse(createdAt), poweredOff })
-  const own = { ...publication, isOwn: true }
+  const existing = assertReplaceable(directory, name, ifExists)
+  const { createdAt, poweredOff } = publication.manifest
+  assertNotOlder(directory, existing, { name, savedMs: Date.parse(createdAt), poweredOff })
+  const own = { ...publication, own: { existing } }
   const checkpoint = commitStaged(directory, staging, borrowStage(handle), handle.id, own)
   holdOpen(handle.stage)
   return checkpoint

@@ -6,11 +6,17 @@ import { CheckpointError } from '../../base/errors.js'
 import { isForeignFormat } from '../../checkpoint/structure.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import type { Directory } from '../../fs/directory.js'
-import { blocksStart } from '../../checkpoint/move_record.js'
-import { doubtOf, moveInDoubt } from '../../checkpoint/moving.js'
+import type { ListedCheckpoint } from '../../base/types.js'
+import { blocksStart, isInDoubt } from '../../checkpoint/move_record.js'
+import { doubtOf } from '../../checkpoint/moving.js'
 import { existingCheckpoint, listedCheckpoint } from '../../checkpoint/read.js'
 
-export function assertReplaceable(directory: Directory, name: string, ifExists: 'replace' | 'fail'): void {
+/** Returns the checkpoint that would be replaced, so that the caller need not read it again. */
+export function assertReplaceable(
+  directory: Directory,
+  name: string,
+  ifExists: 'replace' | 'fail',
+): ListedCheckpoint | undefined {
   // Reject a directory under one of the names now. After the commit point, the file could not replace it.
   for (const suffix of [memorySuffix, kernelSuffix, metadataSuffix, manifestSuffix]) {
     if (directory.statusIfAny(name + suffix)?.kind === 'directory') {
@@ -20,20 +26,22 @@ export function assertReplaceable(directory: Directory, name: string, ifExists: 
       )
     }
   }
-  if (directory.statusIfAny(name + memorySuffix) === undefined) return
+  const kind = directory.statusIfAny(name + memorySuffix)?.kind
+  if (kind === undefined) return undefined
   const path = directory.pathOf(name + memorySuffix)
   if (ifExists === 'fail') throw exists(path, 'already exists', existingCheckpoint(directory, name))
-  const move = moveInDoubt(directory, name)
-  if (move !== undefined) throw exists(path, `is part of a move that is in doubt: ${doubtOf(move)}`)
-  const isFile = directory.statusIfAny(name + memorySuffix)?.kind === 'file'
-  if (isFile && isForeignFormat(directory, name)) {
+  const [existing] = listedCheckpoint(directory, '', name)
+  if (existing?.move !== undefined && isInDoubt(existing.move))
+    throw exists(path, `is part of a move that is in doubt: ${doubtOf(existing.move)}`)
+  // A file that cannot be read may be foreign, too: then this throws.
+  if (kind === 'file' && existing?.state !== 'complete' && isForeignFormat(directory, name)) {
     throw exists(path, "is another tool's checkpoint, which this library does not replace")
   }
+  return existing
 }
 
 /** The new checkpoint. */
 interface Candidate {
-  vm: string
   name: string
   savedMs: number
   poweredOff: boolean
@@ -43,9 +51,11 @@ interface Candidate {
  * If the old or the new checkpoint is the state of a suspended VM, the new one must not replace one that was saved
  * later. Two managers can publish in another order than bhyve wrote, so the new checkpoint can be the older one.
  */
-export function assertNotOlder(directory: Directory, saved: Candidate): void {
-  const { vm, name, savedMs, poweredOff } = saved
-  const [existing] = listedCheckpoint(directory, vm, name)
+export function assertNotOlder(
+  directory: Directory,
+  existing: ListedCheckpoint | undefined,
+  { name, savedMs, poweredOff }: Candidate,
+): void {
   if (existing === undefined || existing.state === 'foreign') return
   // A checkpoint that cannot be read may be a suspended state. The modification time of its RAM file is still known.
   const isKnown = existing.createdAt !== undefined

@@ -13,44 +13,50 @@ import { manifestIn, recordSnapshotsOf } from '../staging/snapshot_records.js'
 import { replacedManifest, replacedName } from '../staging/staging_entries.js'
 
 /**
- * What a roll forward fsyncs.
- *
- * - `everything`: also the removal of the committed stage. A stage that recovery finds can hold the same files under two
- *   names, and must not come back with the second one after a power failure.
- * - `names`: the directories of the files. The committed stage is then durably without checkpoint files. If it comes back
- *   after a power failure, the next recovery removes it.
+ * Moves the files that a committed stage still holds into place, and removes the stage durably: it can hold the same
+ * files under two names, and must not come back with the second one after a power failure.
  */
-export type Flush = 'everything' | 'names'
-
-/**
- * Moves the files that a committed stage still holds into place. The stage and `.staging` are fsynced, too: on UFS with
- * soft updates a rename across directories reaches the disk in two steps, so the old names may exist again after a
- * crash.
- */
-export function rollForward(
-  directory: Directory,
-  staging: Directory,
-  ready: string,
-  flush: Flush = 'everything',
-): void {
+export function rollForward(directory: Directory, staging: Directory, ready: string): void {
   using subdirectory = openDirectoryOrRemove(staging, ready)
   if (subdirectory === undefined) return
-  const entries = entriesOfIntent(subdirectory)
+  moveIntoPlace(directory, subdirectory, entriesOfIntent(subdirectory))
+  recordSnapshotsOf(staging, ready)
+  removeEntry(staging, ready)
+  staging.sync()
+}
+
+/**
+ * The same for a live checkpoint that this process has just committed. Its stage, which is now `ready`, holds the files
+ * of `name` and nothing from before a crash. Its removal need not be durable: no checkpoint file is left in it, and if
+ * it comes back after a power failure, the next recovery removes it.
+ */
+export function rollForwardOwn(
+  directory: Directory,
+  staging: Directory,
+  { stage, ready, name }: { stage: Directory; ready: string; name: string },
+): void {
+  const files = publicationOrder.map((suffix) => name + suffix)
+  moveIntoPlace(directory, stage, files)
+  if (stage.statusIfAny(replacedManifest) !== undefined) recordSnapshotsOf(staging, ready)
+  removeEntry(staging, ready)
+}
+
+/**
+ * Both directories are fsynced: on UFS with soft updates a rename across directories reaches the disk in two steps, so
+ * the old names may exist again after a crash.
+ */
+function moveIntoPlace(directory: Directory, subdirectory: Directory, entries: readonly string[]): void {
   const memory = entries.find((entry) => entry.endsWith(memorySuffix))
-  removeOutdated(directory, subdirectory, entries)
-  if (memory !== undefined && !subdirectory.isSameFile(memory, directory, memory)) {
-    setAsideManifest(directory, subdirectory, memory)
-    setAsideReplaced(directory, memory, subdirectory)
-  }
+  const isMoved = memory === undefined || subdirectory.isSameFile(memory, directory, memory)
+  for (const file of entries.filter((entry) => entry.endsWith(manifestSuffix)))
+    prepareManifest(directory, subdirectory, file, isMoved)
+  if (!isMoved) setAsideReplaced(directory, memory, subdirectory)
   for (const suffix of [restSuffix, ...publicationOrder]) {
     for (const entry of entries.filter((name) => name.endsWith(suffix)))
       subdirectory.moveIfAny(entry, directory, entry)
   }
   directory.sync()
   subdirectory.sync()
-  recordSnapshotsOf(staging, ready)
-  removeEntry(staging, ready)
-  if (flush === 'everything') staging.sync()
 }
 
 /**
@@ -72,33 +78,29 @@ function setAsideReplaced(directory: Directory, memory: string, subdirectory: Di
 }
 
 /**
- * Moves the replaced manifest aside if it has disk snapshots, which must not be forgotten. A manifest in place that has
- * the id of the committed one is not a replaced one.
+ * A crash on UFS can bring a finished commit back. If the manifest in place has the same `id`, it belongs to the same
+ * checkpoint and may contain later pins and restore records. Then the manifest in the stage is outdated and is removed.
+ *
+ * Otherwise the manifest in place is replaced. If it has disk snapshots, which must not be forgotten, it is moved aside.
  */
-function setAsideManifest(directory: Directory, subdirectory: Directory, memory: string): void {
-  const file = memory.slice(0, -memorySuffix.length) + manifestSuffix
-  if (subdirectory.statusIfAny(file) === undefined || subdirectory.isSameFile(file, directory, file)) return
-  if (readable(directory, file)?.disks !== undefined)
-    directory.moveIfAny(file, subdirectory, replacedManifest)
+function prepareManifest(
+  directory: Directory,
+  subdirectory: Directory,
+  file: string,
+  isMemoryMoved: boolean,
+): void {
+  if (subdirectory.isSameFile(file, directory, file)) return
+  const staged = readable(subdirectory, file)
+  const inPlace = readable(directory, file)
+  if (staged?.id !== undefined && staged.id === inPlace?.id) {
+    subdirectory.unlink(file)
+    return
+  }
+  if (isMemoryMoved) return
+  if (inPlace?.disks !== undefined) directory.moveIfAny(file, subdirectory, replacedManifest)
   // The new manifest takes its name. If only that reached the disk before a power failure, nothing would name the old
   // snapshots any more. An earlier process can have moved the manifest.
   if (subdirectory.statusIfAny(replacedManifest) !== undefined) subdirectory.sync()
-}
-
-/**
- * A crash on UFS can bring a finished commit back. If the manifest in place has the same `id`, it belongs to the same
- * checkpoint and may contain later pins and restore records. Then the manifest in the stage is outdated and is removed.
- */
-function removeOutdated(directory: Directory, subdirectory: Directory, entries: readonly string[]): void {
-  for (const entry of entries.filter((name) => name.endsWith(manifestSuffix))) {
-    const id = idIn(subdirectory, entry)
-    if (id === undefined || subdirectory.isSameFile(entry, directory, entry)) continue
-    if (idIn(directory, entry) === id) subdirectory.unlink(entry)
-  }
-}
-
-function idIn(directory: Directory, file: string): string | undefined {
-  return readable(directory, file)?.id
 }
 
 /** Undefined if the manifest is missing or cannot be read. Such a manifest does not prevent a replacement. */

@@ -28,19 +28,19 @@ export interface LastSize {
 }
 
 /**
- * The RAM size of the VM's newest complete checkpoint, which the next checkpoint will most likely have, too. `read`: for a
- * caller that has already read the checkpoints.
+ * The RAM size of the VM's newest complete checkpoint, which the next checkpoint will most likely have, too. `known`: the
+ * checkpoints that the caller has already read.
  */
 export function lastSizeIn(
   directory: Directory,
-  read = (name: string): readonly ListedCheckpoint[] => listedCheckpoint(directory, '', name),
+  known: readonly ListedCheckpoint[] = [],
 ): LastSize | undefined {
   const dated = checkpointNames(directory).map((name) => {
     return { name, mtimeMs: directory.statusIfAny(name + memorySuffix)?.mtimeMs ?? 0 }
   })
   const newest = dated.sort((one, other) => other.mtimeMs - one.mtimeMs).slice(0, maxInspected)
   for (const { name, mtimeMs } of newest) {
-    const [listed] = read(name)
+    const listed = known.find((one) => one.name === name) ?? listedCheckpoint(directory, '', name)[0]
     // bhyve wrote the metadata, and a hostile guest may control bhyve. No guest has more RAM than the host.
     if (listed?.state === 'complete')
       return { bytes: Math.min(listed.memoryBytes, totalmem()), savedMs: mtimeMs }

@@ -9,6 +9,7 @@ import { type CheckpointClient, createClient, type ListedCheckpoint } from 'bhyv
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { jobs } from '../../../dist/worker/jobs.js'
 import { Directory } from '../../../dist/fs/directory.js'
+import { listedCheckpoint } from '../../../dist/checkpoint/read.js'
 import { assertNotOlder } from '../../../dist/store/commit/replaceable.js'
 import { scratch, until } from '../../support/index.js'
 import { needs } from '../../support/programs.js'
@@ -134,14 +135,14 @@ t.test('a checkpoint saved between a state and its copy may replace the copy', a
   const { directory: where } = copied(t)
   const { createdAt } = await original.client.getCheckpoint('vm1', 'suspend')
   using directory = Directory.openPath(where)
-  const saved = { vm: 'vm1', name: 'suspend', poweredOff: false }
-  t.doesNotThrow(() => assertNotOlder(directory, { ...saved, savedMs: createdAt.getTime() + 1 }))
-  t.throws(() => assertNotOlder(directory, { ...saved, savedMs: createdAt.getTime() - 1 }))
+  const assertNewer = (name: string, savedMs: number): void => {
+    const [existing] = listedCheckpoint(directory, 'vm1', name)
+    assertNotOlder(directory, existing, { name, savedMs, poweredOff: false })
+  }
+  t.doesNotThrow(() => assertNewer('suspend', createdAt.getTime() + 1))
+  t.throws(() => assertNewer('suspend', createdAt.getTime() - 1))
   for (const name of ['live', 'restored'])
-    t.doesNotThrow(
-      () => assertNotOlder(directory, { ...saved, name, savedMs: 1 }),
-      `${name} is not a suspended state that waits for a restore`,
-    )
+    t.doesNotThrow(() => assertNewer(name, 1), `${name} is not a suspended state that waits for a restore`)
 })
 
 for (const [what, change] of [
