@@ -54,7 +54,7 @@ function save(
 ): Promise<Checkpoint> {
   const { vm, name } = settings
   const { cancellation, progress } = call
-  return inStage(context, settings, call, { unknownMemoryBytes: undefined }, async (stage, sockets) => {
+  return inStage(context, settings, call, async (stage, sockets) => {
     await freeze.prepare(stage)
     const answer = await request(context, stage, settings, call, {
       sockets,

@@ -19,16 +19,13 @@ import { scan } from './saving/scan.js'
 import type { SaveSettings } from './settings.js'
 import { Supervision } from './supervisor/supervision.js'
 
-/** If the RAM size is unknown, require at least room for what bhyve writes besides RAM. */
-const spaceForSuspend = { unknownMemoryBytes: 0 }
-
 /** Like `create`, but once the request was sent, a cancel only ends the caller's wait. */
 export function suspend(
   context: SavingContext,
   settings: SaveSettings,
   call: SavingCall,
 ): Promise<Checkpoint> {
-  return inStage(context, settings, call, spaceForSuspend, async (stage, sockets) => {
+  return inStage(context, settings, call, async (stage, sockets) => {
     const supervision = new Supervision(context, settings.vm)
     const suspending: Suspending = { context, settings, call, stage, supervision }
     try {

@@ -50,6 +50,7 @@ export class Stage {
   readonly #store: StageStore
   readonly #handle: StageHandle
   readonly #orphans: readonly string[]
+  readonly #recorded: StageResult['recorded']
   /** The descriptor of `in/`, until bhyve has received its copy. */
   #inbox: number | undefined
   readonly #fate: ChangingFate
@@ -59,6 +60,7 @@ export class Stage {
     this.#store = store
     this.#handle = { directoryPath, directory, stage, id: result.id }
     this.#orphans = result.orphans
+    this.#recorded = result.recorded
     this.#inbox = inbox
     this.#requestPath = result.requestPath
     this.memoryBytes = result.memoryBytes
@@ -119,19 +121,18 @@ export class Stage {
     this.#inbox = undefined
   }
 
-  /**
-   * Rejects with ERR_NO_SPACE if the guest's RAM does not fit on the disk. If the size of the RAM is not known,
-   * `atLeastBytes` is reserved. If that is undefined too, nothing is reserved.
-   */
-  async reserveSpace(vm: string, atLeastBytes: number | undefined): Promise<void> {
-    const bytes = this.memoryBytes ?? atLeastBytes
-    if (bytes !== undefined) await this.reserve(vm, bytes)
+  /** Rejects with ERR_NO_SPACE if the reservation that was recorded with the stage does not fit on the disk. */
+  async reserveSpace(vm: string): Promise<void> {
+    if (this.#recorded !== undefined) await this.#obtain(vm, this.#recorded)
   }
 
   /** Rejects with ERR_NO_SPACE if this many bytes do not fit on the disk. */
   async reserve(vm: string, bytes: number): Promise<void> {
+    await this.#obtain(vm, { bytes, device: await this.#store.jobs.recordReservation(this.#handle, bytes) })
+  }
+
+  async #obtain(vm: string, { bytes, device }: { bytes: number; device: string }): Promise<void> {
     for (let attempt = 1; ; attempt++) {
-      const device = await this.#store.jobs.recordReservation(this.#handle, bytes)
       const reserved = sumOfOthers(await this.#store.reservations(vm), device, this.path)
       const result = await this.#store.jobs.reserveSpace(this.#handle, bytes, reserved)
       if (result.kind === 'granted') return
@@ -142,6 +143,7 @@ export class Stage {
       if (attempt === 1) await this.#store.freeRemoved(vm)
       // A random pause, so that two stages that refused each other do not try again at the same moment.
       await pause(lockRetryMs * (0.5 + Math.random() * 4))
+      await this.#store.jobs.recordReservation(this.#handle, bytes)
     }
   }
 

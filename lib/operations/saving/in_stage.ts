@@ -11,11 +11,6 @@ import { chooseStage } from './memory_stage.js'
 import { givenArguments } from './recorded_arguments.js'
 import { assertPathsFit } from './vm_request.js'
 
-export interface Reservation {
-  /** Bytes to reserve if the RAM size is unknown; undefined: reserve nothing then. */
-  unknownMemoryBytes: number | undefined
-}
-
 /**
  * Runs `work` with a new stage and the sockets that may belong to the VM. If `work` fails, the stage is discarded. A
  * stage that may hold the VM's only state is kept; the next call recovers it once bhyve has exited.
@@ -24,7 +19,6 @@ export async function inStage(
   context: SavingContext,
   settings: SaveSettings,
   call: SavingCall,
-  { unknownMemoryBytes }: Reservation,
   work: (stage: Stage, sockets: readonly Located[]) => Promise<Checkpoint>,
 ): Promise<Checkpoint> {
   const { cancellation, progress } = call
@@ -44,7 +38,7 @@ export async function inStage(
   const stage = await store.stage(vm, stageRequest(settings, first.ownerUid))
   try {
     progress.expect(stage.memoryBytes)
-    await stage.reserveSpace(vm, unknownMemoryBytes)
+    await stage.reserveSpace(vm)
     call.stageUsed = await chooseStage(context, settings, stage, sockets)
     return await work(stage, sockets)
   } catch (error) {

@@ -16,7 +16,7 @@ import { removeRubbish } from '../../fs/remove_tree.js'
 import { leaveMemory } from '../staging/memory_stage.js'
 import { removeEntry } from '../staging/removed.js'
 import { settleRollback } from '../staging/rollback_file.js'
-import { lastSizeIn } from '../staging/space.js'
+import { lastSizeIn, recordIn } from '../staging/space.js'
 import { noteSnapshots, snapshotRecordsIn } from '../staging/snapshot_records.js'
 import { borrowStage, isSameStage, type StageHandle } from '../staging/stage_handle.js'
 import { orphansIn } from '../staging/orphans.js'
@@ -44,6 +44,8 @@ export interface StageResult {
   memoryBytes: number | undefined
   /** When that last checkpoint was saved. Undefined if the size is from the request. */
   lastSavedMs: number | undefined
+  /** The reservation that was recorded for the request of the intent. It is not granted yet. */
+  recorded: { bytes: number; device: string } | undefined
   /** Stages of dead managers that recovery left in place, because their bhyve may still write. */
   orphans: string[]
   descriptors: { directory: number; stage: number; in: number }
@@ -61,7 +63,8 @@ export function createStage(request: StageRequest): StageResult {
     const existing = assertReplaceable(directory, request.name, request.ifExists)
     const last = request.memoryBytes === undefined ? lastSizeIn(directory, existing && [existing]) : undefined
     const size = { memoryBytes: last?.bytes ?? request.memoryBytes, lastSavedMs: last?.savedMs }
-    return { ...makeStage(directory, staging, request, made), ...size, made }
+    const { memoryBytes } = size
+    return { ...makeStage(directory, staging, { ...request, memoryBytes }, made), ...size, made }
   } catch (error) {
     removeMade(made)
     throw error
@@ -88,13 +91,21 @@ function makeStage(
       stage.sync()
       staging.sync()
     }
+    const bytes = bytesToReserve(request)
+    const recorded = bytes === undefined ? undefined : { bytes, device: recordIn(directory, stage, bytes) }
     const descriptors = { directory: directory.release(), stage: stage.release(), in: inbox.release() }
-    return { id, requestPath: `${inbox.path}/${guestFile}`, orphans, descriptors }
+    return { id, requestPath: `${inbox.path}/${guestFile}`, recorded, orphans, descriptors }
   } catch (error) {
     removeRubbish(staging, id)
     if (made.includes(directory.path)) directory.removeEmpty(stagingName)
     throw error
   }
+}
+
+/** A suspend of unknown size needs at least room for what bhyve writes besides RAM. */
+function bytesToReserve({ intent, memoryBytes }: StageRequest): number | undefined {
+  if (intent === undefined) return undefined
+  return memoryBytes ?? (intent.poweroff ? 0 : undefined)
 }
 
 /**

@@ -63,8 +63,13 @@ export interface StageReservation {
 export function recordReservation(handle: StageHandle, memoryBytes: number): string {
   const stage = borrowStage(handle)
   stage.unlink(sizeRecord)
+  return recordIn(Directory.borrow(handle.directory, handle.directoryPath), stage, memoryBytes)
+}
+
+/** The same in a stage that has no reservation. */
+export function recordIn(directory: Directory, stage: Directory, memoryBytes: number): string {
   stage.writeNew(sizeRecord, String(memoryBytes), false)
-  return deviceOf(Directory.borrow(handle.directory, handle.directoryPath))
+  return deviceOf(directory)
 }
 
 /** Removes the reservation. Call this when bhyve writes nothing more into the stage. */

@@ -5,6 +5,7 @@ import t from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { isFailure } from '../../../dist/base/native.js'
 import { reservedSpace } from '../../../dist/store/staging/space.js'
+import { jobs } from '../../../dist/worker/jobs.js'
 import { loadSimulatorNative } from '../../../dist/simulator/native_calls.js'
 import { rejection, scratch } from '../../support/index.js'
 import { start } from '../../support/small_vm.js'
@@ -14,6 +15,28 @@ const native = loadSimulatorNative()
 t.test('an unused or missing directory has no reservations', (t) => {
   const directory = scratch(t)
   t.same(reservedSpace([directory, path.join(directory, 'missing')]), [])
+  t.end()
+})
+
+t.test('createStage: records a reservation for the request of its intent, and for nothing else', (t) => {
+  const directory = path.join(scratch(t), 'vm1')
+  const common = { directory, name: 'a', ifExists: 'replace', writerUid: process.geteuid!() } as const
+  const recordedFor = (memoryBytes: number | undefined, poweroff?: boolean): number | undefined => {
+    const intent =
+      poweroff === undefined ? undefined : ({ vm: 'vm1', name: 'a', ifExists: 'replace', poweroff } as const)
+    const made = jobs.createStage({ ...common, memoryBytes, intent })
+    const [own, ...others] = reservedSpace([directory])
+    for (const owned of Object.values(made.descriptors)) native.close(owned)
+    fs.rmSync(path.join(directory, '.staging', made.id), { recursive: true })
+    t.strictSame(others, [])
+    t.equal(own?.bytes, made.recorded?.bytes ?? 0, 'other stages see it')
+    return made.recorded?.bytes
+  }
+  t.equal(recordedFor(4096, false), 4096)
+  t.equal(recordedFor(4096, true), 4096)
+  t.equal(recordedFor(undefined, false), undefined, 'the size is not known')
+  t.equal(recordedFor(undefined, true), 0, 'a suspend needs at least the margin')
+  t.equal(recordedFor(4096), undefined, 'no request is sent from this stage')
   t.end()
 })
 
