@@ -41,11 +41,18 @@ export function lastSizeIn(
   const newest = dated.sort((one, other) => other.mtimeMs - one.mtimeMs).slice(0, maxInspected)
   for (const { name, mtimeMs } of newest) {
     const listed = known.find((one) => one.name === name) ?? listedCheckpoint(directory, '', name)[0]
-    // bhyve wrote the metadata, and a hostile guest may control bhyve. No guest has more RAM than the host.
-    if (listed?.state === 'complete')
-      return { bytes: Math.min(listed.memoryBytes, totalmem()), savedMs: mtimeMs }
+    if (listed?.state === 'complete') return { bytes: atMostHostMemory(listed.memoryBytes), savedMs: mtimeMs }
   }
   return undefined
+}
+
+/** The memory of the host, read when a guest seems to have more than that: reading it takes as long as an inspection. */
+let hostMemoryBytes = 0
+
+/** bhyve wrote the metadata, and a hostile guest may control bhyve. No guest has more RAM than the host. */
+function atMostHostMemory(bytes: number): number {
+  if (bytes > hostMemoryBytes) hostMemoryBytes = totalmem()
+  return Math.min(bytes, hostMemoryBytes)
 }
 
 /** The reservation of one stage: the bytes that bhyve still has to write into it. */
