@@ -26,6 +26,7 @@ export type Dialect = 'struct' | 'path' | 'descriptor'
  * - `memory-stage-busy`: another process holds the lock of the memory stage
  * - `memory-stage-full`: `maxBytes` or the tmpfs has no room for the RAM, beside what is there and announced
  * - `host-memory`: the host has too little available memory. It keeps a tenth of its memory, and at least 1 GiB
+ * - `not-visible`: bhyve could not write into the memory stage, for example because it runs in a jail
  * - `filled-up`: the tmpfs filled up while bhyve wrote. The checkpoint was requested once more, so the guest was frozen
  *   twice
  */
@@ -36,6 +37,7 @@ export type DiskReason =
   | 'memory-stage-busy'
   | 'memory-stage-full'
   | 'host-memory'
+  | 'not-visible'
   | 'filled-up'
 
 /** Where bhyve wrote a checkpoint. `diskReason` is present with `'disk'`. */

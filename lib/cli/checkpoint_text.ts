@@ -26,6 +26,7 @@ const diskReasons: Readonly<Record<Exclude<DiskReason, 'suspend'>, string>> = {
   'memory-stage-busy': 'another process holds the lock of the memory stage',
   'memory-stage-full': 'the memory stage is full',
   'host-memory': 'the host has too little free memory',
+  'not-visible': 'bhyve cannot write into the memory stage',
   'filled-up': 'the memory stage filled up during the save, so the guest was frozen twice',
 }
 

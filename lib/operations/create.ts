@@ -6,7 +6,7 @@ import type { Problem } from '../base/problem.js'
 import type { SavingCall, SavingContext } from './saving/call.js'
 import { inStage } from './saving/in_stage.js'
 import { type Freeze, noFreeze } from './saving/no_freeze.js'
-import { FilledUp, hasFilledUp } from './saving/memory_stage.js'
+import { MemoryUnusable, reasonForRetry } from './saving/memory_stage.js'
 import { type CompleteCheckpoint, judge, type Verdict } from './saving/judge.js'
 import { publish } from './saving/publish_checkpoint.js'
 import { type Answer, request } from './saving/vm_request.js'
@@ -26,11 +26,12 @@ export async function create(
   try {
     return await saveOnce(context, settings, call)
   } catch (error) {
-    if (!(error instanceof FilledUp) || context.memoryStage === undefined) throw error
+    const { memoryStage } = context
+    if (!(error instanceof MemoryUnusable) || memoryStage === undefined) throw error
     // The first request has ended, and nothing was sent for the second one.
     call.cancellation.unbegin()
     delete call.receiver.peer
-    return saveOnce({ ...context, memoryStage: { ...context.memoryStage, isFull: true } }, settings, call)
+    return saveOnce({ ...context, memoryStage: { ...memoryStage, refused: error.reason } }, settings, call)
   }
 }
 
@@ -100,7 +101,8 @@ function completeOf(
   if (verdict.kind === 'complete') return verdict.checkpoint
   const { collected } = verdict
   const failure = incomplete(answer, settings, collected.problems)
-  throw hasFilledUp(stage, answer, collected) ? new FilledUp(failure) : failure
+  const reason = reasonForRetry(stage, answer, collected)
+  throw reason === undefined ? failure : new MemoryUnusable(reason, failure)
 }
 
 function incomplete(

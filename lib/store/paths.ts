@@ -23,7 +23,7 @@ export const sizeRecord = 'size'
 export const memoryStagingName = '.memory-stage'
 /** In a stage: where its directory in the memory stage is (`receiving.ts`). */
 export const memoryRecord = 'memory'
-/** In an entry of the memory stage: the path of the stage that it belongs to. */
+/** In an entry of the memory stage: the stage that it belongs to. */
 export const ownerRecord = 'stage'
 /** Beside the inbox: a small file that shows what the file system can do. It is removed at once. */
 export const trialName = 'trial'

@@ -1,4 +1,5 @@
 /** A stage that this process owns, as the caller's thread uses it. */
+import { setTimeout } from 'node:timers/promises'
 import type { Cancellation, CommitPoint } from '../base/cancellation.js'
 import type { DiskRecord } from '../base/disk_types.js'
 import { CheckpointError } from '../base/errors.js'
@@ -29,6 +30,7 @@ const maxReservationAttempts = 6
 
 /** The lock of the memory stage is held for milliseconds. If it is held longer, the disk is the better choice. */
 const memoryLockTimeoutMs = 2_000
+const recoveryTimeoutMs = 2_000
 
 /** The parts of the store that a stage uses. */
 interface StageStore {
@@ -78,8 +80,8 @@ export class Stage {
   }
 
   /**
-   * Makes the inbox in the memory stage. Returns why it stays on the disk. Stages of dead processes are recovered if
-   * there is no room.
+   * Makes the inbox in the memory stage. Returns why it stays on the disk. If there is no room, stages of dead processes are
+   * recovered first, as far as that takes little time.
    */
   async enterMemory(request: MemoryStageRequest): Promise<DiskReason | undefined> {
     const enter = (): Promise<MemoryAdmission> => this.#store.jobs.enterMemory(this.#handle, request)
@@ -94,10 +96,16 @@ export class Stage {
         return undefined
       }
       if (attempt > 1 || admission.left.length === 0) return admission.reason
-      await Promise.allSettled(
-        admission.left.map((directory) => this.#store.jobs.recoverDirectory(directory)),
-      )
+      await this.#recoverAtMost(recoveryTimeoutMs, admission.left)
     }
+  }
+
+  /** The disk of another VM can be slow or hang. Its recovery then goes on, and this stage does not wait for it. */
+  async #recoverAtMost(timeoutMs: number, directories: readonly string[]): Promise<void> {
+    const recovered = Promise.allSettled(
+      directories.map((directory) => this.#store.jobs.recoverDirectory(directory)),
+    )
+    await Promise.race([recovered, setTimeout(timeoutMs, undefined, { ref: false })])
   }
 
   /** Call this when the files have left the memory stage. */

@@ -312,8 +312,8 @@ export const listed = [
     'stranded-entry-removed',
     'lib/store/staging/memory_ledger.ts',
     'memory_ledger',
-    "if (staging === undefined) return 'unknown'",
-    "if (staging === undefined) return 'none'",
+    "identity !== owner.staging) return 'unknown'",
+    "identity !== owner.staging) return 'none'",
   ),
   change(
     'published-not-synced',

@@ -6,9 +6,12 @@ import t, { type Test } from 'tap'
 import { type Checkpoint, type CheckpointClient, type ClientOptions, createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve, SimulatedFleet, type SimulatorOptions } from 'bhyve-checkpoint/simulator'
 import { loadNative } from '../../dist/base/native.js'
+import { createClientIn } from '../../dist/client/client.js'
+import { hostEnvironment } from '../../dist/client/environment.js'
+import { reasonForRetry } from '../../dist/operations/saving/memory_stage.js'
 import { forAnyUser } from '../support/any_user.js'
 import { mounted } from '../support/image_world.js'
-import { childEnvironment, rejection, scratch, tree, until } from '../support/index.js'
+import { childEnvironment, inlinePool, rejection, scratch, tree, until } from '../support/index.js'
 
 const MiB = 1024 * 1024
 const tmpfs = mounted(t, 'tmpfs', 64 * MiB)
@@ -179,15 +182,92 @@ t.test('memory stage: a tmpfs that fills up while bhyve writes', needsTmpfs, asy
 
 t.test('memory stage: a tmpfs whose inodes are used up', needsTmpfs, async (t) => {
   const reasons = new Set<string>()
-  for (let inodes = 4; inodes <= 14; inodes++) {
+  for (let inodes = 4; inodes <= 16; inodes += 2) {
     const small = mounted(t, 'tmpfs', 64 * MiB, `nr_inodes=${inodes}`)
-    const { client } = await world(t, { memoryBytes: MiB }, { memoryStage: small.directory })
-    const created = await client.createCheckpoint('vm1', { memoryBytes: MiB })
-    reasons.add(created.diskReason ?? 'none')
-    await assertIntact(t, client, created)
-    t.strictSame(tree(small.directory), [], `${inodes} inodes`)
+    const { client } = await world(t, { memoryBytes: 10 * MiB }, { memoryStage: small.directory })
+    for (const options of [{}, { onFrozen: () => undefined, freezeTimeout: 60_000 }]) {
+      const created = await client.createCheckpoint('vm1', { memoryBytes: 10 * MiB, ...options })
+      reasons.add(created.diskReason ?? 'none')
+      await assertIntact(t, client, created)
+      t.strictSame(tree(small.directory), [], `${inodes} inodes`)
+    }
   }
-  t.strictSame([...reasons], ['memory-stage-full', 'filled-up', 'none'])
+  t.strictSame([...reasons], ['memory-stage-full', 'none'])
+})
+
+t.test('memory stage: a tmpfs that others fill', needsTmpfs, async (t) => {
+  const small = mounted(t, 'tmpfs', 64 * MiB)
+  const { client } = await world(t, { writeRate: 12 * MiB }, { memoryStage: path.join(small.directory, 'm') })
+  const filler = path.join(small.directory, 'filler')
+  for (const [fillAt, expected] of [
+    ['checking', { stage: 'memory' }],
+    ['saving', { diskReason: 'filled-up' }],
+  ] as const) {
+    const created = await client.createCheckpoint('vm1', {
+      memoryBytes: 24 * MiB,
+      onProgress: ({ phase }) => {
+        if (phase === fillAt && !fs.existsSync(filler)) fill(filler)
+      },
+    })
+    t.match(created, expected, fillAt)
+    await assertIntact(t, client, created)
+    fs.rmSync(filler)
+  }
+})
+
+function fill(file: string): void {
+  const descriptor = fs.openSync(file, 'w')
+  try {
+    for (;;) fs.writeSync(descriptor, Buffer.alloc(MiB))
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOSPC') throw error
+  } finally {
+    fs.closeSync(descriptor)
+  }
+}
+
+t.test('memory stage: a bhyve that does not see it', (t) => {
+  const peer = { uid: 0, pid: process.pid, startedAt: undefined }
+  const answer = { peer, dialect: 'path' } as Parameters<typeof reasonForRetry>[1]
+  const collected = { untouched: true, isFull: false, writtenBytes: 0 } as Parameters<
+    typeof reasonForRetry
+  >[2]
+  const stage = { isInMemory: true, memoryBytes: 1 }
+  t.equal(reasonForRetry(stage, answer, collected), 'not-visible')
+  t.equal(reasonForRetry(stage, { ...answer, dialect: 'descriptor' }, collected), undefined)
+  t.equal(reasonForRetry({ ...stage, isInMemory: false }, answer, collected), undefined)
+  t.end()
+})
+
+t.test('memory stage: does not wait for the disk of another VM', needsTmpfs, async (t) => {
+  const { bhyve, memoryStage } = await world(t)
+  const { runDirectory } = bhyve
+  const options = { runDirectory, checkpointDirectory: scratch(t), memoryStage: { directory: memoryStage } }
+  const left = { kind: 'refused', reason: 'memory-stage-full', left: ['/frozen/vm2'] }
+  const never = new Promise(() => undefined)
+  const pool = inlinePool((job) =>
+    job === 'recoverDirectory' ? never : job === 'enterMemory' ? Promise.resolve(left) : undefined,
+  )
+  const client = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
+  // A thread with a job keeps the process alive.
+  const busy = setInterval(() => undefined, 1000)
+  const created = await client.createCheckpoint('vm1', { memoryBytes: 24 * MiB })
+  clearInterval(busy)
+  t.match(created, { stage: 'disk', diskReason: 'memory-stage-full' })
+})
+
+t.test('memory stage: a size whose time anybody can set does not count', needsTmpfs, async (t) => {
+  const { bhyve, client } = await world(t)
+  const { files } = await client.createCheckpoint('vm1')
+  fs.rmSync(files.manifest!)
+  t.match(await client.createCheckpoint('vm1'), { diskReason: 'memory-size-unknown' }, 'no manifest')
+  const later = new Date(Date.now() + 60_000)
+  fs.utimesSync(files.memory, later, later)
+  const { runDirectory } = bhyve
+  await bhyve.stop()
+  const larger = await SimulatedBhyve.start({ vm: 'vm1', memoryBytes: 48 * MiB, runDirectory })
+  t.teardown(() => larger.stop())
+  t.match(await client.createCheckpoint('vm1'), { diskReason: 'memory-size-unknown' }, 'another time')
 })
 
 t.test('memory stage: other failures of bhyve are not tried again', needsTmpfs, async (t) => {

@@ -106,7 +106,7 @@ export class SavingCalls {
         disks: this.#session.disks,
         supervisors: this.#session.supervisors,
         exitTimeoutMs,
-        memoryStage: memoryStage && { ...memoryStage, isFull: false },
+        memoryStage,
       }
       const save = settings.poweroff ? suspend : create
       const count = descriptorsFor(settings) + (memoryStage === undefined ? 0 : descriptorsOf.memoryStage)

@@ -4,7 +4,7 @@ import type { Target } from '../../bhyve/locate.js'
 import type { Peer } from '../../bhyve/peer.js'
 import type { PeerMemory } from '../../bhyve/peer_memory.js'
 import type { Cancellation } from '../../base/cancellation.js'
-import type { StageUsed } from '../../base/types.js'
+import type { DiskReason, StageUsed } from '../../base/types.js'
 import type { RecordedArguments } from '../../checkpoint/recorded_arguments.js'
 import type { DiskProviders } from '../../disks/providers.js'
 import type { Stage } from '../../store/stage.js'
@@ -23,8 +23,8 @@ export interface SavingContext {
   peers: PeerMemory
   disks: DiskProviders
   supervisors: SupervisorSettings
-  /** `isFull`: it filled up during this call. */
-  memoryStage?: { directory: string; maxBytes: number | undefined; isFull: boolean } | undefined
+  /** `refused`: why bhyve cannot write there, as this call has found out. */
+  memoryStage?: { directory: string; maxBytes: number | undefined; refused?: DiskReason } | undefined
   /** How long to wait for the process of a suspended VM to exit, in milliseconds. */
   exitTimeoutMs: number
 }

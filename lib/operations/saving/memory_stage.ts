@@ -11,10 +11,13 @@ import type { SaveSettings } from '../settings.js'
 import type { SavingContext } from './call.js'
 import { type Answer, requestsFit } from './vm_request.js'
 
-/** The memory stage filled up while bhyve wrote. The VM runs, and the checkpoint can be requested again. */
-export class FilledUp extends Error {
-  constructor(cause: CheckpointError) {
+/** bhyve could not write into the memory stage. The VM runs, and the checkpoint can be requested again, on the disk. */
+export class MemoryUnusable extends Error {
+  readonly reason: DiskReason
+
+  constructor(reason: DiskReason, cause: CheckpointError) {
     super(cause.message, { cause })
+    this.reason = reason
   }
 }
 
@@ -42,7 +45,7 @@ async function reasonForDisk(
   const { directory, maxBytes } = memoryStage
   // A reboot would lose the only copy of the VM.
   if (settings.poweroff) return 'suspend'
-  if (memoryStage.isFull) return 'filled-up'
+  if (memoryStage.refused !== undefined) return memoryStage.refused
   const memoryBytes = certainMemoryBytes(stage, sockets)
   if (memoryBytes === undefined) return 'memory-size-unknown'
   if (!requestsFit(context, sockets, longestMemoryPath(directory), settings)) return 'path-too-long'
@@ -59,10 +62,14 @@ function certainMemoryBytes(stage: Stage, sockets: readonly Located[]): number |
   return sockets.every(({ changedMs }) => changedMs < lastSavedMs) ? memoryBytes : undefined
 }
 
-/** Whether an incomplete save has failed because the memory stage was full, so that it may succeed on the disk. */
-export function hasFilledUp(stage: Stage, { peer }: Answer, collected: Collected): boolean {
-  const { isFull, writtenBytes } = collected
-  if (!stage.isInMemory || vmStateOf(peer) !== 'running') return false
+/** Why an incomplete save may succeed on the disk. Undefined if it has failed for another reason. */
+export function reasonForRetry(
+  stage: Pick<Stage, 'isInMemory' | 'memoryBytes'>,
+  { peer, dialect }: Answer,
+  { isFull, untouched, writtenBytes }: Collected,
+): DiskReason | undefined {
+  if (!stage.isInMemory || vmStateOf(peer) !== 'running') return undefined
   const isPartial = writtenBytes > 0 && writtenBytes < (stage.memoryBytes ?? 0)
-  return isFull || isPartial
+  if (isFull || isPartial) return 'filled-up'
+  return untouched && dialect !== 'descriptor' ? 'not-visible' : undefined
 }

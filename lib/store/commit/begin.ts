@@ -13,7 +13,7 @@ import { guestFile, inboxName, stagingName } from '../paths.js'
 import { assertReplaceable } from './replaceable.js'
 import { assertNotStuck, recover } from './recover.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
-import { leaveMemory } from '../staging/memory_stage.js'
+import { leaveMemory, leaveMemoryOf } from '../staging/memory_stage.js'
 import { removeEntry } from '../staging/removed.js'
 import { settleRollback } from '../staging/rollback_file.js'
 import { lastSizeIn, recordIn } from '../staging/space.js'
@@ -115,6 +115,7 @@ function bytesToReserve({ intent, memoryBytes }: StageRequest): number | undefin
 export function abandonStage(handle: StageHandle, made: readonly string[]): void {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
   using staging = lockStagingIfAny(directory, 'exclusive')
+  if (staging === undefined || !isSameStage(staging, handle)) leaveMemoryOf(handle)
   if (staging === undefined) return
   if (isSameStage(staging, handle)) {
     removeIntent(borrowStage(handle))

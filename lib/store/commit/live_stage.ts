@@ -15,7 +15,7 @@ import { bootOf, type Intent, isWriterAlive, readIntent, writerOf } from '../sta
 import { copyLinked } from '../staging/own_files.js'
 import { leaveMemory, removeStage } from '../staging/memory_stage.js'
 import { copyFromMemory } from '../staging/memory_copy.js'
-import { isMemoryLost, openMemory } from '../staging/receiving.js'
+import { findMemory, openMemory } from '../staging/receiving.js'
 import { gather, holdsCompleteCheckpoint, isComplete, lastWriteMs } from '../staging/stage_files.js'
 
 /**
@@ -87,9 +87,10 @@ function publishIfComplete(directories: SalvageDirectories, intent: Intent): boo
  * False if they are not complete.
  */
 function fetchFromMemory(stage: Directory, name: string): boolean {
+  const found = findMemory(stage)
   // A copy that was not finished may already have all files, with zeros for the RAM that was lost.
-  if (isMemoryLost(stage)) return false
-  using memory = openMemory(stage)
+  if (found === 'lost') return false
+  using memory = found
   if (memory === undefined) return true
   gather(memory, name)
   const inspection = inspectCheckpoint(memory, name)

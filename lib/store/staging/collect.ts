@@ -5,9 +5,10 @@ import { kernelSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import { loadNative } from '../../base/native.js'
 import type { Problem } from '../../base/problem.js'
 import type { Directory } from '../../fs/directory.js'
+import { assertRoomForFiles } from './inbox.js'
 import { readIntent } from './intent.js'
 import { copyLinked } from './own_files.js'
-import { guestFiles, inboxName, spaceReserve, trialName } from '../paths.js'
+import { guestFiles, inboxName, spaceReserve } from '../paths.js'
 import { borrowReceiving } from './receiving.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 
@@ -49,13 +50,10 @@ export function collectStage(handle: StageHandle, name: string): Collected {
   return { ...found, problems, ...(inspection && { inspection }) }
 }
 
-/** A tmpfs can be full because it has no inodes left. */
 function isFull(receiving: Directory): boolean {
   if (receiving.freeSpace() < nothingLeftBytes) return true
   try {
-    receiving.unlink(trialName)
-    receiving.writeNew(trialName, '', false)
-    receiving.unlink(trialName)
+    assertRoomForFiles(receiving)
     return false
   } catch (error) {
     return toCheckpointError(error, 'Creating a file').code === 'ERR_NO_SPACE'

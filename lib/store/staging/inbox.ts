@@ -1,6 +1,6 @@
 /** The inbox `in/` of a stage. It is the only directory that bhyve gets a descriptor of. Runs in the pool. */
 import { Directory } from '../../fs/directory.js'
-import { inboxName } from '../paths.js'
+import { inboxName, trialName } from '../paths.js'
 import { borrowReceiving } from './receiving.js'
 import type { StageHandle } from './stage_handle.js'
 
@@ -15,6 +15,19 @@ export function needsChown(writerUid: number): boolean {
 export function makeDirectory(parent: Directory, name: string): Directory {
   parent.make(name)
   return parent.open(name)
+}
+
+/** bhyve's three files, `hold` and `trial`, and one more. */
+const filesBesideInbox = 6
+
+/** Throws if no room is left for small files beside the inbox. A tmpfs can be full because it has no inodes left. */
+export function assertRoomForFiles(receiving: Directory): void {
+  const names = Array.from({ length: filesBesideInbox }, (_, index) => `${trialName}${String(index)}`)
+  try {
+    for (const name of names) receiving.writeNew(name, '', false)
+  } finally {
+    for (const name of names) receiving.unlink(name)
+  }
 }
 
 /** Opens `in/` again, for a second request. */

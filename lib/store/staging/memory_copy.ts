@@ -4,9 +4,11 @@
  * kill. Runs in the pool.
  */
 import fs from 'node:fs'
+import os from 'node:os'
 import { pieceBuffer, pieceBytes } from '../../checkpoint/digest.js'
 import { kernelMaxBytes, metadataMaxBytes } from '../../checkpoint/metadata.js'
 import { changed, copyRange, type Slice } from '../../checkpoint/slice.js'
+import { isExhausted } from '../../base/errors.js'
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import { isFailure, loadNative } from '../../base/native.js'
 import type { Directory } from '../../fs/directory.js'
@@ -38,6 +40,16 @@ export function beginCopy(stage: Directory, file: string, bytes: number): void {
  * them: a copy that is continued would take them for zeros. Tried with a small file.
  */
 export function freeableBlockBytes(memory: Directory): number {
+  try {
+    return triedBlockBytes(memory)
+  } catch (error) {
+    // The tmpfs may be full. The memory is then freed at the end.
+    if (isExhausted(error)) throw error
+    return 0
+  }
+}
+
+function triedBlockBytes(memory: Directory): number {
   memory.unlink(trialName)
   using file = memory.openFile(trialName, O_RDWR | O_CREAT | O_EXCL)
   memory.unlink(trialName)
@@ -110,23 +122,45 @@ export function copyFromMemory(
   using from = openWritten(memory, file)
   const first = dataFrom(from, 0, memoryBytes)
   const isWhole = first.start === 0 && first.end >= memoryBytes
-  // The copy has its size before any memory is given back.
+  // The copy has its size before any memory is freed.
   const isNew = isWhole || stage.statusIfAny(file)?.size !== memoryBytes
   if (isNew) beginCopy(stage, file, memoryBytes)
-  using to = stage.openFile(file, O_WRONLY)
-  for (let range = first; range.start < memoryBytes; range = dataFrom(from, range.end, memoryBytes))
-    copyData(from, to, range)
-  copyTime(from, to)
+  try {
+    using to = stage.openFile(file, O_WRONLY)
+    for (let range = first; range.start < memoryBytes; range = dataFrom(from, range.end, memoryBytes))
+      copyData(from, to, range)
+    setTime(memory, name, to)
+  } catch (error) {
+    // The disk may be full. Everything is still in memory.
+    if (isNew) stage.unlink(file)
+    throw error
+  }
   return isNew ? 'new' : 'continued'
 }
+
+/** bhyve writes the metadata last. Freeing memory can have changed the time of the RAM file. */
+function setTime(memory: Directory, name: string, to: OpenFile): void {
+  const times = [memorySuffix, metadataSuffix].map((suffix) => {
+    using file = openWritten(memory, name + suffix)
+    return fs.fstatSync(file.descriptor, { bigint: true }).mtimeNs
+  })
+  loadNative().setModifiedAt(
+    to.descriptor,
+    times.reduce((one, other) => (one < other ? one : other)),
+  )
+}
+
+const { EINVAL, ENOTTY, EOPNOTSUPP, ENOTSUP } = os.constants.errno
+/** Errors of a file system that does not report holes. No memory is freed there before the end of a copy. */
+const withoutHoles: readonly number[] = [EINVAL, ENOTTY, EOPNOTSUPP, ENOTSUP]
 
 /** The next range with data that lies in the first `size` bytes. */
 function dataFrom(from: OpenFile, offset: number, size: number): { start: number; end: number } {
   if (offset >= size) return { start: size, end: size }
   const found = loadNative().dataRange(from.descriptor, offset)
-  return isFailure(found)
-    ? { start: offset, end: size }
-    : { start: found.start, end: Math.min(found.end, size) }
+  if (isFailure(found) && withoutHoles.includes(found.errno)) return { start: offset, end: size }
+  const { start, end } = from.succeed(found, 'Finding the data of a file')
+  return { start, end: Math.min(end, size) }
 }
 
 function copyData(from: OpenFile, to: OpenFile, { start, end }: { start: number; end: number }): void {

@@ -11,12 +11,13 @@ import { removeRubbish } from '../../fs/remove_tree.js'
 import { guestFile, inboxName, ownerRecord, sizeRecord, stagingName } from '../paths.js'
 import { memoryIdentityOf } from './receiving.js'
 import { marginBytes } from './space.js'
+import type { StageHandle } from './stage_handle.js'
 import { isAlive, isStageId } from './staging_entries.js'
 
 /** Memory that the host keeps for everything else: guests grow, and their bhyve must not be killed for our files. */
 const leastHostReserveBytes = 1024 ** 3
 const hostReserveShare = 1 / 10
-const pathMaxBytes = 8 * 1024
+const recordMaxBytes = 16 * 1024
 
 export interface MemoryStageRequest {
   directory: string
@@ -66,15 +67,42 @@ function claimOn(ledger: Directory, id: string): Claim {
 }
 
 function claimOf(entry: Directory): Claim {
-  const owner = entry.readTextIfAny(ownerRecord, pathMaxBytes) ?? ''
-  const [directory, id] = owner.split(new RegExp(`/${stagingName}/(?=[^/]*$)`))
+  const owner = ownerIn(entry)
   // The owner died while it made the entry, and had not recorded it in the stage.
-  if (!owner.startsWith('/') || directory === undefined || !id) return 'none'
-  using staging = Directory.openRealDirectoryIfAny(`${directory}/${stagingName}`)
-  if (staging === undefined) return 'unknown'
-  using stage = staging.openIfAny(id)
+  if (owner === undefined) return 'none'
+  using staging = Directory.openRealDirectoryIfAny(`${owner.directory}/${stagingName}`)
+  // Another directory can have this name now, for example because a file system is not mounted.
+  if (staging?.ownStatus().identity !== owner.staging) return 'unknown'
+  using stage = staging.openIfAny(owner.id)
   const isClaimed = stage !== undefined && memoryIdentityOf(stage) === entry.ownStatus().identity
-  return isClaimed ? { directory } : 'none'
+  return isClaimed ? { directory: owner.directory } : 'none'
+}
+
+interface Owner {
+  /** The directory of the VM. */
+  directory: string
+  /** The identity of its `.staging`. */
+  staging: string
+  /** The stage. */
+  id: string
+}
+
+/** The record of the stage that an entry belongs to. */
+export function ownerOf({ directory, directoryPath, id }: StageHandle): string {
+  const { identity } = Directory.borrow(directory, directoryPath).status(stagingName)
+  return JSON.stringify({ directory: directoryPath, staging: identity, id } satisfies Owner)
+}
+
+function ownerIn(entry: Directory): Owner | undefined {
+  try {
+    const record: unknown = JSON.parse(entry.readTextIfAny(ownerRecord, recordMaxBytes) ?? '')
+    const { directory, staging, id } = (record ?? {}) as Partial<Record<keyof Owner, unknown>>
+    const isUsable = typeof directory === 'string' && typeof staging === 'string' && typeof id === 'string'
+    return isUsable ? { directory, staging, id } : undefined
+  } catch (error) {
+    if (error instanceof SyntaxError) return undefined
+    throw error
+  }
 }
 
 /** Undefined if the guest's RAM fits. */

@@ -13,11 +13,18 @@ import type { DiskReason } from '../../base/types.js'
 import { Directory } from '../../fs/directory.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
 import { guestFile, inboxName, memoryRecord, memoryStagingName, ownerRecord, sizeRecord } from '../paths.js'
-import { makeDirectory, needsChown } from './inbox.js'
+import { assertRoomForFiles, makeDirectory, needsChown } from './inbox.js'
 import { removeIntent } from './intent.js'
 import { lockStaging } from './lock.js'
-import { hostReserve, leftIn, type MemoryStageRequest, refusalOf, strandedIn } from './memory_ledger.js'
-import { openMemory, recordMemory } from './receiving.js'
+import {
+  hostReserve,
+  leftIn,
+  type MemoryStageRequest,
+  ownerOf,
+  refusalOf,
+  strandedIn,
+} from './memory_ledger.js'
+import { borrowReceiving, openMemory, recordMemory } from './receiving.js'
 import { removeEntry } from './removed.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 import { freshId } from './staging_entries.js'
@@ -40,7 +47,7 @@ export function enterMemory(handle: StageHandle, request: MemoryStageRequest): M
     using ledger = openLedger(request.directory)
     const left = leftIn(ledger)
     const reason = refusalOf(ledger, request)
-    if (reason === undefined) return makeEntry(ledger, borrowStage(handle), request)
+    if (reason === undefined) return makeEntry(ledger, handle, request)
     removeIfEmpty(ledger)
     return { kind: 'refused', reason, left }
   } catch (error) {
@@ -117,15 +124,17 @@ function assertTmpfs(directory: Directory, where: string): void {
   throw new CheckpointError('ERR_INVALID_OPTION', message, { path: where })
 }
 
-function makeEntry(ledger: Directory, stage: Directory, request: MemoryStageRequest): MemoryAdmission {
+function makeEntry(ledger: Directory, handle: StageHandle, request: MemoryStageRequest): MemoryAdmission {
   const id = freshId(ledger)
+  const stage = borrowStage(handle)
   try {
     using entry = makeDirectory(ledger, id)
     entry.lock('exclusive')
     using inbox = makeDirectory(entry, inboxName)
     if (needsChown(request.writerUid)) inbox.giveTo(request.writerUid)
     entry.writeNew(sizeRecord, String(request.memoryBytes), false)
-    entry.writeNew(ownerRecord, stage.path, false)
+    entry.writeNew(ownerRecord, ownerOf(handle), false)
+    assertRoomForFiles(entry)
     recordMemory(stage, entry)
     const requestPath = `${inbox.path}/${guestFile}`
     const descriptors = { memory: entry.release(), in: inbox.release() }
@@ -142,17 +151,27 @@ function makeEntry(ledger: Directory, stage: Directory, request: MemoryStageRequ
 export function leaveMemory(stage: Directory): void {
   using memory = openMemory(stage)
   stage.unlink(memoryRecord)
-  if (memory === undefined) return
-  using ledger = Directory.openPathIfAny(path.dirname(memory.path))
-  if (ledger === undefined) return
-  removeRubbish(ledger, path.basename(memory.path))
+  if (memory !== undefined) removeFromLedger(memory)
+}
+
+/** The same if the stage itself was removed by somebody else. */
+export function leaveMemoryOf(handle: StageHandle): void {
+  if (handle.memory !== undefined) removeFromLedger(borrowReceiving(handle))
+}
+
+function removeFromLedger(entry: Directory): void {
+  using ledger = Directory.openPathIfAny(path.dirname(entry.path))
+  const id = path.basename(entry.path)
+  if (ledger?.statusIfAny(id)?.identity !== entry.ownStatus().identity) return
+  removeRubbish(ledger, id)
   if (ledger.rawEntries(1).length === 0 && ledger.lock('exclusive')) removeIfEmpty(ledger)
 }
 
-/** Call this under the lock: another process that takes it then checks that the directory is still there. */
+/** Call this under the lock. Another process may have removed the directory meanwhile, and a third one made it again. */
 function removeIfEmpty(ledger: Directory): void {
   using outer = Directory.openPathIfAny(path.dirname(ledger.path))
-  outer?.removeEmpty(memoryStagingName)
+  if (outer?.statusIfAny(memoryStagingName)?.identity === ledger.ownStatus().identity)
+    outer.removeEmpty(memoryStagingName)
 }
 
 /**

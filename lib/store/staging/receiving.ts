@@ -3,6 +3,7 @@
  * bhyve writes is first moved out of the inbox into this directory. Runs in the pool.
  */
 import { dirname } from 'node:path'
+import { CheckpointError, isExhausted } from '../../base/errors.js'
 import { Directory } from '../../fs/directory.js'
 import { memoryRecord } from '../paths.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
@@ -22,26 +23,41 @@ export function borrowReceiving(handle: StageHandle): Directory {
 }
 
 /**
- * The directory in the memory stage of any stage. Undefined if the stage has none, or if it is gone: a memory stage does
- * not survive a reboot.
+ * The directory in the memory stage of any stage. Undefined if the stage has none, or if it cannot be opened: a memory
+ * stage does not survive a reboot.
  */
 export function openMemory(stage: Directory): Directory | undefined {
-  const { path, identity } = memoryOf(stage)
-  if (typeof path !== 'string' || !path.startsWith('/')) return undefined
-  const memory = Directory.openRealDirectoryIfAny(path)
-  if (memory === undefined || memory.ownStatus().identity === identity) return memory
-  memory[Symbol.dispose]()
-  return undefined
+  try {
+    const memory = findMemory(stage)
+    return memory === 'lost' ? undefined : memory
+  } catch (error) {
+    if (!(error instanceof CheckpointError) || isExhausted(error)) throw error
+    return undefined
+  }
 }
 
-/** Whether the directory of the stage in the memory stage is gone. Throws if that cannot be seen, for example in a jail. */
-export function isMemoryLost(stage: Directory): boolean {
-  using memory = openMemory(stage)
-  if (memory !== undefined || stage.statusIfAny(memoryRecord) === undefined) return false
-  const { path } = memoryOf(stage)
+/**
+ * The same for recovery. `lost`: the stage had such a directory, and it is gone. Throws if that cannot be seen, for example
+ * because another file system is mounted over the memory stage.
+ */
+export function findMemory(stage: Directory): Directory | 'lost' | undefined {
+  const { path, identity } = memoryOf(stage)
+  if (typeof path !== 'string' || !path.startsWith('/')) return isRecorded(stage) ? 'lost' : undefined
+  const memory = Directory.openRealDirectoryIfAny(path)
+  if (memory?.ownStatus().identity === identity) return memory
+  memory?.[Symbol.dispose]()
   // The directory between them is removed when it is empty.
-  if (typeof path === 'string') Directory.openPath(dirname(dirname(path)))[Symbol.dispose]()
-  return true
+  using outer = Directory.openPath(dirname(dirname(path)))
+  if (deviceOf(outer.ownStatus().identity) === deviceOf(identity)) return 'lost'
+  throw new CheckpointError('ERR_SYSTEM', `The memory stage of '${path}' is not there`, { path })
+}
+
+function isRecorded(stage: Directory): boolean {
+  return stage.statusIfAny(memoryRecord) !== undefined
+}
+
+function deviceOf(identity: unknown): unknown {
+  return typeof identity === 'string' ? identity.split(':')[0] : undefined
 }
 
 /** The identity of the stage's directory in the memory stage, as the stage records it. */

@@ -8,8 +8,9 @@ import { memorySuffix } from '../../base/names.js'
 import { Directory } from '../../fs/directory.js'
 import { isWriterAlive, readIntent } from './intent.js'
 import { listedCheckpoint, checkpointNames } from '../../checkpoint/read.js'
-import type { ListedCheckpoint } from '../../base/types.js'
+import type { Checkpoint, ListedCheckpoint } from '../../base/types.js'
 import { guestFile, inboxName, sizeRecord, stagingName } from '../paths.js'
+import { openMemory } from './receiving.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 import { isAlive, isStageId } from './staging_entries.js'
 
@@ -23,7 +24,7 @@ const maxInspected = 5
 
 export interface LastSize {
   bytes: number
-  /** When that checkpoint was saved. */
+  /** When this library saved that checkpoint. 0 if that is not certain: anybody can set the times of files. */
   savedMs: number
 }
 
@@ -39,11 +40,18 @@ export function lastSizeIn(
     return { name, mtimeMs: directory.statusIfAny(name + memorySuffix)?.mtimeMs ?? 0 }
   })
   const newest = dated.sort((one, other) => other.mtimeMs - one.mtimeMs).slice(0, maxInspected)
-  for (const { name, mtimeMs } of newest) {
+  for (const { name } of newest) {
     const listed = known.find((one) => one.name === name) ?? listedCheckpoint(directory, '', name)[0]
-    if (listed?.state === 'complete') return { bytes: atMostHostMemory(listed.memoryBytes), savedMs: mtimeMs }
+    if (listed?.state === 'complete')
+      return { bytes: atMostHostMemory(listed.memoryBytes), savedMs: savedMsOf(listed) }
   }
   return undefined
+}
+
+/** Only the manifest has the dialect. */
+function savedMsOf({ dialect, createdAt }: Checkpoint): number {
+  const savedMs = createdAt.getTime()
+  return dialect !== undefined && savedMs <= Date.now() ? savedMs : 0
 }
 
 /** The memory of the host, read when a guest seems to have more than that: reading it takes as long as an inspection. */
@@ -155,10 +163,12 @@ function mayGrow(staging: Directory, id: string): boolean {
   return !lock.lock('shared') || isAlive(staging, id) || mayBeWrittenByOrphan(staging, id)
 }
 
-/** Whether bhyve may still write into a stage whose owner has died. */
+/** Whether bhyve may still write into a stage whose owner has died, or recovery will copy its files from memory. */
 function mayBeWrittenByOrphan(staging: Directory, id: string): boolean {
   using stage = staging.openIfAny(id)
-  return stage !== undefined && readIntent(stage) !== undefined && isWriterAlive(stage)
+  if (stage === undefined || readIntent(stage) === undefined) return false
+  using memory = openMemory(stage)
+  return memory !== undefined || isWriterAlive(stage)
 }
 
 function stillToWrite(staging: Directory, id: string): number {

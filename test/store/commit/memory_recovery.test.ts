@@ -7,7 +7,7 @@ import { createClient, type ListedCheckpoint } from 'bhyve-checkpoint'
 import { loadNative } from '../../../dist/base/native.js'
 import { jobs } from '../../../dist/worker/jobs.js'
 import { mounted } from '../../support/image_world.js'
-import { scratch } from '../../support/index.js'
+import { intercept, scratch } from '../../support/index.js'
 import { Ledger, write } from '../../support/memory_ledger.js'
 import { MadeStage, ram } from '../../support/stages.js'
 
@@ -136,5 +136,50 @@ t.test('recovery: a held bhyve is continued although the memory stage is full', 
   t.match(listed(directory), [{ state: 'complete' }])
   t.equal(signals, 1)
   t.notOk(fs.existsSync(entry))
+  t.end()
+})
+
+t.test('recovery: a disk that is full keeps the files in memory, and no part of a copy', needsTmpfs, (t) => {
+  const { directory, ledger, stage, entry } = leftInMemory(t)
+  ledger.release(stage)
+  const { writeSync } = fs
+  fs.writeSync = ((descriptor: number, ...rest: [NodeJS.ArrayBufferView]) => {
+    if (fs.fstatSync(descriptor).size !== ram.length) return writeSync(descriptor, ...rest)
+    const errno = -os.constants.errno.ENOSPC
+    throw Object.assign(new Error('full'), { code: 'ENOSPC', errno, syscall: 'write' })
+  }) as typeof fs.writeSync
+  try {
+    t.strictSame(listed(directory), [])
+  } finally {
+    fs.writeSync = writeSync
+  }
+  t.ok(fs.existsSync(path.join(entry, 'live.ckp')))
+  t.notOk(fs.existsSync(stage.file('live.ckp')))
+  t.match(listed(directory), [{ state: 'complete' }])
+  t.end()
+})
+
+t.test('recovery: a copy that was begun is not overwritten if holes cannot be found', needsTmpfs, (t) => {
+  const { directory, ledger, stage, entry } = leftInMemory(t)
+  copyHalf(t, stage, entry)
+  ledger.release(stage)
+  const show = intercept(t, 'dataRange', () => ({ errno: os.constants.errno.EIO, syscall: 'lseek' }))
+  t.strictSame(listed(directory), [])
+  show()
+  const [kept] = listed(directory)
+  t.match(kept, { state: 'complete' })
+  t.ok(fs.readFileSync(path.join(directory, `${kept!.name}.ckp`)).equals(ram))
+  t.end()
+})
+
+t.test('recovery: the time of a checkpoint is that of the last write of bhyve', needsTmpfs, (t) => {
+  const { directory, ledger, stage, entry } = leftInMemory(t)
+  const saved = new Date(Date.now() - 60_000)
+  for (const file of ['ckp', 'ckp.kern', 'ckp.meta'])
+    fs.utimesSync(path.join(entry, 'in', file), saved, saved)
+  copyHalf(t, stage, entry)
+  fs.utimesSync(path.join(entry, 'live.ckp'), new Date(), new Date())
+  ledger.release(stage)
+  t.match(listed(directory), [{ state: 'complete', createdAt: saved }])
   t.end()
 })

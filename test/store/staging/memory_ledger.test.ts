@@ -1,4 +1,5 @@
 /** Tests of the ledger of the memory stage, and of what dead processes leave in it. */
+import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
@@ -99,6 +100,83 @@ t.test('memory stage: an entry stays while the directory of its VM is not there'
   t.end()
 })
 
+t.test('memory stage: an entry stays while another directory has the name of its VM', needsTmpfs, (t) => {
+  const ledger = new Ledger(t, tmpfs.directory)
+  const stage = ledger.stage()
+  write(stage, ledger.enter(stage, 9 * MiB))
+  ledger.release(stage)
+  const directory = path.join(ledger.store, 'vm1')
+  fs.renameSync(directory, `${directory} renamed`)
+  const [other, another] = [ledger.stage(), ledger.stage('vm2')]
+  t.match(ledger.enter(other, MiB), { kind: 'admitted' })
+  t.match(ledger.enter(another, MiB), { kind: 'admitted' })
+  t.match(jobs.listCheckpoints(`${directory} renamed`, 'vm1'), [{ state: 'complete' }])
+  t.end()
+})
+
+t.test('memory stage: a stage is not removed while another file system hides its entry', needsTmpfs, (t) => {
+  const ledger = new Ledger(t, tmpfs.directory)
+  const stage = ledger.stage()
+  write(stage, ledger.enter(stage, 9 * MiB))
+  ledger.release(stage)
+  const directory = path.join(ledger.store, 'vm1')
+  execFileSync('mount', ['-t', 'tmpfs', 'tmpfs', ledger.directory])
+  t.strictSame(jobs.listCheckpoints(directory, 'vm1'), [])
+  execFileSync('umount', [ledger.directory])
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ state: 'complete' }])
+  t.end()
+})
+
+t.test('memory stage: what recovery will copy to the disk stays reserved', needsTmpfs, (t) => {
+  const ledger = new Ledger(t, tmpfs.directory)
+  const stage = ledger.stage()
+  jobs.recordReservation(stage.handle, 9 * MiB)
+  write(stage, ledger.enter(stage, 9 * MiB))
+  ledger.release(stage)
+  const directory = path.join(ledger.store, 'vm1')
+  t.match(jobs.reservedSpace([directory]), [{ bytes: 9 * MiB }])
+  t.match(jobs.listCheckpoints(directory, 'vm1'), [{ state: 'complete' }])
+  t.strictSame(jobs.reservedSpace([directory]), [])
+  t.end()
+})
+
+t.test('memory stage: the entry of a stage that somebody else removed', needsTmpfs, (t) => {
+  const ledger = new Ledger(t, tmpfs.directory)
+  const stage = ledger.stage()
+  write(stage, ledger.enter(stage, 9 * MiB))
+  fs.rmSync(path.join(ledger.store, 'vm1'), { recursive: true })
+  jobs.abandonStage(stage.handle, [])
+  t.strictSame(tree(ledger.directory), [])
+  t.end()
+})
+
+t.test(
+  'memory stage: the directory of the entries is replaced while the last one leaves',
+  needsTmpfs,
+  (t) => {
+    const ledger = new Ledger(t, tmpfs.directory)
+    const stage = ledger.stage()
+    ledger.enter(stage, MiB)
+    const lock = native.lock.bind(native)
+    t.teardown(() => Object.assign(native, { lock }))
+    native.lock = (descriptor, mode) => {
+      // Another process removes it first, and a third one makes it again.
+      if (
+        mode === 'exclusive' &&
+        fs.readdirSync(ledger.directory).length > 0 &&
+        fs.readdirSync(ledger.entries).length === 0
+      ) {
+        fs.rmdirSync(ledger.entries)
+        fs.mkdirSync(ledger.entries, { mode: 0o700 })
+      }
+      return lock(descriptor, mode)
+    }
+    jobs.abandonStage(stage.handle, [])
+    t.ok(fs.existsSync(ledger.entries), 'the new directory is not removed')
+    t.end()
+  },
+)
+
 t.test('memory stage: a stage is not removed where the memory stage cannot be seen', needsTmpfs, (t) => {
   const ledger = new Ledger(t, tmpfs.directory)
   const stage = ledger.stage()
@@ -135,13 +213,14 @@ t.test('memory stage: the files and directories of others are not touched', need
 
 t.test('memory stage: entries that a process left while it made them block no other', needsTmpfs, (t) => {
   const ledger = new Ledger(t, tmpfs.directory)
+  const owner = (directory: string): string => JSON.stringify({ directory, staging: '1:2', id: 'x' })
   const records = [
     '',
     '/',
-    'relative/.staging/x',
-    '/cut/.stag',
-    '/dev/null/.staging/x',
-    `/${'x'.repeat(300)}/.staging/x`,
+    'null',
+    owner('/cut').slice(0, -9),
+    owner('/dev/null'),
+    owner(`/${'x'.repeat(300)}`),
   ]
   for (const [index, record] of records.entries()) {
     const entry = path.join(ledger.entries, `left${index}`)
@@ -201,12 +280,12 @@ t.test('memory stage: an entry that its owner removes during the admission', nee
 })
 
 t.test('memory stage: a tmpfs without room for the entry itself', { skip: tmpfs.skip }, (t) => {
-  for (let inodes = 2; inodes <= 9; inodes++) {
+  for (let inodes = 2; inodes <= 12; inodes++) {
     const small = mounted(t, 'tmpfs', 8 * MiB, `nr_inodes=${inodes}`)
     const stage = new Ledger(t, tmpfs.directory).stage()
     const request = { directory: small.directory, maxBytes: undefined, writerUid: 0, memoryBytes: MiB }
     const admission = jobs.enterMemory(stage.handle, request)
-    const expected = inodes > 5 ? { kind: 'admitted' } : { kind: 'refused', reason: 'memory-stage-full' }
+    const expected = inodes > 11 ? { kind: 'admitted' } : { kind: 'refused', reason: 'memory-stage-full' }
     t.match(admission, expected, `${inodes} inodes`)
     if (admission.kind !== 'admitted') continue
     for (const descriptor of Object.values(admission.descriptors)) native.close(descriptor)
