@@ -29,8 +29,7 @@ const maxValues = 16 * maxEntries
 const deepest = 16
 const shownKeyLength = 64
 
-const blanks = ' \t\n\r'
-const blanksInLine = ' \t'
+const [tab, lineFeed, carriageReturn, space] = [0x09, 0x0a, 0x0d, 0x20]
 const word = /[-+.\w]*/y
 const wholeNumber = /^(?:0|-?[1-9]\d{0,18})$/
 const words: readonly string[] = ['true', 'false', 'null']
@@ -66,13 +65,13 @@ class Reader {
 
   document(): JsonValue {
     const value = this.#value(0)
-    this.#skip(blanks)
+    this.#skip()
     if (this.#at < this.#text.length) throw this.#fault('there is text after the end of the document')
     return value
   }
 
   #value(depth: number): JsonValue {
-    this.#skip(blanks)
+    this.#skip()
     const at = this.#at
     this.#values++
     if (this.#values > maxValues) throw this.#fault(`there are more than ${maxValues} values`)
@@ -92,7 +91,7 @@ class Reader {
       if (key === '') throw new JsonFault('a key is empty', at)
       if (members.has(key)) throw new JsonFault(`the key ${shown(key)} occurs twice`, at)
       // libucl treats a line break after a key differently.
-      this.#skip(blanksInLine)
+      this.#skipInLine()
       this.#expect(':')
       members.set(key, this.#value(depth + 1))
       return members.size
@@ -109,17 +108,17 @@ class Reader {
   /** Reads from the opening to the closing bracket. `readOne` returns the number of entries so far. */
   #entries(close: string, readOne: () => number): void {
     this.#at++
-    this.#skip(blanks)
+    this.#skip()
     if (this.#text[this.#at] === close) {
       this.#at++
       return
     }
     for (;;) {
       if (readOne() > maxEntries) throw this.#fault(`a list or object has more than ${maxEntries} entries`)
-      this.#skip(blanks)
+      this.#skip()
       if (this.#text[this.#at] !== ',') break
       this.#at++
-      this.#skip(blanks)
+      this.#skip()
     }
     this.#expect(close)
   }
@@ -134,6 +133,11 @@ class Reader {
   #string(): string {
     const start = this.#at
     this.#expect('"')
+    const quoted = this.#text.slice(start, this.#text.indexOf('"', this.#at) + 1)
+    if (plainString.test(quoted)) {
+      this.#at = start + quoted.length
+      return quoted.slice(1, -1)
+    }
     while (this.#text[this.#at] !== '"') {
       if (this.#text[this.#at] === '\\') this.#at++
       if (this.#at >= this.#text.length) throw this.#fault('a string is not terminated')
@@ -155,15 +159,28 @@ class Reader {
     return { kind: 'number', value }
   }
 
-  #skip(characters: string): void {
-    while (characters.includes(this.#text[this.#at] ?? 'the end')) this.#at++
+  /** bhyve indents its documents: most of the characters are blanks. */
+  #skip(): void {
+    for (;;) {
+      const code = this.#text.charCodeAt(this.#at)
+      if (code !== space && code !== lineFeed && code !== tab && code !== carriageReturn) return
+      this.#at++
+    }
+  }
+
+  #skipInLine(): void {
+    for (;;) {
+      const code = this.#text.charCodeAt(this.#at)
+      if (code !== space && code !== tab) return
+      this.#at++
+    }
   }
 
   #word(): string {
-    word.lastIndex = this.#at
-    const text = word.exec(this.#text)?.[0] ?? ''
-    this.#at += text.length
-    return text
+    const start = this.#at
+    word.lastIndex = start
+    if (word.test(this.#text)) this.#at = word.lastIndex
+    return this.#text.slice(start, this.#at)
   }
 
   #expect(character: string): void {
@@ -180,7 +197,6 @@ class Reader {
 const plainString = /^"[ !#-[\]-\u{10ffff}]*"$/u
 
 function decoded(quoted: string, at: number): string {
-  if (plainString.test(quoted)) return quoted.slice(1, -1)
   for (const [escape] of quoted.matchAll(/\\(?:u[\da-f]{4}|[^])/gi)) {
     if (halfOrNul.test(escape))
       throw new JsonFault('a string has an escape that bhyve reads differently from JSON', at)
