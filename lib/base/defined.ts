@@ -8,8 +8,8 @@ type Defined<T> = { [K in keyof T as undefined extends T[K] ? never : K]: T[K] }
  */
 export function defined<T extends object>(properties: T): Defined<T> {
   const result: Record<string, unknown> = {}
-  for (const key of Object.keys(properties)) {
-    const value = properties[key as keyof T]
+  for (const key in properties) {
+    const value = properties[key]
     if (value !== undefined) result[key] = value
   }
   return result as Defined<T>

@@ -113,6 +113,9 @@ const maxRestores = 32
 /** Far more than the four levels that this release writes. */
 const maxLevels = 64
 
+const digest = /^[0-9a-f]{64}$/
+const control = /\p{Cc}/u
+
 type JsonObject = Record<string, unknown>
 
 /** Facts that are known when a checkpoint is created. */
@@ -314,10 +317,19 @@ function listFrom(value: unknown): unknown[] {
 export function parseObject(text: string): JsonObject | undefined {
   try {
     const value: unknown = JSON.parse(text)
-    return isObject(value) && !isDeeper(value, maxLevels) ? value : undefined
+    return isObject(value) && !(mayBeDeep(text) && isDeeper(value, maxLevels)) ? value : undefined
   } catch {
     return undefined
   }
+}
+
+/** False if there are too few brackets for deep nesting. Searching the text is faster than visiting every value. */
+function mayBeDeep(text: string): boolean {
+  let brackets = 0
+  for (const bracket of '{[')
+    for (let at = text.indexOf(bracket); at !== -1; at = text.indexOf(bracket, at + 1))
+      if (++brackets > maxLevels) return true
+  return false
 }
 
 /** JSON.parse() reads any depth of nesting, but JSON.stringify() cannot write it again. */
@@ -331,7 +343,8 @@ function hostFrom(value: unknown): ManifestHost | undefined {
   const { name, os, release, machine, cpuModel } = value
   if (!isPlainText(os) || !isPlainText(release) || !isPlainText(machine) || !isPlainText(cpuModel))
     return undefined
-  return { ...(isPlainText(name) ? { name } : {}), os, release, machine, cpuModel }
+  // Spreading an object for the name would take longer than all other steps.
+  return isPlainText(name) ? { name, os, release, machine, cpuModel } : { os, release, machine, cpuModel }
 }
 
 function sizesFrom(value: unknown): Manifest['sizes'] {
@@ -381,7 +394,7 @@ function fingerprintFrom(value: unknown): Fingerprint | undefined {
 }
 
 function isDigest(value: unknown): value is string {
-  return typeof value === 'string' && /^[0-9a-f]{64}$/.test(value)
+  return typeof value === 'string' && digest.test(value)
 }
 
 function optional<K extends string, V>(key: K, value: V | undefined): Partial<Record<K, V>> {
@@ -394,7 +407,7 @@ function textFrom(value: unknown): string | undefined {
 
 /** Text that a listing can show: a manifest may contain anything. */
 function isPlainText(value: unknown): value is string {
-  return typeof value === 'string' && value.length <= 255 && !/\p{Cc}/u.test(value)
+  return typeof value === 'string' && value.length <= 255 && !control.test(value)
 }
 
 function isObject(value: unknown): value is JsonObject {
