@@ -49,7 +49,7 @@ private:
   static std::string identityOf(int descriptor) {
     const auto status = statusOf(descriptor);
     const auto *known = std::get_if<FileStatus>(&status);
-    return known == nullptr ? std::string() : known->identity;
+    return known == nullptr ? std::string() : bhyve::identityOf(*known);
   }
 
   std::map<int, std::string> owned_;

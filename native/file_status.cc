@@ -41,8 +41,8 @@ Result<FileStatus> describe(int directory, const char *name, int flags, const ch
                     static_cast<double>(status.stx_size),
                     static_cast<double>(status.stx_blocks) * kBlockSize,
                     millisecondsOf(status.stx_mtime),
-                    std::to_string(makedev(status.stx_dev_major, status.stx_dev_minor)) + ":" +
-                        std::to_string(status.stx_ino),
+                    makedev(status.stx_dev_major, status.stx_dev_minor),
+                    status.stx_ino,
                     static_cast<double>(status.stx_nlink),
                     static_cast<double>(status.stx_uid),
                     static_cast<double>(status.stx_mode & kPermissionBits)};
@@ -58,7 +58,8 @@ FileStatus describe(const struct stat &status) {
                     static_cast<double>(status.st_size),
                     static_cast<double>(status.st_blocks) * kBlockSize,
                     millisecondsOf(modified),
-                    std::to_string(status.st_dev) + ":" + std::to_string(status.st_ino),
+                    static_cast<std::uint64_t>(status.st_dev),
+                    static_cast<std::uint64_t>(status.st_ino),
                     static_cast<double>(status.st_nlink),
                     static_cast<double>(status.st_uid),
                     static_cast<double>(status.st_mode & kPermissionBits)};
@@ -66,6 +67,10 @@ FileStatus describe(const struct stat &status) {
 #endif
 
 } // namespace
+
+std::string identityOf(const FileStatus &status) {
+  return std::to_string(status.device) + ":" + std::to_string(status.inode);
+}
 
 bool isComponent(const std::string &name) {
   return !name.empty() && name.find('/') == std::string::npos && name.find('\0') == std::string::npos;

@@ -1,6 +1,7 @@
 // Returns the status of a file by its name in a directory or by its descriptor. Does not follow links.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "result.h"
@@ -14,11 +15,15 @@ struct FileStatus {
   double size;
   double allocatedBytes;
   double mtimeMs;
-  std::string identity; // "<device>:<inode>"
+  std::uint64_t device;
+  std::uint64_t inode;
   double links;
   double uid;
   double mode; // permission bits only
 };
+
+// Returns "<device>:<inode>".
+std::string identityOf(const FileStatus &status);
 
 // `name` is a single path component, as in directory.h.
 Result<FileStatus> statusAt(int directory, const std::string &name);

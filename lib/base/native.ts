@@ -105,6 +105,18 @@ export interface Native {
   openAt(directory: number, name: Name, flags: number, mode: number): number | Failure
   /** Reads the start of a file into `bytes` without following links. Returns the number of bytes read. */
   readStartAt(directory: number, name: Name, bytes: Uint8Array): number | Failure
+  /**
+   * Reads the statuses and the first bytes of several files of each name (native/file_groups.*). The files of a name have
+   * these suffixes. Returns for how many names there was room in `into`. Never fails: what is unusual is left to other
+   * calls.
+   */
+  readGroups(
+    directory: number,
+    names: readonly string[],
+    suffixes: readonly string[],
+    maxBytes: readonly number[],
+    into: Uint8Array,
+  ): number
   makeDirectoryAt(directory: number, name: Name, mode: number): number | Failure
   statusAt(directory: number, name: Name): FileStatusValues | Failure
   statusOf(descriptor: number): FileStatusValues | Failure

@@ -24,7 +24,7 @@ export function describe(
   if (metadata === undefined || id === undefined) return { ...known, state: 'damaged', problems }
   const { memoryBytes, cpus, devices } = metadata
   // Assigned to one object: a copy for each step would take most of the time.
-  const described = Object.assign(known, { id, memoryBytes, cpus, devices })
+  const described = Object.assign(known, { id, memoryBytes, cpus, devices: [...devices] })
   if (problems.length > 0) return Object.assign(described, { state: 'damaged', problems } as const)
   return Object.assign(described, { state: 'complete', problems: [] } as const)
 }

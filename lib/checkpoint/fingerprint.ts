@@ -4,7 +4,7 @@
  */
 import { createHash } from 'node:crypto'
 import { endings } from '../base/names.js'
-import type { Directory } from '../fs/directory.js'
+import type { FileReader } from '../fs/directory.js'
 import type { Fingerprint } from './manifest.js'
 import { metadataMaxBytes } from './metadata.js'
 
@@ -15,9 +15,9 @@ import { metadataMaxBytes } from './metadata.js'
 const maxKernelBytes = 64 * 1024 * 1024
 
 /** `memoryFile`: the name of the RAM file. Returns undefined if a file is absent or too large. */
-export function fingerprintOf(directory: Directory, memoryFile: string): Fingerprint | undefined {
-  const kernel = digestOf(directory, memoryFile + endings.kernel, maxKernelBytes)
-  const metadata = digestOf(directory, memoryFile + endings.metadata, metadataMaxBytes)
+export function fingerprintOf(files: FileReader, memoryFile: string): Fingerprint | undefined {
+  const kernel = digestOf(files, memoryFile + endings.kernel, maxKernelBytes)
+  const metadata = digestOf(files, memoryFile + endings.metadata, metadataMaxBytes)
   if (kernel === undefined || metadata === undefined) return undefined
   return { algorithm: 'sha256', kernel, metadata }
 }
@@ -27,8 +27,8 @@ export function isSame(one: Fingerprint, other: Fingerprint | undefined): boolea
 }
 
 /** Reads through the addon, because Deno's `node:fs` does not accept the addon's descriptors. */
-function digestOf(directory: Directory, name: string, maxBytes: number): string | undefined {
-  const status = directory.statusIfAny(name)
+function digestOf(files: FileReader, name: string, maxBytes: number): string | undefined {
+  const status = files.statusIfAny(name)
   if (status?.kind !== 'file' || status.size > maxBytes) return undefined
-  return createHash('sha256').update(directory.readStart(name, status.size)).digest('hex')
+  return createHash('sha256').update(files.readStart(name, status.size)).digest('hex')
 }

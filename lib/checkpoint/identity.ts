@@ -1,7 +1,7 @@
 /** The id of a checkpoint. Runs in the pool. */
 import { createHash } from 'node:crypto'
 import { endings, isUuid } from '../base/names.js'
-import type { Directory } from '../fs/directory.js'
+import type { FileReader } from '../fs/directory.js'
 import type { Manifest } from './manifest.js'
 import { metadataMaxBytes } from './metadata.js'
 
@@ -21,11 +21,11 @@ export function recordedId(manifest: Manifest | undefined): string | undefined {
  * An id from the content of the metadata and kernel files, in the form of a UUID of version 8. `memoryFile`: the name of
  * the RAM file.
  */
-export function derivedId(directory: Directory, memoryFile: string): string {
+export function derivedId(files: FileReader, memoryFile: string): string {
   const hash = createHash('sha256')
-  const metadata = directory.readStart(memoryFile + endings.metadata, metadataMaxBytes)
+  const metadata = files.readStart(memoryFile + endings.metadata, metadataMaxBytes)
   hash.update(`${String(metadata.length)} `).update(metadata)
-  hash.update(directory.readStart(memoryFile + endings.kernel, kernelHeadBytes))
+  hash.update(files.readStart(memoryFile + endings.kernel, kernelHeadBytes))
   const hex = hash.digest('hex')
   const variant = '89ab'[parseInt(hex[16] ?? '', 16) & 3] ?? ''
   return [

@@ -7,7 +7,7 @@
 import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
-import type { Directory } from '../fs/directory.js'
+import type { Directory, FileReader } from '../fs/directory.js'
 import type { OpenFile } from '../fs/open_file.js'
 import { digestBytes, pieceBytes } from './digest.js'
 import {
@@ -27,7 +27,7 @@ const listEnd = '"\n}\n'
 const objectEnd = '\n}\n'
 
 /** Without the list, a manifest usually has about a kilobyte. */
-const usualHeadBytes = 16 * 1024
+export const usualHeadBytes = 16 * 1024
 /** Newer releases or users may add properties. */
 const maxHeadBytes = 1024 * 1024
 
@@ -52,8 +52,8 @@ interface Head {
 type ReadStart = (length: number) => Buffer
 
 /** Undefined if the file is too large to be a manifest. */
-export function readHead(directory: Directory, file: string, size: number): Head | undefined {
-  return headFrom((length) => directory.readStart(file, length), size)
+export function readHead(files: FileReader, file: string, size: number): Head | undefined {
+  return headFrom((length) => files.readStart(file, length), size)
 }
 
 /** As `readHead`, from an open file. */
@@ -86,7 +86,7 @@ function splitHead(readStart: ReadStart, size: number, length: number): Head | u
 export function manifestOfHead({ text, listOffset }: Head, size: number): StoredManifest | undefined {
   const manifest = parseManifest(text)
   if (manifest === undefined) return undefined
-  const { digests, ...others } = manifest
+  const { digests } = manifest
   if (digests === undefined && listOffset === undefined) return { manifest }
   const isListComplete =
     digests !== undefined &&
@@ -94,7 +94,9 @@ export function manifestOfHead({ text, listOffset }: Head, size: number): Stored
     size === listOffset + listLength(digests.memory.chunks)
   if (isListComplete) return { manifest, listOffset }
   // A newer release may store digests differently.
-  return manifest.version > manifestVersion ? { manifest: others } : undefined
+  if (manifest.version <= manifestVersion) return undefined
+  const { digests: _, ...others } = manifest
+  return { manifest: others }
 }
 
 function listLength(chunks: number): number {

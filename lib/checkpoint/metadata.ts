@@ -31,6 +31,19 @@ export interface Metadata {
 
 type MetadataResult = { metadata: Metadata } | { problem: Problem }
 
+/** What an inspection needs of the metadata. */
+export interface MetadataSummary {
+  readonly vm: string
+  readonly cpus: number
+  readonly memoryBytes: number
+  readonly devices: readonly string[]
+  readonly devicesHaveAddresses: boolean
+  readonly generation: Generation
+  readonly kernelBytes: number
+}
+
+type SummaryResult = { summary: MetadataSummary } | { problem: Problem }
+
 /** bhyve writes a few kilobytes. Larger files are not read. */
 export const metadataMaxBytes = 1024 * 1024
 /** Far more than the state of all devices of a VM. Reading a larger file would only be slow. */
@@ -117,15 +130,30 @@ const keptMaxBytes = 16 * 1024
  * What this thread has parsed last. bhyve records neither a time nor an id in the metadata, so the checkpoints of a VM
  * usually have the same bytes. Parsing them took most of the time of a listing.
  */
-let last: { content: Buffer; result: MetadataResult } | undefined
+let last: { content: Buffer; result: SummaryResult } | undefined
 
 /** As `parseMetadata`, for the files of many checkpoints in turn. Callers must not change the result. */
-export function parseMetadataFile(content: Buffer): MetadataResult {
+export function summarizeMetadata(content: Buffer): SummaryResult {
   if (last?.content.equals(content) === true) return last.result
-  const result = parseMetadata(content)
+  const parsed = parseMetadata(content)
+  const result = 'metadata' in parsed ? { summary: summaryOf(parsed.metadata) } : parsed
   // `content` is valid only until the next read.
   if (content.length <= keptMaxBytes) last = { content: Buffer.from(content), result }
   return result
+}
+
+function summaryOf(metadata: Metadata): MetadataSummary {
+  const { vm, cpus, memoryBytes, devicesHaveAddresses, generation } = metadata
+  const devices = deviceNames(metadata)
+  return {
+    vm,
+    cpus,
+    memoryBytes,
+    devices,
+    devicesHaveAddresses,
+    generation,
+    kernelBytes: kernelBytes(metadata),
+  }
 }
 
 function withPosition({ message, at }: MetadataFault, text: string): string {
@@ -290,6 +318,6 @@ function cpusFrom(value: JsonValue): number {
 function countFrom(value: JsonValue, what: string, max = Number.MAX_SAFE_INTEGER): number {
   if (value.kind !== 'number' || value.value < 0n)
     throw invalid(`${what} is not a non-negative whole number`, value.at)
-  if (value.value <= BigInt(max)) return Number(value.value)
+  if (value.value <= max) return Number(value.value)
   throw invalid(`${what} is ${value.value}, but bhyve accepts at most ${max}`, value.at)
 }

@@ -9,9 +9,10 @@ import {
   metadataSuffix,
 } from '../base/names.js'
 import type { ListedCheckpoint } from '../base/types.js'
-import type { Directory } from '../fs/directory.js'
+import type { Directory, FileReader } from '../fs/directory.js'
+import { type FileGroup, readGroups } from '../fs/file_groups.js'
 import { describe } from './describe.js'
-import { type Inspection, inspectCheckpoint, identityOf } from './structure.js'
+import { checkpointGroup, type Inspection, inspectCheckpoint, identityOf } from './structure.js'
 
 const maxAttempts = 10
 
@@ -33,17 +34,35 @@ export function possibleNames(directory: Directory): string[] {
     .filter((name) => isCheckpointName(name))
 }
 
+/** The checkpoints in a directory, in no particular order. A directory with such a name is not a checkpoint. */
+export function listedCheckpoints(directory: Directory, vm: string): ListedCheckpoint[] {
+  const files = possibleNames(directory).map((name) => name + memorySuffix)
+  const listed: ListedCheckpoint[] = []
+  for (const group of readGroups(directory, files, checkpointGroup)) {
+    const name = group.name.slice(0, -memorySuffix.length)
+    const inspect = (): Inspection | undefined => {
+      const inspection = inspectUnchanged(directory, name, group)
+      return inspection?.isDirectory === true ? undefined : inspection
+    }
+    listed.push(...listedAs(directory, vm, name, inspect))
+  }
+  return listed
+}
+
+export function listedCheckpoint(directory: Directory, vm: string, name: string): ListedCheckpoint[] {
+  return listedAs(directory, vm, name, () => inspectUnchanged(directory, name))
+}
+
 /** Reports an unreadable checkpoint as damaged, so that it does not prevent listing the others. */
-export function listedCheckpoint(
+function listedAs(
   directory: Directory,
   vm: string,
   name: string,
-  wanted: 'any' | 'not-directory' = 'any',
+  inspect: () => Inspection | undefined,
 ): ListedCheckpoint[] {
   try {
-    const inspection = inspectUnchanged(directory, name)
-    if (inspection === undefined || (wanted === 'not-directory' && inspection.isDirectory)) return []
-    return [describe(directory.path, vm, name, inspection)]
+    const inspection = inspect()
+    return inspection === undefined ? [] : [describe(directory.path, vm, name, inspection)]
   } catch (error) {
     if (isExhausted(error)) throw error
     const file = unreadableFile(directory, name, error)
@@ -68,19 +87,27 @@ function unreadableFile(directory: Directory, name: string, error: unknown): str
   return files.find((file) => directory.pathOf(file) === path) ?? name + memorySuffix
 }
 
-/** Without a lock, a checkpoint may be replaced during the inspection. In that case, inspect it again. */
-export function inspectUnchanged(directory: Directory, name: string): Inspection | undefined {
+/**
+ * Without a lock, a checkpoint may be replaced during the inspection. In that case, inspect it again. `group`: its files,
+ * if they were read already.
+ */
+export function inspectUnchanged(
+  directory: Directory,
+  name: string,
+  group?: FileGroup,
+): Inspection | undefined {
   for (let attempt = 1; ; attempt++) {
-    const inspection = inspectOnce(directory, name, attempt === maxAttempts)
-    const status = directory.statusIfAny(name + memorySuffix)
+    const read = attempt === 1 && group?.isUsual === true ? group : undefined
+    const inspection = inspectOnce(read ?? directory, name, attempt === maxAttempts)
+    const status = read ? read.statusAfterwards() : directory.statusIfAny(name + memorySuffix)
     if (inspection !== 'gone' && (status && identityOf(status)) === inspection?.identity) return inspection
     if (inspection !== 'gone' && attempt === maxAttempts) return inspection
   }
 }
 
-function inspectOnce(directory: Directory, name: string, isLast: boolean): Inspection | undefined | 'gone' {
+function inspectOnce(files: FileReader, name: string, isLast: boolean): Inspection | undefined | 'gone' {
   try {
-    return inspectCheckpoint(directory, name)
+    return inspectCheckpoint(files, name)
   } catch (error) {
     const isGone = error instanceof CheckpointError && error.errno === os.constants.errno.ENOENT
     if (!isGone || isLast) throw error

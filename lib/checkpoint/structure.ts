@@ -5,14 +5,14 @@
 import { Buffer } from 'node:buffer'
 import { endings, memorySuffix } from '../base/names.js'
 import type { FileStatus } from '../base/native.js'
-import type { Directory } from '../fs/directory.js'
+import type { FileReader } from '../fs/directory.js'
+import type { GroupFiles } from '../fs/file_groups.js'
 import type { Problem } from '../base/problem.js'
-import type { Generation } from './generation.js'
 import { fingerprintOf, isSame } from './fingerprint.js'
 import { derivedId, recordedId } from './identity.js'
 import type { Manifest } from './manifest.js'
-import { manifestOfHead, readHead } from './manifest_file.js'
-import { deviceNames, kernelBytes, type Metadata, metadataMaxBytes, parseMetadataFile } from './metadata.js'
+import { manifestOfHead, readHead, usualHeadBytes } from './manifest_file.js'
+import { metadataMaxBytes, type MetadataSummary, summarizeMetadata } from './metadata.js'
 
 /** The result of inspecting checkpoint files. */
 export interface Inspection {
@@ -35,15 +35,7 @@ export interface Inspection {
   isManifestOf: boolean
   storedBytes: number
   hasManifest: boolean
-  metadata?: {
-    vm: string
-    cpus: number
-    memoryBytes: number
-    devices: string[]
-    devicesHaveAddresses: boolean
-    generation: Generation
-    kernelBytes: number
-  }
+  metadata?: MetadataSummary
   manifest?: Manifest
   /** Offset of the chunk digests in the manifest file. */
   listOffset?: number
@@ -59,21 +51,29 @@ const unproven =
 
 type Part = { status: FileStatus; problem?: Problem } | undefined
 
-/** Inspects the checkpoint files of `name` in `directory`. Undefined if `<name>.ckp` does not exist. */
-export function inspectCheckpoint(directory: Directory, name: string): Inspection | undefined {
-  return inspectFiles(directory, name + memorySuffix)
+/** What an inspection usually reads of each file of a checkpoint. */
+export const checkpointGroup: GroupFiles = [
+  ['', foreignMagic.length],
+  [endings.kernel, 0],
+  [endings.metadata, usualHeadBytes],
+  [endings.manifest, usualHeadBytes],
+]
+
+/** Inspects the checkpoint files of `name`. Undefined if `<name>.ckp` does not exist. */
+export function inspectCheckpoint(files: FileReader, name: string): Inspection | undefined {
+  return inspectFiles(files, name + memorySuffix)
 }
 
 /**
  * Like `inspectCheckpoint()`, but `base` is the name of the RAM file. bhyve appends the endings of the other files to
  * any name.
  */
-export function inspectFiles(directory: Directory, base: string): Inspection | undefined {
-  const memory = partAt(directory, base)
+export function inspectFiles(files: FileReader, base: string): Inspection | undefined {
+  const memory = partAt(files, base)
   if (memory === undefined) return undefined
-  const kernel = partAt(directory, base + endings.kernel)
-  const metadataPart = partAt(directory, base + endings.metadata)
-  const manifestPart = partAt(directory, base + endings.manifest)
+  const kernel = partAt(files, base + endings.kernel)
+  const metadataPart = partAt(files, base + endings.metadata)
+  const manifestPart = partAt(files, base + endings.manifest)
   const inspection: Inspection = {
     problems: [],
     foreign: false,
@@ -86,19 +86,19 @@ export function inspectFiles(directory: Directory, base: string): Inspection | u
     hasManifest: manifestPart !== undefined,
     bytesRead: foreignMagic.length,
   }
-  const looksForeign = memory.problem === undefined && isForeignFile(directory, base)
-  const metadata = readMetadata(directory, base, metadataPart, inspection)
+  const looksForeign = memory.problem === undefined && isForeignFile(files, base)
+  const metadata = readMetadata(files, base, metadataPart, inspection)
   // Guest RAM may start with the same bytes. If bhyve's metadata contain the size of this file, the file is guest RAM.
   if (looksForeign && metadata?.memoryBytes !== memory.status.size) return foreignInspection(inspection, base)
   checkMemory(base, memory, metadata, inspection)
   checkKernel(base, kernel, metadata, inspection)
-  readManifest(directory, base, manifestPart, inspection)
-  attributeManifest(directory, base, kernel, inspection)
-  if (metadata !== undefined) inspection.metadata = summaryOf(metadata)
+  readManifest(files, base, manifestPart, inspection)
+  attributeManifest(files, base, kernel, inspection)
+  if (metadata !== undefined) inspection.metadata = metadata
   const isReadable = metadata !== undefined && kernel?.problem === undefined && kernel !== undefined
   const id =
     recordedId(inspection.isManifestOf ? inspection.manifest : undefined) ??
-    (isReadable ? derivedId(directory, base) : undefined)
+    (isReadable ? derivedId(files, base) : undefined)
   if (id !== undefined) inspection.id = id
   return inspection
 }
@@ -113,8 +113,8 @@ export function missingMemory(name: string): Problem {
   return problem('memory-empty', 'there is no guest RAM: the RAM file is missing', name + memorySuffix)
 }
 
-function partAt(directory: Directory, file: string): Part {
-  const status = directory.statusIfAny(file)
+function partAt(files: FileReader, file: string): Part {
+  const status = files.statusIfAny(file)
   if (status === undefined) return undefined
   if (status.kind === 'file' && status.links === 1) return { status }
   const what =
@@ -129,12 +129,12 @@ function storedBytes(parts: readonly Part[]): number {
 }
 
 /** True if the checkpoint has another tool's format. */
-export function isForeignFormat(directory: Directory, name: string): boolean {
-  return isForeignFile(directory, name + memorySuffix) && inspectCheckpoint(directory, name)?.foreign === true
+export function isForeignFormat(files: FileReader, name: string): boolean {
+  return isForeignFile(files, name + memorySuffix) && inspectCheckpoint(files, name)?.foreign === true
 }
 
-function isForeignFile(directory: Directory, base: string): boolean {
-  return directory.readStart(base, foreignMagic.length).equals(foreignMagic)
+function isForeignFile(files: FileReader, base: string): boolean {
+  return files.readStart(base, foreignMagic.length).equals(foreignMagic)
 }
 
 function foreignInspection(inspection: Inspection, base: string): Inspection {
@@ -144,11 +144,11 @@ function foreignInspection(inspection: Inspection, base: string): Inspection {
 }
 
 function readMetadata(
-  directory: Directory,
+  files: FileReader,
   base: string,
   part: Part,
   into: Inspection,
-): Metadata | undefined {
+): MetadataSummary | undefined {
   const file = base + endings.metadata
   if (part === undefined) {
     into.problems.push(problem('metadata-missing', 'the metadata file is missing', file))
@@ -163,10 +163,10 @@ function readMetadata(
     into.problems.push(problem('metadata-invalid', message, file))
     return undefined
   }
-  const content = directory.readStart(file, metadataMaxBytes)
+  const content = files.readStart(file, metadataMaxBytes)
   into.bytesRead += part.status.size
-  const result = parseMetadataFile(content)
-  if ('metadata' in result) return result.metadata
+  const result = summarizeMetadata(content)
+  if ('summary' in result) return result.summary
   into.problems.push({ ...result.problem, file })
   return undefined
 }
@@ -174,7 +174,7 @@ function readMetadata(
 function checkMemory(
   file: string,
   part: NonNullable<Part>,
-  metadata: Metadata | undefined,
+  metadata: MetadataSummary | undefined,
   into: Inspection,
 ): void {
   if (part.problem !== undefined) {
@@ -190,7 +190,12 @@ function checkMemory(
   }
 }
 
-function checkKernel(base: string, part: Part, metadata: Metadata | undefined, into: Inspection): void {
+function checkKernel(
+  base: string,
+  part: Part,
+  metadata: MetadataSummary | undefined,
+  into: Inspection,
+): void {
   const file = base + endings.kernel
   if (part === undefined) {
     into.problems.push(problem('kernel-missing', 'the kernel state file (.kern) is missing', file))
@@ -200,7 +205,7 @@ function checkKernel(base: string, part: Part, metadata: Metadata | undefined, i
     into.problems.push(part.problem)
     return
   }
-  const expected = metadata === undefined ? undefined : kernelBytes(metadata)
+  const expected = metadata?.kernelBytes
   const { size } = part.status
   if (size === 0)
     into.problems.push(problem('kernel-size-mismatch', 'the kernel state file (.kern) is empty', file))
@@ -210,14 +215,14 @@ function checkKernel(base: string, part: Part, metadata: Metadata | undefined, i
   }
 }
 
-function readManifest(directory: Directory, base: string, part: Part, into: Inspection): void {
+function readManifest(files: FileReader, base: string, part: Part, into: Inspection): void {
   const file = base + endings.manifest
   if (part === undefined) return
   if (part.problem !== undefined) {
     into.problems.push(part.problem)
     return
   }
-  const head = readHead(directory, file, part.status.size)
+  const head = readHead(files, file, part.status.size)
   const stored = head && manifestOfHead(head, part.status.size)
   into.bytesRead += head?.bytesRead ?? 0
   if (stored === undefined)
@@ -232,7 +237,7 @@ function readManifest(directory: Directory, base: string, part: Part, into: Insp
  * The only code that decides whether the manifest describes these files. Comparing the RAM file's time costs nothing. A
  * manual copy has a different time. In that case, the digests of the kernel and metadata files decide.
  */
-function attributeManifest(directory: Directory, base: string, kernel: Part, into: Inspection): void {
+function attributeManifest(files: FileReader, base: string, kernel: Part, into: Inspection): void {
   const { manifest, modifiedMs } = into
   if (manifest === undefined) return
   const { memoryModifiedMs = modifiedMs, digests, fingerprint, sizes } = manifest
@@ -241,25 +246,11 @@ function attributeManifest(directory: Directory, base: string, kernel: Part, int
   const mayBeCopy = into.problems.length === 0 && sizes?.kernel === kernel?.status.size
   if (!into.isManifestOf && mayBeCopy && recorded !== undefined) {
     into.bytesRead += sizes?.kernel ?? 0
-    into.isManifestOf = isSame(recorded, fingerprintOf(directory, base))
+    into.isManifestOf = isSame(recorded, fingerprintOf(files, base))
   }
   if (into.isManifestOf) into.writtenMs = memoryModifiedMs
   // Report this even if the times differ: after a crash the times themselves are unproven.
   if (manifest.durability === 'unproven') into.problems.push(problem('durability-unproven', unproven, base))
-}
-
-function summaryOf(metadata: Metadata): NonNullable<Inspection['metadata']> {
-  const { vm, cpus, memoryBytes, devicesHaveAddresses, generation } = metadata
-  const devices = deviceNames(metadata)
-  return {
-    vm,
-    cpus,
-    memoryBytes,
-    devices,
-    devicesHaveAddresses,
-    generation,
-    kernelBytes: kernelBytes(metadata),
-  }
 }
 
 function problem(code: Problem['code'], message: string, file: string): Problem {

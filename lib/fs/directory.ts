@@ -27,7 +27,18 @@ const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 /** One buffer per thread. Every file that is read completely fits into it, except large manifests. */
 const startBuffer = Buffer.allocUnsafeSlow(64 * 1024)
 
-export class Directory implements Disposable {
+/** Reads files by their names. */
+export interface FileReader {
+  /** Undefined if there is no such file. */
+  statusIfAny(name: string): FileStatus | undefined
+  /**
+   * Reads the first `length` bytes of a file, or fewer if the file is shorter. The result can lie in the thread's
+   * buffer and is valid only until the next read.
+   */
+  readStart(name: string, length: number): Buffer
+}
+
+export class Directory implements Disposable, FileReader {
   readonly descriptor: number
   /** Used only in messages. */
   readonly path: string
@@ -172,10 +183,6 @@ export class Directory implements Disposable {
     }
   }
 
-  /**
-   * Reads the first `length` bytes of a file, or fewer if the file is shorter. The result can lie in the thread's
-   * buffer and is valid only until the next read.
-   */
   readStart(name: string, length: number): Buffer {
     const usual = startBuffer.subarray(0, length)
     const read = this.#fill(usual, name)

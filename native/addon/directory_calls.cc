@@ -2,6 +2,7 @@
 
 #include "../directory.h"
 #include "../file_extents.h"
+#include "../file_groups.h"
 #include "../file_status.h"
 #include "calls.h"
 #include "values.h"
@@ -24,6 +25,21 @@ Value readStartAt(const CallbackInfo &info) {
   auto bytes = bytesArgument(info, 2);
   return toValue(info.Env(), bhyve::readStartAt(intArgument(info, 0), nameArgument(info, 1), bytes.Data(),
                                                 bytes.ByteLength()));
+}
+Value readGroups(const CallbackInfo &info) {
+  const auto suffixes = namesArgument(info, 2);
+  if (!info[3].IsArray())
+    refuse(info.Env(), "Expected an array of numbers");
+  const auto maxBytes = info[3].As<Napi::Array>();
+  std::vector<bhyve::GroupFile> files;
+  for (const auto &suffix : suffixes) {
+    const auto index = static_cast<std::uint32_t>(files.size());
+    files.push_back({suffix, maxBytes.Get(index).ToNumber().Uint32Value()});
+  }
+  auto into = bytesArgument(info, 4);
+  const auto written =
+      bhyve::readGroups(intArgument(info, 0), namesArgument(info, 1), files, into.Data(), into.ByteLength());
+  return toValue(info.Env(), static_cast<std::int64_t>(written));
 }
 Value makeDirectoryAt(const CallbackInfo &info) {
   return toValue(info.Env(),
@@ -89,6 +105,7 @@ void addDirectoryCalls(Napi::Object exports) {
   add(exports, "openPath", openPath);
   add(exports, "openAt", openAt);
   add(exports, "readStartAt", readStartAt);
+  add(exports, "readGroups", readGroups);
   add(exports, "makeDirectoryAt", makeDirectoryAt);
   add(exports, "statusAt", statusAt);
   add(exports, "statusOf", statusOf);

@@ -45,6 +45,17 @@ std::string nameArgument(const CallbackInfo &info, size_t index) {
   return {reinterpret_cast<const char *>(octets.Data()), octets.ByteLength()};
 }
 
+std::vector<std::string> namesArgument(const CallbackInfo &info, size_t index) {
+  if (!info[index].IsArray())
+    refuse(info.Env(), "Expected an array of strings");
+  const auto array = info[index].As<Napi::Array>();
+  std::vector<std::string> names;
+  names.reserve(array.Length());
+  for (std::uint32_t i = 0; i < array.Length(); i++)
+    names.push_back(array.Get(i).ToString().Utf8Value());
+  return names;
+}
+
 Napi::Uint8Array bytesArgument(const CallbackInfo &info, size_t index) {
   if (!info[index].IsTypedArray() || info[index].As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array)
     refuse(info.Env(), "Expected a Uint8Array");
@@ -117,7 +128,7 @@ Value toValue(const Env &env, const FileStatus &status) {
   values.Set(index++, status.size);
   values.Set(index++, status.allocatedBytes);
   values.Set(index++, status.mtimeMs);
-  values.Set(index++, status.identity);
+  values.Set(index++, identityOf(status));
   values.Set(index++, status.links);
   values.Set(index++, status.uid);
   values.Set(index++, status.mode);

@@ -27,6 +27,8 @@ std::int64_t offsetArgument(const Napi::CallbackInfo &info, size_t index);
 std::string textArgument(const Napi::CallbackInfo &info, size_t index);
 // A file name, as a string, or as bytes if it is not valid UTF-8.
 std::string nameArgument(const Napi::CallbackInfo &info, size_t index);
+// A NUL in a name is left to the call: it is not part of a path component.
+std::vector<std::string> namesArgument(const Napi::CallbackInfo &info, size_t index);
 Napi::Uint8Array bytesArgument(const Napi::CallbackInfo &info, size_t index);
 
 // The table of this environment.

@@ -7,7 +7,9 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <string>
+#include <vector>
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -17,6 +19,7 @@
 #include "../descriptor_table.h"
 #include "../directory.h"
 #include "../file_extents.h"
+#include "../file_groups.h"
 #include "../file_status.h"
 #include "../process.h"
 #include "../simulator/server_socket.h"
@@ -77,6 +80,40 @@ void testDirectories(int directory) {
   failsWith(bhyve::removeDirectoryAt(directory, "sub"), ENOTEMPTY, "rmdir of a directory that is not empty");
   valueOf(bhyve::unlinkAt(sub.get(), "moved"), "unlinkat");
   valueOf(bhyve::removeDirectoryAt(directory, "sub"), "rmdir");
+}
+
+void testGroups(int directory) {
+  constexpr std::size_t kValues = 9;
+  constexpr std::size_t kOffset = 8;
+  const std::vector<bhyve::GroupFile> files{{"", 4}, {".x", 64}};
+  for (const char *name : {"one", "one.x", "linked.x"}) {
+    const UniqueFd file =
+        valueOf(bhyve::openAt(directory, name, O_WRONLY | O_CREAT | O_EXCL, 0600), "create");
+    require(::write(file.get(), "content", 7) == 7, "write");
+  }
+  require(::symlinkat("one", directory, "linked") == 0, "symlinkat");
+  require(::mkfifoat(directory, "fifo", 0600) == 0, "mkfifoat");
+  std::vector<double> into(512);
+  auto *bytes = reinterpret_cast<std::uint8_t *>(into.data());
+  const std::size_t length = into.size() * sizeof(double);
+  const std::vector<std::string> names{"one", "none", "linked", "fifo", "a/b"};
+  require(bhyve::readGroups(directory, names, files, bytes, 600) == 2, "the third group might not fit");
+  require(bhyve::readGroups(directory, names, {}, bytes, length) == 0, "a group without files");
+  require(bhyve::readGroups(directory, names, files, bytes, length) == names.size(), "all groups fit");
+  const auto valueAt = [&](std::size_t group, std::size_t file, std::size_t value) {
+    return into.at((group * (files.size() + 1) + file) * kValues + value);
+  };
+  const std::array<double, 5> states{1, 0, -1, -1, -1};
+  for (std::size_t i = 0; i < states.size(); i++)
+    require(valueAt(i, 0, 0) == states.at(i) && valueAt(i, 2, 0) == states.at(i), "the state of a file");
+  require(valueAt(0, 0, 1) == 7 && valueAt(1, 1, 0) == 0, "the size of a file, and an absent file");
+  const auto bytesAt = [&](std::size_t group, std::size_t file) {
+    return bytes + static_cast<std::size_t>(valueAt(group, file, kOffset));
+  };
+  require(std::memcmp(bytesAt(0, 0), "cont", 4) == 0, "the first bytes of a file");
+  require(std::memcmp(bytesAt(2, 1), "content", 7) == 0, "a short file is read completely");
+  for (const char *name : {"one", "one.x", "linked", "linked.x", "fifo"})
+    valueOf(bhyve::unlinkAt(directory, name), "unlinkat");
 }
 
 #if defined(__linux__)
@@ -203,6 +240,7 @@ int main(int count, char **arguments) {
     const UniqueFd directory = valueOf(bhyve::openPath(path, O_RDONLY | O_DIRECTORY), "open");
     failsWith(bhyve::openPath(path + "/none", O_RDONLY), ENOENT, "open of a missing directory");
     testDirectories(directory.get());
+    testGroups(directory.get());
 #if defined(__linux__)
     testExtents(directory.get());
 #endif

@@ -14,6 +14,7 @@ import {
   failure,
   inlinePool,
   intercept,
+  readOneByOne,
   rejection,
   scratch,
   tree,
@@ -159,6 +160,7 @@ t.test('suspend: never discards the files of a save that bhyve considered succes
 t.test('suspendedCheckpoint: rejects when an unreadable checkpoint may be the state', async (t) => {
   const { bhyve, root, client } = await start(t)
   await client.suspend('vm1')
+  readOneByOne(t)
   const target = native as { readStartAt: typeof native.readStartAt }
   const readStartAt = native.readStartAt.bind(native)
   t.teardown(() => (target.readStartAt = readStartAt))

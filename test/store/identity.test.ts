@@ -184,10 +184,13 @@ t.test('list: holds the shared lock while it reads', (t) => {
   if (isFailure(other)) return t.fail('open')
   t.teardown(() => native.close(other))
   const taken: unknown[] = []
-  intercept(t, 'readStartAt', () => void taken.push(native.lock(other, 'exclusive')))
+  for (const call of ['readGroups', 'readStartAt'] as const)
+    intercept(t, call, () => void taken.push(native.lock(other, 'exclusive')))
   jobs.listCheckpoints(directory, 'vm1')
+  const { length } = taken
+  t.ok(length > 0)
   jobs.getCheckpoint(directory, 'vm1', 'a')
-  t.ok(taken.length > 0)
+  t.ok(taken.length > length)
   t.strictSame([...new Set(taken)], [0], 'no other process can take the exclusive lock')
   t.end()
 })

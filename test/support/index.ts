@@ -206,6 +206,14 @@ export function intercept(
   return restore
 }
 
+/** Makes listings read each file with a call of its own, which a test can intercept. */
+export function readOneByOne(t: Test): void {
+  intercept(t, 'readGroups', (_directory, names, _suffixes, _maxBytes, into) => {
+    new Float64Array((into as Uint8Array).buffer).fill(-1)
+    return (names as unknown[]).length
+  })
+}
+
 /** The result of a native call that failed. */
 export function failure(
   code: keyof typeof os.constants.errno,

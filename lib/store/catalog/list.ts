@@ -6,8 +6,8 @@ import {
   byAge,
   inspectUnchanged,
   listedCheckpoint,
+  listedCheckpoints,
   notFound,
-  possibleNames,
   checkpointNames,
 } from '../../checkpoint/read.js'
 import { Directory } from '../../fs/directory.js'
@@ -24,9 +24,7 @@ export function listCheckpoints(directoryPath: string, vm: string): ListedCheckp
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined) return []
   using _lock = lockForReading(directory)
-  return possibleNames(directory)
-    .flatMap((name) => listedCheckpoint(directory, vm, name, 'not-directory'))
-    .sort(byAge)
+  return listedCheckpoints(directory, vm).sort(byAge)
 }
 
 /** Whether the VM has a checkpoint, including one that recovery still has to publish. */

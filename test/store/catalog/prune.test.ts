@@ -9,7 +9,14 @@ import { choose } from '../../../dist/store/catalog/prune.js'
 import { hostEnvironment } from '../../../dist/client/environment.js'
 import { jobs } from '../../../dist/worker/jobs.js'
 import type { ListedCheckpoint } from '../../../dist/base/types.js'
-import { checkpointFiles, failure, inlinePool, intercept, rejection } from '../../support/index.js'
+import {
+  checkpointFiles,
+  failure,
+  inlinePool,
+  intercept,
+  readOneByOne,
+  rejection,
+} from '../../support/index.js'
 import { store } from '../../support/stored.js'
 
 t.test('pin: prune keeps a pinned checkpoint, and its replacement is pinned, too', async (t) => {
@@ -203,6 +210,7 @@ t.test('destroyAll: does not affect a checkpoint of the same name that bhyve is 
 })
 
 t.test('a checkpoint that cannot be read is removed only by a call that names it', async (t) => {
+  readOneByOne(t)
   for (const code of ['EIO', 'EACCES'] as const) {
     const { directory, put } = store(t)
     for (const [index, name] of ['unreadable', 'old', 'young'].entries()) put(name, (9 - index) * 1000)
