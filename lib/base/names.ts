@@ -24,6 +24,9 @@ export const restorablePathBytes = 250
 /** The same limit for the `struct` dialect: its requests hold the path in 100 bytes. */
 export const structPathBytes = 95
 
+const control = /\p{Cc}/u
+const surrogate = /\p{Surrogate}/u
+
 export function assertVmName(vm: unknown): asserts vm is string {
   const wrong = nameFault(vm, componentBytes)
   if (wrong === undefined) return
@@ -57,8 +60,8 @@ function nameFault(name: unknown, maxBytes: number): string | undefined {
   if (name === '') return 'must not be empty'
   if (name === '.' || name === '..') return "must not be '.' or '..'"
   if (name.includes('/')) return "must not contain '/'"
-  if (/\p{Cc}/u.test(name)) return 'must not contain control characters'
-  if (/\p{Surrogate}/u.test(name)) return 'must be well-formed Unicode'
+  if (control.test(name)) return 'must not contain control characters'
+  if (surrogate.test(name)) return 'must be well-formed Unicode'
   if (Buffer.byteLength(name) > maxBytes) return `must be at most ${String(maxBytes)} bytes long`
   return undefined
 }

@@ -22,11 +22,13 @@ export function describe(
   const { metadata, problems, id } = inspection
   const known = knownOf({ vm, name, path }, directory, inspection)
   if (metadata === undefined || id === undefined) return { ...known, state: 'damaged', problems }
-  const { memoryBytes, cpus, devices } = metadata
+  const { memoryBytes, cpus } = metadata
+  // Equal metadata share one list.
+  const devices = [...metadata.devices]
   // Assigned to one object: a copy for each step would take most of the time.
-  const described = Object.assign(known, { id, memoryBytes, cpus, devices: [...devices] })
-  if (problems.length > 0) return Object.assign(described, { state: 'damaged', problems } as const)
-  return Object.assign(described, { state: 'complete', problems: [] } as const)
+  if (problems.length > 0)
+    return Object.assign(known, { id, memoryBytes, cpus, devices, state: 'damaged', problems } as const)
+  return Object.assign(known, { id, memoryBytes, cpus, devices, state: 'complete', problems: [] } as const)
 }
 
 /** What is known of a damaged checkpoint, too. */

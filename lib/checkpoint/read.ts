@@ -34,9 +34,12 @@ export function possibleNames(directory: Directory): string[] {
     .filter((name) => isCheckpointName(name))
 }
 
-/** The checkpoints in a directory, in no particular order. A directory with such a name is not a checkpoint. */
+/** The checkpoints in a directory, by name. A directory with such a name is not a checkpoint. */
 export function listedCheckpoints(directory: Directory, vm: string): ListedCheckpoint[] {
-  const files = possibleNames(directory).map((name) => name + memorySuffix)
+  // Names are mostly in the order of age as well, so that the sort by age has little to do.
+  const files = possibleNames(directory)
+    .sort()
+    .map((name) => name + memorySuffix)
   const listed: ListedCheckpoint[] = []
   for (const group of readGroups(directory, files, checkpointGroup)) {
     const name = group.name.slice(0, -memorySuffix.length)
