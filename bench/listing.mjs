@@ -59,7 +59,7 @@ async function oneDirectory({ report, quick, scratch }, set) {
   const [first, last] = [found[0], found.at(-1)]
   const many = found.filter(({ count }) => count >= 1000)
   const worst = Math.max(...many.map(({ oursMs, findMs }) => pairedRatio(oursMs, findMs)))
-  report.atMost('1,000 and more in one directory, worst case: ours over find', worst, 8)
+  report.atMost('1,000 and more in one directory, worst case: ours over find', worst, 6)
   const perOne = ({ count, oursMs }) => median(oursMs) / count
   report.atMost(`time per checkpoint, ${last.count} over ${first.count}`, perOne(last) / perOne(first), 1.2)
 }

@@ -27,7 +27,6 @@ const kinds = {
   flushStage: 'long',
   prepareStage: 'long',
   abandonStage: 'long',
-  recoverDirectory: 'long',
   salvageStage: 'long',
   destroyCheckpoint: 'long',
   destroyCheckpoints: 'long',
@@ -43,7 +42,6 @@ const kinds = {
  */
 const locking: ReadonlySet<string> = new Set<keyof Jobs>([
   'createStage',
-  'recoverDirectory',
   'assertNameFree',
   'removeOrphans',
   'abandonStage',

@@ -1,5 +1,4 @@
 /** A stage that this process owns, as the caller's thread uses it. */
-import { setTimeout } from 'node:timers/promises'
 import type { Cancellation, CommitPoint } from '../base/cancellation.js'
 import type { DiskRecord } from '../base/disk_types.js'
 import { CheckpointError } from '../base/errors.js'
@@ -30,7 +29,6 @@ const maxReservationAttempts = 6
 
 /** The lock of the memory stage is held for milliseconds. If it is held longer, the disk is the better choice. */
 const memoryLockTimeoutMs = 2_000
-const recoveryTimeoutMs = 2_000
 
 /** The parts of the store that a stage uses. */
 interface StageStore {
@@ -79,33 +77,17 @@ export class Stage {
     return this.#handle.memory !== undefined
   }
 
-  /**
-   * Makes the inbox in the memory stage. Returns why it stays on the disk. If there is no room, stages of dead processes are
-   * recovered first, as far as that takes little time.
-   */
+  /** Makes the inbox in the memory stage. Returns why it stays on the disk. */
   async enterMemory(request: MemoryStageRequest): Promise<DiskReason | undefined> {
     const enter = (): Promise<MemoryAdmission> => this.#store.jobs.enterMemory(this.#handle, request)
-    for (let attempt = 1; ; attempt++) {
-      const admission = await retryWhileBusy(enter, undefined, memoryLockTimeoutMs).catch(busyAdmission)
-      if (admission.kind === 'admitted') {
-        const { path, requestPath, descriptors } = admission
-        this.closeInbox()
-        this.#inbox = descriptors.in
-        this.#requestPath = requestPath
-        this.#handle.memory = { descriptor: descriptors.memory, path }
-        return undefined
-      }
-      if (attempt > 1 || admission.left.length === 0) return admission.reason
-      await this.#recoverAtMost(recoveryTimeoutMs, admission.left)
-    }
-  }
-
-  /** The disk of another VM can be slow or hang. Its recovery then goes on, and this stage does not wait for it. */
-  async #recoverAtMost(timeoutMs: number, directories: readonly string[]): Promise<void> {
-    const recovered = Promise.allSettled(
-      directories.map((directory) => this.#store.jobs.recoverDirectory(directory)),
-    )
-    await Promise.race([recovered, setTimeout(timeoutMs, undefined, { ref: false })])
+    const admission = await retryWhileBusy(enter, undefined, memoryLockTimeoutMs).catch(busyAdmission)
+    if (admission.kind === 'refused') return admission.reason
+    const { path, requestPath, descriptors } = admission
+    this.closeInbox()
+    this.#inbox = descriptors.in
+    this.#requestPath = requestPath
+    this.#handle.memory = { descriptor: descriptors.memory, path }
+    return undefined
   }
 
   /** Call this when the files have left the memory stage. */
@@ -329,7 +311,7 @@ export class Stage {
 
 function busyAdmission(error: unknown): MemoryAdmission {
   if (!isBusy(error)) throw error
-  return { kind: 'refused', reason: 'memory-stage-busy', left: [] }
+  return { kind: 'refused', reason: 'memory-stage-busy' }
 }
 
 function sumOfOthers(reservations: readonly StageReservation[], device: string, own: string): number {

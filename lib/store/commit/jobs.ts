@@ -1,4 +1,3 @@
 /** The jobs of this directory. They run in the pool. */
 export { abandonStage, createStage } from './begin.js'
-export { recoverDirectory } from './recover.js'
 export { commitStage, prepareStage, flushStage, salvageStage } from './publish.js'

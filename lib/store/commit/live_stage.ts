@@ -15,7 +15,7 @@ import { bootOf, type Intent, isWriterAlive, readIntent, writerOf } from '../sta
 import { copyLinked } from '../staging/own_files.js'
 import { leaveMemory, removeStage } from '../staging/memory_stage.js'
 import { copyFromMemory } from '../staging/memory_copy.js'
-import { findMemory, openMemory } from '../staging/receiving.js'
+import { findMemory } from '../staging/receiving.js'
 import { gather, holdsCompleteCheckpoint, isComplete, lastWriteMs } from '../staging/stage_files.js'
 
 /**
@@ -59,7 +59,8 @@ function fateOf(stage: Directory, intent: Intent): 'pending' | 'removable' | 'en
 function mayStillWriteOrReply(stage: Directory, { name }: Intent, pid: number): boolean {
   const status = loadNative().processStatus(pid)
   if (isFailure(status) || status.state !== 'running') return true
-  using memory = openMemory(stage)
+  const found = findMemory(stage)
+  using memory = found === 'lost' ? undefined : found
   const receiving = memory ?? stage
   const quietMs = Date.now() - lastWriteMs(receiving, name)
   return quietMs < (holdsCompleteCheckpoint(receiving, name) ? replyGraceMs : writeGraceMs)

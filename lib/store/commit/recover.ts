@@ -8,7 +8,6 @@ import { Directory } from '../../fs/directory.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
 import { continueHeldWriter } from '../staging/hold.js'
 import { isWriterAlive, readIntent, writerOf } from '../staging/intent.js'
-import { lockStagingIfAny } from '../staging/lock.js'
 import { recoverLiveStage } from './live_stage.js'
 import {
   freshRollbackName,
@@ -65,13 +64,6 @@ export function recover(directory: Directory, staging: Directory, onRollback?: (
   if (entries.some((name) => name.endsWith(snapshotsSuffix))) noteSnapshots(staging)
   if (entries.includes(rollbackName)) onRollback?.()
   return stuck
-}
-
-/** Recovers a VM's directory that this call is not about. */
-export function recoverDirectory(directoryPath: string): void {
-  using directory = Directory.openRealDirectoryIfAny(directoryPath)
-  using staging = directory && lockStagingIfAny(directory, 'exclusive')
-  if (directory !== undefined && staging !== undefined) recover(directory, staging)
 }
 
 function recoverStage(directory: Directory, staging: Directory, id: string, stuck: Stuck): void {

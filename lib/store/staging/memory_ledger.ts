@@ -30,12 +30,15 @@ export interface MemoryStageRequest {
 }
 
 /**
- * Removes the entries of dead owners that no stage claims. A stage that claims its entry is recovered as any other:
- * returns the directories of their VMs.
+ * Removes the entries of dead owners that no stage claims. The next call for the VM of a stage that claims one recovers it:
+ * here, a disk of that VM that hangs would hold up the others.
  */
-export function leftIn(ledger: Directory): string[] {
-  const dead = ledger.entries().filter((id) => isStageId(id) && !isAlive(ledger, id))
-  return [...new Set(dead.flatMap((id) => leftBy(ledger, id)))]
+export function removeUnclaimed(ledger: Directory): void {
+  for (const id of deadIn(ledger)) if (claimOn(ledger, id) === 'none') removeRubbish(ledger, id)
+}
+
+function deadIn(ledger: Directory): string[] {
+  return ledger.entries().filter((id) => isStageId(id) && !isAlive(ledger, id))
 }
 
 /**
@@ -43,17 +46,12 @@ export function leftIn(ledger: Directory): string[] {
  * stay, because they may hold the last state of a VM.
  */
 export function strandedIn(ledger: Directory): string[] {
-  const dead = ledger.entries().filter((id) => isStageId(id) && !isAlive(ledger, id))
-  return dead.filter((id) => claimOn(ledger, id) === 'unknown').map((id) => ledger.pathOf(id))
+  return deadIn(ledger)
+    .filter((id) => claimOn(ledger, id) === 'unknown')
+    .map((id) => ledger.pathOf(id))
 }
 
-function leftBy(ledger: Directory, id: string): string[] {
-  const claim = claimOn(ledger, id)
-  if (claim === 'none') removeRubbish(ledger, id)
-  return typeof claim === 'object' ? [claim.directory] : []
-}
-
-type Claim = { directory: string } | 'none' | 'unknown'
+type Claim = 'claimed' | 'none' | 'unknown'
 
 /** What cannot be decided now blocks no other stage. */
 function claimOn(ledger: Directory, id: string): Claim {
@@ -75,7 +73,7 @@ function claimOf(entry: Directory): Claim {
   if (staging?.ownStatus().identity !== owner.staging) return 'unknown'
   using stage = staging.openIfAny(owner.id)
   const isClaimed = stage !== undefined && memoryIdentityOf(stage) === entry.ownStatus().identity
-  return isClaimed ? { directory: owner.directory } : 'none'
+  return isClaimed ? 'claimed' : 'none'
 }
 
 interface Owner {

@@ -18,10 +18,10 @@ import { removeIntent } from './intent.js'
 import { lockStaging } from './lock.js'
 import {
   hostReserve,
-  leftIn,
   type MemoryStageRequest,
   ownerOf,
   refusalOf,
+  removeUnclaimed,
   strandedIn,
 } from './memory_ledger.js'
 import { borrowReceiving, openMemory, recordMemory } from './receiving.js'
@@ -30,8 +30,7 @@ import { borrowStage, type StageHandle } from './stage_handle.js'
 import { freshId } from './staging_entries.js'
 
 export type MemoryAdmission =
-  /** `left`: directories of VMs whose managers died and whose files are in the memory stage. */
-  | { kind: 'refused'; reason: DiskReason; left: string[] }
+  | { kind: 'refused'; reason: DiskReason }
   | { kind: 'admitted'; path: string; requestPath: string; descriptors: { memory: number; in: number } }
 
 export interface MemoryStageReport {
@@ -45,16 +44,16 @@ export interface MemoryStageReport {
 export function enterMemory(handle: StageHandle, request: MemoryStageRequest): MemoryAdmission {
   try {
     using ledger = openLedger(request.directory)
-    const left = leftIn(ledger)
+    if (refusalOf(ledger, request) !== undefined) removeUnclaimed(ledger)
     const reason = refusalOf(ledger, request)
     if (reason === undefined) return makeEntry(ledger, handle, request)
     removeIfEmpty(ledger)
-    return { kind: 'refused', reason, left }
+    return { kind: 'refused', reason }
   } catch (error) {
     const { code, errno } = toCheckpointError(error, 'Opening the memory stage')
     const isFull = code === 'ERR_NO_SPACE' || errno === os.constants.errno.ENOMEM
     if (!isFull) throw error
-    return { kind: 'refused', reason: 'memory-stage-full', left: [] }
+    return { kind: 'refused', reason: 'memory-stage-full' }
   }
 }
 

@@ -2,7 +2,7 @@
  * Reserves disk space for a checkpoint before a request is sent to bhyve. If the disk fills during a suspend, the state
  * of the VM is lost (protocol.md section 4). Runs in the pool.
  */
-import { constants as os, totalmem } from 'node:os'
+import { constants as os, hostname, totalmem } from 'node:os'
 import { CheckpointError, type ErrorDetails } from '../../base/errors.js'
 import { memorySuffix } from '../../base/names.js'
 import { Directory } from '../../fs/directory.js'
@@ -24,7 +24,7 @@ const maxInspected = 5
 
 export interface LastSize {
   bytes: number
-  /** When this library saved that checkpoint. 0 if that is not certain: anybody can set the times of files. */
+  /** When this library saved that checkpoint on this host. 0 if that is not certain: anybody can set the times of files. */
   savedMs: number
 }
 
@@ -48,10 +48,10 @@ export function lastSizeIn(
   return undefined
 }
 
-/** Only the manifest has the dialect. */
-function savedMsOf({ dialect, createdAt }: Checkpoint): number {
+/** Only the manifest has the host. */
+function savedMsOf({ host, createdAt }: Checkpoint): number {
   const savedMs = createdAt.getTime()
-  return dialect !== undefined && savedMs <= Date.now() ? savedMs : 0
+  return host?.name === hostname() && savedMs <= Date.now() ? savedMs : 0
 }
 
 /** The memory of the host, read when a guest seems to have more than that: reading it takes as long as an inspection. */
