@@ -101,7 +101,7 @@ void testGroups(int directory) {
   require(bhyve::readGroups(directory, names, {}, bytes, length) == 0, "a group without files");
   require(bhyve::readGroups(directory, names, files, bytes, length) == names.size(), "all groups fit");
   const auto valueAt = [&](std::size_t group, std::size_t file, std::size_t value) {
-    return into.at((group * (files.size() + 1) + file) * kValues + value);
+    return into.at((((group * (files.size() + 1)) + file) * kValues) + value);
   };
   const std::array<double, 5> states{1, 0, -1, -1, -1};
   for (std::size_t i = 0; i < states.size(); i++)
