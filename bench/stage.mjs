@@ -102,7 +102,7 @@ async function measureFreeze(report, scratch, { vm, inMemory, onDisk, source, me
     const copy = path.join(tmpfs, 'copy')
     found.ddMs.push((await timed(() => dd(`if=${source}`, `of=${copy}`))).ms)
     fs.rmSync(copy)
-    found.memoryMs.push(await frozenMs(inMemory, vm, memoryBytes, path.join(tmpfs, 'stage')))
+    found.memoryMs.push(await frozenMs(inMemory, vm, memoryBytes, path.join(tmpfs, 'stage/.memory-stage')))
     found.diskMs.push(await frozenMs(onDisk, vm, memoryBytes, scratch.at('ours', vm, '.staging')))
   }
   report.keep('freeze', { memoryBytes, dirtyBytes, ...found })
@@ -127,15 +127,25 @@ async function frozenMs(client, vm, memoryBytes, directory) {
   }, 1)
   await client.createCheckpoint(vm, { memoryBytes })
   clearInterval(timer)
+  if (firstByte === undefined) throw new Error(`no RAM file was seen in '${directory}'`)
   return lastEnd() - firstByte
 }
 
 function isWritten(directory) {
-  const ids = fs.existsSync(directory) ? fs.readdirSync(directory) : []
-  return ids.some((id) => {
+  return entriesOf(directory).some((id) => {
     const file = path.join(directory, id, 'in/ckp')
     return (fs.statSync(file, { throwIfNoEntry: false })?.size ?? 0) > 0
   })
+}
+
+/** The directory is removed when it is empty. */
+function entriesOf(directory) {
+  try {
+    return fs.readdirSync(directory)
+  } catch (error) {
+    if (error.code !== 'ENOENT') throw error
+    return []
+  }
 }
 
 /** Says so, and measures nothing, where the limit may not be changed. */
