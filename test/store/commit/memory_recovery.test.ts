@@ -174,12 +174,14 @@ t.test('recovery: a copy that was begun is not overwritten if holes cannot be fo
 
 t.test('recovery: the time of a checkpoint is that of the last write of bhyve', needsTmpfs, (t) => {
   const { directory, ledger, stage, entry } = leftInMemory(t)
-  const saved = new Date(Date.now() - 60_000)
+  // utimes() can lose a part of a millisecond.
+  const saved = new Date(Math.floor(Date.now() / 1000 - 60) * 1000)
   for (const file of ['ckp', 'ckp.kern', 'ckp.meta'])
     fs.utimesSync(path.join(entry, 'in', file), saved, saved)
   copyHalf(t, stage, entry)
   fs.utimesSync(path.join(entry, 'live.ckp'), new Date(), new Date())
   ledger.release(stage)
-  t.match(listed(directory), [{ state: 'complete', createdAt: saved }])
+  const [kept] = listed(directory)
+  t.equal(kept?.state === 'complete' && kept.createdAt.toISOString(), saved.toISOString())
   t.end()
 })

@@ -110,7 +110,7 @@ t.test('memory stage: an entry stays while another directory has the name of its
   fs.renameSync(directory, `${directory} renamed`)
   const [other, another] = [ledger.stage(), ledger.stage('vm2')]
   t.match(ledger.enter(other, MiB), { kind: 'admitted' })
-  t.match(ledger.enter(another, MiB), { kind: 'admitted' })
+  t.match(ledger.enter(another, 9 * MiB, 9 * MiB), { kind: 'refused', reason: 'memory-stage-full' })
   t.match(jobs.listCheckpoints(`${directory} renamed`, 'vm1'), [{ state: 'complete' }])
   t.end()
 })
