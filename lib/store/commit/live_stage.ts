@@ -11,7 +11,14 @@ import { isFailure, loadNative } from '../../base/native.js'
 import type { Directory } from '../../fs/directory.js'
 import { keepDamaged, publishState, type SalvageDirectories } from './keep_files.js'
 import { forgetFailure, hasFailedSync, makeDurable, proveContent } from '../staging/durability.js'
-import { bootOf, type Intent, isWriterAlive, readIntent, writerOf } from '../staging/intent.js'
+import {
+  assertReadable,
+  bootOf,
+  type Intent,
+  isWriterAlive,
+  readIntent,
+  writerOf,
+} from '../staging/intent.js'
 import { copyLinked } from '../staging/own_files.js'
 import { leaveMemory, removeStage } from '../staging/memory_stage.js'
 import { copyFromMemory } from '../staging/memory_copy.js'
@@ -30,16 +37,21 @@ const replyGraceMs = 2_500
 const writeGraceMs = 60_000
 
 /**
- * If bhyve has ended, publishes a complete checkpoint under the name `<name>-<id>`. If bhyve runs on, removes the
- * stage. Leaves the stage while bhyve may still write or reply.
+ * If bhyve has ended, publishes a complete checkpoint under the name `<name>-<id>`. If bhyve runs on, or without a record of
+ * the checkpoint, removes the stage. Leaves the stage while bhyve may still write or reply, or while its records cannot be
+ * read.
  */
 export function recoverLiveStage(
   { directory, staging, stuck }: Omit<SalvageDirectories, 'stage' | 'id'>,
   id: string,
 ): void {
-  using stage = staging.open(id)
-  const intent = readIntent(stage)
-  if (intent === undefined) return
+  using stage = staging.openIfAny(id)
+  const intent = stage && readIntent(stage)
+  if (stage !== undefined) assertReadable(stage)
+  if (stage === undefined || intent === undefined) {
+    removeStage(staging, id)
+    return
+  }
   const fate = fateOf(stage, intent)
   if (fate === 'pending') return
   if (fate === 'removable' || !publishIfComplete({ directory, staging, stage, id, stuck }, intent))

@@ -69,8 +69,8 @@ export function recover(directory: Directory, staging: Directory, onRollback?: (
 function recoverStage(directory: Directory, staging: Directory, id: string, stuck: Stuck): void {
   continueWriter(staging, id)
   const intent = intentIn(staging, id)
-  if (intent === undefined) removeStage(staging, id)
-  else if (intent.poweroff) salvageSuspend(directory, staging, id, stuck)
+  if (staging.statusIfAny(id)?.kind !== 'directory') removeStage(staging, id)
+  else if (intent?.poweroff === true) salvageSuspend(directory, staging, id, stuck)
   else recoverLiveStageNowOrLater({ directory, staging, stuck }, id)
 }
 

@@ -137,6 +137,14 @@ export function recordWriter(handle: StageHandle, writer: Writer): void {
   stage.rename(fresh, stage, peerRecord)
 }
 
+/**
+ * Throws if the records of a live checkpoint's stage cannot be read now, for example because of a bad disk. Otherwise such a
+ * record counts as unusable, and recovery would remove what may be the last state of a VM.
+ */
+export function assertReadable(stage: Directory): void {
+  for (const record of [liveRecord, peerRecord]) stage.readTextIfAny(record, 1)
+}
+
 /** Undefined if no request was sent. */
 export function writerOf(stage: Directory): WriterRecord | undefined {
   if (stage.statusIfAny(peerRecord) === undefined) return undefined

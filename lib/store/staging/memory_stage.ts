@@ -146,7 +146,10 @@ function makeEntry(ledger: Directory, handle: StageHandle, request: MemoryStageR
   }
 }
 
-/** Removes the stage's entry in the memory stage, if it has one. The record goes first: from then on it is rubbish. */
+/**
+ * Removes the stage's entry in the memory stage, if it has one. The record in the stage is removed first: if the process dies
+ * after that, no stage claims the entry, and a later admission removes it.
+ */
 export function leaveMemory(stage: Directory): void {
   using memory = openMemory(stage)
   stage.unlink(memoryRecord)

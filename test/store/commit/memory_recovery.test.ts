@@ -185,3 +185,18 @@ t.test('recovery: the time of a checkpoint is that of the last write of bhyve', 
   t.equal(kept?.state === 'complete' && kept.createdAt.toISOString(), saved.toISOString())
   t.end()
 })
+
+t.test('recovery: a live stage stays while its records cannot be read', (t) => {
+  for (const record of ['live', 'peer']) {
+    const directory = path.join(scratch(t), 'vm1')
+    const stage = new MadeStage(directory, { poweroff: false, name: 'live' })
+    stage.release()
+    const show = intercept(t, 'readStartAt', (_, name) =>
+      name === record ? { errno: os.constants.errno.EIO, syscall: 'read' } : undefined,
+    )
+    t.strictSame(listed(directory), [], record)
+    show()
+    t.match(listed(directory), [{ state: 'complete', name: /^live-/ }], record)
+  }
+  t.end()
+})

@@ -10,12 +10,20 @@ import { jobs } from '../../../dist/worker/jobs.js'
 import { mounted } from '../../support/image_world.js'
 import { tree } from '../../support/index.js'
 import { Ledger, write } from '../../support/memory_ledger.js'
-import { nobody } from '../../support/stages.js'
+import { type MadeStage, nobody } from '../../support/stages.js'
 
 const MiB = 1024 * 1024
 const tmpfs = mounted(t, 'tmpfs', 2 ** 40)
 const needsTmpfs = { skip: tmpfs.skip }
 const native = loadNative()
+
+/** A stage whose owner has died, with a complete checkpoint in the memory stage. */
+function leftIn(ledger: Ledger): MadeStage {
+  const stage = ledger.stage()
+  write(stage, ledger.enter(stage, 9 * MiB))
+  ledger.release(stage)
+  return stage
+}
 
 t.test('memory stage: the RAM of all stages is counted', needsTmpfs, (t) => {
   const ledger = new Ledger(t, tmpfs.directory)
@@ -80,9 +88,7 @@ t.test('memory stage: what a dead process left without a stage is removed', need
 
 t.test('memory stage: an entry stays while the directory of its VM is not there', needsTmpfs, async (t) => {
   const ledger = new Ledger(t, tmpfs.directory)
-  const stage = ledger.stage()
-  write(stage, ledger.enter(stage, 9 * MiB))
-  ledger.release(stage)
+  leftIn(ledger)
   const directory = path.join(ledger.store, 'vm1')
   fs.renameSync(directory, `${directory} elsewhere`)
   const other = ledger.stage('vm2')
@@ -103,9 +109,7 @@ t.test('memory stage: an entry stays while the directory of its VM is not there'
 
 t.test('memory stage: an entry stays while another directory has the name of its VM', needsTmpfs, (t) => {
   const ledger = new Ledger(t, tmpfs.directory)
-  const stage = ledger.stage()
-  write(stage, ledger.enter(stage, 9 * MiB))
-  ledger.release(stage)
+  leftIn(ledger)
   const directory = path.join(ledger.store, 'vm1')
   fs.renameSync(directory, `${directory} renamed`)
   const [other, another] = [ledger.stage(), ledger.stage('vm2')]
@@ -117,9 +121,7 @@ t.test('memory stage: an entry stays while another directory has the name of its
 
 t.test('memory stage: a stage is not removed while another file system hides its entry', needsTmpfs, (t) => {
   const ledger = new Ledger(t, tmpfs.directory)
-  const stage = ledger.stage()
-  write(stage, ledger.enter(stage, 9 * MiB))
-  ledger.release(stage)
+  leftIn(ledger)
   const directory = path.join(ledger.store, 'vm1')
   execFileSync('mount', ['-t', 'tmpfs', 'tmpfs', ledger.directory])
   t.strictSame(jobs.listCheckpoints(directory, 'vm1'), [])
@@ -194,9 +196,7 @@ t.test(
 
 t.test('memory stage: a stage is not removed where the memory stage cannot be seen', needsTmpfs, (t) => {
   const ledger = new Ledger(t, tmpfs.directory)
-  const stage = ledger.stage()
-  write(stage, ledger.enter(stage, 9 * MiB))
-  ledger.release(stage)
+  const stage = leftIn(ledger)
   const hidden = `${ledger.directory} hidden`
   fs.renameSync(ledger.directory, hidden)
   const directory = path.join(ledger.store, 'vm1')
