@@ -69,16 +69,24 @@ export async function rejection(promise: Promise<unknown>): Promise<CheckpointEr
   throw new Error('The promise did not reject')
 }
 
-/** All paths below a directory, relative and sorted. Directories end with a slash. */
+/** All paths below a directory, relative and sorted. Directories end with a slash. One that is removed meanwhile is empty. */
 export function tree(directory: string): string[] {
-  if (!fs.existsSync(directory)) return []
-  const entries = fs.readdirSync(directory, { recursive: true, withFileTypes: true })
-  return entries
-    .map(
-      (entry) =>
-        path.relative(directory, path.join(entry.parentPath, entry.name)) + (entry.isDirectory() ? '/' : ''),
-    )
+  return entriesOf(directory)
+    .flatMap((entry) => {
+      if (!entry.isDirectory()) return [entry.name]
+      const below = tree(path.join(directory, entry.name))
+      return ['', ...below].map((name) => `${entry.name}/${name}`)
+    })
     .sort()
+}
+
+function entriesOf(directory: string): fs.Dirent[] {
+  try {
+    return fs.readdirSync(directory, { withFileTypes: true })
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return []
+    throw error
+  }
 }
 
 /** The path below `root` of the directory of a descriptor. Searches for it: not every system can return it directly. */
