@@ -7,7 +7,7 @@ export const pageSize = 4096
 export interface GuestMemory {
   /** Bytes. */
   readonly size: number
-  /** The buffer is valid until the next call. `offset` and `length` must be multiples of the page size. */
+  /** The buffer is valid until the next call for any guest. `offset` and `length` must be multiples of the page size. */
   read(offset: number, length: number): Buffer
 }
 
@@ -65,13 +65,19 @@ export class SyntheticMemory implements GuestMemory {
   }
 
   read(offset: number, length: number): Buffer {
+    const firstPage = offset / pageSize
+    const zeros = [...this.#zeros(firstPage, (offset + length) / pageSize)]
+    const bytes =
+      (zeros.length === 0 ? partOfTile(offset, length) : undefined) ?? this.#copyOf(offset, length)
+    stampPages(bytes, this.#stamp, firstPage)
+    for (const [from, to] of zeros) bytes.fill(0, (from - firstPage) * pageSize, (to - firstPage) * pageSize)
+    return bytes
+  }
+
+  #copyOf(offset: number, length: number): Buffer {
     if (this.#buffer.length < length) this.#buffer = Buffer.allocUnsafeSlow(length)
     const bytes = this.#buffer.subarray(0, length)
-    copyTile(bytes, offset)
-    const firstPage = offset / pageSize
-    stampPages(bytes, this.#stamp, firstPage)
-    for (const [from, to] of this.#zeros(firstPage, (offset + length) / pageSize))
-      bytes.fill(0, (from - firstPage) * pageSize, (to - firstPage) * pageSize)
+    for (let at = 0; at < length;) at += tile().copy(bytes, at, (offset + at) % tileBytes)
     return bytes
   }
 
@@ -117,8 +123,13 @@ function stampPages(bytes: Buffer, stamp: number, firstPage: number): void {
   }
 }
 
-function copyTile(bytes: Buffer, offset: number): void {
-  for (let at = 0; at < bytes.length;) at += tile().copy(bytes, at, (offset + at) % tileBytes)
+/**
+ * The tile itself, so that nothing is copied: bhyve does not copy RAM either before it writes it. Every page of it is
+ * stamped again for its next use. Undefined if the range goes beyond the end of the tile.
+ */
+function partOfTile(offset: number, length: number): Buffer | undefined {
+  const start = offset % tileBytes
+  return start + length <= tileBytes ? tile().subarray(start, start + length) : undefined
 }
 
 /** The state of one kernel structure or device. It is the same in every checkpoint of this VM. */
