@@ -53,7 +53,7 @@ type Part = { status: FileStatus; problem?: Problem } | undefined
 
 /** What an inspection usually reads of each file of a checkpoint. */
 export const checkpointGroup: GroupFiles = [
-  ['', foreignMagic.length],
+  ['', 0],
   [endings.kernel, 0],
   [endings.metadata, usualHeadBytes],
   [endings.manifest, usualHeadBytes],
@@ -84,12 +84,15 @@ export function inspectFiles(files: FileReader, base: string): Inspection | unde
     isManifestOf: false,
     storedBytes: storedBytes([memory, kernel, metadataPart, manifestPart]),
     hasManifest: manifestPart !== undefined,
-    bytesRead: foreignMagic.length,
+    bytesRead: 0,
   }
-  const looksForeign = memory.problem === undefined && isForeignFile(files, base)
   const metadata = readMetadata(files, base, metadataPart, inspection)
-  // Guest RAM may start with the same bytes. If bhyve's metadata contain the size of this file, the file is guest RAM.
-  if (looksForeign && metadata?.memoryBytes !== memory.status.size) return foreignInspection(inspection, base)
+  // Guest RAM may start with any bytes. If bhyve's metadata contain the size of this file, the file is guest RAM.
+  const mayBeForeign = memory.problem === undefined && metadata?.memoryBytes !== memory.status.size
+  if (mayBeForeign) {
+    inspection.bytesRead += foreignMagic.length
+    if (isForeignFile(files, base)) return foreignInspection(inspection, base)
+  }
   checkMemory(base, memory, metadata, inspection)
   checkKernel(base, kernel, metadata, inspection)
   readManifest(files, base, manifestPart, inspection)
