@@ -1,6 +1,6 @@
 /**
- * How long the guest is frozen with a memory stage and without, on a disk whose writes are throttled, compared with
- * writing the same bytes into a tmpfs with `dd`. And how long the copy to the disk takes after bhyve's end, compared
+ * How long the guest is frozen with a memory stage and without, compared with writing the same bytes into a tmpfs with
+ * `dd`: with little memory for data that is not on the disk yet, and also on a disk that is limited to the rate of a SATA SSD. And how long the copy to the disk takes after bhyve's end, compared
  * with `dd conv=fsync` of the same bytes. The freeze is seen from outside: from the first byte of RAM in the file to the end of
  * bhyve's connection.
  */
@@ -15,7 +15,11 @@ import { settleDisk } from './support/scratch.mjs'
 
 const dirtyBytes = 64 * MiB
 const tmpfs = `/dev/shm/bhyve-checkpoint-bench-${process.pid}`
-const throttle = '/proc/sys/vm/dirty_bytes'
+const dirtyLimit = '/proc/sys/vm/dirty_bytes'
+const dirtyRatio = '/proc/sys/vm/dirty_ratio'
+/** Of the root group of version 1: it also limits what the system writes later. */
+const rateLimit = '/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device'
+const limitedBytesPerSecond = 500 * MiB
 
 export async function measure({ report, quick, scratch }) {
   const memoryBytes = quick ? GiB / 4 : 2 * GiB
@@ -26,7 +30,7 @@ export async function measure({ report, quick, scratch }) {
       const guest = await startGuest(scratch, memoryBytes, zeroFraction)
       try {
         await measureCopy(report, scratch, guest, rounds)
-        if (zeroFraction === 0) await throttled(report, () => measureFreeze(report, scratch, guest, rounds))
+        if (zeroFraction === 0) await measureFreezes(report, scratch, guest, rounds)
       } finally {
         await guest.bhyve.stop()
         fs.rmSync(guest.source)
@@ -96,7 +100,14 @@ async function measureCopy(report, scratch, { vm, inMemory, source, memoryBytes,
   report.atMost(`${content}: copy to the disk over dd conv=fsync`, ratio, 1.15)
 }
 
-async function measureFreeze(report, scratch, { vm, inMemory, onDisk, source, memoryBytes }, rounds) {
+async function measureFreezes(report, scratch, guest, rounds) {
+  const measureFreeze = (disk) => () => measureFreezeOn(disk, { report, scratch, guest, rounds })
+  await throttled([dirtyBytesLimit()], measureFreeze('the disk'))
+  await throttled([dirtyBytesLimit(), diskLimit(scratch.path)], measureFreeze('a disk of 500 MiB/s'))
+}
+
+async function measureFreezeOn(disk, { report, scratch, guest, rounds }) {
+  const { vm, inMemory, onDisk, source, memoryBytes } = guest
   const found = { memoryMs: [], diskMs: [], ddMs: [] }
   for (let round = 0; round < rounds; round++) {
     const copy = path.join(tmpfs, 'copy')
@@ -105,16 +116,16 @@ async function measureFreeze(report, scratch, { vm, inMemory, onDisk, source, me
     found.memoryMs.push(await frozenMs(inMemory, vm, memoryBytes, path.join(tmpfs, 'stage/.memory-stage')))
     found.diskMs.push(await frozenMs(onDisk, vm, memoryBytes, scratch.at('ours', vm, '.staging')))
   }
-  report.keep('freeze', { memoryBytes, dirtyBytes, ...found })
+  report.keep(`freeze, ${disk}`, { memoryBytes, dirtyBytes, ...found })
   const toDd = pairedRatio(found.memoryMs, found.ddMs)
   const toDisk = pairedRatio(found.diskMs, found.memoryMs)
   report.table(
     `freeze of ${memoryBytes / MiB} MiB with vm.dirty_bytes at ${dirtyBytes / MiB} MiB; medians in ms`,
-    ['memory stage', 'dd into tmpfs', 'ratio', 'disk', 'disk over memory'],
+    ['memory stage', 'dd into tmpfs', 'ratio', disk, 'disk over memory'],
     [[median(found.memoryMs), median(found.ddMs), toDd, median(found.diskMs), toDisk]],
   )
-  report.atMost('freeze with the memory stage over dd into a tmpfs', toDd, 1.3)
-  report.atLeast('freeze without the memory stage over that with it', toDisk, 3)
+  report.atMost(`${disk}: freeze with the memory stage over dd into a tmpfs`, toDd, 1.3)
+  report.atLeast(`${disk}: freeze without the memory stage over that with it`, toDisk, 3)
 }
 
 async function frozenMs(client, vm, memoryBytes, directory) {
@@ -148,33 +159,52 @@ function entriesOf(directory) {
   }
 }
 
-/** Says so, and measures nothing, where the limit may not be changed. */
-async function throttled(report, work) {
-  const before = [throttle, '/proc/sys/vm/dirty_ratio'].map((file) => [
-    file,
-    fs.readFileSync(file, 'utf8').trim(),
-  ])
-  try {
-    fs.writeFileSync(throttle, String(dirtyBytes))
-  } catch (error) {
-    console.log(
-      `\nnot measured: the freeze on a throttled disk, because '${throttle}' cannot be written (${error.code})`,
-    )
-    return
-  }
-  const restore = () => {
-    // Setting one of the two makes the other one 0, which cannot be written.
-    for (const [file, value] of before) if (value !== '0') fs.writeFileSync(file, value)
-  }
+/** Setting one of the two makes the other one 0, which cannot be written. */
+function dirtyBytesLimit() {
+  const [before] = [dirtyLimit, dirtyRatio]
+    .map((file) => [file, fs.readFileSync(file, 'utf8').trim()])
+    .filter(([, value]) => value !== '0')
+  return { file: dirtyLimit, value: String(dirtyBytes), before }
+}
+
+function diskLimit(directory) {
+  const device = diskOf(directory)
+  return { file: rateLimit, value: `${device} ${limitedBytesPerSecond}`, before: [rateLimit, `${device} 0`] }
+}
+
+/** The numbers of the disk that holds a directory. Those of a partition cannot be limited. */
+function diskOf(directory) {
+  const { dev } = fs.statSync(directory, { bigint: true })
+  const major = ((dev >> 8n) & 0xfffn) | ((dev >> 32n) & ~0xfffn)
+  const minor = (dev & 0xffn) | ((dev >> 12n) & ~0xffn)
+  const block = fs.realpathSync(`/sys/dev/block/${major}:${minor}`)
+  const whole = fs.existsSync(path.join(block, 'partition')) ? path.dirname(block) : block
+  return fs.readFileSync(path.join(whole, 'dev'), 'utf8').trim()
+}
+
+/** Says so, and measures nothing, where a limit may not be changed. */
+async function throttled(limits, work) {
+  const changed = []
+  const restore = () => changed.forEach(({ before }) => fs.writeFileSync(...before))
   const stop = () => {
     restore()
     process.exit(130)
   }
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, stop)
+  const signals = ['SIGINT', 'SIGTERM', 'SIGHUP']
+  for (const signal of signals) process.on(signal, stop)
   try {
+    for (const limit of limits) {
+      fs.writeFileSync(limit.file, limit.value, { flag: 'r+' })
+      changed.push(limit)
+    }
     await work()
+  } catch (error) {
+    if (!limits.some(({ file }) => file === error.path)) throw error
+    console.log(
+      `\nnot measured: the freeze on a slow disk, because '${error.path}' cannot be written (${error.code})`,
+    )
   } finally {
-    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.off(signal, stop)
+    for (const signal of signals) process.off(signal, stop)
     restore()
   }
 }
