@@ -42,6 +42,7 @@ const steps = [
     run: () => {
       fs.rmSync(path.join(root, 'dist'), { recursive: true, force: true })
       tool('tsc', '-p', 'tsconfig.json')
+      bundle('dist/worker/worker.js')
     },
   },
 ]
@@ -75,6 +76,12 @@ function linkOthers(from, to) {
     if (entry.isDirectory() && fs.existsSync(path.join(root, target))) linkOthers(source, target)
     else if (!entry.name.endsWith('.ts')) fs.symlinkSync(path.relative(to, source), path.join(root, target))
   }
+}
+
+/** Node takes twice as long to find and load a hundred files as to start a thread. */
+function bundle(file) {
+  const options = ['--bundle', '--platform=node', '--format=esm', '--target=node20', '--packages=external']
+  tool('esbuild', file, ...options, `--outfile=${file}`, '--allow-overwrite', '--log-level=warning')
 }
 
 function npm(...args) {

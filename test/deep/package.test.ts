@@ -9,7 +9,6 @@ import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { scratch } from '../support/index.js'
 import { copyOf, install, ownEnvironment, pack, type Project, root, runIn } from '../support/package.js'
 import { Compilation, formatHost } from '../support/compilation.js'
-import { skipped } from '../support/programs.js'
 
 const packed = pack(t)
 const project = install(t, packed)
@@ -339,16 +338,7 @@ t.test('BHYVE_CHECKPOINT_ADDON names the only addon that is loaded', async (t) =
   t.ok(said.includes(`Paths tried: ${addon} (BHYVE_CHECKPOINT_ADDON).`), said)
 })
 
-/** Finds esbuild beside the checkout or on NODE_PATH. */
-function esbuildProgram(): string | undefined {
-  try {
-    return createRequire(import.meta.url).resolve('esbuild/bin/esbuild')
-  } catch {
-    return undefined
-  }
-}
-
-const esbuild = esbuildProgram()
+const esbuild = createRequire(import.meta.url).resolve('esbuild/bin/esbuild')
 const bundled = `
 import { createClient } from 'bhyve-checkpoint'
 import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
@@ -368,12 +358,10 @@ function bundle(name: string, text: string, ...flags: string[]): string {
     `--outfile=${name}`,
   ]
   const options = { cwd: project.directory, env: ownEnvironment(), encoding: 'utf8' } as const
-  const { status, stdout, stderr } = spawnSync(esbuild!, args, options)
+  const { status, stdout, stderr } = spawnSync(esbuild, args, options)
   if (status !== 0) throw new Error(`${stdout}${stderr}`)
   return fs.readFileSync(path.join(project.directory, name), 'utf8')
 }
-
-const needed = esbuild === undefined ? skipped('esbuild', 'npm install --no-save esbuild') : {}
 
 for (const [format, ending] of [
   ['esm', 'mjs'],
@@ -381,7 +369,6 @@ for (const [format, ending] of [
 ] as const) {
   t.test(
     `a bundle (${format}) works with the package installed beside it; without it the error explains that`,
-    needed,
     async (t) => {
       const name = `bundle.${ending}`
       const program = `import * as main from 'bhyve-checkpoint'\nimport * as simulator from 'bhyve-checkpoint/simulator'
