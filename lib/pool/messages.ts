@@ -2,10 +2,12 @@
 import { CheckpointError, detailsOf, type ErrorCode, type ErrorDetails } from '../base/errors.js'
 
 /**
+ * - `short`: takes milliseconds. A second thread is started only if one has waited for long.
+ * - `slice`: a part of the work on a file, of which several run at a time.
  * - `long`: may take seconds, such as an fsync of gigabytes. Long jobs never occupy every thread of the pool.
  * - `removal`: waits until the file system has freed blocks. One removal runs at a time, in an additional thread.
  */
-export type JobKind = 'short' | 'long' | 'removal'
+export type JobKind = 'short' | 'slice' | 'long' | 'removal'
 
 export interface JobCall {
   name: string

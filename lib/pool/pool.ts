@@ -39,6 +39,11 @@ const { setTimeout: startLater, clearTimeout: stopTimer } = globalThis
 const threadDescriptors = 6
 /** A thread that was idle for this long ends, to free its memory and descriptors. */
 const idleMs = 2_000
+/**
+ * A short job waits this long for a thread before another one is started. Starting one takes about as long on a slow host,
+ * and more processor time than fifty lists of ten checkpoints.
+ */
+const startAfterMs = 100
 
 /**
  * Loads the worker's code by require(), which reads files on the worker's own thread. An import would read them in
@@ -246,9 +251,14 @@ export class Pool implements JobRunner {
   readonly #waiting: Job[] = []
   readonly #later = new Set<Promise<void>>()
   readonly #noted = new Set<string>()
+  readonly #startAfterMs: number
   #start: NodeJS.Timeout | undefined
   /** How many calls need a running thread. */
   #keepers = 0
+
+  constructor(startAfter = startAfterMs) {
+    this.#startAfterMs = startAfter
+  }
 
   /** How many descriptors the threads that are not started yet will open. */
   get descriptorsToCome(): number {
@@ -302,6 +312,7 @@ export class Pool implements JobRunner {
       // Computed before the search and not for every waiting job, because hundreds may be waiting.
       const mayStart = {
         short: true,
+        slice: true,
         long: this.#running('long') < poolSize - 1,
         removal: this.#running('removal') === 0,
       }
@@ -310,7 +321,7 @@ export class Pool implements JobRunner {
       if (job === undefined) return
       const worker = this.#idleWorker()
       if (worker === undefined) {
-        this.#startSoon()
+        this.#startSoon(this.#waiting.findLast(({ kind }) => mayStart[kind]) ?? job)
         return
       }
       this.#waiting.splice(index, 1)
@@ -339,16 +350,22 @@ export class Pool implements JobRunner {
 
   /**
    * Starts one thread at a time, each in its own turn of the event loop. Starting a thread blocks the caller's
-   * thread for a moment, and a second thread is not needed if the first can do all jobs.
+   * thread for a moment, and a second thread is not needed if the first can do all jobs. `job`: the one that has to wait longest.
    */
-  #startSoon(): void {
+  #startSoon(job: Job): void {
     const isStarting = [...this.#workers].some((worker) => !worker.isUp)
     if (isStarting || !this.#mayGrow() || this.#start !== undefined) return
-    this.#start = startLater(() => {
-      this.#start = undefined
-      if (this.#waiting.length > 0 && this.#idleWorker() === undefined) this.#startWorker()
-      else this.#assign()
-    })
+    const mayWait = this.#workers.size > 0 && !this.#waiting.some(isSlice) && this.#running('long') === 0
+    this.#start = startLater(
+      () => {
+        this.#start = undefined
+        if (this.#waiting.includes(job) && this.#idleWorker() === undefined) this.#startWorker()
+        else this.#assign()
+      },
+      mayWait ? this.#startAfterMs : 0,
+    )
+    // The thread that has a job keeps the process alive.
+    if (mayWait) this.#start.unref()
   }
 
   #startWorker(): void {
@@ -378,6 +395,10 @@ export class Pool implements JobRunner {
     for (const job of this.#waiting.splice(0))
       job.reject(toCheckpointError(cause, 'Starting a thread of the library'))
   }
+}
+
+function isSlice({ kind }: Job): boolean {
+  return kind === 'slice'
 }
 
 function threadError(cause: Error): CheckpointError {

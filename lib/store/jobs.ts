@@ -14,10 +14,11 @@ type Jobs = typeof import('./catalog/jobs.js') &
 export type StoreJobs = Remote<Jobs>
 
 /**
- * A job without an entry is `short`. `scanSlice` has none: a slice takes milliseconds, so other jobs run between
- * slices.
+ * A job without an entry is `short`.
  */
 const kinds = {
+  scanSlice: 'slice',
+  compareSlice: 'slice',
   endScan: 'long',
   scanAtOnce: 'long',
   isListComplete: 'long',

@@ -5,7 +5,7 @@ import t from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { isFailure } from '../../dist/base/native.js'
 import { Pool, poolSize, sharedPool } from '../../dist/pool/pool.js'
-import { storeJobs } from '../../dist/store/jobs.js'
+import { type StoreJobs, storeJobs } from '../../dist/store/jobs.js'
 import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from '../crash/sets.mjs'
@@ -57,8 +57,22 @@ t.test('a call rejects arguments that cannot be sent to a thread, and the thread
   t.strictSame(await storeJobs(sharedPool()).listCheckpoints('/nonexistent', 'vm1'), [])
 })
 
+t.test('short jobs start another thread only if one has waited for long', async (t) => {
+  const threads = async (pool: Pool, count: number, job: (jobs: StoreJobs) => Promise<unknown>) => {
+    const none = pool.descriptorsToCome
+    await Promise.all(Array.from({ length: count }, () => job(storeJobs(pool)).catch(() => undefined)))
+    return Math.round((1 - pool.descriptorsToCome / none) * poolSize)
+  }
+  const short = (jobs: StoreJobs) => jobs.listCheckpoints('/nonexistent', 'vm1')
+  const slice = (jobs: StoreJobs) => jobs.compareSlice(-1, -1, {} as never, {} as never)
+  const longMs = 60_000
+  t.equal(await threads(new Pool(longMs), 300, short), 1)
+  t.ok((await threads(new Pool(0), 3000, short)) > 1)
+  t.ok((await threads(new Pool(longMs), 3000, slice)) > 1, 'a part of the work on a file does not wait')
+})
+
 t.test('long jobs leave a thread free for short ones', async (t) => {
-  const pool = new Pool()
+  const pool = new Pool(0)
   const started: string[] = []
   const short = (name: string) =>
     storeJobs(pool, { onStart: () => void started.push(name) }).listCheckpoints('/nonexistent', 'vm1')
@@ -82,7 +96,7 @@ t.test('long jobs leave a thread free for short ones', async (t) => {
 })
 
 t.test('a removal runs in an additional thread, one removal at a time', async (t) => {
-  const pool = new Pool()
+  const pool = new Pool(0)
   const started: string[] = []
   const note = (name: string) => () => void started.push(name)
   const short = (name: string) =>
