@@ -87,12 +87,7 @@ export function inspectFiles(files: FileReader, base: string): Inspection | unde
     bytesRead: 0,
   }
   const metadata = readMetadata(files, base, metadataPart, inspection)
-  // Guest RAM may start with any bytes. If bhyve's metadata contain the size of this file, the file is guest RAM.
-  const mayBeForeign = memory.problem === undefined && metadata?.memoryBytes !== memory.status.size
-  if (mayBeForeign) {
-    inspection.bytesRead += foreignMagic.length
-    if (isForeignFile(files, base)) return foreignInspection(inspection, base)
-  }
+  if (isForeign(files, base, memory, metadata, inspection)) return foreignInspection(inspection, base)
   checkMemory(base, memory, metadata, inspection)
   checkKernel(base, kernel, metadata, inspection)
   readManifest(files, base, manifestPart, inspection)
@@ -134,6 +129,23 @@ function storedBytes(parts: readonly Part[]): number {
 /** True if the checkpoint has another tool's format. */
 export function isForeignFormat(files: FileReader, name: string): boolean {
   return isForeignFile(files, name + memorySuffix) && inspectCheckpoint(files, name)?.foreign === true
+}
+
+/**
+ * Guest RAM may start with any bytes: if bhyve's metadata contain the size of the file, it is guest RAM. A checkpoint whose
+ * RAM cannot be read is never removed unasked, so all but long lists read the first bytes in any case.
+ */
+function isForeign(
+  files: FileReader,
+  base: string,
+  { status, problem: fault }: NonNullable<Part>,
+  metadata: MetadataSummary | undefined,
+  into: Inspection,
+): boolean {
+  const isRam = metadata?.memoryBytes === status.size
+  if (fault !== undefined || (isRam && files.isForListing)) return false
+  into.bytesRead += foreignMagic.length
+  return isForeignFile(files, base) && !isRam
 }
 
 function isForeignFile(files: FileReader, base: string): boolean {

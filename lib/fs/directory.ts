@@ -29,6 +29,8 @@ const startBuffer = Buffer.allocUnsafeSlow(64 * 1024)
 
 /** Reads files by their names. */
 export interface FileReader {
+  /** A long list: files of which only the status is needed are not opened to find out whether they can be read. */
+  readonly isForListing: boolean
   /** Undefined if there is no such file. */
   statusIfAny(name: string): FileStatus | undefined
   /**
@@ -39,6 +41,7 @@ export interface FileReader {
 }
 
 export class Directory implements Disposable, FileReader {
+  readonly isForListing = false
   readonly descriptor: number
   /** Used only in messages. */
   readonly path: string

@@ -53,6 +53,7 @@ export function* readGroups(
  * call no others for each value, because most listings end before V8 has optimized them.
  */
 export class FileGroup implements FileReader {
+  readonly isForListing = true
   readonly name: string
   readonly #directory: Directory
   readonly #files: GroupFiles
