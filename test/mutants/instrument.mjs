@@ -7,6 +7,7 @@ import { createHash } from 'node:crypto'
 import fs from 'node:fs'
 import path from 'node:path'
 import ts from 'typescript'
+import { compiledFile, transpiled } from './transpile.mjs'
 
 /** Not used: most of these mutants only change messages, or do not compile. */
 const excludedMutations = [
@@ -38,8 +39,6 @@ const isTrace = /^(await )?(trace\w*|channel\w*)\(/
 /** Writes the instrumented code of `files` into `root`/dist, and returns the mutants. */
 export async function instrument(root, files) {
   const { Instrumenter } = await loadInstrumenter()
-  const { config } = ts.readConfigFile(path.join(root, 'tsconfig.json'), ts.sys.readFile)
-  const { options } = ts.convertCompilerOptionsFromJson({ ...config.compilerOptions, module: 'ESNext' }, root)
   const sources = files.map((name) => ({
     name,
     mutate: true,
@@ -53,8 +52,7 @@ export async function instrument(root, files) {
     noHeader: false,
   })
   for (const { name, content } of made.files) {
-    const { outputText } = ts.transpileModule(content, { compilerOptions: options, fileName: name })
-    fs.writeFileSync(path.join(root, name.replace(/^lib/, 'dist').replace(/ts$/, 'js')), noting + outputText)
+    fs.writeFileSync(compiledFile(root, name), noting + transpiled(root, name, content))
   }
   const contents = new Map(sources.map(({ name, content }) => [name, content.split('\n')]))
   const wanted = made.mutants.filter(({ status }) => status !== 'Ignored')

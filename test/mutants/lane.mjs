@@ -5,6 +5,7 @@
 import { spawn, spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
+import { unbundle } from './transpile.mjs'
 
 const inNamespaces = [
   ...['--mount', '--pid', '--fork', '--kill-child', '--mount-proc', 'sh', '-c'],
@@ -23,6 +24,7 @@ export class Lane {
     // The copied configuration names the original directory, and would build that one.
     fs.rmSync(path.join(this.root, 'build/CMakeCache.txt'), { force: true })
     fs.rmSync(path.join(this.root, 'build/CMakeFiles'), { recursive: true, force: true })
+    unbundle(this.root)
   }
 
   /** Resolves to whether the test passed, or to undefined if it did not end in time. */

@@ -2,7 +2,7 @@
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
-import ts from 'typescript'
+import { compiledFile, transpiled } from './transpile.mjs'
 
 const change = (id, file, tests, from, to) => ({ id, key: id, file, tests: tests.split(' '), from, to })
 
@@ -751,11 +751,9 @@ export function apply(root, { id, file, from, to }) {
 }
 
 function applyScript(root, file, after) {
-  const { config } = ts.readConfigFile(path.join(root, 'tsconfig.json'), ts.sys.readFile)
-  const { options } = ts.convertCompilerOptionsFromJson({ ...config.compilerOptions, module: 'ESNext' }, root)
-  const target = path.join(root, file.replace(/^lib/, 'dist').replace(/ts$/, 'js'))
+  const target = compiledFile(root, file)
   const original = fs.readFileSync(target)
-  fs.writeFileSync(target, ts.transpileModule(after, { compilerOptions: options, fileName: file }).outputText)
+  fs.writeFileSync(target, transpiled(root, file, after))
   return () => fs.writeFileSync(target, original)
 }
 

@@ -1,0 +1,22 @@
+/** Compiles a changed file of lib/ without its types. */
+import fs from 'node:fs'
+import path from 'node:path'
+import ts from 'typescript'
+
+/** The path of the compiled `file`, such as lib/fs/directory.ts. */
+export function compiledFile(root, file) {
+  return path.join(root, file.replace(/^lib/, 'dist').replace(/ts$/, 'js'))
+}
+
+export function transpiled(root, file, text) {
+  const { config } = ts.readConfigFile(path.join(root, 'tsconfig.json'), ts.sys.readFile)
+  const { options } = ts.convertCompilerOptionsFromJson({ ...config.compilerOptions, module: 'ESNext' }, root)
+  return ts.transpileModule(text, { compilerOptions: options, fileName: file }).outputText
+}
+
+/** Makes the threads load each file by itself. The build puts all of them into one, in which a change would be missing. */
+export function unbundle(root) {
+  const file = 'lib/worker/worker.ts'
+  const text = fs.readFileSync(path.join(root, file), 'utf8')
+  fs.writeFileSync(compiledFile(root, file), transpiled(root, file, text))
+}
