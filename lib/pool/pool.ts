@@ -252,7 +252,7 @@ export class Pool implements JobRunner {
   readonly #later = new Set<Promise<void>>()
   readonly #noted = new Set<string>()
   readonly #startAfterMs: number
-  #start: NodeJS.Timeout | undefined
+  #start: { timer: NodeJS.Timeout; delayMs: number } | undefined
   /** How many calls need a running thread. */
   #keepers = 0
 
@@ -350,22 +350,23 @@ export class Pool implements JobRunner {
 
   /**
    * Starts one thread at a time, each in its own turn of the event loop. Starting a thread blocks the caller's
-   * thread for a moment, and a second thread is not needed if the first can do all jobs. `job`: the one that has to wait longest.
+   * thread for a moment, and a second thread is not needed if the first can do all jobs. `job`: the one that waits longest.
    */
   #startSoon(job: Job): void {
     const isStarting = [...this.#workers].some((worker) => !worker.isUp)
-    if (isStarting || !this.#mayGrow() || this.#start !== undefined) return
+    if (isStarting || !this.#mayGrow()) return
     const mayWait = this.#workers.size > 0 && !this.#waiting.some(isSlice) && this.#running('long') === 0
-    this.#start = startLater(
-      () => {
-        this.#start = undefined
-        if (this.#waiting.includes(job) && this.#idleWorker() === undefined) this.#startWorker()
-        else this.#assign()
-      },
-      mayWait ? this.#startAfterMs : 0,
-    )
+    const delayMs = mayWait ? this.#startAfterMs : 0
+    if (this.#start !== undefined && this.#start.delayMs <= delayMs) return
+    stopTimer(this.#start?.timer)
+    const timer = startLater(() => {
+      this.#start = undefined
+      if (this.#waiting.includes(job) && this.#idleWorker() === undefined) this.#startWorker()
+      else this.#assign()
+    }, delayMs)
     // The thread that has a job keeps the process alive.
-    if (mayWait) this.#start.unref()
+    if (mayWait) timer.unref()
+    this.#start = { timer, delayMs }
   }
 
   #startWorker(): void {

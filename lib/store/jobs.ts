@@ -13,9 +13,7 @@ type Jobs = typeof import('./catalog/jobs.js') &
 
 export type StoreJobs = Remote<Jobs>
 
-/**
- * A job without an entry is `short`.
- */
+/** A job without an entry is `short`. */
 const kinds = {
   scanSlice: 'slice',
   compareSlice: 'slice',

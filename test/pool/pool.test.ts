@@ -1,6 +1,7 @@
 /** The pool: long jobs, removals and invalid arguments do not occupy every thread. */
 import fs from 'node:fs'
 import path from 'node:path'
+import type { Worker } from 'node:worker_threads'
 import t from 'tap'
 import { createClient } from 'bhyve-checkpoint'
 import { isFailure } from '../../dist/base/native.js'
@@ -69,6 +70,24 @@ t.test('short jobs start another thread only if one has waited for long', async 
   t.equal(await threads(new Pool(longMs), 300, short), 1)
   t.ok((await threads(new Pool(0), 3000, short)) > 1)
   t.ok((await threads(new Pool(longMs), 3000, slice)) > 1, 'a part of the work on a file does not wait')
+})
+
+t.test('a job that waits gets another thread if the only one dies', async (t) => {
+  const threads: Worker[] = []
+  const note = (thread: Worker): void => void threads.push(thread)
+  process.on('worker', note)
+  t.teardown(() => process.off('worker', note))
+  const directory = scratch(t)
+  for (let index = 0; index < 3000; index++) fs.writeFileSync(path.join(directory, `${index}.ckp`), '')
+  const jobs = storeJobs(new Pool(2 ** 31 - 1))
+  await jobs.listCheckpoints('/nonexistent', 'vm1')
+  const dying = jobs.listCheckpoints(directory, 'vm1')
+  let isDone = false
+  void jobs.listCheckpoints('/nonexistent', 'vm1').then(() => (isDone = true))
+  void threads[0]?.terminate()
+  await t.rejects(dying, { message: /^A thread of the library died/ })
+  await until(() => isDone, 'the job that waited')
+  t.equal(threads.length, 2)
 })
 
 t.test('long jobs leave a thread free for short ones', async (t) => {
