@@ -3,9 +3,12 @@
 // every other VM) or `hungry`. With `hungry`, the program suspends its only VM. While bhyve writes, the program opens
 // files until no descriptor is free.
 import fs from 'node:fs'
-import { createClientIn } from '../../dist/client/client.js'
-import { hostEnvironment } from '../../dist/client/environment.js'
+import { createRequire } from 'node:module'
 
+// An import opens many files at the same time, require() one after the other.
+const require = createRequire(import.meta.url)
+const { createClientIn } = require('../../dist/client/client.js')
+const { hostEnvironment } = require('../../dist/client/environment.js')
 const [runDirectory, checkpointDirectory, count, what] = process.argv.slice(2)
 // Do not wait for the end of bhyve: the process of a simulated fleet continues to run after the suspend of a VM.
 const environment = { ...hostEnvironment, exitTimeoutMs: 1 }
