@@ -1,8 +1,8 @@
 /**
  * How long the guest is frozen with a memory stage and without, compared with writing the same bytes into a tmpfs with
- * `dd`: with little memory for data that is not on the disk yet, and also on a disk that is limited to the rate of a SATA SSD. And how long the copy to the disk takes after bhyve's end, compared
- * with `dd conv=fsync` of the same bytes. The freeze is seen from outside: from the first byte of RAM in the file to the end of
- * bhyve's connection.
+ * `dd`. The system may keep little data that is not on the disk yet, and in a second run the disk is as slow as a SATA SSD.
+ * And how long the copy to the disk takes after bhyve's end, compared with `dd conv=fsync` of the same bytes. The freeze is
+ * seen from outside: from the first byte of RAM in the file to the end of bhyve's connection.
  */
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
@@ -17,7 +17,7 @@ const dirtyBytes = 64 * MiB
 const tmpfs = `/dev/shm/bhyve-checkpoint-bench-${process.pid}`
 const dirtyLimit = '/proc/sys/vm/dirty_bytes'
 const dirtyRatio = '/proc/sys/vm/dirty_ratio'
-/** Of the root group of version 1: it also limits what the system writes later. */
+/** Only the root group of cgroup version 1 also limits what the system writes later. */
 const rateLimit = '/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device'
 const limitedBytesPerSecond = 500 * MiB
 

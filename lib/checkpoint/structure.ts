@@ -132,8 +132,8 @@ export function isForeignFormat(files: FileReader, name: string): boolean {
 }
 
 /**
- * Guest RAM may start with any bytes: if bhyve's metadata contain the size of the file, it is guest RAM. A checkpoint whose
- * RAM cannot be read is never removed unasked, so all but long lists read the first bytes in any case.
+ * Guest RAM may start with any bytes. If bhyve's metadata contain the size of the file, it is guest RAM. Its first bytes are
+ * read all the same, except for a list: a checkpoint whose RAM cannot be read is removed only by a call that names it.
  */
 function isForeign(
   files: FileReader,

@@ -29,7 +29,7 @@ const startBuffer = Buffer.allocUnsafeSlow(64 * 1024)
 
 /** Reads files by their names. */
 export interface FileReader {
-  /** A long list: files of which only the status is needed are not opened to find out whether they can be read. */
+  /** True for a list of all checkpoints, which opens no file only to find out whether it can be read. */
   readonly isForListing: boolean
   /** Undefined if there is no such file. */
   statusIfAny(name: string): FileStatus | undefined

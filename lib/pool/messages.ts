@@ -2,8 +2,8 @@
 import { CheckpointError, detailsOf, type ErrorCode, type ErrorDetails } from '../base/errors.js'
 
 /**
- * - `short`: takes milliseconds. A second thread is started only if one has waited for long.
- * - `slice`: a part of the work on a file, of which several run at a time.
+ * - `short`: takes milliseconds. It waits for a while before another thread is started for it.
+ * - `slice`: one slice of a large file. Several threads work on a file, so another one is started at once.
  * - `long`: may take seconds, such as an fsync of gigabytes. Long jobs never occupy every thread of the pool.
  * - `removal`: waits until the file system has freed blocks. One removal runs at a time, in an additional thread.
  */

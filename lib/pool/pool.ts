@@ -19,8 +19,8 @@ export const poolSize = Math.min(3, Math.max(2, os.availableParallelism()))
 /** How many descriptors a thread opens by itself: those of its event loop, and briefly one to load its code. */
 const threadDescriptors = 6
 /**
- * A short job waits this long for a thread before another one is started. Starting one takes about as long on a slow host,
- * and more processor time than fifty lists of ten checkpoints.
+ * A short job waits this long before another thread is started for it. Starting one takes about that long on a slow host,
+ * and as much processor time as thirty lists of ten checkpoints.
  */
 const startAfterMs = 100
 
@@ -140,7 +140,7 @@ export class Pool implements JobRunner {
 
   /**
    * Starts one thread at a time, each in its own turn of the event loop. Starting a thread blocks the caller's
-   * thread for a moment, and a second thread is not needed if the first can do all jobs. `job`: the one that waits longest.
+   * thread for a moment, and a second thread is not needed if the first can do all jobs. `job`: the last one in the queue that may run.
    */
   #startSoon(job: Job): void {
     const isStarting = [...this.#workers].some((worker) => !worker.isUp)
@@ -154,7 +154,7 @@ export class Pool implements JobRunner {
       if (this.#waiting.includes(job) && this.#idleWorker() === undefined) this.#startWorker()
       else this.#assign()
     }, delayMs)
-    // The thread that has a job keeps the process alive.
+    // Meanwhile a thread has a job, which keeps the process alive.
     if (mayWait) timer.unref()
     this.#start = { timer, delayMs }
   }

@@ -124,8 +124,8 @@ function stampPages(bytes: Buffer, stamp: number, firstPage: number): void {
 }
 
 /**
- * The tile itself, so that nothing is copied: bhyve does not copy RAM either before it writes it. Every page of it is
- * stamped again for its next use. Undefined if the range goes beyond the end of the tile.
+ * A part of the tile itself: bhyve does not copy RAM before it writes it, either. Its pages are stamped again each time.
+ * Undefined if the range goes beyond the end of the tile.
  */
 function partOfTile(offset: number, length: number): Buffer | undefined {
   const start = offset % tileBytes

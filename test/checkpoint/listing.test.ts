@@ -105,6 +105,23 @@ t.test('a checkpoint that was replaced while its files were read is read again',
   )
 })
 
+t.test('a listing opens a RAM file only if its size is not that of the metadata', async (t) => {
+  const { where, directory } = storeIn(t)
+  for (const name of ['a', 'b']) putSet(where, name, { manifest: { id } })
+  fs.appendFileSync(path.join(where, 'b.ckp'), 'more')
+  const opened: unknown[] = []
+  const limits: unknown[] = []
+  intercept(t, 'readStartAt', (_, name) => void opened.push(name))
+  intercept(t, 'readGroups', (_directory, _names, _suffixes, maxBytes) => void limits.push(maxBytes))
+  const listed = listedCheckpoints(directory, 'vm1')
+  t.match(listed, [{ state: 'complete' }, { state: 'damaged' }])
+  t.match(limits, [[0]])
+  const isMemory = (name: unknown) => String(name).endsWith('.ckp')
+  t.strictSame(opened.filter(isMemory), ['b.ckp'])
+  listedCheckpoint(directory, 'vm1', 'a')
+  t.strictSame(opened.filter(isMemory), ['b.ckp', 'a.ckp'], 'pruning relies on this')
+})
+
 t.test('a listing fails if no descriptor is left', async (t) => {
   const { where, directory } = storeIn(t)
   putSet(where, 'a')

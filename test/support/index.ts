@@ -69,7 +69,7 @@ export async function rejection(promise: Promise<unknown>): Promise<CheckpointEr
   throw new Error('The promise did not reject')
 }
 
-/** All paths below a directory, relative and sorted. Directories end with a slash. One that is removed meanwhile is empty. */
+/** All paths below a directory, relative and sorted. Directories end with a slash. A directory that is removed meanwhile counts as empty. */
 export function tree(directory: string): string[] {
   return entriesOf(directory)
     .flatMap((entry) => {
