@@ -10,11 +10,16 @@ import {
 } from '../base/names.js'
 import type { ListedCheckpoint } from '../base/types.js'
 import type { Directory, FileReader } from '../fs/directory.js'
-import { type FileGroup, readGroups } from '../fs/file_groups.js'
+import { FileGroup, readGroup, readGroups } from '../fs/file_groups.js'
 import { describe } from './describe.js'
 import { checkpointGroup, type Inspection, inspectCheckpoint, identityOf } from './structure.js'
 
 const maxAttempts = 10
+
+/** The files of a checkpoint, read with one call of the addon if they are as usual. */
+export function readFiles(directory: Directory, name: string): FileReader {
+  return readGroup(directory, name + memorySuffix, checkpointGroup) ?? directory
+}
 
 /**
  * The names of the checkpoints in a directory, complete or damaged. A directory with such a name is not a checkpoint.
@@ -44,7 +49,7 @@ export function listedCheckpoints(directory: Directory, vm: string): ListedCheck
   for (const group of readGroups(directory, files, checkpointGroup)) {
     const name = group.name.slice(0, -memorySuffix.length)
     const inspect = (): Inspection | undefined => {
-      const inspection = inspectUnchanged(directory, name, group)
+      const inspection = inspectUnchanged(directory, name, group.isUsual ? group : undefined)
       return inspection?.isDirectory === true ? undefined : inspection
     }
     listed.push(...listedAs(directory, vm, name, inspect))
@@ -52,8 +57,14 @@ export function listedCheckpoints(directory: Directory, vm: string): ListedCheck
   return listed
 }
 
-export function listedCheckpoint(directory: Directory, vm: string, name: string): ListedCheckpoint[] {
-  return listedAs(directory, vm, name, () => inspectUnchanged(directory, name))
+/** `files`: those of the checkpoint, if they have just been read. */
+export function listedCheckpoint(
+  directory: Directory,
+  vm: string,
+  name: string,
+  files?: FileReader,
+): ListedCheckpoint[] {
+  return listedAs(directory, vm, name, () => inspectUnchanged(directory, name, files))
 }
 
 /** Reports an unreadable checkpoint as damaged, so that it does not prevent listing the others. */
@@ -91,18 +102,19 @@ function unreadableFile(directory: Directory, name: string, error: unknown): str
 }
 
 /**
- * Without a lock, a checkpoint may be replaced during the inspection. In that case, inspect it again. `group`: its files,
- * if they were read already.
+ * Without a lock, a checkpoint may be replaced during the inspection. In that case, inspect it again. `files`: those of
+ * the checkpoint, if they have just been read.
  */
 export function inspectUnchanged(
   directory: Directory,
   name: string,
-  group?: FileGroup,
+  files?: FileReader,
 ): Inspection | undefined {
   for (let attempt = 1; ; attempt++) {
-    const read = attempt === 1 && group?.isUsual === true ? group : undefined
-    const inspection = inspectOnce(read ?? directory, name, attempt === maxAttempts)
-    const status = read ? read.statusAfterwards() : directory.statusIfAny(name + memorySuffix)
+    const read = (attempt === 1 ? files : undefined) ?? readFiles(directory, name)
+    const inspection = inspectOnce(read, name, attempt === maxAttempts)
+    const status =
+      read instanceof FileGroup ? read.statusAfterwards() : directory.statusIfAny(name + memorySuffix)
     if (inspection !== 'gone' && (status && identityOf(status)) === inspection?.identity) return inspection
     if (inspection !== 'gone' && attempt === maxAttempts) return inspection
   }

@@ -26,26 +26,55 @@ const valueCount = 9
 const states = { absent: 0, regular: 1 }
 
 const namesPerCall = 64
-/** One buffer per thread, for several groups of usual size. */
-const buffer = Buffer.allocUnsafeSlow(128 * 1024)
-const values = new Float64Array(buffer.buffer)
+/** What the addon has written: numbers from the start, and the bytes of the files from the end. */
+interface GroupBuffer {
+  bytes: Buffer
+  values: Float64Array
+}
 
-/** Reads a group of files for each name. A group is valid until the next one is taken. */
+function bufferOf(size: number): GroupBuffer {
+  const bytes = Buffer.allocUnsafeSlow(size)
+  return { bytes, values: new Float64Array(bytes.buffer) }
+}
+
+/** Two buffers per thread: while several groups are valid, a single one can be read again. */
+const several = bufferOf(128 * 1024)
+const single = bufferOf(64 * 1024)
+
+/** For a list: reads a group of files for each name. A group is valid until the next one is taken. */
 export function* readGroups(
   directory: Directory,
   names: readonly string[],
   files: GroupFiles,
 ): Generator<FileGroup> {
-  const suffixes = files.map(([suffix]) => suffix)
-  const limits = files.map(([, maxBytes]) => maxBytes)
   for (let done = 0; done < names.length;) {
     const next = names.slice(done, done + namesPerCall)
-    const count = loadNative().readGroups(directory.descriptor, next, suffixes, limits, buffer)
-    if (count === 0) throw new Error('The buffer is too small for a group of files')
+    const count = readInto(several, directory, next, files)
     for (const [index, name] of next.slice(0, count).entries())
-      yield new FileGroup(directory, name, files, index * (files.length + 1) * valueCount)
+      yield new FileGroup(directory, name, files, several, index * (files.length + 1) * valueCount)
     done += count
   }
+}
+
+/** Returns for how many names the buffer had room. */
+function readInto(
+  { bytes }: GroupBuffer,
+  directory: Directory,
+  names: readonly string[],
+  files: GroupFiles,
+): number {
+  const suffixes = files.map(([suffix]) => suffix)
+  const limits = files.map(([, maxBytes]) => maxBytes)
+  const count = loadNative().readGroups(directory.descriptor, names, suffixes, limits, bytes)
+  if (count === 0) throw new Error('The buffer is too small for a group of files')
+  return count
+}
+
+/** Reads the group of one name. Undefined if it is unusual. It is valid until the next single group is read. */
+export function readGroup(directory: Directory, name: string, files: GroupFiles): FileGroup | undefined {
+  readInto(single, directory, [name], files)
+  const group = new FileGroup(directory, name, files, single, 0)
+  return group.isUsual ? group : undefined
 }
 
 /**
@@ -53,7 +82,8 @@ export function* readGroups(
  * call no others for each value, because most listings end before V8 has optimized them.
  */
 export class FileGroup implements FileReader {
-  readonly isForListing = true
+  readonly isForListing: boolean
+  readonly #buffer: GroupBuffer
   readonly name: string
   readonly #directory: Directory
   readonly #files: GroupFiles
@@ -61,15 +91,18 @@ export class FileGroup implements FileReader {
   readonly #start: number
   #hasReadMore = false
 
-  constructor(directory: Directory, name: string, files: GroupFiles, start: number) {
+  constructor(directory: Directory, name: string, files: GroupFiles, buffer: GroupBuffer, start: number) {
+    this.isForListing = buffer === several
     this.#directory = directory
     this.name = name
     this.#files = files
+    this.#buffer = buffer
     this.#start = start
   }
 
   /** Every file is absent, or is a regular file with one link and was read. */
   get isUsual(): boolean {
+    const { values } = this.#buffer
     const end = this.#start + this.#files.length * valueCount
     for (let start = this.#start; start < end; start += valueCount)
       if ((values[start] ?? -1) < states.absent) return false
@@ -78,19 +111,21 @@ export class FileGroup implements FileReader {
 
   statusIfAny(name: string): FileStatus | undefined {
     const index = this.#indexOf(name)
-    if (index !== -1) return statusAt(this.#start + index * valueCount)
+    if (index !== -1) return statusAt(this.#buffer, this.#start + index * valueCount)
     this.#hasReadMore = true
     return this.#directory.statusIfAny(name)
   }
 
   /** The status of the first file, after all files were read. */
   statusAfterwards(): FileStatus | undefined {
+    const { values } = this.#buffer
     const start = this.#start + this.#files.length * valueCount
     const isKnown = !this.#hasReadMore && (values[start] ?? -1) >= states.absent
-    return isKnown ? statusAt(start) : this.#directory.statusIfAny(this.name)
+    return isKnown ? statusAt(this.#buffer, start) : this.#directory.statusIfAny(this.name)
   }
 
   readStart(name: string, length: number): Buffer {
+    const { bytes, values } = this.#buffer
     const index = this.#indexOf(name)
     const start = this.#start + index * valueCount
     const wanted = Math.min(length, values[start + at.size] ?? 0)
@@ -99,7 +134,7 @@ export class FileGroup implements FileReader {
       return this.#directory.readStart(name, length)
     }
     const offset = values[start + at.offset] ?? 0
-    return buffer.subarray(offset, offset + wanted)
+    return bytes.subarray(offset, offset + wanted)
   }
 
   #indexOf(name: string): number {
@@ -113,7 +148,7 @@ export class FileGroup implements FileReader {
   }
 }
 
-function statusAt(start: number): FileStatus | undefined {
+function statusAt({ values }: GroupBuffer, start: number): FileStatus | undefined {
   if (values[start] !== states.regular) return undefined
   return {
     kind: 'file',

@@ -10,7 +10,7 @@ import { hostEnvironment } from '../../dist/client/environment.js'
 import { jobs } from '../../dist/worker/jobs.js'
 // @ts-expect-error: a plain module, shared with programs that are not TypeScript
 import { writeSet as writeAnySet } from '../crash/sets.mjs'
-import { failure, inlinePool, intercept, scratch, serveByHand } from '../support/index.js'
+import { failure, inlinePool, intercept, readOneByOne, scratch, serveByHand } from '../support/index.js'
 import { putSet } from '../support/sets.js'
 
 const writeSet = writeAnySet as (base: string, tag: number) => void
@@ -164,6 +164,7 @@ for (const [how, rewrite] of Object.entries(rewritings)) {
 t.test('inspect: a checkpoint that changes meanwhile is inspected again', (t) => {
   const { directory } = store(t)
   putSet(directory, 'a')
+  readOneByOne(t)
   const memory = path.join(directory, 'a.ckp')
   const meanwhile = [
     () => failure('ENOENT', 'openat'),
