@@ -4,9 +4,11 @@ import type { Problem } from './problem.js'
 
 const log = debuglog('bhyve-checkpoint')
 
-/** Logs one decision about a VM. `facts` is formatted only if logging is enabled. */
-export function traceDecision(vm: string, decision: string, facts: Record<string, unknown> = {}): void {
-  if (log.enabled) log('%s: %s %j', vm, decision, facts)
+type Facts = Record<string, unknown>
+
+/** Logs one decision about a VM. `facts` are formatted, and a function is called, only if logging is enabled. */
+export function traceDecision(vm: string, decision: string, facts: Facts | (() => Facts) = {}): void {
+  if (log.enabled) log('%s: %s %j', vm, decision, typeof facts === 'function' ? facts() : facts)
 }
 
 /** Logs whether bhyve wrote a complete checkpoint. */

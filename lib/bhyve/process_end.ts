@@ -25,10 +25,6 @@ export class ProcessEnd implements Disposable {
     else if (isExhausted(watch)) throw systemError(watch, `Watching process ${String(peer.pid)}`)
   }
 
-  isOf({ pid, startedAt }: Peer): boolean {
-    return this.#peer.pid === pid && this.#peer.startedAt === startedAt
-  }
-
   get isReached(): boolean {
     // kqueue reports the end only once.
     this.#isReached ||=

@@ -59,16 +59,29 @@ export const checkpointGroup: GroupFiles = [
   [endings.manifest, usualHeadBytes],
 ]
 
+interface InspectionOptions {
+  /** False: do not derive an id from the files. A new checkpoint gets a random one. Default: true. */
+  isIdWanted?: boolean
+}
+
 /** Inspects the checkpoint files of `name`. Undefined if `<name>.ckp` does not exist. */
-export function inspectCheckpoint(files: FileReader, name: string): Inspection | undefined {
-  return inspectFiles(files, name + memorySuffix)
+export function inspectCheckpoint(
+  files: FileReader,
+  name: string,
+  options?: InspectionOptions,
+): Inspection | undefined {
+  return inspectFiles(files, name + memorySuffix, options)
 }
 
 /**
  * Like `inspectCheckpoint()`, but `base` is the name of the RAM file. bhyve appends the endings of the other files to
  * any name.
  */
-export function inspectFiles(files: FileReader, base: string): Inspection | undefined {
+export function inspectFiles(
+  files: FileReader,
+  base: string,
+  { isIdWanted = true }: InspectionOptions = {},
+): Inspection | undefined {
   const memory = partAt(files, base)
   if (memory === undefined) return undefined
   const kernel = partAt(files, base + endings.kernel)
@@ -93,10 +106,10 @@ export function inspectFiles(files: FileReader, base: string): Inspection | unde
   readManifest(files, base, manifestPart, inspection)
   attributeManifest(files, base, kernel, inspection)
   if (metadata !== undefined) inspection.metadata = metadata
-  const isReadable = metadata !== undefined && kernel?.problem === undefined && kernel !== undefined
+  const isReadable = metadata !== undefined && kernel !== undefined && kernel.problem === undefined
   const id =
     recordedId(inspection.isManifestOf ? inspection.manifest : undefined) ??
-    (isReadable ? derivedId(files, base) : undefined)
+    (isReadable && isIdWanted ? derivedId(files, base) : undefined)
   if (id !== undefined) inspection.id = id
   return inspection
 }

@@ -10,8 +10,9 @@ import { MemoryUnusable, reasonForRetry } from './saving/memory_stage.js'
 import { type CompleteCheckpoint, judge, type Verdict } from './saving/judge.js'
 import { publish } from './saving/publish_checkpoint.js'
 import { type Answer, request } from './saving/vm_request.js'
-import { scan } from './saving/scan.js'
+import { scan, scanAtOnce } from './saving/scan.js'
 import type { SaveSettings } from './settings.js'
+import { StopFlag } from './slices.js'
 import type { Stage } from '../store/stage.js'
 
 /**
@@ -71,10 +72,11 @@ function save(
     })
     await freeze.conclude(stage, true)
     cancellation.throwIfCancelled()
-    const verdict = await judge({ context, settings, call, stage }, answer)
+    using stop = new StopFlag(cancellation)
+    const verdict = await judge({ context, settings, call, stage }, answer, scanAtOnce(stage, settings, stop))
     const saved = completeOf(verdict, stage, answer, settings)
     const frozen = await freeze.facts()
-    const content = await scan(stage, saved.memoryBytes, settings, cancellation, progress)
+    const content = await scan(stage, saved, settings, cancellation, progress)
     cancellation.throwIfCancelled()
     const { dialect } = answer
     const publishing = {

@@ -52,21 +52,14 @@ async function prepare(suspending: Suspending, writer: Writer): Promise<void> {
   const { settings, call, stage, supervision } = suspending
   assertStateReadable(writer, settings.vm)
   assertVisible(writer, settings.vm)
-  watchEnd(suspending, writer)
+  // Every request of a call goes to the same process.
+  suspending.end ??= new ProcessEnd(writer)
   await supervision.begin(writer.pid)
   try {
     await stage.recordWriter(writer, () => call.cancellation.begin())
   } catch (error) {
     throw await supervision.end(error)
   }
-}
-
-/** The next socket may belong to a different process. */
-function watchEnd(suspending: Suspending, writer: Writer): void {
-  if (suspending.end?.isOf(writer) === true) return
-  suspending.end?.[Symbol.dispose]()
-  delete suspending.end
-  suspending.end = new ProcessEnd(writer)
 }
 
 /** Only bhyve's user and root can read bhyve's files. Do not power off a VM if we could not read its saved state. */
@@ -133,11 +126,11 @@ async function publishState(
 /** Ignores a cancel: the state is published even if nobody waits for it any more. */
 async function scanAll(
   { stage, settings, call }: Suspending,
-  { memoryBytes }: CompleteCheckpoint,
+  checkpoint: CompleteCheckpoint,
 ): Promise<Content | undefined> {
   using uncancellable = new Cancellation({ doing: 'digesting', vm: settings.vm })
   try {
-    return await scan(stage, memoryBytes, settings, uncancellable, call.progress)
+    return await scan(stage, checkpoint, settings, uncancellable, call.progress)
   } catch (error) {
     // Publishing the state without digests is better than not publishing it.
     if (error instanceof CheckpointError && error.code === 'ERR_NO_SPACE') return undefined

@@ -34,7 +34,7 @@ export type Outcome = ({ value: unknown } | { error: PortableError }) & {
 export type FromWorker = 'up' | Outcome
 
 /** A structured clone keeps an error's message and stack, but neither its class nor its code. */
-interface PortableError {
+export interface PortableError {
   code: ErrorCode
   message: string
   stack: string | undefined

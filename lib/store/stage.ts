@@ -5,9 +5,10 @@ import { CheckpointError } from '../base/errors.js'
 import { loadNative } from '../base/native.js'
 import type { Checkpoint, DiskReason } from '../base/types.js'
 import type { Slice } from '../checkpoint/slice.js'
-import type { StageResult } from './commit/begin.js'
+import type { StageRequest, StageResult } from './commit/begin.js'
 import type { Publication } from './commit/commit.js'
 import type { Salvaged } from './commit/salvage.js'
+import { fromPortable } from '../pool/messages.js'
 import type { StoreJobs } from './jobs.js'
 import { stagingName } from './paths.js'
 import { isBusy, lockRetryMs, retryWhileBusy, pause } from './retry_while_busy.js'
@@ -15,13 +16,13 @@ import { ChangingFate, type StageFate } from './stage_fate.js'
 import type { Manifest } from '../checkpoint/manifest.js'
 import type { ArrivedSlice } from './staging/arrival.js'
 import type { Sealing } from './staging/seal_arrival.js'
-import type { Collected } from './staging/collect.js'
+import type { Collected, ScanToo } from './staging/collect.js'
 import type { Writer } from './staging/intent.js'
 import type { Content, ContentRequest, MemoryScan, ScannedSlice } from './staging/memory_scan.js'
 import type { MemoryStageRequest } from './staging/memory_ledger.js'
 import type { MemoryAdmission } from './staging/memory_stage.js'
 import type { Saved } from './staging/saved.js'
-import type { StageReservation } from './staging/space.js'
+import type { Reservation, SpaceRequest } from './staging/space.js'
 import type { StageHandle } from './staging/stage_handle.js'
 
 /** How often to try to reserve space. Between two attempts, other stages may release space. */
@@ -34,7 +35,7 @@ const memoryLockTimeoutMs = 2_000
 interface StageStore {
   readonly jobs: StoreJobs
   jobsFrom(onStart: () => void): StoreJobs
-  reservations(vm: string): Promise<StageReservation[]>
+  reserve(request: SpaceRequest): Promise<Reservation>
   freeRemoved(vm: string): Promise<void>
 }
 
@@ -51,21 +52,33 @@ export class Stage {
   readonly #handle: StageHandle
   readonly #orphans: readonly string[]
   readonly #recorded: StageResult['recorded']
+  readonly #reservation: StageResult['reservation']
   /** The descriptor of `in/`, until bhyve has received its copy. */
   #inbox: number | undefined
   readonly #fate: ChangingFate
+  #isPrepared = false
+  /** The process that is recorded. */
+  #writer: Writer | undefined
 
-  constructor(store: StageStore, directoryPath: string, result: StageResult, poweroff: boolean) {
+  constructor(
+    store: StageStore,
+    { directory: directoryPath, intent, writer }: StageRequest,
+    result: StageResult,
+  ) {
     const { directory, stage, in: inbox } = result.descriptors
     this.#store = store
     this.#handle = { directoryPath, directory, stage, id: result.id }
     this.#orphans = result.orphans
     this.#recorded = result.recorded
+    this.#reservation = result.reservation
     this.#inbox = inbox
     this.#requestPath = result.requestPath
     this.memoryBytes = result.memoryBytes
     this.lastSavedMs = result.lastSavedMs
-    this.#fate = new ChangingFate(poweroff, () => store.jobs.abandonStage(this.#handle, result.made))
+    this.#writer = writer
+    this.#fate = new ChangingFate(intent?.poweroff === true, () =>
+      store.jobs.abandonStage(this.#handle, result.made),
+    )
   }
 
   /** The path for requests of the `struct` and `path` dialects. */
@@ -113,7 +126,7 @@ export class Stage {
 
   /** Rejects with ERR_NO_SPACE if the reservation that was recorded with the stage does not fit on the disk. */
   async reserveSpace(vm: string): Promise<void> {
-    if (this.#recorded !== undefined) await this.#obtain(vm, this.#recorded)
+    if (this.#recorded !== undefined) await this.#obtain(vm, this.#recorded, this.#reservation)
   }
 
   /** Rejects with ERR_NO_SPACE if this many bytes do not fit on the disk. */
@@ -121,11 +134,17 @@ export class Stage {
     await this.#obtain(vm, { bytes, device: await this.#store.jobs.recordReservation(this.#handle, bytes) })
   }
 
-  async #obtain(vm: string, { bytes, device }: { bytes: number; device: string }): Promise<void> {
+  /** `first`: the result of the first attempt, if it was made already. */
+  async #obtain(
+    vm: string,
+    { bytes, device }: { bytes: number; device: string },
+    first?: Reservation,
+  ): Promise<void> {
     for (let attempt = 1; ; attempt++) {
-      const reserved = sumOfOthers(await this.#store.reservations(vm), device, this.path)
-      const result = await this.#store.jobs.reserveSpace(this.#handle, bytes, reserved)
+      const request = { handle: this.#handle, bytes, device }
+      const result = attempt === 1 && first ? first : await this.#store.reserve(request)
       if (result.kind === 'granted') return
+      if (result.kind === 'failed') throw fromPortable(result.error)
       const { message, ...details } = result.refusal
       const isHopeless = result.kind === 'full' && attempt > 1
       if (isHopeless || attempt === maxReservationAttempts)
@@ -153,7 +172,8 @@ export class Stage {
    * send anything.
    */
   async recordWriter(writer: Writer, begin: () => void): Promise<void> {
-    await this.#store.jobs.recordWriter(this.#handle, writer)
+    if (!isSame(writer, this.#writer)) await this.#store.jobs.recordWriter(this.#handle, writer)
+    this.#writer = writer
     begin()
     this.#fate.aboutToSend()
   }
@@ -214,8 +234,11 @@ export class Stage {
     await this.#store.jobs.removeOrphans(directoryPath, this.#orphans, { pid, startedAt })
   }
 
-  collect(name: string): Promise<Collected> {
-    return this.#store.jobs.collectStage(this.#handle, name)
+  /** With `scan`, also scans complete files that are not too large. */
+  async collect(name: string, scan?: ScanToo): Promise<Collected> {
+    const collected = await this.#store.jobs.collectStage(this.#handle, name, scan)
+    if (collected.content !== undefined) this.#closeMemory()
+    return collected
   }
 
   beginScan(request: ContentRequest): Promise<MemoryScan> {
@@ -274,15 +297,27 @@ export class Stage {
     return this.#store.jobs.flushStage(this.#handle, name)
   }
 
-  prepare(publication: Publication): Promise<void> {
-    return this.#store.jobs.prepareStage(this.#handle, publication)
+  async prepare(publication: Publication): Promise<void> {
+    await this.#store.jobs.prepareStage(this.#handle, publication)
+    this.#isPrepared = true
   }
 
-  /** Can be cancelled while another process holds the lock, but not after this process has taken the lock. */
+  /**
+   * Can be cancelled while another process holds the lock, but not after this process has taken the lock. What was not
+   * prepared yet is prepared in the same job: for a small guest, another job would cost more time.
+   */
   async commit(publication: Publication, cancellation: CommitPoint): Promise<Checkpoint> {
     return retryWhileBusy(
-      () => this.#store.jobsFrom(() => cancellation.commit()).commitStage(this.#handle, publication),
-      () => cancellation.uncommit(),
+      () => {
+        const jobs = this.#store.jobsFrom(() => cancellation.commit())
+        return this.#isPrepared
+          ? jobs.commitStage(this.#handle, publication)
+          : jobs.publishStage(this.#handle, publication)
+      },
+      () => {
+        this.#isPrepared = true
+        cancellation.uncommit()
+      },
     )
   }
 
@@ -314,7 +349,6 @@ function busyAdmission(error: unknown): MemoryAdmission {
   return { kind: 'refused', reason: 'memory-stage-busy' }
 }
 
-function sumOfOthers(reservations: readonly StageReservation[], device: string, own: string): number {
-  const others = reservations.filter((one) => one.device === device && one.path !== own)
-  return others.reduce((sum, { bytes }) => sum + bytes, 0)
+function isSame(one: Writer, other: Writer | undefined): boolean {
+  return JSON.stringify(one) === JSON.stringify(other)
 }

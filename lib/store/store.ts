@@ -7,12 +7,12 @@ import type { Checkpoint, Layout } from '../base/types.js'
 import { doubtOf } from '../checkpoint/moving.js'
 import type { JobRunner } from '../pool/pool.js'
 import type { SuspendedState } from './catalog/suspended.js'
+import { Batch } from './batch.js'
 import type { StageRequest } from './commit/begin.js'
 import { type StoreJobs, storeJobs } from './jobs.js'
 import { isBusy, lockRetryMs } from './retry_while_busy.js'
-import { SharedRead } from './shared_read.js'
 import { Stage } from './stage.js'
-import type { StageReservation } from './staging/space.js'
+import type { Reservation, SpaceRequest, StageReservation } from './staging/space.js'
 
 /**
  * How long to wait while another process publishes a suspended VM's state. The fsync of a large guest's RAM is slow.
@@ -26,7 +26,9 @@ export class Store {
   readonly ownsDirectories: boolean
   readonly #pool: JobRunner
   readonly #layout: Layout
-  readonly #reservations = new SharedRead<StageReservation[]>((vms) => this.#readReservations(vms))
+  /** How many stages are being made. */
+  #making = 0
+  readonly #reserving = new Batch<SpaceRequest, Reservation>((requests) => this.#reserveAll(requests))
 
   constructor(pool: JobRunner, layout: Layout, ownsDirectories: boolean) {
     this.#pool = pool
@@ -66,24 +68,30 @@ export class Store {
     throw new CheckpointError('ERR_INVALID_OPTION', message, { vm })
   }
 
-  async stage(vm: string, request: Omit<StageRequest, 'directory'>): Promise<Stage> {
-    const directory = this.directoryOf(vm)
-    const made = await this.jobs.createStage({ ...request, directory })
-    return new Stage(this, directory, made, request.intent?.poweroff === true)
+  async stage(vm: string, request: Omit<StageRequest, 'directory' | 'reserveUnder'>): Promise<Stage> {
+    // One job is enough for a call that is alone. Many calls share one that reads the other reservations.
+    const reserveUnder = this.#making === 0 ? this.rootDirectory : undefined
+    const stageRequest = { ...request, directory: this.directoryOf(vm), reserveUnder }
+    this.#making++
+    const result = await this.jobs.createStage(stageRequest).finally(() => this.#making--)
+    return new Stage(this, stageRequest, result)
   }
 
-  /** The reservations of all stages that may still grow, including this VM's. The read begins after this call. */
-  reservations(vm: string): Promise<StageReservation[]> {
-    return this.#reservations.take(vm)
+  /** Reserves space beside the other stages of all VMs, which are read after this call. */
+  reserve(request: SpaceRequest): Promise<Reservation> {
+    return this.#reserving.add(request)
   }
 
-  async #readReservations(vms: readonly string[]): Promise<StageReservation[]> {
+  async #reserveAll(requests: SpaceRequest[]): Promise<Reservation[]> {
     const root = this.rootDirectory
-    if (root === undefined) return this.jobs.reservedSpace(await this.#directoriesOf(vms))
-    return this.jobs.reservedSpaceUnder(
-      root,
-      vms.map((vm) => this.directoryOf(vm)),
-    )
+    return root === undefined
+      ? this.jobs.reserveSpace(requests, await this.#directoriesOf([]))
+      : this.jobs.reserveSpaceUnder(root, requests)
+  }
+
+  /** The reservations of all stages that may still grow, including this VM's. */
+  async reservations(vm: string): Promise<StageReservation[]> {
+    return this.jobs.reservedSpace(await this.#directoriesOf([vm]))
   }
 
   /** Frees the blocks of removed files that still occupy the disk, in every VM's directory. */

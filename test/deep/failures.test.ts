@@ -10,7 +10,7 @@ import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { createClientIn } from '../../dist/client/client.js'
 import { loadNative } from '../../dist/base/native.js'
 import { hostEnvironment } from '../../dist/client/environment.js'
-import { SharedRead } from '../../dist/store/shared_read.js'
+import { Batch } from '../../dist/store/batch.js'
 import {
   checkpointFiles,
   childEnvironment,
@@ -284,7 +284,9 @@ t.test('create: a full disk leaves the previous checkpoint complete', async (t) 
     {
       ...environment,
       pool: () =>
-        inlinePool((name) => (name === 'reserveSpace' ? Promise.resolve({ kind: 'granted' }) : undefined)),
+        inlinePool((name) =>
+          name === 'reserveSpaceUnder' ? Promise.resolve([{ kind: 'granted' }]) : undefined,
+        ),
     },
     { runDirectory: bhyve.runDirectory, checkpointDirectory: directory, dialect: 'descriptor' },
   )
@@ -308,31 +310,31 @@ t.test('create: a full disk leaves the previous checkpoint complete', async (t) 
   t.ok(failed > 10)
 })
 
-t.test('reservations: hundreds of stages share one read of the other reservations', async (t) => {
-  const reads: { from: string[]; end: (result: string | Error) => void }[] = []
-  const shared = new SharedRead<string>(
-    (from) =>
+t.test('reservations: the requests of hundreds of stages share one job', async (t) => {
+  const begunJobs: { requests: string[]; end: (results: string[] | Error) => void }[] = []
+  const batch = new Batch<string, string>(
+    (requests) =>
       new Promise((resolve, reject) => {
-        const end = (result: string | Error): void =>
-          typeof result === 'string' ? resolve(result) : reject(result)
-        reads.push({ from, end })
+        const end = (results: string[] | Error): void =>
+          results instanceof Error ? reject(results) : resolve(results)
+        begunJobs.push({ requests, end })
       }),
   )
   const begun = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
-  const first = ['vm1', 'vm2', 'vm1'].map((vm) => shared.take(vm))
+  const first = ['vm1', 'vm2'].map((vm) => batch.add(vm))
   await begun()
   t.strictSame(
-    reads.map(({ from }) => from),
+    begunJobs.map(({ requests }) => requests),
     [['vm1', 'vm2']],
   )
-  // A read that has already begun may miss reservations that were written since. Later calls need the next read.
-  const second = ['vm3', 'vm4'].map((vm) => shared.take(vm))
+  // A job that has already begun may miss reservations that were written since. Later calls need the next job.
+  const second = ['vm3', 'vm4'].map((vm) => batch.add(vm))
   await begun()
-  t.equal(reads.length, 1, 'the next read waits for the end of the first')
-  reads[0]?.end(new Error('the layout failed'))
+  t.equal(begunJobs.length, 1, 'the next job waits for the end of the first')
+  begunJobs[0]?.end(new Error('the layout failed'))
   for (const one of await Promise.allSettled(first)) t.equal(one.status, 'rejected')
   await begun()
-  t.strictSame(reads[1]?.from, ['vm3', 'vm4'], 'a failed read does not stop the next one')
-  reads[1]?.end('seen')
-  t.strictSame(await Promise.all(second), ['seen', 'seen'])
+  t.strictSame(begunJobs[1]?.requests, ['vm3', 'vm4'], 'a failed job does not stop the next one')
+  begunJobs[1]?.end(['granted', 'full'])
+  t.strictSame(await Promise.all(second), ['granted', 'full'], 'each request gets its own result')
 })

@@ -10,13 +10,10 @@ import { ProcessEnd } from '../../dist/bhyve/process_end.js'
 import { createClientIn } from '../../dist/client/client.js'
 import { isFailure, loadNative } from '../../dist/base/native.js'
 import { hostEnvironment } from '../../dist/client/environment.js'
-import { PeerMemory } from '../../dist/bhyve/peer_memory.js'
-import { jobs } from '../../dist/worker/jobs.js'
 import {
   checkpointFiles,
   contents,
   failure,
-  inlinePool,
   intercept,
   openDescriptors,
   rejection,
@@ -293,34 +290,6 @@ t.test('ProcessEnd: does not confuse a process with another one that reuses its 
   await until(() => isFailure(native.processStatus(pid)), 'the process to be reaped')
   using unseen = new ProcessEnd({ uid: 0, pid, startedAt: undefined })
   t.equal(await unseen.within(50), false, 'a process that was never visible may still be running')
-})
-
-t.test('suspend: waits for the exit of the process that received the last request', async (t) => {
-  const { bhyve, root } = await start(t, { suspendExitDelayMs: 1500 })
-  const target = {
-    runDirectory: bhyve.runDirectory,
-    vm: 'vm1',
-    trustedUids: [0],
-    vmmDirectory: '/nonexistent',
-  }
-  const [located] = jobs.locateSocket({ ...target, dialect: 'auto' })
-  const pool = inlinePool((job) => (job === 'locateSocket' ? Promise.resolve([located, located]) : undefined))
-  // The first connection is to a process that writes nothing and has ended before the second connection.
-  const other = spawn('sleep', ['60'])
-  t.teardown(() => other.kill('SIGKILL'))
-  let connections = 0
-  intercept(t, 'peerOf', () => {
-    connections += 1
-    if (connections === 1) return { uid: process.geteuid!(), pid: other.pid }
-    if (connections === 2) other.kill('SIGKILL')
-    return undefined
-  })
-  const client = createClientIn(
-    { ...hostEnvironment, peers: new PeerMemory(), pool: () => pool },
-    { runDirectory: bhyve.runDirectory, checkpointDirectory: root },
-  )
-  t.match(await client.suspend('vm1'), { poweredOff: true })
-  t.ok(isGone(bhyve.pid), 'resolves only after the exit')
 })
 
 t.test('suspend: leaks no descriptors', async (t) => {

@@ -1,15 +1,16 @@
 /** Creates the stage of a create or suspend, and discards it if the call fails. */
-import type { Located } from '../../bhyve/locate.js'
+import { type Located, locateSocket } from '../../bhyve/locate.js'
 import { CheckpointError } from '../../base/errors.js'
 import { assertRestorablePath, memorySuffix } from '../../base/names.js'
 import type { Checkpoint } from '../../base/types.js'
 import { hostFacts } from '../../checkpoint/host.js'
 import type { Stage } from '../../store/stage.js'
+import type { Writer } from '../../store/staging/intent.js'
 import type { SaveSettings } from '../settings.js'
 import type { SavingCall, SavingContext } from './call.js'
 import { chooseStage } from './memory_stage.js'
 import { givenArguments } from './recorded_arguments.js'
-import { assertPathsFit } from './vm_request.js'
+import { assertPathsFit, dialectsAt } from './vm_request.js'
 
 /**
  * Runs `work` with a new stage and the sockets that may belong to the VM. If `work` fails, the stage is discarded. A
@@ -29,13 +30,14 @@ export async function inStage(
   assertRestorablePath(path, vm, name)
   // First: a caller that repeats a suspend finds what it did, although the VM is off and its socket may be gone.
   if (settings.publication.ifExists === 'fail') await store.jobs.assertNameFree(store.directoryOf(vm), name)
-  const sockets = await context.vmJobs.locateSocket(context.target)
+  // Not in the pool: when this thread connects, it resolves the same path.
+  const sockets = locateSocket(context.target)
   const [first] = sockets
   if (first === undefined)
     throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${vm}' is not running: it has no checkpoint socket`)
   assertPathsFit(context, sockets, path, settings)
   cancellation.throwIfCancelled()
-  const stage = await store.stage(vm, stageRequest(settings, first.ownerUid))
+  const stage = await store.stage(vm, stageRequest(context, settings, first))
   try {
     progress.expect(stage.memoryBytes)
     await stage.reserveSpace(vm)
@@ -50,13 +52,26 @@ export async function inStage(
 }
 
 function stageRequest(
+  context: SavingContext,
   settings: SaveSettings,
-  writerUid: number,
+  located: Located,
 ): Parameters<SavingContext['store']['stage']>[1] {
   const { vm, name, poweroff, memoryBytes, publication, labels } = settings
   const { ifExists } = publication
   const intent = { vm, name, ifExists, poweroff, labels, host: hostFacts() }
-  return { name, ifExists, memoryBytes, writerUid, intent }
+  const writer = poweroff ? undefined : probableWriter(context, settings, located)
+  return { name, ifExists, memoryBytes, writerUid: located.ownerUid, intent, writer }
+}
+
+/** The process that was behind this socket before, if any. */
+function probableWriter(
+  context: SavingContext,
+  { request }: SaveSettings,
+  located: Located,
+): Writer | undefined {
+  const peer = context.peers.peerAt(located)
+  const [dialect] = peer === undefined ? [] : dialectsAt(context, located, request.dialect)
+  return peer === undefined || dialect === undefined ? undefined : { ...peer, dialect }
 }
 
 /** Ignores errors, because the original error matters more. The next call removes what is left. */

@@ -4,6 +4,7 @@ import { traceDecision } from '../../base/trace.js'
 import type { Checkpoint, Dialect } from '../../base/types.js'
 import { hostFacts } from '../../checkpoint/host.js'
 import { newManifest } from '../../checkpoint/manifest.js'
+import { usualSliceBytes } from '../../checkpoint/slice.js'
 import type { RecordedArguments } from '../../checkpoint/recorded_arguments.js'
 import type { Stage } from '../../store/stage.js'
 import type { Labels } from '../../base/labels.js'
@@ -29,7 +30,7 @@ interface Publishing {
 /** Can be cancelled up to the commit point. */
 export async function publish(
   stage: Stage,
-  { inspection, savedMs }: CompleteCheckpoint,
+  { inspection, memoryBytes, savedMs }: CompleteCheckpoint,
   publishing: Publishing,
   progress: ProgressReporter,
   commitPoint: CommitPoint,
@@ -41,7 +42,7 @@ export async function publish(
   const facts = { ...known, arguments: recorded }
   const publication = { name, ...settings, manifest: newManifest(facts, { ...inspection, ...content }) }
   progress.report('syncing')
-  await stage.prepare(publication)
+  if (memoryBytes > usualSliceBytes) await stage.prepare(publication)
   progress.report('publishing')
   const checkpoint = await stage.commit(publication, commitPoint)
   traceDecision(vm, 'published', { path: checkpoint.path })

@@ -8,7 +8,9 @@ import type { PublicationSettings, ScanSettings } from '../settings.js'
 import type { ProgressReporter } from '../progress.js'
 import { forEachSlice, StopFlag } from '../slices.js'
 import type { Content, ContentRequest } from '../../store/staging/memory_scan.js'
+import type { ScanToo } from '../../store/staging/collect.js'
 import type { Stage } from '../../store/stage.js'
+import type { CompleteCheckpoint } from './judge.js'
 
 /** Which checkpoint to scan, what the scan does, and whether the files will be fsynced afterwards. */
 interface Scanning {
@@ -17,40 +19,45 @@ interface Scanning {
   publication: PublicationSettings
 }
 
+/** For a create: how to scan a small guest in the job that collects its files. A separate job would cost more time. */
+export function scanAtOnce(
+  stage: Stage,
+  { scan, publication: { durable } }: Scanning,
+  { array: stop }: StopFlag,
+): ScanToo {
+  const maxBytes = isRamRead(stage, scan) ? usualSliceBytes : Infinity
+  return { ...scan, durable, maxBytes, stop }
+}
+
+/** Without digests and holes, only the kernel and metadata files are read. */
+function isRamRead(stage: Stage, { digest, sparsify }: ScanSettings): boolean {
+  return digest || sparsify || stage.isInMemory
+}
+
 /**
- * Digests the checkpoint files in the stage and replaces zeros with holes, as the settings require. Without both, only
- * the kernel and metadata files are read. Rejects after a cancel, once the files are closed.
+ * Digests the checkpoint files in the stage and replaces zeros with holes, as the settings require. Does nothing if they
+ * were scanned at once. Rejects after a cancel, once the files are closed.
  */
 export async function scan(
   stage: Stage,
-  memoryBytes: number,
-  { name, scan: { digest, sparsify }, publication: { durable } }: Scanning,
+  { memoryBytes, content: known }: CompleteCheckpoint,
+  { name, scan, publication: { durable } }: Scanning,
   cancellation: Cancellation,
   progress: ProgressReporter,
 ): Promise<Content | undefined> {
   using stop = new StopFlag(cancellation)
-  const request = { name, memoryBytes, digest, sparsify, durable }
-  if (!digest && !sparsify && !stage.isInMemory)
-    return await stage.scanAtOnce(request, stop.array, cancellation)
+  const request = { ...scan, name, memoryBytes, durable }
+  const isRead = isRamRead(stage, scan)
+  const isSmall = memoryBytes <= usualSliceBytes
+  if (isRead && isSmall) progress.report('digesting', 0)
   const content =
-    memoryBytes <= usualSliceBytes
-      ? await atOnce(stage, request, stop, cancellation, progress)
-      : await inSlices(stage, request, stop, cancellation, progress)
+    known ??
+    (isRead && !isSmall
+      ? await inSlices(stage, request, stop, cancellation, progress)
+      : await stage.scanAtOnce(request, stop.array, cancellation))
   cancellation.throwIfCancelled()
-  progress.report('digesting', memoryBytes)
+  if (isRead) progress.report('digesting', memoryBytes)
   return content
-}
-
-/** Runs all steps as one job: for a small guest, separate jobs would cost more time than the steps. */
-function atOnce(
-  stage: Stage,
-  request: ContentRequest,
-  stop: StopFlag,
-  cancellation: Cancellation,
-  progress: ProgressReporter,
-): Promise<Content | undefined> {
-  progress.report('digesting', 0)
-  return stage.scanAtOnce(request, stop.array, cancellation)
 }
 
 async function inSlices(

@@ -58,7 +58,11 @@ export function requestsFit(
   return dialects.every((dialect) => requestFits(dialect, path))
 }
 
-function dialectsAt({ peers, system }: SavingContext, located: Located, wanted: Dialect | 'auto'): Dialect[] {
+export function dialectsAt(
+  { peers, system }: SavingContext,
+  located: Located,
+  wanted: Dialect | 'auto',
+): Dialect[] {
   // To find out whether the dialect is known, the status of the process is read.
   const known = wanted === 'auto' ? peers.dialectAt(located) : undefined
   return dialectsFor(located, wanted, known, system)
@@ -171,7 +175,7 @@ class VmRequest {
       this.#call.receiver.peer = sent.peer
       this.#stage.closeInbox()
       const { replyError } = await sent.ended
-      traceDecision(vm, 'EOF', { vmState: vmStateOf(sent.peer), replyError })
+      traceDecision(vm, 'EOF', () => ({ vmState: vmStateOf(sent.peer), replyError }))
       await stopWatching()
       await reportEnd(this.#stage, this.#call.progress)
       return { located, peer: sent.peer, dialect, replyError }

@@ -1,7 +1,7 @@
 /** The jobs of this directory. They run in the pool. */
 export { addSnapshots } from './add_snapshots.js'
 export { destroyCheckpoint, destroyCheckpoints } from './destroy.js'
-export { directoriesIn, directoriesWith, reservedSpaceUnder } from './directories.js'
+export { directoriesIn, directoriesWith } from '../../fs/subdirectories.js'
 export { assertNameFree, getCheckpoint, hasCheckpoints, listCheckpoints, verifyStructure } from './list.js'
 export { compareSlice, digestFile, isListComplete, openCheckpoint } from './open_checkpoint.js'
 export { dataRanges, openForExport } from './open_for_export.js'

@@ -13,7 +13,7 @@ import {
 import { Directory } from '../../fs/directory.js'
 import { lockStagingIfAny } from '../staging/lock.js'
 import { stagingName } from '../paths.js'
-import { holdsRemovals, noteRemovals } from '../staging/removed.js'
+import { isRemoved, noteRemovals } from '../staging/removed.js'
 import { noteSnapshots, snapshotRecordsIn } from '../staging/snapshot_records.js'
 import { type Snapshots, snapshotsOf } from './owed_snapshots.js'
 import { assertReplaceable } from '../commit/replaceable.js'
@@ -146,7 +146,7 @@ export function lockForReading(directory: Directory): Directory | undefined {
 function keepUnlessRecoveryNeeded(staging: Directory): boolean {
   let isNeeded = true
   try {
-    if (holdsRemovals(staging)) noteRemovals(staging)
+    if (staging.entries().some(isRemoved)) noteRemovals(staging)
     if (snapshotRecordsIn(staging).length > 0) noteSnapshots(staging)
     isNeeded = needsRecovery(staging)
   } finally {

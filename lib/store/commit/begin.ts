@@ -3,11 +3,12 @@
  * published. The process that creates the stage owns it, and holds a flock on it as long as the process lives. Runs in
  * the pool.
  */
+import { CheckpointError } from '../../base/errors.js'
 import { Directory } from '../../fs/directory.js'
 import { makeDirectory, needsChown } from '../staging/inbox.js'
 import { holdOpen } from '../staging/deferred_close.js'
 import { lockStagingIfAny } from '../staging/lock.js'
-import { type Intent, removeIntent, writeIntent } from '../staging/intent.js'
+import { type Intent, removeIntent, writeIntent, type Writer, writeWriter } from '../staging/intent.js'
 import { openLocked, removeMade } from '../staging/opening.js'
 import { guestFile, inboxName, stagingName } from '../paths.js'
 import { assertReplaceable } from './replaceable.js'
@@ -16,7 +17,13 @@ import { removeRubbish } from '../../fs/remove_tree.js'
 import { leaveMemory, leaveMemoryOf } from '../staging/memory_stage.js'
 import { removeEntry } from '../staging/removed.js'
 import { settleRollback } from '../staging/rollback_file.js'
-import { lastSizeIn, recordIn } from '../staging/space.js'
+import {
+  lastSizeIn,
+  recordIn,
+  type Reservation,
+  reserveSpaceUnder,
+  type SpaceRequest,
+} from '../staging/space.js'
 import { noteSnapshots, snapshotRecordsIn } from '../staging/snapshot_records.js'
 import { borrowStage, isSameStage, type StageHandle } from '../staging/stage_handle.js'
 import { orphansIn } from '../staging/orphans.js'
@@ -30,8 +37,12 @@ export interface StageRequest {
   writerUid: number
   /** Size of guest RAM, if the caller knows it. */
   memoryBytes: number | undefined
+  /** The directory of all VMs: reserve the space in the same job, beside their other stages. */
+  reserveUnder?: string | undefined
   /** What the stage is for. Without an intent, send no request to bhyve, because recovery would remove the stage. */
   intent?: Intent | undefined
+  /** The process that will probably get the request of a live checkpoint, to save a job. */
+  writer?: Writer | undefined
 }
 
 export interface StageResult {
@@ -46,12 +57,34 @@ export interface StageResult {
   lastSavedMs: number | undefined
   /** The reservation that was recorded for the request of the intent. It is not granted yet. */
   recorded: { bytes: number; device: string } | undefined
+  /** Whether it was granted. Undefined if that was not requested, or is not known. */
+  reservation?: Reservation | undefined
   /** Stages of dead managers that recovery left in place, because their bhyve may still write. */
   orphans: string[]
   descriptors: { directory: number; stage: number; in: number }
 }
 
 export function createStage(request: StageRequest): StageResult {
+  const result = makeStageIn(request)
+  const { reserveUnder, directory: directoryPath } = request
+  const { recorded, id, descriptors } = result
+  if (reserveUnder === undefined || recorded === undefined) return result
+  // Without the lock, so that the stages of this VM can be judged, too.
+  const handle = { ...descriptors, directoryPath, id }
+  return { ...result, reservation: tryToReserve(reserveUnder, { ...recorded, handle }) }
+}
+
+/** Undefined if another stage cannot be read. The caller tries again, and must then have the stage to discard it. */
+function tryToReserve(root: string, request: SpaceRequest): Reservation | undefined {
+  try {
+    return reserveSpaceUnder(root, [request])[0]
+  } catch (error) {
+    if (!(error instanceof CheckpointError)) throw error
+    return undefined
+  }
+}
+
+function makeStageIn(request: StageRequest): StageResult {
   const made: string[] = []
   try {
     using store = openLocked(request.directory, made)
@@ -85,6 +118,7 @@ function makeStage(
     using inbox = makeDirectory(stage, inboxName)
     if (needsChown(request.writerUid)) inbox.giveTo(request.writerUid)
     if (request.intent !== undefined) writeIntent(stage, request.intent)
+    if (request.writer !== undefined) writeWriter(stage, request.writer)
     // The stage of a suspend must survive a power failure. That of a live checkpoint is removed after one, and until
     // the commit nothing needs its name.
     if (request.intent?.poweroff === true) {

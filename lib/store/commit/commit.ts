@@ -6,6 +6,7 @@
 import { CheckpointError, detailsOf } from '../../base/errors.js'
 import { formatManifest, type Manifest, parseManifest, versionFor } from '../../checkpoint/manifest.js'
 import { readHead, rewriteManifest } from '../../checkpoint/manifest_file.js'
+import { readFiles } from '../../checkpoint/read.js'
 import { inspectCheckpoint } from '../../checkpoint/structure.js'
 import { manifestSuffix, memorySuffix } from '../../base/names.js'
 import type { Checkpoint, ListedCheckpoint } from '../../base/types.js'
@@ -98,7 +99,7 @@ function inspectComplete(
   stage: Directory,
   { name, manifest }: Publication,
 ): Checkpoint {
-  const inspection = inspectCheckpoint(stage, name)
+  const inspection = inspectCheckpoint(readFiles(stage, name), name)
   const listed = inspection && describe(directory.path, manifest.vm, name, inspection)
   if (listed?.state !== 'complete') {
     throw new CheckpointError(

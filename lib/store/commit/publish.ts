@@ -44,7 +44,7 @@ export function prepareStage(handle: StageHandle, publication: Publication): voi
 /** Its last close frees it on disk. The caller does not wait for that. */
 function removeInbox(stage: Directory): void {
   using inbox = stage.openIfAny(inboxName)
-  removeTree(stage, inboxName)
+  if (!stage.removeEmpty(inboxName)) removeTree(stage, inboxName)
   if (inbox !== undefined) holdOpen(inbox.descriptor)
 }
 
@@ -54,7 +54,12 @@ function removeInbox(stage: Directory): void {
 function writeManifestIn(stage: Directory, file: string, manifest: Manifest, durable: boolean): void {
   using list = stage.openFileIfAny(digestList, O_RDONLY)
   writeManifest(stage, file, manifest, list, durable)
-  stage.unlink(digestList)
+  if (list !== undefined) stage.unlink(digestList)
+}
+
+export function publishStage(handle: StageHandle, publication: Publication): Checkpoint {
+  prepareStage(handle, publication)
+  return commitStage(handle, publication)
 }
 
 export function commitStage(handle: StageHandle, publication: Publication): Checkpoint {

@@ -19,7 +19,7 @@ import {
   storeIdName,
 } from '../paths.js'
 import { removeStage } from '../staging/memory_stage.js'
-import { holdsRemovals, noteRemovals, removeEntry } from '../staging/removed.js'
+import { isRemoved, noteRemovals, removeEntry } from '../staging/removed.js'
 import { dropDeadRestoreLock, isRestoring } from '../staging/restore_lock.js'
 import { openDirectoryOrRemove, rollForward } from './roll_forward.js'
 import { salvageSuspend } from './salvage.js'
@@ -60,7 +60,7 @@ export function recover(directory: Directory, staging: Directory, onRollback?: (
   // A process that writes this record holds the lock, so this one is left over. Nothing was done for it yet.
   if (entries.includes(freshRollbackName)) removeRubbish(staging, freshRollbackName)
   if (entries.includes(freshStoreIdName) && !isRestoring(staging)) removeRubbish(staging, freshStoreIdName)
-  if (holdsRemovals(staging)) noteRemovals(staging)
+  if (entries.some(isRemoved)) noteRemovals(staging)
   if (entries.some((name) => name.endsWith(snapshotsSuffix))) noteSnapshots(staging)
   if (entries.includes(rollbackName)) onRollback?.()
   return stuck

@@ -9,7 +9,7 @@ import type { Directory } from '../../fs/directory.js'
 import type { ListedCheckpoint } from '../../base/types.js'
 import { blocksStart, isInDoubt } from '../../checkpoint/move_record.js'
 import { doubtOf } from '../../checkpoint/moving.js'
-import { existingCheckpoint, listedCheckpoint } from '../../checkpoint/read.js'
+import { existingCheckpoint, listedCheckpoint, readFiles } from '../../checkpoint/read.js'
 
 /** Returns the checkpoint that would be replaced, so that the caller need not read it again. */
 export function assertReplaceable(
@@ -17,20 +17,21 @@ export function assertReplaceable(
   name: string,
   ifExists: 'replace' | 'fail',
 ): ListedCheckpoint | undefined {
+  const files = readFiles(directory, name)
   // Reject a directory under one of the names now. After the commit point, the file could not replace it.
   for (const suffix of [memorySuffix, kernelSuffix, metadataSuffix, manifestSuffix]) {
-    if (directory.statusIfAny(name + suffix)?.kind === 'directory') {
+    if (files.statusIfAny(name + suffix)?.kind === 'directory') {
       throw exists(
         directory.pathOf(name + suffix),
         'is a directory, but the checkpoint needs a file of this name',
       )
     }
   }
-  const kind = directory.statusIfAny(name + memorySuffix)?.kind
+  const kind = files.statusIfAny(name + memorySuffix)?.kind
   if (kind === undefined) return undefined
   const path = directory.pathOf(name + memorySuffix)
   if (ifExists === 'fail') throw exists(path, 'already exists', existingCheckpoint(directory, name))
-  const [existing] = listedCheckpoint(directory, '', name)
+  const [existing] = listedCheckpoint(directory, '', name, files)
   if (existing?.move !== undefined && isInDoubt(existing.move))
     throw exists(path, `is part of a move that is in doubt: ${doubtOf(existing.move)}`)
   // A file that cannot be read may be foreign, too: then this throws.

@@ -6,8 +6,8 @@ import { CheckpointError, isExhausted } from '../../base/errors.js'
 import type { Manifest } from '../../checkpoint/manifest.js'
 import { manifestSuffix, memorySuffix } from '../../base/names.js'
 import type { Directory } from '../../fs/directory.js'
-import { readIntent } from '../staging/intent.js'
-import { removeEntry } from '../staging/removed.js'
+import { liveRecords, readIntent } from '../staging/intent.js'
+import { removeEntry, removeOpenEntry } from '../staging/removed.js'
 import { publicationOrder, restSuffix } from '../paths.js'
 import { manifestIn, recordSnapshotsOf } from '../staging/snapshot_records.js'
 import { replacedManifest, replacedName } from '../staging/staging_entries.js'
@@ -35,10 +35,19 @@ export function rollForwardOwn(
   staging: Directory,
   { stage, ready, name }: { stage: Directory; ready: string; name: string },
 ): void {
-  const files = publicationOrder.map((suffix) => name + suffix)
-  moveIntoPlace(directory, stage, files)
-  if (stage.statusIfAny(replacedManifest) !== undefined) recordSnapshotsOf(staging, ready)
-  removeEntry(staging, ready)
+  const manifest = name + manifestSuffix
+  const replacesSnapshots = readable(directory, manifest)?.disks !== undefined
+  if (replacesSnapshots) {
+    directory.moveIfAny(manifest, stage, replacedManifest)
+    // As in `prepareManifest`.
+    stage.sync()
+  }
+  setAsideReplaced(directory, name + memorySuffix, stage)
+  for (const suffix of publicationOrder) stage.renameIfAny(name + suffix, directory, name + suffix)
+  directory.sync()
+  stage.sync()
+  if (replacesSnapshots) recordSnapshotsOf(staging, ready)
+  removeOpenEntry(staging, ready, { directory: stage, files: [replacedName, ...liveRecords] })
 }
 
 /**

@@ -1,14 +1,16 @@
 /** Collects the files that bhyve wrote into a stage. Runs in the pool. */
 import { toCheckpointError } from '../../base/errors.js'
+import { readFiles } from '../../checkpoint/read.js'
 import { type Inspection, inspectCheckpoint, missingMemory } from '../../checkpoint/structure.js'
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import { loadNative } from '../../base/native.js'
 import type { Problem } from '../../base/problem.js'
-import type { Directory } from '../../fs/directory.js'
+import type { Directory, FileReader } from '../../fs/directory.js'
 import { assertRoomForFiles } from './inbox.js'
-import { readIntent } from './intent.js'
+import { hasIntentOfSuspend } from './intent.js'
 import { copyLinked } from './own_files.js'
 import { guestFiles, inboxName, spaceReserve } from '../paths.js'
+import { type Content, type ContentSettings, scanAtOnce } from './memory_scan.js'
 import { borrowReceiving } from './receiving.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 
@@ -26,25 +28,47 @@ export interface Collected {
   writtenBytes: number
   /** There is no room where bhyve has written, not even for a small file. */
   isFull: boolean
+  /** Present if the files were scanned at once. */
+  content?: Content
+}
+
+/** What to do with complete files in the same job. */
+export interface ScanToo extends ContentSettings {
+  /** Scan only if there is no more RAM than this. */
+  maxBytes: number
+  stop: Int32Array
+}
+
+/** Collects the files and, if they are complete and `scan` allows it, scans them: for a small guest, another job would cost more time than the scan. */
+export function collectStage(handle: StageHandle, name: string, scan?: ScanToo): Collected {
+  const collected = collect(handle, name)
+  const memoryBytes = collected.inspection?.metadata?.memoryBytes
+  if (scan === undefined || collected.problems.length > 0 || memoryBytes === undefined) return collected
+  if (memoryBytes > scan.maxBytes) return collected
+  const { maxBytes: _, stop, ...settings } = scan
+  const content = scanAtOnce(handle, { ...settings, name, memoryBytes }, stop)
+  return { ...collected, ...(content && { content }) }
 }
 
 /**
  * Moves bhyve's files out of `in/`, because bhyve could still change entries there, and gives them the checkpoint's
  * name. Then inspects them. Other entries of `in/` are removed later, in `prepareStage`.
  */
-export function collectStage(handle: StageHandle, name: string): Collected {
+function collect(handle: StageHandle, name: string): Collected {
   const stage = borrowStage(handle)
   const receiving = borrowReceiving(handle)
-  stage.unlink(spaceReserve)
+  const isSuspend = hasIntentOfSuspend(stage)
+  if (isSuspend) stage.unlink(spaceReserve)
   const moved = moveOut(receiving, name)
-  if (readIntent(stage)?.poweroff === true) copyLinked(stage, name)
+  if (isSuspend) copyLinked(stage, name)
   if (moved === 0) {
     const nothing = { problems: absentProblems(name), savedMs: 0, writtenBytes: 0 }
     return { untouched: true, ...nothing, isFull: isFull(receiving) }
   }
-  const savedMs = lastChangeOf(receiving, name)
-  const inspection = inspectCheckpoint(receiving, name)
-  const writtenBytes = receiving.statusIfAny(name + memorySuffix)?.size ?? 0
+  const files = readFiles(receiving, name)
+  const savedMs = lastChangeOf(files, name)
+  const writtenBytes = files.statusIfAny(name + memorySuffix)?.size ?? 0
+  const inspection = inspectCheckpoint(files, name, { isIdWanted: false })
   const problems = inspection?.problems ?? [missingMemory(name)]
   const found = { untouched: false, savedMs, writtenBytes, isFull: problems.length > 0 && isFull(receiving) }
   return { ...found, problems, ...(inspection && { inspection }) }
@@ -73,8 +97,8 @@ export function moveOut(stage: Directory, name: string): number {
  * The latest modification time of bhyve's three files, in milliseconds, but at most the present time: the user that
  * bhyve runs as may have set any time.
  */
-export function lastChangeOf(stage: Directory, name: string): number {
-  const changes = guestFiles.map(([, suffix]) => stage.statusIfAny(name + suffix)?.mtimeMs ?? 0)
+export function lastChangeOf(files: Pick<FileReader, 'statusIfAny'>, name: string): number {
+  const changes = guestFiles.map(([, suffix]) => files.statusIfAny(name + suffix)?.mtimeMs ?? 0)
   return Math.min(Math.max(0, ...changes), Date.now())
 }
 

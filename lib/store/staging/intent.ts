@@ -27,8 +27,10 @@ const { ESRCH } = os.constants.errno
 const intentRecord = 'intent'
 /** The same in a live checkpoint's stage. It is not fsynced, because it is not used after a power failure. */
 const liveRecord = 'live'
-/** In a stage: the bhyve process that the request was sent to. Without this record, no request was sent. */
+/** In a stage: the bhyve process that the request is sent to. Without this record, no request was sent. */
 const peerRecord = 'peer'
+/** The records of a live checkpoint's stage. */
+export const liveRecords: readonly string[] = [liveRecord, peerRecord]
 /** Enough for the labels of a checkpoint. */
 const recordMaxBytes = 64 * 1024
 /** The record of the writer can contain its arguments. */
@@ -93,12 +95,17 @@ function formatIntent(intent: Intent, boot: unknown): string {
   return JSON.stringify({ ...intent, boot })
 }
 
+/** Whether the request powers the VM off, even if the record cannot be read. */
+export function hasIntentOfSuspend(stage: Directory): boolean {
+  return stage.statusIfAny(intentRecord) !== undefined
+}
+
 /**
  * Undefined if there is no intent record, or if that of a live checkpoint cannot be read. Recovery removes such a
  * stage.
  */
 export function readIntent(stage: Directory): Intent | undefined {
-  const poweroff = stage.statusIfAny(intentRecord) !== undefined
+  const poweroff = hasIntentOfSuspend(stage)
   const record = readRecord(stage, poweroff ? intentRecord : liveRecord)
   const { vm, name, ifExists, labels, host, wanted } = (record ?? {}) as Partial<Intent>
   if (typeof vm !== 'string' || typeof name !== 'string' || !isCheckpointName(name))
@@ -129,10 +136,14 @@ export function renameIntent(stage: Directory, intent: Intent, name: string): In
  * forever.
  */
 export function recordWriter(handle: StageHandle, writer: Writer): void {
-  const stage = borrowStage(handle)
+  writeWriter(borrowStage(handle), writer)
+}
+
+/** The same. If another process gets the request after all, recording that one replaces the record. */
+export function writeWriter(stage: Directory, writer: Writer): void {
   const fresh = `${peerRecord}.new`
   stage.unlink(fresh)
-  stage.writeNew(fresh, JSON.stringify(writer), stage.statusIfAny(intentRecord) !== undefined)
+  stage.writeNew(fresh, JSON.stringify(writer), hasIntentOfSuspend(stage))
   // Rename a complete file: if the record were torn, nobody could decide whether the writer lives.
   stage.rename(fresh, stage, peerRecord)
 }
@@ -142,7 +153,7 @@ export function recordWriter(handle: StageHandle, writer: Writer): void {
  * record counts as unusable, and recovery would remove what may be the last state of a VM.
  */
 export function assertReadable(stage: Directory): void {
-  for (const record of [liveRecord, peerRecord]) stage.readTextIfAny(record, 1)
+  for (const record of liveRecords) stage.readTextIfAny(record, 1)
 }
 
 /** Undefined if no request was sent. */

@@ -11,4 +11,10 @@ export { emptyAllRemoved, emptyRemoved } from './removed.js'
 export { savedSoFar } from './saved.js'
 export { recordedMemory, sealArrival } from './seal_arrival.js'
 export { realDirectory, recordSnapshots } from './snapshot_records.js'
-export { dropReservation, reservedSpace, recordReservation, reserveSpace } from './space.js'
+export {
+  dropReservation,
+  reservedSpace,
+  recordReservation,
+  reserveSpace,
+  reserveSpaceUnder,
+} from './space.js'

@@ -72,18 +72,22 @@ function takeLock(
 ): boolean {
   let taken = false
   try {
-    assertOurs(staging)
+    const { identity } = assertOurs(staging)
     if (!staging.lock(mode)) throw busy(staging)
-    taken = directory.statusIfAny(name)?.identity === staging.ownStatus().identity
+    taken = directory.statusIfAny(name)?.identity === identity
     return taken
   } finally {
     if (!taken) staging[Symbol.dispose]()
   }
 }
 
-/** Throws if `.staging` belongs to another user. Removes the permissions of other users, who must not write there. */
-export function assertOurs(staging: Directory): void {
-  const { uid, mode } = staging.ownStatus()
+/**
+ * Throws if `.staging` belongs to another user. Removes the permissions of other users, who must not write there. Returns
+ * its status before that.
+ */
+export function assertOurs(staging: Directory): FileStatus {
+  const status = staging.ownStatus()
+  const { uid, mode } = status
   if (uid !== process.geteuid?.()) {
     throw new CheckpointError(
       'ERR_PERMISSION',
@@ -92,6 +96,7 @@ export function assertOurs(staging: Directory): void {
     )
   }
   if ((mode & 0o077) !== 0) staging.setMode(ownerOnly)
+  return status
 }
 
 /** The error of a job that cannot take a lock. The caller's thread tries again. */

@@ -25,13 +25,16 @@ import { borrowStage, type StageHandle } from './stage_handle.js'
 
 const { O_RDONLY, O_RDWR, O_WRONLY } = fs.constants
 
-export interface ContentRequest {
-  name: string
-  memoryBytes: number
+export interface ContentSettings {
   digest: boolean
   sparsify: boolean
   /** The file will be fsynced later. */
   durable: boolean
+}
+
+export interface ContentRequest extends ContentSettings {
+  name: string
+  memoryBytes: number
 }
 
 /** A scan that has begun. */

@@ -45,6 +45,32 @@ export function removeEntry(staging: Directory, entry: string): void {
   else removeRubbish(staging, entry)
 }
 
+/** As `removeEntry`, for an open directory that probably has only these files. */
+export function removeOpenEntry(
+  staging: Directory,
+  entry: string,
+  { directory, files }: { directory: Directory; files: readonly string[] },
+): void {
+  const bytes = directory.statusIfAny(replacedName)?.allocatedBytes ?? 0
+  const isSmall = deferral === undefined || bytes < deferral.fromBytes
+  if (!isSmall || !tryToRemove(staging, entry, directory, files)) removeEntry(staging, entry)
+}
+
+function tryToRemove(
+  staging: Directory,
+  entry: string,
+  directory: Directory,
+  files: readonly string[],
+): boolean {
+  try {
+    for (const file of files) directory.unlink(file)
+    return staging.removeEmpty(entry)
+  } catch (error) {
+    if (!(error instanceof CheckpointError)) throw error
+    return false
+  }
+}
+
 /**
  * False if the entry is small or cannot be renamed. On a full disk a rename may fail although a removal still succeeds.
  */
@@ -81,9 +107,9 @@ export function noteRemovals(staging: Directory): void {
   }
 }
 
-/** Whether removed files wait in `.staging`. */
-export function holdsRemovals(staging: Directory): boolean {
-  return staging.entries().some((entry) => entry.endsWith(removedSuffix))
+/** Whether an entry of `.staging` is a directory of removed files. */
+export function isRemoved(entry: string): boolean {
+  return entry.endsWith(removedSuffix)
 }
 
 /**
@@ -123,8 +149,7 @@ export function emptyAllRemoved(directoryPaths: readonly string[]): void {
 }
 
 function emptyIn(staging: Directory): void {
-  for (const entry of staging.entries().filter((name) => name.endsWith(removedSuffix)))
-    removeRubbish(staging, entry)
+  for (const entry of staging.entries().filter(isRemoved)) removeRubbish(staging, entry)
 }
 
 /** Keeps the directory if another process holds its lock, because that process uses it. */

@@ -3,12 +3,15 @@
  * of the VM is lost (protocol.md section 4). Runs in the pool.
  */
 import { constants as os, hostname, totalmem } from 'node:os'
-import { CheckpointError, type ErrorDetails } from '../../base/errors.js'
-import { memorySuffix } from '../../base/names.js'
+import path from 'node:path'
+import { CheckpointError, type ErrorDetails, toCheckpointError } from '../../base/errors.js'
+import { isVmName, memorySuffix } from '../../base/names.js'
 import { Directory } from '../../fs/directory.js'
+import { directoriesIn } from '../../fs/subdirectories.js'
 import { isWriterAlive, readIntent } from './intent.js'
 import { listedCheckpoint, checkpointNames } from '../../checkpoint/read.js'
 import type { Checkpoint, ListedCheckpoint } from '../../base/types.js'
+import { type PortableError, toPortable } from '../../pool/messages.js'
 import { guestFile, inboxName, sizeRecord, stagingName } from '../paths.js'
 import { openMemory } from './receiving.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
@@ -92,12 +95,15 @@ export function dropReservation(handle: StageHandle): void {
   borrowStage(handle).unlink(sizeRecord)
 }
 
-/** The reservations of all stages in these directories that may still grow. */
-export function reservedSpace(directories: readonly string[]): StageReservation[] {
-  return directories.flatMap(reservationsIn)
+/** The reservations of all stages in these directories that may still grow. `known`: paths of stages to leave out. */
+export function reservedSpace(
+  directories: readonly string[],
+  known: ReadonlySet<string> = new Set(),
+): StageReservation[] {
+  return directories.flatMap((directory) => reservationsIn(directory, known))
 }
 
-function reservationsIn(directoryPath: string): StageReservation[] {
+function reservationsIn(directoryPath: string, known: ReadonlySet<string>): StageReservation[] {
   try {
     using directory = Directory.openRealDirectoryIfAny(directoryPath)
     if (directory === undefined) return []
@@ -106,7 +112,7 @@ function reservationsIn(directoryPath: string): StageReservation[] {
     const device = deviceOf(directory)
     return staging
       .entries()
-      .filter((id) => isStageId(id) && mayGrow(staging, id))
+      .filter((id) => isStageId(id) && !known.has(staging.pathOf(id)) && mayGrow(staging, id))
       .map((id) => ({ path: staging.pathOf(id), device, bytes: stillToWrite(staging, id) }))
   } catch (error) {
     if (isInaccessible(error)) return []
@@ -125,6 +131,13 @@ function isInaccessible(error: unknown): boolean {
   return [ENOENT, ENOTDIR, ELOOP, EMLINK, EACCES, EPERM].includes(error.errno ?? 0)
 }
 
+/** A reservation that is recorded in its stage, and for which nothing was written yet. */
+export interface SpaceRequest {
+  handle: StageHandle
+  bytes: number
+  device: string
+}
+
 export type Reservation =
   | { kind: 'granted' }
   /**
@@ -133,24 +146,55 @@ export type Reservation =
    * freed.
    */
   | { kind: 'crowded' | 'full'; refusal: ErrorDetails & { message: string } }
+  | { kind: 'failed'; error: PortableError }
 
 /**
- * Checks whether the recorded reservation of this stage fits beside `reserved`, the sum of the other reservations. If
- * it does not fit, it is removed, and the caller may try again.
+ * Checks for each request whether its reservation fits beside those of the other requests and of all other stages in
+ * `directories`. A reservation that does not fit is removed, and the caller may try again.
  */
-export function reserveSpace(handle: StageHandle, memoryBytes: number, reserved: number): Reservation {
+export function reserveSpace(
+  requests: readonly SpaceRequest[],
+  directories: readonly string[],
+): Reservation[] {
+  const own = requests.map(({ handle, device, bytes }) => ({ path: borrowStage(handle).path, device, bytes }))
+  const all = new Set([...requests.map(({ handle }) => handle.directoryPath), ...directories])
+  const others = reservedSpace([...all], new Set(own.map(({ path }) => path)))
+  const reserved = new Map<string, number>()
+  for (const { device, bytes } of [...own, ...others])
+    reserved.set(device, (reserved.get(device) ?? 0) + bytes)
+  return requests.map((request) => {
+    try {
+      return reserveOne(request, (reserved.get(request.device) ?? 0) - request.bytes)
+    } catch (error) {
+      // The other requests are of other calls.
+      return { kind: 'failed', error: toPortable(toCheckpointError(error, 'Reserving space')) }
+    }
+  })
+}
+
+/** As `reserveSpace`, with the stages of all VMs under `root`. */
+export function reserveSpaceUnder(root: string, requests: readonly SpaceRequest[]): Reservation[] {
+  const vms = directoriesIn(root).filter(isVmName)
+  return reserveSpace(
+    requests,
+    vms.map((vm) => path.join(root, vm)),
+  )
+}
+
+/** `reserved`: the sum of the other reservations. */
+function reserveOne({ handle, bytes }: SpaceRequest, reserved: number): Reservation {
   const directory = Directory.borrow(handle.directory, handle.directoryPath)
-  const requiredBytes = memoryBytes + marginBytes
+  const requiredBytes = bytes + marginBytes
   const free = directory.freeSpace()
   const availableBytes = Math.max(0, free - reserved)
   if (requiredBytes <= availableBytes) return { kind: 'granted' }
   borrowStage(handle).unlink(sizeRecord)
-  const path = handle.directoryPath
+  const { directoryPath } = handle
   const message =
-    `The checkpoint needs ${String(requiredBytes)} bytes in '${path}', but only ${String(availableBytes)} are ` +
+    `The checkpoint needs ${String(requiredBytes)} bytes in '${directoryPath}', but only ${String(availableBytes)} are ` +
     `available (${String(reserved)} bytes for other checkpoints that are being written are already deducted). ` +
     'Nothing was sent to bhyve'
-  const details = { requiredBytes, availableBytes, path }
+  const details = { requiredBytes, availableBytes, path: directoryPath }
   return { kind: requiredBytes <= free ? 'crowded' : 'full', refusal: { message, ...details } }
 }
 

@@ -2,7 +2,7 @@
  * The entries of `.staging`: stages, committed stages, destroyed checkpoints, removed files whose blocks are not freed,
  * and records of disk snapshots.
  */
-import { randomBytes } from 'node:crypto'
+import { randomUUID } from 'node:crypto'
 import type { Directory } from '../../fs/directory.js'
 
 /** A committed stage. */
@@ -25,7 +25,8 @@ export function isStageId(entry: string): boolean {
 /** An unused id. Call this only under the exclusive lock of `.staging`. */
 export function freshId(staging: Directory): string {
   for (;;) {
-    const id = BigInt(`0x${randomBytes(6).toString('hex')}`).toString(36)
+    // Node makes random UUIDs from random bytes that it has in store.
+    const id = BigInt(`0x${randomUUID().replace('-', '').slice(0, 12)}`).toString(36)
     if (staging.statusIfAny(id) === undefined) return id
   }
 }

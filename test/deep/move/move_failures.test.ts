@@ -89,7 +89,7 @@ t.test('move: a guest that has run there and ended is not given back', async (t)
 
 t.test('move: a full disk there leaves the VM here, and nothing there', async (t) => {
   const full = (name: string): Promise<unknown> | undefined =>
-    name === 'reserveSpace' || name === 'reserveMore'
+    name === 'reserveSpaceUnder'
       ? Promise.reject(new CheckpointError('ERR_NO_SPACE', 'The disk is full'))
       : undefined
   const move = new Move(t, { b: { pool: () => inlinePool(full) } })

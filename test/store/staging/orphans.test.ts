@@ -283,13 +283,13 @@ t.test('recovery: leaves the stage of a live bhyve unchanged, and counts its res
     stage: other.descriptors.stage,
     id: other.id,
   }
-  jobs.recordReservation(handle, 4096)
+  const device = jobs.recordReservation(handle, 4096)
   const reserved = new Map(jobs.reservedSpace([directory]).map((one) => [path.basename(one.path), one.bytes]))
   t.equal(reserved.size, 2)
   t.equal(reserved.get(other.id), 4096)
   const written = fs.statSync(path.join(stage, 'in', 'ckp')).size
   t.equal(reserved.get(id), 2 ** 50 - written)
-  t.match(jobs.reserveSpace(handle, 4096, 2 ** 50), { kind: 'crowded' })
+  t.match(jobs.reserveSpace([{ handle, bytes: 4096, device }], []), [{ kind: 'crowded' }])
   for (const owned of Object.values(other.descriptors)) native.close(owned)
   // A process of another boot has ended, even if its pid belongs to a live process now.
   const intent = path.join(stage, 'intent')

@@ -66,6 +66,29 @@ t.test('create: only live stages count as reservations', async (t) => {
   native.close(descriptor)
 })
 
+t.test('reserveSpace: an error of one request does not fail the others', (t) => {
+  const made = ['vm1', 'vm2', 'vm3'].map((vm) => {
+    const directory = path.join(scratch(t), vm)
+    const intent = { vm, name: 'a', ifExists: 'replace', poweroff: false } as const
+    const request = { directory, name: 'a', ifExists: 'replace', writerUid: process.geteuid!() } as const
+    return { directory, made: jobs.createStage({ ...request, memoryBytes: 4096, intent }) }
+  })
+  const requests = made.map(({ directory, made: { descriptors, id, recorded } }, index) => ({
+    handle: { ...descriptors, directoryPath: directory, id, ...(index === 1 && { directory: -1 }) },
+    ...recorded!,
+    ...(index === 2 && { bytes: 2 ** 52 }),
+  }))
+  t.match(jobs.reserveSpace(requests, []), [
+    { kind: 'crowded' },
+    { kind: 'failed', error: { code: 'ERR_SYSTEM' } },
+    { kind: 'full', refusal: { requiredBytes: Number } },
+  ])
+  t.match(jobs.reserveSpace(requests.slice(0, 2), []), [{ kind: 'granted' }, { kind: 'failed' }])
+  for (const { descriptors } of made.map((one) => one.made))
+    for (const owned of Object.values(descriptors)) native.close(owned)
+  t.end()
+})
+
 t.test('create: the expected size is not taken from a foreign checkpoint', async (t) => {
   const { runDirectory } = await start(t)
   const checkpointDirectory = scratch(t)

@@ -1,21 +1,13 @@
 /** Lists directories for the layouts. Runs in the pool. */
 import path from 'node:path'
-import { CheckpointError } from '../../base/errors.js'
-import { isVmName } from '../../base/names.js'
-import { Directory } from '../../fs/directory.js'
-import { reservedSpace, type StageReservation } from '../staging/space.js'
+import { CheckpointError } from '../base/errors.js'
+import { Directory } from './directory.js'
 
 /** The names of the subdirectories. For the layouts these are VMs. `[]` if the directory does not exist. */
 export function directoriesIn(directoryPath: string): string[] {
   using directory = Directory.openPathIfAny(directoryPath)
   if (directory === undefined) return []
   return directory.entries().filter((entry) => directory.statusIfAny(entry)?.kind === 'directory')
-}
-
-/** As `reservedSpace`, also in the directories of all VMs under `root`. */
-export function reservedSpaceUnder(root: string, directories: readonly string[]): StageReservation[] {
-  const others = directoriesIn(root).filter(isVmName)
-  return reservedSpace([...new Set([...directories, ...others.map((vm) => path.join(root, vm))])])
 }
 
 /** The names of the subdirectories that contain a directory named `inner`. */

@@ -1,0 +1,34 @@
+/**
+ * Combines concurrent requests into one job. All requests that arrive before a job begins are handled by it. Used for
+ * reservations: hundreds of VMs may each need the reservations of all others. One read per VM would cost time quadratic
+ * in the number of VMs.
+ */
+export class Batch<Request, Result> {
+  readonly #run: (requests: Request[]) => Promise<Result[]>
+  /** The job that has not begun yet. New requests are added to it. */
+  #next: { requests: Request[]; results: Promise<Result[]> } | undefined
+  #running: Promise<unknown> = Promise.resolve()
+
+  /** `run` returns a result for each request, in the same order. */
+  constructor(run: (requests: Request[]) => Promise<Result[]>) {
+    this.#run = run
+  }
+
+  /** Resolves with the result of a job that began after this call. */
+  async add(request: Request): Promise<Result> {
+    const { requests, results } = (this.#next ??= this.#queued())
+    const index = requests.push(request) - 1
+    return (await results)[index] as Result
+  }
+
+  #queued(): { requests: Request[]; results: Promise<Result[]> } {
+    const requests: Request[] = []
+    const begin = (): Promise<Result[]> => {
+      this.#next = undefined
+      return this.#run(requests)
+    }
+    const results = this.#running.then(begin, begin)
+    this.#running = results
+    return { requests, results }
+  }
+}
