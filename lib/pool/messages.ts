@@ -15,10 +15,11 @@ export interface JobCall {
   args: readonly unknown[]
 }
 
-export type ToWorker =
-  | { kind: 'run'; job: string; args: readonly unknown[] }
-  /** The caller has its own duplicates of these descriptors now, or has closed them. */
-  | { kind: 'close'; descriptors: readonly number[] }
+export interface ToWorker {
+  /** Close these first: the caller has its own duplicates of these descriptors now, or has closed them. */
+  close: readonly number[]
+  run?: { job: string; args: readonly unknown[] }
+}
 
 /**
  * The result of a job. `held`: descriptors that the worker closes once the caller has closed its own. `later`: jobs to

@@ -63,6 +63,8 @@ export class PoolWorker {
   readonly #doLater: (jobs: readonly JobCall[]) => void
   readonly #note: (directories: readonly string[]) => void
   #retirement: NodeJS.Timeout | undefined
+  /** Descriptors that the worker has lent, and that it can close. */
+  readonly #closing: number[] = []
 
   constructor({ done, gone, mayEnd, doLater, note }: WorkerCallbacks) {
     this.#done = done
@@ -85,7 +87,8 @@ export class PoolWorker {
   run(job: Job): void {
     try {
       job.onStart?.()
-      this.#post({ kind: 'run', job: job.name, args: job.args })
+      this.#post({ close: this.#closing, run: { job: job.name, args: job.args } })
+      this.#closing.length = 0
     } catch (error) {
       job.reject(error)
       return
@@ -150,13 +153,22 @@ export class PoolWorker {
     try {
       return { ...(value as object), descriptors: adoptAll(lent) }
     } finally {
-      this.#post({ kind: 'close', descriptors: Object.values(lent) })
+      this.#closeSoon(Object.values(lent))
     }
   }
 
   /** Lets the worker close its descriptors last. The caller receives the result first, and then closes its own. */
   #releaseLater(held: readonly number[]): void {
-    if (held.length > 0) setImmediate(() => this.#post({ kind: 'close', descriptors: held }))
+    if (held.length > 0) setImmediate(() => this.#post({ close: held }))
+  }
+
+  /** Lets the worker close its descriptors with its next job, if that follows at once: another message would wake it. */
+  #closeSoon(lent: readonly number[]): void {
+    this.#closing.push(...lent)
+    setImmediate(() => {
+      if (this.#closing.length > 0) this.#post({ close: this.#closing })
+      this.#closing.length = 0
+    })
   }
 
   #post(message: ToWorker): void {

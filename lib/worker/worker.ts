@@ -32,8 +32,8 @@ function leftovers(): Pick<Outcome, 'held' | 'later' | 'snapshots'> {
 }
 
 parentPort?.on('message', (message: ToWorker) => {
-  if (message.kind === 'run') post(run(message.job, message.args))
-  else for (const descriptor of message.descriptors) loadNative().close(descriptor)
+  for (const descriptor of message.close) loadNative().close(descriptor)
+  if (message.run !== undefined) post(run(message.run.job, message.run.args))
 })
 
 keepReserve(loadNative())

@@ -123,7 +123,7 @@ t.test('a suspend that fails after bhyve has saved the VM cannot be repeated', a
   const { bhyve, root } = await start(t)
   const { EMFILE } = os.constants.errno
   const pool = watchedPool((name) => {
-    if (name === 'publishStage') throw systemError({ errno: EMFILE, syscall: 'openat' }, 'Publishing')
+    if (name === 'commitStage') throw systemError({ errno: EMFILE, syscall: 'openat' }, 'Publishing')
   })
   const { runDirectory } = bhyve
   const client = createClientIn({ ...hostEnvironment, pool }, { runDirectory, checkpointDirectory: root })

@@ -35,7 +35,7 @@ t.test('suspendedCheckpoint: returns the checkpoint that a suspended VM must be 
   const { runDirectory } = bhyve
   let release: () => void = () => undefined
   const published = new Promise<void>((resolve) => (release = resolve))
-  const pool = watchedPool((name) => (name === 'publishStage' ? published : undefined))
+  const pool = watchedPool((name) => (name === 'prepareStage' ? published : undefined))
   const slow = createClientIn({ ...hostEnvironment, pool }, { runDirectory, checkpointDirectory: root })
   const suspended = slow.suspend('vm1')
   await bhyve.exited
@@ -124,8 +124,8 @@ t.test('create: a live checkpoint that is published late does not replace a susp
   const published = new Promise<void>((resolve) => (release = resolve))
   let isSaved = false
   const pool = watchedPool((name) => {
-    isSaved ||= name === 'publishStage'
-    return name === 'publishStage' ? published : undefined
+    isSaved ||= name === 'prepareStage'
+    return name === 'prepareStage' ? published : undefined
   })
   const live = rejection(createClientIn({ ...hostEnvironment, pool }, options).createCheckpoint('vm1'))
   await until(() => isSaved, 'the live checkpoint to be saved')
@@ -213,7 +213,7 @@ t.test('suspend: fsyncs the state before the scan', async (t) => {
     dialect: 'descriptor',
   } as const
   await createClientIn({ ...hostEnvironment, pool: () => pool }, options).suspend('vm1')
-  const steps = ['recordWriter', 'collectStage', 'flushStage', 'scanAtOnce', 'publishStage']
+  const steps = ['recordWriter', 'collectStage', 'flushStage', 'scanAtOnce', 'prepareStage', 'commitStage']
   t.strictSame(
     started.filter((job) => steps.includes(job)),
     steps,

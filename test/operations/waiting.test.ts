@@ -139,7 +139,7 @@ t.test('create: can be cancelled while the commit waits for a thread', async (t)
   const { runDirectory } = await start(t)
   const controller = new AbortController()
   const slow = inlinePool((name) => {
-    if (name === 'publishStage') controller.abort()
+    if (name === 'commitStage') controller.abort()
     return undefined
   })
   const client = createClientIn(
