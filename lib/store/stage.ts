@@ -57,14 +57,8 @@ export class Stage {
   #inbox: number | undefined
   readonly #fate: ChangingFate
   #isPrepared = false
-  /** The process that is recorded. */
-  #writer: Writer | undefined
 
-  constructor(
-    store: StageStore,
-    { directory: directoryPath, intent, writer }: StageRequest,
-    result: StageResult,
-  ) {
+  constructor(store: StageStore, { directory: directoryPath, intent }: StageRequest, result: StageResult) {
     const { directory, stage, in: inbox } = result.descriptors
     this.#store = store
     this.#handle = { directoryPath, directory, stage, id: result.id }
@@ -75,7 +69,6 @@ export class Stage {
     this.#requestPath = result.requestPath
     this.memoryBytes = result.memoryBytes
     this.lastSavedMs = result.lastSavedMs
-    this.#writer = writer
     this.#fate = new ChangingFate(intent?.poweroff === true, () =>
       store.jobs.abandonStage(this.#handle, result.made),
     )
@@ -172,8 +165,7 @@ export class Stage {
    * send anything.
    */
   async recordWriter(writer: Writer, begin: () => void): Promise<void> {
-    if (!isSame(writer, this.#writer)) await this.#store.jobs.recordWriter(this.#handle, writer)
-    this.#writer = writer
+    await this.#store.jobs.recordWriter(this.#handle, writer)
     begin()
     this.#fate.aboutToSend()
   }
@@ -347,8 +339,4 @@ export class Stage {
 function busyAdmission(error: unknown): MemoryAdmission {
   if (!isBusy(error)) throw error
   return { kind: 'refused', reason: 'memory-stage-busy' }
-}
-
-function isSame(one: Writer, other: Writer | undefined): boolean {
-  return JSON.stringify(one) === JSON.stringify(other)
 }

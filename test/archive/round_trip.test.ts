@@ -112,6 +112,17 @@ void t.test('a checkpoint of CBSD arrives without a manifest and gets one with d
 })
 
 void t.test(
+  'a checkpoint that replaces itself keeps the labels that it has got since the export',
+  async (t) => {
+    const { client } = await saved(t, { state: 'exported' })
+    const archive = await bytesOf(client.exportCheckpoint('vm1', 'one'))
+    await client.labelCheckpoint('vm1', 'one', { state: 'checked' })
+    await client.importCheckpoint('vm1', undefined, chunksOf(archive), { ifExists: 'replace' })
+    t.match(await client.getCheckpoint('vm1', 'one'), { labels: { state: 'checked' } })
+  },
+)
+
+t.test(
   'a manifest of files that another tool has replaced keeps only what belongs to the name',
   async (t) => {
     const { client, root, checkpoint } = await saved(t, { of: 'the old files' })

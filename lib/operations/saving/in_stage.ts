@@ -5,12 +5,11 @@ import { assertRestorablePath, memorySuffix } from '../../base/names.js'
 import type { Checkpoint } from '../../base/types.js'
 import { hostFacts } from '../../checkpoint/host.js'
 import type { Stage } from '../../store/stage.js'
-import type { Writer } from '../../store/staging/intent.js'
 import type { SaveSettings } from '../settings.js'
 import type { SavingCall, SavingContext } from './call.js'
 import { chooseStage } from './memory_stage.js'
 import { givenArguments } from './recorded_arguments.js'
-import { assertPathsFit, dialectsAt } from './vm_request.js'
+import { assertPathsFit } from './vm_request.js'
 
 /**
  * Runs `work` with a new stage and the sockets that may belong to the VM. If `work` fails, the stage is discarded. A
@@ -37,7 +36,7 @@ export async function inStage(
     throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${vm}' is not running: it has no checkpoint socket`)
   assertPathsFit(context, sockets, path, settings)
   cancellation.throwIfCancelled()
-  const stage = await store.stage(vm, stageRequest(context, settings, first))
+  const stage = await store.stage(vm, stageRequest(settings, first.ownerUid))
   try {
     progress.expect(stage.memoryBytes)
     await stage.reserveSpace(vm)
@@ -52,26 +51,13 @@ export async function inStage(
 }
 
 function stageRequest(
-  context: SavingContext,
   settings: SaveSettings,
-  located: Located,
+  writerUid: number,
 ): Parameters<SavingContext['store']['stage']>[1] {
   const { vm, name, poweroff, memoryBytes, publication, labels } = settings
   const { ifExists } = publication
   const intent = { vm, name, ifExists, poweroff, labels, host: hostFacts() }
-  const writer = poweroff ? undefined : probableWriter(context, settings, located)
-  return { name, ifExists, memoryBytes, writerUid: located.ownerUid, intent, writer }
-}
-
-/** The process that was behind this socket before, if any. */
-function probableWriter(
-  context: SavingContext,
-  { request }: SaveSettings,
-  located: Located,
-): Writer | undefined {
-  const peer = context.peers.peerAt(located)
-  const [dialect] = peer === undefined ? [] : dialectsAt(context, located, request.dialect)
-  return peer === undefined || dialect === undefined ? undefined : { ...peer, dialect }
+  return { name, ifExists, memoryBytes, writerUid, intent }
 }
 
 /** Ignores errors, because the original error matters more. The next call removes what is left. */

@@ -42,7 +42,8 @@ export async function publish(
   const facts = { ...known, arguments: recorded }
   const publication = { name, ...settings, manifest: newManifest(facts, { ...inspection, ...content }) }
   progress.report('syncing')
-  if (memoryBytes > usualSliceBytes) await stage.prepare(publication)
+  // An fsync can take long: a cancel still has its effect meanwhile, and other jobs need a free thread.
+  if (settings.durable || memoryBytes > usualSliceBytes) await stage.prepare(publication)
   progress.report('publishing')
   const checkpoint = await stage.commit(publication, commitPoint)
   traceDecision(vm, 'published', { path: checkpoint.path })

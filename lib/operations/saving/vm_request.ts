@@ -58,11 +58,7 @@ export function requestsFit(
   return dialects.every((dialect) => requestFits(dialect, path))
 }
 
-export function dialectsAt(
-  { peers, system }: SavingContext,
-  located: Located,
-  wanted: Dialect | 'auto',
-): Dialect[] {
+function dialectsAt({ peers, system }: SavingContext, located: Located, wanted: Dialect | 'auto'): Dialect[] {
   // To find out whether the dialect is known, the status of the process is read.
   const known = wanted === 'auto' ? peers.dialectAt(located) : undefined
   return dialectsFor(located, wanted, known, system)

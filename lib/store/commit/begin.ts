@@ -3,12 +3,11 @@
  * published. The process that creates the stage owns it, and holds a flock on it as long as the process lives. Runs in
  * the pool.
  */
-import { CheckpointError } from '../../base/errors.js'
 import { Directory } from '../../fs/directory.js'
 import { makeDirectory, needsChown } from '../staging/inbox.js'
 import { holdOpen } from '../staging/deferred_close.js'
 import { lockStagingIfAny } from '../staging/lock.js'
-import { type Intent, removeIntent, writeIntent, type Writer, writeWriter } from '../staging/intent.js'
+import { type Intent, removeIntent, writeIntent } from '../staging/intent.js'
 import { openLocked, removeMade } from '../staging/opening.js'
 import { guestFile, inboxName, stagingName } from '../paths.js'
 import { assertReplaceable } from './replaceable.js'
@@ -41,8 +40,6 @@ export interface StageRequest {
   reserveUnder?: string | undefined
   /** What the stage is for. Without an intent, send no request to bhyve, because recovery would remove the stage. */
   intent?: Intent | undefined
-  /** The process that will probably get the request of a live checkpoint, to save a job. */
-  writer?: Writer | undefined
 }
 
 export interface StageResult {
@@ -78,8 +75,7 @@ export function createStage(request: StageRequest): StageResult {
 function tryToReserve(root: string, request: SpaceRequest): Reservation | undefined {
   try {
     return reserveSpaceUnder(root, [request])[0]
-  } catch (error) {
-    if (!(error instanceof CheckpointError)) throw error
+  } catch {
     return undefined
   }
 }
@@ -118,7 +114,6 @@ function makeStage(
     using inbox = makeDirectory(stage, inboxName)
     if (needsChown(request.writerUid)) inbox.giveTo(request.writerUid)
     if (request.intent !== undefined) writeIntent(stage, request.intent)
-    if (request.writer !== undefined) writeWriter(stage, request.writer)
     // The stage of a suspend must survive a power failure. That of a live checkpoint is removed after one, and until
     // the commit nothing needs its name.
     if (request.intent?.poweroff === true) {

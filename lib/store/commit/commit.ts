@@ -52,7 +52,8 @@ function finishCommit(
 ): void {
   try {
     if (durable) staging.sync()
-    if (own !== undefined && !manifest.poweredOff) rollForwardOwn(directory, staging, { stage, ready, name })
+    if (own !== undefined && !manifest.poweredOff)
+      rollForwardOwn(directory, staging, { stage, ready, name, id: manifest.id })
     else rollForward(directory, staging, ready)
   } catch (error) {
     if (!(error instanceof CheckpointError)) throw error

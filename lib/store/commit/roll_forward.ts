@@ -33,13 +33,17 @@ export function rollForward(directory: Directory, staging: Directory, ready: str
 export function rollForwardOwn(
   directory: Directory,
   staging: Directory,
-  { stage, ready, name }: { stage: Directory; ready: string; name: string },
+  { stage, ready, name, id }: { stage: Directory; ready: string; name: string; id: string | undefined },
 ): void {
   const manifest = name + manifestSuffix
-  const replacesSnapshots = readable(directory, manifest)?.disks !== undefined
+  const inPlace = readable(directory, manifest)
+  // An import can replace the same checkpoint.
+  const isSame = inPlace?.id !== undefined && inPlace.id === id
+  const replacesSnapshots = !isSame && inPlace?.disks !== undefined
+  // As in `prepareManifest`.
+  if (isSame) stage.unlink(manifest)
   if (replacesSnapshots) {
     directory.moveIfAny(manifest, stage, replacedManifest)
-    // As in `prepareManifest`.
     stage.sync()
   }
   setAsideReplaced(directory, name + memorySuffix, stage)

@@ -1,6 +1,7 @@
 /** Collects the files that bhyve wrote into a stage. Runs in the pool. */
-import { toCheckpointError } from '../../base/errors.js'
+import { CheckpointError, toCheckpointError } from '../../base/errors.js'
 import { readFiles } from '../../checkpoint/read.js'
+import { usualSliceBytes } from '../../checkpoint/slice.js'
 import { type Inspection, inspectCheckpoint, missingMemory } from '../../checkpoint/structure.js'
 import { kernelSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import { loadNative } from '../../base/native.js'
@@ -10,7 +11,7 @@ import { assertRoomForFiles } from './inbox.js'
 import { hasIntentOfSuspend } from './intent.js'
 import { copyLinked } from './own_files.js'
 import { guestFiles, inboxName, spaceReserve } from '../paths.js'
-import { type Content, type ContentSettings, scanAtOnce } from './memory_scan.js'
+import { type Content, type ContentRequest, type ContentSettings, scanAtOnce } from './memory_scan.js'
 import { borrowReceiving } from './receiving.js'
 import { borrowStage, type StageHandle } from './stage_handle.js'
 
@@ -39,15 +40,31 @@ export interface ScanToo extends ContentSettings {
   stop: Int32Array
 }
 
-/** Collects the files and, if they are complete and `scan` allows it, scans them: for a small guest, another job would cost more time than the scan. */
+/**
+ * Collects the files and, if `scan` allows it and they are complete and small, scans them: for a small guest, another job
+ * would cost more time than the scan.
+ */
 export function collectStage(handle: StageHandle, name: string, scan?: ScanToo): Collected {
   const collected = collect(handle, name)
-  const memoryBytes = collected.inspection?.metadata?.memoryBytes
-  if (scan === undefined || collected.problems.length > 0 || memoryBytes === undefined) return collected
-  if (memoryBytes > scan.maxBytes) return collected
-  const { maxBytes: _, stop, ...settings } = scan
-  const content = scanAtOnce(handle, { ...settings, name, memoryBytes }, stop)
+  const { problems, inspection: { metadata } = {} } = collected
+  if (scan === undefined || problems.length > 0 || metadata === undefined) return collected
+  const { memoryBytes, kernelBytes } = metadata
+  if (memoryBytes > scan.maxBytes || kernelBytes > usualSliceBytes) return collected
+  const content = tryToScan(handle, { ...scan, name, memoryBytes })
   return { ...collected, ...(content && { content }) }
+}
+
+/** Undefined also after an error. The caller scans again, so that the files count as collected first. */
+function tryToScan(
+  handle: StageHandle,
+  { name, memoryBytes, digest, sparsify, durable, stop }: ContentRequest & ScanToo,
+): Content | undefined {
+  try {
+    return scanAtOnce(handle, { name, memoryBytes, digest, sparsify, durable }, stop)
+  } catch (error) {
+    if (!(error instanceof CheckpointError)) throw error
+    return undefined
+  }
 }
 
 /**

@@ -27,7 +27,7 @@ const { ESRCH } = os.constants.errno
 const intentRecord = 'intent'
 /** The same in a live checkpoint's stage. It is not fsynced, because it is not used after a power failure. */
 const liveRecord = 'live'
-/** In a stage: the bhyve process that the request is sent to. Without this record, no request was sent. */
+/** In a stage: the bhyve process that the request was sent to. Without this record, no request was sent. */
 const peerRecord = 'peer'
 /** The records of a live checkpoint's stage. */
 export const liveRecords: readonly string[] = [liveRecord, peerRecord]
@@ -136,11 +136,7 @@ export function renameIntent(stage: Directory, intent: Intent, name: string): In
  * forever.
  */
 export function recordWriter(handle: StageHandle, writer: Writer): void {
-  writeWriter(borrowStage(handle), writer)
-}
-
-/** The same. If another process gets the request after all, recording that one replaces the record. */
-export function writeWriter(stage: Directory, writer: Writer): void {
+  const stage = borrowStage(handle)
   const fresh = `${peerRecord}.new`
   stage.unlink(fresh)
   stage.writeNew(fresh, JSON.stringify(writer), hasIntentOfSuspend(stage))
