@@ -16,8 +16,8 @@ const list = path.join(scratch, 'skipped')
 const longest = ['cli_stories', 'failures', 'package', 'teardown', 'suspend'].map((name) => `${name}.test.ts`)
 const rank = (file) => (longest.includes(path.basename(file)) ? 0 : 1)
 
-/** Many deep tests wait for disks and timeouts. One more file than processors keeps the processors busy. */
-const jobs = isDeep ? [`--jobs=${os.availableParallelism() + 1}`] : []
+/** Many tests wait for disks and timeouts. One more file than processors keeps the processors busy. */
+const jobs = `--jobs=${os.availableParallelism() + 1}`
 
 /** All test files, unless the arguments name some. */
 function files() {
@@ -33,7 +33,7 @@ function files() {
 }
 
 try {
-  const args = [path.join(root, 'scripts/tap.mjs'), ...jobs, ...words, ...files()]
+  const args = [path.join(root, 'scripts/tap.mjs'), jobs, ...words, ...files()]
   const env = { ...process.env, SKIPPED_PROGRAMS: list }
   const { status } = spawnSync(process.execPath, args, { cwd: root, env, stdio: 'inherit' })
   const skipped = fs.existsSync(list) ? fs.readFileSync(list, 'utf8').trim().split('\n') : []
