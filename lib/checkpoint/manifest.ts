@@ -109,7 +109,7 @@ export interface Restore {
 }
 
 /** Limits the size of the manifest if a checkpoint is restored every hour. */
-const maxRestores = 32
+export const maxRestores = 32
 /** Far more than the four levels that this release writes. */
 const maxLevels = 64
 
@@ -222,71 +222,6 @@ export function parseManifest(text: string): Manifest | undefined {
   })
 }
 
-/** The same manifest with `pinned` changed. Properties that this release does not know are kept. */
-export function withPin(text: string, pinned: boolean): string {
-  return `${JSON.stringify({ ...parseObject(text), pinned }, null, 2)}\n`
-}
-
-/** The same manifest with other labels. `of`: the id of the checkpoint, if it is not that of the manifest. */
-export function withLabels(text: string, labels: Labels, of: string | undefined): string {
-  const { labels: _labels, labelsOf: _labelsOf, ...rest } = parseObject(text) ?? {}
-  return `${JSON.stringify({ ...rest, labels, ...optional('labelsOf', of) }, null, 2)}\n`
-}
-
-/** The same manifest without bhyve's arguments. Not reformatted if it has none. */
-export function withoutArguments(text: string): string {
-  const { arguments: recorded, ...rest } = parseObject(text) ?? {}
-  return recorded === undefined ? text : `${JSON.stringify(rest, null, 2)}\n`
-}
-
-/** The same manifest with disk snapshots. */
-export function withDisks(text: string, disks: readonly DiskRecord[]): string {
-  const manifest = { ...parseObject(text), disks }
-  return `${JSON.stringify({ ...manifest, version: versionFor(manifest) }, null, 2)}\n`
-}
-
-/** The same manifest with bhyve's arguments. */
-export function withArguments(text: string, recorded: RecordedArguments): string {
-  return `${JSON.stringify({ ...parseObject(text), arguments: recorded }, null, 2)}\n`
-}
-
-/** The same manifest with another move record, or without one. */
-export function withMove(text: string, move: MoveRecord | undefined): string {
-  const { move: _, ...rest } = parseObject(text) ?? {}
-  const manifest = { ...rest, ...optional('move', move) }
-  return `${JSON.stringify({ ...manifest, version: versionFor(manifest) }, null, 2)}\n`
-}
-
-/** The same manifest with another record of a verification, or without one. */
-export function withVerified(text: string, verified: Manifest['verified']): string {
-  const { verified: _, ...rest } = parseObject(text) ?? {}
-  return `${JSON.stringify({ ...rest, ...optional('verified', verified) }, null, 2)}\n`
-}
-
-/** The same manifest with one more restore record. */
-export function withRestore(text: string, restore: Restore): string {
-  const manifest = parseObject(text)
-  const restores = [...listFrom(manifest?.restores), restore].slice(-maxRestores)
-  return `${JSON.stringify({ ...manifest, restoredAt: restore.at, restores }, null, 2)}\n`
-}
-
-/** The same manifest without the restore record of `at`. `previous` becomes `restoredAt` again. */
-export function withoutRestore(text: string, at: string, previous: string | undefined): string {
-  const { restoredAt: _, restores, ...rest } = parseObject(text) ?? {}
-  const others = listFrom(restores).filter((restore) => !isObject(restore) || restore.at !== at)
-  const changes = { ...optional('restoredAt', previous), ...(others.length > 0 ? { restores: others } : {}) }
-  return `${JSON.stringify({ ...rest, ...changes }, null, 2)}\n`
-}
-
-/** The same manifest with the restore record of `at` confirmed. */
-export function withConfirmed(text: string, at: string): string {
-  const manifest = parseObject(text)
-  const restores = listFrom(manifest?.restores).map((restore) =>
-    isObject(restore) && restore.at === at ? { ...restore, served: true } : restore,
-  )
-  return `${JSON.stringify({ ...manifest, restores }, null, 2)}\n`
-}
-
 /**
  * The latest restore is unconfirmed: the process that restored died before it saw bhyve serve its socket. The
  * checkpoint may still be the only state of its VM.
@@ -307,10 +242,6 @@ function restoresFrom(value: unknown): Restore[] | undefined {
     const known = { at: restore.at, again: restore.again === true }
     return [restore.served === true ? { ...known, served: true as const } : known]
   })
-}
-
-function listFrom(value: unknown): unknown[] {
-  return Array.isArray(value) ? (value as unknown[]) : []
 }
 
 /** Undefined if the text is not a JSON object, or is nested too deeply. */
@@ -410,7 +341,7 @@ function isPlainText(value: unknown): value is string {
   return typeof value === 'string' && value.length <= 255 && !control.test(value)
 }
 
-function isObject(value: unknown): value is JsonObject {
+export function isObject(value: unknown): value is JsonObject {
   return typeof value === 'object' && value !== null && !Array.isArray(value)
 }
 

@@ -1,7 +1,7 @@
 /** Adds disk snapshots to a published checkpoint. Runs in the pool. */
 import { CheckpointError } from '../../base/errors.js'
 import type { DiskRecord } from '../../base/disk_types.js'
-import { withDisks } from '../../checkpoint/manifest.js'
+import { withDisks } from '../../checkpoint/manifest_changes.js'
 import { notFound } from '../../checkpoint/read.js'
 import { Directory } from '../../fs/directory.js'
 import { inspectForRewrite, lockForRewrite, manifestText, replaceManifest } from './rewrite_manifest.js'

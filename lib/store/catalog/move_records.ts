@@ -5,7 +5,8 @@
  */
 import type { MoveState } from '../../base/move_state.js'
 import { CheckpointError } from '../../base/errors.js'
-import { isRestoreOpen, withArguments, withMove } from '../../checkpoint/manifest.js'
+import { isRestoreOpen } from '../../checkpoint/manifest.js'
+import { withArguments, withMove } from '../../checkpoint/manifest_changes.js'
 import type { MoveRecord } from '../../checkpoint/move_record.js'
 import { blocksStart, isInDoubt } from '../../checkpoint/move_record.js'
 import { checkpointNames, inspectUnchanged, notFound } from '../../checkpoint/read.js'

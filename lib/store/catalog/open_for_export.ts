@@ -7,13 +7,8 @@ import { CheckpointError } from '../../base/errors.js'
 import { isFailure, loadNative } from '../../base/native.js'
 import { kernelSuffix, manifestSuffix, memorySuffix, metadataSuffix } from '../../base/names.js'
 import { describe, labelsOf } from '../../checkpoint/describe.js'
-import {
-  formatManifest,
-  type Manifest,
-  manifestMaxBytes,
-  newManifest,
-  withMove,
-} from '../../checkpoint/manifest.js'
+import { formatManifest, type Manifest, manifestMaxBytes, newManifest } from '../../checkpoint/manifest.js'
+import { withMove } from '../../checkpoint/manifest_changes.js'
 import { blocksStart, isInDoubt } from '../../checkpoint/move_record.js'
 import { inDoubt } from '../../checkpoint/moving.js'
 import { inspectUnchanged, notFound } from '../../checkpoint/read.js'

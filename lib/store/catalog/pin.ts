@@ -1,7 +1,7 @@
 /**
  * Pins a checkpoint. The pin is a property of the manifest. A checkpoint without a manifest gets one. Runs in the pool.
  */
-import { withPin } from '../../checkpoint/manifest.js'
+import { withPin } from '../../checkpoint/manifest_changes.js'
 import { Directory } from '../../fs/directory.js'
 import { notFound } from '../../checkpoint/read.js'
 import { inspectForRewrite, lockForRewrite, manifestText, replaceManifest } from './rewrite_manifest.js'

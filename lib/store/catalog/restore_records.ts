@@ -5,13 +5,8 @@
 import os from 'node:os'
 import { CheckpointError } from '../../base/errors.js'
 import type { Generation } from '../../checkpoint/generation.js'
-import {
-  type ManifestHost,
-  type Restore,
-  withoutRestore,
-  withRestore,
-  withConfirmed,
-} from '../../checkpoint/manifest.js'
+import { type ManifestHost, type Restore } from '../../checkpoint/manifest.js'
+import { withoutRestore, withRestore, withConfirmed } from '../../checkpoint/manifest_changes.js'
 import { type Inspection, inspectCheckpoint } from '../../checkpoint/structure.js'
 import { blocksStart } from '../../checkpoint/move_record.js'
 import { memorySuffix } from '../../base/names.js'

@@ -1,13 +1,8 @@
 /** Rewrites the manifest of a published checkpoint. Must run under the exclusive lock. Runs in the pool. */
 import fs from 'node:fs'
 import { CheckpointError } from '../../base/errors.js'
-import {
-  formatManifest,
-  manifestVersion,
-  newManifest,
-  parseManifest,
-  withoutArguments,
-} from '../../checkpoint/manifest.js'
+import { formatManifest, manifestVersion, newManifest, parseManifest } from '../../checkpoint/manifest.js'
+import { withoutArguments } from '../../checkpoint/manifest_changes.js'
 import { readHeadOf, rewriteManifest } from '../../checkpoint/manifest_file.js'
 import { type Inspection, inspectCheckpoint } from '../../checkpoint/structure.js'
 import { manifestSuffix, memorySuffix } from '../../base/names.js'

@@ -1,5 +1,5 @@
 /** Records in the manifest when the content of a checkpoint was verified. Runs in the pool. */
-import { withVerified } from '../../checkpoint/manifest.js'
+import { withVerified } from '../../checkpoint/manifest_changes.js'
 import { Directory } from '../../fs/directory.js'
 import { inspectForRewrite, lockForRewrite, manifestText, replaceManifest } from './rewrite_manifest.js'
 
