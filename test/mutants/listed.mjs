@@ -255,7 +255,7 @@ export const listed = [
     'writer-not-synced',
     'lib/store/staging/intent.ts',
     'sync_order',
-    'JSON.stringify(writer), stage.statusIfAny(intentRecord) !== undefined',
+    'JSON.stringify(writer), hasIntentOfSuspend(stage)',
     'JSON.stringify(writer), false',
   ),
   change(
@@ -319,8 +319,29 @@ export const listed = [
     'published-not-synced',
     'lib/store/commit/roll_forward.ts',
     'sync_order',
+    '  directory.sync()\n  subdirectory.sync()\n',
+    '  subdirectory.sync()\n',
+  ),
+  change(
+    'own-published-not-synced',
+    'lib/store/commit/roll_forward.ts',
+    'sync_order',
+    '  directory.sync()\n  stage.sync()\n',
+    '  stage.sync()\n',
+  ),
+  change(
+    'own-source-not-synced',
+    'lib/store/commit/roll_forward.ts',
+    'sync_order',
+    '  directory.sync()\n  stage.sync()\n',
     '  directory.sync()\n',
-    '',
+  ),
+  change(
+    'own-snapshots-forgotten',
+    'lib/store/commit/roll_forward.ts',
+    'sync_order capture',
+    'const replacesSnapshots = !isSame && inPlace?.disks !== undefined',
+    'const replacesSnapshots = false as boolean',
   ),
   change(
     'source-not-synced',
@@ -445,7 +466,7 @@ export const listed = [
     'lock-of-a-removed-directory',
     'lib/store/staging/lock.ts',
     'identity',
-    'taken = directory.statusIfAny(name)?.identity === staging.ownStatus().identity',
+    'taken = directory.statusIfAny(name)?.identity === identity',
     'taken = true',
   ),
   change(
