@@ -10,7 +10,7 @@ import { MemoryUnusable, reasonForRetry } from './saving/memory_stage.js'
 import { type CompleteCheckpoint, judge, type Verdict } from './saving/judge.js'
 import { publish } from './saving/publish_checkpoint.js'
 import { type Answer, request } from './saving/vm_request.js'
-import { scan, scanAtOnce } from './saving/scan.js'
+import { immediateScan, scan } from './saving/scan.js'
 import type { SaveSettings } from './settings.js'
 import { StopFlag } from './slices.js'
 import type { Stage } from '../store/stage.js'
@@ -73,7 +73,11 @@ function save(
     await freeze.conclude(stage, true)
     cancellation.throwIfCancelled()
     using stop = new StopFlag(cancellation)
-    const verdict = await judge({ context, settings, call, stage }, answer, scanAtOnce(stage, settings, stop))
+    const verdict = await judge(
+      { context, settings, call, stage },
+      answer,
+      immediateScan(stage, settings, stop),
+    )
     const saved = completeOf(verdict, stage, answer, settings)
     const frozen = await freeze.facts()
     const content = await scan(stage, saved, settings, cancellation, progress)

@@ -16,7 +16,7 @@ import { ChangingFate, type StageFate } from './stage_fate.js'
 import type { Manifest } from '../checkpoint/manifest.js'
 import type { ArrivedSlice } from './staging/arrival.js'
 import type { Sealing } from './staging/seal_arrival.js'
-import type { Collected, ScanToo } from './staging/collect.js'
+import type { Collected, ImmediateScan } from './staging/collect.js'
 import type { Writer } from './staging/intent.js'
 import type { Content, ContentRequest, MemoryScan, ScannedSlice } from './staging/memory_scan.js'
 import type { MemoryStageRequest } from './staging/memory_ledger.js'
@@ -227,7 +227,7 @@ export class Stage {
   }
 
   /** With `scan`, also scans complete files that are not too large. */
-  async collect(name: string, scan?: ScanToo): Promise<Collected> {
+  async collect(name: string, scan?: ImmediateScan): Promise<Collected> {
     const collected = await this.#store.jobs.collectStage(this.#handle, name, scan)
     if (collected.content !== undefined) this.#closeMemory()
     return collected

@@ -1,7 +1,7 @@
 /** Decides whether the files that bhyve left in the stage are a complete checkpoint. */
 import { traceVerdict } from '../../base/trace.js'
 import type { Inspection } from '../../checkpoint/structure.js'
-import type { Collected, ScanToo } from '../../store/staging/collect.js'
+import type { Collected, ImmediateScan } from '../../store/staging/collect.js'
 import type { Content } from '../../store/staging/memory_scan.js'
 import type { Saving } from './call.js'
 import type { Answer } from './vm_request.js'
@@ -26,7 +26,7 @@ export type Verdict =
 export async function judge(
   saving: Saving,
   { located, peer, dialect }: Answer,
-  scan?: ScanToo,
+  scan?: ImmediateScan,
 ): Promise<Verdict> {
   const { context, settings, stage } = saving
   const { progress } = saving.call

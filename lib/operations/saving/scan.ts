@@ -8,7 +8,7 @@ import type { PublicationSettings, ScanSettings } from '../settings.js'
 import type { ProgressReporter } from '../progress.js'
 import { forEachSlice, StopFlag } from '../slices.js'
 import type { Content, ContentRequest } from '../../store/staging/memory_scan.js'
-import type { ScanToo } from '../../store/staging/collect.js'
+import type { ImmediateScan } from '../../store/staging/collect.js'
 import type { Stage } from '../../store/stage.js'
 import type { CompleteCheckpoint } from './judge.js'
 
@@ -20,11 +20,11 @@ interface Scanning {
 }
 
 /** For a create: how to scan a small guest in the job that collects its files. A separate job would cost more time. */
-export function scanAtOnce(
+export function immediateScan(
   stage: Stage,
   { scan, publication: { durable } }: Scanning,
   { array: stop }: StopFlag,
-): ScanToo {
+): ImmediateScan {
   const maxBytes = isRamRead(stage, scan) ? usualSliceBytes : Infinity
   return { ...scan, durable, maxBytes, stop }
 }

@@ -34,7 +34,7 @@ export interface Collected {
 }
 
 /** What to do with complete files in the same job. */
-export interface ScanToo extends ContentSettings {
+export interface ImmediateScan extends ContentSettings {
   /** Scan only if there is no more RAM than this. */
   maxBytes: number
   stop: Int32Array
@@ -44,7 +44,7 @@ export interface ScanToo extends ContentSettings {
  * Collects the files and, if `scan` allows it and they are complete and small, scans them: for a small guest, another job
  * would cost more time than the scan.
  */
-export function collectStage(handle: StageHandle, name: string, scan?: ScanToo): Collected {
+export function collectStage(handle: StageHandle, name: string, scan?: ImmediateScan): Collected {
   const collected = collect(handle, name)
   const { problems, inspection: { metadata } = {} } = collected
   if (scan === undefined || problems.length > 0 || metadata === undefined) return collected
@@ -57,7 +57,7 @@ export function collectStage(handle: StageHandle, name: string, scan?: ScanToo):
 /** Undefined also after an error. The caller scans again, so that the files count as collected first. */
 function tryToScan(
   handle: StageHandle,
-  { name, memoryBytes, digest, sparsify, durable, stop }: ContentRequest & ScanToo,
+  { name, memoryBytes, digest, sparsify, durable, stop }: ContentRequest & ImmediateScan,
 ): Content | undefined {
   try {
     return scanAtOnce(handle, { name, memoryBytes, digest, sparsify, durable }, stop)
