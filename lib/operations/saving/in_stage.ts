@@ -1,5 +1,5 @@
 /** Creates the stage of a create or suspend, and discards it if the call fails. */
-import { type Located, locateSocket } from '../../bhyve/locate.js'
+import type { Located } from '../../bhyve/locate.js'
 import { CheckpointError } from '../../base/errors.js'
 import { assertRestorablePath, memorySuffix } from '../../base/names.js'
 import type { Checkpoint } from '../../base/types.js'
@@ -29,8 +29,7 @@ export async function inStage(
   assertRestorablePath(path, vm, name)
   // First: a caller that repeats a suspend finds what it did, although the VM is off and its socket may be gone.
   if (settings.publication.ifExists === 'fail') await store.jobs.assertNameFree(store.directoryOf(vm), name)
-  // Not in the pool: when this thread connects, it resolves the same path.
-  const sockets = locateSocket(context.target)
+  const sockets = await context.vmJobs.locateSocket(context.target)
   const [first] = sockets
   if (first === undefined)
     throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${vm}' is not running: it has no checkpoint socket`)
