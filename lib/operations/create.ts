@@ -73,27 +73,16 @@ function save(
     await freeze.conclude(stage, true)
     cancellation.throwIfCancelled()
     using stop = new StopFlag(cancellation)
-    const verdict = await judge(
-      { context, settings, call, stage },
-      answer,
-      immediateScan(stage, settings, stop),
-    )
+    const immediate = immediateScan(stage, settings, stop)
+    const verdict = await judge({ context, settings, call, stage }, answer, immediate)
     const saved = completeOf(verdict, stage, answer, settings)
     const frozen = await freeze.facts()
     const content = await scan(stage, saved, settings, cancellation, progress)
     cancellation.throwIfCancelled()
+    const { publication, labels } = settings
     const { dialect } = answer
-    const publishing = {
-      vm,
-      name,
-      settings: settings.publication,
-      dialect,
-      poweredOff: false,
-      labels: settings.labels,
-      content,
-      frozen,
-      recorded: call.recorded,
-    }
+    const facts = { dialect, poweredOff: false, labels, content, frozen, recorded: call.recorded }
+    const publishing = { vm, name, settings: publication, ...facts }
     return await publish(stage, saved, publishing, progress, cancellation)
   })
 }
