@@ -38,7 +38,7 @@ interface Slicing {
 export async function forEachSlice<T>(
   slicing: Slicing,
   work: (slice: Slice) => Promise<T>,
-  take: (result: T) => void,
+  take: (result: T, slice: Slice) => void,
 ): Promise<void> {
   const running: Promise<() => void>[] = []
   slicing.progress.sample('digesting', 0)
@@ -48,7 +48,7 @@ export async function forEachSlice<T>(
       if (running.length === window) (await running.shift())?.()
       running.push(
         deferredTake(work(slice), (result) => {
-          take(result)
+          take(result, slice)
           slicing.progress.sample('digesting', slice.to)
         }),
       )

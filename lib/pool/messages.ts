@@ -5,9 +5,9 @@ import { CheckpointError, detailsOf, type ErrorCode, type ErrorDetails } from '.
  * - `short`: takes milliseconds. It waits for a while before another thread is started for it.
  * - `slice`: one slice of a large file. Several threads work on a file, so another one is started at once.
  * - `long`: may take seconds, such as an fsync of gigabytes. Long jobs never occupy every thread of the pool.
- * - `removal`: waits until the file system has freed blocks. One removal runs at a time, in an additional thread.
+ * - `disk`: mostly waits for the disk, for example until blocks are freed. One runs at a time, in an additional thread.
  */
-export type JobKind = 'short' | 'slice' | 'long' | 'removal'
+export type JobKind = 'short' | 'slice' | 'long' | 'disk'
 
 export interface JobCall {
   name: string

@@ -104,7 +104,7 @@ export class Pool implements JobRunner {
         short: true,
         slice: true,
         long: this.#running('long') < poolSize - 1,
-        removal: this.#running('removal') === 0,
+        disk: this.#running('disk') === 0,
       }
       const index = this.#waiting.findIndex(({ kind }) => mayStart[kind])
       const job = this.#waiting[index]
@@ -124,10 +124,10 @@ export class Pool implements JobRunner {
   }
 
   /**
-   * A removal mostly waits for the disk. While one runs, one more thread is allowed, so that no other job waits for it.
+   * While a job waits for the disk, one more thread is allowed, so that no other job waits for it.
    */
   #mayGrow(): boolean {
-    return this.#workers.size < poolSize + this.#running('removal')
+    return this.#workers.size < poolSize + this.#running('disk')
   }
 
   #running(kind: JobKind): number {

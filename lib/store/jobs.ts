@@ -31,8 +31,9 @@ const kinds = {
   destroyCheckpoints: 'long',
   pruneCheckpoints: 'long',
   discardCopies: 'long',
-  emptyRemoved: 'removal',
-  emptyAllRemoved: 'removal',
+  flushMemory: 'disk',
+  emptyRemoved: 'disk',
+  emptyAllRemoved: 'disk',
 } as const satisfies Partial<Record<keyof Jobs, JobKind>>
 
 /**

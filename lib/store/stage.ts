@@ -289,6 +289,20 @@ export class Stage {
     return this.#store.jobs.flushStage(this.#handle, name)
   }
 
+  /** Fsyncs what was copied of the RAM file, unless it is no longer wanted when a thread is free. */
+  async flushMemory(name: string, isWanted: () => boolean): Promise<void> {
+    const unwanted = new Error('no longer wanted')
+    const onStart = (): void => {
+      if (!isWanted()) throw unwanted
+    }
+    await this.#store
+      .jobsFrom(onStart)
+      .flushMemory(this.#handle, name)
+      .catch((error: unknown) => {
+        if (error !== unwanted) throw error
+      })
+  }
+
   async prepare(publication: Publication): Promise<void> {
     await this.#store.jobs.prepareStage(this.#handle, publication)
     this.#isPrepared = true

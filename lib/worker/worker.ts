@@ -25,7 +25,7 @@ function run(job: string, args: readonly unknown[]): Outcome {
 function leftovers(): Pick<Outcome, 'held' | 'later' | 'snapshots'> {
   const later = takeRemovals().map((removal): JobCall => ({
     name: 'emptyRemoved' satisfies JobName,
-    kind: 'removal',
+    kind: 'disk',
     args: [removal],
   }))
   return { held: takeHeld(), later, snapshots: takeNotedSnapshots() }

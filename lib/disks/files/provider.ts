@@ -34,8 +34,8 @@ const kinds = {
   prepareRollback: 'long',
   commitRollback: 'long',
   cloneImages: 'long',
-  removeSnapshots: 'removal',
-  removeImageClones: 'removal',
+  removeSnapshots: 'disk',
+  removeImageClones: 'disk',
 } as const satisfies Partial<Record<keyof DiskJobs, JobKind>>
 
 /** Needed to parse arguments, but never started here. */

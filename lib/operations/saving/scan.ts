@@ -10,6 +10,7 @@ import { forEachSlice, StopFlag } from '../slices.js'
 import type { Content, ContentRequest } from '../../store/staging/memory_scan.js'
 import type { ImmediateScan } from '../../store/staging/collect.js'
 import type { Stage } from '../../store/stage.js'
+import { EarlyFlush } from './early_flush.js'
 import type { CompleteCheckpoint } from './judge.js'
 
 /** Which checkpoint to scan, what the scan does, and whether the files will be fsynced afterwards. */
@@ -68,21 +69,21 @@ async function inSlices(
   progress: ProgressReporter,
 ): Promise<Content> {
   const memoryScan = await stage.beginScan(request)
-  if (memoryScan.digest || memoryScan.holeBlockBytes > 0 || stage.isInMemory) {
-    const slicing = {
-      bytes: request.memoryBytes,
-      chunkBytes: memoryScan.chunkBytes,
-      stop,
-      cancellation,
-      progress,
-    }
-    await forEachSlice(
-      slicing,
-      (slice) => stage.scanSlice(memoryScan, slice, cancellation),
-      ({ holesRefused }) => {
-        if (holesRefused) memoryScan.holeBlockBytes = 0
-      },
-    )
+  const { digest, holeBlockBytes, chunkBytes } = memoryScan
+  // On the disk, an fsync would also write zeros that are about to become holes.
+  const flush = stage.isInMemory && request.durable ? new EarlyFlush(stage, request.name) : undefined
+  try {
+    if (digest || holeBlockBytes > 0 || stage.isInMemory)
+      await forEachSlice(
+        { bytes: request.memoryBytes, chunkBytes, stop, cancellation, progress },
+        (slice) => stage.scanSlice(memoryScan, slice, cancellation),
+        ({ holesRefused }, slice) => {
+          if (holesRefused) memoryScan.holeBlockBytes = 0
+          flush?.copied(slice.to)
+        },
+      )
+  } finally {
+    await flush?.end()
   }
   return stage.endScan(memoryScan, stop.array)
 }

@@ -24,6 +24,16 @@ export function flushStage(handle: StageHandle, name: string): void {
   makeDurable(borrowStage(handle), name)
 }
 
+/** Fsyncs what was copied of the RAM file, while the rest is copied. Does nothing if the file cannot be opened. */
+export function flushMemory(handle: StageHandle, name: string): void {
+  const stage = borrowStage(handle)
+  try {
+    recordingFailure(stage, () => stage.syncFile(name + memorySuffix))
+  } catch (error) {
+    if (!(error instanceof CheckpointError) || error.syscall !== 'openat') throw error
+  }
+}
+
 /**
  * Does the part of publishing that needs no lock: removes what bhyve left besides the checkpoint files, writes the
  * manifest, and fsyncs all files.

@@ -22,7 +22,6 @@ const { O_RDONLY, O_RDWR, O_WRONLY, O_CREAT, O_EXCL } = fs.constants
 interface Copying {
   digest: boolean
   sparsify: boolean
-  durable: boolean
   /** The block size of holes in the memory stage. 0: memory is freed when the copy is complete. */
   holeBlockBytes: number
   modifiedNs: bigint
@@ -65,7 +64,6 @@ function triedBlockBytes(memory: Directory): number {
 export function copySlice(from: OpenFile, to: OpenFile, slice: Slice, copying: Copying): Buffer[] {
   const digests = copyRange(from, to, slice, copying)
   const length = slice.to - slice.from
-  if (copying.durable) loadNative().beginWriting(to.descriptor, slice.from, length)
   if (digests.length * slice.chunkBytes >= length) freeSlice(from, slice, copying)
   return digests
 }
