@@ -34,20 +34,30 @@ t.test('one flush at a time, each for as much as the last one', async (t) => {
   flush.copied(12)
   flush.copied(24)
   t.equal(stage.flushes.length, 1, 'the first one is pending')
-  t.ok(stage.flushes[0]?.isWanted())
+  t.ok(stage.flushes[0]?.isWanted(), 'a thread begins it')
   stage.flushes[0]?.end()
   await settled()
   flush.copied(21)
   t.equal(stage.flushes.length, 1, 'less than 10 more')
   flush.copied(26)
   t.equal(stage.flushes.length, 2)
+  t.ok(stage.flushes[1]?.isWanted())
   let hasEnded = false
   const ending = flush.end().then(() => (hasEnded = true))
-  t.notOk(stage.flushes[1]?.isWanted(), 'one that no thread has begun is dropped')
   await settled()
-  t.notOk(hasEnded, 'one that a thread has begun uses the descriptors of the stage')
+  t.notOk(hasEnded, 'a flush that a thread has begun uses the descriptors of the stage')
   stage.flushes[1]?.end()
   await ending
+})
+
+t.test('the end does not wait for a flush that waits for a thread', async (t) => {
+  const stage = new PlayedStage()
+  const flush = new EarlyFlush(stage, 'a', 10)
+  flush.copied(10)
+  await flush.end()
+  t.notOk(stage.flushes[0]?.isWanted(), 'it does not begin any more')
+  stage.flushes[0]?.end(new Error('no longer wanted'))
+  await settled()
 })
 
 t.test('a failed flush fails the end, and no other one begins', async (t) => {

@@ -13,6 +13,8 @@ export class EarlyFlush {
   /** What was copied when the last flush was requested. */
   #flushedTo = 0
   #isOver = false
+  /** A thread has begun the flush that was requested last. */
+  #hasBegun = false
   #running: Promise<void> | undefined
   #failure: { error: unknown } | undefined
 
@@ -27,8 +29,10 @@ export class EarlyFlush {
     const isDue = position - this.#flushedTo >= this.#everyBytes
     if (!isDue || this.#running !== undefined || this.#failure !== undefined) return
     this.#flushedTo = position
+    this.#hasBegun = false
+    const begin = (): boolean => (this.#hasBegun = !this.#isOver)
     this.#running = this.#stage
-      .flushMemory(this.#name, () => !this.#isOver)
+      .flushMemory(this.#name, begin)
       .catch((error: unknown) => {
         this.#failure = { error }
       })
@@ -36,12 +40,13 @@ export class EarlyFlush {
   }
 
   /**
-   * Waits for a flush that a thread has begun. One that has not begun is no longer wanted. Rejects if a flush has failed: the
-   * system reports such an error once, so the last fsync could succeed although data was lost.
+   * Waits for a flush that a thread has begun, because it uses the stage. One that still waits for a thread does not begin any
+   * more. Rejects if a flush has failed: the system reports such an error once, so the last fsync could succeed although data
+   * was lost.
    */
   async end(): Promise<void> {
     this.#isOver = true
-    await this.#running
+    if (this.#hasBegun) await this.#running
     if (this.#failure !== undefined) throw this.#failure.error
   }
 }
