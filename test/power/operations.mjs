@@ -145,7 +145,7 @@ const usual = {
   // A part of RAM was copied and is no longer in memory.
   'killed-create-in-memory': killed('createManySlicesInMemory', {
     after: 'punchHole',
-    since: ['beginWriting'],
+    since: ['zeroRuns'],
   }),
   'killed-destroy': killed('destroy', { after: 'renameAt', to: '.ckp' }),
   'killed-restore': {
