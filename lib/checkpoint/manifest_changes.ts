@@ -1,6 +1,6 @@
 /**
- * Changes of a manifest as text. Properties that this release does not know are kept. JSON.stringify() leaves out those that
- * are undefined. Runs in the pool.
+ * Functions that change the text of a manifest. Properties that this release does not know are kept. JSON.stringify() leaves
+ * out undefined properties. Runs in the pool.
  */
 import type { DiskRecord } from '../base/disk_types.js'
 import type { Labels } from '../base/labels.js'

@@ -16,7 +16,7 @@ import { checkpointGroup, type Inspection, inspectCheckpoint, identityOf } from 
 
 const maxAttempts = 10
 
-/** The files of a checkpoint, read with one call of the addon if they are as usual. */
+/** The files of a checkpoint, read with one call of the addon if all of them are regular files or absent. */
 export function readFiles(directory: Directory, name: string): FileReader {
   return readGroup(directory, name + memorySuffix, checkpointGroup) ?? directory
 }

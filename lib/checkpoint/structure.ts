@@ -145,8 +145,9 @@ export function isForeignFormat(files: FileReader, name: string): boolean {
 }
 
 /**
- * Guest RAM may start with any bytes. If bhyve's metadata contain the size of the file, it is guest RAM. Its first bytes are
- * read all the same, except for a list: a checkpoint whose RAM cannot be read is removed only by a call that names it.
+ * Guest RAM may start with any bytes. If bhyve's metadata contain the size of the file, it is guest RAM. The first bytes are
+ * still read, to find out whether the file is readable: only a call that names a checkpoint may remove one whose RAM cannot be
+ * read. A list removes nothing and does not read them.
  */
 function isForeign(
   files: FileReader,

@@ -9,7 +9,7 @@ import { SimulatedBhyve } from 'bhyve-checkpoint/simulator'
 import { isFailure } from '../../dist/base/native.js'
 import { PeerMemory } from '../../dist/bhyve/peer_memory.js'
 import { loadSimulatorNative } from '../../dist/simulator/native_calls.js'
-import { failure, inlinePool, intercept, scratch } from '../support/index.js'
+import { failure, inlinePool, intercept, rejection, scratch } from '../support/index.js'
 
 const MiB = 1024 * 1024
 const native = loadSimulatorNative()
@@ -108,4 +108,15 @@ t.test('create: large guests are scanned and prepared in jobs of their own', asy
   const after = jobs.slice(jobs.indexOf('collectStage'))
   const slices = ['scanSlice', 'scanSlice']
   t.strictSame(after, ['collectStage', 'beginScan', ...slices, 'endScan', 'prepareStage', 'commitStage'])
+})
+
+t.test('create: reservations that cannot be read leave no stage behind', async (t) => {
+  const { client, jobs, staging, restart } = await observed(t, () => undefined)
+  await restart()
+  fs.mkdirSync(path.join(staging, '../../vm2/.staging/other'), { recursive: true, mode: 0o700 })
+  intercept(t, 'lock', (_, mode) => (mode === 'shared' ? failure('EIO', 'flock') : undefined))
+  const error = await rejection(client.createCheckpoint('vm1', { memoryBytes: MiB }))
+  t.match(error, { code: 'ERR_SYSTEM', syscall: 'flock', vm: 'vm1' })
+  t.strictSame(jobs, ['locateSocket', 'createStage', 'reserveSpaceUnder', 'abandonStage'])
+  t.notOk(fs.existsSync(staging))
 })

@@ -40,8 +40,8 @@ export class EarlyFlush {
   }
 
   /**
-   * Waits for a flush that a thread has begun, because it uses the stage. One that still waits for a thread does not begin any
-   * more. Rejects if a flush has failed: the system reports such an error once, so the last fsync could succeed although data
+   * Waits for a flush that a thread has begun, because it uses the stage. A flush that still waits for a thread never
+   * begins. Rejects if a flush has failed: the system reports such an error once, so the last fsync could succeed although data
    * was lost.
    */
   async end(): Promise<void> {

@@ -54,7 +54,7 @@ export function collectStage(handle: StageHandle, name: string, scan?: Immediate
   return { ...collected, ...(content && { content }) }
 }
 
-/** Undefined also after an error. The caller scans again, so that the files count as collected first. */
+/** Undefined after an error, too. The caller then scans in a job of its own, when it has handled the collected files. */
 function tryToScan(
   handle: StageHandle,
   { name, memoryBytes, digest, sparsify, durable, stop }: ContentRequest & ImmediateScan,

@@ -83,7 +83,7 @@ function takeLock(
 
 /**
  * Throws if `.staging` belongs to another user. Removes the permissions of other users, who must not write there. Returns
- * its status before that.
+ * the status that it had before.
  */
 export function assertOurs(staging: Directory): FileStatus {
   const status = staging.ownStatus()
