@@ -14,7 +14,7 @@ import { failure, inlinePool, intercept, rejection, scratch } from '../support/i
 const MiB = 1024 * 1024
 const native = loadSimulatorNative()
 
-const begin = ['locateSocket', 'createStage', 'recordWriter']
+const begin = ['createStage', 'recordWriter']
 const unsynced = [...begin, 'collectStage', 'publishStage']
 
 interface Observed {
@@ -47,7 +47,7 @@ async function observed(t: Test, before: (job: string, staging: string) => void)
   return { client, runDirectory, staging, jobs, restart }
 }
 
-t.test('create: takes five jobs for a small guest, and one more for its fsyncs', async (t) => {
+t.test('create: takes four jobs for a small guest, and one more for its fsyncs', async (t) => {
   const { client, jobs, restart } = await observed(t, () => undefined)
   await restart()
   await client.createCheckpoint('vm1', { fsync: false })
@@ -79,7 +79,7 @@ t.test('create: a scan that fails at once is tried again when the files count as
   await restart()
   intercept(t, 'holeBlockBytes', () => (failures-- > 0 ? failure('ENOSPC', 'fstat') : undefined))
   t.match(await client.createCheckpoint('vm1'), { name: 'checkpoint' })
-  t.strictSame(jobs.slice(3, 5), ['collectStage', 'scanAtOnce'])
+  t.strictSame(jobs.slice(2, 4), ['collectStage', 'scanAtOnce'])
   t.match(await client.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content' }), { ok: true })
 })
 
@@ -117,6 +117,6 @@ t.test('create: reservations that cannot be read leave no stage behind', async (
   intercept(t, 'lock', (_, mode) => (mode === 'shared' ? failure('EIO', 'flock') : undefined))
   const error = await rejection(client.createCheckpoint('vm1', { memoryBytes: MiB }))
   t.match(error, { code: 'ERR_SYSTEM', syscall: 'flock', vm: 'vm1' })
-  t.strictSame(jobs, ['locateSocket', 'createStage', 'reserveSpaceUnder', 'abandonStage'])
+  t.strictSame(jobs, ['createStage', 'reserveSpaceUnder', 'abandonStage'])
   t.notOk(fs.existsSync(staging))
 })

@@ -1,5 +1,5 @@
 /** Creates the stage of a create or suspend, and discards it if the call fails. */
-import type { Located } from '../../bhyve/locate.js'
+import { type Located, locateSocket } from '../../bhyve/locate.js'
 import { CheckpointError } from '../../base/errors.js'
 import { assertRestorablePath, memorySuffix } from '../../base/names.js'
 import type { Checkpoint } from '../../base/types.js'
@@ -29,7 +29,7 @@ export async function inStage(
   assertRestorablePath(path, vm, name)
   // First: a caller that repeats a suspend finds what it did, although the VM is off and its socket may be gone.
   if (settings.publication.ifExists === 'fail') await store.jobs.assertNameFree(store.directoryOf(vm), name)
-  const sockets = await context.vmJobs.locateSocket(context.target)
+  const sockets = await locate(context)
   const [first] = sockets
   if (first === undefined)
     throw new CheckpointError('ERR_VM_NOT_RUNNING', `VM '${vm}' is not running: it has no checkpoint socket`)
@@ -47,6 +47,14 @@ export async function inStage(
   } finally {
     stage.close()
   }
+}
+
+/**
+ * The status of a few files in the run directory takes less time than to wake a thread. Under Node's permission model only
+ * the threads may read it.
+ */
+function locate({ target, vmJobs }: SavingContext): Located[] | Promise<Located[]> {
+  return 'permission' in process ? vmJobs.locateSocket(target) : locateSocket(target)
 }
 
 function stageRequest(
