@@ -12,7 +12,7 @@ import type { ListedCheckpoint } from '../base/types.js'
 import type { Directory, FileReader } from '../fs/directory.js'
 import { FileGroup, readGroup, readGroups } from '../fs/file_groups.js'
 import { describe } from './describe.js'
-import { checkpointGroup, type Inspection, inspectCheckpoint, identityOf } from './structure.js'
+import { checkpointGroup, identityOf, type Inspection, inspectCheckpoint, listedGroup } from './structure.js'
 
 const maxAttempts = 10
 
@@ -46,7 +46,7 @@ export function listedCheckpoints(directory: Directory, vm: string): ListedCheck
     .sort()
     .map((name) => name + memorySuffix)
   const listed: ListedCheckpoint[] = []
-  for (const group of readGroups(directory, files, checkpointGroup)) {
+  for (const group of readGroups(directory, files, listedGroup)) {
     const name = group.name.slice(0, -memorySuffix.length)
     const inspect = (): Inspection | undefined => {
       const inspection = inspectUnchanged(directory, name, group.isUsual ? group : undefined)

@@ -52,12 +52,18 @@ const unproven =
 type Part = { status: FileStatus; problem?: Problem } | undefined
 
 /** What an inspection usually reads of each file of a checkpoint. */
-export const checkpointGroup: GroupFiles = [
-  ['', 0],
-  [endings.kernel, 0],
-  [endings.metadata, usualHeadBytes],
-  [endings.manifest, usualHeadBytes],
-]
+export const checkpointGroup: GroupFiles = group(foreignMagic.length)
+/** The same for a list, which does not read the RAM file. */
+export const listedGroup: GroupFiles = group(0)
+
+function group(memoryBytes: number): GroupFiles {
+  return [
+    ['', memoryBytes],
+    [endings.kernel, 0],
+    [endings.metadata, usualHeadBytes],
+    [endings.manifest, usualHeadBytes],
+  ]
+}
 
 interface InspectionOptions {
   /** False: do not derive an id from the files. A new checkpoint gets a random one. Default: true. */

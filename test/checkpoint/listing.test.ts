@@ -118,10 +118,12 @@ t.test('a listing opens a RAM file only if its size is not that of the metadata'
   const listed = listedCheckpoints(directory, 'vm1')
   t.match(listed, [{ state: 'complete' }, { state: 'damaged' }])
   t.match(limits, [[0]])
-  const isMemory = (name: unknown) => String(name).endsWith('.ckp')
-  t.strictSame(opened.filter(isMemory), ['b.ckp'])
+  t.strictSame(
+    opened.filter((name) => String(name).endsWith('.ckp')),
+    ['b.ckp'],
+  )
   listedCheckpoint(directory, 'vm1', 'a')
-  t.strictSame(opened.filter(isMemory), ['b.ckp', 'a.ckp'], 'pruning relies on this')
+  t.match(limits, [[0], [26]], 'pruning relies on this')
 })
 
 t.test('a listing fails if no descriptor is left', async (t) => {

@@ -9,7 +9,7 @@ import { isVmName, memorySuffix } from '../../base/names.js'
 import { Directory } from '../../fs/directory.js'
 import { directoriesIn } from '../../fs/subdirectories.js'
 import { isWriterAlive, readIntent } from './intent.js'
-import { listedCheckpoint, checkpointNames } from '../../checkpoint/read.js'
+import { listedCheckpoint, possibleNames } from '../../checkpoint/read.js'
 import type { Checkpoint, ListedCheckpoint } from '../../base/types.js'
 import { type PortableError, toPortable } from '../../pool/messages.js'
 import { guestFile, inboxName, sizeRecord, stagingName } from '../paths.js'
@@ -39,8 +39,9 @@ export function lastSizeIn(
   directory: Directory,
   known: readonly ListedCheckpoint[] = [],
 ): LastSize | undefined {
-  const dated = checkpointNames(directory).map((name) => {
-    return { name, mtimeMs: directory.statusIfAny(name + memorySuffix)?.mtimeMs ?? 0 }
+  const dated = possibleNames(directory).flatMap((name) => {
+    const status = directory.statusIfAny(name + memorySuffix)
+    return status === undefined || status.kind === 'directory' ? [] : [{ name, mtimeMs: status.mtimeMs }]
   })
   const newest = dated.sort((one, other) => other.mtimeMs - one.mtimeMs).slice(0, maxInspected)
   for (const { name } of newest) {
