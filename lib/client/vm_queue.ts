@@ -1,6 +1,6 @@
 /**
  * Lets one request at a time through per VM. bhyve serves requests one after the other anyway, and a request that is
- * cancelled while it waits here is never sent. Work that needs the lock of the VM's checkpoints can take turns, too.
+ * cancelled while it waits here is never sent.
  */
 import type { Cancellation } from '../base/cancellation.js'
 

@@ -1,7 +1,7 @@
 /**
  * Combines concurrent requests into one job. All requests that arrive before a job begins are handled by it. Used for
  * reservations: hundreds of VMs may each need the reservations of all others. One read per VM would cost time quadratic
- * in the number of VMs.
+ * in the number of VMs. `Batches` is used for records that are written under the lock of a VM.
  */
 export class Batch<Request, Result> {
   readonly #run: (requests: Request[]) => Promise<Result[]>
@@ -30,5 +30,29 @@ export class Batch<Request, Result> {
     const results = this.#running.then(begin, begin)
     this.#running = results
     return { requests, results }
+  }
+}
+
+/** A batch for each key. */
+export class Batches<Request, Result> {
+  readonly #run: (key: string, requests: Request[]) => Promise<Result[]>
+  readonly #batches = new Map<string, { batch: Batch<Request, Result>; waiting: number }>()
+
+  constructor(run: (key: string, requests: Request[]) => Promise<Result[]>) {
+    this.#run = run
+  }
+
+  async add(key: string, request: Request): Promise<Result> {
+    const entry = this.#batches.get(key) ?? {
+      batch: new Batch<Request, Result>((requests) => this.#run(key, requests)),
+      waiting: 0,
+    }
+    this.#batches.set(key, entry)
+    entry.waiting++
+    try {
+      return await entry.batch.add(request)
+    } finally {
+      if (--entry.waiting === 0) this.#batches.delete(key)
+    }
   }
 }

@@ -50,7 +50,7 @@ const locking: ReadonlySet<string> = new Set<keyof Jobs>([
   'hasCheckpoints',
   'getCheckpoint',
   'verifyStructure',
-  'recordVerification',
+  'recordVerifications',
   'openCheckpoint',
   'openForExport',
   'destroyCheckpoint',

@@ -7,7 +7,8 @@ import type { Checkpoint, Layout } from '../base/types.js'
 import { doubtOf } from '../checkpoint/moving.js'
 import type { JobRunner } from '../pool/pool.js'
 import type { SuspendedState } from './catalog/suspended.js'
-import { Batch } from './batch.js'
+import type { Verification } from './catalog/verification_record.js'
+import { Batch, Batches } from './batch.js'
 import type { StageRequest } from './commit/begin.js'
 import { type StoreJobs, storeJobs } from './jobs.js'
 import { isBusy, lockRetryMs } from './retry_while_busy.js'
@@ -29,6 +30,10 @@ export class Store {
   /** How many stages are being made. */
   #making = 0
   readonly #reserving = new Batch<SpaceRequest, Reservation>((requests) => this.#reserveAll(requests))
+  /** By VM. A second record would find the lock of the first one busy. */
+  readonly #recording = new Batches<Verification, undefined>((vm, verifications) =>
+    this.#recordAll(vm, verifications),
+  )
 
   constructor(pool: JobRunner, layout: Layout, ownsDirectories: boolean) {
     this.#pool = pool
@@ -80,6 +85,16 @@ export class Store {
   /** Reserves space beside the other stages of all VMs, which are read after this call. */
   reserve(request: SpaceRequest): Promise<Reservation> {
     return this.#reserving.add(request)
+  }
+
+  /** Records a verification, together with the others of the VM that arrive while its records are written. */
+  recordVerification(vm: string, verification: Verification): Promise<void> {
+    return this.#recording.add(vm, verification)
+  }
+
+  async #recordAll(vm: string, verifications: Verification[]): Promise<undefined[]> {
+    await this.jobs.recordVerifications(this.directoryOf(vm), vm, verifications)
+    return verifications.map(() => undefined)
   }
 
   async #reserveAll(requests: SpaceRequest[]): Promise<Reservation[]> {

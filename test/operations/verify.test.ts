@@ -6,6 +6,8 @@ import t from 'tap'
 import { createClientIn } from '../../dist/client/client.js'
 import { loadNative } from '../../dist/base/native.js'
 import { hostEnvironment } from '../../dist/client/environment.js'
+import type { JobRunner } from '../../dist/pool/pool.js'
+import type { Checkpoint } from 'bhyve-checkpoint'
 import { jobs } from '../../dist/worker/jobs.js'
 import { checkpointFiles, inlinePool, rejection, scratch, until } from '../support/index.js'
 import { type ManifestJson, manifestOf, world, flip } from '../support/digesting.js'
@@ -310,20 +312,39 @@ t.test('verify: the time of a verification is recorded until the files change', 
   t.equal(await verifiedAt(), undefined, 'damage removes the record')
 })
 
-t.test('verify: the verifications of a VM are recorded one after the other', async (t) => {
+t.test('verify: verifications of a VM that end meanwhile are recorded together', async (t) => {
   const { client, runDirectory, root } = await world(t)
   const names = ['a', 'b', 'c', 'd']
   for (const name of names) await client.createCheckpoint('vm1', { name })
-  let running = 0
-  let most = 0
-  const pool = inlinePool((name) => {
-    if (name !== 'recordVerification') return undefined
-    most = Math.max(most, ++running)
-    return new Promise((resolve) => setImmediate(resolve)).then(() => running--)
-  })
+  const started: string[] = []
+  let open: () => void = () => undefined
+  const gate = new Promise<void>((resolve) => (open = resolve))
+  const inline = inlinePool()
+  const run: JobRunner['run'] = async (job, onStart) => {
+    started.push(job.name)
+    if (job.name === 'recordVerifications') await gate
+    return inline.run(job, onStart)
+  }
+  const pool = { ...inline, run }
   const options = { runDirectory, checkpointDirectory: root } as const
-  const counting = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
-  await Promise.all(names.map((name) => counting.verifyCheckpoint('vm1', name, { depth: 'content' })))
-  t.equal(running, 0)
-  t.equal(most, 1, 'a second one would find the lock busy')
+  const gated = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
+  const verify = (name: string) => gated.verifyCheckpoint('vm1', name, { depth: 'content' })
+  const count = (job: string) => started.filter((name) => name === job).length
+  const turn = () => new Promise((resolve) => setImmediate(resolve))
+  const first = verify('a')
+  while (count('recordVerifications') === 0) await turn()
+  const others = ['b', 'c', 'd'].map(verify)
+  // Two files of each checkpoint beside its RAM.
+  while (count('digestFile') < 2 * names.length) await turn()
+  await turn()
+  fs.rmSync(path.join(root, 'vm1/b.ckp'))
+  open()
+  await Promise.all([first, ...others])
+  t.equal(count('recordVerifications'), 2)
+  const listed = (await client.listCheckpoints('vm1')) as Checkpoint[]
+  t.strictSame(
+    listed.filter(({ verifiedAt }) => verifiedAt).map(({ name }) => name),
+    ['a', 'c', 'd'],
+    'one that was removed does not prevent the others',
+  )
 })

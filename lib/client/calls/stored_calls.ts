@@ -18,10 +18,10 @@ import type { Checkpoint, ListedCheckpoint, VerificationReport, VerifyOptions } 
 import { missingSnapshots } from '../../operations/disk_snapshots.js'
 import type { StoredReport } from '../../store/catalog/list.js'
 import type { Snapshots } from '../../store/catalog/owed_snapshots.js'
+import type { Verification } from '../../store/catalog/verification_record.js'
 import { verifyContent } from '../../operations/verify.js'
 import { listEach } from '../list_each.js'
 import { type Session } from '../session.js'
-import { VmQueue } from '../vm_queue.js'
 
 /** For messages: the state after a cancel, before and after the first file was read. */
 const reading = {
@@ -31,8 +31,6 @@ const reading = {
 
 export class StoredCalls {
   readonly #session: Session
-  /** Two records of a VM need the same lock. The second one would keep a thread from other work to find it busy. */
-  readonly #records = new VmQueue()
 
   constructor(session: Session) {
     this.#session = session
@@ -120,26 +118,22 @@ export class StoredCalls {
         verifyContent({ store, vm, name, cancellation, progress }),
       )
     if (report.depth === 'content') {
-      const at = report.ok ? new Date().toISOString() : undefined
-      await this.#recordVerification({ vm, name, identity }, at, cancellation)
+      cancellation.throwIfCancelled()
+      await this.#recordVerification(vm, {
+        name,
+        identity,
+        at: report.ok ? new Date().toISOString() : undefined,
+      })
     }
     return report
   }
 
   /** Ignores errors of the store: the report is right without the record, too. */
-  async #recordVerification(
-    { vm, name, identity }: { vm: string; name: string; identity: string },
-    at: string | undefined,
-    cancellation: Cancellation,
-  ): Promise<void> {
-    const { store } = this.#session
-    const endTurn = await this.#records.turn(vm, cancellation)
+  async #recordVerification(vm: string, verification: Verification): Promise<void> {
     try {
-      await store.jobsOf(cancellation).recordVerification(store.directoryOf(vm), vm, name, identity, at)
+      await this.#session.store.recordVerification(vm, verification)
     } catch (error) {
       if (!(error instanceof CheckpointError)) throw error
-    } finally {
-      endTurn()
     }
   }
 

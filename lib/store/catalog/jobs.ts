@@ -35,6 +35,6 @@ export {
   revokeRestore,
 } from './restore_records.js'
 export { readRollback, recordRollback, replaceRollback } from './rollback_record.js'
-export { recordVerification } from './verification_record.js'
+export { recordVerifications } from './verification_record.js'
 export { keepStoreId, storeIdentity } from './store_identity.js'
 export { suspendedState } from './suspended.js'

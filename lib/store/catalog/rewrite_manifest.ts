@@ -73,12 +73,27 @@ export function manifestText(directory: Directory, vm: string, name: string, ins
   return distrustOf(status) === undefined ? text : withoutArguments(text)
 }
 
+export interface NewManifest {
+  name: string
+  /** Need not contain the list of digests, which is copied from the old manifest. */
+  text: string
+}
+
 /**
  * Replaces the manifest atomically: writes a new file in `.staging`, fsyncs it, and renames it over the old one. The
  * list of digests is copied from the old manifest, so `text` need not contain it.
  */
 export function replaceManifest(directory: Directory, staging: Directory, name: string, text: string): void {
-  if (parseManifest(text) === undefined)
+  replaceManifests(directory, staging, [{ name, text }])
+}
+
+/** The same for several checkpoints, each by itself. The renames are fsynced together. */
+export function replaceManifests(
+  directory: Directory,
+  staging: Directory,
+  manifests: readonly NewManifest[],
+): void {
+  if (!manifests.every(({ text }) => parseManifest(text) !== undefined))
     throw new CheckpointError(
       'ERR_SYSTEM',
       'Internal error: the new manifest is not valid. The old manifest is unchanged',
@@ -87,9 +102,11 @@ export function replaceManifest(directory: Directory, staging: Directory, name: 
   staging.make(id)
   try {
     using subdirectory = staging.open(id)
-    const file = name + manifestSuffix
-    rewriteManifest(directory, file, text, { directory: subdirectory, file, durable: true })
-    subdirectory.rename(file, directory, file)
+    for (const { name, text } of manifests) {
+      const file = name + manifestSuffix
+      rewriteManifest(directory, file, text, { directory: subdirectory, file, durable: true })
+      subdirectory.rename(file, directory, file)
+    }
     directory.sync()
   } finally {
     removeRubbish(staging, id)
