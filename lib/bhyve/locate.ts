@@ -1,6 +1,6 @@
 /**
  * Finds the checkpoint socket of a VM, checks its owner and derives the dialect from its path. It only reads the status
- * of files and sends nothing (protocol.md sections 1 and 3). Runs in the pool.
+ * of files and sends nothing (protocol.md sections 1 and 3). Runs in the pool, except for a create or suspend.
  */
 import fs from 'node:fs'
 import path from 'node:path'

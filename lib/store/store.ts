@@ -20,6 +20,12 @@ import type { Reservation, SpaceRequest, StageReservation } from './staging/spac
  */
 const publicationTimeoutMs = 600_000
 
+interface Recording {
+  verification: Verification
+  /** Of the call. If all calls of a job are cancelled, it does not start. */
+  cancellation: Cancellation
+}
+
 export class Store {
   /** Jobs on stored checkpoints, for example `store.jobs.getCheckpoint(store.directoryOf(vm), vm, name)`. */
   readonly jobs: StoreJobs
@@ -30,9 +36,10 @@ export class Store {
   /** How many stages are being made. */
   #making = 0
   readonly #reserving = new Batch<SpaceRequest, Reservation>((requests) => this.#reserveAll(requests))
-  /** By VM. A second record would find the lock of the first one busy. */
-  readonly #recording = new Batches<Verification, undefined>((vm, verifications) =>
-    this.#recordAll(vm, verifications),
+  /** By VM. */
+  readonly #recording = new Batches<Recording, undefined>(
+    (vm, recordings) => this.#recordAll(vm, recordings),
+    8,
   )
 
   constructor(pool: JobRunner, layout: Layout, ownsDirectories: boolean) {
@@ -87,14 +94,21 @@ export class Store {
     return this.#reserving.add(request)
   }
 
-  /** Records a verification, together with the others of the VM that arrive while its records are written. */
-  recordVerification(vm: string, verification: Verification): Promise<void> {
-    return this.#recording.add(vm, verification)
+  /** Records a verification. Those of a VM that arrive while a job records earlier ones share the next job. */
+  recordVerification(vm: string, verification: Verification, cancellation: Cancellation): Promise<void> {
+    return this.#recording.add(vm, { verification, cancellation })
   }
 
-  async #recordAll(vm: string, verifications: Verification[]): Promise<undefined[]> {
-    await this.jobs.recordVerifications(this.directoryOf(vm), vm, verifications)
-    return verifications.map(() => undefined)
+  async #recordAll(vm: string, recordings: Recording[]): Promise<undefined[]> {
+    const wanted = recordings.filter(({ cancellation }) => !cancellation.cancelled)
+    const onStart = (): void => {
+      if (wanted.every(({ cancellation }) => cancellation.cancelled))
+        wanted[0]?.cancellation.throwIfCancelled()
+    }
+    const verifications = wanted.map(({ verification }) => verification)
+    if (wanted.length > 0)
+      await this.jobsFrom(onStart).recordVerifications(this.directoryOf(vm), vm, verifications)
+    return recordings.map(() => undefined)
   }
 
   async #reserveAll(requests: SpaceRequest[]): Promise<Reservation[]> {

@@ -5,7 +5,9 @@ import path from 'node:path'
 import t, { type Test } from 'tap'
 import { loadNative } from '../../dist/base/native.js'
 import { listedCheckpoint, listedCheckpoints } from '../../dist/checkpoint/read.js'
+import { checkpointGroup } from '../../dist/checkpoint/structure.js'
 import { Directory } from '../../dist/fs/directory.js'
+import { readGroup } from '../../dist/fs/file_groups.js'
 import { failure, intercept, readOneByOne, scratch } from '../support/index.js'
 import { putSet, type SetOptions } from '../support/sets.js'
 
@@ -122,8 +124,14 @@ t.test('a listing opens a RAM file only if its size is not that of the metadata'
     opened.filter((name) => String(name).endsWith('.ckp')),
     ['b.ckp'],
   )
-  listedCheckpoint(directory, 'vm1', 'a')
+  const memory = path.join(where, 'b.ckp')
+  fs.writeFileSync(memory, 'the first bytes of the RAM of a guest')
+  const [damaged] = listedCheckpoint(directory, 'vm1', 'b')
+  t.match(damaged, { state: 'damaged', problems: [{ code: 'memory-size-mismatch' }] })
   t.match(limits, [[0], [26]], 'pruning relies on this')
+  const group = readGroup(directory, 'b.ckp', checkpointGroup)!
+  t.equal(group.readStart('b.ckp', 26).toString(), 'the first bytes of the RAM')
+  t.strictSame(opened, ['b.ckp'], 'with the other files')
 })
 
 t.test('a listing fails if no descriptor is left', async (t) => {

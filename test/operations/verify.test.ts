@@ -312,7 +312,36 @@ t.test('verify: the time of a verification is recorded until the files change', 
   t.equal(await verifiedAt(), undefined, 'damage removes the record')
 })
 
-t.test('verify: verifications of a VM that end meanwhile are recorded together', async (t) => {
+t.test('verify: a cancelled call does not wait for the lock to record its verification', async (t) => {
+  const { client, runDirectory, root } = await world(t)
+  await client.createCheckpoint('vm1')
+  const held = native.openPath(path.join(root, 'vm1/.staging'), fs.constants.O_DIRECTORY) as number
+  const controller = new AbortController()
+  let isHeld = false
+  let attempts = 0
+  const inline = inlinePool()
+  const run: JobRunner['run'] = (job, onStart) => {
+    if (job.name === 'recordVerifications') {
+      attempts++
+      if (!isHeld) t.equal(native.lock(held, 'exclusive'), 1)
+      isHeld = true
+    }
+    return inline.run(job, onStart)
+  }
+  const pool = { ...inline, run }
+  const options = { runDirectory, checkpointDirectory: root } as const
+  const verifying = createClientIn({ ...hostEnvironment, pool: () => pool }, options)
+  const { signal } = controller
+  const call = verifying.verifyCheckpoint('vm1', 'checkpoint', { depth: 'content', signal })
+  await until(() => attempts > 1, 'the second attempt')
+  controller.abort()
+  await t.rejects(call, { code: 'ABORT_ERR' })
+  await verifying.idle({ timeout: 5000 })
+  native.close(held)
+  t.match(await client.listCheckpoints('vm1'), [{ verifiedAt: undefined }])
+})
+
+t.test('verify: verifications of a VM that end while another one is recorded share a job', async (t) => {
   const { client, runDirectory, root } = await world(t)
   const names = ['a', 'b', 'c', 'd']
   for (const name of names) await client.createCheckpoint('vm1', { name })
@@ -332,10 +361,10 @@ t.test('verify: verifications of a VM that end meanwhile are recorded together',
   const count = (job: string) => started.filter((name) => name === job).length
   const turn = () => new Promise((resolve) => setImmediate(resolve))
   const first = verify('a')
-  while (count('recordVerifications') === 0) await turn()
+  await until(() => count('recordVerifications') > 0, 'the first record')
   const others = ['b', 'c', 'd'].map(verify)
   // Two files of each checkpoint beside its RAM.
-  while (count('digestFile') < 2 * names.length) await turn()
+  await until(() => count('digestFile') === 2 * names.length, 'all digests')
   await turn()
   fs.rmSync(path.join(root, 'vm1/b.ckp'))
   open()

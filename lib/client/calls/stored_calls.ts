@@ -118,20 +118,20 @@ export class StoredCalls {
         verifyContent({ store, vm, name, cancellation, progress }),
       )
     if (report.depth === 'content') {
-      cancellation.throwIfCancelled()
-      await this.#recordVerification(vm, {
-        name,
-        identity,
-        at: report.ok ? new Date().toISOString() : undefined,
-      })
+      const at = report.ok ? new Date().toISOString() : undefined
+      await this.#recordVerification(vm, { name, identity, at }, cancellation)
     }
     return report
   }
 
   /** Ignores errors of the store: the report is right without the record, too. */
-  async #recordVerification(vm: string, verification: Verification): Promise<void> {
+  async #recordVerification(
+    vm: string,
+    verification: Verification,
+    cancellation: Cancellation,
+  ): Promise<void> {
     try {
-      await this.#session.store.recordVerification(vm, verification)
+      await this.#session.store.recordVerification(vm, verification, cancellation)
     } catch (error) {
       if (!(error instanceof CheckpointError)) throw error
     }

@@ -50,8 +50,8 @@ export async function inStage(
 }
 
 /**
- * The status of a few files in the run directory takes less time than to wake a thread. Under Node's permission model only
- * the threads may read it.
+ * Done here, because waking a thread takes longer than the status of a few files, and the connection resolves the same path
+ * here, too. Node's permission model may refuse the run directory to this thread, but not to the pool's.
  */
 function locate({ target, vmJobs }: SavingContext): Located[] | Promise<Located[]> {
   return 'permission' in process ? vmJobs.locateSocket(target) : locateSocket(target)

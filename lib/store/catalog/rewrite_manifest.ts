@@ -9,27 +9,37 @@ import { manifestSuffix, memorySuffix } from '../../base/names.js'
 import type { Directory } from '../../fs/directory.js'
 import { notFound } from '../../checkpoint/read.js'
 import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
-import { assertNotStuck, recover } from '../commit/recover.js'
+import { assertNotStuck, recover, type Stuck } from '../commit/recover.js'
 import { removeRubbish } from '../../fs/remove_tree.js'
 import { freshId } from '../staging/staging_entries.js'
 import { distrustOf } from './manifest_trust.js'
 
 /** If the checkpoint does not exist, locks an existing `.staging`, but does not create one. */
 export function lockForRewrite(directory: Directory, name: string): Directory {
+  const staging = lockForRewriteIfAny(directory, [name])
+  if (staging === undefined) throw notFound(directory.path, name)
+  return staging
+}
+
+/** The same for several checkpoints. Undefined if none of them exists, and no `.staging`. */
+export function lockForRewriteIfAny(directory: Directory, names: readonly string[]): Directory | undefined {
   const staging = lockStagingIfAny(directory, 'exclusive')
   if (staging !== undefined) return staging
-  if (directory.statusIfAny(name + memorySuffix) === undefined) throw notFound(directory.path, name)
-  const made = lockStagingUnlessGone(directory)
-  if (made === undefined) throw notFound(directory.path, name)
-  return made
+  const exists = names.some((name) => directory.statusIfAny(name + memorySuffix) !== undefined)
+  return exists ? lockStagingUnlessGone(directory) : undefined
 }
 
 /**
  * Recovers what dead processes left, then inspects the checkpoint. Throws if this release must not rewrite its
- * manifest.
+ * manifest. `stuck`: of a recovery under the same lock, which is then not repeated.
  */
-export function inspectForRewrite(directory: Directory, staging: Directory, name: string): Inspection {
-  assertNotStuck(recover(directory, staging), name)
+export function inspectForRewrite(
+  directory: Directory,
+  staging: Directory,
+  name: string,
+  stuck: Stuck = recover(directory, staging),
+): Inspection {
+  assertNotStuck(stuck, name)
   const inspection = inspectCheckpoint(directory, name)
   if (inspection === undefined) throw notFound(directory.path, name)
   assertRewritable(directory, name, inspection)
@@ -73,27 +83,18 @@ export function manifestText(directory: Directory, vm: string, name: string, ins
   return distrustOf(status) === undefined ? text : withoutArguments(text)
 }
 
-export interface NewManifest {
-  name: string
-  /** Need not contain the list of digests, which is copied from the old manifest. */
-  text: string
-}
-
 /**
  * Replaces the manifest atomically: writes a new file in `.staging`, fsyncs it, and renames it over the old one. The
  * list of digests is copied from the old manifest, so `text` need not contain it.
  */
 export function replaceManifest(directory: Directory, staging: Directory, name: string, text: string): void {
-  replaceManifests(directory, staging, [{ name, text }])
+  putManifest(directory, staging, name, text)
+  directory.sync()
 }
 
-/** The same for several checkpoints, each by itself. The renames are fsynced together. */
-export function replaceManifests(
-  directory: Directory,
-  staging: Directory,
-  manifests: readonly NewManifest[],
-): void {
-  if (!manifests.every(({ text }) => parseManifest(text) !== undefined))
+/** The same for a caller that replaces several manifests and fsyncs the directory itself. */
+export function putManifest(directory: Directory, staging: Directory, name: string, text: string): void {
+  if (parseManifest(text) === undefined)
     throw new CheckpointError(
       'ERR_SYSTEM',
       'Internal error: the new manifest is not valid. The old manifest is unchanged',
@@ -102,12 +103,9 @@ export function replaceManifests(
   staging.make(id)
   try {
     using subdirectory = staging.open(id)
-    for (const { name, text } of manifests) {
-      const file = name + manifestSuffix
-      rewriteManifest(directory, file, text, { directory: subdirectory, file, durable: true })
-      subdirectory.rename(file, directory, file)
-    }
-    directory.sync()
+    const file = name + manifestSuffix
+    rewriteManifest(directory, file, text, { directory: subdirectory, file, durable: true })
+    subdirectory.rename(file, directory, file)
   } finally {
     removeRubbish(staging, id)
   }

@@ -2,8 +2,8 @@
 import { CheckpointError } from '../../base/errors.js'
 import { withVerified } from '../../checkpoint/manifest_changes.js'
 import { Directory } from '../../fs/directory.js'
-import { lockStagingIfAny, lockStagingUnlessGone } from '../staging/lock.js'
-import { inspectForRewrite, manifestText, type NewManifest, replaceManifests } from './rewrite_manifest.js'
+import { recover } from '../commit/recover.js'
+import { inspectForRewrite, lockForRewriteIfAny, manifestText, putManifest } from './rewrite_manifest.js'
 
 export interface Verification {
   name: string
@@ -14,8 +14,8 @@ export interface Verification {
 }
 
 /**
- * Leaves out checkpoints that were replaced since or cannot be rewritten: the reports are right without a record, too. Does
- * nothing if the directory belongs to another user, because the manifests would then change their owner.
+ * Leaves out each checkpoint that was replaced since or cannot be rewritten: the reports are right without a record, too.
+ * Does nothing if the directory belongs to another user, because the manifests would then change their owner.
  */
 export function recordVerifications(
   directoryPath: string,
@@ -24,29 +24,27 @@ export function recordVerifications(
 ): void {
   using directory = Directory.openRealDirectoryIfAny(directoryPath)
   if (directory === undefined || directory.ownStatus().uid !== process.geteuid?.()) return
-  using staging = lockStagingIfAny(directory, 'exclusive') ?? lockStagingUnlessGone(directory)
+  const names = verifications.map(({ name }) => name)
+  using staging = lockForRewriteIfAny(directory, names)
   if (staging === undefined) return
-  const manifests = verifications.flatMap((verification) => {
+  const stuck = recover(directory, staging)
+  // One after the other: two of them may be about the same checkpoint.
+  for (const { name, identity, at } of verifications) {
     try {
-      return manifestWith(directory, staging, vm, verification)
+      const inspection = inspectForRewrite(directory, staging, name, stuck)
+      const { manifest } = inspection
+      if (inspection.identity !== identity || manifest === undefined) continue
+      if (at === undefined && manifest.verified === undefined) continue
+      const verified = at === undefined ? undefined : { at, identity }
+      putManifest(
+        directory,
+        staging,
+        name,
+        withVerified(manifestText(directory, vm, name, inspection), verified),
+      )
     } catch (error) {
       if (!(error instanceof CheckpointError)) throw error
-      return []
     }
-  })
-  if (manifests.length > 0) replaceManifests(directory, staging, manifests)
-}
-
-function manifestWith(
-  directory: Directory,
-  staging: Directory,
-  vm: string,
-  { name, identity, at }: Verification,
-): NewManifest[] {
-  const inspection = inspectForRewrite(directory, staging, name)
-  const { manifest } = inspection
-  if (inspection.identity !== identity || manifest === undefined) return []
-  if (at === undefined && manifest.verified === undefined) return []
-  const verified = at === undefined ? undefined : { at, identity }
-  return [{ name, text: withVerified(manifestText(directory, vm, name, inspection), verified) }]
+  }
+  directory.sync()
 }
