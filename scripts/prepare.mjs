@@ -22,6 +22,10 @@ const tests = {
   },
 }
 
+const commands = ['main', 'cbsd/bcheckpoint', 'cbsd/bpause', 'cbsd/bsuspend'].map(
+  (name) => `dist/cli/${name}.js`,
+)
+
 const steps = [
   {
     what: 'installing dependencies (npm ci)',
@@ -42,7 +46,14 @@ const steps = [
     run: () => {
       fs.rmSync(path.join(root, 'dist'), { recursive: true, force: true })
       tool('tsc', '-p', 'tsconfig.json')
-      bundle('dist/worker/worker.js')
+      bundle('dist/worker/worker.js', '--outfile=dist/worker/worker.js')
+      bundle(
+        ...commands,
+        '--splitting',
+        '--outdir=dist',
+        '--outbase=dist',
+        '--chunk-names=commands/chunk-[hash]',
+      )
     },
   },
 ]
@@ -78,10 +89,10 @@ function linkOthers(from, to) {
   }
 }
 
-/** Node takes twice as long to find and load a hundred files as to start a thread. */
-function bundle(file) {
+/** Node takes longer to find and load hundreds of files than to start a thread, or a program. */
+function bundle(...args) {
   const options = ['--bundle', '--platform=node', '--format=esm', '--target=node20', '--packages=external']
-  tool('esbuild', file, ...options, `--outfile=${file}`, '--allow-overwrite', '--log-level=warning')
+  tool('esbuild', ...args, ...options, '--allow-overwrite', '--log-level=warning')
 }
 
 function npm(...args) {

@@ -248,8 +248,8 @@ export const listed = [
     'record-not-synced',
     'lib/store/catalog/rewrite_manifest.ts',
     'sync_order',
-    'subdirectory.rename(file, directory, file)\n    directory.sync()',
-    'subdirectory.rename(file, directory, file)',
+    'putManifest(directory, staging, name, text)\n  directory.sync()',
+    'putManifest(directory, staging, name, text)',
   ),
   change(
     'writer-not-synced',

@@ -14,9 +14,15 @@ export function transpiled(root, file, text) {
   return ts.transpileModule(text, { compilerOptions: options, fileName: file }).outputText
 }
 
-/** Makes the threads load each file by itself. The build puts all of them into one, in which a change would be missing. */
+const bundled = ['worker/worker', 'cli/main', 'cli/cbsd/bcheckpoint', 'cli/cbsd/bpause', 'cli/cbsd/bsuspend']
+
+/**
+ * Makes the threads and the commands load each file by itself. The build puts all of them into few, in which a change would
+ * be missing.
+ */
 export function unbundle(root) {
-  const file = 'lib/worker/worker.ts'
-  const text = fs.readFileSync(path.join(root, file), 'utf8')
-  fs.writeFileSync(compiledFile(root, file), transpiled(root, file, text))
+  for (const file of bundled.map((name) => `lib/${name}.ts`)) {
+    const text = fs.readFileSync(path.join(root, file), 'utf8')
+    fs.writeFileSync(compiledFile(root, file), transpiled(root, file, text))
+  }
 }
