@@ -35,6 +35,19 @@ export default tseslint.config(
     },
   },
   {
+    files: ['lib/**/*.ts'],
+    ignores: ['lib/base/package_files.ts', 'lib/base/native.ts', 'lib/cli/main.ts'],
+    rules: {
+      'no-restricted-syntax': [
+        'error',
+        {
+          selector: 'MetaProperty[meta.name="import"]',
+          message: 'The build moves the code of the commands. Use packageFile().',
+        },
+      ],
+    },
+  },
+  {
     // A test is a long list of steps.
     files: ['test/**/*.ts'],
     rules: {

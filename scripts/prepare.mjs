@@ -22,10 +22,6 @@ const tests = {
   },
 }
 
-const commands = ['main', 'cbsd/bcheckpoint', 'cbsd/bpause', 'cbsd/bsuspend'].map(
-  (name) => `dist/cli/${name}.js`,
-)
-
 const steps = [
   {
     what: 'installing dependencies (npm ci)',
@@ -41,20 +37,9 @@ const steps = [
   },
   {
     what: 'building the library (tsc)',
-    sources: ['lib', 'tsconfig.json', 'package-lock.json'],
+    sources: ['lib', 'tsconfig.json', 'package.json', 'package-lock.json', 'scripts/build-library.mjs'],
     stamp: 'dist/.prepared',
-    run: () => {
-      fs.rmSync(path.join(root, 'dist'), { recursive: true, force: true })
-      tool('tsc', '-p', 'tsconfig.json')
-      bundle('dist/worker/worker.js', '--outfile=dist/worker/worker.js')
-      bundle(
-        ...commands,
-        '--splitting',
-        '--outdir=dist',
-        '--outbase=dist',
-        '--chunk-names=commands/chunk-[hash]',
-      )
-    },
+    run: () => execute(process.execPath, ['scripts/build-library.mjs']),
   },
 ]
 
@@ -87,12 +72,6 @@ function linkOthers(from, to) {
     if (entry.isDirectory() && fs.existsSync(path.join(root, target))) linkOthers(source, target)
     else if (!entry.name.endsWith('.ts')) fs.symlinkSync(path.relative(to, source), path.join(root, target))
   }
-}
-
-/** Node takes longer to find and load hundreds of files than to start a thread, or a program. */
-function bundle(...args) {
-  const options = ['--bundle', '--platform=node', '--format=esm', '--target=node20', '--packages=external']
-  tool('esbuild', ...args, ...options, '--allow-overwrite', '--log-level=warning')
 }
 
 function npm(...args) {

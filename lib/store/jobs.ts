@@ -50,7 +50,6 @@ const locking: ReadonlySet<string> = new Set<keyof Jobs>([
   'hasCheckpoints',
   'getCheckpoint',
   'verifyStructure',
-  'recordVerifications',
   'openCheckpoint',
   'openForExport',
   'destroyCheckpoint',
@@ -93,8 +92,8 @@ interface JobEvents {
 }
 
 /**
- * Jobs that take a lock reject with ERR_CHECKPOINT_BUSY if the lock stays busy for 30 seconds. `commitStage` rejects at
- * once, because `Stage.commit` retries that job.
+ * Jobs that take a lock reject with ERR_CHECKPOINT_BUSY if the lock stays busy for 30 seconds. `commitStage` and
+ * `recordVerifications` reject at once, because `Stage` and `Store` retry them.
  */
 export function storeJobs(pool: JobRunner, { onStart, onBusy }: JobEvents = {}): StoreJobs {
   return remote<Jobs>(pool, {

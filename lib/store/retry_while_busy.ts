@@ -1,7 +1,7 @@
 /** Retries an operation while another process holds the lock of the same VM's checkpoints. */
 import { CheckpointError } from '../base/errors.js'
 
-const lockTimeoutMs = 30_000
+export const lockTimeoutMs = 30_000
 export const lockRetryMs = 20
 
 /**

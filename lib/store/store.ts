@@ -11,7 +11,7 @@ import type { Verification } from './catalog/verification_record.js'
 import { Batch, Batches } from './batch.js'
 import type { StageRequest } from './commit/begin.js'
 import { type StoreJobs, storeJobs } from './jobs.js'
-import { isBusy, lockRetryMs } from './retry_while_busy.js'
+import { isBusy, lockRetryMs, lockTimeoutMs, retryWhileBusy } from './retry_while_busy.js'
 import { Stage } from './stage.js'
 import type { Reservation, SpaceRequest, StageReservation } from './staging/space.js'
 
@@ -22,8 +22,9 @@ const publicationTimeoutMs = 600_000
 
 interface Recording {
   verification: Verification
-  /** Of the call. If all calls of a job are cancelled, it does not start. */
+  /** Of the call. Nothing is recorded after a cancel. */
   cancellation: Cancellation
+  addedAt: number
 }
 
 export class Store {
@@ -96,18 +97,18 @@ export class Store {
 
   /** Records a verification. Those of a VM that arrive while a job records earlier ones share the next job. */
   recordVerification(vm: string, verification: Verification, cancellation: Cancellation): Promise<void> {
-    return this.#recording.add(vm, { verification, cancellation })
+    return this.#recording.add(vm, { verification, cancellation, addedAt: performance.now() })
   }
 
   async #recordAll(vm: string, recordings: Recording[]): Promise<undefined[]> {
-    const wanted = recordings.filter(({ cancellation }) => !cancellation.cancelled)
-    const onStart = (): void => {
-      if (wanted.every(({ cancellation }) => cancellation.cancelled))
-        wanted[0]?.cancellation.throwIfCancelled()
+    const attempt = async (): Promise<void> => {
+      const wanted = recordings.filter(({ cancellation }) => !cancellation.cancelled)
+      const verifications = wanted.map(({ verification }) => verification)
+      if (wanted.length > 0) await this.jobs.recordVerifications(this.directoryOf(vm), vm, verifications)
     }
-    const verifications = wanted.map(({ verification }) => verification)
-    if (wanted.length > 0)
-      await this.jobsFrom(onStart).recordVerifications(this.directoryOf(vm), vm, verifications)
+    // The calls have waited for the same lock while earlier jobs did.
+    const waitedMs = performance.now() - Math.min(...recordings.map(({ addedAt }) => addedAt))
+    await retryWhileBusy(attempt, undefined, lockTimeoutMs - waitedMs)
     return recordings.map(() => undefined)
   }
 

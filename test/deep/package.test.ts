@@ -61,6 +61,14 @@ t.test('every file that the code loads is in the package', async (t) => {
     [...new Set(loaded)].filter((file) => !known.has(file)),
     [],
   )
+  const used = new Set(loaded)
+  const chunks = code.filter((file) => file.startsWith('dist/commands/'))
+  t.ok(chunks.length > 10)
+  t.same(
+    chunks.filter((file) => !used.has(file)),
+    [],
+    'nothing is left of an earlier build',
+  )
 })
 
 t.test('the installation runs no scripts and adds three small dependencies', async (t) => {
@@ -202,6 +210,12 @@ t.test('the command line of the package works', async (t) => {
       stdout: `usage: ${name} jname=`,
     })
   }
+  const workdir = scratch(t)
+  fs.mkdirSync(path.join(workdir, 'jails-system'))
+  const env = { ...project.env, cbsd_workdir: workdir, BHYVE_RUN_DIRECTORY: bhyve.runDirectory }
+  const bcheckpoint = path.join(project.directory, 'node_modules/.bin/bcheckpoint')
+  const created = spawnSync(bcheckpoint, ['mode=create', 'jname=vm1'], { env, encoding: 'utf8' })
+  t.equal(created.status, 0, created.stderr)
 })
 
 t.test("the README's first commands make and verify a checkpoint", async (t) => {

@@ -14,15 +14,15 @@ export function transpiled(root, file, text) {
   return ts.transpileModule(text, { compilerOptions: options, fileName: file }).outputText
 }
 
-const bundled = ['worker/worker', 'cli/main', 'cli/cbsd/bcheckpoint', 'cli/cbsd/bpause', 'cli/cbsd/bsuspend']
-
 /**
  * Makes the threads and the commands load each file by itself. The build puts all of them into few, in which a change would
  * be missing.
  */
 export function unbundle(root) {
-  for (const file of bundled.map((name) => `lib/${name}.ts`)) {
+  const { bin } = JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8'))
+  for (const bundled of ['dist/worker/worker.js', ...Object.values(bin)]) {
+    const file = bundled.replace(/^dist/, 'lib').replace(/js$/, 'ts')
     const text = fs.readFileSync(path.join(root, file), 'utf8')
-    fs.writeFileSync(compiledFile(root, file), transpiled(root, file, text))
+    fs.writeFileSync(path.join(root, bundled), transpiled(root, file, text))
   }
 }

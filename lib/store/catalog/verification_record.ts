@@ -2,7 +2,7 @@
 import { CheckpointError } from '../../base/errors.js'
 import { withVerified } from '../../checkpoint/manifest_changes.js'
 import { Directory } from '../../fs/directory.js'
-import { recover } from '../commit/recover.js'
+import { recover, type Stuck } from '../commit/recover.js'
 import { inspectForRewrite, lockForRewriteIfAny, manifestText, putManifest } from './rewrite_manifest.js'
 
 export interface Verification {
@@ -28,23 +28,34 @@ export function recordVerifications(
   using staging = lockForRewriteIfAny(directory, names)
   if (staging === undefined) return
   const stuck = recover(directory, staging)
-  // One after the other: two of them may be about the same checkpoint.
-  for (const { name, identity, at } of verifications) {
-    try {
-      const inspection = inspectForRewrite(directory, staging, name, stuck)
-      const { manifest } = inspection
-      if (inspection.identity !== identity || manifest === undefined) continue
-      if (at === undefined && manifest.verified === undefined) continue
-      const verified = at === undefined ? undefined : { at, identity }
-      putManifest(
-        directory,
-        staging,
-        name,
-        withVerified(manifestText(directory, vm, name, inspection), verified),
-      )
-    } catch (error) {
-      if (!(error instanceof CheckpointError)) throw error
+  let changed = false
+  try {
+    // One after the other: two of them may be about the same checkpoint.
+    for (const verification of verifications) {
+      if (tryToRecord({ directory, staging, stuck }, vm, verification)) changed = true
     }
+  } finally {
+    if (changed) directory.sync()
   }
-  directory.sync()
+}
+
+/** False if the manifest is as before. */
+function tryToRecord(
+  { directory, staging, stuck }: { directory: Directory; staging: Directory; stuck: Stuck },
+  vm: string,
+  { name, identity, at }: Verification,
+): boolean {
+  try {
+    const inspection = inspectForRewrite(directory, staging, name, stuck)
+    const { manifest } = inspection
+    if (inspection.identity !== identity || manifest === undefined) return false
+    if (at === undefined && manifest.verified === undefined) return false
+    const verified = at === undefined ? undefined : { at, identity }
+    const text = withVerified(manifestText(directory, vm, name, inspection), verified)
+    putManifest(directory, staging, name, text)
+    return true
+  } catch (error) {
+    if (!(error instanceof CheckpointError)) throw error
+    return false
+  }
 }
