@@ -11,7 +11,7 @@ const { bin } = JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf
 fs.rmSync(path.join(root, 'dist'), { recursive: true, force: true })
 tool('tsc', '-p', 'tsconfig.json')
 bundle('dist/worker/worker.js', '--outfile=dist/worker/worker.js')
-// Code that several of them use gets into dist/commands, which is as deep as lib/base: `packageFile` finds its files there.
+// Code that several of them use goes into dist/commands, which is as deep as dist/base: `packageFile` works in both.
 bundle(
   ...Object.values(bin),
   ...['--splitting', '--outdir=dist', '--outbase=dist', '--chunk-names=commands/chunk-[hash]'],

@@ -20,10 +20,14 @@ import type { Reservation, SpaceRequest, StageReservation } from './staging/spac
  */
 const publicationTimeoutMs = 600_000
 
+/** Each is an fsync, and the job occupies a thread and holds the lock of the VM. */
+const recordsPerJob = 8
+
 interface Recording {
   verification: Verification
   /** Of the call. Nothing is recorded after a cancel. */
   cancellation: Cancellation
+  /** Of `performance.now()`. */
   addedAt: number
 }
 
@@ -37,10 +41,9 @@ export class Store {
   /** How many stages are being made. */
   #making = 0
   readonly #reserving = new Batch<SpaceRequest, Reservation>((requests) => this.#reserveAll(requests))
-  /** By VM. */
   readonly #recording = new Batches<Recording, undefined>(
     (vm, recordings) => this.#recordAll(vm, recordings),
-    8,
+    recordsPerJob,
   )
 
   constructor(pool: JobRunner, layout: Layout, ownsDirectories: boolean) {

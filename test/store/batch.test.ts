@@ -1,6 +1,9 @@
 /** Concurrent requests share jobs. */
 import t from 'tap'
+import { Cancellation } from '../../dist/base/cancellation.js'
+import { CheckpointError } from '../../dist/base/errors.js'
 import { Batch, Batches } from '../../dist/store/batch.js'
+import { Store } from '../../dist/store/store.js'
 
 /** Jobs that end when the test says so. Each returns its requests. */
 function gatedJobs() {
@@ -71,4 +74,25 @@ t.test('batches: the jobs of different keys run at the same time', async (t) => 
   await turn()
   ends[2]!()
   t.equal(await results[3], 4, 'a key that was idle')
+})
+
+t.test('records that have waited for a busy lock behind others are tried once more', async (t) => {
+  let attempts = 0
+  const pool = {
+    emptied: () => Promise.resolve(),
+    takeNoted: () => false,
+    run: () => {
+      attempts++
+      return Promise.reject(new CheckpointError('ERR_CHECKPOINT_BUSY', 'busy'))
+    },
+  }
+  const layout = { directoryOf: () => '/none', vms: () => Promise.resolve([]) }
+  const store = new Store(pool, layout, false)
+  const now = performance.now.bind(performance)
+  t.teardown(() => (performance.now = now))
+  using cancellation = new Cancellation({ doing: 'Verifying' })
+  const record = store.recordVerification('vm1', { name: 'a', identity: '', at: undefined }, cancellation)
+  performance.now = () => now() + 31_000
+  await t.rejects(record, { code: 'ERR_CHECKPOINT_BUSY' })
+  t.equal(attempts, 1)
 })

@@ -50,8 +50,9 @@ export async function inStage(
 }
 
 /**
- * Done here, because waking a thread takes longer than the status of a few files, and the connection resolves the same path
- * here, too. Node's permission model may refuse the run directory to this thread, but not to the pool's.
+ * Runs in the caller's thread: to wake another one takes longer than to read the status of a few files, and `connect()`
+ * resolves the same path in this thread anyway. Node's permission model can refuse the run directory to this thread, but not to
+ * those of the pool.
  */
 function locate({ target, vmJobs }: SavingContext): Located[] | Promise<Located[]> {
   return 'permission' in process ? vmJobs.locateSocket(target) : locateSocket(target)
